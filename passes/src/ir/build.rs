@@ -1,0 +1,360 @@
+//! Builds nodes with their types inferred by the operators' own rules.
+
+use super::{Attr, Attrs, DType, Dim, Graph, Op, Tensor, TensorType, ValueId};
+use crate::ops::{self, Infer, TypeError};
+use std::collections::HashMap;
+
+/// A node that could not be built, because its operands do not fit or their types are unknown.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("building {op} under `{prefix}`: {error}")]
+pub struct BuildError {
+    /// Operator.
+    pub op: String,
+    /// Name prefix, which tells for which node of the source it was built.
+    pub prefix: String,
+    /// The rule's complaint.
+    #[source]
+    pub error: TypeError,
+}
+
+/// Result of building one value.
+pub type Built = Result<ValueId, BuildError>;
+
+/// Appends nodes to a graph. Names are `<prefix>/<Operator>`; constants are shared within one builder.
+pub struct Builder<'g> {
+    /// The graph that grows.
+    pub graph: &'g mut Graph,
+    /// Start of the new names.
+    pub prefix: String,
+    constants: HashMap<(DType, Vec<i64>, Vec<u8>), ValueId>,
+}
+
+impl<'g> Builder<'g> {
+    /// A builder on a graph.
+    pub fn new(graph: &'g mut Graph, prefix: &str) -> Builder<'g> {
+        Builder { graph, prefix: prefix.to_string(), constants: HashMap::new() }
+    }
+
+    /// The type of a value.
+    ///
+    /// # Errors
+    /// When its element type or shape is not known.
+    pub fn ty(&self, v: ValueId) -> Result<TensorType, BuildError> {
+        self.graph.tensor_type(v).ok_or_else(|| {
+            self.error(
+                "value",
+                TypeError(format!("the type of `{}` is only known as {}", self.graph.name(v), self.graph.value(v).ty)),
+            )
+        })
+    }
+
+    fn error(&self, op: &str, error: TypeError) -> BuildError {
+        BuildError { op: op.to_string(), prefix: self.prefix.clone(), error }
+    }
+
+    /// Adds an operator with one or more results.
+    pub fn node(&mut self, op: Op, operands: &[Option<ValueId>]) -> Result<Vec<ValueId>, BuildError> {
+        let types: Vec<Option<TensorType>> = operands.iter().map(|v| v.and_then(|v| self.graph.tensor_type(v))).collect();
+        let graph = &*self.graph;
+        let ints = |i: usize| ops::constant_ints(graph, *operands.get(i)?.as_ref()?);
+        let present = |i: usize| operands.get(i).is_some_and(|v| v.is_some());
+        let full_name = op.full_name();
+        let rule = ops::rule(&op).ok_or_else(|| self.error(&full_name, TypeError("this operator has no rule".into())))?;
+        let results = rule
+            .infer(&Infer { op: &op, types: &types, ints: &ints, present: &present })
+            .map_err(|e| self.error(&full_name, e))?;
+        let stem = if self.prefix.is_empty() { op.name.clone() } else { format!("{}/{}", self.prefix, op.name) };
+        let node = self.graph.add_op("", op, operands);
+        let mut out = Vec::with_capacity(results.len());
+        for (slot, ty) in results.into_iter().enumerate() {
+            let name = if slot == 0 { stem.clone() } else { format!("{stem}.{slot}") };
+            out.push(self.graph.push_result(node, &name, ty.into()));
+        }
+        let name = self.graph.name(out[0]).to_string();
+        self.graph.node_mut(node).name = name;
+        Ok(out)
+    }
+
+    /// Adds a standard operator without attributes and takes its first result.
+    pub fn op(&mut self, name: &str, operands: &[ValueId]) -> Built {
+        self.op_with(name, Attrs::new(), operands)
+    }
+
+    /// Adds a standard operator and takes its first result.
+    pub fn op_with(&mut self, name: &str, attrs: Attrs, operands: &[ValueId]) -> Built {
+        let operands: Vec<_> = operands.iter().map(|v| Some(*v)).collect();
+        Ok(self.node(Op::new(name, attrs), &operands)?[0])
+    }
+
+    // ---- constants ------------------------------------------------------------------------------------------------
+
+    /// A constant, shared with equal ones of this builder.
+    pub fn constant(&mut self, stem: &str, tensor: Tensor) -> ValueId {
+        let bytes = tensor.bytes().map(|b| b.into_owned()).unwrap_or_default();
+        let key = (tensor.dtype(), tensor.dims().to_vec(), bytes);
+        if let Some(v) = self.constants.get(&key) {
+            return *v;
+        }
+        let v = self.graph.add_initializer(stem, tensor, false);
+        self.constants.insert(key, v);
+        v
+    }
+
+    /// An int64 vector.
+    pub fn ints(&mut self, values: &[i64]) -> ValueId {
+        let text: Vec<_> = values.iter().map(i64::to_string).collect();
+        self.constant(&format!("const/i64/[{}]", text.join(",")), Tensor::i64s(&[values.len() as i64], values))
+    }
+
+    /// An int64 scalar.
+    pub fn int(&mut self, value: i64) -> ValueId {
+        self.constant(&format!("const/i64/{value}"), Tensor::i64s(&[], &[value]))
+    }
+
+    /// A float scalar (rank 0) of a float type.
+    pub fn scalar(&mut self, dtype: DType, value: f64) -> ValueId {
+        self.constant(&format!("const/{dtype}/{value}"), Tensor::floats(dtype, &[], &[value]))
+    }
+
+    // ---- arithmetic -----------------------------------------------------------------------------------------------
+
+    /// a + b.
+    pub fn add(&mut self, a: ValueId, b: ValueId) -> Built {
+        self.op("Add", &[a, b])
+    }
+    /// a − b.
+    pub fn sub(&mut self, a: ValueId, b: ValueId) -> Built {
+        self.op("Sub", &[a, b])
+    }
+    /// a ⊙ b.
+    pub fn mul(&mut self, a: ValueId, b: ValueId) -> Built {
+        self.op("Mul", &[a, b])
+    }
+    /// a ⊘ b.
+    pub fn div(&mut self, a: ValueId, b: ValueId) -> Built {
+        self.op("Div", &[a, b])
+    }
+    /// −a.
+    pub fn neg(&mut self, a: ValueId) -> Built {
+        self.op("Neg", &[a])
+    }
+    /// √a.
+    pub fn sqrt(&mut self, a: ValueId) -> Built {
+        self.op("Sqrt", &[a])
+    }
+    /// a · c for a number c.
+    pub fn scale(&mut self, a: ValueId, c: f64) -> Built {
+        if c == 1.0 {
+            return Ok(a);
+        }
+        let dtype = self.ty(a)?.dtype;
+        let c = self.scalar(dtype, c);
+        self.mul(a, c)
+    }
+    /// a + c for a number c.
+    pub fn shift(&mut self, a: ValueId, c: f64) -> Built {
+        if c == 0.0 {
+            return Ok(a);
+        }
+        let dtype = self.ty(a)?.dtype;
+        let c = self.scalar(dtype, c);
+        self.add(a, c)
+    }
+    /// c − a for a number c.
+    pub fn from_number_sub(&mut self, c: f64, a: ValueId) -> Built {
+        let dtype = self.ty(a)?.dtype;
+        let c = self.scalar(dtype, c);
+        self.sub(c, a)
+    }
+    /// c / a for a number c.
+    pub fn from_number_div(&mut self, c: f64, a: ValueId) -> Built {
+        let dtype = self.ty(a)?.dtype;
+        let c = self.scalar(dtype, c);
+        self.div(c, a)
+    }
+    /// Matrix product with ONNX's batching.
+    pub fn matmul(&mut self, a: ValueId, b: ValueId) -> Built {
+        self.op("MatMul", &[a, b])
+    }
+    /// `condition ? a : b`.
+    pub fn select(&mut self, condition: ValueId, a: ValueId, b: ValueId) -> Built {
+        self.op("Where", &[condition, a, b])
+    }
+    /// Sum of one or more values of one type.
+    pub fn sum(&mut self, terms: &[ValueId]) -> Built {
+        match terms {
+            [one] => Ok(*one),
+            [a, b] => self.add(*a, *b),
+            many => self.op("Sum", many),
+        }
+    }
+
+    // ---- shapes ---------------------------------------------------------------------------------------------------
+
+    /// Sum over axes (none: the value itself).
+    pub fn reduce_sum(&mut self, a: ValueId, axes: &[i64], keep: bool) -> Built {
+        self.reduce("ReduceSum", a, axes, keep)
+    }
+
+    /// One of the `Reduce…` operators over the given axes (none: the value itself).
+    pub fn reduce(&mut self, op: &str, a: ValueId, axes: &[i64], keep: bool) -> Built {
+        if axes.is_empty() {
+            return Ok(a);
+        }
+        let axes = self.ints(axes);
+        self.op_with(op, Attrs::new().with("keepdims", keep as i64), &[a, axes])
+    }
+
+    /// Sum of all elements, a scalar.
+    pub fn reduce_all(&mut self, op: &str, a: ValueId) -> Built {
+        self.op_with(op, Attrs::new().with("keepdims", 0), &[a])
+    }
+
+    /// Permutes axes; the identity permutation costs nothing.
+    pub fn transpose(&mut self, a: ValueId, perm: &[i64]) -> Built {
+        if perm.iter().enumerate().all(|(i, p)| i as i64 == *p) {
+            return Ok(a);
+        }
+        self.op_with("Transpose", Attrs::new().with("perm", perm.to_vec()), &[a])
+    }
+
+    /// Swaps the last two axes.
+    pub fn transpose_last(&mut self, a: ValueId) -> Built {
+        let rank = self.ty(a)?.rank() as i64;
+        let mut perm: Vec<i64> = (0..rank).collect();
+        perm.swap(rank as usize - 1, rank as usize - 2);
+        self.transpose(a, &perm)
+    }
+
+    /// Reshapes to a type's shape. `like` is a value of that shape, read only when two or more dimensions are symbolic.
+    pub fn reshape_like(&mut self, a: ValueId, like: ValueId) -> Built {
+        let (from, to) = (self.ty(a)?, self.ty(like)?);
+        if from.shape == to.shape {
+            return Ok(a);
+        }
+        if let Some(target) = reshape_target(&to.shape) {
+            return self.reshape(a, &target, &to.shape);
+        }
+        let shape = self.op("Shape", &[like])?;
+        self.reshape_dynamic(a, shape, &to.shape)
+    }
+
+    /// Reshapes to literal dimensions (at most one −1), of which the resulting symbolic shape is stated.
+    pub fn reshape(&mut self, a: ValueId, target: &[i64], shape: &[Dim]) -> Built {
+        if self.ty(a)?.shape == shape {
+            return Ok(a);
+        }
+        let target = self.ints(target);
+        self.reshape_dynamic(a, target, shape)
+    }
+
+    /// Reshapes to a shape computed in the graph, whose symbolic value is stated.
+    pub fn reshape_dynamic(&mut self, a: ValueId, target: ValueId, shape: &[Dim]) -> Built {
+        let dtype = self.ty(a)?.dtype;
+        let v = self.op_with("Reshape", Attrs::new(), &[a, target])?;
+        self.graph.set_type(v, TensorType::new(dtype, shape.to_vec()).into());
+        Ok(v)
+    }
+
+    /// Reshapes to a symbolic shape: literally if at most one dimension is symbolic, otherwise from `like`, a value of it.
+    pub fn expand_like(&mut self, a: ValueId, like: ValueId) -> Built {
+        let to = self.ty(like)?;
+        if self.ty(a)?.shape == to.shape {
+            return Ok(a);
+        }
+        let shape = match to.known_dims() {
+            Some(dims) => self.ints(&dims),
+            None => self.op("Shape", &[like])?,
+        };
+        let dtype = self.ty(a)?.dtype;
+        let v = self.op("Expand", &[a, shape])?;
+        self.graph.set_type(v, TensorType::new(dtype, to.shape).into());
+        Ok(v)
+    }
+
+    /// Inserts axes of extent 1 at the given places of the result.
+    pub fn unsqueeze(&mut self, a: ValueId, axes: &[i64]) -> Built {
+        if axes.is_empty() {
+            return Ok(a);
+        }
+        let axes = self.ints(axes);
+        self.op("Unsqueeze", &[a, axes])
+    }
+
+    /// Removes axes of extent 1.
+    pub fn squeeze(&mut self, a: ValueId, axes: &[i64]) -> Built {
+        if axes.is_empty() {
+            return Ok(a);
+        }
+        let axes = self.ints(axes);
+        self.op("Squeeze", &[a, axes])
+    }
+
+    /// Joins along an axis.
+    pub fn concat(&mut self, parts: &[ValueId], axis: i64) -> Built {
+        match parts {
+            [one] => Ok(*one),
+            many => self.op_with("Concat", Attrs::new().with("axis", axis), many),
+        }
+    }
+
+    /// `a[start..end]` along one axis.
+    pub fn slice(&mut self, a: ValueId, axis: i64, start: i64, end: i64) -> Built {
+        let (s, e, x) = (self.ints(&[start]), self.ints(&[end]), self.ints(&[axis]));
+        self.op("Slice", &[a, s, e, x])
+    }
+
+    /// Casts to another element type; the same one costs nothing.
+    pub fn cast(&mut self, a: ValueId, to: DType) -> Built {
+        if self.graph.value(a).ty.dtype == Some(to) {
+            return Ok(a);
+        }
+        self.op_with("Cast", Attrs::new().with("to", to.onnx() as i64), &[a])
+    }
+
+    /// The shape as an int64 vector: a constant where all dimensions are known.
+    pub fn shape_of(&mut self, a: ValueId) -> Built {
+        match self.ty(a)?.known_dims() {
+            Some(dims) => Ok(self.ints(&dims)),
+            None => self.op("Shape", &[a]),
+        }
+    }
+
+    /// The number of elements over some axes as a float scalar: a constant where they are known.
+    pub fn extent(&mut self, a: ValueId, axes: &[usize], dtype: DType) -> Built {
+        let ty = self.ty(a)?;
+        let product = axes.iter().fold(Dim::from(1), |p, i| &p * &ty.shape[*i]);
+        if let Some(n) = product.known() {
+            return Ok(self.scalar(dtype, n as f64));
+        }
+        let shape = self.op("Shape", &[a])?;
+        let which = self.ints(&axes.iter().map(|a| *a as i64).collect::<Vec<_>>());
+        let dims = self.op_with("Gather", Attrs::new().with("axis", 0), &[shape, which])?;
+        let dims = self.cast(dims, dtype)?;
+        self.op_with("ReduceProd", Attrs::new().with("keepdims", 0), &[dims])
+    }
+
+    /// Sets an attribute of the node behind a value.
+    pub fn set_attr(&mut self, v: ValueId, name: &str, value: impl Into<Attr>) {
+        if let super::Kind::Op(op) = &mut self.graph.node_mut(v.node).kind {
+            op.attrs.0.insert(name.to_string(), value.into());
+            op.attrs_changed = true;
+        }
+    }
+}
+
+/// Literal dimensions for a `Reshape` to a shape, −1 for a single symbolic one; `None` when two are symbolic or one is 0
+/// (which `Reshape` would read as "copy").
+pub fn reshape_target(shape: &[Dim]) -> Option<Vec<i64>> {
+    let mut symbolic = 0;
+    let target: Vec<i64> = shape
+        .iter()
+        .map(|d| {
+            d.known().unwrap_or_else(|| {
+                symbolic += 1;
+                -1
+            })
+        })
+        .collect();
+    (symbolic <= 1 && !target.contains(&0)).then_some(target)
+}

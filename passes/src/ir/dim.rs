@@ -1,0 +1,170 @@
+//! Symbolic dimensions: integer polynomials over named symbols, kept in one normal form so that equality is equality.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::ops::{Add, Mul, Sub};
+use std::sync::Arc;
+
+/// A product of symbols, sorted, repeated for powers. The empty product is 1.
+type Monomial = Vec<Arc<str>>;
+
+/// One extent of a tensor: a polynomial with integer coefficients over symbols such as `batch`.
+///
+/// Two dimensions that are equal as polynomials compare equal; two that differ may still agree at run time.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Dim {
+    terms: BTreeMap<Monomial, i64>,
+}
+
+impl Dim {
+    /// A dimension given by a symbol of its own.
+    pub fn symbol(name: &str) -> Dim {
+        Dim { terms: BTreeMap::from([(vec![Arc::from(name)], 1)]) }
+    }
+
+    /// The value, if no symbol is involved.
+    pub fn known(&self) -> Option<i64> {
+        match self.terms.len() {
+            0 => Some(0),
+            1 => self.terms.get(&Vec::new()).copied(),
+            _ => None,
+        }
+    }
+
+    /// Is this the extent 1 that broadcasts?
+    pub fn is_one(&self) -> bool {
+        self.known() == Some(1)
+    }
+
+    /// The quotient if `divisor` divides every term exactly.
+    pub fn div_exact(&self, divisor: &Dim) -> Option<Dim> {
+        if self == divisor {
+            return Some(Dim::from(1));
+        }
+        let mut divisors = divisor.terms.iter();
+        let (Some((factors, coefficient)), None) = (divisors.next(), divisors.next()) else { return None };
+        let mut terms = BTreeMap::new();
+        for (monomial, c) in &self.terms {
+            if *coefficient == 0 || c % coefficient != 0 {
+                return None;
+            }
+            let mut rest = monomial.clone();
+            for f in factors {
+                let at = rest.iter().position(|s| s == f)?;
+                rest.remove(at);
+            }
+            terms.insert(rest, c / coefficient);
+        }
+        Some(Dim { terms })
+    }
+
+    /// The value under an assignment of symbols, or `None` when one is missing.
+    pub fn eval(&self, value_of: &dyn Fn(&str) -> Option<i64>) -> Option<i64> {
+        let mut sum = 0i64;
+        for (monomial, c) in &self.terms {
+            let mut product = *c;
+            for s in monomial {
+                product = product.checked_mul(value_of(s)?)?;
+            }
+            sum = sum.checked_add(product)?;
+        }
+        Some(sum)
+    }
+
+    /// The names of the symbols in it.
+    pub fn symbols(&self) -> impl Iterator<Item = &str> {
+        self.terms.keys().flatten().map(|s| &**s)
+    }
+
+    fn insert(&mut self, monomial: Monomial, c: i64) {
+        let entry = self.terms.entry(monomial.clone()).or_insert(0);
+        *entry += c;
+        if *entry == 0 {
+            self.terms.remove(&monomial);
+        }
+    }
+}
+
+impl From<i64> for Dim {
+    fn from(value: i64) -> Dim {
+        let mut dim = Dim { terms: BTreeMap::new() };
+        dim.insert(Vec::new(), value);
+        dim
+    }
+}
+
+impl Add<&Dim> for &Dim {
+    type Output = Dim;
+    fn add(self, other: &Dim) -> Dim {
+        let mut sum = self.clone();
+        for (m, c) in &other.terms {
+            sum.insert(m.clone(), *c);
+        }
+        sum
+    }
+}
+
+impl Sub<&Dim> for &Dim {
+    type Output = Dim;
+    fn sub(self, other: &Dim) -> Dim {
+        self + &(other * &Dim::from(-1))
+    }
+}
+
+impl Mul<&Dim> for &Dim {
+    type Output = Dim;
+    fn mul(self, other: &Dim) -> Dim {
+        let mut product = Dim { terms: BTreeMap::new() };
+        for (ma, ca) in &self.terms {
+            for (mb, cb) in &other.terms {
+                let mut m: Monomial = ma.iter().chain(mb).cloned().collect();
+                m.sort();
+                product.insert(m, ca * cb);
+            }
+        }
+        product
+    }
+}
+
+impl fmt::Display for Dim {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(v) = self.known() {
+            return write!(f, "{v}");
+        }
+        let mut first = true;
+        for (monomial, c) in self.terms.iter().rev() {
+            if !first {
+                f.write_str("+")?;
+            }
+            first = false;
+            match (monomial.is_empty(), *c) {
+                (true, c) => write!(f, "{c}")?,
+                (false, 1) => f.write_str(&monomial.join("*"))?,
+                (false, c) => write!(f, "{c}*{}", monomial.join("*"))?,
+            }
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Dim {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn polynomials_have_one_normal_form() {
+        let (b, t) = (Dim::symbol("batch"), Dim::symbol("time"));
+        assert_eq!(&b * &t, &t * &b);
+        assert_eq!(&(&b + &Dim::from(3)) - &b, Dim::from(3));
+        assert_eq!((&(&b * &t) * &Dim::from(6)).div_exact(&(&t * &Dim::from(2))), Some(&b * &Dim::from(3)));
+        assert_eq!((&b + &Dim::from(3)).div_exact(&Dim::from(2)), None);
+        assert_eq!((&b * &Dim::from(12)).to_string(), "12*batch");
+        assert_eq!((&b * &t).eval(&|s| Some(s.len() as i64)), Some(20));
+    }
+}

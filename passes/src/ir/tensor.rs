@@ -1,0 +1,408 @@
+//! Constant tensors. Bytes stay where they came from: the parsed message, a shared buffer, or an external file.
+
+use super::types::DType;
+use onnx_protobuf::TensorProto;
+use onnx_protobuf::tensor_proto::DataLocation;
+use std::borrow::Cow;
+use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
+
+/// Why a constant's bytes could not be had.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("tensor `{name}`: {what}")]
+pub struct TensorError {
+    /// Name of the tensor, if it has one.
+    pub name: String,
+    /// What is wrong with it and what to try.
+    pub what: String,
+}
+
+/// Where the bytes of a constant live.
+#[derive(Clone, Debug)]
+enum Data {
+    /// In the source's own message, never copied; emitted verbatim.
+    Proto(Arc<TensorProto>),
+    /// Little-endian elements owned by us.
+    Raw(Arc<Vec<u8>>),
+}
+
+/// A constant tensor.
+#[derive(Clone, Debug)]
+pub struct Tensor {
+    dtype: DType,
+    dims: Vec<i64>,
+    data: Data,
+    /// Directory that relative external data paths start from.
+    root: Option<Arc<Path>>,
+}
+
+/// The place of an external tensor's bytes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExternalPlace {
+    /// Path as written in the model, relative to the model's directory.
+    pub location: String,
+    /// First byte.
+    pub offset: u64,
+    /// Number of bytes, if stated.
+    pub length: Option<u64>,
+}
+
+impl Tensor {
+    /// Takes a message over. Checks that its type is known and that inline data has the size that type and shape ask for.
+    pub fn from_proto(proto: TensorProto, root: Option<Arc<Path>>) -> Result<Tensor, TensorError> {
+        let fail = |what: String| TensorError { name: proto.name.clone(), what };
+        let dtype = DType::from_onnx(proto.data_type)
+            .ok_or_else(|| fail(format!("element type {} is not known to this tool", proto.data_type)))?;
+        let mut elements: usize = 1;
+        for d in &proto.dims {
+            let d = usize::try_from(*d).map_err(|_| fail(format!("negative dimension in {:?}", proto.dims)))?;
+            elements = elements
+                .checked_mul(d)
+                .filter(|n| *n < (1 << 48))
+                .ok_or_else(|| fail(format!("absurd size {:?}", proto.dims)))?;
+        }
+        let dims = proto.dims.clone();
+        let tensor = Tensor { dtype, dims, data: Data::Proto(Arc::new(proto)), root };
+        tensor.check_size(elements)?;
+        Ok(tensor)
+    }
+
+    fn check_size(&self, elements: usize) -> Result<(), TensorError> {
+        let Data::Proto(p) = &self.data else { return Ok(()) };
+        if self.external().is_some() {
+            return Ok(());
+        }
+        let expected = self.dtype.size().map(|s| s * elements);
+        let fail = |have: usize, unit: &str, want: usize| TensorError {
+            name: p.name.clone(),
+            what: format!(
+                "holds {have} {unit} where its type {} and shape {:?} need {want}; the file is damaged or was written wrongly",
+                self.dtype, self.dims
+            ),
+        };
+        let typed = p.float_data.len()
+            + p.int32_data.len()
+            + p.int64_data.len()
+            + p.double_data.len()
+            + p.uint64_data.len()
+            + p.string_data.len();
+        if typed == 0 {
+            match expected {
+                Some(want) if p.raw_data.len() != want => Err(fail(p.raw_data.len(), "bytes", want)),
+                _ => Ok(()),
+            }
+        } else {
+            let per_element = if matches!(self.dtype, DType::C64 | DType::C128) { 2 } else { 1 };
+            match self.dtype {
+                DType::U4 | DType::I4 | DType::F4 => Ok(()),
+                _ if typed != elements * per_element => Err(fail(typed, "elements", elements * per_element)),
+                _ => Ok(()),
+            }
+        }
+    }
+
+    /// A constant from little-endian bytes.
+    pub fn from_bytes(dtype: DType, dims: &[i64], bytes: Vec<u8>) -> Tensor {
+        debug_assert_eq!(dtype.size().map(|s| s as i64 * dims.iter().product::<i64>()), Some(bytes.len() as i64));
+        Tensor { dtype, dims: dims.to_vec(), data: Data::Raw(Arc::new(bytes)), root: None }
+    }
+
+    /// A float32 constant.
+    pub fn f32s(dims: &[i64], values: &[f32]) -> Tensor {
+        Tensor::from_bytes(DType::F32, dims, values.iter().flat_map(|v| v.to_le_bytes()).collect())
+    }
+
+    /// An int64 constant.
+    pub fn i64s(dims: &[i64], values: &[i64]) -> Tensor {
+        Tensor::from_bytes(DType::I64, dims, values.iter().flat_map(|v| v.to_le_bytes()).collect())
+    }
+
+    /// A bool constant.
+    pub fn bools(dims: &[i64], values: &[bool]) -> Tensor {
+        Tensor::from_bytes(DType::Bool, dims, values.iter().map(|v| *v as u8).collect())
+    }
+
+    /// A constant of a float type from f64 values, rounded once.
+    pub fn floats(dtype: DType, dims: &[i64], values: &[f64]) -> Tensor {
+        let bytes = match dtype {
+            DType::F64 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+            DType::F16 => values.iter().flat_map(|v| half_bits(*v as f32).to_le_bytes()).collect(),
+            DType::BF16 => values.iter().flat_map(|v| bfloat_bits(*v as f32).to_le_bytes()).collect(),
+            _ => return Tensor::f32s(dims, &values.iter().map(|v| *v as f32).collect::<Vec<_>>()),
+        };
+        Tensor::from_bytes(dtype, dims, bytes)
+    }
+
+    /// Element type.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// Shape.
+    pub fn dims(&self) -> &[i64] {
+        &self.dims
+    }
+
+    /// Number of elements.
+    pub fn len(&self) -> usize {
+        self.dims.iter().product::<i64>() as usize
+    }
+
+    /// Has it no elements?
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Size in the file that holds it, in bytes.
+    pub fn byte_len(&self) -> usize {
+        self.dtype.size().unwrap_or(1) * self.len()
+    }
+
+    /// The message it came from, if it is untouched.
+    pub fn proto(&self) -> Option<&Arc<TensorProto>> {
+        match &self.data {
+            Data::Proto(p) => Some(p),
+            Data::Raw(_) => None,
+        }
+    }
+
+    /// The bytes, if they are ours.
+    pub fn raw(&self) -> Option<&Arc<Vec<u8>>> {
+        match &self.data {
+            Data::Proto(_) => None,
+            Data::Raw(b) => Some(b),
+        }
+    }
+
+    /// Directory that a relative external path starts from.
+    pub fn root(&self) -> Option<&Path> {
+        self.root.as_deref()
+    }
+
+    /// Where the bytes are, if they are in an external file.
+    pub fn external(&self) -> Option<ExternalPlace> {
+        let Data::Proto(p) = &self.data else { return None };
+        if p.data_location.enum_value() != Ok(DataLocation::EXTERNAL) {
+            return None;
+        }
+        let get = |key: &str| p.external_data.iter().find(|e| e.key == key).map(|e| e.value.as_str());
+        Some(ExternalPlace {
+            location: get("location").unwrap_or_default().to_string(),
+            offset: get("offset").and_then(|v| v.parse().ok()).unwrap_or(0),
+            length: get("length").and_then(|v| v.parse().ok()),
+        })
+    }
+
+    /// The checked path of the external file: relative, below the model's directory, not through a link that leaves it.
+    pub fn external_path(&self) -> Result<PathBuf, TensorError> {
+        let place = self.external().ok_or_else(|| self.fail("is not external".into()))?;
+        let relative = Path::new(&place.location);
+        if place.location.is_empty() || relative.components().any(|c| !matches!(c, Component::Normal(_) | Component::CurDir))
+        {
+            return Err(self.fail(format!(
+                "its external data path `{}` must be relative and stay below the model's directory",
+                place.location
+            )));
+        }
+        let root = self.root.as_deref().unwrap_or(Path::new("."));
+        let root = if root.as_os_str().is_empty() { Path::new(".") } else { root };
+        let path = root.join(relative);
+        if let (Ok(real), Ok(base)) = (path.canonicalize(), root.canonicalize())
+            && !real.starts_with(&base)
+        {
+            return Err(self
+                .fail(format!("its external data file `{}` is a link that leaves the model's directory", place.location)));
+        }
+        Ok(path)
+    }
+
+    /// Little-endian element bytes. Reads the external file when the data is there.
+    pub fn bytes(&self) -> Result<Cow<'_, [u8]>, TensorError> {
+        let p = match &self.data {
+            Data::Raw(b) => return Ok(Cow::Borrowed(b)),
+            Data::Proto(p) => p,
+        };
+        if self.external().is_some() {
+            return self.read_external().map(Cow::Owned);
+        }
+        if !p.raw_data.is_empty() || self.is_empty() {
+            return Ok(Cow::Borrowed(&p.raw_data));
+        }
+        use DType::*;
+        let bytes: Vec<u8> = match self.dtype {
+            F32 => p.float_data.iter().flat_map(|v| v.to_le_bytes()).collect(),
+            F64 => p.double_data.iter().flat_map(|v| v.to_le_bytes()).collect(),
+            I64 => p.int64_data.iter().flat_map(|v| v.to_le_bytes()).collect(),
+            I32 => p.int32_data.iter().flat_map(|v| v.to_le_bytes()).collect(),
+            U64 => p.uint64_data.iter().flat_map(|v| v.to_le_bytes()).collect(),
+            U32 => p.uint64_data.iter().flat_map(|v| (*v as u32).to_le_bytes()).collect(),
+            I16 | U16 | F16 | BF16 => p.int32_data.iter().flat_map(|v| (*v as u16).to_le_bytes()).collect(),
+            I8 | U8 | Bool | F8E4M3 | F8E4M3Z | F8E5M2 | F8E5M2Z => p.int32_data.iter().map(|v| *v as u8).collect(),
+            Str | C64 | C128 | U4 | I4 | F4 => {
+                return Err(self.fail(format!("elements of type {} cannot be read", self.dtype)));
+            }
+        };
+        Ok(Cow::Owned(bytes))
+    }
+
+    fn read_external(&self) -> Result<Vec<u8>, TensorError> {
+        use std::io::{Read, Seek, SeekFrom};
+        let place = self.external().ok_or_else(|| self.fail("is not external".into()))?;
+        let path = self.external_path()?;
+        let want = self.byte_len();
+        if place.length.is_some_and(|l| l as usize != want) {
+            return Err(
+                self.fail(format!("its external data has length {:?} where type and shape need {want} bytes", place.length))
+            );
+        }
+        let mut file = std::fs::File::open(&path).map_err(|e| {
+            self.fail(format!("its external data file `{}` cannot be opened: {e}; put it beside the model", path.display()))
+        })?;
+        let size = file.metadata().map(|m| m.len()).unwrap_or(0);
+        if place.offset.checked_add(want as u64).is_none_or(|end| end > size) {
+            return Err(self.fail(format!(
+                "its external data ends at byte {} but `{}` has only {size}",
+                place.offset.saturating_add(want as u64),
+                path.display()
+            )));
+        }
+        let mut bytes = vec![0; want];
+        file.seek(SeekFrom::Start(place.offset))
+            .and_then(|_| file.read_exact(&mut bytes))
+            .map_err(|e| self.fail(format!("reading `{}` failed: {e}", path.display())))?;
+        Ok(bytes)
+    }
+
+    fn fail(&self, what: String) -> TensorError {
+        TensorError { name: self.proto().map(|p| p.name.clone()).unwrap_or_default(), what }
+    }
+
+    /// Elements as f64, whatever the float type.
+    pub fn to_f64(&self) -> Result<Vec<f64>, TensorError> {
+        let b = self.bytes()?;
+        Ok(match self.dtype {
+            DType::F32 => b.as_chunks::<4>().0.iter().map(|c| f32::from_le_bytes(*c) as f64).collect(),
+            DType::F64 => b.as_chunks::<8>().0.iter().map(|c| f64::from_le_bytes(*c)).collect(),
+            DType::F16 => b.as_chunks::<2>().0.iter().map(|c| half_value(u16::from_le_bytes(*c)) as f64).collect(),
+            DType::BF16 => {
+                b.as_chunks::<2>().0.iter().map(|c| f32::from_bits((u16::from_le_bytes(*c) as u32) << 16) as f64).collect()
+            }
+            _ => self.to_i64()?.into_iter().map(|v| v as f64).collect(),
+        })
+    }
+
+    /// Elements as f32, whatever the float type.
+    pub fn to_f32(&self) -> Result<Vec<f32>, TensorError> {
+        if self.dtype == DType::F32 {
+            let b = self.bytes()?;
+            return Ok(b.as_chunks::<4>().0.iter().map(|c| f32::from_le_bytes(*c)).collect());
+        }
+        Ok(self.to_f64()?.into_iter().map(|v| v as f32).collect())
+    }
+
+    /// Elements of an integer or bool tensor.
+    pub fn to_i64(&self) -> Result<Vec<i64>, TensorError> {
+        let b = self.bytes()?;
+        Ok(match self.dtype {
+            DType::I64 => b.as_chunks::<8>().0.iter().map(|c| i64::from_le_bytes(*c)).collect(),
+            DType::U64 => b.as_chunks::<8>().0.iter().map(|c| u64::from_le_bytes(*c) as i64).collect(),
+            DType::I32 => b.as_chunks::<4>().0.iter().map(|c| i32::from_le_bytes(*c) as i64).collect(),
+            DType::U32 => b.as_chunks::<4>().0.iter().map(|c| u32::from_le_bytes(*c) as i64).collect(),
+            DType::I16 => b.as_chunks::<2>().0.iter().map(|c| i16::from_le_bytes(*c) as i64).collect(),
+            DType::U16 => b.as_chunks::<2>().0.iter().map(|c| u16::from_le_bytes(*c) as i64).collect(),
+            DType::I8 => b.iter().map(|v| *v as i8 as i64).collect(),
+            DType::U8 | DType::Bool => b.iter().map(|v| *v as i64).collect(),
+            other => return Err(self.fail(format!("has element type {other}, integers were expected"))),
+        })
+    }
+
+    /// The single element of a one-element float tensor.
+    pub fn scalar(&self) -> Option<f64> {
+        if self.len() == 1 && self.dtype.is_float() { self.to_f64().ok()?.first().copied() } else { None }
+    }
+}
+
+/// IEEE half bits of a float, rounded to nearest even.
+fn half_bits(v: f32) -> u16 {
+    let bits = v.to_bits();
+    let sign = ((bits >> 16) & 0x8000) as u16;
+    let exponent = ((bits >> 23) & 0xff) as i32;
+    let mantissa = bits & 0x7f_ffff;
+    if exponent == 255 {
+        return sign | 0x7c00 | if mantissa != 0 { 0x200 } else { 0 };
+    }
+    let e = exponent - 112;
+    if e >= 31 {
+        return sign | 0x7c00;
+    }
+    // Subnormal halves shift the mantissa with its hidden bit further right.
+    let (value, shift) = if e <= 0 { (mantissa | 0x80_0000, 14 - e) } else { (mantissa, 13) };
+    if shift > 24 {
+        return sign;
+    }
+    let base = if e <= 0 { 0 } else { (e as u32) << 10 };
+    let half = 1u32 << (shift - 1);
+    let rest = value & ((1 << shift) - 1);
+    let mut r = base + (value >> shift);
+    if rest > half || (rest == half && r & 1 == 1) {
+        r += 1;
+    }
+    sign | r as u16
+}
+
+fn half_value(h: u16) -> f32 {
+    let sign = if h & 0x8000 != 0 { -1.0 } else { 1.0 };
+    let e = (h >> 10) & 0x1f;
+    let m = (h & 0x3ff) as f32;
+    sign * match e {
+        0 => m * 2f32.powi(-24),
+        31 if m == 0.0 => f32::INFINITY,
+        31 => f32::NAN,
+        e => (1.0 + m / 1024.0) * 2f32.powi(e as i32 - 15),
+    }
+}
+
+/// bfloat16 bits of a float, rounded to nearest even.
+fn bfloat_bits(v: f32) -> u16 {
+    let bits = v.to_bits();
+    if v.is_nan() {
+        return (bits >> 16) as u16 | 0x40;
+    }
+    ((bits + 0x7fff + ((bits >> 16) & 1)) >> 16) as u16
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn halves_round_trip() {
+        for bits in (0u16..=0xffff).filter(|b| (b >> 10) & 0x1f != 31) {
+            assert_eq!(half_bits(half_value(bits)), bits);
+        }
+        assert_eq!(half_bits(65520.0), 0x7c00);
+        assert_eq!(half_bits(1.0 + 1.0 / 2048.0), 0x3c00);
+        assert_eq!(bfloat_bits(1.0), 0x3f80);
+    }
+
+    #[test]
+    fn short_data_is_named() {
+        let p =
+            TensorProto { name: "w".into(), dims: vec![2, 3], data_type: 1, raw_data: vec![0; 20], ..Default::default() };
+        let e = Tensor::from_proto(p, None).unwrap_err().to_string();
+        assert!(e.contains("`w`") && e.contains("holds 20 bytes") && e.contains("need 24"), "{e}");
+    }
+
+    #[test]
+    fn external_paths_stay_below_the_model() {
+        use onnx_protobuf::StringStringEntryProto;
+        for bad in ["/etc/passwd", "../w.bin", "a/../../w.bin", ""] {
+            let mut p = TensorProto { name: "w".into(), dims: vec![1], data_type: 1, ..Default::default() };
+            p.data_location = DataLocation::EXTERNAL.into();
+            p.external_data =
+                vec![StringStringEntryProto { key: "location".into(), value: bad.into(), ..Default::default() }];
+            let t = Tensor::from_proto(p, None).unwrap();
+            assert!(t.bytes().unwrap_err().to_string().contains("must be relative"), "{bad}");
+        }
+    }
+}

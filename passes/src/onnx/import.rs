@@ -1,0 +1,267 @@
+//! ONNX message to IR. Nothing is dropped: each node keeps its source message, the model and graph keep their shells.
+
+use crate::ir::{Attr, Attrs, DType, Dim, Graph, Kind, NodeId, NodeSite, Op, Tensor, TensorError, ValueType};
+use indexmap::IndexMap;
+use onnx_protobuf::attribute_proto::AttributeType;
+use onnx_protobuf::tensor_shape_proto::dimension;
+use onnx_protobuf::{AttributeProto, GraphProto, ModelProto, NodeProto, TypeProto, ValueInfoProto, type_proto};
+use std::collections::HashSet;
+use std::path::Path;
+use std::sync::Arc;
+
+/// Oldest operator set read.
+pub const OLDEST_OPSET: i64 = 7;
+/// Newest operator set read.
+pub const NEWEST_OPSET: i64 = 26;
+/// Newest IR version read.
+pub const NEWEST_IR: i64 = 13;
+/// Nesting of subgraphs above which a file is taken for damaged (and recursion could exhaust the stack).
+const DEEPEST: usize = 64;
+
+/// Why a model cannot be read.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)]
+pub enum ImportError {
+    #[error("the file holds no graph; expected an ONNX model (is it a tensor file, or a model in another format?)")]
+    NoGraph,
+    #[error(
+        "IR version {0} is not supported (3 to {NEWEST_IR} are); re-export the model or convert it with onnx.version_converter"
+    )]
+    Ir(i64),
+    #[error(
+        "operator set ai.onnx {0} is not supported ({OLDEST_OPSET} to {NEWEST_OPSET} are); re-export the model or convert it with onnx.version_converter"
+    )]
+    Opset(i64),
+    #[error(
+        "the model imports no operator set for the standard domain, so its operators have no defined meaning; re-export it"
+    )]
+    NoOpset,
+    #[error("{0} reads `{1}`, which no node, input or initializer produces; the file is damaged or was cut badly")]
+    Dangling(NodeSite, String),
+    #[error("graph output `{0}` is produced by nothing; the file is damaged or was cut badly")]
+    DanglingOutput(String),
+    #[error("`{name}` is defined twice, the second time by {by}; value names must be unique in a graph")]
+    Duplicate { name: String, by: String },
+    #[error("{0} is on a cycle; an ONNX graph must be acyclic")]
+    Cycle(NodeSite),
+    #[error("initializer or constant: {0}")]
+    Tensor(#[from] TensorError),
+    #[error("{0}: sparse initializers are not supported; store the tensor densely")]
+    Sparse(String),
+    #[error("subgraphs are nested more than {DEEPEST} deep at {0}; the file is damaged")]
+    Nesting(NodeSite),
+    #[error("graph input `{0}` has no tensor type; only tensor inputs are supported")]
+    InputType(String),
+}
+
+/// Reads a parsed model into the IR, taking its tensors over without copying them.
+///
+/// `root` is the model's directory, from which external data paths start; no external byte is read here.
+///
+/// # Errors
+/// When the model is not valid ONNX or uses a version this tool does not know.
+pub fn import(mut model: ModelProto, root: Option<&Path>) -> Result<Graph, ImportError> {
+    let mut source: GraphProto = model.graph.take().ok_or(ImportError::NoGraph)?;
+    if !(3..=NEWEST_IR).contains(&model.ir_version) {
+        return Err(ImportError::Ir(model.ir_version));
+    }
+    let mut opsets = IndexMap::new();
+    for o in &model.opset_import {
+        let domain = if o.domain == "ai.onnx" { "" } else { o.domain.as_str() };
+        opsets.insert(domain.to_string(), o.version);
+    }
+    let version = *opsets.get("").ok_or(ImportError::NoOpset)?;
+    if !(OLDEST_OPSET..=NEWEST_OPSET).contains(&version) {
+        return Err(ImportError::Opset(version));
+    }
+    let root: Option<Arc<Path>> = root.map(Arc::from);
+    let mut g = Graph::default();
+    g.opsets = opsets;
+    g.metadata = model.metadata_props.iter().map(|p| (p.key.clone(), p.value.clone())).collect();
+    if let Some(s) = source.sparse_initializer.first() {
+        let name = s.values.as_ref().map(|v| v.name.clone()).unwrap_or_default();
+        return Err(ImportError::Sparse(format!("`{name}`")));
+    }
+
+    let nodes = std::mem::take(&mut source.node);
+    let inputs = std::mem::take(&mut source.input);
+    let outputs = std::mem::take(&mut source.output);
+    let mut initializers = IndexMap::new();
+    for t in std::mem::take(&mut source.initializer) {
+        let name = t.name.clone();
+        let tensor = Tensor::from_proto(t, root.clone())?;
+        if initializers.insert(name.clone(), tensor).is_some() {
+            return Err(ImportError::Duplicate { name, by: "an initializer".into() });
+        }
+    }
+    // Before IR 4 every initializer had to be listed as an input, which did not mean that anybody feeds it.
+    let overridable = model.ir_version >= 4;
+    for info in inputs {
+        let name = info.name.clone();
+        unique(&g, &name, "a graph input")?;
+        if let Some(tensor) = initializers.shift_remove(&name) {
+            let v = g.add_initializer(&name, tensor, true);
+            if !overridable {
+                g.set_listed_constant(v);
+            }
+        } else {
+            let ty = read_value_info(&info).ok_or_else(|| ImportError::InputType(name.clone()))?;
+            g.add_input(&name, ty, Some(Arc::new(info)));
+        }
+    }
+    for (name, tensor) in initializers {
+        unique(&g, &name, "an initializer")?;
+        g.add_initializer(&name, tensor, false);
+    }
+
+    let mut linked: Vec<(NodeId, Vec<String>, Vec<String>)> = Vec::with_capacity(nodes.len());
+    for node in nodes {
+        let site = NodeSite { name: site_name(&node), op: node.op_type.clone() };
+        for name in node.output.iter().filter(|n| !n.is_empty()) {
+            unique(&g, name, &site.to_string())?;
+        }
+        let mut free = Vec::new();
+        for graph in node.attribute.iter().flat_map(|a| a.g.as_ref().into_iter().chain(&a.graphs)) {
+            free_names(graph, 1, &mut free, &mut g).map_err(|_| ImportError::Nesting(site.clone()))?;
+        }
+        let attrs = read_attrs(&node, root.as_ref())?;
+        let domain = if node.domain == "ai.onnx" { String::new() } else { node.domain.clone() };
+        let inputs = node.input.clone();
+        let outputs = node.output.clone();
+        let op = Op { domain, name: node.op_type.clone(), attrs, attrs_changed: false, source: None };
+        let id = g.add_op(&node.name, op, &vec![None; inputs.len()]);
+        for name in &outputs {
+            g.push_result(id, name, ValueType::default());
+        }
+        if let Kind::Op(op) = &mut g.node_mut(id).kind {
+            op.source = Some(Arc::new(node));
+        }
+        linked.push((id, inputs, free));
+    }
+    for (id, inputs, free) in linked {
+        for (i, name) in inputs.iter().enumerate().filter(|(_, n)| !n.is_empty()) {
+            let v = g.find(name).ok_or_else(|| ImportError::Dangling(g.site(id), name.clone()))?;
+            g.set_operand(id, i, Some(v));
+        }
+        for name in free {
+            // A free name of a subgraph that is nothing here belongs to an outer formal parameter; ONNX forbids it at top level.
+            let v = g.find(&name).ok_or_else(|| ImportError::Dangling(g.site(id), name.clone()))?;
+            g.add_capture(id, v);
+        }
+    }
+    for info in outputs {
+        let v = g.find(&info.name).ok_or_else(|| ImportError::DanglingOutput(info.name.clone()))?;
+        if g.value(v).ty == ValueType::default()
+            && let Some(ty) = read_value_info(&info)
+        {
+            g.set_type(v, ValueType { dtype: ty.dtype, shape: None });
+        }
+        g.add_output(v, Some(Arc::new(info)));
+    }
+    g.topological_order().map_err(ImportError::Cycle)?;
+    g.shell = Arc::new(model);
+    g.graph_shell = Arc::new(source);
+    Ok(g)
+}
+
+fn unique(g: &Graph, name: &str, by: &str) -> Result<(), ImportError> {
+    if g.find(name).is_some() {
+        return Err(ImportError::Duplicate { name: name.to_string(), by: by.to_string() });
+    }
+    Ok(())
+}
+
+fn site_name(node: &NodeProto) -> String {
+    if node.name.is_empty() { node.output.first().cloned().unwrap_or_default() } else { node.name.clone() }
+}
+
+/// Names a subgraph reads from outside, in order; its own names are reserved.
+fn free_names(graph: &GraphProto, depth: usize, free: &mut Vec<String>, g: &mut Graph) -> Result<(), ()> {
+    if depth > DEEPEST {
+        return Err(());
+    }
+    let mut own: HashSet<&str> = graph.input.iter().map(|i| i.name.as_str()).collect();
+    own.extend(graph.initializer.iter().map(|t| t.name.as_str()));
+    own.extend(graph.node.iter().flat_map(|n| &n.output).map(String::as_str));
+    for name in &own {
+        g.reserve(name);
+    }
+    let mut inner = Vec::new();
+    for node in &graph.node {
+        inner.extend(node.input.iter().filter(|n| !n.is_empty()).cloned());
+        for sub in node.attribute.iter().flat_map(|a| a.g.as_ref().into_iter().chain(&a.graphs)) {
+            free_names(sub, depth + 1, &mut inner, g)?;
+        }
+    }
+    inner.extend(graph.output.iter().map(|o| o.name.clone()));
+    for name in inner {
+        if !own.contains(name.as_str()) && !free.contains(&name) {
+            free.push(name);
+        }
+    }
+    Ok(())
+}
+
+fn read_attrs(node: &NodeProto, root: Option<&Arc<Path>>) -> Result<Attrs, ImportError> {
+    let mut attrs = Attrs::new();
+    for a in &node.attribute {
+        attrs.0.insert(a.name.clone(), read_attr(a, root)?);
+    }
+    // `Constant` has six spellings of its value; the IR knows one.
+    if node.op_type == "Constant" && node.domain.is_empty() && attrs.get("value").is_none() {
+        let tensor = match attrs.0.values().next() {
+            Some(Attr::Int(v)) => Some(Tensor::i64s(&[], &[*v])),
+            Some(Attr::Ints(v)) => Some(Tensor::i64s(&[v.len() as i64], v)),
+            Some(Attr::Float(v)) => Some(Tensor::f32s(&[], &[*v])),
+            Some(Attr::Floats(v)) => Some(Tensor::f32s(&[v.len() as i64], v)),
+            _ => None,
+        };
+        if let Some(t) = tensor {
+            attrs.0.insert("value".into(), Attr::Tensor(t));
+        }
+    }
+    Ok(attrs)
+}
+
+fn read_attr(a: &AttributeProto, root: Option<&Arc<Path>>) -> Result<Attr, TensorError> {
+    let opaque = || Attr::Opaque(Box::new(a.clone()));
+    Ok(match a.type_.enum_value() {
+        Ok(AttributeType::INT) => Attr::Int(a.i),
+        Ok(AttributeType::FLOAT) => Attr::Float(a.f),
+        Ok(AttributeType::INTS) => Attr::Ints(a.ints.clone()),
+        Ok(AttributeType::FLOATS) => Attr::Floats(a.floats.clone()),
+        Ok(AttributeType::STRING) => match String::from_utf8(a.s.clone()) {
+            Ok(s) => Attr::Str(s),
+            Err(_) => opaque(),
+        },
+        Ok(AttributeType::TENSOR) => match a.t.as_ref() {
+            Some(t) if DType::from_onnx(t.data_type).is_some() => {
+                Attr::Tensor(Tensor::from_proto(t.clone(), root.cloned())?)
+            }
+            _ => opaque(),
+        },
+        _ => opaque(),
+    })
+}
+
+/// The tensor type of a declaration; `None` when it declares no tensor.
+pub fn read_value_info(info: &ValueInfoProto) -> Option<ValueType> {
+    let TypeProto { value: Some(type_proto::Value::TensorType(t)), .. } = info.type_.as_ref()? else { return None };
+    let dtype = DType::from_onnx(t.elem_type);
+    let mut unnamed = 0;
+    let shape = t.shape.as_ref().map(|s| {
+        s.dim
+            .iter()
+            .enumerate()
+            .map(|(i, d)| match &d.value {
+                Some(dimension::Value::DimValue(v)) if *v >= 0 => Dim::from(*v),
+                Some(dimension::Value::DimParam(p)) if !p.is_empty() => Dim::symbol(p),
+                _ => {
+                    unnamed += 1;
+                    Dim::symbol(&format!("{}_dim_{i}", info.name))
+                }
+            })
+            .collect()
+    });
+    Some(ValueType { dtype, shape })
+}

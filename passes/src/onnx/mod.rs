@@ -1,0 +1,7 @@
+//! ONNX messages to IR and back: the only place that reads or writes node, graph and model messages.
+
+mod emit;
+mod import;
+
+pub use emit::{Emission, EmitError, emit};
+pub use import::{ImportError, NEWEST_IR, NEWEST_OPSET, OLDEST_OPSET, import, read_value_info};

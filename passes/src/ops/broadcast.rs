@@ -1,0 +1,54 @@
+//! Broadcasting and its transpose.
+
+use super::TypeError;
+use crate::ir::build::{Builder, Built};
+use crate::ir::{Dim, Shape, ValueId};
+
+/// The shape two shapes broadcast to (numpy's rule).
+///
+/// # Errors
+/// When two known extents differ and neither is 1. Of a symbol and a known extent above 1 the known one is taken; of two
+/// different symbols the first, since a valid model makes them equal (or one of them 1) at run time.
+pub fn broadcast(a: &[Dim], b: &[Dim]) -> Result<Shape, TypeError> {
+    let rank = a.len().max(b.len());
+    let one = Dim::from(1);
+    let at = |s: &[Dim], i: usize| if i + s.len() < rank { one.clone() } else { s[i + s.len() - rank].clone() };
+    (0..rank)
+        .map(|i| {
+            let (x, y) = (at(a, i), at(b, i));
+            match (x.known(), y.known()) {
+                _ if x == y => Ok(x),
+                (Some(1), _) => Ok(y),
+                (_, Some(1)) => Ok(x),
+                (Some(p), Some(q)) => Err(TypeError(format!("extents {p} and {q} do not broadcast in axis {i}"))),
+                (Some(_), None) => Ok(x),
+                (None, Some(_)) => Ok(y),
+                (None, None) => Ok(x),
+            }
+        })
+        .collect()
+}
+
+/// The transpose of broadcasting: sums a cotangent of the broadcast shape down to the operand's shape.
+pub fn unbroadcast(b: &mut Builder, ct: ValueId, operand: ValueId) -> Built {
+    let (from, to) = (b.ty(ct)?, b.ty(operand)?);
+    if from.shape == to.shape {
+        return Ok(ct);
+    }
+    let lead = from.rank().saturating_sub(to.rank());
+    let mut axes: Vec<i64> = (0..lead as i64).collect();
+    for (i, d) in to.shape.iter().enumerate() {
+        if d.is_one() && !from.shape[lead + i].is_one() {
+            axes.push((lead + i) as i64);
+        }
+    }
+    if axes.is_empty() {
+        return Ok(ct);
+    }
+    // One reduction without kept axes when only leading ones go; otherwise keep, then drop the leading ones by a reshape.
+    if axes.len() == lead {
+        return b.reduce_sum(ct, &axes, false);
+    }
+    let kept = b.reduce_sum(ct, &axes, true)?;
+    if lead == 0 { Ok(kept) } else { b.squeeze(kept, &(0..lead as i64).collect::<Vec<_>>()) }
+}

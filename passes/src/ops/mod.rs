@@ -1,0 +1,188 @@
+//! Operators. One file states everything about one operator: its shape rule, its pullback, the opsets it stands for, and
+//! samples by which the tests compare the first with another engine and the second with finite differences.
+//!
+//! To add an operator, write its file and add its line to the list below. The passes know no operator by name beyond what
+//! they rewrite.
+
+pub mod broadcast;
+mod pullback;
+mod sample;
+
+pub use pullback::{Contribution, Cotangents, GradError, Pullback};
+pub use sample::{Sample, SampleOperand};
+
+use crate::ir::{Attrs, DType, Dim, Graph, Op, TensorType, ValueId};
+use std::collections::HashMap;
+use std::sync::OnceLock;
+
+/// The operands or attributes do not make sense for the operator.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct TypeError(pub String);
+
+/// What a shape rule sees.
+pub struct Infer<'a> {
+    /// The operator with its attributes.
+    pub op: &'a Op,
+    /// Types of the operands; `None` where missing or unknown.
+    pub types: &'a [Option<TensorType>],
+    /// Elements of an operand that is an integer constant.
+    pub ints: &'a dyn Fn(usize) -> Option<Vec<i64>>,
+    /// Is the operand there at all?
+    pub present: &'a dyn Fn(usize) -> bool,
+}
+
+impl Infer<'_> {
+    /// The attributes.
+    pub fn attrs(&self) -> &Attrs {
+        &self.op.attrs
+    }
+
+    /// Type of operand `i`.
+    ///
+    /// # Errors
+    /// When it is missing or unknown.
+    pub fn ty(&self, i: usize) -> Result<&TensorType, TypeError> {
+        self.types
+            .get(i)
+            .and_then(Option::as_ref)
+            .ok_or_else(|| TypeError(format!("operand {i} of {} is missing or of unknown type", self.op.name)))
+    }
+
+    /// Axes given as operand `i` (opset 13 or 18 on) or as the attribute `axes` (before), counted from the front.
+    pub fn axes(&self, i: usize) -> Result<Option<Vec<usize>>, TypeError> {
+        let listed = match self.attrs().ints("axes") {
+            Some(a) => a.to_vec(),
+            None if (self.present)(i) => {
+                (self.ints)(i).ok_or_else(|| TypeError("the axes are computed in the graph".into()))?
+            }
+            None => return Ok(None),
+        };
+        let ty = self.ty(0)?;
+        let axes: Result<Vec<usize>, _> = listed
+            .iter()
+            .map(|a| ty.axis(*a).ok_or_else(|| TypeError(format!("axis {a} is out of range for {ty}"))))
+            .collect();
+        axes.map(Some)
+    }
+
+    /// The single axis attribute, counted from the front.
+    pub fn axis(&self, default: i64) -> Result<usize, TypeError> {
+        let ty = self.ty(0)?;
+        let a = self.attrs().int("axis", default);
+        ty.axis(a).ok_or_else(|| TypeError(format!("axis {a} is out of range for {ty}")))
+    }
+
+    /// Complains unless `condition` holds.
+    pub fn require(&self, condition: bool, what: impl FnOnce() -> String) -> Result<(), TypeError> {
+        if condition { Ok(()) } else { Err(TypeError(what())) }
+    }
+}
+
+/// Types of a node's results.
+pub type Types = Result<Vec<TensorType>, TypeError>;
+
+/// How an operator takes part in differentiation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Derivative {
+    /// It has a pullback.
+    Pullback,
+    /// Its derivative is zero wherever it exists (comparisons, shapes, roundings): cotangents stop here.
+    Zero,
+    /// It has none, for this reason.
+    None(&'static str),
+}
+
+/// Everything the passes know about one operator.
+pub trait OpRule: Sync {
+    /// Operator name.
+    fn name(&self) -> &'static str;
+
+    /// Operator set; empty for `ai.onnx`.
+    fn domain(&self) -> &'static str {
+        ""
+    }
+
+    /// First version of the operator set that has the operator in the form this rule reads and emits.
+    fn since(&self) -> i64 {
+        1
+    }
+
+    /// Types of the results.
+    fn infer(&self, cx: &Infer) -> Types;
+
+    /// Its part in differentiation.
+    fn derivative(&self) -> Derivative {
+        Derivative::Pullback
+    }
+
+    /// Adds to the operands' cotangents what the results' cotangents give. Only called when [`OpRule::derivative`] says
+    /// there is a pullback.
+    fn pullback(&self, p: &mut Pullback) -> Result<(), GradError> {
+        Err(p.unsupported("this operator has no pullback"))
+    }
+
+    /// Applications by which the rules are tested.
+    fn samples(&self) -> Vec<Sample>;
+}
+
+macro_rules! ops {
+    ($($module:ident :: $($rule:ident),+ ;)*) => {
+        $(mod $module;)*
+        /// Every operator rule, in the order of the list.
+        pub fn rules() -> &'static [&'static dyn OpRule] {
+            &[$($(&$module::$rule),+),*]
+        }
+    };
+}
+
+// One line an operator (an inverse pair or a family that differs in one formula may share a file).
+ops! {
+    add::Add;
+}
+
+/// The rule of an operator.
+pub fn rule(op: &Op) -> Option<&'static dyn OpRule> {
+    static TABLE: OnceLock<HashMap<(&'static str, &'static str), &'static dyn OpRule>> = OnceLock::new();
+    let table = TABLE.get_or_init(|| rules().iter().map(|r| ((r.domain(), r.name()), *r)).collect());
+    let domain = if op.domain == "ai.onnx" { "" } else { op.domain.as_str() };
+    table.get(&(domain, op.name.as_str())).copied()
+}
+
+/// Elements of a value that is a small integer constant.
+pub fn constant_ints(graph: &Graph, v: ValueId) -> Option<Vec<i64>> {
+    let t = graph.constant(v)?;
+    if t.len() > 4096 || t.dtype().is_float() { None } else { t.to_i64().ok() }
+}
+
+/// The type of the first operand, for element-wise operators of one operand.
+pub(crate) fn like_first(cx: &Infer) -> Types {
+    Ok(vec![cx.ty(0)?.clone()])
+}
+
+/// The broadcast of all operands, with the first one's element type.
+pub(crate) fn like_all(cx: &Infer) -> Types {
+    let mut all = cx.ty(0)?.clone();
+    for i in 1..cx.types.len() {
+        let other = cx.ty(i)?;
+        cx.require(other.dtype == all.dtype, || format!("element types {} and {} differ", all.dtype, other.dtype))?;
+        all.shape = broadcast::broadcast(&all.shape, &other.shape)?;
+    }
+    Ok(vec![all])
+}
+
+/// A boolean of the broadcast shape, for comparisons and logic.
+pub(crate) fn bool_like_all(cx: &Infer) -> Types {
+    let mut shape = cx.ty(0)?.shape.clone();
+    for i in 1..cx.types.len() {
+        shape = broadcast::broadcast(&shape, &cx.ty(i)?.shape)?;
+    }
+    Ok(vec![TensorType::new(DType::Bool, shape)])
+}
+
+/// A dimension nobody can name yet: distinct from every other.
+pub(crate) fn unknown_dim(what: &str) -> Dim {
+    use std::sync::atomic::{AtomicU64, Ordering};
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    Dim::symbol(&format!("?{what}{}", NEXT.fetch_add(1, Ordering::Relaxed)))
+}

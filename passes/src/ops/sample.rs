@@ -1,0 +1,76 @@
+//! Applications of an operator by which its rules are tested.
+
+use crate::ir::{Attrs, Op};
+
+/// An operand of a sample.
+#[derive(Clone, Debug)]
+#[allow(missing_docs)]
+pub enum SampleOperand {
+    /// Random float32 numbers in a range; the derivative is checked. Ranges keep away from kinks and poles.
+    Floats { dims: Vec<i64>, low: f32, high: f32 },
+    /// These float32 numbers, for example distinct ones for maxima; the derivative is checked.
+    Values { dims: Vec<i64>, values: Vec<f32> },
+    /// A constant float32 operand (an initializer), not differentiated.
+    FloatConstant { dims: Vec<i64>, values: Vec<f32> },
+    /// An integer constant, such as axes or a shape.
+    Ints { dims: Vec<i64>, values: Vec<i64> },
+    /// A boolean constant.
+    Bools { dims: Vec<i64>, values: Vec<bool> },
+    /// A missing optional operand.
+    Missing,
+}
+
+/// One application.
+#[derive(Clone, Debug)]
+pub struct Sample {
+    /// Operator and attributes.
+    pub op: Op,
+    /// Operands.
+    pub operands: Vec<SampleOperand>,
+    /// Number of results that are read (and get a cotangent).
+    pub results: usize,
+    /// Opset the sample is built at.
+    pub opset: i64,
+    /// Compare the derivative too (false: only the shape rule).
+    pub differentiate: bool,
+}
+
+impl Sample {
+    /// A sample of a standard operator at opset 18 with one result.
+    pub fn of(name: &str, attrs: Attrs, operands: Vec<SampleOperand>) -> Sample {
+        Sample { op: Op::new(name, attrs), operands, results: 1, opset: 18, differentiate: true }
+    }
+
+    /// The same at another opset.
+    pub fn at(mut self, opset: i64) -> Sample {
+        self.opset = opset;
+        self
+    }
+
+    /// The same with more results.
+    pub fn results(mut self, results: usize) -> Sample {
+        self.results = results;
+        self
+    }
+
+    /// The same, for the shape rule only.
+    pub fn shape_only(mut self) -> Sample {
+        self.differentiate = false;
+        self
+    }
+}
+
+/// Random floats in [−1.5, 1.5].
+pub(crate) fn floats(dims: &[i64]) -> SampleOperand {
+    SampleOperand::Floats { dims: dims.to_vec(), low: -1.5, high: 1.5 }
+}
+
+/// Random floats in a range.
+pub(crate) fn floats_in(dims: &[i64], low: f32, high: f32) -> SampleOperand {
+    SampleOperand::Floats { dims: dims.to_vec(), low, high }
+}
+
+/// An int64 constant vector.
+pub(crate) fn ints(values: &[i64]) -> SampleOperand {
+    SampleOperand::Ints { dims: vec![values.len() as i64], values: values.to_vec() }
+}

@@ -1,0 +1,2 @@
+//! `ancre-rewrite`: see the README.
+fn main() {}
