@@ -139,6 +139,7 @@ macro_rules! ops {
 // One line an operator (an inverse pair or a family that differs in one formula may share a file).
 ops! {
     add::Add;
+    route::Route, RouteCotangent, RouteWeightsCotangent;
 }
 
 /// The rule of an operator.
