@@ -7,6 +7,7 @@
 pub mod broadcast;
 mod pullback;
 mod sample;
+mod window;
 
 pub use pullback::{Contribution, Cotangents, GradError, Pullback};
 pub use sample::{Sample, SampleOperand};
@@ -139,6 +140,12 @@ macro_rules! ops {
 // One line an operator (an inverse pair or a family that differs in one formula may share a file).
 ops! {
     add::Add;
+    conv::Conv;
+    gemm::Gemm;
+    global_pool::GlobalAveragePool, GlobalMaxPool;
+    layer_normalization::LayerNormalization;
+    matmul::MatMul;
+    softmax::Softmax, LogSoftmax;
 }
 
 /// The rule of an operator.
