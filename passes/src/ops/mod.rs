@@ -7,6 +7,7 @@
 pub mod broadcast;
 mod pullback;
 mod sample;
+mod window;
 
 pub use pullback::{Contribution, Cotangents, GradError, Pullback};
 pub use sample::{Sample, SampleOperand};
@@ -139,6 +140,55 @@ macro_rules! ops {
 // One line an operator (an inverse pair or a family that differs in one formula may share a file).
 ops! {
     add::Add;
+    conv::Conv;
+    gemm::Gemm;
+    global_pool::GlobalAveragePool, GlobalMaxPool;
+    layer_normalization::LayerNormalization;
+    matmul::MatMul;
+    softmax::Softmax, LogSoftmax;
+    sub::Sub;
+    mul::Mul;
+    div::Div;
+    neg::Neg;
+    abs::Abs;
+    sqrt::Sqrt;
+    exp::Exp;
+    log::Log;
+    erf::Erf;
+    tanh::Tanh;
+    sigmoid::Sigmoid;
+    relu::Relu;
+    leaky_relu::LeakyRelu;
+    thresholded_relu::ThresholdedRelu;
+    prelu::PRelu;
+    elu::Elu, Selu;
+    celu::Celu;
+    gelu::Gelu;
+    hard_sigmoid::HardSigmoid;
+    hard_swish::HardSwish;
+    mish::Mish;
+    softplus::Softplus;
+    softsign::Softsign;
+    reciprocal::Reciprocal;
+    sin::Sin, Cos;
+    tan::Tan;
+    atan::Atan;
+    asin::Asin, Acos;
+    sinh::Sinh, Cosh;
+    identity::Identity;
+    sum::Sum, Mean;
+    max::Max, Min;
+    round::Sign, Floor, Ceil, Round;
+    compare::Equal, Greater, Less, GreaterOrEqual, LessOrEqual, IsNaN, IsInf;
+    logic::Not, And, Or, Xor;
+    pow::Pow;
+    clip::Clip;
+    select::Where;
+    cast::Cast, CastLike;
+    dropout::Dropout;
+    modulo::Mod;
+    trilu::Trilu;
+    cumsum::CumSum;
     route::Route, RouteCotangent, RouteWeightsCotangent;
 }
 

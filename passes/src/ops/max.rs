@@ -1,0 +1,72 @@
+//! `Max`, `Min` of any number of operands, with broadcasting.
+//! 
+//! x̄ᵢ = unbroadcast([xᵢ = y] ⊙ ȳ / n) where n counts the operands that attain the extremum: ties share evenly.
+
+use super::sample::floats_in;
+use super::*;
+
+pub(super) struct Max;
+
+impl OpRule for Max {
+    fn name(&self) -> &'static str {
+        "Max"
+    }
+    fn since(&self) -> i64 {
+        8
+    }
+    fn infer(&self, cx: &Infer) -> Types {
+        like_all(cx)
+    }
+    /// As in the module's text.
+    fn pullback(&self, p: &mut Pullback) -> Result<(), GradError> {
+        pullback(p)
+    }
+    fn samples(&self) -> Vec<Sample> {
+        vec![Sample::of("Max", Attrs::new(), vec![floats_in(&[2, 3], 0.0, 1.0), floats_in(&[3], 1.2, 2.0), floats_in(&[2, 1], -2.0, -0.2)]), Sample::of("Max", Attrs::new(), vec![floats_in(&[4], -1.0, -0.2), SampleOperand::FloatConstant { dims: vec![], values: vec![0.0] }]), Sample::of("Max", Attrs::new(), vec![SampleOperand::Values { dims: vec![4], values: vec![0.3, -0.4, 2.0, 0.9] }, SampleOperand::Values { dims: vec![4], values: vec![0.7, -0.9, 1.0, 1.2] }])]
+    }
+}
+
+pub(super) struct Min;
+
+impl OpRule for Min {
+    fn name(&self) -> &'static str {
+        "Min"
+    }
+    fn since(&self) -> i64 {
+        8
+    }
+    fn infer(&self, cx: &Infer) -> Types {
+        like_all(cx)
+    }
+    /// As in the module's text.
+    fn pullback(&self, p: &mut Pullback) -> Result<(), GradError> {
+        pullback(p)
+    }
+    fn samples(&self) -> Vec<Sample> {
+        vec![Sample::of("Min", Attrs::new(), vec![floats_in(&[2, 3], 0.0, 1.0), floats_in(&[3], 1.2, 2.0), floats_in(&[2, 1], -2.0, -0.2)]), Sample::of("Min", Attrs::new(), vec![floats_in(&[4], -1.0, -0.2), SampleOperand::FloatConstant { dims: vec![], values: vec![0.0] }]), Sample::of("Min", Attrs::new(), vec![SampleOperand::Values { dims: vec![4], values: vec![0.3, -0.4, 2.0, 0.9] }, SampleOperand::Values { dims: vec![4], values: vec![0.7, -0.9, 1.0, 1.2] }])]
+    }
+}
+
+fn pullback(p: &mut Pullback) -> Result<(), GradError> {
+    let (y, ct) = (p.result(0), p.ct(0)?);
+    let dtype = p.b.ty(y)?.dtype;
+    let count = p.operand_count();
+    if count == 1 {
+        return p.accumulate(0, ct);
+    }
+    let mut attained = Vec::with_capacity(count);
+    for i in 0..count {
+        let x = p.operand(i)?;
+        let equal = p.b.op("Equal", &[x, y])?;
+        attained.push(p.b.cast(equal, dtype)?);
+    }
+    let ties = p.b.sum(&attained)?;
+    let share = p.b.div(ct, ties)?;
+    for (i, mask) in attained.into_iter().enumerate() {
+        if p.wants(i) {
+            let x_ct = p.b.mul(share, mask)?;
+            p.accumulate_broadcast(i, x_ct)?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,37 @@
+//! `Mul`: z = x ⊙ y with broadcasting.
+
+use super::sample::floats;
+use super::*;
+
+pub(super) struct Mul;
+
+impl OpRule for Mul {
+    fn name(&self) -> &'static str {
+        "Mul"
+    }
+    fn since(&self) -> i64 {
+        7
+    }
+    fn infer(&self, cx: &Infer) -> Types {
+        like_all(cx)
+    }
+    /// x̄ = unbroadcast(z̄ ⊙ y), ȳ = unbroadcast(z̄ ⊙ x); a square shares the one product.
+    fn pullback(&self, p: &mut Pullback) -> Result<(), GradError> {
+        let (x, y, ct) = (p.operand(0)?, p.operand(1)?, p.ct(0)?);
+        if x == y {
+            let product = p.b.mul(ct, x)?;
+            let x_ct = p.b.scale(product, 2.0)?;
+            return p.accumulate(0, x_ct);
+        }
+        for (i, other) in [(0, y), (1, x)] {
+            if p.wants(i) {
+                let product = p.b.mul(ct, other)?;
+                p.accumulate_broadcast(i, product)?;
+            }
+        }
+        Ok(())
+    }
+    fn samples(&self) -> Vec<Sample> {
+        vec![Sample::of("Mul", Attrs::new(), vec![floats(&[2, 3]), floats(&[2, 3])]), Sample::of("Mul", Attrs::new(), vec![floats(&[2, 1, 3]), floats(&[4, 1])]), Sample::of("Mul", Attrs::new(), vec![floats(&[]), floats(&[3])])]
+    }
+}

@@ -1,0 +1,43 @@
+//! `Where`: z = x where the condition holds, y elsewhere; all three broadcast.
+
+use super::sample::floats;
+use super::*;
+
+pub(super) struct Where;
+
+impl OpRule for Where {
+    fn name(&self) -> &'static str {
+        "Where"
+    }
+    fn since(&self) -> i64 {
+        9
+    }
+    fn infer(&self, cx: &Infer) -> Types {
+        let (condition, x, y) = (cx.ty(0)?, cx.ty(1)?, cx.ty(2)?);
+        cx.require(x.dtype == y.dtype, || format!("element types {} and {} differ", x.dtype, y.dtype))?;
+        let values = broadcast::broadcast(&x.shape, &y.shape)?;
+        Ok(vec![TensorType::new(x.dtype, broadcast::broadcast(&values, &condition.shape)?)])
+    }
+    /// x̄ = unbroadcast(z̄ ⊙ c), ȳ = unbroadcast(z̄ − z̄ ⊙ c).
+    fn pullback(&self, p: &mut Pullback) -> Result<(), GradError> {
+        let (condition, ct) = (p.operand(0)?, p.ct(0)?);
+        let dtype = p.b.ty(ct)?.dtype;
+        let mask = p.b.cast(condition, dtype)?;
+        if p.wants(1) {
+            let kept = p.b.mul(ct, mask)?;
+            p.accumulate_broadcast(1, kept)?;
+            if p.wants(2) {
+                let rest = p.b.sub(ct, kept)?;
+                p.accumulate_broadcast(2, rest)?;
+            }
+        } else if p.wants(2) {
+            let mask = p.b.from_number_sub(1.0, mask)?;
+            let rest = p.b.mul(ct, mask)?;
+            p.accumulate_broadcast(2, rest)?;
+        }
+        Ok(())
+    }
+    fn samples(&self) -> Vec<Sample> {
+        vec![Sample::of("Where", Attrs::new(), vec![SampleOperand::Bools { dims: vec![2, 1], values: vec![true, false] }, floats(&[2, 3]), floats(&[3])]), Sample::of("Where", Attrs::new(), vec![SampleOperand::Bools { dims: vec![3], values: vec![true, false, true] }, floats(&[2, 3]), SampleOperand::FloatConstant { dims: vec![], values: vec![-9.0] }]), Sample::of("Where", Attrs::new(), vec![SampleOperand::Bools { dims: vec![3], values: vec![true, false, true] }, SampleOperand::FloatConstant { dims: vec![], values: vec![-9.0] }, floats(&[2, 1])])]
+    }
+}
