@@ -7,6 +7,7 @@
 pub mod broadcast;
 mod pullback;
 mod sample;
+#[cfg(test)]
 mod window;
 
 pub use pullback::{Contribution, Cotangents, GradError, Pullback};
@@ -141,6 +142,7 @@ macro_rules! ops {
 ops! {
     add::Add;
     conv::Conv;
+    conv_transpose::ConvTranspose;
     gemm::Gemm;
     global_pool::GlobalAveragePool, GlobalMaxPool;
     layer_normalization::LayerNormalization;
