@@ -7,7 +7,6 @@
 pub mod broadcast;
 mod pullback;
 mod sample;
-#[cfg(test)]
 mod window;
 
 pub use pullback::{Contribution, Cotangents, GradError, Pullback};
