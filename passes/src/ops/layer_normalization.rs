@@ -56,7 +56,7 @@ impl OpRule for LayerNormalization {
             of(axis(1), vec![floats(&[2, 3, 4]), floats(&[3, 4]), floats(&[3, 4])]),
             of(axis(-2), vec![floats(&[2, 3, 2, 4]), floats(&[2, 4]), floats(&[2, 4])]),
             of(axis(0), vec![floats(&[2, 3]), floats(&[2, 3]), floats(&[2, 3])]),
-            of(axis(2), vec![floats(&[2, 3, 4]), floats(&[4]), floats(&[4])]).results(3),
+            of(axis(2), vec![floats(&[2, 3, 4]), floats(&[4]), floats(&[4])]).results(3).shape_only(),
         ]
     }
 }

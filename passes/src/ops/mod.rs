@@ -141,6 +141,7 @@ macro_rules! ops {
 ops! {
     add::Add;
     conv::Conv;
+    conv_transpose::ConvTranspose;
     gemm::Gemm;
     global_pool::GlobalAveragePool, GlobalMaxPool;
     layer_normalization::LayerNormalization;
