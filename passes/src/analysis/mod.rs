@@ -1,1 +1,3 @@
 //! Read-only facts about graphs.
+
+pub mod facts;
