@@ -141,6 +141,7 @@ macro_rules! ops {
 // One line an operator (an inverse pair or a family that differs in one formula may share a file).
 ops! {
     add::Add;
+    average_pool::AveragePool;
     batch_norm_train::BatchNormTrain;
     batch_normalization::BatchNormalization;
     conv::Conv;
@@ -149,6 +150,7 @@ ops! {
     global_pool::GlobalAveragePool, GlobalMaxPool;
     layer_normalization::LayerNormalization;
     matmul::MatMul;
+    max_pool::MaxPool;
     softmax::Softmax, LogSoftmax;
     sub::Sub;
     mul::Mul;
