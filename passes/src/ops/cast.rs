@@ -22,7 +22,11 @@ impl OpRule for Cast {
         pullback(p)
     }
     fn samples(&self) -> Vec<Sample> {
-        vec![Sample::of("Cast", Attrs::new().with("to", DType::F64.onnx() as i64), vec![floats(&[2, 3])]).shape_only(), Sample::of("Cast", Attrs::new().with("to", DType::F32.onnx() as i64), vec![floats(&[2, 3])]), Sample::of("Cast", Attrs::new().with("to", DType::I64.onnx() as i64), vec![floats(&[2, 3])]).shape_only()]
+        vec![
+            Sample::of("Cast", Attrs::new().with("to", DType::F64.onnx() as i64), vec![floats(&[2, 3])]).shape_only(),
+            Sample::of("Cast", Attrs::new().with("to", DType::F32.onnx() as i64), vec![floats(&[2, 3])]),
+            Sample::of("Cast", Attrs::new().with("to", DType::I64.onnx() as i64), vec![floats(&[2, 3])]).shape_only(),
+        ]
     }
 }
 
@@ -43,7 +47,11 @@ impl OpRule for CastLike {
         pullback(p)
     }
     fn samples(&self) -> Vec<Sample> {
-        vec![Sample::of("CastLike", Attrs::new(), vec![floats(&[2, 3]), SampleOperand::FloatConstant { dims: vec![], values: vec![0.0] }])]
+        vec![Sample::of(
+            "CastLike",
+            Attrs::new(),
+            vec![floats(&[2, 3]), SampleOperand::FloatConstant { dims: vec![], values: vec![0.0] }],
+        )]
     }
 }
 

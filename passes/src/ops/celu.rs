@@ -28,6 +28,9 @@ impl OpRule for Celu {
         p.accumulate(0, x_ct)
     }
     fn samples(&self) -> Vec<Sample> {
-        vec![Sample::of("Celu", Attrs::new(), vec![floats_in(&[2, 3], -1.5, 1.5)]), Sample::of("Celu", Attrs::new().with("alpha", 2.0f32), vec![floats_in(&[2, 3], -1.5, 1.5)])]
+        vec![
+            Sample::of("Celu", Attrs::new(), vec![floats_in(&[2, 3], -1.5, 1.5)]),
+            Sample::of("Celu", Attrs::new().with("alpha", 2.0f32), vec![floats_in(&[2, 3], -1.5, 1.5)]),
+        ]
     }
 }

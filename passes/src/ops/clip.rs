@@ -43,6 +43,45 @@ impl OpRule for Clip {
         Ok(())
     }
     fn samples(&self) -> Vec<Sample> {
-        vec![Sample::of("Clip", Attrs::new(), vec![floats_in(&[2, 3], -0.9, 0.9), SampleOperand::FloatConstant { dims: vec![], values: vec![-1.0] }, SampleOperand::FloatConstant { dims: vec![], values: vec![1.0] }]), Sample::of("Clip", Attrs::new(), vec![floats_in(&[2, 3], 1.2, 2.0), SampleOperand::FloatConstant { dims: vec![], values: vec![-1.0] }, SampleOperand::FloatConstant { dims: vec![], values: vec![1.0] }]), Sample::of("Clip", Attrs::new(), vec![floats_in(&[2, 3], -0.9, 0.9), SampleOperand::FloatConstant { dims: vec![], values: vec![0.95] }]), Sample::of("Clip", Attrs::new(), vec![floats_in(&[2, 3], 0.5, 0.9), SampleOperand::Missing, SampleOperand::FloatConstant { dims: vec![], values: vec![0.2] }]), Sample::of("Clip", Attrs::new(), vec![floats_in(&[2, 3], 0.1, 0.9), floats_in(&[], 2.0, 3.0), floats_in(&[], 4.0, 5.0)]), Sample::of("Clip", Attrs::new().with("min", -3.0f32), vec![floats(&[3])]).at(6)]
+        vec![
+            Sample::of(
+                "Clip",
+                Attrs::new(),
+                vec![
+                    floats_in(&[2, 3], -0.9, 0.9),
+                    SampleOperand::FloatConstant { dims: vec![], values: vec![-1.0] },
+                    SampleOperand::FloatConstant { dims: vec![], values: vec![1.0] },
+                ],
+            ),
+            Sample::of(
+                "Clip",
+                Attrs::new(),
+                vec![
+                    floats_in(&[2, 3], 1.2, 2.0),
+                    SampleOperand::FloatConstant { dims: vec![], values: vec![-1.0] },
+                    SampleOperand::FloatConstant { dims: vec![], values: vec![1.0] },
+                ],
+            ),
+            Sample::of(
+                "Clip",
+                Attrs::new(),
+                vec![floats_in(&[2, 3], -0.9, 0.9), SampleOperand::FloatConstant { dims: vec![], values: vec![0.95] }],
+            ),
+            Sample::of(
+                "Clip",
+                Attrs::new(),
+                vec![
+                    floats_in(&[2, 3], 0.5, 0.9),
+                    SampleOperand::Missing,
+                    SampleOperand::FloatConstant { dims: vec![], values: vec![0.2] },
+                ],
+            ),
+            Sample::of(
+                "Clip",
+                Attrs::new(),
+                vec![floats_in(&[2, 3], 0.1, 0.9), floats_in(&[], 2.0, 3.0), floats_in(&[], 4.0, 5.0)],
+            ),
+            Sample::of("Clip", Attrs::new().with("min", -3.0f32), vec![floats(&[3])]).at(6),
+        ]
     }
 }

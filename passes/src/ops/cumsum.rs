@@ -23,6 +23,13 @@ impl OpRule for CumSum {
         p.accumulate(0, x_ct)
     }
     fn samples(&self) -> Vec<Sample> {
-        vec![Sample::of("CumSum", Attrs::new(), vec![floats(&[2, 3]), SampleOperand::Ints { dims: vec![], values: vec![1] }]), Sample::of("CumSum", Attrs::new().with("exclusive", 1).with("reverse", 1), vec![floats(&[3, 2]), SampleOperand::Ints { dims: vec![], values: vec![-2] }])]
+        vec![
+            Sample::of("CumSum", Attrs::new(), vec![floats(&[2, 3]), SampleOperand::Ints { dims: vec![], values: vec![1] }]),
+            Sample::of(
+                "CumSum",
+                Attrs::new().with("exclusive", 1).with("reverse", 1),
+                vec![floats(&[3, 2]), SampleOperand::Ints { dims: vec![], values: vec![-2] }],
+            ),
+        ]
     }
 }

@@ -33,6 +33,10 @@ impl OpRule for Div {
         Ok(())
     }
     fn samples(&self) -> Vec<Sample> {
-        vec![Sample::of("Div", Attrs::new(), vec![floats(&[2, 3]), floats_in(&[2, 3], 0.5, 2.0)]), Sample::of("Div", Attrs::new(), vec![floats(&[2, 1, 3]), floats_in(&[4, 1], 0.5, 2.0)]), Sample::of("Div", Attrs::new(), vec![floats_in(&[], 1.0, 2.0), floats_in(&[3], -2.0, -0.5)])]
+        vec![
+            Sample::of("Div", Attrs::new(), vec![floats(&[2, 3]), floats_in(&[2, 3], 0.5, 2.0)]),
+            Sample::of("Div", Attrs::new(), vec![floats(&[2, 1, 3]), floats_in(&[4, 1], 0.5, 2.0)]),
+            Sample::of("Div", Attrs::new(), vec![floats_in(&[], 1.0, 2.0), floats_in(&[3], -2.0, -0.5)]),
+        ]
     }
 }

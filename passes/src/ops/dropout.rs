@@ -1,5 +1,5 @@
 //! `Dropout`: the identity unless `training_mode` holds; its second result is the mask of what is kept.
-//! 
+//!
 //! The training graph replaces source dropouts by masks in plain operators before it differentiates; what comes here is either the
 //! inference form or one whose mask is read.
 
@@ -42,6 +42,17 @@ impl OpRule for Dropout {
         p.accumulate(0, x_ct)
     }
     fn samples(&self) -> Vec<Sample> {
-        vec![Sample::of("Dropout", Attrs::new(), vec![floats(&[2, 3])]), Sample::of("Dropout", Attrs::new(), vec![floats(&[2, 3]), SampleOperand::FloatConstant { dims: vec![], values: vec![0.3] }, SampleOperand::Bools { dims: vec![], values: vec![false] }])]
+        vec![
+            Sample::of("Dropout", Attrs::new(), vec![floats(&[2, 3])]),
+            Sample::of(
+                "Dropout",
+                Attrs::new(),
+                vec![
+                    floats(&[2, 3]),
+                    SampleOperand::FloatConstant { dims: vec![], values: vec![0.3] },
+                    SampleOperand::Bools { dims: vec![], values: vec![false] },
+                ],
+            ),
+        ]
     }
 }

@@ -1,5 +1,5 @@
 //! `Elu`, `Selu`: y = γx for x > 0, γα(eˣ − 1) otherwise (γ = 1 for `Elu`).
-//! 
+//!
 //! Where x ≤ 0, γαeˣ = y + γα, so both read the result only: slope = min(y, 0) + γα, and where y > 0 what is missing to γ.
 
 use super::sample::floats_in;
@@ -23,7 +23,12 @@ impl OpRule for Elu {
         pullback(p, 1.0, alpha)
     }
     fn samples(&self) -> Vec<Sample> {
-        vec![Sample::of("Elu", Attrs::new(), vec![floats_in(&[2, 3], 0.2, 1.5)]), Sample::of("Elu", Attrs::new(), vec![floats_in(&[4], -2.0, -0.2)]), Sample::of("Elu", Attrs::new().with("alpha", 0.5f32), vec![floats_in(&[4], -2.0, -0.2)]), Sample::of("Elu", Attrs::new().with("alpha", 0.5f32), vec![floats_in(&[4], 0.2, 2.0)])]
+        vec![
+            Sample::of("Elu", Attrs::new(), vec![floats_in(&[2, 3], 0.2, 1.5)]),
+            Sample::of("Elu", Attrs::new(), vec![floats_in(&[4], -2.0, -0.2)]),
+            Sample::of("Elu", Attrs::new().with("alpha", 0.5f32), vec![floats_in(&[4], -2.0, -0.2)]),
+            Sample::of("Elu", Attrs::new().with("alpha", 0.5f32), vec![floats_in(&[4], 0.2, 2.0)]),
+        ]
     }
 }
 
@@ -46,7 +51,10 @@ impl OpRule for Selu {
         pullback(p, gamma, gamma * alpha)
     }
     fn samples(&self) -> Vec<Sample> {
-        vec![Sample::of("Selu", Attrs::new(), vec![floats_in(&[2, 3], 0.2, 1.5)]), Sample::of("Selu", Attrs::new(), vec![floats_in(&[4], -2.0, -0.2)])]
+        vec![
+            Sample::of("Selu", Attrs::new(), vec![floats_in(&[2, 3], 0.2, 1.5)]),
+            Sample::of("Selu", Attrs::new(), vec![floats_in(&[4], -2.0, -0.2)]),
+        ]
     }
 }
 

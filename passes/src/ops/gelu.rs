@@ -25,7 +25,10 @@ impl OpRule for Gelu {
         p.accumulate(0, x_ct)
     }
     fn samples(&self) -> Vec<Sample> {
-        vec![Sample::of("Gelu", Attrs::new(), vec![floats(&[2, 3])]).at(20), Sample::of("Gelu", Attrs::new().with("approximate", "tanh"), vec![floats(&[2, 3])]).at(20)]
+        vec![
+            Sample::of("Gelu", Attrs::new(), vec![floats(&[2, 3])]).at(20),
+            Sample::of("Gelu", Attrs::new().with("approximate", "tanh"), vec![floats(&[2, 3])]).at(20),
+        ]
     }
 }
 

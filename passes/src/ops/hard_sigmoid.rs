@@ -27,6 +27,13 @@ impl OpRule for HardSigmoid {
         p.accumulate(0, x_ct)
     }
     fn samples(&self) -> Vec<Sample> {
-        vec![Sample::of("HardSigmoid", Attrs::new(), vec![floats_in(&[2, 3], -1.5, 1.5)]), Sample::of("HardSigmoid", Attrs::new().with("alpha", 0.5f32).with("beta", 0.2f32), vec![floats_in(&[4], 2.0, 4.0)])]
+        vec![
+            Sample::of("HardSigmoid", Attrs::new(), vec![floats_in(&[2, 3], -1.5, 1.5)]),
+            Sample::of(
+                "HardSigmoid",
+                Attrs::new().with("alpha", 0.5f32).with("beta", 0.2f32),
+                vec![floats_in(&[4], 2.0, 4.0)],
+            ),
+        ]
     }
 }

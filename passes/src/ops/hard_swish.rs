@@ -30,6 +30,10 @@ impl OpRule for HardSwish {
         p.accumulate(0, x_ct)
     }
     fn samples(&self) -> Vec<Sample> {
-        vec![Sample::of("HardSwish", Attrs::new(), vec![floats_in(&[2, 3], -2.5, 2.5)]), Sample::of("HardSwish", Attrs::new(), vec![floats_in(&[4], 3.5, 5.0)]), Sample::of("HardSwish", Attrs::new(), vec![floats_in(&[4], -5.0, -3.5)])]
+        vec![
+            Sample::of("HardSwish", Attrs::new(), vec![floats_in(&[2, 3], -2.5, 2.5)]),
+            Sample::of("HardSwish", Attrs::new(), vec![floats_in(&[4], 3.5, 5.0)]),
+            Sample::of("HardSwish", Attrs::new(), vec![floats_in(&[4], -5.0, -3.5)]),
+        ]
     }
 }

@@ -26,6 +26,10 @@ impl OpRule for LeakyRelu {
         p.accumulate(0, x_ct)
     }
     fn samples(&self) -> Vec<Sample> {
-        vec![Sample::of("LeakyRelu", Attrs::new(), vec![floats_in(&[2, 3], 0.2, 1.5)]), Sample::of("LeakyRelu", Attrs::new().with("alpha", 0.2f32), vec![floats_in(&[4], -2.0, -0.2)]), Sample::of("LeakyRelu", Attrs::new().with("alpha", 1.5f32), vec![floats_in(&[4], -2.0, -0.2)])]
+        vec![
+            Sample::of("LeakyRelu", Attrs::new(), vec![floats_in(&[2, 3], 0.2, 1.5)]),
+            Sample::of("LeakyRelu", Attrs::new().with("alpha", 0.2f32), vec![floats_in(&[4], -2.0, -0.2)]),
+            Sample::of("LeakyRelu", Attrs::new().with("alpha", 1.5f32), vec![floats_in(&[4], -2.0, -0.2)]),
+        ]
     }
 }

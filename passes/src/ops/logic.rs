@@ -18,7 +18,10 @@ impl OpRule for Not {
         Derivative::Zero
     }
     fn samples(&self) -> Vec<Sample> {
-        vec![Sample::of("Not", Attrs::new(), vec![SampleOperand::Bools { dims: vec![3], values: vec![true, false, true] }]).shape_only()]
+        vec![
+            Sample::of("Not", Attrs::new(), vec![SampleOperand::Bools { dims: vec![3], values: vec![true, false, true] }])
+                .shape_only(),
+        ]
     }
 }
 
@@ -38,7 +41,17 @@ impl OpRule for And {
         Derivative::Zero
     }
     fn samples(&self) -> Vec<Sample> {
-        vec![Sample::of("And", Attrs::new(), vec![SampleOperand::Bools { dims: vec![3], values: vec![true, false, true] }, SampleOperand::Bools { dims: vec![2, 1], values: vec![true, false] }]).shape_only()]
+        vec![
+            Sample::of(
+                "And",
+                Attrs::new(),
+                vec![
+                    SampleOperand::Bools { dims: vec![3], values: vec![true, false, true] },
+                    SampleOperand::Bools { dims: vec![2, 1], values: vec![true, false] },
+                ],
+            )
+            .shape_only(),
+        ]
     }
 }
 
@@ -58,7 +71,17 @@ impl OpRule for Or {
         Derivative::Zero
     }
     fn samples(&self) -> Vec<Sample> {
-        vec![Sample::of("Or", Attrs::new(), vec![SampleOperand::Bools { dims: vec![3], values: vec![true, false, true] }, SampleOperand::Bools { dims: vec![2, 1], values: vec![true, false] }]).shape_only()]
+        vec![
+            Sample::of(
+                "Or",
+                Attrs::new(),
+                vec![
+                    SampleOperand::Bools { dims: vec![3], values: vec![true, false, true] },
+                    SampleOperand::Bools { dims: vec![2, 1], values: vec![true, false] },
+                ],
+            )
+            .shape_only(),
+        ]
     }
 }
 
@@ -78,6 +101,16 @@ impl OpRule for Xor {
         Derivative::Zero
     }
     fn samples(&self) -> Vec<Sample> {
-        vec![Sample::of("Xor", Attrs::new(), vec![SampleOperand::Bools { dims: vec![3], values: vec![true, false, true] }, SampleOperand::Bools { dims: vec![2, 1], values: vec![true, false] }]).shape_only()]
+        vec![
+            Sample::of(
+                "Xor",
+                Attrs::new(),
+                vec![
+                    SampleOperand::Bools { dims: vec![3], values: vec![true, false, true] },
+                    SampleOperand::Bools { dims: vec![2, 1], values: vec![true, false] },
+                ],
+            )
+            .shape_only(),
+        ]
     }
 }

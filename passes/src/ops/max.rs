@@ -1,5 +1,5 @@
 //! `Max`, `Min` of any number of operands, with broadcasting.
-//! 
+//!
 //! x̄ᵢ = unbroadcast([xᵢ = y] ⊙ ȳ / n) where n counts the operands that attain the extremum: ties share evenly.
 
 use super::sample::floats_in;
@@ -22,7 +22,26 @@ impl OpRule for Max {
         pullback(p)
     }
     fn samples(&self) -> Vec<Sample> {
-        vec![Sample::of("Max", Attrs::new(), vec![floats_in(&[2, 3], 0.0, 1.0), floats_in(&[3], 1.2, 2.0), floats_in(&[2, 1], -2.0, -0.2)]), Sample::of("Max", Attrs::new(), vec![floats_in(&[4], -1.0, -0.2), SampleOperand::FloatConstant { dims: vec![], values: vec![0.0] }]), Sample::of("Max", Attrs::new(), vec![SampleOperand::Values { dims: vec![4], values: vec![0.3, -0.4, 2.0, 0.9] }, SampleOperand::Values { dims: vec![4], values: vec![0.7, -0.9, 1.0, 1.2] }])]
+        vec![
+            Sample::of(
+                "Max",
+                Attrs::new(),
+                vec![floats_in(&[2, 3], 0.0, 1.0), floats_in(&[3], 1.2, 2.0), floats_in(&[2, 1], -2.0, -0.2)],
+            ),
+            Sample::of(
+                "Max",
+                Attrs::new(),
+                vec![floats_in(&[4], -1.0, -0.2), SampleOperand::FloatConstant { dims: vec![], values: vec![0.0] }],
+            ),
+            Sample::of(
+                "Max",
+                Attrs::new(),
+                vec![
+                    SampleOperand::Values { dims: vec![4], values: vec![0.3, -0.4, 2.0, 0.9] },
+                    SampleOperand::Values { dims: vec![4], values: vec![0.7, -0.9, 1.0, 1.2] },
+                ],
+            ),
+        ]
     }
 }
 
@@ -43,7 +62,26 @@ impl OpRule for Min {
         pullback(p)
     }
     fn samples(&self) -> Vec<Sample> {
-        vec![Sample::of("Min", Attrs::new(), vec![floats_in(&[2, 3], 0.0, 1.0), floats_in(&[3], 1.2, 2.0), floats_in(&[2, 1], -2.0, -0.2)]), Sample::of("Min", Attrs::new(), vec![floats_in(&[4], -1.0, -0.2), SampleOperand::FloatConstant { dims: vec![], values: vec![0.0] }]), Sample::of("Min", Attrs::new(), vec![SampleOperand::Values { dims: vec![4], values: vec![0.3, -0.4, 2.0, 0.9] }, SampleOperand::Values { dims: vec![4], values: vec![0.7, -0.9, 1.0, 1.2] }])]
+        vec![
+            Sample::of(
+                "Min",
+                Attrs::new(),
+                vec![floats_in(&[2, 3], 0.0, 1.0), floats_in(&[3], 1.2, 2.0), floats_in(&[2, 1], -2.0, -0.2)],
+            ),
+            Sample::of(
+                "Min",
+                Attrs::new(),
+                vec![floats_in(&[4], -1.0, -0.2), SampleOperand::FloatConstant { dims: vec![], values: vec![0.0] }],
+            ),
+            Sample::of(
+                "Min",
+                Attrs::new(),
+                vec![
+                    SampleOperand::Values { dims: vec![4], values: vec![0.3, -0.4, 2.0, 0.9] },
+                    SampleOperand::Values { dims: vec![4], values: vec![0.7, -0.9, 1.0, 1.2] },
+                ],
+            ),
+        ]
     }
 }
 

@@ -5,6 +5,8 @@
 //! they rewrite.
 
 pub mod broadcast;
+mod listed;
+mod place;
 mod pullback;
 mod sample;
 mod window;
@@ -195,6 +197,39 @@ ops! {
     modulo::Mod;
     trilu::Trilu;
     cumsum::CumSum;
+    reduce_sum::ReduceSum, ReduceMean;
+    reduce_max::ReduceMax, ReduceMin;
+    reduce_prod::ReduceProd;
+    reduce_l1::ReduceL1;
+    reduce_l2::ReduceL2;
+    reduce_sum_square::ReduceSumSquare;
+    reduce_log_sum::ReduceLogSum, ReduceLogSumExp;
+    arg_max::ArgMax, ArgMin;
+    top_k::TopK;
+    transpose::Transpose;
+    reshape::Reshape;
+    flatten::Flatten;
+    squeeze::Squeeze, Unsqueeze;
+    expand::Expand;
+    concat::Concat;
+    split::Split;
+    slice::Slice;
+    gather::Gather;
+    gather_elements::GatherElements;
+    gather_nd::GatherND;
+    scatter_elements::ScatterElements;
+    scatter_nd::ScatterND;
+    pad::Pad;
+    tile::Tile;
+    depth_to_space::DepthToSpace, SpaceToDepth;
+    constant::Constant;
+    constant_of_shape::ConstantOfShape;
+    shape::Shape, Size;
+    range::Range;
+    one_hot::OneHot;
+    non_zero::NonZero;
+    eye_like::EyeLike;
+    random::RandomNormal, RandomUniform, RandomNormalLike, RandomUniformLike;
 }
 
 /// The rule of an operator.

@@ -29,6 +29,13 @@ impl OpRule for Mod {
         Ok(())
     }
     fn samples(&self) -> Vec<Sample> {
-        vec![Sample::of("Mod", Attrs::new().with("fmod", 1), vec![SampleOperand::Values { dims: vec![2, 2], values: vec![2.5, -3.2, 0.4, 7.1] }, SampleOperand::Values { dims: vec![2], values: vec![1.0, 1.5] }])]
+        vec![Sample::of(
+            "Mod",
+            Attrs::new().with("fmod", 1),
+            vec![
+                SampleOperand::Values { dims: vec![2, 2], values: vec![2.5, -3.2, 0.4, 7.1] },
+                SampleOperand::Values { dims: vec![2], values: vec![1.0, 1.5] },
+            ],
+        )]
     }
 }

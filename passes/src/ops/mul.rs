@@ -32,6 +32,10 @@ impl OpRule for Mul {
         Ok(())
     }
     fn samples(&self) -> Vec<Sample> {
-        vec![Sample::of("Mul", Attrs::new(), vec![floats(&[2, 3]), floats(&[2, 3])]), Sample::of("Mul", Attrs::new(), vec![floats(&[2, 1, 3]), floats(&[4, 1])]), Sample::of("Mul", Attrs::new(), vec![floats(&[]), floats(&[3])])]
+        vec![
+            Sample::of("Mul", Attrs::new(), vec![floats(&[2, 3]), floats(&[2, 3])]),
+            Sample::of("Mul", Attrs::new(), vec![floats(&[2, 1, 3]), floats(&[4, 1])]),
+            Sample::of("Mul", Attrs::new(), vec![floats(&[]), floats(&[3])]),
+        ]
     }
 }

@@ -22,7 +22,10 @@ impl OpRule for Pow {
         let (x, y, ct) = (p.operand(0)?, p.operand(1)?, p.ct(0)?);
         let dtype = p.ty(0)?.dtype;
         if p.wants(0) {
-            let exponent = p.b.graph.constant(y).and_then(|t| t.scalar());
+            let exponent = p.b.graph.constant(y).and_then(|t| match t.to_i64().ok().as_deref() {
+                Some([n]) => Some(*n as f64),
+                _ => t.scalar(),
+            });
             let x_ct = match exponent {
                 Some(0.0) => None,
                 Some(c) => Some(constant_exponent(p, x, ct, c)?),
@@ -56,7 +59,17 @@ impl OpRule for Pow {
         Ok(())
     }
     fn samples(&self) -> Vec<Sample> {
-        vec![power(2.0), power(0.5), power(3.0), power(-1.0), power(-0.5), power(1.7), power(1.0), Sample::of("Pow", Attrs::new(), vec![floats_in(&[2, 3], 0.5, 2.0), floats(&[2, 3])]), Sample::of("Pow", Attrs::new(), vec![floats_in(&[2, 1, 3], 0.5, 2.0), floats(&[4, 1])])]
+        vec![
+            power(2.0),
+            power(0.5),
+            power(3.0),
+            power(-1.0),
+            power(-0.5),
+            power(1.7),
+            power(1.0),
+            Sample::of("Pow", Attrs::new(), vec![floats_in(&[2, 3], 0.5, 2.0), floats(&[2, 3])]),
+            Sample::of("Pow", Attrs::new(), vec![floats_in(&[2, 1, 3], 0.5, 2.0), floats(&[4, 1])]),
+        ]
     }
 }
 

@@ -36,6 +36,9 @@ impl OpRule for PRelu {
         Ok(())
     }
     fn samples(&self) -> Vec<Sample> {
-        vec![Sample::of("PRelu", Attrs::new(), vec![floats_in(&[2, 3, 2], -1.5, -0.2), floats(&[3, 1])]), Sample::of("PRelu", Attrs::new(), vec![floats_in(&[2, 3], 0.2, 1.5), floats(&[1])])]
+        vec![
+            Sample::of("PRelu", Attrs::new(), vec![floats_in(&[2, 3, 2], -1.5, -0.2), floats(&[3, 1])]),
+            Sample::of("PRelu", Attrs::new(), vec![floats_in(&[2, 3], 0.2, 1.5), floats(&[1])]),
+        ]
     }
 }

@@ -23,6 +23,9 @@ impl OpRule for Relu {
         p.accumulate(0, x_ct)
     }
     fn samples(&self) -> Vec<Sample> {
-        vec![Sample::of("Relu", Attrs::new(), vec![floats_in(&[2, 3], 0.2, 1.5)]), Sample::of("Relu", Attrs::new(), vec![floats_in(&[4], -2.0, -0.2)])]
+        vec![
+            Sample::of("Relu", Attrs::new(), vec![floats_in(&[2, 3], 0.2, 1.5)]),
+            Sample::of("Relu", Attrs::new(), vec![floats_in(&[4], -2.0, -0.2)]),
+        ]
     }
 }

@@ -38,6 +38,30 @@ impl OpRule for Where {
         Ok(())
     }
     fn samples(&self) -> Vec<Sample> {
-        vec![Sample::of("Where", Attrs::new(), vec![SampleOperand::Bools { dims: vec![2, 1], values: vec![true, false] }, floats(&[2, 3]), floats(&[3])]), Sample::of("Where", Attrs::new(), vec![SampleOperand::Bools { dims: vec![3], values: vec![true, false, true] }, floats(&[2, 3]), SampleOperand::FloatConstant { dims: vec![], values: vec![-9.0] }]), Sample::of("Where", Attrs::new(), vec![SampleOperand::Bools { dims: vec![3], values: vec![true, false, true] }, SampleOperand::FloatConstant { dims: vec![], values: vec![-9.0] }, floats(&[2, 1])])]
+        vec![
+            Sample::of(
+                "Where",
+                Attrs::new(),
+                vec![SampleOperand::Bools { dims: vec![2, 1], values: vec![true, false] }, floats(&[2, 3]), floats(&[3])],
+            ),
+            Sample::of(
+                "Where",
+                Attrs::new(),
+                vec![
+                    SampleOperand::Bools { dims: vec![3], values: vec![true, false, true] },
+                    floats(&[2, 3]),
+                    SampleOperand::FloatConstant { dims: vec![], values: vec![-9.0] },
+                ],
+            ),
+            Sample::of(
+                "Where",
+                Attrs::new(),
+                vec![
+                    SampleOperand::Bools { dims: vec![3], values: vec![true, false, true] },
+                    SampleOperand::FloatConstant { dims: vec![], values: vec![-9.0] },
+                    floats(&[2, 1]),
+                ],
+            ),
+        ]
     }
 }

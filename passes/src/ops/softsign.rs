@@ -25,6 +25,9 @@ impl OpRule for Softsign {
         p.accumulate(0, x_ct)
     }
     fn samples(&self) -> Vec<Sample> {
-        vec![Sample::of("Softsign", Attrs::new(), vec![floats_in(&[2, 3], 0.2, 1.5)]), Sample::of("Softsign", Attrs::new(), vec![floats_in(&[4], -2.0, -0.2)])]
+        vec![
+            Sample::of("Softsign", Attrs::new(), vec![floats_in(&[2, 3], 0.2, 1.5)]),
+            Sample::of("Softsign", Attrs::new(), vec![floats_in(&[4], -2.0, -0.2)]),
+        ]
     }
 }

@@ -28,6 +28,10 @@ impl OpRule for Sub {
         Ok(())
     }
     fn samples(&self) -> Vec<Sample> {
-        vec![Sample::of("Sub", Attrs::new(), vec![floats(&[2, 3]), floats(&[2, 3])]), Sample::of("Sub", Attrs::new(), vec![floats(&[2, 1, 3]), floats(&[4, 1])]), Sample::of("Sub", Attrs::new(), vec![floats(&[]), floats(&[3])])]
+        vec![
+            Sample::of("Sub", Attrs::new(), vec![floats(&[2, 3]), floats(&[2, 3])]),
+            Sample::of("Sub", Attrs::new(), vec![floats(&[2, 1, 3]), floats(&[4, 1])]),
+            Sample::of("Sub", Attrs::new(), vec![floats(&[]), floats(&[3])]),
+        ]
     }
 }

@@ -21,7 +21,10 @@ impl OpRule for Sum {
         (0..p.operand_count()).try_for_each(|i| p.accumulate_broadcast(i, ct))
     }
     fn samples(&self) -> Vec<Sample> {
-        vec![Sample::of("Sum", Attrs::new(), vec![floats(&[2, 3]), floats(&[3]), floats(&[2, 1])]), Sample::of("Sum", Attrs::new(), vec![floats(&[3])])]
+        vec![
+            Sample::of("Sum", Attrs::new(), vec![floats(&[2, 3]), floats(&[3]), floats(&[2, 1])]),
+            Sample::of("Sum", Attrs::new(), vec![floats(&[3])]),
+        ]
     }
 }
 
@@ -44,6 +47,9 @@ impl OpRule for Mean {
         (0..n).try_for_each(|i| p.accumulate_broadcast(i, share))
     }
     fn samples(&self) -> Vec<Sample> {
-        vec![Sample::of("Mean", Attrs::new(), vec![floats(&[2, 3]), floats(&[3]), floats(&[2, 1])]), Sample::of("Mean", Attrs::new(), vec![floats(&[3])])]
+        vec![
+            Sample::of("Mean", Attrs::new(), vec![floats(&[2, 3]), floats(&[3]), floats(&[2, 1])]),
+            Sample::of("Mean", Attrs::new(), vec![floats(&[3])]),
+        ]
     }
 }

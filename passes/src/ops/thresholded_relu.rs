@@ -24,6 +24,9 @@ impl OpRule for ThresholdedRelu {
         p.accumulate(0, x_ct)
     }
     fn samples(&self) -> Vec<Sample> {
-        vec![Sample::of("ThresholdedRelu", Attrs::new(), vec![floats_in(&[2, 3], 1.2, 2.0)]), Sample::of("ThresholdedRelu", Attrs::new().with("alpha", 0.5f32), vec![floats_in(&[4], -0.2, 0.4)])]
+        vec![
+            Sample::of("ThresholdedRelu", Attrs::new(), vec![floats_in(&[2, 3], 1.2, 2.0)]),
+            Sample::of("ThresholdedRelu", Attrs::new().with("alpha", 0.5f32), vec![floats_in(&[4], -0.2, 0.4)]),
+        ]
     }
 }

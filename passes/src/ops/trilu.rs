@@ -23,6 +23,13 @@ impl OpRule for Trilu {
         p.accumulate(0, x_ct)
     }
     fn samples(&self) -> Vec<Sample> {
-        vec![Sample::of("Trilu", Attrs::new(), vec![floats(&[2, 3, 4])]), Sample::of("Trilu", Attrs::new().with("upper", 0), vec![floats(&[3, 3]), SampleOperand::Ints { dims: vec![], values: vec![-1] }])]
+        vec![
+            Sample::of("Trilu", Attrs::new(), vec![floats(&[2, 3, 4])]),
+            Sample::of(
+                "Trilu",
+                Attrs::new().with("upper", 0),
+                vec![floats(&[3, 3]), SampleOperand::Ints { dims: vec![], values: vec![-1] }],
+            ),
+        ]
     }
 }

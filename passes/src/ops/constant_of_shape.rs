@@ -1,0 +1,38 @@
+//! `ConstantOfShape`: one value everywhere, float zeros by default.
+
+use super::sample::ints;
+use super::*;
+use crate::ir::Tensor;
+
+pub(super) struct ConstantOfShape;
+
+impl OpRule for ConstantOfShape {
+    fn name(&self) -> &'static str {
+        "ConstantOfShape"
+    }
+    fn since(&self) -> i64 {
+        9
+    }
+    fn infer(&self, cx: &Infer) -> Types {
+        let dtype = cx.attrs().tensor("value").map_or(DType::F32, |t| t.dtype());
+        let shape: Vec<Dim> = match (cx.ints)(0) {
+            Some(dims) => dims.into_iter().map(Dim::from).collect(),
+            None => {
+                let rank = cx.ty(0)?.shape.first().and_then(Dim::known);
+                let rank = rank.ok_or_else(|| TypeError("the rank of the shape is unknown".into()))?;
+                (0..rank).map(|_| unknown_dim("fill")).collect()
+            }
+        };
+        Ok(vec![TensorType::new(dtype, shape)])
+    }
+    fn derivative(&self) -> Derivative {
+        Derivative::Zero
+    }
+    fn samples(&self) -> Vec<Sample> {
+        vec![
+            Sample::of("ConstantOfShape", Attrs::new(), vec![ints(&[2, 3])]).shape_only(),
+            Sample::of("ConstantOfShape", Attrs::new().with("value", Tensor::i64s(&[1], &[7])), vec![ints(&[2])])
+                .shape_only(),
+        ]
+    }
+}

@@ -1,0 +1,79 @@
+//! `DepthToSpace`, `SpaceToDepth`: blocks of channels to blocks of pixels and back.
+//!
+//! `SpaceToDepth` is the inverse of `DepthToSpace` in its mode DCR; the mode CRD is written out.
+
+use super::sample::floats;
+use super::*;
+
+pub(super) struct DepthToSpace;
+
+impl OpRule for DepthToSpace {
+    fn name(&self) -> &'static str {
+        "DepthToSpace"
+    }
+    fn since(&self) -> i64 {
+        11
+    }
+    fn infer(&self, cx: &Infer) -> Types {
+        let (ty, k) = (cx.ty(0)?, Dim::from(cx.attrs().int("blocksize", 0)));
+        cx.require(ty.rank() == 4, || format!("{ty} is not a batch of images"))?;
+        let channels = ty.shape[1].div_exact(&(&k * &k)).unwrap_or_else(|| unknown_dim("depth"));
+        Ok(vec![TensorType::new(ty.dtype, vec![ty.shape[0].clone(), channels, &ty.shape[2] * &k, &ty.shape[3] * &k])])
+    }
+    /// x̄ = ȳ with its blocks taken back to channels.
+    fn pullback(&self, p: &mut Pullback) -> Result<(), GradError> {
+        let (x, ct, attrs) = (p.operand(0)?, p.ct(0)?, p.attrs());
+        let k = attrs.int("blocksize", 0);
+        let ty = p.ty(0)?;
+        let x_ct = if attrs.str("mode", "DCR") == "DCR" {
+            let v = p.b.op_with("SpaceToDepth", Attrs::new().with("blocksize", k), &[ct])?;
+            p.b.graph.set_type(v, ty.into());
+            v
+        } else {
+            // [N, C, H·k, W·k] -> [N, C, H, k, W, k] -> [N, C, k, k, H, W]
+            let out = p.b.ty(ct)?;
+            let (n, c) = (p.b.dim_of(ct, 0)?, p.b.dim_of(ct, 1)?);
+            let (h, w, block) = (p.b.dim_of(x, 2)?, p.b.dim_of(x, 3)?, p.b.ints(&[k]));
+            let target = p.b.shape_from(&[n, c, h, block, w, block])?;
+            let block = Dim::from(k);
+            let (n, c, h, w) = (out.shape[0].clone(), out.shape[1].clone(), ty.shape[2].clone(), ty.shape[3].clone());
+            let apart = p.b.reshape_dynamic(ct, target, &[n, c, h, block.clone(), w, block])?;
+            let turned = p.b.transpose(apart, &[0, 1, 3, 5, 2, 4])?;
+            p.b.reshape_like(turned, x)?
+        };
+        p.accumulate(0, x_ct)
+    }
+    fn samples(&self) -> Vec<Sample> {
+        vec![
+            Sample::of("DepthToSpace", Attrs::new().with("blocksize", 2), vec![floats(&[1, 8, 2, 3])]),
+            Sample::of("DepthToSpace", Attrs::new().with("blocksize", 2).with("mode", "CRD"), vec![floats(&[2, 8, 2, 3])]),
+        ]
+    }
+}
+
+pub(super) struct SpaceToDepth;
+
+impl OpRule for SpaceToDepth {
+    fn name(&self) -> &'static str {
+        "SpaceToDepth"
+    }
+    fn since(&self) -> i64 {
+        1
+    }
+    fn infer(&self, cx: &Infer) -> Types {
+        let (ty, k) = (cx.ty(0)?, Dim::from(cx.attrs().int("blocksize", 0)));
+        cx.require(ty.rank() == 4, || format!("{ty} is not a batch of images"))?;
+        let part = |i: usize| ty.shape[i].div_exact(&k).unwrap_or_else(|| unknown_dim("space"));
+        Ok(vec![TensorType::new(ty.dtype, vec![ty.shape[0].clone(), &ty.shape[1] * &(&k * &k), part(2), part(3)])])
+    }
+    /// x̄ = ȳ with its channels taken back to blocks.
+    fn pullback(&self, p: &mut Pullback) -> Result<(), GradError> {
+        let (ct, ty, k) = (p.ct(0)?, p.ty(0)?, p.attrs().int("blocksize", 0));
+        let x_ct = p.b.op_with("DepthToSpace", Attrs::new().with("blocksize", k), &[ct])?;
+        p.b.graph.set_type(x_ct, ty.into());
+        p.accumulate(0, x_ct)
+    }
+    fn samples(&self) -> Vec<Sample> {
+        vec![Sample::of("SpaceToDepth", Attrs::new().with("blocksize", 2), vec![floats(&[2, 2, 4, 6])])]
+    }
+}

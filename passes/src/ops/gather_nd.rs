@@ -1,0 +1,86 @@
+//! `GatherND`: the slices that the last axis of the indices names by their first coordinates.
+
+use super::sample::floats;
+use super::*;
+
+pub(super) struct GatherND;
+
+impl OpRule for GatherND {
+    fn name(&self) -> &'static str {
+        "GatherND"
+    }
+    fn since(&self) -> i64 {
+        11
+    }
+    fn infer(&self, cx: &Infer) -> Types {
+        let (ty, indices) = (cx.ty(0)?, cx.ty(1)?);
+        let batch = cx.attrs().int("batch_dims", 0) as usize;
+        let (depth, lead) = indices.shape.split_last().ok_or_else(|| TypeError("the indices are a scalar".into()))?;
+        let depth = depth.known().ok_or_else(|| TypeError("the number of coordinates is unknown".into()))? as usize;
+        cx.require(batch + depth <= ty.rank(), || format!("{depth} coordinates are too many for {ty}"))?;
+        Ok(vec![TensorType::new(ty.dtype, [lead, &ty.shape[batch + depth..]].concat())])
+    }
+    /// x̄ = zeros with ȳ added where it came from, by row-major places in x with the indexed axes made one.
+    fn pullback(&self, p: &mut Pullback) -> Result<(), GradError> {
+        let (x, indices, ct) = (p.operand(0)?, p.operand(1)?, p.ct(0)?);
+        let (ty, own) = (p.ty(0)?, p.ty(1)?);
+        if p.attrs().int("batch_dims", 0) != 0 {
+            return Err(p.unsupported("`batch_dims` above 0"));
+        }
+        let depth = own.shape.last().and_then(Dim::known).unwrap_or(0) as usize;
+        let (indexed, rest) = ty.shape.split_at(depth);
+        // How far one step of each coordinate goes; the first extent does not enter.
+        let mut strides = vec![1; depth];
+        for i in (1..depth).rev() {
+            let d = indexed[i].known().ok_or_else(|| p.unsupported("an indexed extent is symbolic"))?;
+            strides[i - 1] = strides[i] * d;
+        }
+        let last = own.rank() as i64 - 1;
+        let mut extents = Vec::with_capacity(depth);
+        for i in 0..depth {
+            extents.push(p.b.dim_of(x, i)?);
+        }
+        let extents = p.b.shape_from(&extents)?;
+        // Coordinates counted from the end become ordinary ones.
+        let places = p.b.op("Mod", &[indices, extents])?;
+        let strides = p.b.ints(&strides);
+        let places = p.b.mul(places, strides)?;
+        let places = p.b.reduce_sum(places, &[last], false)?;
+        let rows = indexed.iter().fold(Dim::from(1), |product, d| &product * d);
+        let mut target = vec![p.b.ints(&[-1])];
+        for i in depth..ty.rank() {
+            target.push(p.b.dim_of(x, i)?);
+        }
+        let target = p.b.shape_from(&target)?;
+        let flat: Vec<Dim> = std::iter::once(rows).chain(rest.iter().cloned()).collect();
+        let like = p.b.reshape_dynamic(x, target, &flat)?;
+        let x_ct = gather::add_slices(p.b, ct, like, places, 0)?;
+        let x_ct = p.b.reshape_like(x_ct, x)?;
+        p.accumulate(0, x_ct)
+    }
+    fn samples(&self) -> Vec<Sample> {
+        vec![
+            Sample::of(
+                "GatherND",
+                Attrs::new(),
+                vec![floats(&[3, 4]), SampleOperand::Ints { dims: vec![3, 2], values: vec![1, 2, -1, 0, 1, 2] }],
+            ),
+            Sample::of(
+                "GatherND",
+                Attrs::new(),
+                vec![floats(&[3, 4, 2]), SampleOperand::Ints { dims: vec![2, 2, 1], values: vec![1, 2, 1, 0] }],
+            ),
+            Sample::of(
+                "GatherND",
+                Attrs::new(),
+                vec![floats(&[3, 4, 2]), SampleOperand::Ints { dims: vec![2, 2], values: vec![1, -1, 0, 0] }],
+            ),
+            Sample::of(
+                "GatherND",
+                Attrs::new().with("batch_dims", 1),
+                vec![floats(&[2, 3, 2]), SampleOperand::Ints { dims: vec![2, 1], values: vec![1, 0] }],
+            )
+            .shape_only(),
+        ]
+    }
+}

@@ -1,0 +1,119 @@
+//! Integer lists that are attributes in older opsets and operands in newer ones, and what reductions make of them.
+
+use super::*;
+use crate::ir::build::Built;
+
+impl Infer<'_> {
+    /// Integers given as the attribute `name` or as constant operand `i`; `None` when neither is there.
+    ///
+    /// # Errors
+    /// When the operand is computed in the graph.
+    pub fn listed(&self, name: &str, i: usize) -> Result<Option<Vec<i64>>, TypeError> {
+        match self.attrs().ints(name) {
+            Some(list) => Ok(Some(list.to_vec())),
+            None if (self.present)(i) => {
+                (self.ints)(i).map(Some).ok_or_else(|| TypeError(format!("`{name}` is computed in the graph")))
+            }
+            None => Ok(None),
+        }
+    }
+}
+
+impl Pullback<'_, '_> {
+    /// Integers given as the attribute `name` or as constant operand `i`; `None` when neither is there.
+    ///
+    /// # Errors
+    /// When the operand is computed in the graph.
+    pub fn listed(&self, name: &str, i: usize) -> Result<Option<Vec<i64>>, GradError> {
+        match self.attrs().ints(name) {
+            Some(list) => Ok(Some(list.to_vec())),
+            None if self.try_operand(i).is_some() => self.ints(i).map(Some),
+            None => Ok(None),
+        }
+    }
+}
+
+/// Over which axes a `Reduce…` node reduces.
+pub(super) struct Reduction {
+    /// Axes counted from the front, ascending; empty when the node is the identity.
+    pub(super) axes: Vec<usize>,
+    /// Do reduced axes stay with extent 1?
+    pub(super) keep: bool,
+}
+
+impl Reduction {
+    fn new(attrs: &Attrs, ty: &TensorType, listed: Option<Vec<i64>>) -> Option<Reduction> {
+        let keep = attrs.int("keepdims", 1) != 0;
+        let mut axes = match listed {
+            Some(list) if !list.is_empty() => list.iter().map(|a| ty.axis(*a)).collect::<Option<Vec<usize>>>()?,
+            _ if attrs.int("noop_with_empty_axes", 0) != 0 => Vec::new(),
+            _ => (0..ty.rank()).collect(),
+        };
+        axes.sort_unstable();
+        Some(Reduction { axes, keep })
+    }
+
+    /// Of the node a pullback works on.
+    pub(super) fn of(p: &Pullback) -> Result<Reduction, GradError> {
+        let listed = p.listed("axes", 1)?;
+        Reduction::new(&p.attrs(), &p.ty(0)?, listed).ok_or_else(|| p.unsupported("an axis is out of range"))
+    }
+
+    /// Does the node reduce nothing?
+    pub(super) fn is_identity(&self) -> bool {
+        self.axes.is_empty()
+    }
+
+    /// Makes a value of the reduced shape broadcast against the operand: where more than leading axes were dropped, they
+    /// come back with extent 1.
+    pub(super) fn restore(&self, p: &mut Pullback, v: ValueId) -> Built {
+        if self.keep || self.axes.iter().enumerate().all(|(i, a)| i == *a) {
+            return Ok(v);
+        }
+        p.b.unsqueeze(v, &self.axes.iter().map(|a| *a as i64).collect::<Vec<_>>())
+    }
+
+    /// One of the `Reduce…` operators over the same axes, all of them kept.
+    pub(super) fn apply(&self, p: &mut Pullback, op: &str, v: ValueId) -> Built {
+        p.b.reduce(op, v, &self.axes.iter().map(|a| *a as i64).collect::<Vec<_>>(), true)
+    }
+}
+
+/// The shape rule of the reductions.
+pub(super) fn reduced(cx: &Infer) -> Types {
+    let ty = cx.ty(0)?;
+    let listed = match cx.listed("axes", 1) {
+        Ok(listed) => listed,
+        // Axes nobody knows, but with all of them kept at least the rank is known.
+        Err(_) if cx.attrs().int("keepdims", 1) != 0 => {
+            return Ok(vec![TensorType::new(ty.dtype, ty.shape.iter().map(|_| unknown_dim("r")).collect::<Vec<_>>())]);
+        }
+        Err(e) => return Err(e),
+    };
+    let r = Reduction::new(cx.attrs(), ty, listed).ok_or_else(|| TypeError(format!("an axis is out of range for {ty}")))?;
+    let shape: Vec<Dim> = ty
+        .shape
+        .iter()
+        .enumerate()
+        .filter_map(|(i, d)| match r.axes.contains(&i) {
+            false => Some(d.clone()),
+            true => r.keep.then(|| Dim::from(1)),
+        })
+        .collect();
+    Ok(vec![TensorType::new(ty.dtype, shape)])
+}
+
+/// Samples that cover axes as operand and as attribute, kept and dropped axes, negative axes, and the full reduction. All
+/// elements must differ and stay away from 0 in `low..high`.
+pub(super) fn reduction_samples(name: &str, low: f32, high: f32) -> Vec<Sample> {
+    use super::sample::{floats_in, ints};
+    let x = || floats_in(&[2, 3, 4], low, high);
+    vec![
+        Sample::of(name, Attrs::new(), vec![x(), ints(&[1])]),
+        Sample::of(name, Attrs::new().with("keepdims", 0), vec![x(), ints(&[-1, 1])]),
+        Sample::of(name, Attrs::new().with("keepdims", 0), vec![x(), ints(&[0])]),
+        Sample::of(name, Attrs::new().with("keepdims", 0), vec![x()]),
+        Sample::of(name, Attrs::new().with("noop_with_empty_axes", 1), vec![x()]),
+        Sample::of(name, Attrs::new().with("axes", vec![0, -1]).with("keepdims", 0), vec![x()]).at(11),
+    ]
+}

@@ -1,0 +1,42 @@
+//! `Range`: start, start + delta, … below the limit.
+
+use super::*;
+
+pub(super) struct Range;
+
+impl OpRule for Range {
+    fn name(&self) -> &'static str {
+        "Range"
+    }
+    fn since(&self) -> i64 {
+        11
+    }
+    fn infer(&self, cx: &Infer) -> Types {
+        let dtype = cx.ty(0)?.dtype;
+        let length = match ((cx.ints)(0).as_deref(), (cx.ints)(1).as_deref(), (cx.ints)(2).as_deref()) {
+            (Some([start]), Some([limit]), Some([delta])) if *delta != 0 => {
+                let (span, delta) = if *delta > 0 { (limit - start, *delta) } else { (start - limit, -delta) };
+                Dim::from((span + delta - 1).div_euclid(delta).max(0))
+            }
+            _ => unknown_dim("range"),
+        };
+        Ok(vec![TensorType::new(dtype, vec![length])])
+    }
+    fn derivative(&self) -> Derivative {
+        Derivative::None("a range computed from trained numbers")
+    }
+    fn samples(&self) -> Vec<Sample> {
+        vec![
+            Sample::of(
+                "Range",
+                Attrs::new(),
+                vec![
+                    SampleOperand::Ints { dims: vec![], values: vec![1] },
+                    SampleOperand::Ints { dims: vec![], values: vec![8] },
+                    SampleOperand::Ints { dims: vec![], values: vec![3] },
+                ],
+            )
+            .shape_only(),
+        ]
+    }
+}

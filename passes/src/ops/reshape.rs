@@ -1,0 +1,80 @@
+//! `Reshape`: the same elements in row-major order under another shape.
+
+use super::sample::{floats, ints};
+use super::*;
+
+pub(super) struct Reshape;
+
+impl OpRule for Reshape {
+    fn name(&self) -> &'static str {
+        "Reshape"
+    }
+    fn since(&self) -> i64 {
+        5
+    }
+    fn infer(&self, cx: &Infer) -> Types {
+        let ty = cx.ty(0)?;
+        let Some(target) = cx.listed("shape", 1).ok().flatten() else {
+            // Computed in the graph: at least the rank is known.
+            let rank = cx.ty(1)?.shape.first().and_then(Dim::known);
+            let rank = rank.ok_or_else(|| TypeError("the rank of the target shape is unknown".into()))?;
+            return Ok(vec![TensorType::new(ty.dtype, (0..rank).map(|_| unknown_dim("reshape")).collect::<Vec<_>>())]);
+        };
+        let copies = cx.attrs().int("allowzero", 0) == 0;
+        let mut shape = Vec::with_capacity(target.len());
+        for (i, t) in target.iter().enumerate() {
+            shape.push(match t {
+                0 if copies => {
+                    ty.shape.get(i).cloned().ok_or_else(|| TypeError(format!("dimension {i} to copy is not in {ty}")))?
+                }
+                -1 => Dim::from(1),
+                t => Dim::from(*t),
+            });
+        }
+        if let Some(free) = target.iter().position(|t| *t == -1) {
+            let rest = shape.iter().fold(Dim::from(1), |product, d| &product * d);
+            shape[free] = remaining(&ty.shape, &shape, free).unwrap_or_else(|| unknown_dim("reshape"));
+            cx.require(rest.known() != Some(0) && shape[free].known().is_none_or(|n| n >= 0), || {
+                format!("{ty} does not reshape to {target:?}")
+            })?;
+        } else {
+            let (from, to) = (ty.elements(), shape.iter().fold(Dim::from(1), |product, d| &product * d));
+            cx.require(from.known().is_none() || to.known().is_none() || from == to, || {
+                format!("{ty} does not reshape to {target:?}")
+            })?;
+        }
+        Ok(vec![TensorType::new(ty.dtype, shape)])
+    }
+    /// x̄ = ȳ under x's shape.
+    fn pullback(&self, p: &mut Pullback) -> Result<(), GradError> {
+        let (x, ct) = (p.operand(0)?, p.ct(0)?);
+        let x_ct = p.b.reshape_like(ct, x)?;
+        p.accumulate(0, x_ct)
+    }
+    fn samples(&self) -> Vec<Sample> {
+        vec![
+            Sample::of("Reshape", Attrs::new(), vec![floats(&[2, 6]), ints(&[3, 4])]),
+            Sample::of("Reshape", Attrs::new(), vec![floats(&[2, 3, 4]), ints(&[0, -1])]),
+            Sample::of("Reshape", Attrs::new(), vec![floats(&[2, 3, 4]), ints(&[0, 0, 2, 2])]),
+            Sample::of("Reshape", Attrs::new().with("allowzero", 1), vec![floats(&[2, 6]), ints(&[1, -1, 3])]),
+        ]
+    }
+}
+
+/// The extent of axis `free` of `to` (whose entry there is 1) that makes the elements of both shapes as many: the quotient of
+/// the products, with what both sides share cancelled first so that sums of symbols divide too.
+fn remaining(from: &[Dim], to: &[Dim], free: usize) -> Option<Dim> {
+    let mut left: Vec<Dim> = from.to_vec();
+    let mut right = Vec::new();
+    for (i, d) in to.iter().enumerate() {
+        if i == free {
+            continue;
+        }
+        match left.iter().position(|l| l == d) {
+            Some(at) => drop(left.remove(at)),
+            None => right.push(d.clone()),
+        }
+    }
+    let product = |dims: &[Dim]| dims.iter().fold(Dim::from(1), |p, d| &p * d);
+    product(&left).div_exact(&product(&right))
+}

@@ -1,0 +1,59 @@
+//! `ScatterElements`: x with the updates written (or added) at the indices along an axis.
+//!
+//! Duplicate indices are only defined with a reduction; of the reductions only `add` is differentiated.
+
+use super::sample::floats;
+use super::*;
+
+pub(super) struct ScatterElements;
+
+impl OpRule for ScatterElements {
+    fn name(&self) -> &'static str {
+        "ScatterElements"
+    }
+    fn since(&self) -> i64 {
+        11
+    }
+    fn infer(&self, cx: &Infer) -> Types {
+        like_first(cx)
+    }
+    /// Writing: x̄ = ȳ with zeros at the places; adding: x̄ = ȳ. updates̅ = ȳ gathered at the places.
+    fn pullback(&self, p: &mut Pullback) -> Result<(), GradError> {
+        let (indices, ct, attrs) = (p.operand(1)?, p.ct(0)?, p.attrs());
+        let axis = Attrs::new().with("axis", attrs.int("axis", 0));
+        let adds = match attrs.str("reduction", "none") {
+            "none" => false,
+            "add" => true,
+            _ => return Err(p.unsupported("only writing and adding are differentiated")),
+        };
+        if p.wants(0) {
+            let x_ct = if adds {
+                ct
+            } else {
+                let zeros = p.operand(2)?;
+                let zeros = p.b.zeros_like(zeros)?;
+                p.b.op_with("ScatterElements", axis.clone(), &[ct, indices, zeros])?
+            };
+            p.accumulate(0, x_ct)?;
+        }
+        if p.wants(2) {
+            let updates_ct = p.b.op_with("GatherElements", axis, &[ct, indices])?;
+            p.accumulate(2, updates_ct)?;
+        }
+        Ok(())
+    }
+    fn samples(&self) -> Vec<Sample> {
+        vec![
+            Sample::of(
+                "ScatterElements",
+                Attrs::new().with("axis", 1),
+                vec![floats(&[2, 4]), SampleOperand::Ints { dims: vec![2, 2], values: vec![1, -1, 0, 2] }, floats(&[2, 2])],
+            ),
+            Sample::of(
+                "ScatterElements",
+                Attrs::new().with("reduction", "add"),
+                vec![floats(&[3, 2]), SampleOperand::Ints { dims: vec![2, 2], values: vec![2, 0, 2, 0] }, floats(&[2, 2])],
+            ),
+        ]
+    }
+}

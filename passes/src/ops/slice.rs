@@ -1,0 +1,212 @@
+//! `Slice`: a range with a step along some axes (attributes before opset 10, operands after).
+
+use super::place::{Start, place};
+use super::sample::{floats, ints};
+use super::*;
+use crate::ir::build::{Builder, Built};
+
+pub(super) struct Slice;
+
+impl OpRule for Slice {
+    fn name(&self) -> &'static str {
+        "Slice"
+    }
+    fn since(&self) -> i64 {
+        10
+    }
+    fn infer(&self, cx: &Infer) -> Types {
+        let ty = cx.ty(0)?;
+        let read = |name, i| cx.listed(name, i).ok().flatten();
+        let count = match (cx.attrs().ints("starts"), cx.types.get(1).and_then(Option::as_ref)) {
+            (Some(list), _) => Some(list.len()),
+            (None, Some(ty)) => ty.shape.first().and_then(Dim::known).map(|n| n as usize),
+            _ => None,
+        };
+        let count = count.ok_or_else(|| TypeError("the number of sliced axes is unknown".into()))?;
+        let axes =
+            axes(ty, cx.listed("axes", 3)?, count).ok_or_else(|| TypeError(format!("an axis is out of range for {ty}")))?;
+        let (starts, ends, steps) = (read("starts", 1), read("ends", 2), read("steps", 4));
+        let stepped = (cx.present)(4) && steps.is_none();
+        let mut shape = ty.shape.clone();
+        for (i, axis) in axes.into_iter().enumerate() {
+            let range = match (&starts, &ends) {
+                (Some(starts), Some(ends)) if !stepped => {
+                    Range::of(&ty.shape[axis], starts[i], ends[i], steps.as_ref().map_or(1, |s| s[i]))
+                }
+                _ => None,
+            };
+            shape[axis] = range.and_then(|r| r.len).unwrap_or_else(|| unknown_dim("slice"));
+        }
+        Ok(vec![TensorType::new(ty.dtype, shape)])
+    }
+    /// x̄ = zeros with ȳ where it came from. A negative step is undone first, a wider one by zeros between the elements.
+    fn pullback(&self, p: &mut Pullback) -> Result<(), GradError> {
+        let (x, ty) = (p.operand(0)?, p.ty(0)?);
+        let mut ct = p.ct(0)?;
+        let (starts, ends) = (p.listed("starts", 1).ok().flatten(), p.listed("ends", 2).ok().flatten());
+        let count = match &starts {
+            Some(list) => Some(list.len()),
+            None => p.ty(1)?.shape.first().and_then(Dim::known).map(|n| n as usize),
+        };
+        let count = count.ok_or_else(|| p.unsupported("the number of sliced axes is unknown"))?;
+        let axes = axes(&ty, p.listed("axes", 3)?, count).ok_or_else(|| p.unsupported("an axis is out of range"))?;
+        let steps = p.listed("steps", 4)?.unwrap_or_else(|| vec![1; count]);
+        let mut placed = Vec::with_capacity(count);
+        for (i, axis) in axes.into_iter().enumerate() {
+            let (d, step) = (ty.shape[axis].clone(), steps[i]);
+            let n = p.b.ty(ct)?.shape[axis].clone();
+            let range = match (&starts, &ends) {
+                (Some(starts), Some(ends)) => Range::of(&d, starts[i], ends[i], step),
+                _ => None,
+            };
+            let start = match range {
+                Some(range) if step > 0 => Start::At(range.start),
+                Some(range) => {
+                    ct = flip(p.b, ct, axis)?;
+                    Start::At(&range.start + &(&(&n - &Dim::from(1)) * &Dim::from(step)))
+                }
+                None if step > 0 => Start::Computed(first_place(p, x, axis, i, step)?),
+                None => return Err(p.unsupported("a negative step with bounds computed in the graph")),
+            };
+            if step.abs() > 1 {
+                let room = match &start {
+                    Start::At(start) => (&(&d - start) - &(&n * &Dim::from(step.abs()))).known(),
+                    Start::Computed(_) => None,
+                };
+                ct = spread(p.b, ct, axis, step.abs(), room.is_some_and(|r| r >= 0))?;
+            }
+            placed.push((axis, start));
+        }
+        let x_ct = place(p.b, ct, x, &placed)?;
+        p.accumulate(0, x_ct)
+    }
+    fn samples(&self) -> Vec<Sample> {
+        vec![
+            Sample::of("Slice", Attrs::new(), vec![floats(&[3, 4]), ints(&[1]), ints(&[3]), ints(&[-1])]),
+            Sample::of("Slice", Attrs::new(), vec![floats(&[5, 4]), ints(&[1, -3]), ints(&[1000000000000, -1])]),
+            Sample::of("Slice", Attrs::new(), vec![floats(&[7, 2]), ints(&[1]), ints(&[6]), ints(&[0]), ints(&[2])]),
+            Sample::of(
+                "Slice",
+                Attrs::new(),
+                vec![floats(&[6, 4]), ints(&[1, 0]), ints(&[1000000000000, 1000000000000]), ints(&[0, 1]), ints(&[2, 2])],
+            ),
+            Sample::of(
+                "Slice",
+                Attrs::new(),
+                vec![floats(&[7, 2]), ints(&[-1]), ints(&[-1000000000000]), ints(&[0]), ints(&[-1])],
+            ),
+            Sample::of("Slice", Attrs::new(), vec![floats(&[7, 2]), ints(&[5]), ints(&[0]), ints(&[0]), ints(&[-2])]),
+            Sample::of(
+                "Slice",
+                Attrs::new().with("starts", vec![1]).with("ends", vec![-1]).with("axes", vec![0]),
+                vec![floats(&[4, 3])],
+            )
+            .at(9),
+        ]
+    }
+}
+
+/// Axes counted from the front; the first ones where none are given.
+fn axes(ty: &TensorType, listed: Option<Vec<i64>>, count: usize) -> Option<Vec<usize>> {
+    match listed {
+        Some(axes) => axes.iter().map(|a| ty.axis(*a)).collect(),
+        None => (count <= ty.rank()).then(|| (0..count).collect()),
+    }
+}
+
+/// A range along one axis: its first place, and how many it takes if that can be told.
+struct Range {
+    start: Dim,
+    len: Option<Dim>,
+}
+
+impl Range {
+    /// What the bounds mean for an extent. Of a symbolic extent it is known that it is at least 1 and taken for granted that
+    /// bounds counted from an end lie inside.
+    fn of(d: &Dim, start: i64, end: i64, step: i64) -> Option<Range> {
+        const FAR: i64 = i32::MAX as i64;
+        if let Some(d) = d.known() {
+            let from_front = |v: i64| if v < 0 { v.saturating_add(d) } else { v };
+            let (start, end) = (from_front(start), from_front(end));
+            let (start, len) = if step > 0 {
+                let (start, end) = (start.clamp(0, d), end.clamp(0, d));
+                (start, (end - start + step - 1).div_euclid(step))
+            } else {
+                let (start, end) = (start.clamp(0, (d - 1).max(0)), end.clamp(-1, d - 1));
+                (start, (start - end - step - 1).div_euclid(-step))
+            };
+            return Some(Range { start: Dim::from(start), len: Some(Dim::from(len.max(0))) });
+        }
+        let at = |v: i64| if v < 0 { d + &Dim::from(v) } else { Dim::from(v) };
+        if step < 0 {
+            let whole = step == -1 && (start == -1 || start >= FAR) && end <= -FAR;
+            return whole.then(|| Range { start: d - &Dim::from(1), len: Some(d.clone()) });
+        }
+        if start >= FAR || start <= -FAR {
+            return None;
+        }
+        let begin = at(start);
+        let len = match end {
+            end if end >= FAR => Some(d - &begin),
+            // A bound from the front may lie past the end.
+            end if end >= 0 && !(start == 0 && end == 1) => None,
+            end => Some(&at(end) - &begin),
+        };
+        let len = len.and_then(|len| if step == 1 { Some(len) } else { len.div_exact(&Dim::from(step)) });
+        Some(Range { start: begin, len })
+    }
+}
+
+/// Reverses an axis.
+fn flip(b: &mut Builder, v: ValueId, axis: usize) -> Built {
+    let (start, end, axis, step) = (b.ints(&[-1]), b.ints(&[i64::MIN + 1]), b.ints(&[axis as i64]), b.ints(&[-1]));
+    let ty = b.ty(v)?;
+    let v = b.op("Slice", &[v, start, end, axis, step])?;
+    b.graph.set_type(v, ty.into());
+    Ok(v)
+}
+
+/// Puts step − 1 zeros after each element along an axis; after the last one only if there is `room` for them.
+fn spread(b: &mut Builder, v: ValueId, axis: usize, step: i64, room: bool) -> Built {
+    let ty = b.ty(v)?;
+    let rank = ty.rank();
+    let mut pads = vec![0; 2 * rank + 2];
+    pads[rank + 1 + axis + 1] = step - 1;
+    let apart = b.unsqueeze(v, &[axis as i64 + 1])?;
+    let pads = b.ints(&pads);
+    let apart = b.op("Pad", &[apart, pads])?;
+    let mut shape = ty.shape.clone();
+    shape[axis] = &shape[axis] * &Dim::from(step);
+    let mut target = Vec::with_capacity(rank);
+    for i in 0..rank {
+        // Of the extents that are not known one, the spread one, can be left to `Reshape`.
+        target.push(if i == axis { b.ints(&[-1]) } else { b.dim_of(v, i)? });
+    }
+    let target = b.shape_from(&target)?;
+    let v = b.reshape_dynamic(apart, target, &shape)?;
+    if room {
+        return Ok(v);
+    }
+    shape[axis] = &shape[axis] - &Dim::from(step - 1);
+    let v = b.slice(v, axis as i64, 0, 1 - step)?;
+    b.graph.set_type(v, TensorType::new(ty.dtype, shape).into());
+    Ok(v)
+}
+
+/// The first place that the i-th range takes, where its bounds are computed in the graph: the same slice of 0, 1, 2, …
+fn first_place(p: &mut Pullback, x: ValueId, axis: usize, i: usize, step: i64) -> Result<ValueId, GradError> {
+    let (starts, ends) = (p.operand(1)?, p.operand(2)?);
+    let b = &mut *p.b;
+    let dtype = b.ty(starts)?.dtype;
+    let at = i as i64;
+    let (start, end) = (b.slice(starts, 0, at, at + 1)?, b.slice(ends, 0, at, at + 1)?);
+    let (start, end) = (b.cast(start, DType::I64)?, b.cast(end, DType::I64)?);
+    debug_assert!(matches!(dtype, DType::I32 | DType::I64));
+    let extent = b.dim_of(x, axis)?;
+    let extent = b.squeeze(extent, &[0])?;
+    let (zero, one) = (b.int(0), b.int(1));
+    let places = b.op("Range", &[zero, extent, one])?;
+    let (axis, step) = (b.ints(&[0]), b.ints(&[step]));
+    let taken = b.op("Slice", &[places, start, end, axis, step])?;
+    Ok(b.slice(taken, 0, 0, 1)?)
+}

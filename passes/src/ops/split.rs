@@ -1,0 +1,97 @@
+//! `Split`: consecutive parts along an axis, of given sizes (an attribute before opset 13) or as equal as may be.
+
+use super::sample::{floats, ints};
+use super::*;
+use crate::ir::build::{BuildError, Builder};
+
+pub(super) struct Split;
+
+impl OpRule for Split {
+    fn name(&self) -> &'static str {
+        "Split"
+    }
+    fn since(&self) -> i64 {
+        13
+    }
+    fn infer(&self, cx: &Infer) -> Types {
+        let (ty, axis) = (cx.ty(0)?, cx.axis(0)?);
+        let sizes: Vec<Dim> = match cx.listed("split", 1)? {
+            Some(sizes) => sizes.into_iter().map(Dim::from).collect(),
+            None => {
+                // Before opset 18 the number of parts is only told by the node's results.
+                let written = cx.op.source.as_ref().map_or(0, |n| n.output.len() as i64);
+                let count = cx.attrs().int("num_outputs", written);
+                cx.require(count > 0, || "the number of parts is unknown".into())?;
+                equal_parts(&ty.shape[axis], count)
+            }
+        };
+        let part = |size: Dim| {
+            let mut shape = ty.shape.clone();
+            shape[axis] = size;
+            TensorType::new(ty.dtype, shape)
+        };
+        Ok(sizes.into_iter().map(part).collect())
+    }
+    /// x̄ = the parts' cotangents joined, zeros for the parts the loss does not read.
+    fn pullback(&self, p: &mut Pullback) -> Result<(), GradError> {
+        let axis = p.attrs().int("axis", 0);
+        let results: Vec<ValueId> = p.graph().results(p.node()).collect();
+        let mut parts = Vec::with_capacity(results.len());
+        for (i, y) in results.into_iter().enumerate() {
+            parts.push(match p.try_ct(i) {
+                Some(ct) => ct,
+                None => p.b.zeros_like(y)?,
+            });
+        }
+        let x_ct = p.b.concat(&parts, axis)?;
+        let ty = p.ty(0)?;
+        p.b.graph.set_type(x_ct, ty.into());
+        p.accumulate(0, x_ct)
+    }
+    fn samples(&self) -> Vec<Sample> {
+        vec![
+            Sample::of("Split", Attrs::new().with("axis", -1), vec![floats(&[2, 6]), ints(&[1, 3, 2])]).results(3),
+            Sample::of("Split", Attrs::new().with("num_outputs", 2), vec![floats(&[5, 2])]).results(2),
+            Sample::of("Split", Attrs::new().with("axis", 1), vec![floats(&[2, 6]), ints(&[4, 2])]),
+        ]
+    }
+}
+
+fn equal_parts(extent: &Dim, count: i64) -> Vec<Dim> {
+    if let Some(n) = extent.known() {
+        // Opset 18: the last part is the smaller one.
+        let size = (n + count - 1) / count;
+        return (0..count).map(|i| Dim::from(size.min(n - i * size))).collect();
+    }
+    match extent.div_exact(&Dim::from(count)) {
+        Some(size) => vec![size; count as usize],
+        None => (0..count).map(|_| unknown_dim("split")).collect(),
+    }
+}
+
+/// Parts of the sizes that a value computed in the graph gives.
+pub(super) fn split(
+    b: &mut Builder,
+    v: ValueId,
+    sizes: ValueId,
+    axis: usize,
+    count: usize,
+) -> Result<Vec<ValueId>, BuildError> {
+    if count == 1 {
+        return Ok(vec![v]);
+    }
+    let attrs = Attrs::new().with("axis", axis as i64);
+    if constant_ints(b.graph, sizes).is_some() {
+        return b.node(Op::new("Split", attrs), &[Some(v), Some(sizes)]);
+    }
+    // The shape rule cannot count the parts of sizes it does not see, so the node is made by hand.
+    let ty = b.ty(v)?;
+    let node = b.graph.add_op("", Op::new("Split", attrs), &[Some(v), Some(sizes)]);
+    let stem = format!("{}/Split", b.prefix);
+    let part = |b: &mut Builder, i| {
+        let mut shape = ty.shape.clone();
+        shape[axis] = unknown_dim("split");
+        b.graph.push_result(node, &format!("{stem}.{i}"), TensorType::new(ty.dtype, shape).into())
+    };
+    Ok((0..count).map(|i| part(b, i)).collect())
+}

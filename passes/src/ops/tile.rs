@@ -1,0 +1,64 @@
+//! `Tile`: repeats along each axis.
+
+use super::sample::{floats, ints};
+use super::*;
+
+pub(super) struct Tile;
+
+impl OpRule for Tile {
+    fn name(&self) -> &'static str {
+        "Tile"
+    }
+    fn since(&self) -> i64 {
+        6
+    }
+    fn infer(&self, cx: &Infer) -> Types {
+        let ty = cx.ty(0)?;
+        let mut shape = ty.shape.clone();
+        match (cx.ints)(1) {
+            Some(repeats) => {
+                cx.require(repeats.len() == shape.len(), || format!("{} repeats do not fit {ty}", repeats.len()))?;
+                shape.iter_mut().zip(repeats).for_each(|(d, n)| *d = &*d * &Dim::from(n));
+            }
+            None => shape.iter_mut().for_each(|d| *d = unknown_dim("tile")),
+        }
+        Ok(vec![TensorType::new(ty.dtype, shape)])
+    }
+    /// x̄ = Σ of ȳ over the repeats, each of which gets an axis of its own.
+    fn pullback(&self, p: &mut Pullback) -> Result<(), GradError> {
+        let (x, ct, ty) = (p.operand(0)?, p.ct(0)?, p.ty(0)?);
+        let repeats = p.ints(1).ok();
+        let (mut target, mut shape, mut over) = (Vec::new(), Vec::new(), Vec::new());
+        for (i, d) in ty.shape.iter().enumerate() {
+            let n = repeats.as_ref().map(|r| r[i]);
+            if n != Some(1) {
+                over.push(target.len() as i64);
+                shape.push(n.map_or_else(|| unknown_dim("tile"), Dim::from));
+                target.push(match n {
+                    Some(n) => p.b.ints(&[n]),
+                    None => {
+                        let repeats = p.operand(1)?;
+                        p.b.slice(repeats, 0, i as i64, i as i64 + 1)?
+                    }
+                });
+                if d.is_one() {
+                    // A repeated single element: sum over the repeats and keep the axis.
+                    continue;
+                }
+            }
+            shape.push(d.clone());
+            target.push(p.b.dim_of(x, i)?);
+        }
+        let target = p.b.shape_from(&target)?;
+        let apart = p.b.reshape_dynamic(ct, target, &shape)?;
+        let sum = p.b.reduce_sum(apart, &over, false)?;
+        let x_ct = p.b.reshape_like(sum, x)?;
+        p.accumulate(0, x_ct)
+    }
+    fn samples(&self) -> Vec<Sample> {
+        vec![
+            Sample::of("Tile", Attrs::new(), vec![floats(&[2, 3]), ints(&[2, 3])]),
+            Sample::of("Tile", Attrs::new(), vec![floats(&[1, 3, 2]), ints(&[4, 1, 2])]),
+        ]
+    }
+}
