@@ -97,11 +97,6 @@ impl Window {
         self.kernel.iter().product()
     }
 
-    /// Is every window one cell, with no padding?
-    pub(super) fn is_point(&self) -> bool {
-        self.taps() == 1 && !self.is_padded()
-    }
-
     pub(super) fn is_padded(&self) -> bool {
         self.begin.iter().chain(&self.end).any(|p| *p != 0)
     }
