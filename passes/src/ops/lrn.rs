@@ -3,9 +3,9 @@
 use super::sample::floats;
 use super::*;
 
-pub(super) struct LRN;
+pub(super) struct Lrn;
 
-impl OpRule for LRN {
+impl OpRule for Lrn {
     fn name(&self) -> &'static str {
         "LRN"
     }

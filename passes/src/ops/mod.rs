@@ -157,7 +157,7 @@ ops! {
     layer_normalization::LayerNormalization;
     lp_normalization::LpNormalization;
     lp_pool::LpPool, GlobalLpPool;
-    lrn::LRN;
+    lrn::Lrn;
     matmul::MatMul;
     max_pool::MaxPool;
     rms_normalization::RMSNormalization, SimplifiedLayerNormalization;
