@@ -205,6 +205,7 @@ ops! {
     modulo::Mod;
     trilu::Trilu;
     cumsum::CumSum;
+    route::Route, RouteCotangent, RouteWeightsCotangent;
     reduce_sum::ReduceSum, ReduceMean;
     reduce_max::ReduceMax, ReduceMin;
     reduce_prod::ReduceProd;
