@@ -1,2 +1,51 @@
 //! `ancre-rewrite`: see the README.
-fn main() {}
+
+use ancre_rewrite::cli::{Cli, Command};
+use ancre_rewrite::error::Failure;
+use ancre_rewrite::{freeze, inspect, report, rewrite};
+use clap::{CommandFactory, Parser};
+use std::io::Write;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(&cli) {
+        Ok(text) => {
+            // A closed pipe (`| head`) is no error of ours.
+            let _ = std::io::stdout().write_all(text.as_bytes());
+            ExitCode::SUCCESS
+        }
+        Err(e) => {
+            eprintln!("error: {e}");
+            ExitCode::from(e.status)
+        }
+    }
+}
+
+fn run(cli: &Cli) -> Result<String, Failure> {
+    match &cli.command {
+        Some(Command::Inspect(a)) => Ok(inspect::inspect(a)? + if a.json { "\n" } else { "" }),
+        Some(Command::Freeze(a)) => {
+            let done = freeze::freeze(a)?;
+            if a.json {
+                return Ok(format!("{}\n", done.json()));
+            }
+            Ok(report::frozen(&done))
+        }
+        Some(Command::Completions { shell }) => {
+            let mut out = Vec::new();
+            clap_complete::generate(*shell, &mut Cli::command(), "ancre-rewrite", &mut out);
+            Ok(String::from_utf8_lossy(&out).into_owned())
+        }
+        None => {
+            let outcome = rewrite::rewrite(&cli.rewrite)?;
+            if cli.rewrite.json {
+                Ok(format!("{}\n", report::json(&outcome)))
+            } else if cli.rewrite.quiet {
+                Ok(String::new())
+            } else {
+                Ok(report::text(&outcome, cli.rewrite.verbose))
+            }
+        }
+    }
+}

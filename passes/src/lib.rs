@@ -4,4 +4,5 @@ pub mod analysis;
 pub mod ir;
 pub mod onnx;
 pub mod ops;
+pub mod pipeline;
 pub mod transform;

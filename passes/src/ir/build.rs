@@ -201,8 +201,13 @@ impl<'g> Builder<'g> {
         if axes.is_empty() {
             return Ok(a);
         }
+        let attrs = Attrs::new().with("keepdims", keep as i64);
+        // The axes became an operand in opset 13 for ReduceSum and in 18 for the others.
+        if self.opset() < if op == "ReduceSum" { 13 } else { 18 } {
+            return self.op_with(op, attrs.with("axes", axes), &[a]);
+        }
         let axes = self.ints(axes);
-        self.op_with(op, Attrs::new().with("keepdims", keep as i64), &[a, axes])
+        self.op_with(op, attrs, &[a, axes])
     }
 
     /// Sum of all elements, a scalar.
@@ -277,6 +282,9 @@ impl<'g> Builder<'g> {
         if axes.is_empty() {
             return Ok(a);
         }
+        if self.opset() < 13 {
+            return self.op_with("Unsqueeze", Attrs::new().with("axes", axes), &[a]);
+        }
         let axes = self.ints(axes);
         self.op("Unsqueeze", &[a, axes])
     }
@@ -285,6 +293,9 @@ impl<'g> Builder<'g> {
     pub fn squeeze(&mut self, a: ValueId, axes: &[i64]) -> Built {
         if axes.is_empty() {
             return Ok(a);
+        }
+        if self.opset() < 13 {
+            return self.op_with("Squeeze", Attrs::new().with("axes", axes), &[a]);
         }
         let axes = self.ints(axes);
         self.op("Squeeze", &[a, axes])
@@ -300,8 +311,22 @@ impl<'g> Builder<'g> {
 
     /// `a[start..end]` along one axis.
     pub fn slice(&mut self, a: ValueId, axis: i64, start: i64, end: i64) -> Built {
-        let (s, e, x) = (self.ints(&[start]), self.ints(&[end]), self.ints(&[axis]));
+        self.slices(a, &[axis], &[start], &[end])
+    }
+
+    /// `a[starts..ends]` along several axes.
+    pub fn slices(&mut self, a: ValueId, axes: &[i64], starts: &[i64], ends: &[i64]) -> Built {
+        if self.opset() < 10 {
+            let attrs = Attrs::new().with("axes", axes).with("ends", ends).with("starts", starts);
+            return self.op_with("Slice", attrs, &[a]);
+        }
+        let (s, e, x) = (self.ints(starts), self.ints(ends), self.ints(axes));
         self.op("Slice", &[a, s, e, x])
+    }
+
+    /// The version of the standard operator set that nodes are built for.
+    pub fn opset(&self) -> i64 {
+        self.graph.opsets.get("").copied().unwrap_or(18)
     }
 
     /// Casts to another element type; the same one costs nothing.

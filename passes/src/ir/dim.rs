@@ -71,6 +71,11 @@ impl Dim {
         Some(sum)
     }
 
+    /// The terms of the polynomial: a sorted list of symbols (repeated for powers) and its coefficient. Zero has none.
+    pub fn terms(&self) -> impl Iterator<Item = (&[Arc<str>], i64)> {
+        self.terms.iter().map(|(m, c)| (m.as_slice(), *c))
+    }
+
     /// The names of the symbols in it.
     pub fn symbols(&self) -> impl Iterator<Item = &str> {
         self.terms.keys().flatten().map(|s| &**s)

@@ -539,10 +539,15 @@ impl Graph {
         self.replace_uses(old, new, |_| true);
         if self.is_output(old) {
             self.swap_names(old, new);
-            for o in &mut self.outputs {
-                if o.value == old {
-                    o.value = new;
-                }
+            self.redirect_output(old, new);
+        }
+    }
+
+    /// Makes `new` the graph output that `old` was. Names stay: see [`Graph::swap_names`].
+    pub fn redirect_output(&mut self, old: ValueId, new: ValueId) {
+        for o in &mut self.outputs {
+            if o.value == old {
+                o.value = new;
             }
         }
     }

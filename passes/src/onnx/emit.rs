@@ -1,6 +1,6 @@
 //! IR to ONNX file. Initializers are written straight from where they live; the model message never holds a second copy.
 
-use crate::ir::{ANCRE, Attr, DType, Dim, Graph, Kind, NodeSite, Tensor, TensorType, ValueId, ValueType};
+use crate::ir::{ANCRE, Attr, DType, Dim, Graph, Kind, NodeId, NodeSite, Tensor, TensorType, ValueId, ValueType};
 use onnx_protobuf::attribute_proto::AttributeType;
 use onnx_protobuf::tensor_shape_proto::{Dimension, dimension};
 use onnx_protobuf::{
@@ -202,7 +202,11 @@ fn initializer<'g>(tensor: &'g Tensor, name: &str) -> Result<Piece<'g>, EmitErro
     Ok(Piece::Split { head: head.write_to_bytes()?, bytes: tensor.raw().map(|b| b.as_slice()).unwrap_or_default() })
 }
 
-fn node(g: &Graph, id: crate::ir::NodeId) -> Result<NodeProto, EmitError> {
+/// The message of one operator node. Empty for graph inputs and initializers.
+///
+/// # Errors
+/// When the operator is abstract or an attribute cannot be written.
+pub fn node(g: &Graph, id: NodeId) -> Result<NodeProto, EmitError> {
     let n = g.node(id);
     let Some(op) = n.op() else { return Ok(NodeProto::new()) };
     if op.domain == ANCRE {

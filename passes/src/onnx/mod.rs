@@ -3,5 +3,5 @@
 mod emit;
 mod import;
 
-pub use emit::{Emission, EmitError, emit};
+pub use emit::{Emission, EmitError, emit, node as node_message};
 pub use import::{ImportError, NEWEST_IR, NEWEST_OPSET, OLDEST_OPSET, import, read_value_info};

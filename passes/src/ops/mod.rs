@@ -9,6 +9,7 @@ mod listed;
 mod place;
 mod pullback;
 mod sample;
+mod window;
 
 pub use pullback::{Contribution, Cotangents, GradError, Pullback};
 pub use sample::{Sample, SampleOperand};
@@ -141,6 +142,13 @@ macro_rules! ops {
 // One line an operator (an inverse pair or a family that differs in one formula may share a file).
 ops! {
     add::Add;
+    conv::Conv;
+    conv_transpose::ConvTranspose;
+    gemm::Gemm;
+    global_pool::GlobalAveragePool, GlobalMaxPool;
+    layer_normalization::LayerNormalization;
+    matmul::MatMul;
+    softmax::Softmax, LogSoftmax;
     sub::Sub;
     mul::Mul;
     div::Div;
@@ -184,6 +192,7 @@ ops! {
     modulo::Mod;
     trilu::Trilu;
     cumsum::CumSum;
+    route::Route, RouteCotangent, RouteWeightsCotangent;
     reduce_sum::ReduceSum, ReduceMean;
     reduce_max::ReduceMax, ReduceMin;
     reduce_prod::ReduceProd;

@@ -1,1 +1,14 @@
-//! Passes that change a graph.
+//! Passes that change a graph, and the parts of training graphs.
+
+mod differentiate;
+pub mod bake;
+pub mod eliminate;
+pub mod fold;
+pub mod loss;
+pub mod lower_routes;
+pub mod optimizer;
+pub mod route;
+pub mod train_batch_norm;
+pub mod training;
+
+pub use differentiate::{Gradients, differentiate};

@@ -1,0 +1,208 @@
+//! What role each float constant of a model plays, and so whether it trains: decided by how it is used, not by its name.
+//!
+//! A tensor trains when it is the weight of a convolution, product or embedding, a bias, the scale or bias of a
+//! normalisation, a layer scale, or a learned position. Position tables of sines and cosines, masks, epsilons and other
+//! scalars do not.
+
+use crate::ir::{Graph, Kind, NodeId, ValueId};
+
+/// The role of a float constant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Role {
+    Weight,
+    Embedding,
+    Bias,
+    NormScale,
+    NormBias,
+    Scale,
+    Position,
+    /// Running mean or variance of a batch normalisation.
+    Statistic,
+    /// Not a parameter, for this reason.
+    Frozen(&'static str),
+}
+
+impl Role {
+    /// Does it train?
+    pub fn trains(self) -> bool {
+        !matches!(self, Role::Statistic | Role::Frozen(_))
+    }
+
+    /// Word for reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Role::Weight => "weight",
+            Role::Embedding => "embedding",
+            Role::Bias => "bias",
+            Role::NormScale => "norm scale",
+            Role::NormBias => "norm bias",
+            Role::Scale => "scale",
+            Role::Position => "position",
+            Role::Statistic => "running statistic",
+            Role::Frozen(why) => why,
+        }
+    }
+}
+
+/// Operators that hand a constant on without changing what it is.
+fn passes_through(name: &str) -> bool {
+    matches!(name, "Identity" | "Cast" | "CastLike" | "Transpose" | "Reshape" | "Unsqueeze" | "Squeeze" | "Expand" | "Flatten")
+}
+
+/// Roles of all float initializers, in graph order.
+pub fn initializer_roles(g: &Graph) -> Vec<(ValueId, Role)> {
+    let order = g.topological_order().unwrap_or_default();
+    // What depends on data a caller feeds: a position index does not, a token id does.
+    let mut from_input = vec![false; g.node_bound()];
+    for id in &order {
+        from_input[id.index()] =
+            matches!(g.node(*id).kind, Kind::Input(_)) || g.reads(*id).iter().any(|v| from_input[v.node.index()]);
+    }
+    order
+        .iter()
+        .filter(|id| matches!(g.node(**id).kind, Kind::Initializer { .. }))
+        .map(|id| g.result(*id, 0))
+        .filter(|v| g.is_float(*v))
+        .map(|v| (v, role(g, v, &from_input)))
+        .collect()
+}
+
+fn role(g: &Graph, v: ValueId, from_input: &[bool]) -> Role {
+    let Some(t) = g.initializer(v) else { return Role::Frozen("not an initializer") };
+    if g.name(v).starts_with("ancre.") {
+        return Role::Frozen("the router's own");
+    }
+    let mut found = Role::Frozen("unused");
+    for (consumer, operand) in g.uses(v) {
+        let r = use_role(g, consumer, operand, v, from_input, 8);
+        if r.trains() || found == Role::Frozen("unused") {
+            found = r;
+        }
+        if r == Role::Statistic || r.trains() {
+            break;
+        }
+    }
+    let vector_like = matches!(found, Role::Weight | Role::Embedding | Role::NormScale | Role::NormBias);
+    if found.trains() && !vector_like {
+        if t.len() == 1 && t.dims().iter().product::<i64>() == 1 && t.dims().len() != 1 {
+            return Role::Frozen("scalar constant");
+        }
+        if let Ok(values) = t.to_f64()
+            && let Some(why) = table(&values, t.dims(), found)
+        {
+            return Role::Frozen(why);
+        }
+    }
+    found
+}
+
+fn use_role(g: &Graph, node: NodeId, operand: usize, v: ValueId, from_input: &[bool], depth: usize) -> Role {
+    let Some(op) = g.op(node) else { return Role::Frozen("unused") };
+    let name = op.name.as_str();
+    let rank = g.tensor_type(v).map_or(0, |t| t.rank());
+    if passes_through(name) && operand == 0 {
+        if depth == 0 {
+            return Role::Frozen("unused");
+        }
+        let roles = g.results(node).flat_map(|r| g.uses(r)).map(|(n, i)| {
+            let carried = g.operand(n, i).unwrap_or(v);
+            use_role(g, n, i, carried, from_input, depth - 1)
+        });
+        let mut first = Role::Frozen("unused");
+        for r in roles {
+            if r.trains() || r == Role::Statistic {
+                return r;
+            }
+            first = r;
+        }
+        return first;
+    }
+    match (name, operand) {
+        ("Conv" | "ConvTranspose" | "FusedConv", 1) | ("Gemm" | "MatMul" | "FusedMatMul" | "Einsum", 0 | 1) => Role::Weight,
+        ("Conv" | "ConvTranspose" | "FusedConv" | "Gemm", 2) => Role::Bias,
+        ("Attention" | "MultiHeadAttention", 1) if op.domain == "com.microsoft" => Role::Weight,
+        ("Attention" | "BiasGelu" | "FastGelu", 1 | 2) if op.domain == "com.microsoft" => Role::Bias,
+        ("BatchNormalization", 3 | 4) => Role::Statistic,
+        (
+            "BatchNormalization" | "LayerNormalization" | "InstanceNormalization" | "GroupNormalization" | "RMSNormalization"
+            | "SimplifiedLayerNormalization",
+            1,
+        ) => Role::NormScale,
+        ("BatchNormalization" | "LayerNormalization" | "InstanceNormalization" | "GroupNormalization", 2) => Role::NormBias,
+        ("SkipLayerNormalization" | "EmbedLayerNormalization", _) => Role::NormScale,
+        ("Gather", 0) => {
+            let by_data = g.operand(node, 1).is_some_and(|i| from_input[i.node.index()]);
+            if by_data { Role::Embedding } else { after_gather(g, node, from_input, depth) }
+        }
+        ("PRelu", 1) => Role::Scale,
+        ("Add" | "Sub" | "Sum", _) => {
+            let masks = g.results(node).flat_map(|r| g.uses(r)).any(|(n, _)| g.is_op(n, "Softmax"));
+            if masks {
+                Role::Frozen("mask")
+            } else if rank <= 1 || per_channel(g, v) {
+                Role::Bias
+            } else {
+                Role::Position
+            }
+        }
+        ("Mul", _) => {
+            if rank <= 1 || per_channel(g, v) {
+                Role::Scale
+            } else {
+                Role::Frozen("table that multiplies")
+            }
+        }
+        ("Concat", _) => Role::Position,
+        ("Where", _) => Role::Frozen("mask"),
+        ("Div" | "Pow" | "Clip" | "Max" | "Min" | "Equal" | "Greater" | "Less", _) => Role::Frozen("constant of a formula"),
+        _ => Role::Frozen("no trained role"),
+    }
+}
+
+/// A table read by constant indices: positions, or a relative-position bias.
+fn after_gather(g: &Graph, node: NodeId, from_input: &[bool], depth: usize) -> Role {
+    let v = g.result(node, 0);
+    if depth == 0 {
+        return Role::Position;
+    }
+    let into_mask = g.uses(v).into_iter().any(|(n, _)| g.is_op(n, "Where"));
+    let _ = from_input;
+    if into_mask { Role::Frozen("mask") } else { Role::Position }
+}
+
+/// Has the tensor more than one extent above 1? A scale or bias per channel has not, whatever its rank.
+fn per_channel(g: &Graph, v: ValueId) -> bool {
+    g.tensor_type(v).is_some_and(|t| t.shape.iter().filter(|d| !d.is_one()).count() <= 1)
+}
+
+/// Is this a table that a formula made: a mask, or sines and cosines?
+fn table(values: &[f64], dims: &[i64], role: Role) -> Option<&'static str> {
+    if values.len() > 1 && values.iter().all(|v| *v == 0.0 || *v <= -1e4 || *v == f64::NEG_INFINITY) && values.iter().any(|v| *v < 0.0)
+    {
+        return Some("mask");
+    }
+    if role != Role::Position || values.len() < 8 {
+        return None;
+    }
+    // sin² + cos² = 1 for pairs: interleaved, or in halves of the last axis (or of each of its quarters).
+    let width = dims.last().copied().unwrap_or(1).max(1) as usize;
+    let bounded = values.iter().all(|v| v.abs() <= 1.0 + 1e-6);
+    if !bounded || width % 2 != 0 {
+        return None;
+    }
+    let unit = |a: f64, b: f64| (a * a + b * b - 1.0).abs() < 1e-4;
+    let rows: Vec<&[f64]> = values.chunks_exact(width).collect();
+    let paired = |row: &[f64], distance: usize| {
+        let pairs = row.chunks_exact(2 * distance).flat_map(|c| c[..distance].iter().zip(&c[distance..]));
+        pairs.clone().count() * 2 == row.len() && pairs.clone().all(|(a, b)| unit(*a, *b))
+    };
+    // The first row may be a class token's zeros.
+    let mut distances = vec![1, width / 2];
+    if width % 4 == 0 {
+        distances.push(width / 4);
+    }
+    let zero_row = |row: &[f64]| row.iter().all(|v| *v == 0.0);
+    let made = distances.into_iter().any(|d| d > 0 && rows.iter().all(|r| zero_row(r) || paired(r, d)) && !rows.iter().all(|r| zero_row(r)));
+    made.then_some("table of sines and cosines")
+}

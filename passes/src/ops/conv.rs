@@ -1,0 +1,391 @@
+//! `Conv`: y = x ∗ w + bias over 1, 2, 3 or more spatial axes, in groups.
+//!
+//! Which plain operators carry the gradients is a matter of cost; the choices below were measured on the CPU provider and keep
+//! to operators whose CUDA kernels are of the ordinary kind.
+
+use super::matmul::contract_batch;
+use super::sample::floats;
+use super::window::{Window, crop_like, pad_spatial, slice};
+use super::*;
+use crate::ir::build::{Builder, Built};
+
+pub(super) struct Conv;
+
+impl OpRule for Conv {
+    fn name(&self) -> &'static str {
+        "Conv"
+    }
+    fn since(&self) -> i64 {
+        11
+    }
+    fn infer(&self, cx: &Infer) -> Types {
+        let (x, w) = (cx.ty(0)?, cx.ty(1)?);
+        cx.require(x.rank() >= 3 && x.rank() == w.rank(), || format!("{x} and weight {w} do not make a convolution"))?;
+        cx.require(x.dtype == w.dtype, || format!("element types {} and {} differ", x.dtype, w.dtype))?;
+        let group = cx.attrs().int("group", 1);
+        if let (Some(c), Some(per_group)) = (x.shape[1].known(), w.shape[1].known()) {
+            cx.require(c == per_group * group, || format!("{x} has not {group} groups of {per_group} channels"))?;
+        }
+        let window = Window::new(cx.attrs(), Some(&w.shape[2..]), &x.shape[2..])?;
+        let mut shape = vec![x.shape[0].clone(), w.shape[0].clone()];
+        shape.extend(window.output(&x.shape[2..])?);
+        Ok(vec![TensorType::new(x.dtype, shape)])
+    }
+    /// x̄ = ȳ ∗ᵀ w (see [`input_gradient`]), w̄ = Σ_n correlation of x and ȳ (see [`weight_gradient`]), bias: Σ ȳ.
+    fn pullback(&self, p: &mut Pullback) -> Result<(), GradError> {
+        let ct = p.ct(0)?;
+        let attrs = p.attrs();
+        let (x, w) = (p.operand(0)?, p.operand(1)?);
+        let (x_ty, w_ty) = (p.ty(0)?, p.ty(1)?);
+        let window =
+            Window::new(&attrs, Some(&w_ty.shape[2..]), &x_ty.shape[2..]).map_err(|e| p.unsupported(&e.to_string()))?;
+        let group = attrs.int("group", 1);
+        if p.wants(0) {
+            let term = input_gradient(p.b, ct, w, x, &window, group)?;
+            p.accumulate(0, term)?;
+        }
+        if p.wants(1) {
+            let term = weight_gradient(p.b, x, ct, w, &window, group)?;
+            p.accumulate(1, term)?;
+        }
+        if p.wants(2) {
+            let axes: Vec<i64> = [0].into_iter().chain(2..x_ty.rank() as i64).collect();
+            let term = p.b.reduce_sum(ct, &axes, false)?;
+            p.accumulate(2, term)?;
+        }
+        Ok(())
+    }
+    fn samples(&self) -> Vec<Sample> {
+        let of = |attrs: Attrs, x: &[i64], w: &[i64]| Sample::of("Conv", attrs, vec![floats(x), floats(w)]);
+        let a = Attrs::new;
+        let two = |v: i64| vec![v, v];
+        let four = |v: i64| vec![v; 4];
+        vec![
+            Sample::of("Conv", a().with("pads", four(1)), vec![floats(&[2, 3, 5, 5]), floats(&[4, 3, 3, 3]), floats(&[4])]),
+            of(a().with("kernel_shape", two(3)).with("pads", four(1)), &[2, 4, 24, 22], &[3, 4, 3, 3]),
+            of(a(), &[2, 3, 5, 4], &[4, 3, 3, 2]),
+            of(a().with("strides", two(2)).with("pads", four(1)), &[2, 3, 6, 7], &[4, 3, 3, 3]),
+            of(a().with("strides", two(2)).with("pads", four(3)), &[1, 3, 9, 8], &[2, 3, 7, 7]),
+            of(a().with("strides", two(2)).with("pads", four(1)), &[2, 9, 6, 7], &[4, 9, 3, 3]),
+            of(a().with("strides", two(3)), &[2, 3, 6, 6], &[4, 3, 3, 3]),
+            of(a().with("strides", vec![2, 1]).with("dilations", vec![1, 2]), &[2, 8, 7, 8], &[3, 8, 3, 3]),
+            of(a().with("dilations", two(2)).with("pads", four(2)), &[1, 2, 6, 6], &[3, 2, 3, 3]),
+            of(a().with("pads", vec![0, 1, 2, 0]), &[1, 2, 5, 6], &[3, 2, 3, 3]),
+            of(a().with("pads", vec![0, 1, 2, 0]).with("strides", two(2)), &[1, 2, 6, 6], &[3, 2, 3, 3]),
+            of(a().with("auto_pad", "SAME_UPPER").with("strides", two(2)), &[1, 2, 6, 7], &[3, 2, 3, 3]),
+            of(a().with("auto_pad", "SAME_LOWER"), &[1, 2, 4, 5], &[3, 2, 2, 2]),
+            of(a().with("auto_pad", "VALID"), &[1, 2, 4, 5], &[3, 2, 2, 2]),
+            of(a(), &[2, 3, 4, 4], &[5, 3, 1, 1]),
+            of(a(), &[2, 30, 1, 1], &[30, 30, 1, 1]),
+            of(a().with("strides", two(2)), &[2, 3, 5, 6], &[5, 3, 1, 1]),
+            of(a().with("group", 2), &[2, 4, 4, 4], &[6, 2, 1, 1]),
+            of(a().with("group", 2).with("pads", four(1)), &[2, 4, 4, 4], &[6, 2, 3, 3]),
+            of(a().with("group", 2).with("pads", four(1)).with("strides", two(2)), &[2, 16, 5, 4], &[4, 8, 3, 3]),
+            of(a().with("group", 4).with("pads", four(1)), &[2, 4, 5, 5], &[4, 1, 3, 3]),
+            of(a().with("group", 4).with("pads", four(1)).with("strides", two(2)), &[2, 4, 5, 6], &[4, 1, 3, 3]),
+            of(a().with("group", 3).with("pads", four(1)), &[2, 3, 5, 5], &[6, 1, 3, 3]),
+            of(a().with("group", 4).with("pads", four(2)), &[1, 4, 6, 6], &[4, 1, 5, 5]),
+            of(a().with("pads", vec![1, 1]), &[2, 3, 7], &[4, 3, 3]),
+            of(a().with("strides", vec![2]), &[2, 3, 8], &[4, 3, 3]),
+            of(a().with("pads", vec![1; 6]), &[1, 2, 3, 4, 3], &[2, 2, 3, 3, 3]),
+            of(a().with("strides", vec![2; 3]), &[1, 2, 4, 5, 4], &[2, 2, 2, 2, 2]),
+            of(a().with("strides", two(4)), &[2, 3, 8, 8], &[6, 3, 4, 4]),
+            of(a().with("pads", four(2)), &[1, 2, 3, 3], &[2, 2, 2, 2]),
+        ]
+    }
+}
+
+/// The cotangent of a convolution's input, of `like`'s shape.
+///
+/// At stride 1 a `Conv` of ȳ with the weight's channels swapped and its taps reversed: the forward kernel, without the
+/// transposed convolution's scatter, wherever the reversed copy of the weight is small beside the activations, and always for
+/// single-channel groups. Otherwise `ConvTranspose`. Its pads stay symmetric (others have no CUDA kernel): the rest is cropped.
+pub(super) fn input_gradient(
+    b: &mut Builder,
+    ct: ValueId,
+    w: ValueId,
+    like: ValueId,
+    window: &Window,
+    group: i64,
+) -> Built {
+    let (w_ty, like_ty) = (b.ty(w)?, b.ty(like)?);
+    let rank = window.rank();
+    let area = like_ty.shape[2..].iter().try_fold(1, |a, d| Some(a * d.known()?));
+    let fits = (0..rank).all(|i| window.begin[i] < window.reach(i) && window.end[i] < window.reach(i));
+    let cheap = w_ty.shape[1].is_one() || window.taps() == 1 || area.is_none_or(|n| n >= 400);
+    if !window.is_strided() && fits && cheap {
+        let reversed = adjoint_weight(b, w, group)?;
+        let mut pads: Vec<i64> = (0..rank).map(|i| window.reach(i) - 1 - window.begin[i]).collect();
+        pads.extend((0..rank).map(|i| window.reach(i) - 1 - window.end[i]));
+        let attrs = Attrs::new()
+            .with("kernel_shape", window.kernel.clone())
+            .with("dilations", window.dilations.clone())
+            .with("pads", pads)
+            .with("group", group);
+        return b.op_with("Conv", attrs, &[ct, reversed]);
+    }
+    transposed(b, ct, w, like, window, group)
+}
+
+/// The same by `ConvTranspose`.
+pub(super) fn transposed(b: &mut Builder, ct: ValueId, w: ValueId, like: ValueId, window: &Window, group: i64) -> Built {
+    let like_ty = b.ty(like)?;
+    let rank = window.rank();
+    let even: Vec<i64> = window.begin.iter().zip(&window.end).map(|(s, e)| *s.min(e)).collect();
+    let extra: Vec<i64> = (0..rank)
+        .map(|i| match like_ty.shape[2 + i].known() {
+            // Cells of the input past the last window, of which an uneven end pad already covers some.
+            Some(n) => {
+                let past = (n + window.begin[i] + window.end[i] - window.reach(i)).rem_euclid(window.strides[i]);
+                (past - (window.end[i] - even[i])).max(0)
+            }
+            None => window.strides[i] - 1,
+        })
+        .collect();
+    let attrs = Attrs::new()
+        .with("kernel_shape", window.kernel.clone())
+        .with("strides", window.strides.clone())
+        .with("dilations", window.dilations.clone())
+        .with("pads", [even.clone(), even.clone()].concat())
+        .with("output_padding", extra)
+        .with("group", group);
+    let whole = b.op_with("ConvTranspose", attrs, &[ct, w])?;
+    let from: Vec<i64> = (0..rank).map(|i| window.begin[i] - even[i]).collect();
+    crop_like(b, whole, &from, like)
+}
+
+/// [G·O, C, k..] with the taps reversed and the channels of each group swapped: [G·C, O, k..].
+pub(super) fn adjoint_weight(b: &mut Builder, w: ValueId, group: i64) -> Built {
+    let ty = b.ty(w)?;
+    let rank = ty.rank() as i64;
+    let axes: Vec<i64> = (2..rank).filter(|a| !ty.shape[*a as usize].is_one()).collect();
+    let reversed = if axes.is_empty() {
+        w
+    } else {
+        let all = |v: i64| vec![v; axes.len()];
+        let v = slice(b, w, &all(-1), &all(i64::MIN + 1), &axes, &all(-1))?;
+        b.graph.set_type(v, ty.clone().into());
+        v
+    };
+    swap_group_channels(b, reversed, group)
+}
+
+/// [G·O, C, ..] to [G·C, O, ..].
+pub(super) fn swap_group_channels(b: &mut Builder, w: ValueId, group: i64) -> Built {
+    let ty = b.ty(w)?;
+    let rank = ty.rank() as i64;
+    if group == 1 {
+        let perm: Vec<i64> = [1, 0].into_iter().chain(2..rank).collect();
+        return b.transpose(w, &perm);
+    }
+    let spread = split_axis(b, w, 0, group)?;
+    let perm: Vec<i64> = [0, 2, 1].into_iter().chain(3..rank + 1).collect();
+    let swapped = b.transpose(spread, &perm)?;
+    merge_axes(b, swapped, 0)
+}
+
+/// Splits an axis of extent outer · n into [outer, n].
+pub(super) fn split_axis(b: &mut Builder, v: ValueId, axis: usize, outer: i64) -> Built {
+    let ty = b.ty(v)?;
+    let mut shape = ty.shape.clone();
+    let inner = shape[axis].div_exact(&Dim::from(outer)).unwrap_or_else(|| unknown_dim("group"));
+    shape.splice(axis..=axis, [Dim::from(outer), inner]);
+    // In a `Reshape`, 0 copies the operand's extent at the same place: right before the split, and -1 takes one axis.
+    reshape_around(b, v, &shape)
+}
+
+/// Joins an axis and the next.
+pub(super) fn merge_axes(b: &mut Builder, v: ValueId, axis: usize) -> Built {
+    let mut shape = b.ty(v)?.shape;
+    let merged = &shape[axis] * &shape[axis + 1];
+    shape.splice(axis..axis + 2, [merged]);
+    reshape_around(b, v, &shape)
+}
+
+/// Reshapes to a shape with any number of symbolic extents, of which all but one must stay at their place.
+pub(super) fn reshape_around(b: &mut Builder, v: ValueId, shape: &[Dim]) -> Built {
+    let from = b.ty(v)?.shape;
+    let mut target: Vec<i64> = shape.iter().map(|d| d.known().unwrap_or(-1)).collect();
+    for i in 0..target.len().min(from.len()) {
+        if target[i] == -1 && from[i] == shape[i] {
+            target[i] = 0;
+        }
+    }
+    // One -1 is allowed; a single symbolic extent reads better as -1 than as a copy.
+    if target.iter().filter(|t| **t == 0).count() == 1 && !target.contains(&-1) {
+        target.iter_mut().filter(|t| **t == 0).for_each(|t| *t = -1);
+    }
+    b.reshape(v, &target, shape)
+}
+
+/// The cotangent of a convolution's weight: for every tap the slice of x that the windows see there, times ȳ, summed over
+/// windows and batch. Slicing tap by tap needs no unfolded copy of x.
+///
+/// Exceptions: few input channels make narrow products, so a strided window is first made a denser one over more channels
+/// (space to depth) and the slices are joined; groups of single channels are element-wise products or, where many taps or
+/// strided slices make those slow, a convolution of x with ȳ as its kernel, batch and channels changing places.
+pub(super) fn weight_gradient(
+    b: &mut Builder,
+    x: ValueId,
+    ct: ValueId,
+    w: ValueId,
+    window: &Window,
+    group: i64,
+) -> Built {
+    let (x_ty, ct_ty, w_ty) = (b.ty(x)?, b.ty(ct)?, b.ty(w)?);
+    let single = w_ty.shape[1].is_one() && group > 1;
+    let fixed = x_ty.shape[2..].iter().chain(&ct_ty.shape[2..]).all(|d| d.known().is_some());
+    let few = group == 1 && w_ty.shape[1].known().is_some_and(|c| c < 8);
+    if single && fixed && (window.is_strided() || window.taps() > 9) {
+        return swapped(b, x, ct, w, window, group);
+    }
+    if few && fixed && window.is_strided() && window.dilations.iter().all(|d| *d == 1) {
+        return space_to_depth(b, x, ct, w, window);
+    }
+    let windows = ct_ty.shape[2..].to_vec();
+    let padded = window.pad(b, x, None)?;
+    let mut seen = Vec::new();
+    for offset in window.offsets() {
+        seen.push(window.tap(b, padded, &offset, &windows)?);
+    }
+    if single && w_ty.shape[0] == x_ty.shape[1] {
+        return depthwise(b, &seen, ct, w);
+    }
+    if few && seen.len() > 1 {
+        let joined = b.concat(&seen, 1)?;
+        // Channels are (tap, channel) there, and (channel, tap) in the weight.
+        let product = channel_products(b, joined, ct, 1)?;
+        let spread = split_axis(b, product, 1, seen.len() as i64)?;
+        let ordered = b.transpose(spread, &[0, 2, 1])?;
+        return b.reshape_like(ordered, w);
+    }
+    let mut products = Vec::new();
+    for v in &seen {
+        let product = channel_products(b, *v, ct, group)?;
+        products.push(if seen.len() == 1 { product } else { b.unsqueeze(product, &[-1])? });
+    }
+    let joined = b.concat(&products, -1)?;
+    b.reshape_like(joined, w)
+}
+
+/// Σ over batch and windows of ȳ's times x's channels within each group: [O, C / G] from [N, O, ..] and [N, C, ..].
+fn channel_products(b: &mut Builder, x: ValueId, ct: ValueId, group: i64) -> Built {
+    let flat = |b: &mut Builder, v: ValueId| -> Built {
+        let ty = b.ty(v)?;
+        let area = ty.shape[2..].iter().fold(Dim::from(1), |a, d| &a * d);
+        let flat = if ty.rank() == 3 {
+            v
+        } else {
+            let shape = [ty.shape[0].clone(), ty.shape[1].clone(), area];
+            reshape_around(b, v, &shape)?
+        };
+        if group == 1 { Ok(flat) } else { split_axis(b, flat, 1, group) }
+    };
+    let (ct, x) = (flat(b, ct)?, flat(b, x)?);
+    let product = contract_batch(b, ct, x)?;
+    if group == 1 { Ok(product) } else { merge_axes(b, product, 0) }
+}
+
+/// One input and one output channel a group: w̄ at a tap is the sum of ȳ ⊙ slice.
+fn depthwise(b: &mut Builder, seen: &[ValueId], ct: ValueId, w: ValueId) -> Built {
+    let rank = b.ty(w)?.rank() as i64;
+    let axes: Vec<i64> = [0].into_iter().chain(2..rank).collect();
+    let mut sums = Vec::new();
+    for v in seen {
+        let product = b.mul(*v, ct)?;
+        let sum = b.reduce_sum(product, &axes, false)?;
+        sums.push(b.unsqueeze(sum, &[1])?);
+    }
+    let joined = b.concat(&sums, 1)?;
+    b.reshape_like(joined, w)
+}
+
+/// x as [C/G, G·N, ..], ȳ as a weight [O, N, ..], stride and dilation exchanged: a convolution whose output is [C/G, O, k..].
+fn swapped(b: &mut Builder, x: ValueId, ct: ValueId, w: ValueId, window: &Window, group: i64) -> Built {
+    let rank = window.rank() as i64;
+    let (x_ty, w_ty) = (b.ty(x)?, b.ty(w)?);
+    let spread = split_axis(b, x, 1, group)?;
+    let perm: Vec<i64> = [2, 1, 0].into_iter().chain(3..3 + rank).collect();
+    let moved = b.transpose(spread, &perm)?;
+    let mut shape = vec![w_ty.shape[1].clone(), &x_ty.shape[0] * &Dim::from(group)];
+    shape.extend_from_slice(&x_ty.shape[2..]);
+    let moved = reshape_around(b, moved, &shape)?;
+    let perm: Vec<i64> = [1, 0].into_iter().chain(2..2 + rank).collect();
+    let kernel = b.transpose(ct, &perm)?;
+    let attrs = Attrs::new()
+        .with("strides", window.dilations.clone())
+        .with("dilations", window.strides.clone())
+        .with("pads", [window.begin.clone(), window.end.clone()].concat())
+        .with("group", group);
+    let wide = b.op_with("Conv", attrs, &[moved, kernel])?;
+    // Where the stride leaves cells of x unused there are more positions than taps.
+    let extents = &b.ty(wide)?.shape[2..];
+    let taps: Vec<Dim> = window.kernel.iter().map(|k| Dim::from(*k)).collect();
+    let cut = if *extents == taps {
+        wide
+    } else {
+        let axes: Vec<i64> = (2..2 + rank).collect();
+        slice(b, wide, &vec![0; window.rank()], &window.kernel, &axes, &vec![1; window.rank()])?
+    };
+    if w_ty.shape[1].is_one() { b.reshape_like(cut, w) } else { b.transpose(cut, &perm) }
+}
+
+/// A strided window over few channels: each block of stride cells becomes channels, and the window one of stride 1.
+fn space_to_depth(b: &mut Builder, x: ValueId, ct: ValueId, w: ValueId, window: &Window) -> Built {
+    let rank = window.rank();
+    let (x_ty, ct_ty, w_ty) = (b.ty(x)?, b.ty(ct)?, b.ty(w)?);
+    let strides = &window.strides;
+    let known = |d: &Dim| d.known().unwrap_or(1);
+    let blocks: Vec<i64> = (0..rank).map(|i| (window.kernel[i] + strides[i] - 1) / strides[i]).collect();
+    let windows: Vec<i64> = ct_ty.shape[2..].iter().map(known).collect();
+    let cells: Vec<i64> = (0..rank).map(|i| windows[i] + blocks[i] - 1).collect();
+    // Cells past the last block are cut by a negative pad.
+    let end: Vec<i64> = (0..rank).map(|i| cells[i] * strides[i] - known(&x_ty.shape[2 + i]) - window.begin[i]).collect();
+    let padded = pad_spatial(b, x, &window.begin, &end, None)?;
+    // [N, C, cells, stride, ..] -> [N, C, stride.., cells..] -> [N, C · strides, cells..].
+    let (n, c) = (x_ty.shape[0].clone(), x_ty.shape[1].clone());
+    let mut spread = vec![n.clone(), c.clone()];
+    for i in 0..rank {
+        spread.extend([Dim::from(cells[i]), Dim::from(strides[i])]);
+    }
+    let blocked = reshape_around(b, padded, &spread)?;
+    let mut perm = vec![0, 1];
+    perm.extend((0..rank as i64).map(|i| 3 + 2 * i));
+    perm.extend((0..rank as i64).map(|i| 2 + 2 * i));
+    let moved = b.transpose(blocked, &perm)?;
+    let phases: i64 = strides.iter().product();
+    let mut shape = vec![n, &c * &Dim::from(phases)];
+    shape.extend(cells.iter().map(|d| Dim::from(*d)));
+    let deep = reshape_around(b, moved, &shape)?;
+    let dense = Window {
+        kernel: blocks.clone(),
+        strides: vec![1; rank],
+        dilations: vec![1; rank],
+        begin: vec![0; rank],
+        end: vec![0; rank],
+        ceil: false,
+    };
+    let mut products = Vec::new();
+    for offset in dense.offsets() {
+        let seen = dense.tap(b, deep, &offset, &ct_ty.shape[2..])?;
+        let product = channel_products(b, seen, ct, 1)?;
+        products.push(b.unsqueeze(product, &[1])?);
+    }
+    let joined = b.concat(&products, 1)?;
+    // [O, blocks.., C, strides..] -> [O, C, block, stride, ..] -> [O, C, taps..], of which the last may be none of the kernel.
+    let mut split = vec![w_ty.shape[0].clone()];
+    split.extend(blocks.iter().map(|d| Dim::from(*d)));
+    split.push(c.clone());
+    split.extend(strides.iter().map(|d| Dim::from(*d)));
+    let split = reshape_around(b, joined, &split)?;
+    let rank = rank as i64;
+    let mut perm = vec![0, rank + 1];
+    for i in 0..rank {
+        perm.extend([1 + i, rank + 2 + i]);
+    }
+    let ordered = b.transpose(split, &perm)?;
+    let mut whole = vec![w_ty.shape[0].clone(), c];
+    whole.extend(blocks.iter().zip(strides).map(|(k, s)| Dim::from(k * s)));
+    let taps = reshape_around(b, ordered, &whole)?;
+    crop_like(b, taps, &vec![0; window.rank()], w)
+}

@@ -1,0 +1,120 @@
+//! `ConvTranspose`: the transpose of a convolution with the same weight [C, O / group, k..], plus a bias.
+
+use super::conv::weight_gradient;
+use super::sample::floats;
+use super::window::{Window, crop_like};
+use super::*;
+
+pub(super) struct ConvTranspose;
+
+impl OpRule for ConvTranspose {
+    fn name(&self) -> &'static str {
+        "ConvTranspose"
+    }
+    fn since(&self) -> i64 {
+        11
+    }
+    fn infer(&self, cx: &Infer) -> Types {
+        let (x, w) = (cx.ty(0)?, cx.ty(1)?);
+        cx.require(x.rank() >= 3 && x.rank() == w.rank(), || format!("{x} and weight {w} do not make a convolution"))?;
+        cx.require(x.dtype == w.dtype, || format!("element types {} and {} differ", x.dtype, w.dtype))?;
+        let (_, output) = geometry(cx.attrs(), &w.shape[2..], &x.shape[2..])?;
+        let mut shape = vec![x.shape[0].clone(), &w.shape[1] * &Dim::from(cx.attrs().int("group", 1))];
+        shape.extend(output);
+        Ok(vec![TensorType::new(x.dtype, shape)])
+    }
+    /// x̄ = ȳ ∗ w, the convolution this one transposes; w̄ is that convolution's with x and ȳ in each other's place.
+    fn pullback(&self, p: &mut Pullback) -> Result<(), GradError> {
+        let ct = p.ct(0)?;
+        let attrs = p.attrs();
+        let (x, w) = (p.operand(0)?, p.operand(1)?);
+        let (x_ty, w_ty) = (p.ty(0)?, p.ty(1)?);
+        let (window, _) =
+            geometry(&attrs, &w_ty.shape[2..], &x_ty.shape[2..]).map_err(|e| p.unsupported(&e.to_string()))?;
+        let group = attrs.int("group", 1);
+        if p.wants(0) {
+            let attrs = Attrs::new()
+                .with("kernel_shape", window.kernel.clone())
+                .with("strides", window.strides.clone())
+                .with("dilations", window.dilations.clone())
+                .with("pads", [window.begin.clone(), window.end.clone()].concat())
+                .with("group", group);
+            let term = p.b.op_with("Conv", attrs, &[ct, w])?;
+            // An output padding of a stride or more makes room for further windows.
+            let term = crop_like(p.b, term, &vec![0; window.rank()], x)?;
+            p.accumulate(0, term)?;
+        }
+        if p.wants(1) {
+            let term = weight_gradient(p.b, ct, x, w, &window, group)?;
+            p.accumulate(1, term)?;
+        }
+        if p.wants(2) {
+            let axes: Vec<i64> = [0].into_iter().chain(2..x_ty.rank() as i64).collect();
+            let term = p.b.reduce_sum(ct, &axes, false)?;
+            p.accumulate(2, term)?;
+        }
+        Ok(())
+    }
+    fn samples(&self) -> Vec<Sample> {
+        let of = |attrs: Attrs, x: &[i64], w: &[i64]| Sample::of("ConvTranspose", attrs, vec![floats(x), floats(w)]);
+        let a = Attrs::new;
+        let two = |v: i64| vec![v, v];
+        vec![
+            Sample::of("ConvTranspose", a(), vec![floats(&[2, 3, 4, 4]), floats(&[3, 4, 3, 3]), floats(&[4])]),
+            of(a().with("strides", two(2)), &[2, 3, 4, 3], &[3, 4, 2, 2]),
+            of(a().with("strides", two(2)).with("pads", vec![1; 4]).with("output_padding", two(1)), &[1, 9, 4, 3], &[9, 8, 3, 3]),
+            of(a().with("pads", vec![1, 0, 0, 1]).with("dilations", two(2)), &[2, 3, 4, 4], &[3, 2, 3, 3]),
+            of(a().with("strides", two(2)).with("output_shape", two(8)), &[1, 2, 4, 4], &[2, 3, 3, 3]),
+            of(a().with("strides", two(2)).with("auto_pad", "SAME_UPPER"), &[1, 2, 3, 4], &[2, 3, 3, 3]),
+            of(a().with("strides", two(2)).with("auto_pad", "SAME_LOWER"), &[1, 2, 3, 4], &[2, 3, 3, 3]),
+            of(a().with("group", 2).with("strides", two(2)), &[2, 4, 3, 3], &[4, 3, 2, 2]),
+            of(a().with("group", 3).with("strides", two(2)), &[2, 3, 3, 3], &[3, 1, 2, 2]),
+            of(a().with("group", 3), &[2, 3, 3, 3], &[3, 1, 2, 2]),
+            of(a().with("strides", vec![2]), &[2, 3, 5], &[3, 4, 3]),
+            of(a().with("strides", vec![2; 3]), &[1, 2, 2, 3, 2], &[2, 2, 2, 2, 2]),
+        ]
+    }
+}
+
+/// The window of the convolution that this one transposes, and the output's extents.
+fn geometry(attrs: &Attrs, kernel: &[Dim], input: &[Dim]) -> Result<(Window, Vec<Dim>), TypeError> {
+    let mut explicit = attrs.clone();
+    explicit.0.shift_remove("auto_pad");
+    let auto = attrs.str("auto_pad", "NOTSET");
+    let same = auto.starts_with("SAME");
+    if auto != "NOTSET" {
+        explicit.0.shift_remove("pads");
+    }
+    let mut window = Window::new(&explicit, Some(kernel), input)?;
+    let rank = window.rank();
+    let extra = match attrs.ints("output_padding") {
+        Some(v) if v.len() == rank => v.to_vec(),
+        Some(v) => return Err(TypeError(format!("`output_padding` has {} entries where {rank} are needed", v.len()))),
+        None => vec![0; rank],
+    };
+    let asked = attrs.ints("output_shape").map(|s| &s[s.len().saturating_sub(rank)..]);
+    let mut output = Vec::with_capacity(rank);
+    for i in 0..rank {
+        // Everything the windows cover, before pads are cut off.
+        let stride = Dim::from(window.strides[i]);
+        let covered = &(&(&input[i] - &Dim::from(1)) * &stride) + &Dim::from(window.reach(i) + extra[i]);
+        let target = match asked {
+            Some(s) => Some(Dim::from(s[i])),
+            None if same => Some(&input[i] * &stride),
+            None => None,
+        };
+        let Some(target) = target else {
+            output.push(&covered - &Dim::from(window.begin[i] + window.end[i]));
+            continue;
+        };
+        let total = (&covered - &target)
+            .known()
+            .ok_or_else(|| TypeError("`output_shape` needs fixed spatial extents".into()))?
+            .max(0);
+        let small = total / 2;
+        (window.begin[i], window.end[i]) =
+            if auto == "SAME_UPPER" { (small, total - small) } else { (total - small, small) };
+        output.push(&covered - &Dim::from(total));
+    }
+    Ok((window, output))
+}

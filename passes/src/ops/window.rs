@@ -1,0 +1,249 @@
+//! The geometry of sliding windows: convolutions and pools.
+
+use super::TypeError;
+use super::unknown_dim;
+use crate::ir::build::{Builder, Built};
+use crate::ir::{Attrs, Dim, TensorType, ValueId};
+
+/// A window over the spatial axes (axis 2 on), with every attribute filled in.
+#[derive(Clone, Debug)]
+pub(super) struct Window {
+    pub(super) kernel: Vec<i64>,
+    pub(super) strides: Vec<i64>,
+    pub(super) dilations: Vec<i64>,
+    /// Padding before each axis.
+    pub(super) begin: Vec<i64>,
+    /// Padding after each axis.
+    pub(super) end: Vec<i64>,
+    /// Round the output extent up.
+    pub(super) ceil: bool,
+}
+
+impl Window {
+    /// Reads the attributes; `kernel` is the weight's spatial shape where there is a weight.
+    pub(super) fn new(attrs: &Attrs, kernel: Option<&[Dim]>, input: &[Dim]) -> Result<Window, TypeError> {
+        let rank = input.len();
+        let kernel: Vec<i64> = match (attrs.ints("kernel_shape"), kernel) {
+            (Some(k), _) => k.to_vec(),
+            (None, Some(dims)) => dims
+                .iter()
+                .map(|d| d.known().ok_or_else(|| TypeError("the kernel's extents are symbolic".into())))
+                .collect::<Result<_, _>>()?,
+            (None, None) => return Err(TypeError("the kernel's shape is missing".into())),
+        };
+        let listed = |name: &str, len: usize, default: i64| -> Result<Vec<i64>, TypeError> {
+            match attrs.ints(name) {
+                Some(v) if v.len() == len => Ok(v.to_vec()),
+                Some(v) => Err(TypeError(format!("`{name}` has {} entries where {len} are needed", v.len()))),
+                None => Ok(vec![default; len]),
+            }
+        };
+        if kernel.len() != rank || rank == 0 {
+            return Err(TypeError(format!("a kernel of {} axes over {rank} spatial axes", kernel.len())));
+        }
+        let (strides, dilations) = (listed("strides", rank, 1)?, listed("dilations", rank, 1)?);
+        if strides.iter().chain(&dilations).chain(&kernel).any(|v| *v < 1) {
+            return Err(TypeError("kernel, strides and dilations must be positive".into()));
+        }
+        let mut window = Window {
+            kernel,
+            strides,
+            dilations,
+            begin: vec![0; rank],
+            end: vec![0; rank],
+            ceil: attrs.int("ceil_mode", 0) != 0,
+        };
+        match attrs.str("auto_pad", "NOTSET") {
+            "SAME_UPPER" => window.pad_same(input, true)?,
+            "SAME_LOWER" => window.pad_same(input, false)?,
+            "VALID" => {}
+            _ => {
+                let pads = listed("pads", 2 * rank, 0)?;
+                window.begin = pads[..rank].to_vec();
+                window.end = pads[rank..].to_vec();
+            }
+        }
+        Ok(window)
+    }
+
+    /// Output extents ⌈input / stride⌉, with the odd cell of padding after (upper) or before (lower).
+    fn pad_same(&mut self, input: &[Dim], upper: bool) -> Result<(), TypeError> {
+        for (i, extent) in input.iter().enumerate() {
+            let stride = self.strides[i];
+            let total = match extent.known() {
+                Some(n) => ((n + stride - 1) / stride - 1) * stride + self.reach(i) - n,
+                None if stride == 1 => self.reach(i) - 1,
+                None => return Err(TypeError("auto_pad needs a fixed spatial extent where the stride is above 1".into())),
+            };
+            let total = total.max(0);
+            let small = total / 2;
+            (self.begin[i], self.end[i]) = if upper { (small, total - small) } else { (total - small, small) };
+        }
+        Ok(())
+    }
+
+    /// Spatial axes.
+    pub(super) fn rank(&self) -> usize {
+        self.kernel.len()
+    }
+
+    /// Cells from a window's first to its last tap.
+    pub(super) fn reach(&self, i: usize) -> i64 {
+        (self.kernel[i] - 1) * self.dilations[i] + 1
+    }
+
+    /// Taps of the window.
+    pub(super) fn taps(&self) -> i64 {
+        self.kernel.iter().product()
+    }
+
+    /// Is every window one cell, with no padding?
+    pub(super) fn is_point(&self) -> bool {
+        self.taps() == 1 && !self.is_padded()
+    }
+
+    pub(super) fn is_padded(&self) -> bool {
+        self.begin.iter().chain(&self.end).any(|p| *p != 0)
+    }
+
+    pub(super) fn is_strided(&self) -> bool {
+        self.strides.iter().any(|s| *s != 1)
+    }
+
+    /// The number of windows along each axis.
+    pub(super) fn output(&self, input: &[Dim]) -> Result<Vec<Dim>, TypeError> {
+        (0..self.rank())
+            .map(|i| {
+                let stride = self.strides[i];
+                let slack = self.begin[i] + self.end[i] - self.reach(i);
+                match input[i].known() {
+                    Some(n) if n + slack < 0 => {
+                        Err(TypeError(format!("a window of {} cells does not fit into an extent of {n}", self.reach(i))))
+                    }
+                    Some(n) => {
+                        let mut count = (n + slack) / stride + 1;
+                        if self.ceil {
+                            count = (n + slack + stride - 1) / stride + 1;
+                            // The last window must start inside the input or the padding before it.
+                            if (count - 1) * stride >= n + self.begin[i] {
+                                count -= 1;
+                            }
+                        }
+                        Ok(Dim::from(count))
+                    }
+                    None if stride == 1 => Ok(&input[i] + &Dim::from(slack + 1)),
+                    None => {
+                        let span = &input[i] + &Dim::from(slack);
+                        match span.div_exact(&Dim::from(stride)) {
+                            Some(steps) => Ok(&steps + &Dim::from(1)),
+                            None => Ok(unknown_dim("window")),
+                        }
+                    }
+                }
+            })
+            .collect()
+    }
+
+    /// Offsets of the taps, last axis fastest, as the kernel is stored.
+    pub(super) fn offsets(&self) -> Vec<Vec<i64>> {
+        let mut all = vec![vec![]];
+        for i in 0..self.rank() {
+            all = all
+                .iter()
+                .flat_map(|head: &Vec<i64>| {
+                    (0..self.kernel[i]).map(move |k| {
+                        let mut o = head.clone();
+                        o.push(k * self.dilations[i]);
+                        o
+                    })
+                })
+                .collect();
+        }
+        all
+    }
+
+    /// Pads x's spatial axes for the windows; `output` are the window counts where ceil mode may need more than the padding.
+    pub(super) fn pad(&self, b: &mut Builder, x: ValueId, fill: Option<f64>) -> Built {
+        pad_spatial(b, x, &self.begin, &self.end, fill)
+    }
+
+    /// What every window sees at one offset: a strided slice of the padded operand, of the windows' shape.
+    pub(super) fn tap(&self, b: &mut Builder, padded: ValueId, offset: &[i64], windows: &[Dim]) -> Built {
+        let ty = b.ty(padded)?;
+        let mut shape = ty.shape[..2].to_vec();
+        shape.extend_from_slice(windows);
+        if ty.shape == shape && !self.is_strided() {
+            return Ok(padded);
+        }
+        let ends: Vec<i64> = (0..self.rank())
+            .map(|i| match windows[i].known() {
+                Some(n) => offset[i] + (n - 1) * self.strides[i] + 1,
+                // Counted from the back, which holds for any extent.
+                None if offset[i] + 1 == self.reach(i) => i64::MAX,
+                None => offset[i] + 1 - self.reach(i),
+            })
+            .collect();
+        let axes: Vec<i64> = (2..2 + self.rank() as i64).collect();
+        let v = slice(b, padded, offset, &ends, &axes, &self.strides)?;
+        b.graph.set_type(v, TensorType::new(ty.dtype, shape).into());
+        Ok(v)
+    }
+}
+
+/// Pads the spatial axes (with zeros unless told otherwise).
+pub(super) fn pad_spatial(b: &mut Builder, x: ValueId, begin: &[i64], end: &[i64], fill: Option<f64>) -> Built {
+    if begin.iter().chain(end).all(|p| *p == 0) {
+        return Ok(x);
+    }
+    let mut pads = vec![0, 0];
+    pads.extend_from_slice(begin);
+    pads.extend([0, 0]);
+    pads.extend_from_slice(end);
+    let pads = b.ints(&pads);
+    match fill {
+        None => b.op("Pad", &[x, pads]),
+        Some(fill) => {
+            let dtype = b.ty(x)?.dtype;
+            let fill = b.scalar(dtype, fill);
+            b.op("Pad", &[x, pads, fill])
+        }
+    }
+}
+
+/// `x[starts : ends : steps]` along some axes.
+pub(super) fn slice(b: &mut Builder, x: ValueId, starts: &[i64], ends: &[i64], axes: &[i64], steps: &[i64]) -> Built {
+    let (s, e, a) = (b.ints(starts), b.ints(ends), b.ints(axes));
+    if steps.iter().all(|s| *s == 1) {
+        return b.op("Slice", &[x, s, e, a]);
+    }
+    let steps = b.ints(steps);
+    b.op("Slice", &[x, s, e, a, steps])
+}
+
+/// The input of a window operator from its output, ConvTranspose's `output_padding` and the rest: crops a value whose spatial
+/// axes start `begin` cells early to `like`'s spatial extents.
+pub(super) fn crop_like(b: &mut Builder, x: ValueId, begin: &[i64], like: ValueId) -> Built {
+    let (from, to) = (b.ty(x)?, b.ty(like)?);
+    let rank = begin.len();
+    if from.shape[2..] == to.shape[2..] {
+        return Ok(x);
+    }
+    let axes: Vec<i64> = (2..2 + rank as i64).collect();
+    let known: Option<Vec<i64>> = to.shape[2..].iter().map(Dim::known).collect();
+    let v = match known {
+        Some(extents) => {
+            let ends: Vec<i64> = begin.iter().zip(&extents).map(|(s, n)| s + n).collect();
+            slice(b, x, begin, &ends, &axes, &vec![1; rank])?
+        }
+        None => {
+            let extents = b.op_with("Shape", Attrs::new().with("start", 2), &[like])?;
+            let (s, a) = (b.ints(begin), b.ints(&axes));
+            let ends = b.add(extents, s)?;
+            b.op("Slice", &[x, s, ends, a])?
+        }
+    };
+    let mut shape = from.shape[..2].to_vec();
+    shape.extend_from_slice(&to.shape[2..]);
+    b.graph.set_type(v, TensorType::new(from.dtype, shape).into());
+    Ok(v)
+}

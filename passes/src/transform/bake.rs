@@ -1,0 +1,160 @@
+//! Bakes a router's weights into a deployable graph: every route becomes a sum with constant weights, in which a weight of
+//! one costs nothing and a weight of zero drops its edge.
+
+use super::route::{Normalize, Rule, reference_weights};
+use crate::ir::build::{BuildError, Builder, Built};
+use crate::ir::{Dim, Graph, Tensor, ValueId};
+use serde::{Deserialize, Serialize};
+
+/// The metadata `ancre.router`: what later tools need to read a routed graph.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct RouterRecord {
+    pub form: super::route::Form,
+    pub granularity: String,
+    pub scope: String,
+    pub parametrization: Rule,
+    pub init: String,
+    pub tau: f32,
+    pub normalize: Normalize,
+    pub chains: Vec<ChainRecord>,
+}
+
+/// One routed chain of [`RouterRecord`].
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct ChainRecord {
+    pub id: usize,
+    #[serde(rename = "K")]
+    pub blocks: usize,
+    pub adds_per_block: usize,
+    /// Initializer of the logits (or weights), [K, K].
+    pub logits: String,
+    /// Initializer of the gate, [K].
+    pub gate: Option<String>,
+    /// Values of the states h_0 … h_K.
+    pub states: Vec<String>,
+    /// Row (0-based) and value of each route.
+    pub rows: Vec<(usize, String)>,
+}
+
+/// What baking found wrong.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)]
+pub enum BakeError {
+    #[error("the model has no readable `ancre.router` metadata: {0}; freeze takes the forward graph that ancre-rewrite wrote")]
+    Metadata(String),
+    #[error("the model lacks `{0}`, which its `ancre.router` metadata names; it was changed after ancre-rewrite wrote it")]
+    Missing(String),
+    #[error("reading `{0}` failed: {1}")]
+    Tensor(String, String),
+    #[error(transparent)]
+    Build(#[from] BuildError),
+}
+
+/// The router record of a forward graph.
+///
+/// # Errors
+/// When there is none or it cannot be read.
+pub fn read_record(g: &Graph) -> Result<RouterRecord, BakeError> {
+    let text = g.metadata.get("ancre.router").ok_or_else(|| BakeError::Metadata("there is none".into()))?;
+    serde_json::from_str(text).map_err(|e| BakeError::Metadata(e.to_string()))
+}
+
+/// The K × K weights of a chain, from the logits and gate in the file.
+///
+/// # Errors
+/// When they are missing or unreadable.
+pub fn chain_weights(g: &Graph, record: &RouterRecord, chain: &ChainRecord) -> Result<Vec<f64>, BakeError> {
+    let read = |name: &str| -> Result<Vec<f32>, BakeError> {
+        let v = g.find(name).ok_or_else(|| BakeError::Missing(name.into()))?;
+        let t = g.initializer(v).ok_or_else(|| BakeError::Missing(name.into()))?;
+        t.to_f32().map_err(|e| BakeError::Tensor(name.into(), e.to_string()))
+    };
+    let logits = read(&chain.logits)?;
+    if logits.len() != chain.blocks * chain.blocks {
+        return Err(BakeError::Tensor(chain.logits.clone(), format!("it has {} elements, K is {}", logits.len(), chain.blocks)));
+    }
+    let gate = chain.gate.as_deref().map(read).transpose()?;
+    Ok(reference_weights(&logits, gate.as_deref(), chain.blocks, record.parametrization, record.normalize, record.tau))
+}
+
+/// What baking did.
+#[derive(Clone, Debug, Default)]
+pub struct Baked {
+    /// Edges (nonzero weights) kept.
+    pub kept: usize,
+    /// Edges dropped.
+    pub dropped: usize,
+    /// Sum of the magnitudes dropped in the worst row.
+    pub worst_drop: f64,
+}
+
+/// Replaces all routes by sums with constant weights; drops weights of magnitude below `prune`, renormalising a row only
+/// where its weights are a softmax's. The lowered router is left dead for [`super::eliminate`].
+///
+/// # Errors
+/// When metadata and graph disagree.
+pub fn bake_router(g: &mut Graph, prune: f64) -> Result<Baked, BakeError> {
+    let record = read_record(g)?;
+    let mut baked = Baked::default();
+    for chain in &record.chains {
+        let weights = chain_weights(g, &record, chain)?;
+        for (row, name) in &chain.rows {
+            let old = g.find(name).ok_or_else(|| BakeError::Missing(name.clone()))?;
+            let mut terms = Vec::new();
+            let mut dropped = 0.0;
+            let row_weights = &weights[row * chain.blocks..row * chain.blocks + row + 1];
+            for (column, w) in row_weights.iter().enumerate() {
+                // What float32 rounds to nothing beside the other weights is no edge: identity logits give exact zeros there.
+                let w = *w as f32 as f64;
+                if w == 0.0 || w.abs() < prune {
+                    dropped += w.abs();
+                    baked.dropped += 1;
+                    continue;
+                }
+                let source = &chain.states[column];
+                terms.push((g.find(source).ok_or_else(|| BakeError::Missing(source.clone()))?, w));
+            }
+            let sums_to_one = record.normalize == Normalize::Incoming && record.parametrization == Rule::Softmax;
+            let total: f64 = terms.iter().map(|(_, w)| w).sum();
+            if prune > 0.0 && sums_to_one && total > 0.0 {
+                terms.iter_mut().for_each(|(_, w)| *w /= total);
+            }
+            baked.kept += terms.len();
+            baked.worst_drop = baked.worst_drop.max(dropped);
+            let mut b = Builder::new(g, &format!("ancre/{}/baked_{}", chain.id, row + 1));
+            let new = weighted_sum(&mut b, &terms, old)?;
+            g.replace_uses(old, new, |_| true);
+            if g.is_output(old) {
+                g.redirect_output(old, new);
+                g.swap_names(old, new);
+            }
+        }
+    }
+    for key in ["ancre.router", "ancre.chains"] {
+        g.metadata.shift_remove(key);
+    }
+    g.metadata.insert("ancre.frozen".into(), "true".into());
+    Ok(baked)
+}
+
+/// Σ w·h: a pass-through for a single weight of one, one product over stacked states otherwise.
+fn weighted_sum(b: &mut Builder, terms: &[(ValueId, f64)], like: ValueId) -> Built {
+    let ty = b.ty(like)?;
+    match terms {
+        [] => b.scale(like, 0.0),
+        [(h, w)] => b.scale(*h, *w as f32 as f64),
+        _ => {
+            let flat: Vec<ValueId> = terms
+                .iter()
+                .map(|(h, _)| b.reshape(*h, &[1, -1], &[Dim::from(1), ty.elements()]))
+                .collect::<Result<_, _>>()?;
+            let stacked = b.concat(&flat, 0)?;
+            let values: Vec<f64> = terms.iter().map(|(_, w)| *w).collect();
+            let w = b.constant(&format!("{}/weights", b.prefix), Tensor::floats(ty.dtype, &[1, values.len() as i64], &values));
+            let sum = b.matmul(w, stacked)?;
+            b.reshape_like(sum, terms[0].0)
+        }
+    }
+}

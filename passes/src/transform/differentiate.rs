@@ -1,0 +1,151 @@
+//! Reverse-mode differentiation: appends to a graph the nodes that compute the loss's gradient.
+//!
+//! Walks the nodes backwards in topological order. A node's pullback turns its results' cotangents into terms of its
+//! operands' cotangents; a value's terms are summed once, when its producer is reached. Only values that lie between a
+//! trainable tensor and the loss carry cotangents.
+
+use crate::ir::build::Builder;
+use crate::ir::{Graph, Kind, NodeId, NodeSite, Tensor, ValueId};
+use crate::ops::{self, Contribution, Cotangents, Derivative, GradError, Pullback};
+use crate::transform::route;
+use indexmap::IndexMap;
+use std::collections::VecDeque;
+
+/// Gradients by trainable value. A value the loss does not depend on is absent.
+pub type Gradients = IndexMap<ValueId, ValueId>;
+
+/// Appends the gradient of a scalar `loss` with respect to `wrt`.
+///
+/// # Errors
+/// When an operator on a differentiable path has no pullback (the error names the path), or a pullback fails.
+pub fn differentiate(g: &mut Graph, loss: ValueId, wrt: &[ValueId]) -> Result<Gradients, GradError> {
+    let order = g.topological_order().map_err(GradError::Cycle)?;
+    let active = reached_from(g, &order, wrt);
+    let dtype = g.value(loss).ty.dtype.unwrap_or(crate::ir::DType::F32);
+    let mut b = Builder::new(g, "grad");
+    let seed = b.constant("const/loss_ct", Tensor::floats(dtype, &[], &[1.0]));
+    let mut cts: Cotangents = IndexMap::from([(loss, vec![Contribution::Value(seed)])]);
+    for id in order.into_iter().rev() {
+        let Kind::Op(op) = &b.graph.node(id).kind else { continue };
+        let op = op.clone();
+        let results: Vec<ValueId> = b.graph.results(id).collect();
+        if !results.iter().any(|v| cts.contains_key(v)) || !results.iter().any(|v| active[v.node.index()]) {
+            continue;
+        }
+        let site = b.graph.site(id);
+        let rule = ops::rule(&op);
+        match rule.map(|r| r.derivative()) {
+            Some(Derivative::Zero) => continue,
+            Some(Derivative::Pullback) => {}
+            Some(Derivative::None(reason)) => return Err(no_pullback(b.graph, id, wrt, loss, reason)),
+            None => {
+                let reason = "this tool has no rule for the operator; freeze what lies before it, or replace it";
+                return Err(no_pullback(b.graph, id, wrt, loss, reason));
+            }
+        }
+        let Some(rule) = rule else { continue };
+        b.prefix = format!("grad/{}", site.name);
+        let result_cts =
+            results.iter().map(|v| finish(&mut b, &mut cts, *v)).collect::<Result<Vec<_>, _>>().map_err(at(&site))?;
+        let wanted = |v: ValueId| active[v.node.index()];
+        let mut p = Pullback { b: &mut b, node: id, result_cts, wanted: &|v| wanted(v), cotangents: &mut cts };
+        rule.pullback(&mut p).map_err(|e| match e {
+            GradError::NoPullback { reason, .. } => no_pullback(b.graph, id, wrt, loss, &reason),
+            other => at(&site)(other),
+        })?;
+    }
+    let mut gradients = Gradients::new();
+    for v in wrt {
+        if let Some(ct) = finish(&mut b, &mut cts, *v)? {
+            gradients.insert(*v, ct);
+        }
+    }
+    Ok(gradients)
+}
+
+fn at(site: &NodeSite) -> impl Fn(GradError) -> GradError + '_ {
+    |e| match e {
+        GradError::Build { error, .. } => GradError::Build { site: site.clone(), error },
+        other => other,
+    }
+}
+
+/// Which nodes have a float value that depends on `wrt` through differentiable operators.
+fn reached_from(g: &Graph, order: &[NodeId], wrt: &[ValueId]) -> Vec<bool> {
+    let mut active = vec![false; g.node_bound()];
+    for v in wrt {
+        active[v.node.index()] = true;
+    }
+    for id in order {
+        let Kind::Op(op) = &g.node(*id).kind else { continue };
+        let stops = ops::rule(op).is_some_and(|r| r.derivative() == Derivative::Zero);
+        let carries = g.results(*id).any(|v| g.value(v).ty.dtype.is_none_or(|t| t.is_float()));
+        if !stops && carries && g.reads(*id).iter().any(|v| active[v.node.index()]) {
+            active[id.index()] = true;
+        }
+    }
+    active
+}
+
+/// Sums a value's terms into its cotangent. Route terms of one router become one operator.
+fn finish(b: &mut Builder, cts: &mut Cotangents, v: ValueId) -> Result<Option<ValueId>, GradError> {
+    let Some(terms) = cts.shift_remove(&v) else { return Ok(None) };
+    let mut values = Vec::new();
+    let mut routes = Vec::new();
+    let mut weights = Vec::new();
+    for t in terms {
+        match t {
+            Contribution::Value(ct) => values.push(ct),
+            Contribution::Route { route, column, ct } => routes.push((route, column, ct)),
+            Contribution::RouteWeights { route, ct } => weights.push((route, ct)),
+        }
+    }
+    values.extend(route::state_cotangents(b, &routes)?);
+    values.extend(route::weight_cotangents(b, cts, v, &weights)?);
+    let ct = b.sum(&values)?;
+    // A readable name, unless the cotangent is another value's too (an Add hands its own on to both operands).
+    let name = b.graph.name(ct).to_string();
+    if name.starts_with("grad/") && !name.ends_with(".ct") {
+        let stem = format!("{}.ct", b.graph.name(v));
+        b.graph.rename(ct, &stem);
+    }
+    Ok(Some(ct))
+}
+
+/// The error for a node without a derivative, with the path from a trainable tensor through it to the loss.
+fn no_pullback(g: &Graph, id: NodeId, wrt: &[ValueId], loss: ValueId, reason: &str) -> GradError {
+    let up = shortest(g, wrt.iter().map(|v| v.node).collect(), id);
+    let down = shortest(g, VecDeque::from([id]), loss.node);
+    let mut names: Vec<String> = up.iter().chain(down.iter().skip(1)).map(|n| g.site(*n).name).collect();
+    if names.len() > 9 {
+        let at = up.len().saturating_sub(1).clamp(4, names.len() - 5);
+        let kept = [&names[..2], &["…".to_string()], &names[at - 1..=at + 1], &["…".to_string()], &names[names.len() - 2..]];
+        names = kept.concat();
+    }
+    GradError::NoPullback { site: g.site(id), reason: reason.to_string(), path: names.join(" → ") }
+}
+
+/// A shortest path along uses from one of `from` to `to`.
+fn shortest(g: &Graph, from: VecDeque<NodeId>, to: NodeId) -> Vec<NodeId> {
+    let mut before: IndexMap<NodeId, Option<NodeId>> = from.iter().map(|n| (*n, None)).collect();
+    let mut queue = from;
+    while let Some(n) = queue.pop_front() {
+        if n == to {
+            let mut path = vec![n];
+            while let Some(Some(p)) = path.last().and_then(|l| before.get(l)) {
+                path.push(*p);
+            }
+            path.reverse();
+            return path;
+        }
+        for v in g.results(n) {
+            for (consumer, _) in g.uses(v) {
+                if !before.contains_key(&consumer) {
+                    before.insert(consumer, Some(n));
+                    queue.push_back(consumer);
+                }
+            }
+        }
+    }
+    vec![to]
+}

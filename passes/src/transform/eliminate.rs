@@ -1,0 +1,20 @@
+//! Removes nodes whose results nobody reads. Graph inputs stay; so do initializers that were there to be overridden.
+
+use crate::ir::{Graph, Kind, NodeId};
+
+/// Removes dead operators and initializers; returns how many went.
+///
+/// Initializers that the source itself left unread (`keep`) stay, so that an untouched model is emitted whole.
+pub fn eliminate_dead(g: &mut Graph, keep: impl Fn(&Graph, NodeId) -> bool) -> usize {
+    let mut removed = 0;
+    let order = g.topological_order().unwrap_or_default();
+    for id in order.into_iter().rev() {
+        let dead = g.results(id).all(|v| g.uses(v).is_empty() && !g.is_output(v));
+        let source = matches!(g.node(id).kind, Kind::Input(_));
+        if dead && !source && !keep(g, id) {
+            g.remove(id);
+            removed += 1;
+        }
+    }
+    removed
+}

@@ -1,0 +1,235 @@
+//! Losses, appended as plain operators.
+
+use crate::ir::build::{BuildError, Builder, Built};
+use crate::ir::{Attrs, DType, Dim, Graph, TensorType, ValueId};
+
+/// Which loss.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LossKind {
+    /// Softmax cross-entropy with int64 class labels.
+    CrossEntropy,
+    /// Softmax cross-entropy of each position's logits with the next position's token.
+    NextToken,
+    /// Mean squared error.
+    Mse,
+    /// Mean absolute error.
+    L1,
+    /// Huber: quadratic below `delta`, linear above.
+    Huber,
+    /// Binary cross-entropy on logits.
+    Bce,
+}
+
+impl LossKind {
+    /// The command line's name.
+    pub fn name(self) -> &'static str {
+        match self {
+            LossKind::CrossEntropy => "cross-entropy",
+            LossKind::NextToken => "next-token",
+            LossKind::Mse => "mse",
+            LossKind::L1 => "l1",
+            LossKind::Huber => "huber",
+            LossKind::Bce => "bce",
+        }
+    }
+
+    /// Does it take class indices (int64), not float targets?
+    pub fn takes_labels(self) -> bool {
+        matches!(self, LossKind::CrossEntropy | LossKind::NextToken)
+    }
+}
+
+/// A loss and its options.
+#[derive(Clone, Debug)]
+pub struct LossOptions {
+    /// Which.
+    pub kind: LossKind,
+    /// Sum instead of mean.
+    pub sum: bool,
+    /// Label smoothing ε of the cross-entropies.
+    pub smoothing: f64,
+    /// Label whose positions do not count.
+    pub ignore_index: Option<i64>,
+    /// Huber's threshold.
+    pub huber_delta: f64,
+    /// Name of the target input; `labels` or `target` when absent.
+    pub labels: Option<String>,
+}
+
+/// A loss that was built.
+pub struct Loss {
+    /// The scalar.
+    pub value: ValueId,
+    /// The target input.
+    pub target: ValueId,
+}
+
+/// The reason a loss does not fit an output.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)]
+pub enum LossError {
+    #[error("{0}")]
+    Unfit(String),
+    #[error(transparent)]
+    Build(#[from] BuildError),
+}
+
+/// Is the class axis of this output its last one? Token logits [N, T, V] of a model that reads integer ids; otherwise classes
+/// are axis 1 ([N, C], [N, C, d1, …]).
+pub fn classes_last(g: &Graph, output: ValueId) -> bool {
+    let rank = g.tensor_type(output).map_or(0, |t| t.rank());
+    let reads_ids = g.required_inputs().any(|v| matches!(g.value(v).ty.dtype, Some(DType::I64 | DType::I32)));
+    rank == 3 && reads_ids
+}
+
+/// Appends a loss on a model output; adds the target input.
+///
+/// # Errors
+/// When the output's type does not fit the loss.
+pub fn append_loss(g: &mut Graph, output: ValueId, o: &LossOptions) -> Result<Loss, LossError> {
+    let name = g.name(output).to_string();
+    let ty = g.tensor_type(output).ok_or_else(|| {
+        LossError::Unfit(format!("output `{name}` has type {}, a loss needs a float tensor of known rank", g.value(output).ty))
+    })?;
+    if !ty.dtype.is_float() {
+        return Err(LossError::Unfit(format!("output `{name}` has type {ty}; a loss needs a float output (--output NAME chooses one)")));
+    }
+    let last = classes_last(g, output);
+    let target_type = target_type(&ty, o.kind, last).map_err(|e| LossError::Unfit(format!("output `{name}`: {e}")))?;
+    let wanted = o.labels.clone().unwrap_or_else(|| if o.kind.takes_labels() { "labels" } else { "target" }.to_string());
+    // The model's own names win.
+    let target_name = if g.is_free(&wanted) { wanted } else { format!("ancre.{wanted}") };
+    let target = g.add_input(&target_name, target_type.into(), None);
+    let mut b = Builder::new(g, "loss");
+    let value = match o.kind {
+        LossKind::CrossEntropy => cross_entropy(&mut b, output, target, last, o)?,
+        LossKind::NextToken => next_token(&mut b, output, target, o)?,
+        _ => {
+            let each = element_loss(&mut b, output, target, o)?;
+            b.reduce_all(if o.sum { "ReduceSum" } else { "ReduceMean" }, each)?
+        }
+    };
+    let value = b.cast(value, DType::F32)?;
+    let free = if b.graph.is_free("loss") { "loss" } else { "ancre.loss" };
+    b.graph.rename(value, free);
+    Ok(Loss { value, target })
+}
+
+fn target_type(ty: &TensorType, kind: LossKind, last: bool) -> Result<TensorType, String> {
+    if !kind.takes_labels() {
+        return Ok(ty.clone());
+    }
+    if ty.rank() < 2 {
+        return Err(format!("{} needs logits of rank 2 or more, it has type {ty}", kind.name()));
+    }
+    if kind == LossKind::NextToken && ty.rank() != 3 {
+        return Err(format!("next-token needs token logits [N, T, V], it has type {ty}"));
+    }
+    let mut shape = ty.shape.clone();
+    shape.remove(if last || kind == LossKind::NextToken { ty.rank() - 1 } else { 1 });
+    Ok(TensorType::new(DType::I64, shape))
+}
+
+fn next_token(b: &mut Builder, logits: ValueId, labels: ValueId, o: &LossOptions) -> Built {
+    let ty = b.ty(logits)?;
+    let shorter = &ty.shape[1] - &Dim::from(1);
+    let x = b.slices(logits, &[1], &[0], &[-1])?;
+    b.graph.set_type(x, TensorType::new(ty.dtype, vec![ty.shape[0].clone(), shorter.clone(), ty.shape[2].clone()]).into());
+    let y = b.slices(labels, &[1], &[1], &[i64::MAX])?;
+    b.graph.set_type(y, TensorType::new(DType::I64, vec![ty.shape[0].clone(), shorter]).into());
+    cross_entropy(b, x, y, true, o)
+}
+
+/// −log softmax(logits)[label], over all positions; classes are the last axis or axis 1.
+fn cross_entropy(b: &mut Builder, logits: ValueId, labels: ValueId, last: bool, o: &LossOptions) -> Built {
+    let mut x = logits;
+    let ty = b.ty(x)?;
+    if !last && ty.rank() > 2 {
+        let mut perm: Vec<i64> = (0..ty.rank() as i64).filter(|a| *a != 1).collect();
+        perm.push(1);
+        x = b.transpose(x, &perm)?;
+    }
+    let ty = b.ty(x)?;
+    let classes = ty.shape[ty.rank() - 1].clone();
+    let positions = ty.shape[..ty.rank() - 1].iter().fold(Dim::from(1), |p, d| &p * d);
+    let count = classes.known().unwrap_or(-1);
+    if ty.rank() > 2 {
+        if count < 0 {
+            let shape = b.op("Shape", &[x])?;
+            let classes_dim = b.slices(shape, &[0], &[-1], &[i64::MAX])?;
+            let minus = b.ints(&[-1]);
+            let target = b.concat(&[minus, classes_dim], 0)?;
+            x = b.reshape_dynamic(x, target, &[positions.clone(), classes.clone()])?;
+        } else {
+            x = b.reshape(x, &[-1, count], &[positions.clone(), classes.clone()])?;
+        }
+    }
+    let x = b.cast(x, DType::F32)?;
+    let labels = b.reshape(labels, &[-1], std::slice::from_ref(&positions))?;
+    let log_p = b.op_with("LogSoftmax", Attrs::new().with("axis", 1), &[x])?;
+    let (safe, counted) = match o.ignore_index {
+        None => (labels, None),
+        Some(index) => {
+            let index = b.int(index);
+            let ignored = b.op("Equal", &[labels, index])?;
+            let zero = b.int(0);
+            let safe = b.select(ignored, zero, labels)?;
+            let kept = b.op("Not", &[ignored])?;
+            (safe, Some(b.cast(kept, DType::F32)?))
+        }
+    };
+    let column = b.unsqueeze(safe, &[1])?;
+    let picked = b.op_with("GatherElements", Attrs::new().with("axis", 1), &[log_p, column])?;
+    let mut each = b.squeeze(picked, &[1])?;
+    if o.smoothing > 0.0 {
+        let mean = b.reduce("ReduceMean", log_p, &[1], false)?;
+        let (hard, soft) = (b.scale(each, 1.0 - o.smoothing)?, b.scale(mean, o.smoothing)?);
+        each = b.add(hard, soft)?;
+    }
+    let total = match counted {
+        None => b.reduce_all(if o.sum { "ReduceSum" } else { "ReduceMean" }, each)?,
+        Some(counted) => {
+            let each = b.mul(each, counted)?;
+            let sum = b.reduce_all("ReduceSum", each)?;
+            if o.sum {
+                sum
+            } else {
+                let n = b.reduce_all("ReduceSum", counted)?;
+                b.div(sum, n)?
+            }
+        }
+    };
+    b.neg(total)
+}
+
+fn element_loss(b: &mut Builder, y: ValueId, t: ValueId, o: &LossOptions) -> Built {
+    let d = b.sub(y, t)?;
+    match o.kind {
+        LossKind::L1 => b.op("Abs", &[d]),
+        LossKind::Huber => {
+            // ½ min(|d|, δ)² + δ (|d| − min(|d|, δ))
+            let dtype = b.ty(d)?.dtype;
+            let delta = b.scalar(dtype, o.huber_delta);
+            let size = b.op("Abs", &[d])?;
+            let below = b.op("Min", &[size, delta])?;
+            let square = b.mul(below, below)?;
+            let square = b.scale(square, 0.5)?;
+            let above = b.sub(size, below)?;
+            let above = b.mul(above, delta)?;
+            b.add(square, above)
+        }
+        LossKind::Bce => {
+            // max(y, 0) − y t + log(1 + e^{−|y|}), stable for both signs
+            let zero_floor = b.op("Relu", &[y])?;
+            let yt = b.mul(y, t)?;
+            let size = b.op("Abs", &[y])?;
+            let minus = b.neg(size)?;
+            let e = b.op("Exp", &[minus])?;
+            let one_more = b.shift(e, 1.0)?;
+            let log = b.op("Log", &[one_more])?;
+            let a = b.sub(zero_floor, yt)?;
+            b.add(a, log)
+        }
+        _ => b.mul(d, d),
+    }
+}

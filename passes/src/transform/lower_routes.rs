@@ -1,0 +1,370 @@
+//! Replaces the abstract router operators by plain ones. All lowerings are here, and [`block_size`] chooses among them.
+//!
+//! A router and its transpose are the same computation: targets in an order in which each reads a prefix of the sources,
+//! `target_t = Σ_{s < n_t} A[t, s] · source_s` (rows over states forwards; states over row cotangents backwards, both
+//! reversed). It is computed in blocks of b sources: inside a block a target takes one product over the block's few sources;
+//! when a block is full, one product adds its contribution to a carry for all later targets. Activation traffic falls from K²
+//! to about K²/b + K·b, operators from K² to about 4K. With b ≥ K this is one product a row over stacked states.
+//!
+//! Under `gated` the one-hot part is a plain addition, so that the residual stream stays exact where matrix products are not
+//! (TF32): `route = h_near + Σ a (p − onehot) h`.
+
+use crate::ir::build::{BuildError, Builder, Built, reshape_target};
+use crate::ir::{ANCRE, Attrs, DType, Dim, Graph, NodeId, Tensor, TensorType, ValueId};
+use indexmap::IndexMap;
+
+/// Sources in one block of the two-level lowering, for a router of K rows.
+///
+/// Measured on CPU over states of 16 k to 780 k floats (K = 8 … 64): 4 is best or near it up to K = 16, 8 above; short routers
+/// are best served by one block.
+fn block_size(k: usize) -> usize {
+    match k {
+        0..=4 => k.max(1),
+        5..=16 => 4,
+        _ => 8,
+    }
+}
+
+/// A router as its operators' attributes describe it.
+struct RouterView {
+    id: i64,
+    logits: ValueId,
+    gate: Option<ValueId>,
+    rule: String,
+    outgoing: bool,
+    tau: f64,
+    routes: Vec<NodeId>,
+    cotangents: Vec<NodeId>,
+    weights: Vec<NodeId>,
+}
+
+/// The weight rule's values, in plain operators.
+struct Weights {
+    /// [R, C]: what multiplies the sources (under `gated` without the one-hot part).
+    matrix: ValueId,
+    /// [R, C]: softmax(c / τ), where the rule has one.
+    softmax: Option<ValueId>,
+    /// [R, C]: softmax − onehot, under `gated`.
+    offset: Option<ValueId>,
+}
+
+/// Lowers every router operator of the graph.
+///
+/// # Errors
+/// When a node cannot be built; that is a fault of this tool.
+pub fn lower_routes(g: &mut Graph) -> Result<(), BuildError> {
+    let mut routers: IndexMap<(i64, ValueId), RouterView> = IndexMap::new();
+    for id in g.topological_order().unwrap_or_default() {
+        let Some(op) = g.op(id).filter(|o| o.domain == ANCRE && o.name.starts_with("Route")) else { continue };
+        let Some(logits) = g.operand(id, 0) else { continue };
+        let router = op.attrs.int("router", 0);
+        let view = routers.entry((router, logits)).or_insert_with(|| RouterView {
+            id: router,
+            logits,
+            gate: g.operand(id, 1),
+            rule: op.attrs.str("rule", "softmax").to_string(),
+            outgoing: op.attrs.str("normalize", "incoming") == "outgoing",
+            tau: op.attrs.float("tau", 0.01) as f64,
+            routes: Vec::new(),
+            cotangents: Vec::new(),
+            weights: Vec::new(),
+        });
+        match op.name.as_str() {
+            "Route" => view.routes.push(id),
+            "RouteCotangent" => view.cotangents.push(id),
+            _ => view.weights.push(id),
+        }
+    }
+    for view in routers.values() {
+        lower_router(g, view)?;
+    }
+    Ok(())
+}
+
+fn lower_router(g: &mut Graph, view: &RouterView) -> Result<(), BuildError> {
+    let mut b = Builder::new(g, &format!("ancre/{}", view.id));
+    let weights = emit_weights(&mut b, view)?;
+    let mut done: Vec<(ValueId, ValueId)> = Vec::new();
+
+    let mut rows: Vec<(i64, NodeId)> = view.routes.iter().map(|n| (attrs(&b, *n).int("row", 0), *n)).collect();
+    rows.sort();
+    if let Some((_, longest)) = rows.last() {
+        let sources: Vec<ValueId> = b.graph.operands(*longest).iter().skip(2).flatten().copied().collect();
+        let targets: Vec<(i64, usize)> =
+            rows.iter().map(|(row, n)| (*row, attrs(&b, *n).ints("columns").map_or(0, <[i64]>::len))).collect();
+        let sums = triangular(&mut b, weights.matrix, &targets, &sources)?;
+        for ((_, node), mut sum) in rows.iter().zip(sums) {
+            if weights.offset.is_some() {
+                let nearest = b.graph.operands(*node).iter().flatten().last().copied();
+                if let Some(nearest) = nearest {
+                    sum = b.add(nearest, sum)?;
+                }
+            }
+            done.push((b.graph.result(*node, 0), sum));
+        }
+    }
+    if !view.cotangents.is_empty() {
+        b.prefix = format!("grad/ancre/{}", view.id);
+        lower_cotangents(&mut b, view, &weights, &mut done)?;
+    }
+    for node in &view.weights {
+        b.prefix = format!("grad/ancre/{}", view.id);
+        let (logits, gate) = lower_weights_cotangent(&mut b, view, &weights, *node)?;
+        done.push((b.graph.result(*node, 0), logits));
+        if let Some(gate) = gate {
+            done.push((b.graph.result(*node, 1), gate));
+        }
+    }
+    let mut retired: Vec<NodeId> = Vec::new();
+    for (old, new) in done {
+        let name = g.name(old).to_string();
+        g.replace_uses(old, new, |_| true);
+        if g.is_output(old) {
+            g.redirect_output(old, new);
+        }
+        if !retired.contains(&old.node) {
+            retired.push(old.node);
+        }
+        // The sum keeps the route's name: the metadata and `freeze` find it by that.
+        if g.name(new).contains("/") {
+            g.rename(old, &format!("{name}.abstract"));
+            g.rename(new, &name);
+        }
+    }
+    for node in retired {
+        g.remove(node);
+    }
+    Ok(())
+}
+
+fn attrs(b: &Builder, n: NodeId) -> Attrs {
+    b.graph.op(n).map(|o| o.attrs.clone()).unwrap_or_default()
+}
+
+/// Extents [R, C] of the router's matrix.
+fn extents(b: &Builder, view: &RouterView) -> Result<(usize, usize), BuildError> {
+    let dims = b.ty(view.logits)?.known_dims().unwrap_or_default();
+    Ok((dims.first().copied().unwrap_or(0) as usize, dims.get(1).copied().unwrap_or(0) as usize))
+}
+
+fn emit_weights(b: &mut Builder, view: &RouterView) -> Result<Weights, BuildError> {
+    if matches!(view.rule.as_str(), "free" | "constant") {
+        return Ok(Weights { matrix: view.logits, softmax: None, offset: None });
+    }
+    let (r, c) = extents(b, view)?;
+    // Columns before the chain's own (earlier chains' states) are read by every row.
+    let own = c - r;
+    let used = |row: usize, column: usize| column <= own + row;
+    // A finite number of the size of −∞: exp gives exactly 0, and no runtime trips over an infinity in the file.
+    let mask: Vec<f32> = (0..r * c).map(|i| if used(i / c, i % c) { 0.0 } else { -1e30 }).collect();
+    let mask = b.constant(&format!("ancre/{}/mask", view.id), Tensor::f32s(&[r as i64, c as i64], &mask));
+    let tau = b.scalar(DType::F32, view.tau);
+    let scaled = b.div(view.logits, tau)?;
+    let masked = b.add(scaled, mask)?;
+    // Softmax over columns everywhere: before opset 13 other axes mean something else.
+    let softmax = if view.outgoing {
+        let t = b.transpose(masked, &[1, 0])?;
+        let s = b.op_with("Softmax", Attrs::new().with("axis", 1), &[t])?;
+        b.transpose(s, &[1, 0])?
+    } else {
+        b.op_with("Softmax", Attrs::new().with("axis", 1), &[masked])?
+    };
+    if view.rule != "gated" {
+        b.graph.rename(softmax, &format!("ancre/{}/weights", view.id));
+        return Ok(Weights { matrix: softmax, softmax: Some(softmax), offset: None });
+    }
+    let hot: Vec<f32> = (0..r * c).map(|i| (i % c == own + i / c) as u8 as f32).collect();
+    let hot = b.constant(&format!("ancre/{}/onehot", view.id), Tensor::f32s(&[r as i64, c as i64], &hot));
+    let mut offset = b.sub(softmax, hot)?;
+    if view.outgoing {
+        // The first row's gate is unused; incoming, its offset is 0 by itself.
+        let rows: Vec<f32> = (0..r).map(|row| (row > 0) as u8 as f32).collect();
+        let rows = b.constant(&format!("ancre/{}/gated_rows", view.id), Tensor::f32s(&[r as i64, 1], &rows));
+        offset = b.mul(offset, rows)?;
+    }
+    let gate = match view.gate {
+        Some(gate) => b.unsqueeze(gate, &[1])?,
+        None => b.scalar(DType::F32, 1.0),
+    };
+    let matrix = b.mul(gate, offset)?;
+    b.graph.rename(matrix, &format!("ancre/{}/weights", view.id));
+    Ok(Weights { matrix, softmax: Some(softmax), offset: Some(offset) })
+}
+
+/// `target_t = Σ_{s < n_t} A[row_t, s] · source_s` for targets (row_t, n_t) with n_t not decreasing and rows ascending by one.
+fn triangular(b: &mut Builder, a: ValueId, targets: &[(i64, usize)], sources: &[ValueId]) -> Result<Vec<ValueId>, BuildError> {
+    let like = sources[0];
+    let ty = b.ty(like)?;
+    let a = b.cast(a, ty.dtype)?;
+    let rows = b.ty(a)?.shape[0].known().unwrap_or(0);
+    let size = block_size(sources.len());
+    let flat: Vec<ValueId> =
+        sources.iter().map(|s| b.reshape(*s, &[1, -1], &[Dim::from(1), ty.elements()])).collect::<Result<_, _>>()?;
+    let mut out = Vec::with_capacity(targets.len());
+    // What full blocks give to the targets from `carry_row` on.
+    let mut carry: Option<(i64, ValueId)> = None;
+    let mut block = 0;
+    let mut next = 0;
+    while next < targets.len() {
+        let current = (targets[next].1 - 1) / size;
+        while block < current {
+            let from = targets[next].0;
+            let (lo, hi) = (block * size, (block + 1) * size);
+            let part = slice2(b, a, (from, rows), (lo as i64, hi as i64))?;
+            let stacked = b.concat(&flat[lo..hi], 0)?;
+            let earlier = match carry {
+                Some((row, c)) if row < from => Some(slice2(b, c, (from - row, rows - row), (0, -1))?),
+                Some((_, c)) => Some(c),
+                None => None,
+            };
+            carry = Some((from, product(b, part, stacked, earlier)?));
+            block += 1;
+        }
+        let (row, reads) = targets[next];
+        let lo = block * size;
+        let part = slice2(b, a, (row, row + 1), (lo as i64, reads as i64))?;
+        let stacked = b.concat(&flat[lo..reads], 0)?;
+        let earlier = match carry {
+            Some((first, c)) => Some(slice2(b, c, (row - first, row - first + 1), (0, -1))?),
+            None => None,
+        };
+        let sum = product(b, part, stacked, earlier)?;
+        out.push(unflatten(b, sum, like, &ty)?);
+        next += 1;
+    }
+    Ok(out)
+}
+
+/// a · b (+ c).
+fn product(b: &mut Builder, x: ValueId, y: ValueId, c: Option<ValueId>) -> Built {
+    match c {
+        Some(c) => b.op("Gemm", &[x, y, c]),
+        None => b.matmul(x, y),
+    }
+}
+
+/// Rows and columns of a matrix; columns (0, −1) are all of them. The whole costs nothing.
+fn slice2(b: &mut Builder, a: ValueId, rows: (i64, i64), columns: (i64, i64)) -> Built {
+    let ty = b.ty(a)?;
+    let extent = |axis: usize| ty.shape[axis].known();
+    let all_rows = rows.0 == 0 && extent(0) == Some(rows.1);
+    let all_columns = columns == (0, -1) || (columns.0 == 0 && extent(1) == Some(columns.1));
+    match (all_rows, all_columns) {
+        (true, true) => Ok(a),
+        (false, true) => b.slice(a, 0, rows.0, rows.1),
+        (true, false) => b.slice(a, 1, columns.0, columns.1),
+        (false, false) => b.slices(a, &[0, 1], &[rows.0, columns.0], &[rows.1, columns.1]),
+    }
+}
+
+fn unflatten(b: &mut Builder, flat: ValueId, like: ValueId, ty: &TensorType) -> Built {
+    match reshape_target(&ty.shape) {
+        Some(target) => b.reshape(flat, &target, &ty.shape),
+        None => b.reshape_like(flat, like),
+    }
+}
+
+/// The states' cotangents: the same triangular sum over the transposed matrix, rows and columns reversed, because the last
+/// row's cotangent is there first.
+fn lower_cotangents(
+    b: &mut Builder,
+    view: &RouterView,
+    weights: &Weights,
+    done: &mut Vec<(ValueId, ValueId)>,
+) -> Result<(), BuildError> {
+    let (r, c) = extents(b, view)?;
+    let mut by_row: IndexMap<i64, ValueId> = IndexMap::new();
+    let mut columns: Vec<(i64, NodeId, Vec<i64>)> = Vec::new();
+    for node in &view.cotangents {
+        let a = attrs(b, *node);
+        let rows = a.ints("rows").unwrap_or_default().to_vec();
+        for (i, row) in rows.iter().enumerate() {
+            if let Some(ct) = b.graph.operand(*node, 2 + i) {
+                by_row.insert(*row, ct);
+            }
+        }
+        columns.push((a.int("column", 0), *node, rows));
+    }
+    by_row.sort_keys();
+    by_row.reverse();
+    columns.sort_by_key(|(column, ..)| std::cmp::Reverse(*column));
+    let sources: Vec<ValueId> = by_row.values().copied().collect();
+    // A'[t, s] = W[r−1−s, c−1−t]. The rows present are the last ones, so their reversed places are 0, 1, ….
+    let reversed_rows = b.ints(&(0..r as i64).rev().collect::<Vec<_>>());
+    let reversed_columns = b.ints(&(0..c as i64).rev().collect::<Vec<_>>());
+    let m = b.op_with("Gather", Attrs::new().with("axis", 0), &[weights.matrix, reversed_rows])?;
+    let m = b.op_with("Gather", Attrs::new().with("axis", 1), &[m, reversed_columns])?;
+    let m = b.transpose(m, &[1, 0])?;
+    let targets: Vec<(i64, usize)> =
+        columns.iter().map(|(column, _, rows)| (c as i64 - 1 - column, rows.len())).collect();
+    let sums = triangular(b, m, &targets, &sources)?;
+    let own = (c - r) as i64;
+    for ((column, node, _), mut sum) in columns.into_iter().zip(sums) {
+        if weights.offset.is_some()
+            && let Some(ct) = by_row.get(&(column - own))
+        {
+            sum = b.add(*ct, sum)?;
+        }
+        done.push((b.graph.result(node, 0), sum));
+    }
+    Ok(())
+}
+
+/// Inner products of row cotangents and states, through the derivative of the weight rule:
+/// c̄ = (1/τ) p ⊙ (Ḡ − Σ p ⊙ Ḡ), and under `gated` Ḡ is scaled by the gate and ā = Σ Ḡ ⊙ (p − onehot).
+fn lower_weights_cotangent(
+    b: &mut Builder,
+    view: &RouterView,
+    weights: &Weights,
+    node: NodeId,
+) -> Result<(ValueId, Option<ValueId>), BuildError> {
+    let (r, c) = extents(b, view)?;
+    let a = attrs(b, node);
+    let count = a.ints("columns").map_or(0, <[i64]>::len);
+    let rows = a.ints("rows").unwrap_or_default().to_vec();
+    let operands: Vec<ValueId> = b.graph.operands(node).iter().skip(2).flatten().copied().collect();
+    let (states, cts) = operands.split_at(count);
+    let ty = b.ty(states[0])?;
+    let mut stack = |values: &[ValueId]| -> Built {
+        let flat: Vec<ValueId> =
+            values.iter().map(|v| b.reshape(*v, &[1, -1], &[Dim::from(1), ty.elements()])).collect::<Result<_, _>>()?;
+        b.concat(&flat, 0)
+    };
+    let (cts, states) = (stack(cts)?, stack(states)?);
+    let states = b.transpose(states, &[1, 0])?;
+    let mut inner = b.matmul(cts, states)?;
+    inner = b.cast(inner, DType::F32)?;
+    // Rows without a route (the first one) have gradient zero.
+    let missing = r as i64 - rows.len() as i64;
+    if missing > 0 {
+        let zeros = b.constant(
+            &format!("ancre/{}/no_rows", view.id),
+            Tensor::f32s(&[missing, c as i64], &vec![0.0; missing as usize * c]),
+        );
+        inner = b.concat(&[zeros, inner], 0)?;
+    }
+    let axis = if view.outgoing { 0 } else { 1 };
+    let Some(p) = weights.softmax else {
+        let used: Vec<f32> = (0..r * c).map(|i| (i % c <= c - r + i / c) as u8 as f32).collect();
+        let used = b.constant(&format!("ancre/{}/used", view.id), Tensor::f32s(&[r as i64, c as i64], &used));
+        return Ok((b.mul(inner, used)?, None));
+    };
+    let mut gate_ct = None;
+    if let (Some(offset), Some(gate)) = (weights.offset, view.gate) {
+        let along = b.mul(inner, offset)?;
+        gate_ct = Some(b.reduce_sum(along, &[1], false)?);
+        let gate = b.unsqueeze(gate, &[1])?;
+        inner = b.mul(inner, gate)?;
+        if view.outgoing {
+            let rows: Vec<f32> = (0..r).map(|row| (row > 0) as u8 as f32).collect();
+            let rows = b.constant(&format!("ancre/{}/gated_rows", view.id), Tensor::f32s(&[r as i64, 1], &rows));
+            inner = b.mul(inner, rows)?;
+        }
+    }
+    let weighted = b.mul(inner, p)?;
+    let mean = b.reduce_sum(weighted, &[axis], true)?;
+    let centred = b.sub(inner, mean)?;
+    let through = b.mul(p, centred)?;
+    let tau = b.scalar(DType::F32, view.tau);
+    Ok((b.div(through, tau)?, gate_ct))
+}

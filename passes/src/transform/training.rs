@@ -1,0 +1,313 @@
+//! Assembles the training graph: parameters become state, batch normalisation trains, then loss, gradients, optimiser,
+//! lowering, outputs and metadata. The contract is the table of inputs and outputs in the README's "training graph".
+
+use super::loss::{LossError, LossOptions, append_loss};
+use super::optimizer::{
+    OptimizerKind, OptimizerOptions, StateKind, StateTensor, Trained, append_optimizer, declare_moments,
+};
+use super::route::Router;
+use super::{differentiate, eliminate, lower_routes, train_batch_norm};
+use crate::analysis::roles::{Role, initializer_roles};
+use crate::ir::build::BuildError;
+use crate::ir::{Attrs, Graph, Kind, Op, ValueId, verify};
+use crate::ops::GradError;
+use indexmap::IndexMap;
+use serde_json::json;
+
+/// Which initializers train.
+#[derive(Clone, Debug, Default)]
+pub struct TrainableChoice {
+    /// Exactly these (and the router's own); `None`: by role.
+    pub exactly: Option<Vec<String>>,
+    /// Also these (globs), whatever their role.
+    pub also: Vec<String>,
+    /// Not these (globs).
+    pub frozen: Vec<String>,
+}
+
+/// How to build a training graph.
+#[derive(Clone, Debug)]
+#[allow(missing_docs)]
+pub struct TrainingOptions {
+    pub loss: LossOptions,
+    pub optimizer: OptimizerOptions,
+    pub output: Option<String>,
+    pub trainable: TrainableChoice,
+    pub grad_outputs: bool,
+    /// Keep batch normalisation as in evaluation.
+    pub frozen_bn: bool,
+}
+
+/// Why there is no training graph.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)]
+pub enum TrainingError {
+    #[error("{0}")]
+    Unfit(String),
+    #[error(transparent)]
+    Gradient(#[from] GradError),
+    #[error("building the training graph failed: {0}")]
+    Build(#[from] BuildError),
+    #[error("the training graph is not well formed, a fault of this tool:\n{}", .0.join("\n"))]
+    Invalid(Vec<String>),
+}
+
+impl From<LossError> for TrainingError {
+    fn from(e: LossError) -> TrainingError {
+        match e {
+            LossError::Unfit(what) => TrainingError::Unfit(what),
+            LossError::Build(e) => TrainingError::Build(e),
+        }
+    }
+}
+
+/// A training graph and what is worth reporting about it.
+pub struct Training {
+    /// The graph, legal and ready to be emitted.
+    pub graph: Graph,
+    /// State, in output order.
+    pub states: Vec<StateRecord>,
+    /// Trained tensors.
+    pub trainable: Vec<String>,
+    /// Float initializers that do not train, with the reason.
+    pub frozen: Vec<(String, String)>,
+    /// Name of the target input.
+    pub target: String,
+}
+
+/// One state tensor as the metadata describes it.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct StateRecord {
+    /// Name of the tensor.
+    pub name: String,
+    /// Graph input that takes it.
+    pub input: String,
+    /// Graph output that gives its next value.
+    pub output: Option<String>,
+    /// What it is.
+    pub kind: StateKind,
+    /// Is it trained?
+    pub trainable: bool,
+    /// Full shape.
+    pub shape: Vec<i64>,
+}
+
+/// Does a name match a pattern with `*` and `?`?
+pub fn glob(pattern: &str, name: &str) -> bool {
+    let (p, n): (Vec<char>, Vec<char>) = (pattern.chars().collect(), name.chars().collect());
+    let (mut i, mut j, mut star) = (0, 0, None);
+    while j < n.len() {
+        if i < p.len() && (p[i] == '?' || (p[i] == n[j] && p[i] != '*')) {
+            i += 1;
+            j += 1;
+        } else if i < p.len() && p[i] == '*' {
+            star = Some((i, j));
+            i += 1;
+        } else if let Some((si, sj)) = star {
+            i = si + 1;
+            j = sj + 1;
+            star = Some((si, sj + 1));
+        } else {
+            return false;
+        }
+    }
+    p[i..].iter().all(|c| *c == '*')
+}
+
+/// The output a loss reads: the named one, or the only float one.
+///
+/// # Errors
+/// When the choice is not clear; the message lists the outputs.
+pub fn loss_output(g: &Graph, wanted: Option<&str>) -> Result<ValueId, String> {
+    let listed = || {
+        let all: Vec<String> =
+            g.outputs().iter().map(|o| format!("`{}` {}", g.name(o.value), g.value(o.value).ty)).collect();
+        all.join(", ")
+    };
+    if let Some(name) = wanted {
+        return match g.outputs().iter().find(|o| g.name(o.value) == name) {
+            Some(o) => Ok(o.value),
+            None => Err(format!("the model has no output `{name}`; it has {}", listed())),
+        };
+    }
+    let floats: Vec<ValueId> = g.outputs().iter().map(|o| o.value).filter(|v| g.is_float(*v)).collect();
+    match floats.as_slice() {
+        [one] => Ok(*one),
+        [] => Err(format!("the model has no float output to train on; it has {}", listed())),
+        _ => Err(format!("the model has several float outputs; choose one with --output NAME: {}", listed())),
+    }
+}
+
+/// Builds the training graph of a routed (not yet lowered) graph, which it consumes.
+///
+/// # Errors
+/// When the loss does not fit, an operator has no derivative, or nothing would train.
+pub fn build_training_graph(mut g: Graph, routers: &[Router], o: &TrainingOptions) -> Result<Training, TrainingError> {
+    let output = loss_output(&g, o.output.as_deref()).map_err(TrainingError::Unfit)?;
+    let outputs: Vec<ValueId> = g.outputs().iter().map(|o| o.value).collect();
+    super::fold::fold_constants(&mut g);
+    let (mut trained, frozen) = choose_trainable(&g, &o.trainable)?;
+    for r in routers {
+        if matches!(g.node(r.logits.node).kind, Kind::Initializer { .. }) && g.name(r.logits).ends_with("logits") {
+            trained.push((r.logits, StateKind::Logits));
+        }
+        if let Some(gate) = r.gate {
+            trained.push((gate, StateKind::Gate));
+        }
+    }
+    if trained.is_empty() {
+        return Err(TrainingError::Unfit("nothing would train: the model has no parameter by role; name some with --trainable".into()));
+    }
+    for (v, _) in &trained {
+        g.set_overridable(*v, true);
+    }
+    let statistics = if o.frozen_bn { Vec::new() } else { train_batch_norm::train_batch_norm(&mut g)? };
+    let loss = append_loss(&mut g, output, &o.loss)?;
+    let wrt: Vec<ValueId> = trained.iter().map(|(v, _)| *v).collect();
+    let gradients = differentiate(&mut g, loss.value, &wrt)?;
+    let mut frozen = frozen;
+    let mut with_gradient = Vec::new();
+    for (v, kind) in trained {
+        match gradients.get(&v) {
+            Some(ct) => with_gradient.push(Trained { value: v, gradient: *ct, kind }),
+            None => {
+                frozen.push((g.name(v).to_string(), "the loss does not depend on it".into()));
+                g.set_overridable(v, false);
+            }
+        }
+    }
+    if with_gradient.is_empty() {
+        return Err(TrainingError::Unfit("nothing would train: the loss depends on none of the trainable tensors".into()));
+    }
+    let update = append_optimizer(&mut g, &with_gradient, &o.optimizer)?;
+    lower_routes::lower_routes(&mut g)?;
+    train_batch_norm::lower(&mut g)?;
+    let mut states = update.states;
+    states.extend(statistics);
+    let states = publish(&mut g, &outputs, loss.value, update.grad_norm, &states, &with_gradient, o);
+    eliminate::eliminate_dead(&mut g, |_, _| false);
+    verify::verify(&g, verify::Stage::Legal).map_err(TrainingError::Invalid)?;
+    let trainable = with_gradient.iter().map(|t| g.name(t.value).to_string()).collect();
+    let target = g.name(loss.target).to_string();
+    describe(&mut g, &states, o, &target);
+    Ok(Training { graph: g, states, trainable, frozen, target })
+}
+
+type Chosen = (Vec<(ValueId, StateKind)>, Vec<(String, String)>);
+
+fn choose_trainable(g: &Graph, choice: &TrainableChoice) -> Result<Chosen, TrainingError> {
+    let mut trained = Vec::new();
+    let mut frozen = Vec::new();
+    if let Some(missing) = choice.exactly.iter().flatten().find(|n| g.find(n).and_then(|v| g.initializer(v)).is_none()) {
+        return Err(TrainingError::Unfit(format!("--trainable-from names `{missing}`, which is no initializer of the model")));
+    }
+    for (v, role) in initializer_roles(g) {
+        let name = g.name(v);
+        if name.starts_with("ancre.") {
+            continue;
+        }
+        let by_role = match &choice.exactly {
+            Some(names) => names.iter().any(|n| n == name),
+            None => role.trains() || choice.also.iter().any(|p| glob(p, name)),
+        };
+        if by_role && !choice.frozen.iter().any(|p| glob(p, name)) {
+            trained.push((v, StateKind::Parameter));
+        } else if role != Role::Statistic {
+            let why = if role.trains() { "frozen by option".to_string() } else { role.name().to_string() };
+            frozen.push((name.to_string(), why));
+        }
+    }
+    for pattern in choice.also.iter().chain(&choice.frozen) {
+        if !g.nodes().any(|n| matches!(g.node(n).kind, Kind::Initializer { .. }) && glob(pattern, g.name(g.result(n, 0)))) {
+            return Err(TrainingError::Unfit(format!("no initializer matches the pattern `{pattern}`")));
+        }
+    }
+    Ok((trained, frozen))
+}
+
+/// Declares the outputs in the contract's order and gives every state its names.
+fn publish(
+    g: &mut Graph,
+    model_outputs: &[ValueId],
+    loss: ValueId,
+    norm: ValueId,
+    states: &[StateTensor],
+    trained: &[Trained],
+    o: &TrainingOptions,
+) -> Vec<StateRecord> {
+    let infos: IndexMap<ValueId, _> = g.outputs().iter().map(|o| (o.value, o.info.clone())).collect();
+    g.clear_outputs();
+    g.add_output(loss, None);
+    for v in model_outputs {
+        if *v != loss {
+            // A float output's declared shape may have the batch's old extent; what we know is better.
+            let info = infos.get(v).cloned().flatten();
+            g.add_output(*v, info);
+        }
+    }
+    publish_as(g, norm, "grad_norm");
+    let mut records = Vec::new();
+    for s in states {
+        let name = g.name(s.value).to_string();
+        let output = s.next.map(|next| publish_as(g, next, &format!("{name}.next")));
+        records.push(StateRecord { name: name.clone(), input: name, output, kind: s.kind, trainable: s.trainable, shape: s.shape.clone() });
+    }
+    if o.grad_outputs {
+        for t in trained {
+            let name = format!("{}.grad", g.name(t.value));
+            publish_as(g, t.gradient, &name);
+        }
+    }
+    declare_moments(g, states);
+    records
+}
+
+/// Declares a value a graph output under a name; goes through `Identity` where the value already has a name that counts.
+fn publish_as(g: &mut Graph, v: ValueId, name: &str) -> String {
+    let name = if g.is_free(name) { name.to_string() } else { format!("ancre.{name}") };
+    let ours = match &g.node(v.node).kind {
+        Kind::Op(op) => op.source.is_none() && !g.is_output(v),
+        _ => false,
+    };
+    let published = if ours {
+        v
+    } else {
+        let ty = g.value(v).ty.clone();
+        let node = g.add_op(&name, Op::new("Identity", Attrs::new()), &[Some(v)]);
+        g.push_result(node, &format!("{name}.copy"), ty)
+    };
+    let got = g.rename(published, &name);
+    g.add_output(published, None);
+    got
+}
+
+fn describe(g: &mut Graph, states: &[StateRecord], o: &TrainingOptions, target: &str) {
+    let text = |v: serde_json::Value| v.to_string();
+    g.metadata.insert("ancre.state".into(), serde_json::to_string(states).unwrap_or_default());
+    g.metadata.insert(
+        "ancre.loss".into(),
+        text(json!({"kind": o.loss.kind.name(), "reduction": if o.loss.sum { "sum" } else { "mean" }, "target": target,
+                    "label_smoothing": o.loss.smoothing, "ignore_index": o.loss.ignore_index})),
+    );
+    let opt = &o.optimizer;
+    let adam = matches!(opt.kind, OptimizerKind::Adam | OptimizerKind::AdamW);
+    let mut record = json!({"kind": opt.kind.name()});
+    if let Some(r) = record.as_object_mut() {
+        if adam {
+            r.insert("betas".into(), json!([opt.beta1, opt.beta2]));
+            r.insert("eps".into(), json!(opt.eps));
+        }
+        if opt.kind == OptimizerKind::Sgd {
+            r.insert("momentum".into(), json!(opt.momentum));
+            r.insert("nesterov".into(), json!(opt.nesterov));
+        }
+        if opt.kind != OptimizerKind::None {
+            let decay = opt.weight_decay.unwrap_or(if opt.kind == OptimizerKind::AdamW { 0.01 } else { 0.0 });
+            r.insert("weight_decay".into(), json!(decay));
+            r.insert("clip_norm".into(), json!(opt.clip_norm));
+            r.insert("accumulate".into(), json!(opt.accumulate));
+            r.insert("router_lr_scale".into(), json!(opt.router_lr_scale));
+        }
+    }
+    g.metadata.insert("ancre.optimizer".into(), text(record));
+}

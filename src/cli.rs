@@ -1,0 +1,362 @@
+//! The command line.
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::path::PathBuf;
+
+/// Rewrites the skips of a residual ONNX network into a learned all-pairs router and emits its training graph.
+#[derive(Parser, Debug)]
+#[command(
+    name = "ancre-rewrite",
+    version,
+    args_conflicts_with_subcommands = true,
+    subcommand_precedence_over_arg = true,
+    max_term_width = 110,
+    after_help = "Examples:
+  ancre-rewrite resnet.onnx                                    route it, verify it, write forward and training graph
+  ancre-rewrite inspect resnet.onnx                            only show its residual structure
+  ancre-rewrite gpt.onnx --loss next-token --preset paper      ANCRe as published, for training from scratch
+  ancre-rewrite mlp.onnx --loss mse --optimizer sgd --momentum 0.9 -o out/
+  ancre-rewrite freeze resnet.ancre.onnx --state trained.safetensors -o deployed.onnx
+
+Exit status: 0 success, 1 a check said no, 2 bad usage or bad input."
+)]
+pub struct Cli {
+    /// What to do; without a verb: rewrite, emit, verify.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    /// The main job.
+    #[command(flatten)]
+    pub rewrite: RewriteArgs,
+}
+
+/// The verbs besides the main job.
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    /// Show the residual structure, changing nothing
+    Inspect(InspectArgs),
+    /// Write trained state back and bake the router into a deployable model
+    Freeze(FreezeArgs),
+    /// Print shell completions
+    Completions {
+        /// Which shell
+        shell: clap_complete::Shell,
+    },
+}
+
+/// `inspect`.
+#[derive(Args, Debug)]
+pub struct InspectArgs {
+    /// The model
+    pub model: PathBuf,
+    /// One JSON document on stdout
+    #[arg(long)]
+    pub json: bool,
+    /// Why the node or value NAME is or is not a residual add
+    #[arg(long, value_name = "NAME", conflicts_with = "rejected")]
+    pub why: Option<String>,
+    /// Every element-wise add that is not residual, and why not
+    #[arg(long)]
+    pub rejected: bool,
+    /// Write a Graphviz drawing of the chains
+    #[arg(long, value_name = "FILE")]
+    pub dot: Option<PathBuf>,
+}
+
+/// `freeze`.
+#[derive(Args, Debug)]
+pub struct FreezeArgs {
+    /// The forward graph that ancre-rewrite wrote (STEM.ancre.onnx)
+    pub model: PathBuf,
+    /// Trained state, tensors named like the training graph's state inputs
+    #[arg(long, value_name = "CKPT.safetensors")]
+    pub state: Option<PathBuf>,
+    /// Keep the router trainable instead of baking it in
+    #[arg(long, conflicts_with = "prune")]
+    pub keep_router: bool,
+    /// Also drop weights below EPS in magnitude
+    #[arg(long, value_name = "EPS", default_value_t = 0.0)]
+    pub prune: f64,
+    /// Output [default: STEM.frozen.onnx beside the model]
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+    /// One JSON document on stdout
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Preset {
+    Finetune,
+    Paper,
+}
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum FormArg {
+    Reassign,
+    Augment,
+}
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Scope {
+    Stage,
+    Network,
+}
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Parametrization {
+    Softmax,
+    Gated,
+    Free,
+    Constant,
+}
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum NormalizeArg {
+    Incoming,
+    Outgoing,
+}
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum LossArg {
+    Auto,
+    CrossEntropy,
+    NextToken,
+    Mse,
+    L1,
+    Huber,
+    Bce,
+    None,
+}
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Reduction {
+    Mean,
+    Sum,
+}
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum OptimizerArg {
+    Adamw,
+    Adam,
+    Sgd,
+    None,
+}
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum VerifyArg {
+    Tract,
+    Ort,
+    Both,
+    None,
+}
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Target {
+    Cpu,
+    Cuda,
+}
+
+/// The main job.
+#[derive(Args, Debug, Default)]
+pub struct RewriteArgs {
+    /// The model
+    pub model: Option<PathBuf>,
+    /// Output directory (existing, or ending in /) or forward graph's file [default: next to the model]
+    #[arg(short = 'o', long = "output-path", visible_alias = "out", value_name = "DIR|FILE")]
+    pub out: Option<String>,
+    /// finetune: reassign, add, gated, uniform; paper: augment, block, softmax, uniform; later flags override
+    #[arg(long, help_heading = "Router")]
+    pub preset: Option<Preset>,
+    /// Replace the cascaded skip by the route, or add the route to the whole block
+    #[arg(long, help_heading = "Router")]
+    pub form: Option<FormArg>,
+    /// What one block is: add, block (the repeated unit) or a number of adds
+    #[arg(long, value_name = "add|block|N", help_heading = "Router")]
+    pub granularity: Option<String>,
+    /// Which states a row may read
+    #[arg(long, help_heading = "Router")]
+    pub scope: Option<Scope>,
+    /// Softmax temperature [default: 0.01]
+    #[arg(long, help_heading = "Router")]
+    pub tau: Option<f32>,
+    /// Weights of a row
+    #[arg(long, help_heading = "Router")]
+    pub parametrization: Option<Parametrization>,
+    /// Softmax over a row's sources, or over a source's targets [default: incoming]
+    #[arg(long, help_heading = "Router")]
+    pub normalize: Option<NormalizeArg>,
+    /// Start of the logits: uniform, identity, near-identity[=EPS] or file:PATH (.npz, .safetensors)
+    #[arg(long, value_name = "INIT", help_heading = "Router")]
+    pub init: Option<String>,
+    /// Chains to rewrite: all, none, or ids such as 0,2,3 [default: all]
+    #[arg(long, value_name = "all|none|IDS", help_heading = "Router")]
+    pub chains: Option<String>,
+    /// Forward graph only
+    #[arg(long, help_heading = "Training graph")]
+    pub no_train: bool,
+    /// Loss [default: auto, by evidence in the model]
+    #[arg(long, help_heading = "Training graph")]
+    pub loss: Option<LossArg>,
+    /// [default: mean]
+    #[arg(long, help_heading = "Training graph")]
+    pub reduction: Option<Reduction>,
+    /// Label smoothing of the cross-entropies
+    #[arg(long, value_name = "X", help_heading = "Training graph")]
+    pub label_smoothing: Option<f64>,
+    /// Label whose positions do not count
+    #[arg(long, value_name = "N", allow_negative_numbers = true, help_heading = "Training graph")]
+    pub ignore_index: Option<i64>,
+    /// Threshold of the Huber loss [default: 1]
+    #[arg(long, value_name = "X", help_heading = "Training graph")]
+    pub huber_delta: Option<f64>,
+    /// The model output the loss reads [default: the only float output]
+    #[arg(long, value_name = "NAME", help_heading = "Training graph")]
+    pub output: Option<String>,
+    /// Name of the target input [default: labels (int64) or target (float)]
+    #[arg(long, value_name = "NAME", help_heading = "Training graph")]
+    pub labels: Option<String>,
+    /// [default: adamw, with PyTorch's defaults]
+    #[arg(long, help_heading = "Training graph")]
+    pub optimizer: Option<OptimizerArg>,
+    /// Momentum of SGD
+    #[arg(long, value_name = "X", help_heading = "Training graph")]
+    pub momentum: Option<f64>,
+    /// Nesterov momentum
+    #[arg(long, help_heading = "Training graph")]
+    pub nesterov: bool,
+    /// Weight decay [default: 0.01 for adamw, 0 otherwise]
+    #[arg(long, value_name = "X", help_heading = "Training graph")]
+    pub weight_decay: Option<f64>,
+    /// [default: 0.9]
+    #[arg(long, value_name = "X", help_heading = "Training graph")]
+    pub beta1: Option<f64>,
+    /// [default: 0.999]
+    #[arg(long, value_name = "X", help_heading = "Training graph")]
+    pub beta2: Option<f64>,
+    /// [default: 1e-8]
+    #[arg(long, value_name = "X", help_heading = "Training graph")]
+    pub eps: Option<f64>,
+    /// Clip the gradients' global norm
+    #[arg(long, value_name = "X", help_heading = "Training graph")]
+    pub clip_norm: Option<f64>,
+    /// Micro-batches per update
+    #[arg(long, value_name = "N", help_heading = "Training graph")]
+    pub accumulate: Option<u32>,
+    /// Learning rate of logits and gates relative to the weights'
+    #[arg(long, value_name = "X", help_heading = "Training graph")]
+    pub router_lr_scale: Option<f64>,
+    /// Output the gradient of every trained tensor as NAME.grad
+    #[arg(long, help_heading = "Training graph")]
+    pub grad_outputs: bool,
+    /// Keep batch normalisation as in evaluation
+    #[arg(long, help_heading = "Training graph")]
+    pub frozen_bn: bool,
+    /// Also train the initializers that match (repeatable)
+    #[arg(long, value_name = "GLOB", help_heading = "Training graph")]
+    pub trainable: Vec<String>,
+    /// Do not train the initializers that match (repeatable)
+    #[arg(long, value_name = "GLOB", help_heading = "Training graph")]
+    pub frozen: Vec<String>,
+    /// Train exactly the initializers named in FILE, one a line, and the router
+    #[arg(long, value_name = "FILE", help_heading = "Training graph")]
+    pub trainable_from: Option<PathBuf>,
+    /// Provider whose kernels the training graph's placement is checked against
+    #[arg(long, help_heading = "Training graph")]
+    pub target: Option<Target>,
+    /// Engine that proves the rewrite [default: tract]
+    #[arg(long, help_heading = "Verification")]
+    pub verify: Option<VerifyArg>,
+    /// Random inputs to compare on [default: 2]
+    #[arg(long, value_name = "N", help_heading = "Verification")]
+    pub trials: Option<usize>,
+    /// Seed of the random inputs [default: 0]
+    #[arg(long, value_name = "N", help_heading = "Verification")]
+    pub seed: Option<u64>,
+    /// [default: 1e-5]
+    #[arg(long, value_name = "X", help_heading = "Verification")]
+    pub atol: Option<f64>,
+    /// [default: 1e-5]
+    #[arg(long, value_name = "X", help_heading = "Verification")]
+    pub rtol: Option<f64>,
+    /// Extent of a symbolic input dimension (repeatable)
+    #[arg(long, value_name = "NAME=N", help_heading = "Verification")]
+    pub dim: Vec<String>,
+    /// Fail (1) when the file written is not equivalent to the source
+    #[arg(long, help_heading = "Verification")]
+    pub require_equivalent: bool,
+    /// Fail (1) when there is nothing to rewrite
+    #[arg(long, help_heading = "Verification")]
+    pub require: bool,
+    /// Report, write nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// One JSON document on stdout
+    #[arg(long)]
+    pub json: bool,
+    /// Say only what went wrong
+    #[arg(short, long)]
+    pub quiet: bool,
+    /// Say more: frozen tensors, timings
+    #[arg(short, long)]
+    pub verbose: bool,
+    // In the contract, not built yet: refused by name rather than as unknown flags.
+    #[arg(long, hide = true)]
+    pub state: Option<String>,
+    #[arg(long, hide = true)]
+    pub batch: Option<String>,
+    #[arg(long, hide = true)]
+    pub classes: Option<u32>,
+    #[arg(long, hide = true)]
+    pub freeze_backbone: bool,
+    #[arg(long, hide = true)]
+    pub reinit: Option<u64>,
+    #[arg(long, hide = true)]
+    pub eval_graph: bool,
+    #[arg(long, hide = true)]
+    pub opset: Option<i64>,
+}
+
+impl RewriteArgs {
+    /// Was any option given that only makes sense for a training graph?
+    pub fn asks_for_training(&self) -> bool {
+        self.loss.is_some_and(|l| l != LossArg::None)
+            || self.reduction.is_some()
+            || self.label_smoothing.is_some()
+            || self.ignore_index.is_some()
+            || self.huber_delta.is_some()
+            || self.output.is_some()
+            || self.labels.is_some()
+            || self.optimizer.is_some()
+            || self.momentum.is_some()
+            || self.nesterov
+            || self.weight_decay.is_some()
+            || self.beta1.is_some()
+            || self.beta2.is_some()
+            || self.eps.is_some()
+            || self.clip_norm.is_some()
+            || self.accumulate.is_some()
+            || self.router_lr_scale.is_some()
+            || self.grad_outputs
+            || self.frozen_bn
+            || !self.trainable.is_empty()
+            || !self.frozen.is_empty()
+            || self.trainable_from.is_some()
+    }
+
+    /// Names of given options that the contract has and this version has not.
+    pub fn not_built_yet(&self) -> Option<&'static str> {
+        [
+            (self.state.as_deref().is_some_and(|s| s != "inline"), "--state separate"),
+            (self.batch.as_deref().is_some_and(|b| b != "keep"), "--batch"),
+            (self.classes.is_some(), "--classes"),
+            (self.freeze_backbone, "--freeze-backbone"),
+            (self.reinit.is_some(), "--reinit"),
+            (self.eval_graph, "--eval-graph"),
+            (self.opset.is_some(), "--opset"),
+            (self.scope == Some(Scope::Network), "--scope network"),
+        ]
+        .into_iter()
+        .find_map(|(given, name)| given.then_some(name))
+    }
+}

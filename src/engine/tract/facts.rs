@@ -1,0 +1,305 @@
+//! Types of values by tract's inference rules.
+//!
+//! The graph is walked once, producers first, and each node's rule is asked for its results given its operands. Weights are
+//! typed values without bytes, so no external file is read; small integer constants keep their elements, and tract carries
+//! the arithmetic on shapes through, symbols included. A node tract cannot do falls back to our own rule and then to the
+//! source's declaration, so one unknown operator does not lose what follows it.
+
+use ancre_passes::analysis::facts::{ShapeOracle, declared, infer_node, is_resolved, merge, unnamed_dim};
+use ancre_passes::ir::{ANCRE, DType, Dim, Graph, Kind, NodeId, Tensor, TensorType, ValueId, ValueType};
+use ancre_passes::onnx::node_message;
+use indexmap::IndexMap;
+use onnx_protobuf::{GraphProto, Message, ModelProto, OperatorSetIdProto};
+use std::cell::Cell;
+use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Once;
+use tract_onnx::model::{Onnx, ParsingContext};
+use tract_onnx::pb;
+use tract_onnx::prelude::{DatumType, Framework, InferenceFact, InferenceModel, TDim};
+use tract_onnx::tract_hir::infer::{Factoid, GenericFactoid, InferenceOp, ShapeFactoid};
+use tract_onnx::tract_hir::internal::{IntoArcTensor, SymbolScope, TVec};
+
+/// Elements above which an integer constant is not part of shape arithmetic.
+const MOST_INTS: usize = 4096;
+/// The same for floats, which take part only as scales of a resize and the like.
+const MOST_FLOATS: usize = 16;
+
+/// tract as the source of shape facts.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct TractOracle;
+
+impl ShapeOracle for TractOracle {
+    fn facts(&self, g: &Graph) -> Result<IndexMap<String, ValueType>, String> {
+        let order = g.topological_order().map_err(|site| format!("{site} is on a cycle"))?;
+        let nodes: Vec<NodeId> = order.iter().copied().filter(|n| is_asked(g, *n)).collect();
+        let framework = tract_onnx::onnx().with_ignore_value_info(true);
+        let model = messages(g, &nodes, &framework)?;
+        let messages = model.graph.as_ref().map(|g| g.node.as_slice()).unwrap_or_default();
+        let asked: HashMap<NodeId, &pb::NodeProto> = nodes.iter().copied().zip(messages).collect();
+        let template = InferenceModel::default();
+        let mut walk = Walk {
+            g,
+            symbols: template.symbols.clone(),
+            declared: declared(g),
+            half_is_brain: !has_type(g, DType::F16),
+            facts: HashMap::with_capacity(g.node_bound()),
+        };
+        let context = ParsingContext {
+            onnx_operator_set_version: g.opsets.get("").copied().unwrap_or(0),
+            framework: &framework,
+            model: &model,
+            parent_graphs: vec![],
+            model_dir: None,
+            template,
+        };
+        for node in order {
+            walk.visit(node, asked.get(&node).copied(), &context);
+        }
+        Ok(walk.into_types())
+    }
+}
+
+/// Is the node an operator that tract is asked about? Constants are made without it, and it knows none of our operators; of
+/// other domains it looks at the operator's name only, which may mean something else.
+fn is_asked(g: &Graph, node: NodeId) -> bool {
+    g.op(node).is_some_and(|op| !op.is("Constant") && op.domain.is_empty())
+}
+
+fn has_type(g: &Graph, dtype: DType) -> bool {
+    g.nodes().any(|n| g.node(n).results().iter().any(|v| v.ty.dtype == Some(dtype)))
+}
+
+/// The operators' messages in tract's own form.
+fn messages(g: &Graph, nodes: &[NodeId], framework: &Onnx) -> Result<pb::ModelProto, String> {
+    let node = nodes.iter().map(|n| node_message(g, *n)).collect::<Result<Vec<_>, _>>().map_err(|e| e.to_string())?;
+    let opset_import = g
+        .opsets
+        .iter()
+        .filter(|(domain, _)| *domain != ANCRE)
+        .map(|(domain, version)| OperatorSetIdProto { domain: domain.clone(), version: *version, ..Default::default() })
+        .collect();
+    let model = ModelProto {
+        ir_version: 8,
+        opset_import,
+        graph: Some(GraphProto { node, ..Default::default() }).into(),
+        ..Default::default()
+    };
+    let bytes = model.write_to_bytes().map_err(|e| e.to_string())?;
+    framework.proto_model_for_read(&mut bytes.as_slice()).map_err(|e| format!("{e:#}"))
+}
+
+struct Walk<'g> {
+    g: &'g Graph,
+    symbols: SymbolScope,
+    declared: HashMap<String, ValueType>,
+    /// tract has no bfloat16. Where the graph has no float16 either, that stands in for it.
+    half_is_brain: bool,
+    facts: HashMap<ValueId, InferenceFact>,
+}
+
+impl Walk<'_> {
+    fn visit(&mut self, node: NodeId, message: Option<&pb::NodeProto>, context: &ParsingContext) {
+        let g = self.g;
+        match &g.node(node).kind {
+            Kind::Input(_) => self.learn_types(node, vec![g.value(g.result(node, 0)).ty.clone()]),
+            Kind::Initializer { tensor, overridable } => self.constant(g.result(node, 0), tensor, !overridable),
+            Kind::Op(op) => {
+                if op.is("Constant")
+                    && let Some(tensor) = op.attrs.tensor("value")
+                {
+                    return self.constant(g.result(node, 0), tensor, true);
+                }
+                if let Some(facts) = message.and_then(|m| self.ask(node, m, context)) {
+                    let results = g.results(node).filter(|v| !g.name(*v).is_empty());
+                    self.facts.extend(results.zip(facts));
+                }
+                let open = g.results(node).any(|v| !is_resolved(&self.type_of(v)));
+                if open {
+                    self.fall_back(node);
+                }
+            }
+        }
+    }
+
+    /// What our own rule, else the declaration says of results that tract does not know.
+    fn fall_back(&mut self, node: NodeId) {
+        let g = self.g;
+        let own = infer_node(g, node, &|v| self.type_of(v).tensor()).unwrap_or_default();
+        let types = g.results(node).enumerate().map(|(i, v)| {
+            let mut ty = ValueType::default();
+            for worse_first in [self.declared.get(g.name(v)).cloned(), own.get(i).cloned().map(Into::into)].into_iter().flatten() {
+                ty = merge(&ty, worse_first);
+            }
+            merge(&ty, self.type_of(v))
+        });
+        let types = types.collect();
+        self.learn_types(node, types);
+    }
+
+    fn learn_types(&mut self, node: NodeId, types: Vec<ValueType>) {
+        for (v, ty) in self.g.results(node).zip(types) {
+            let known = self.facts.remove(&v).unwrap_or_default();
+            let fact = InferenceFact { value: known.value, ..self.fact(&ty) };
+            self.facts.insert(v, fact);
+        }
+    }
+
+    fn constant(&mut self, v: ValueId, tensor: &Tensor, fixed: bool) {
+        let fact = (fixed && tensor.external().is_none()).then(|| small_constant(tensor)).flatten();
+        let fact = fact.unwrap_or_else(|| self.fact(&TensorType::fixed(tensor.dtype(), tensor.dims()).into()));
+        self.facts.insert(v, fact);
+    }
+
+    /// Facts of the node's results by tract's rule, or `None` when it has none or fails.
+    fn ask(&self, node: NodeId, message: &pb::NodeProto, context: &ParsingContext) -> Option<Vec<InferenceFact>> {
+        let builder = context.framework.op_register.0.get(&message.op_type)?;
+        quietly(|| {
+            let (mut op, captured) = builder(context, message).ok()?;
+            let outputs = message.output.iter().filter(|n| !n.is_empty()).count();
+            if InferenceOp::nboutputs(&*op).ok()? != outputs {
+                return None;
+            }
+            let operands = self.g.operands(node).into_iter().flatten();
+            let captured = captured.iter().map(|name| self.g.find(name)).collect::<Option<Vec<_>>>()?;
+            let open = InferenceFact::default();
+            let inputs: TVec<&InferenceFact> =
+                operands.chain(captured).map(|v| self.facts.get(&v).unwrap_or(&open)).collect();
+            let results = vec![InferenceFact::default(); outputs];
+            let (_, facts, _) = op.infer(inputs, results.iter().collect(), TVec::new()).ok()?;
+            Some(facts.into_vec())
+        })
+    }
+
+    fn type_of(&self, v: ValueId) -> ValueType {
+        let Some(fact) = self.facts.get(&v) else { return ValueType::default() };
+        let dtype = fact.datum_type.concretize().and_then(|t| match t {
+            DatumType::F16 if self.half_is_brain => Some(DType::BF16),
+            t => from_datum(t),
+        });
+        let shape = (!fact.shape.is_open()).then(|| {
+            let named = |(axis, d): (usize, &GenericFactoid<TDim>)| match d {
+                GenericFactoid::Only(d) => dim(d),
+                GenericFactoid::Any => unnamed_dim(self.g.name(v), axis),
+            };
+            fact.shape.dims().enumerate().map(named).collect()
+        });
+        ValueType { dtype, shape }
+    }
+
+    fn fact(&self, ty: &ValueType) -> InferenceFact {
+        let datum = ty.dtype.and_then(|t| match t {
+            DType::BF16 if self.half_is_brain => Some(DatumType::F16),
+            t => to_datum(t),
+        });
+        let shape = ty.shape.as_ref().map(|shape| {
+            ShapeFactoid::closed(shape.iter().map(|d| GenericFactoid::Only(tdim(d, &self.symbols))).collect())
+        });
+        InferenceFact {
+            datum_type: datum.map_or(GenericFactoid::Any, GenericFactoid::Only),
+            shape: shape.unwrap_or_default(),
+            value: GenericFactoid::Any,
+        }
+    }
+
+    /// Types of the operators' results, as far as anything is known.
+    fn into_types(self) -> IndexMap<String, ValueType> {
+        let g = self.g;
+        let results = g.nodes().filter(|n| g.op(*n).is_some()).flat_map(|n| g.results(n));
+        results
+            .map(|v| (g.name(v).to_string(), self.type_of(v)))
+            .filter(|(name, ty)| !name.is_empty() && *ty != ValueType::default())
+            .collect()
+    }
+}
+
+/// The fact that carries a small constant's elements.
+fn small_constant(t: &Tensor) -> Option<InferenceFact> {
+    let limit = if t.dtype().is_float() { MOST_FLOATS } else { MOST_INTS };
+    if t.len() > limit {
+        return None;
+    }
+    super::to_tract(t.dtype(), &t.dims().iter().map(|d| *d as usize).collect::<Vec<_>>(), &t.bytes().ok()?)
+        .and_then(|t| InferenceFact::try_from(t.into_arc_tensor()))
+        .ok()
+}
+
+/// tract's element type. Shape arithmetic has a type of its own there and is int64 to ONNX.
+pub(super) fn to_datum(t: DType) -> Option<DatumType> {
+    Some(match t {
+        DType::F32 => DatumType::F32,
+        DType::F64 => DatumType::F64,
+        DType::F16 => DatumType::F16,
+        DType::I8 => DatumType::I8,
+        DType::I16 => DatumType::I16,
+        DType::I32 => DatumType::I32,
+        DType::I64 => DatumType::I64,
+        DType::U8 => DatumType::U8,
+        DType::U16 => DatumType::U16,
+        DType::U32 => DatumType::U32,
+        DType::U64 => DatumType::U64,
+        DType::Bool => DatumType::Bool,
+        DType::Str => DatumType::String,
+        _ => return None,
+    })
+}
+
+/// The inverse of [`to_datum`].
+pub(super) fn from_datum(t: DatumType) -> Option<DType> {
+    Some(match t {
+        DatumType::F32 => DType::F32,
+        DatumType::F64 => DType::F64,
+        DatumType::F16 => DType::F16,
+        DatumType::I8 => DType::I8,
+        DatumType::I16 => DType::I16,
+        DatumType::I32 => DType::I32,
+        DatumType::I64 | DatumType::TDim => DType::I64,
+        DatumType::U8 => DType::U8,
+        DatumType::U16 => DType::U16,
+        DatumType::U32 => DType::U32,
+        DatumType::U64 => DType::U64,
+        DatumType::Bool => DType::Bool,
+        DatumType::String => DType::Str,
+        _ => return None,
+    })
+}
+
+/// Our polynomial as tract's expression.
+fn tdim(d: &Dim, symbols: &SymbolScope) -> TDim {
+    let term = |(names, c): (&[std::sync::Arc<str>], i64)| {
+        names.iter().fold(TDim::Val(c), |product, name| product * TDim::Sym(symbols.sym(name)))
+    };
+    d.terms().map(term).fold(TDim::Val(0), |sum, t| sum + t)
+}
+
+/// tract's expression as our polynomial. What is none (a quotient, a maximum) becomes one symbol named by its text, so that
+/// equal expressions stay equal.
+fn dim(d: &TDim) -> Dim {
+    match d {
+        TDim::Val(v) => Dim::from(*v),
+        TDim::Sym(s) => Dim::symbol(&s.to_string()),
+        TDim::Add(terms) => terms.iter().fold(Dim::from(0), |sum, t| &sum + &dim(t)),
+        TDim::Mul(factors) => factors.iter().fold(Dim::from(1), |product, f| &product * &dim(f)),
+        TDim::MulInt(c, d) => &Dim::from(*c) * &dim(d),
+        other => Dim::symbol(&other.to_string()),
+    }
+}
+
+thread_local!(static QUIET: Cell<bool> = const { Cell::new(false) });
+
+/// Runs engine code that may panic on input it did not expect, without a word on stderr; `None` if it did.
+pub(super) fn quietly<T>(f: impl FnOnce() -> Option<T>) -> Option<T> {
+    static HOOK: Once = Once::new();
+    HOOK.call_once(|| {
+        let previous = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            if !QUIET.get() {
+                previous(info);
+            }
+        }));
+    });
+    let outer = QUIET.replace(true);
+    let result = catch_unwind(AssertUnwindSafe(f));
+    QUIET.set(outer);
+    result.ok().flatten()
+}

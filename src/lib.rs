@@ -1,0 +1,17 @@
+//! `ancre-rewrite` as a library: everything of the tool that touches the outside world. The graph work is in `ancre-passes`.
+
+pub mod auto_loss;
+pub mod cli;
+pub mod engine;
+pub mod error;
+pub mod files;
+pub mod freeze;
+pub mod inspect;
+pub mod options;
+pub mod placement;
+pub mod prove;
+pub mod random_inputs;
+pub mod report;
+pub mod rewrite;
+pub mod tensor;
+pub mod verify;

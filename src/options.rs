@@ -1,0 +1,190 @@
+//! From command-line arguments to the passes' options.
+
+use crate::cli::{FormArg, LossArg, NormalizeArg, OptimizerArg, Parametrization, Preset, Reduction, RewriteArgs};
+use crate::error::Failure;
+use crate::files;
+use ancre_passes::ir::Graph;
+use ancre_passes::transform::loss::{LossKind, LossOptions};
+use ancre_passes::transform::optimizer::{OptimizerKind, OptimizerOptions};
+use ancre_passes::transform::route::{ChainChoice, Form, Granularity, Init, Normalize, RouteOptions, Rule};
+use ancre_passes::transform::training::{TrainableChoice, TrainingOptions};
+use std::path::Path;
+
+/// The router's options: preset first, then what was given.
+///
+/// # Errors
+/// Values that cannot be read, or a file of logits that cannot.
+pub fn route_options(a: &RewriteArgs) -> Result<RouteOptions, Failure> {
+    let paper = a.preset == Some(Preset::Paper);
+    let form = match a.form {
+        Some(FormArg::Reassign) => Form::Reassign,
+        Some(FormArg::Augment) => Form::Augment,
+        None if paper => Form::Augment,
+        None => Form::Reassign,
+    };
+    let granularity = match a.granularity.as_deref() {
+        Some("add") => Granularity::Add,
+        Some("block") => Granularity::Block,
+        Some(n) => Granularity::Adds(n.parse().map_err(|_| {
+            Failure::input(format!("--granularity `{n}` is not add, block or a number of adds"))
+        })?),
+        None if form == Form::Augment => Granularity::Block,
+        None => Granularity::Add,
+    };
+    let rule = match a.parametrization {
+        Some(Parametrization::Softmax) => Rule::Softmax,
+        Some(Parametrization::Gated) => Rule::Gated,
+        Some(Parametrization::Free) => Rule::Free,
+        Some(Parametrization::Constant) => Rule::Constant,
+        None if form == Form::Augment => Rule::Softmax,
+        None => Rule::Gated,
+    };
+    let normalize = match a.normalize {
+        Some(NormalizeArg::Outgoing) => Normalize::Outgoing,
+        _ => Normalize::Incoming,
+    };
+    let init = match a.init.as_deref() {
+        None if rule == Rule::Free => Init::Identity,
+        None | Some("uniform") => Init::Uniform,
+        Some("identity") => Init::Identity,
+        Some("near-identity") => Init::NearIdentity(1e-3),
+        Some(text) => {
+            if let Some(e) = text.strip_prefix("near-identity=") {
+                Init::NearIdentity(e.parse().map_err(|_| Failure::input(format!("--init near-identity={e}: not a number")))?)
+            } else if let Some(path) = text.strip_prefix("file:") {
+                Init::Given(files::read_arrays(Path::new(path))?)
+            } else {
+                return Err(Failure::input(format!(
+                    "--init `{text}` is not uniform, identity, near-identity[=EPS] or file:PATH"
+                )));
+            }
+        }
+    };
+    Ok(RouteOptions { form, granularity, rule, normalize, init, tau: a.tau.unwrap_or(0.01), chains: chain_choice(a)? })
+}
+
+fn chain_choice(a: &RewriteArgs) -> Result<ChainChoice, Failure> {
+    match a.chains.as_deref() {
+        None | Some("all") => Ok(ChainChoice::All),
+        Some("none") => Ok(ChainChoice::None),
+        Some(ids) => {
+            let ids: Result<Vec<usize>, _> = ids.split(',').map(|s| s.trim().parse::<usize>()).collect();
+            let help = "ids as `inspect` lists them, such as --chains 0,2";
+            Ok(ChainChoice::Ids(ids.map_err(|_| {
+                Failure::input(format!("--chains `{}` is not all, none or a list of ids", a.chains.as_deref().unwrap_or_default()))
+                    .help(help)
+            })?))
+        }
+    }
+}
+
+/// The loss, or why none can be chosen.
+///
+/// # Errors
+/// `Err(reason)` when `auto` finds no evidence.
+pub fn loss_options(a: &RewriteArgs, g: &Graph, output: Option<&str>) -> Result<LossOptions, String> {
+    let kind = match a.loss.unwrap_or(LossArg::Auto) {
+        LossArg::CrossEntropy => LossKind::CrossEntropy,
+        LossArg::NextToken => LossKind::NextToken,
+        LossArg::Mse => LossKind::Mse,
+        LossArg::L1 => LossKind::L1,
+        LossArg::Huber => LossKind::Huber,
+        LossArg::Bce => LossKind::Bce,
+        LossArg::Auto | LossArg::None => crate::auto_loss::choose(g, output)?,
+    };
+    Ok(LossOptions {
+        kind,
+        sum: a.reduction == Some(Reduction::Sum),
+        smoothing: a.label_smoothing.unwrap_or(0.0),
+        ignore_index: a.ignore_index,
+        huber_delta: a.huber_delta.unwrap_or(1.0),
+        labels: a.labels.clone(),
+    })
+}
+
+/// Checks numbers that make no sense before any work is done.
+///
+/// # Errors
+/// The first such number.
+pub fn check_numbers(a: &RewriteArgs) -> Result<(), Failure> {
+    let range = |name: &str, v: Option<f64>, low: f64, high: f64| match v {
+        Some(v) if !(v >= low && v < high) => Err(Failure::input(format!("--{name} {v} is out of range [{low}, {high})"))),
+        _ => Ok(()),
+    };
+    range("label-smoothing", a.label_smoothing, 0.0, 1.0)?;
+    range("momentum", a.momentum, 0.0, 1.0)?;
+    range("beta1", a.beta1, 0.0, 1.0)?;
+    range("beta2", a.beta2, 0.0, 1.0)?;
+    range("weight-decay", a.weight_decay, 0.0, f64::INFINITY)?;
+    range("eps", a.eps, 0.0, f64::INFINITY)?;
+    range("huber-delta", a.huber_delta, f64::MIN_POSITIVE, f64::INFINITY)?;
+    range("clip-norm", a.clip_norm, f64::MIN_POSITIVE, f64::INFINITY)?;
+    range("router-lr-scale", a.router_lr_scale, 0.0, f64::INFINITY)?;
+    range("atol", a.atol, 0.0, f64::INFINITY)?;
+    range("rtol", a.rtol, 0.0, f64::INFINITY)?;
+    if a.accumulate == Some(0) {
+        return Err(Failure::input("--accumulate 0: at least one micro-batch makes an update"));
+    }
+    let kind = a.optimizer.unwrap_or(OptimizerArg::Adamw);
+    if kind != OptimizerArg::Sgd && (a.momentum.is_some() || a.nesterov) {
+        return Err(Failure::input("--momentum and --nesterov belong to --optimizer sgd"));
+    }
+    if a.nesterov && a.momentum.unwrap_or(0.0) == 0.0 {
+        return Err(Failure::input("--nesterov needs --momentum"));
+    }
+    Ok(())
+}
+
+/// The training graph's options.
+///
+/// # Errors
+/// When the list of trainable tensors cannot be read.
+pub fn training_options(a: &RewriteArgs, loss: LossOptions) -> Result<TrainingOptions, Failure> {
+    let exactly = match &a.trainable_from {
+        None => None,
+        Some(path) => {
+            let text = std::fs::read_to_string(path).map_err(|e| Failure::input(format!("cannot be read: {e}")).at(path))?;
+            Some(text.lines().map(str::trim).filter(|l| !l.is_empty()).map(str::to_string).collect())
+        }
+    };
+    Ok(TrainingOptions {
+        loss,
+        optimizer: OptimizerOptions {
+            kind: match a.optimizer.unwrap_or(OptimizerArg::Adamw) {
+                OptimizerArg::Adamw => OptimizerKind::AdamW,
+                OptimizerArg::Adam => OptimizerKind::Adam,
+                OptimizerArg::Sgd => OptimizerKind::Sgd,
+                OptimizerArg::None => OptimizerKind::None,
+            },
+            momentum: a.momentum.unwrap_or(0.0),
+            nesterov: a.nesterov,
+            weight_decay: a.weight_decay,
+            beta1: a.beta1.unwrap_or(0.9),
+            beta2: a.beta2.unwrap_or(0.999),
+            eps: a.eps.unwrap_or(1e-8),
+            clip_norm: a.clip_norm,
+            accumulate: a.accumulate.unwrap_or(1),
+            router_lr_scale: a.router_lr_scale.unwrap_or(1.0),
+        },
+        output: a.output.clone(),
+        trainable: TrainableChoice { exactly, also: a.trainable.clone(), frozen: a.frozen.clone() },
+        grad_outputs: a.grad_outputs,
+        frozen_bn: a.frozen_bn,
+    })
+}
+
+/// `--dim NAME=N`, all of them.
+///
+/// # Errors
+/// The first that cannot be read.
+pub fn dims(a: &[String]) -> Result<Vec<(String, i64)>, Failure> {
+    a.iter()
+        .map(|text| {
+            let (name, value) = text.split_once('=').unwrap_or((text, ""));
+            match value.parse::<i64>() {
+                Ok(v) if v > 0 && !name.is_empty() => Ok((name.to_string(), v)),
+                _ => Err(Failure::input(format!("--dim `{text}` is not NAME=N with a positive N"))),
+            }
+        })
+        .collect()
+}

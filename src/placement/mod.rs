@@ -1,0 +1,169 @@
+//! Which nodes of a training graph ONNX Runtime's CUDA provider has no kernel for, so that they would silently run on the
+//! CPU, with copies.
+//!
+//! A kernel is matched on the *schema version* of the node's operator (its latest version at or below the graph's opset): a
+//! registry row `since..until` matches that range, an open row exactly `since`. `cuda_kernels.json` is the registry of the
+//! stock provider (ONNX Runtime 1.31.1), `schemas.json` the operator versions with their type constraints (onnx 1.23).
+
+use ancre_passes::ir::{Attrs, DType, Graph, Kind, NodeId};
+use serde::Deserialize;
+use std::collections::HashMap;
+use std::sync::OnceLock;
+
+/// A node that would run on the CPU.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fallback {
+    /// The node.
+    pub node: String,
+    /// Its operator.
+    pub op: String,
+    /// Why.
+    pub why: String,
+}
+
+#[derive(Deserialize)]
+struct Registry {
+    #[serde(rename = "ai.onnx")]
+    standard: HashMap<String, Vec<Kernel>>,
+}
+
+#[derive(Deserialize)]
+struct Kernel {
+    since: i64,
+    until: Option<i64>,
+    types: HashMap<String, Vec<String>>,
+}
+
+/// Version, operands' type constraints, results' type constraints, has a function body.
+type Schema = (i64, Vec<String>, Vec<String>, u8);
+
+struct Tables {
+    kernels: HashMap<String, Vec<Kernel>>,
+    schemas: HashMap<String, Vec<Schema>>,
+}
+
+fn tables() -> &'static Tables {
+    static TABLES: OnceLock<Tables> = OnceLock::new();
+    TABLES.get_or_init(|| {
+        // Both files are part of the program; that they parse is a test.
+        let kernels = serde_json::from_str::<Registry>(include_str!("cuda_kernels.json")).map(|r| r.standard);
+        let schemas = serde_json::from_str(include_str!("schemas.json"));
+        Tables { kernels: kernels.unwrap_or_default(), schemas: schemas.unwrap_or_default() }
+    })
+}
+
+/// Every node without a CUDA kernel at its opset and types; shape arithmetic, which ONNX Runtime keeps on the CPU on purpose,
+/// is left out.
+pub fn cuda_fallbacks(g: &Graph) -> Vec<Fallback> {
+    let opset = g.opsets.get("").copied().unwrap_or(18);
+    g.topological_order()
+        .unwrap_or_default()
+        .into_iter()
+        .filter(|id| !is_shape_arithmetic(g, *id))
+        .filter_map(|id| {
+            let why = fallback(g, id, opset)?;
+            let site = g.site(id);
+            Some(Fallback { node: site.name, op: site.op, why })
+        })
+        .collect()
+}
+
+/// Integer and boolean results from shapes and constants only.
+fn is_shape_arithmetic(g: &Graph, id: NodeId) -> bool {
+    let Kind::Op(op) = &g.node(id).kind else { return true };
+    if matches!(op.name.as_str(), "Shape" | "Size" | "Constant" | "ConstantOfShape") {
+        return true;
+    }
+    let integer = |t: Option<DType>| t.is_some_and(|t| matches!(t, DType::I64 | DType::I32 | DType::Bool));
+    let small = |v| g.tensor_type(v).is_some_and(|t| t.rank() <= 1);
+    g.results(id).all(|v| integer(g.value(v).ty.dtype) && small(v))
+        && g.operands(id).iter().flatten().all(|v| integer(g.value(*v).ty.dtype))
+        // A cast of a few numbers (an extent, the step counter) is no work either.
+        || (op.is("Cast") && g.operand(id, 0).is_some_and(|v| integer(g.value(v).ty.dtype) && small(v)))
+}
+
+fn fallback(g: &Graph, id: NodeId, opset: i64) -> Option<String> {
+    let Kind::Op(op) = &g.node(id).kind else { return None };
+    if !op.domain.is_empty() {
+        return Some(format!("operator of domain {}; not checked", op.domain));
+    }
+    let t = tables();
+    let schema = t.schemas.get(&op.name)?.iter().rev().find(|s| s.0 <= opset)?;
+    let rows: Vec<&Kernel> = t
+        .kernels
+        .get(&op.name)
+        .into_iter()
+        .flatten()
+        .filter(|k| k.until.map_or(k.since == schema.0, |until| k.since <= schema.0 && schema.0 <= until))
+        .collect();
+    if rows.is_empty() {
+        let inlined = schema.3 == 1 && op.name != "Celu";
+        return (!inlined).then(|| format!("no CUDA kernel for version {} of the operator (opset {opset})", schema.0));
+    }
+    let reasons: Vec<String> = rows.iter().filter_map(|k| type_gap(g, id, schema, k)).collect();
+    if reasons.len() == rows.len() {
+        return reasons.into_iter().next();
+    }
+    special(op.name.as_str(), &op.attrs)
+}
+
+/// The first type of the node that a kernel does not take.
+fn type_gap(g: &Graph, id: NodeId, schema: &Schema, kernel: &Kernel) -> Option<String> {
+    let operands = g.operands(id);
+    let of_operand = operands.iter().enumerate().filter_map(|(i, v)| {
+        let constraint = schema.1.get(i).or(schema.1.last())?;
+        Some((constraint, g.value((*v)?).ty.dtype?))
+    });
+    let results: Vec<_> = g.results(id).collect();
+    let of_result = results.iter().enumerate().filter_map(|(i, v)| {
+        let constraint = schema.2.get(i).or(schema.2.last())?;
+        Some((constraint, g.value(*v).ty.dtype?))
+    });
+    of_operand.chain(of_result).find_map(|(constraint, dtype)| {
+        let taken = kernel.types.get(constraint)?;
+        (!taken.iter().any(|t| t == dtype.onnx_name())).then(|| format!("the CUDA kernel does not take {dtype}"))
+    })
+}
+
+/// Attributes that the provider's kernels refuse.
+fn special(name: &str, attrs: &Attrs) -> Option<String> {
+    if name != "ConvTranspose" {
+        return None;
+    }
+    if attrs.str("auto_pad", "NOTSET") == "SAME_UPPER" {
+        return Some("ConvTranspose with auto_pad = SAME_UPPER".into());
+    }
+    let pads = attrs.ints("pads").unwrap_or_default();
+    let (begin, end) = pads.split_at(pads.len() / 2);
+    (begin != end).then(|| "ConvTranspose with asymmetric pads".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ancre_passes::ir::{Op, TensorType};
+
+    fn one(op: Op, dtype: DType, opset: i64) -> Vec<Fallback> {
+        let mut g = Graph::default();
+        g.opsets.insert(String::new(), opset);
+        let ty = TensorType::fixed(dtype, &[2, 3, 4, 4]);
+        let x = g.add_input("x", ty.clone().into(), None);
+        let n = g.add_op("n", op, &[Some(x)]);
+        let y = g.push_result(n, "y", ty.into());
+        g.add_output(y, None);
+        cuda_fallbacks(&g)
+    }
+
+    #[test]
+    fn the_tables_parse_and_know_the_traps() {
+        assert!(tables().kernels.len() > 100 && tables().schemas.len() > 150);
+        assert!(one(Op::new("Relu", Attrs::new()), DType::F32, 18).is_empty());
+        assert!(one(Op::new("MaxPool", Attrs::new()), DType::F32, 18).is_empty());
+        assert_eq!(one(Op::new("MaxPool", Attrs::new()), DType::F32, 22).len(), 1);
+        assert_eq!(one(Op::new("Celu", Attrs::new()), DType::F32, 18).len(), 1);
+        assert!(one(Op::new("Mish", Attrs::new()), DType::F32, 18).is_empty());
+        assert_eq!(one(Op::new("Relu", Attrs::new()), DType::U16, 18)[0].why, "the CUDA kernel does not take u16");
+        let pads = Attrs::new().with("pads", vec![0, 0, 1, 1]);
+        assert_eq!(one(Op::new("ConvTranspose", pads), DType::F32, 18).len(), 1);
+    }
+}

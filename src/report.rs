@@ -1,0 +1,193 @@
+//! What the main job says: to people, and as JSON.
+
+use crate::prove::Proof;
+use crate::rewrite::{Outcome, TrainingFacts, option_names};
+use crate::verify::Comparison;
+use ancre_passes::analysis::report as structure;
+use ancre_passes::transform::route::{Form, Normalize, rule_name};
+use serde_json::{Map, Value, json};
+use std::fmt::Write;
+
+/// The JSON report of the main job.
+pub fn json(o: &Outcome) -> Value {
+    let inspected = structure::inspect_json(&o.source, &o.structure, &o.model.display().to_string());
+    let (init, granularity) = option_names(&o.route);
+    let coefficients: usize = o.routers.iter().map(|r| r.blocks * (r.blocks + 1) / 2).sum();
+    let gates: usize = o.routers.iter().filter(|r| r.gate.is_some()).map(|r| r.blocks - 1).sum();
+    let routers: Vec<Value> = o
+        .routers
+        .iter()
+        .map(|r| json!({"id": r.chain, "K": r.blocks, "adds_per_block": r.adds_per_block, "note": r.note}))
+        .collect();
+    let outputs: Vec<Value> = o
+        .outputs
+        .iter()
+        .map(|(kind, path, bytes, nodes)| json!({"kind": kind, "path": path, "bytes": bytes, "nodes": nodes}))
+        .collect();
+    let (placement, training) = match &o.training {
+        Ok(t) => (
+            json!({"target": "cuda", "fallbacks": t.fallbacks.iter().map(|f| json!({"node": f.node, "op": f.op, "why": f.why})).collect::<Vec<_>>()}),
+            json!({"loss": t.loss, "optimizer": t.optimizer, "batch": t.batch, "target": t.target, "trainable": t.trainable,
+                   "frozen": t.frozen.iter().map(|(n, _)| n).collect::<Vec<_>>()}),
+        ),
+        Err(why) => (Value::Null, json!({"reason": why})),
+    };
+    let seconds: Map<String, Value> = o.seconds.iter().map(|(phase, s)| (phase.to_string(), json!(s))).collect();
+    json!({
+        "model": o.model, "opset": o.source.opsets.get(""), "nodes": o.source.op_count(), "parameters": o.parameters,
+        "residual_adds": inspected["residual_adds"], "identity": inspected["identity"], "projection": inspected["projection"],
+        "chains": inspected["chains"],
+        "router": {
+            "form": form(o.route.form), "granularity": granularity, "scope": "stage", "parametrization": rule_name(o.route.rule),
+            "init": init, "tau": number(o.route.tau), "normalize": normalize(o.route.normalize), "coefficients": coefficients, "gates": gates,
+            "chains": routers,
+        },
+        "outputs": outputs,
+        "verify": o.proof.as_ref().map(proof),
+        "placement": placement,
+        "training": training,
+        "notices": o.notices,
+        "seconds": seconds,
+    })
+}
+
+/// A float32 option as the decimal number it was written as.
+fn number(v: f32) -> Value {
+    v.to_string().parse::<f64>().map_or(Value::Null, |d| json!(d))
+}
+
+fn form(f: Form) -> &'static str {
+    if f == Form::Reassign { "reassign" } else { "augment" }
+}
+
+fn normalize(n: Normalize) -> &'static str {
+    if n == Normalize::Incoming { "incoming" } else { "outgoing" }
+}
+
+fn proof(p: &Proof) -> Value {
+    let one = |c: &Comparison| json!({"equivalent": c.equivalent, "max_abs": c.max_abs, "max_rel": c.max_rel});
+    json!({"engine": p.engine, "one_hot": one(&p.one_hot), "emitted": one(&p.emitted), "trials": p.trials})
+}
+
+/// `12.3 MB` and the like.
+pub fn bytes(n: u64) -> String {
+    match n {
+        0..1_000 => format!("{n} B"),
+        1_000..1_000_000 => format!("{:.0} kB", n as f64 / 1e3),
+        1_000_000..1_000_000_000 => format!("{:.1} MB", n as f64 / 1e6),
+        _ => format!("{:.2} GB", n as f64 / 1e9),
+    }
+}
+
+/// The report of the main job for people.
+pub fn text(o: &Outcome, verbose: bool) -> String {
+    let mut s = structure::inspect_text(&o.source, &o.structure);
+    let out = &mut s;
+    let _ = writeln!(out);
+    router_text(out, o);
+    if let Some(p) = &o.proof {
+        proof_text(out, o, p);
+    }
+    training_text(out, o, verbose);
+    for notice in &o.notices {
+        let _ = writeln!(out, "note      {notice}");
+    }
+    for (kind, path, size, nodes) in &o.outputs {
+        let _ = writeln!(out, "{:<9} {}  ({}, {nodes} nodes)", if *kind == "train" { "training" } else { kind }, path.display(), bytes(*size));
+    }
+    if verbose {
+        let all: Vec<String> = o.seconds.iter().map(|(phase, s)| format!("{phase} {:.0} ms", s * 1e3)).collect();
+        let _ = writeln!(out, "time      {}", all.join(", "));
+    }
+    next_text(out, o);
+    s
+}
+
+fn router_text(out: &mut String, o: &Outcome) {
+    if o.routers.is_empty() {
+        let _ = writeln!(out, "router    none: no chain of two or more blocks was chosen, the graph is unchanged");
+        return;
+    }
+    let (init, granularity) = option_names(&o.route);
+    let coefficients: usize = o.routers.iter().map(|r| r.blocks * (r.blocks + 1) / 2).sum();
+    let gates: usize = o.routers.iter().filter(|r| r.gate.is_some()).map(|r| r.blocks - 1).sum();
+    let gates = if gates > 0 { format!(" + {gates} gates") } else { String::new() };
+    let chains: Vec<String> = o.routers.iter().map(|r| format!("{} (K = {})", r.chain, r.blocks)).collect();
+    let _ = writeln!(
+        out,
+        "router    {}, {granularity}, {}, {}, init {init}, tau {}: {coefficients} coefficients{gates}",
+        form(o.route.form),
+        rule_name(o.route.rule),
+        normalize(o.route.normalize),
+        o.route.tau
+    );
+    let _ = writeln!(out, "          chains {}", chains.join(", "));
+}
+
+fn proof_text(out: &mut String, o: &Outcome, p: &Proof) {
+    let runs = format!("{}, {} random input{}", p.engine, p.trials, if p.trials == 1 { "" } else { "s" });
+    let what = if o.route.form == Form::Reassign { "router at one-hot equals the source" } else { "without its routes equals the source, rows as recomputed" };
+    let _ = writeln!(out, "verified  {what}: max |difference| {:.1e} ({runs})", p.one_hot.max_abs);
+    if p.emitted.equivalent {
+        let _ = writeln!(out, "          the file written equals the source: max |difference| {:.1e}", p.emitted.max_abs);
+    } else {
+        let _ = writeln!(
+            out,
+            "          the file written differs from the source by up to {:.1e} ({:.0}% of the largest value), as its router starts elsewhere",
+            p.emitted.max_abs,
+            p.emitted.max_rel * 100.0
+        );
+    }
+}
+
+fn training_text(out: &mut String, o: &Outcome, verbose: bool) {
+    let Ok(t) = &o.training else { return };
+    let auto = if t.auto { " (by the model's form)" } else { "" };
+    let _ = writeln!(
+        out,
+        "trains    {} tensors with {}, loss {}{auto} on `{}`; {} float tensors stay fixed",
+        t.trainable.len(),
+        t.optimizer,
+        t.loss,
+        t.target,
+        t.frozen.len()
+    );
+    if verbose {
+        for (name, why) in &t.frozen {
+            let _ = writeln!(out, "          fixed: {name} ({why})");
+        }
+    }
+    placement_text(out, t);
+}
+
+fn placement_text(out: &mut String, t: &TrainingFacts) {
+    if t.fallbacks.is_empty() {
+        let _ = writeln!(out, "CUDA      every node has a kernel in the stock provider (by its registry; not run)");
+        return;
+    }
+    let _ = writeln!(out, "CUDA      {} nodes would run on the CPU:", t.fallbacks.len());
+    for f in t.fallbacks.iter().take(5) {
+        let _ = writeln!(out, "          {} ({}): {}", f.node, f.op, f.why);
+    }
+}
+
+fn next_text(out: &mut String, o: &Outcome) {
+    let path = |kind: &str| o.outputs.iter().find(|(k, ..)| *k == kind).map(|(_, p, ..)| p.display().to_string());
+    if let (Ok(_), Some(train), Some(forward)) = (&o.training, path("train"), path("forward")) {
+        let _ = writeln!(out, "\nnext      train {train} in ONNX Runtime (README, \"Training loop\"), then");
+        let _ = writeln!(out, "          ancre-rewrite freeze {forward} --state trained.safetensors");
+    }
+}
+
+/// The report of `freeze` for people.
+pub fn frozen(f: &crate::freeze::Frozen) -> String {
+    let mut out = String::new();
+    if f.restored > 0 {
+        let _ = writeln!(out, "state     {} tensors written back; {} entries belong to training only", f.restored, f.unused.len());
+    }
+    if let Some(b) = &f.baked {
+        let _ = writeln!(out, "router    baked in: {} edges kept, {} dropped (at most {:.1e} of a row's weight)", b.kept, b.dropped, b.worst_drop);
+    }
+    let _ = writeln!(out, "frozen    {}  ({}, {} nodes)", f.path.display(), bytes(f.bytes), f.nodes);
+    out
+}

@@ -1,0 +1,349 @@
+//! The main job: route a model's skips, build its training graph, prove the rewrite, write the files.
+
+use crate::cli::{LossArg, RewriteArgs, VerifyArg};
+use crate::error::Failure;
+use crate::files::{self, Outputs};
+use crate::prove::{self, Proof, ProofOptions};
+use crate::{engine, options, placement};
+use ancre_passes::analysis::residual::{ResidualStructure, find_residuals};
+use ancre_passes::analysis::roles::initializer_roles;
+use ancre_passes::ir::{Graph, NodeId, ValueId};
+use ancre_passes::onnx;
+use ancre_passes::transform::bake::{ChainRecord, RouterRecord};
+use ancre_passes::transform::route::{Form, Granularity, Init, RouteOptions, Router};
+use ancre_passes::transform::training::{Training, build_training_graph};
+use ancre_passes::transform::{eliminate, route};
+use ancre_passes::pipeline;
+use serde_json::{Value, json};
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+/// Everything the main job found and did.
+pub struct Outcome {
+    /// The model's path.
+    pub model: PathBuf,
+    /// The source graph, with types.
+    pub source: Graph,
+    /// Its residual structure.
+    pub structure: ResidualStructure,
+    /// Number of trained elements by role.
+    pub parameters: u64,
+    /// Routers built.
+    pub routers: Vec<Router>,
+    /// The router's options.
+    pub route: RouteOptions,
+    /// Files written, or that would be (dry run): kind, path, bytes, nodes.
+    pub outputs: Vec<(&'static str, PathBuf, u64, usize)>,
+    /// Verification, unless switched off.
+    pub proof: Option<Proof>,
+    /// The training graph's facts, or why there is none.
+    pub training: Result<TrainingFacts, String>,
+    /// Seconds by phase.
+    pub seconds: Vec<(&'static str, f64)>,
+    /// Things a person should know.
+    pub notices: Vec<String>,
+}
+
+/// What is reported about a training graph.
+pub struct TrainingFacts {
+    /// Loss by name.
+    pub loss: &'static str,
+    /// Was it chosen by evidence?
+    pub auto: bool,
+    /// Optimiser by name.
+    pub optimizer: &'static str,
+    /// Target input.
+    pub target: String,
+    /// Batch extent of the inputs, a number or a symbol.
+    pub batch: Value,
+    /// Trained tensors.
+    pub trainable: Vec<String>,
+    /// Tensors that do not train, with the reason.
+    pub frozen: Vec<(String, String)>,
+    /// Nodes without a CUDA kernel: (node, operator, why).
+    pub fallbacks: Vec<placement::Fallback>,
+}
+
+struct Clock(Instant, Vec<(&'static str, f64)>);
+
+impl Clock {
+    fn lap(&mut self, phase: &'static str) {
+        let now = Instant::now();
+        let seconds = now.duration_since(self.0).as_secs_f64();
+        self.0 = now;
+        match self.1.iter_mut().find(|(p, _)| *p == phase) {
+            Some((_, s)) => *s += seconds,
+            None => self.1.push((phase, seconds)),
+        }
+    }
+}
+
+/// Reads a model and finds the types of its values.
+///
+/// # Errors
+/// When the model cannot be read.
+pub fn load(path: &Path) -> Result<(Graph, Vec<u8>), Failure> {
+    let (mut g, bytes) = files::read_model(path)?;
+    engine::find_types(&mut g);
+    Ok((g, bytes))
+}
+
+/// Where the outputs go: forward, training.
+fn output_paths(model: &Path, out: Option<&str>) -> (PathBuf, PathBuf) {
+    let stem = model.file_stem().and_then(|s| s.to_str()).unwrap_or("model").to_string();
+    let named = |dir: &Path| (dir.join(format!("{stem}.ancre.onnx")), dir.join(format!("{stem}.ancre.train.onnx")));
+    match out {
+        None => named(model.parent().unwrap_or(Path::new(""))),
+        Some(text) if text.ends_with('/') || Path::new(text).is_dir() => named(Path::new(text)),
+        Some(text) => {
+            let forward = PathBuf::from(text);
+            let stem = forward.file_stem().and_then(|s| s.to_str()).unwrap_or("model");
+            let train = match forward.extension().and_then(|e| e.to_str()) {
+                Some(suffix) => format!("{stem}.train.{suffix}"),
+                None => format!("{stem}.train"),
+            };
+            let train = forward.with_file_name(train);
+            (forward, train)
+        }
+    }
+}
+
+/// Runs the main job.
+///
+/// # Errors
+/// Status 2 for bad input or usage, 1 when a check says no. Nothing is written then.
+pub fn rewrite(a: &RewriteArgs) -> Result<Outcome, Failure> {
+    let model = a.model.as_deref().ok_or_else(|| Failure::input("no model given").help("ancre-rewrite MODEL.onnx, or --help"))?;
+    if let Some(option) = a.not_built_yet() {
+        return Err(Failure::input(format!("{option} is not supported yet")).help("leave it out"));
+    }
+    options::check_numbers(a)?;
+    let route_options = options::route_options(a)?;
+    let mut clock = Clock(Instant::now(), Vec::new());
+    let mut notices = Vec::new();
+    let (source, bytes) = load(model)?;
+    clock.lap("parse");
+    let structure = find_residuals(&source);
+    clock.lap("analyse");
+
+    let dead: HashSet<NodeId> =
+        source.nodes().filter(|n| source.results(*n).all(|v| source.uses(v).is_empty() && !source.is_output(v))).collect();
+    let mut routed = source.clone();
+    let routers = route::route_skips(&mut routed, &structure.chains, &route_options)
+        .map_err(|e| Failure::input(e.to_string()).at(model))?;
+    pipeline::check(&routed, "route-skips").map_err(Failure::input)?;
+    if a.require && routers.is_empty() {
+        return Err(Failure::check("there is nothing to rewrite: no residual chain of two or more blocks").at(model));
+    }
+    notices.extend(routers.iter().filter_map(|r| r.note.as_ref().map(|n| format!("chain {}: {n}", r.chain))));
+    describe_router(&mut routed, &structure, &routers, &route_options);
+    let mut forward = routed.clone();
+    pipeline::lower_forward(&mut forward, |_, id| dead.contains(&id)).map_err(|e| Failure::input(e).at(model))?;
+    clock.lap("rewrite");
+
+    let training = build_training(a, model, routed.clone(), &routers, &mut notices)?;
+    clock.lap("differentiate");
+
+    let (forward_path, train_path) = output_paths(model, a.out.as_deref());
+    let emission = onnx::emit(&forward).map_err(|e| Failure::input(e.to_string()).at(&forward_path))?;
+    let mut outputs = Outputs::default();
+    let mut written = vec![("forward", forward_path.clone(), emission.byte_len(), emission.nodes)];
+    if !a.dry_run {
+        outputs.add_model(&emission, &forward_path)?;
+    }
+    if let Ok((t, _)) = &training {
+        let emission = onnx::emit(&t.graph).map_err(|e| Failure::input(e.to_string()).at(&train_path))?;
+        written.push(("train", train_path.clone(), emission.byte_len(), emission.nodes));
+        if !a.dry_run {
+            outputs.add_model(&emission, &train_path)?;
+        }
+    }
+    clock.lap("emit");
+
+    let proof = match a.verify.unwrap_or(VerifyArg::Tract) {
+        VerifyArg::None => None,
+        which => {
+            let o = ProofOptions {
+                engine: which,
+                trials: a.trials.unwrap_or(2).max(1),
+                seed: a.seed.unwrap_or(0),
+                atol: a.atol.unwrap_or(1e-5),
+                rtol: a.rtol.unwrap_or(1e-5),
+                dims: options::dims(&a.dim)?,
+            };
+            Some(prove::prove(model, &source, &bytes, &routed, &forward, &routers, &route_options, &o)?)
+        }
+    };
+    clock.lap("verify");
+    if let Some(p) = &proof
+        && a.require_equivalent
+        && !p.emitted.equivalent
+    {
+        return Err(Failure::check(format!(
+            "the rewritten model is not equivalent to the source: outputs differ by up to {:.3e} (allowed {:.1e} + {:.1e} of the largest value); nothing was written",
+            p.emitted.max_abs,
+            a.atol.unwrap_or(1e-5),
+            a.rtol.unwrap_or(1e-5)
+        ))
+        .at(model));
+    }
+    if !a.dry_run {
+        outputs.commit()?;
+    }
+    clock.lap("emit");
+    let parameters = count_parameters(&source);
+    let training = training.map(|(_, facts)| facts);
+    Ok(Outcome {
+        model: model.to_path_buf(),
+        source,
+        structure,
+        parameters,
+        routers,
+        route: route_options,
+        outputs: written,
+        proof,
+        training,
+        seconds: clock.1,
+        notices,
+    })
+}
+
+fn count_parameters(g: &Graph) -> u64 {
+    initializer_roles(g)
+        .into_iter()
+        .filter(|(_, r)| r.trains())
+        .filter_map(|(v, _)| g.initializer(v).map(|t| t.len() as u64))
+        .sum()
+}
+
+type Built = Result<(Training, TrainingFacts), String>;
+
+/// The training graph, or the reason why there is none; the reason is an error only if a training graph was asked for.
+fn build_training(
+    a: &RewriteArgs,
+    model: &Path,
+    routed: Graph,
+    routers: &[Router],
+    notices: &mut Vec<String>,
+) -> Result<Built, Failure> {
+    if a.no_train || a.loss == Some(LossArg::None) {
+        return Ok(Err("not asked for".into()));
+    }
+    let auto = matches!(a.loss, None | Some(LossArg::Auto));
+    let attempt = || -> Result<Result<(Training, TrainingFacts), String>, Failure> {
+        let loss = match options::loss_options(a, &routed, a.output.as_deref()) {
+            Ok(loss) => loss,
+            Err(why) => return Ok(Err(why)),
+        };
+        let o = options::training_options(a, loss)?;
+        let batch = routed
+            .required_inputs()
+            .find_map(|v| routed.tensor_type(v)?.shape.first().map(|d| d.known().map_or(json!(d.to_string()), |n| json!(n))))
+            .unwrap_or(Value::Null);
+        let training = match build_training_graph(routed, routers, &o) {
+            Ok(t) => t,
+            Err(e) => return Ok(Err(e.to_string())),
+        };
+        let fallbacks = placement::cuda_fallbacks(&training.graph);
+        let facts = TrainingFacts {
+            loss: o.loss.kind.name(),
+            auto,
+            optimizer: o.optimizer.kind.name(),
+            target: training.target.clone(),
+            batch,
+            trainable: training.trainable.clone(),
+            frozen: training.frozen.clone(),
+            fallbacks,
+        };
+        Ok(Ok((training, facts)))
+    };
+    let built = attempt()?;
+    if let Err(why) = &built {
+        if a.asks_for_training() {
+            return Err(Failure::input(format!("no training graph: {why}")).at(model));
+        }
+        notices.push(format!("no training graph: {why}"));
+    }
+    if let Ok((_, facts)) = &built
+        && matches!(routers.first(), Some(_))
+        && a.init.as_deref() == Some("identity")
+        && a.parametrization.is_none_or(|p| p == crate::cli::Parametrization::Softmax)
+        && facts.trainable.iter().any(|n| n.ends_with(".logits"))
+        && !facts.trainable.iter().any(|n| n.ends_with(".gate"))
+    {
+        notices.push(
+            "at --init identity the softmax's gradient is exactly zero: the topology cannot learn; use --init near-identity or --parametrization gated"
+                .into(),
+        );
+    }
+    Ok(built)
+}
+
+/// Names of init and granularity for metadata and reports.
+pub fn option_names(o: &RouteOptions) -> (String, String) {
+    let init = match &o.init {
+        Init::Uniform => "uniform".to_string(),
+        Init::Identity => "identity".to_string(),
+        Init::NearIdentity(e) => format!("near-identity={e}"),
+        Init::Given(_) => "file".to_string(),
+    };
+    let granularity = match o.granularity {
+        Granularity::Add => "add".to_string(),
+        Granularity::Block => "block".to_string(),
+        Granularity::Adds(n) => n.to_string(),
+    };
+    (init, granularity)
+}
+
+fn describe_router(g: &mut Graph, structure: &ResidualStructure, routers: &[Router], o: &RouteOptions) {
+    if routers.is_empty() {
+        return;
+    }
+    let (init, granularity) = option_names(o);
+    let names = |values: &[ValueId]| values.iter().map(|v| g.name(*v).to_string()).collect::<Vec<_>>();
+    let chains: Vec<ChainRecord> = routers
+        .iter()
+        .map(|r| ChainRecord {
+            id: r.chain,
+            blocks: r.blocks,
+            adds_per_block: r.adds_per_block,
+            logits: g.name(r.logits).to_string(),
+            gate: r.gate.map(|v| g.name(v).to_string()),
+            states: names(&r.states),
+            rows: r.rows.iter().map(|(row, v)| (*row, g.name(*v).to_string())).collect(),
+        })
+        .collect();
+    let record = RouterRecord {
+        form: o.form,
+        granularity,
+        scope: "stage".into(),
+        parametrization: o.rule,
+        init,
+        tau: o.tau,
+        normalize: o.normalize,
+        chains,
+    };
+    let chains: Vec<Value> = structure
+        .chains
+        .iter()
+        .map(|c| {
+            json!({"id": c.id, "blocks": c.joins.len(), "adds": c.joins.iter().map(|j| g.site(j.node).name).collect::<Vec<_>>(),
+                   "states": names(&c.states)})
+        })
+        .collect();
+    g.metadata.insert("ancre.router".into(), serde_json::to_string(&record).unwrap_or_default());
+    g.metadata.insert("ancre.chains".into(), Value::Array(chains).to_string());
+}
+
+/// Is the default of this outcome's router equal to the source before any training?
+pub fn starts_equal(o: &RouteOptions) -> bool {
+    o.form == Form::Reassign
+        && matches!((o.rule, &o.init), (route::Rule::Gated, i) if !matches!(i, Init::Given(_)))
+            | matches!((o.rule, &o.init), (route::Rule::Free | route::Rule::Softmax, Init::Identity))
+}
+
+/// Removes dead nodes but those the source itself left dead.
+pub fn keep_dead(g: &mut Graph, dead: &HashSet<NodeId>) {
+    eliminate::eliminate_dead(g, |_, id| dead.contains(&id));
+}

@@ -1,0 +1,1 @@
+//! Tensors that go into and come out of engines.
