@@ -217,6 +217,7 @@ ops! {
     scatter_nd::ScatterND;
     pad::Pad;
     tile::Tile;
+    resize::Resize;
     depth_to_space::DepthToSpace, SpaceToDepth;
     constant::Constant;
     constant_of_shape::ConstantOfShape;
