@@ -1,1 +1,146 @@
-//! Tensors that go into and come out of engines.
+//! Tensors that go into and come out of engines: element type, shape and little-endian bytes.
+
+use ancre_passes::ir::{DType, Tensor};
+
+/// A dense tensor, row-major.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NpTensor {
+    dtype: DType,
+    shape: Vec<usize>,
+    data: Vec<u8>,
+}
+
+impl NpTensor {
+    /// From little-endian bytes; `None` when they are not as many as type and shape ask for.
+    pub fn new(dtype: DType, shape: &[usize], data: Vec<u8>) -> Option<NpTensor> {
+        let bytes = shape.iter().try_fold(dtype.size()?, |n, d| n.checked_mul(*d))?;
+        (bytes == data.len()).then(|| NpTensor { dtype, shape: shape.to_vec(), data })
+    }
+
+    /// From float32 numbers; `None` when they are not as many as the shape asks for.
+    pub fn f32s(shape: &[usize], values: &[f32]) -> Option<NpTensor> {
+        NpTensor::new(DType::F32, shape, values.iter().flat_map(|v| v.to_le_bytes()).collect())
+    }
+
+    /// From int64 numbers; `None` when they are not as many as the shape asks for.
+    pub fn i64s(shape: &[usize], values: &[i64]) -> Option<NpTensor> {
+        NpTensor::new(DType::I64, shape, values.iter().flat_map(|v| v.to_le_bytes()).collect())
+    }
+
+    /// From numbers that are rounded to a float, integer or boolean element type; `None` for other types or a wrong count.
+    pub fn from_f64s(dtype: DType, shape: &[usize], values: &[f64]) -> Option<NpTensor> {
+        macro_rules! bytes {
+            ($t:ty) => {
+                values.iter().flat_map(|v| (*v as $t).to_le_bytes()).collect()
+            };
+        }
+        let data: Vec<u8> = match dtype {
+            DType::F32 | DType::F64 | DType::F16 | DType::BF16 => {
+                let dims: Vec<i64> = vec![i64::try_from(values.len()).ok()?];
+                Tensor::floats(dtype, &dims, values).bytes().ok()?.into_owned()
+            }
+            DType::I64 => bytes!(i64),
+            DType::I32 => bytes!(i32),
+            DType::I16 => bytes!(i16),
+            DType::I8 => bytes!(i8),
+            DType::U64 => bytes!(u64),
+            DType::U32 => bytes!(u32),
+            DType::U16 => bytes!(u16),
+            DType::U8 => bytes!(u8),
+            DType::Bool => values.iter().map(|v| (*v != 0.0) as u8).collect(),
+            _ => return None,
+        };
+        NpTensor::new(dtype, shape, data)
+    }
+
+    /// All zeros (false); `None` for types without a byte size.
+    pub fn zeros(dtype: DType, shape: &[usize]) -> Option<NpTensor> {
+        let bytes = shape.iter().try_fold(dtype.size()?, |n, d| n.checked_mul(*d))?;
+        NpTensor::new(dtype, shape, vec![0; bytes])
+    }
+
+    /// The elements of a constant of a model. Reads external data.
+    ///
+    /// # Errors
+    /// When the bytes cannot be had or the type has no byte size.
+    pub fn from_constant(t: &Tensor) -> Result<NpTensor, String> {
+        let shape: Vec<usize> = t.dims().iter().map(|d| *d as usize).collect();
+        let data = t.bytes().map_err(|e| e.to_string())?.into_owned();
+        NpTensor::new(t.dtype(), &shape, data).ok_or_else(|| format!("elements of type {} cannot be used", t.dtype()))
+    }
+
+    /// Element type.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// Shape.
+    pub fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    /// Little-endian element bytes.
+    pub fn bytes(&self) -> &[u8] {
+        &self.data
+    }
+
+    /// Number of elements.
+    pub fn len(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// Has it no elements?
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The elements as a constant of a model.
+    pub fn to_constant(&self) -> Tensor {
+        let dims: Vec<i64> = self.shape.iter().map(|d| *d as i64).collect();
+        Tensor::from_bytes(self.dtype, &dims, self.data.clone())
+    }
+
+    /// Elements as f64, whatever the type; empty for complex numbers and 8-bit floats.
+    pub fn to_f64(&self) -> Vec<f64> {
+        match self.dtype {
+            DType::F32 => self.data.as_chunks::<4>().0.iter().map(|c| f32::from_le_bytes(*c) as f64).collect(),
+            DType::F64 => self.data.as_chunks::<8>().0.iter().map(|c| f64::from_le_bytes(*c)).collect(),
+            _ => self.to_constant().to_f64().unwrap_or_default(),
+        }
+    }
+
+    /// Elements as f32, whatever the type.
+    pub fn to_f32(&self) -> Vec<f32> {
+        match self.dtype {
+            DType::F32 => self.data.as_chunks::<4>().0.iter().map(|c| f32::from_le_bytes(*c)).collect(),
+            _ => self.to_f64().into_iter().map(|v| v as f32).collect(),
+        }
+    }
+
+    /// Elements of an integer or boolean tensor; empty for other types.
+    pub fn to_i64(&self) -> Vec<i64> {
+        self.to_constant().to_i64().unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn elements_round_trip_through_every_type() {
+        use DType::*;
+        for dtype in [F32, F64, F16, BF16, I64, I32, I16, I8, U64, U32, U16, U8] {
+            let t = NpTensor::from_f64s(dtype, &[2, 2], &[0.0, 1.0, 2.0, 100.0]).unwrap();
+            assert_eq!(t.to_f64(), [0.0, 1.0, 2.0, 100.0], "{dtype}");
+        }
+        let t = NpTensor::from_f64s(Bool, &[3], &[0.0, 1.0, 5.0]).unwrap();
+        assert_eq!((t.bytes(), t.to_i64()), (&[0, 1, 1][..], vec![0, 1, 1]));
+    }
+
+    #[test]
+    fn a_wrong_count_is_refused() {
+        assert_eq!(NpTensor::f32s(&[2, 3], &[0.0; 5]), None);
+        assert_eq!(NpTensor::zeros(DType::Str, &[1]), None);
+    }
+}

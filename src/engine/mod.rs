@@ -1,3 +1,50 @@
-//! Engines that run models: tract, embedded and independent of ONNX Runtime.
+//! Engines that run models: tract, embedded and independent of ONNX Runtime, and a stock ONNX Runtime of the user's.
 
+//ORT#[cfg(feature = "ort")]
+//ORTpub mod ort;
 pub mod tract;
+
+use crate::tensor::NpTensor;
+use indexmap::IndexMap;
+use std::path::Path;
+
+/// Tensors by name, of inputs or outputs.
+pub type Tensors = IndexMap<String, NpTensor>;
+
+/// Why an engine could not do what was asked.
+#[derive(Clone, Debug, thiserror::Error)]
+#[allow(missing_docs)]
+pub enum EngineError {
+    #[error("{engine} cannot do `{operator}` (node `{node}`): {why}")]
+    Unsupported { engine: &'static str, operator: String, node: String, why: String },
+    #[error("{engine} cannot load the model: {why}")]
+    Load { engine: &'static str, why: String },
+    #[error("running the model in {engine} failed: {why}")]
+    Run { engine: &'static str, why: String },
+    #[error("input `{name}`: {why}")]
+    Input { name: String, why: String },
+    #[error("{0}")]
+    NoRuntime(String),
+}
+
+/// Something that can run ONNX models.
+pub trait Engine {
+    /// Name for reports: `tract`, `ort`.
+    fn name(&self) -> &'static str;
+
+    /// Loads a model. External data paths start from `root`.
+    ///
+    /// # Errors
+    /// When the engine cannot take the model; the error names the operator if one is to blame.
+    fn load(&self, model: &[u8], root: Option<&Path>) -> Result<Box<dyn Session>, EngineError>;
+}
+
+/// A loaded model.
+pub trait Session {
+    /// Runs the model. Every required input must be fed; an overridable initializer may be. All outputs come back, in the
+    /// model's order.
+    ///
+    /// # Errors
+    /// When an input is missing, unknown or of a wrong type, or the engine fails.
+    fn run(&mut self, inputs: &Tensors) -> Result<Tensors, EngineError>;
+}

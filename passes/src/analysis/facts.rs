@@ -4,7 +4,7 @@ use crate::ir::{Dim, Graph, NodeId, TensorType, ValueId, ValueType};
 use crate::onnx::read_value_info;
 use crate::ops::{self, Infer};
 use indexmap::IndexMap;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 /// Somebody who knows the types of values, usually an engine's shape inference.
 pub trait ShapeOracle {
@@ -60,17 +60,26 @@ pub fn apply_facts(g: &mut Graph, facts: &IndexMap<String, ValueType>) {
 
 /// What the source itself declares of the values inside its graph and of its outputs.
 pub fn declared(g: &Graph) -> HashMap<String, ValueType> {
-    let outputs = g.outputs().iter().filter_map(|o| o.info.as_deref().map(|i| (g.name(o.value), i)));
+    let fed: HashSet<&str> = g
+        .inputs()
+        .iter()
+        .filter_map(|n| g.value(g.result(*n, 0)).ty.shape.as_ref())
+        .flatten()
+        .flat_map(Dim::symbols)
+        .collect();
+    let outputs = g.outputs().iter().filter_map(|o| o.info.as_deref().map(|i| (g.name(o.value), i, true)));
     g.graph_shell
         .value_info
         .iter()
-        .map(|i| (i.name.as_str(), i))
+        .map(|i| (i.name.as_str(), i, false))
         .chain(outputs)
-        .filter_map(|(name, info)| {
+        .filter_map(|(name, info, is_output)| {
             let mut ty = read_value_info(info)?;
-            // A dimension that the declaration leaves open is unknown, not a symbol that others could share.
             for (axis, d) in ty.shape.iter_mut().flatten().enumerate() {
-                if *d == Dim::symbol(&format!("{}_dim_{axis}", info.name)) {
+                // A dimension left open is unknown, not a symbol that others could share; so is a name that an exporter
+                // made up for an output only.
+                let open = *d == Dim::symbol(&format!("{}_dim_{axis}", info.name));
+                if open || (is_output && d.symbols().any(|s| !fed.contains(s))) {
                     *d = unnamed_dim(name, axis);
                 }
             }

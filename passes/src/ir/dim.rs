@@ -22,6 +22,16 @@ impl Dim {
         Dim { terms: BTreeMap::from([(vec![Arc::from(name)], 1)]) }
     }
 
+    /// Reads a sum of products such as `12*batch+3`, as exporters and [`Dim`]'s own text write them. Any other text (a
+    /// quotient, `batch-size`) is taken for the name of one symbol.
+    pub fn parse(text: &str) -> Dim {
+        let mut reader = Reader { rest: text };
+        match reader.sum() {
+            Some(d) if reader.rest.trim().is_empty() => d,
+            _ => Dim::symbol(text),
+        }
+    }
+
     /// The value, if no symbol is involved.
     pub fn known(&self) -> Option<i64> {
         match self.terms.len() {
@@ -86,6 +96,59 @@ impl Dim {
         *entry += c;
         if *entry == 0 {
             self.terms.remove(&monomial);
+        }
+    }
+}
+
+/// What is left to read of a sum of products.
+struct Reader<'a> {
+    rest: &'a str,
+}
+
+impl Reader<'_> {
+    fn eat(&mut self, token: &str) -> bool {
+        let found = self.rest.trim_start().strip_prefix(token);
+        self.rest = found.unwrap_or(self.rest);
+        found.is_some()
+    }
+
+    fn sum(&mut self) -> Option<Dim> {
+        let mut sum = self.product()?;
+        loop {
+            if self.eat("+") {
+                sum = &sum + &self.product()?;
+            } else if self.rest.starts_with(" - ") && self.eat("-") {
+                sum = &sum - &self.product()?;
+            } else {
+                return Some(sum);
+            }
+        }
+    }
+
+    fn product(&mut self) -> Option<Dim> {
+        let mut product = self.factor()?;
+        while self.eat("*") {
+            product = &product * &self.factor()?;
+        }
+        Some(product)
+    }
+
+    fn factor(&mut self) -> Option<Dim> {
+        if self.eat("(") {
+            let inner = self.sum()?;
+            return self.eat(")").then_some(inner);
+        }
+        if self.eat("-") {
+            return Some(&Dim::from(-1) * &self.factor()?);
+        }
+        let text = self.rest.trim_start();
+        let end = text.find(|c: char| !c.is_alphanumeric() && !"_.?:".contains(c)).unwrap_or(text.len());
+        let (word, rest) = text.split_at(end);
+        self.rest = rest;
+        if word.starts_with(|c: char| c.is_ascii_digit()) {
+            word.parse().ok().map(|v: i64| Dim::from(v))
+        } else {
+            (!word.is_empty()).then(|| Dim::symbol(word))
         }
     }
 }
@@ -170,6 +233,15 @@ mod tests {
         assert_eq!((&(&b * &t) * &Dim::from(6)).div_exact(&(&t * &Dim::from(2))), Some(&b * &Dim::from(3)));
         assert_eq!((&b + &Dim::from(3)).div_exact(&Dim::from(2)), None);
         assert_eq!((&b * &Dim::from(12)).to_string(), "12*batch");
+        let d = &(&b * &Dim::from(12)) - &(&t * &Dim::from(2));
+        assert_eq!(Dim::parse(&d.to_string()), d);
+        assert_eq!(
+            Dim::parse("2*time + batch*(batch + 1) - 3"),
+            &(&(&t + &t) + &(&b * &(&b + &Dim::from(1)))) - &Dim::from(3)
+        );
+        for name in ["batch-size", "N//2", "a b", "2batch", "*", "", "(batch+1)/2", "x.1_dim_0"] {
+            assert_eq!(Dim::parse(name), Dim::symbol(name));
+        }
         assert_eq!((&b * &t).eval(&|s| Some(s.len() as i64)), Some(20));
     }
 }

@@ -8,6 +8,7 @@ use onnx_protobuf::{
     TensorShapeProto, TypeProto, ValueInfoProto, type_proto,
 };
 use protobuf::CodedOutputStream;
+use std::collections::HashSet;
 use std::io::Write;
 
 /// Why a graph cannot be written.
@@ -155,6 +156,7 @@ pub fn emit(g: &Graph) -> Result<Emission<'_>, EmitError> {
             Kind::Op(_) => graph.node.push(node(g, id)?),
         }
     }
+    name_nodes(g, &mut graph.node);
     let nodes = graph.node.len();
     let inputs = g.inputs().iter().map(|id| {
         let v = g.result(*id, 0);
@@ -176,6 +178,28 @@ pub fn emit(g: &Graph) -> Result<Emission<'_>, EmitError> {
     let graph = graph.write_to_bytes()?;
     let graph_len = graph.len() as u64 + initializers.iter().map(|p| tag_len(p.len())).sum::<u64>();
     Ok(Emission { model, graph, initializers, graph_len, nodes })
+}
+
+/// Gives nodes of ours names that no other node has: ONNX Runtime refuses a file with two nodes of one name. Source nodes
+/// keep theirs.
+fn name_nodes(g: &Graph, nodes: &mut [NodeProto]) {
+    let of_source = |n: &NodeProto| {
+        n.output.iter().find_map(|o| g.find(o)).is_some_and(|v| g.op(v.node).is_some_and(|op| op.source.is_some()))
+    };
+    let mut taken: HashSet<String> = nodes.iter().filter(|n| of_source(n)).map(|n| n.name.clone()).collect();
+    for n in nodes {
+        if of_source(n) {
+            continue;
+        }
+        let stem = if n.name.is_empty() { n.output.first().cloned().unwrap_or_default() } else { n.name.clone() };
+        let mut name = stem.clone();
+        let mut i = 1;
+        while !taken.insert(name.clone()) {
+            name = format!("{stem}_{i}");
+            i += 1;
+        }
+        n.name = name;
+    }
 }
 
 fn initializer<'g>(tensor: &'g Tensor, name: &str) -> Result<Piece<'g>, EmitError> {

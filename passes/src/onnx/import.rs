@@ -255,7 +255,7 @@ pub fn read_value_info(info: &ValueInfoProto) -> Option<ValueType> {
             .enumerate()
             .map(|(i, d)| match &d.value {
                 Some(dimension::Value::DimValue(v)) if *v >= 0 => Dim::from(*v),
-                Some(dimension::Value::DimParam(p)) if !p.is_empty() => Dim::symbol(p),
+                Some(dimension::Value::DimParam(p)) if !p.is_empty() => Dim::parse(p),
                 _ => {
                     unnamed += 1;
                     Dim::symbol(&format!("{}_dim_{i}", info.name))

@@ -3,6 +3,7 @@
 //! Which plain operators carry the gradients is a matter of cost; the choices below were measured on the CPU provider and keep
 //! to operators whose CUDA kernels are of the ordinary kind.
 
+use super::batch_norm_train::channel_reduce;
 use super::matmul::contract_batch;
 use super::sample::floats;
 use super::window::{Window, crop_like, pad_spatial, slice};
@@ -49,8 +50,7 @@ impl OpRule for Conv {
             p.accumulate(1, term)?;
         }
         if p.wants(2) {
-            let axes: Vec<i64> = [0].into_iter().chain(2..x_ty.rank() as i64).collect();
-            let term = p.b.reduce_sum(ct, &axes, false)?;
+            let term = channel_reduce(p.b, "ReduceSum", ct)?;
             p.accumulate(2, term)?;
         }
         Ok(())
@@ -288,12 +288,10 @@ fn channel_products(b: &mut Builder, x: ValueId, ct: ValueId, group: i64) -> Bui
 
 /// One input and one output channel a group: w̄ at a tap is the sum of ȳ ⊙ slice.
 fn depthwise(b: &mut Builder, seen: &[ValueId], ct: ValueId, w: ValueId) -> Built {
-    let rank = b.ty(w)?.rank() as i64;
-    let axes: Vec<i64> = [0].into_iter().chain(2..rank).collect();
     let mut sums = Vec::new();
     for v in seen {
         let product = b.mul(*v, ct)?;
-        let sum = b.reduce_sum(product, &axes, false)?;
+        let sum = channel_reduce(b, "ReduceSum", product)?;
         sums.push(b.unsqueeze(sum, &[1])?);
     }
     let joined = b.concat(&sums, 1)?;

@@ -1,5 +1,6 @@
 //! `ConvTranspose`: the transpose of a convolution with the same weight [C, O / group, k..], plus a bias.
 
+use super::batch_norm_train::channel_reduce;
 use super::conv::weight_gradient;
 use super::sample::floats;
 use super::window::{Window, crop_like};
@@ -49,8 +50,7 @@ impl OpRule for ConvTranspose {
             p.accumulate(1, term)?;
         }
         if p.wants(2) {
-            let axes: Vec<i64> = [0].into_iter().chain(2..x_ty.rank() as i64).collect();
-            let term = p.b.reduce_sum(ct, &axes, false)?;
+            let term = channel_reduce(p.b, "ReduceSum", ct)?;
             p.accumulate(2, term)?;
         }
         Ok(())

@@ -3,7 +3,6 @@
 
 use super::sample::floats;
 use super::*;
-use crate::ir::NodeId;
 use crate::ir::build::{BuildError, Builder};
 
 pub(super) struct LayerNormalization;
@@ -34,18 +33,22 @@ impl OpRule for LayerNormalization {
         if !p.wants(0) && !p.wants(1) {
             return Ok(());
         }
-        let (x_ty, node) = (p.ty(0)?, p.node());
+        let x_ty = p.ty(0)?;
         let attrs = p.attrs();
         let wide = stash(&attrs, x_ty.dtype);
         let Some(axis) = x_ty.axis(attrs.int("axis", -1)) else {
             return Err(p.unsupported("its axis is out of range"));
         };
-        let statistics = statistics(p.b, node, &x_ty, axis, wide);
+        let mut shape = x_ty.shape.clone();
+        shape[axis..].fill(Dim::from(1));
+        let statistic = TensorType::new(wide, shape);
+        let mean = p.extra_result(1, "mean", statistic.clone());
+        let inverse = p.extra_result(2, "inv_std", statistic);
         let x = p.operand(0)?;
         let x = p.b.cast(x, wide)?;
-        let centred = p.b.sub(x, statistics[0])?;
-        let normal = p.b.mul(centred, statistics[1])?;
-        normalization_pullback(p, ct, normal, statistics[1], axis, true)
+        let centred = p.b.sub(x, mean)?;
+        let normal = p.b.mul(centred, inverse)?;
+        normalization_pullback(p, ct, normal, inverse, axis, true)
     }
     fn samples(&self) -> Vec<Sample> {
         let of = |attrs: Attrs, operands| Sample::of("LayerNormalization", attrs, operands);
@@ -64,30 +67,6 @@ impl OpRule for LayerNormalization {
 /// The element type the statistics are computed in.
 pub(super) fn stash(attrs: &Attrs, own: DType) -> DType {
     if own == DType::F64 { own } else { DType::from_onnx(attrs.int("stash_type", 1) as i32).unwrap_or(DType::F32) }
-}
-
-/// The node's own mean and inverse deviation, which become results of it where the source did not ask for them.
-fn statistics(b: &mut Builder, node: NodeId, x: &TensorType, axis: usize, dtype: DType) -> [ValueId; 2] {
-    let mut shape = x.shape.clone();
-    shape[axis..].fill(Dim::from(1));
-    let ty = TensorType::new(dtype, shape);
-    let stem = b.graph.name(b.graph.result(node, 0)).to_string();
-    for (slot, what) in [(1, "mean"), (2, "inv_std")] {
-        let name = format!("{stem}.{what}");
-        match b.graph.node(node).results().get(slot).map(|r| r.name.is_empty()) {
-            None => {
-                b.graph.push_result(node, &name, ty.clone().into());
-            }
-            Some(nameless) => {
-                let v = b.graph.result(node, slot as u32);
-                if nameless {
-                    b.graph.rename(v, &name);
-                }
-                b.graph.set_type(v, ty.clone().into());
-            }
-        }
-    }
-    [b.graph.result(node, 1), b.graph.result(node, 2)]
 }
 
 /// The common part of the row-wise normalisations: cotangents of x (operand 0) and scale (operand 1) from x̂ and the inverse

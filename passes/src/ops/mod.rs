@@ -11,6 +11,7 @@ mod pullback;
 mod sample;
 mod window;
 
+pub use batch_norm_train::lower as lower_batch_norm_train;
 pub use pullback::{Contribution, Cotangents, GradError, Pullback};
 pub use sample::{Sample, SampleOperand};
 
@@ -142,12 +143,16 @@ macro_rules! ops {
 // One line an operator (an inverse pair or a family that differs in one formula may share a file).
 ops! {
     add::Add;
+    average_pool::AveragePool;
+    batch_norm_train::BatchNormTrain;
+    batch_normalization::BatchNormalization;
     conv::Conv;
     conv_transpose::ConvTranspose;
     gemm::Gemm;
     global_pool::GlobalAveragePool, GlobalMaxPool;
     layer_normalization::LayerNormalization;
     matmul::MatMul;
+    max_pool::MaxPool;
     softmax::Softmax, LogSoftmax;
     sub::Sub;
     mul::Mul;

@@ -191,6 +191,25 @@ impl Pullback<'_, '_> {
         }
     }
 
+    /// Result `slot` of the primal, which becomes one of its results where the source did not ask for it (optional results
+    /// that the gradient reads). All before it must be there.
+    pub fn extra_result(&mut self, slot: u32, what: &str, ty: TensorType) -> ValueId {
+        let v = self.result(slot);
+        let name = format!("{}.{what}", self.b.graph.name(self.result(0)));
+        match self.b.graph.node(self.node).results().get(slot as usize).map(|r| r.name.is_empty()) {
+            None => {
+                self.b.graph.push_result(self.node, &name, ty.into());
+            }
+            Some(nameless) => {
+                if nameless {
+                    self.b.graph.rename(v, &name);
+                }
+                self.b.graph.set_type(v, ty.into());
+            }
+        }
+        v
+    }
+
     /// The error for a use of the operator that has no derivative.
     pub fn unsupported(&self, reason: &str) -> GradError {
         GradError::NoPullback { site: self.b.graph.site(self.node), reason: reason.to_string(), path: String::new() }

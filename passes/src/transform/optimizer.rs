@@ -215,7 +215,7 @@ fn scalars(b: &mut Builder, lr: ValueId, next_step: ValueId, o: &OptimizerOption
             let one = b.scalar(DType::F64, 1.0);
             t = b.op("Max", &[t, one])?;
         }
-        let mut correction = |b: &mut Builder, beta: f64| -> Built {
+        let correction = |b: &mut Builder, beta: f64| -> Built {
             let base = b.scalar(DType::F64, beta);
             let power = b.op("Pow", &[base, t])?;
             b.from_number_sub(1.0, power)

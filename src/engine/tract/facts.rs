@@ -5,15 +5,14 @@
 //! the arithmetic on shapes through, symbols included. A node tract cannot do falls back to our own rule and then to the
 //! source's declaration, so one unknown operator does not lose what follows it.
 
+use super::{framework, from_datum, is_known, quietly, to_datum, to_tract};
 use ancre_passes::analysis::facts::{ShapeOracle, declared, infer_node, is_resolved, merge, unnamed_dim};
 use ancre_passes::ir::{ANCRE, DType, Dim, Graph, Kind, NodeId, Tensor, TensorType, ValueId, ValueType};
 use ancre_passes::onnx::node_message;
 use indexmap::IndexMap;
 use onnx_protobuf::{GraphProto, Message, ModelProto, OperatorSetIdProto};
-use std::cell::Cell;
 use std::collections::HashMap;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Once;
+use std::sync::Arc;
 use tract_onnx::model::{Onnx, ParsingContext};
 use tract_onnx::pb;
 use tract_onnx::prelude::{DatumType, Framework, InferenceFact, InferenceModel, TDim};
@@ -32,8 +31,8 @@ pub struct TractOracle;
 impl ShapeOracle for TractOracle {
     fn facts(&self, g: &Graph) -> Result<IndexMap<String, ValueType>, String> {
         let order = g.topological_order().map_err(|site| format!("{site} is on a cycle"))?;
-        let nodes: Vec<NodeId> = order.iter().copied().filter(|n| is_asked(g, *n)).collect();
-        let framework = tract_onnx::onnx().with_ignore_value_info(true);
+        let framework = framework();
+        let nodes: Vec<NodeId> = order.iter().copied().filter(|n| is_asked(g, *n, &framework)).collect();
         let model = messages(g, &nodes, &framework)?;
         let messages = model.graph.as_ref().map(|g| g.node.as_slice()).unwrap_or_default();
         let asked: HashMap<NodeId, &pb::NodeProto> = nodes.iter().copied().zip(messages).collect();
@@ -60,10 +59,9 @@ impl ShapeOracle for TractOracle {
     }
 }
 
-/// Is the node an operator that tract is asked about? Constants are made without it, and it knows none of our operators; of
-/// other domains it looks at the operator's name only, which may mean something else.
-fn is_asked(g: &Graph, node: NodeId) -> bool {
-    g.op(node).is_some_and(|op| !op.is("Constant") && op.domain.is_empty())
+/// Is the node an operator that tract is asked about? Constants are made without it.
+fn is_asked(g: &Graph, node: NodeId, framework: &Onnx) -> bool {
+    g.op(node).is_some_and(|op| !op.is("Constant") && is_known(framework, &op.domain, &op.name))
 }
 
 fn has_type(g: &Graph, dtype: DType) -> bool {
@@ -128,7 +126,9 @@ impl Walk<'_> {
         let own = infer_node(g, node, &|v| self.type_of(v).tensor()).unwrap_or_default();
         let types = g.results(node).enumerate().map(|(i, v)| {
             let mut ty = ValueType::default();
-            for worse_first in [self.declared.get(g.name(v)).cloned(), own.get(i).cloned().map(Into::into)].into_iter().flatten() {
+            for worse_first in
+                [self.declared.get(g.name(v)).cloned(), own.get(i).cloned().map(Into::into)].into_iter().flatten()
+            {
                 ty = merge(&ty, worse_first);
             }
             merge(&ty, self.type_of(v))
@@ -169,6 +169,7 @@ impl Walk<'_> {
             let (_, facts, _) = op.infer(inputs, results.iter().collect(), TVec::new()).ok()?;
             Some(facts.into_vec())
         })
+        .flatten()
     }
 
     fn type_of(&self, v: ValueId) -> ValueType {
@@ -192,9 +193,10 @@ impl Walk<'_> {
             DType::BF16 if self.half_is_brain => Some(DatumType::F16),
             t => to_datum(t),
         });
-        let shape = ty.shape.as_ref().map(|shape| {
-            ShapeFactoid::closed(shape.iter().map(|d| GenericFactoid::Only(tdim(d, &self.symbols))).collect())
-        });
+        let shape = ty
+            .shape
+            .as_ref()
+            .map(|shape| ShapeFactoid::closed(shape.iter().map(|d| GenericFactoid::Only(tdim(d, &self.symbols))).collect()));
         InferenceFact {
             datum_type: datum.map_or(GenericFactoid::Any, GenericFactoid::Only),
             shape: shape.unwrap_or_default(),
@@ -219,54 +221,14 @@ fn small_constant(t: &Tensor) -> Option<InferenceFact> {
     if t.len() > limit {
         return None;
     }
-    super::to_tract(t.dtype(), &t.dims().iter().map(|d| *d as usize).collect::<Vec<_>>(), &t.bytes().ok()?)
+    to_tract(t.dtype(), &t.dims().iter().map(|d| *d as usize).collect::<Vec<_>>(), &t.bytes().ok()?)
         .and_then(|t| InferenceFact::try_from(t.into_arc_tensor()))
         .ok()
 }
 
-/// tract's element type. Shape arithmetic has a type of its own there and is int64 to ONNX.
-pub(super) fn to_datum(t: DType) -> Option<DatumType> {
-    Some(match t {
-        DType::F32 => DatumType::F32,
-        DType::F64 => DatumType::F64,
-        DType::F16 => DatumType::F16,
-        DType::I8 => DatumType::I8,
-        DType::I16 => DatumType::I16,
-        DType::I32 => DatumType::I32,
-        DType::I64 => DatumType::I64,
-        DType::U8 => DatumType::U8,
-        DType::U16 => DatumType::U16,
-        DType::U32 => DatumType::U32,
-        DType::U64 => DatumType::U64,
-        DType::Bool => DatumType::Bool,
-        DType::Str => DatumType::String,
-        _ => return None,
-    })
-}
-
-/// The inverse of [`to_datum`].
-pub(super) fn from_datum(t: DatumType) -> Option<DType> {
-    Some(match t {
-        DatumType::F32 => DType::F32,
-        DatumType::F64 => DType::F64,
-        DatumType::F16 => DType::F16,
-        DatumType::I8 => DType::I8,
-        DatumType::I16 => DType::I16,
-        DatumType::I32 => DType::I32,
-        DatumType::I64 | DatumType::TDim => DType::I64,
-        DatumType::U8 => DType::U8,
-        DatumType::U16 => DType::U16,
-        DatumType::U32 => DType::U32,
-        DatumType::U64 => DType::U64,
-        DatumType::Bool => DType::Bool,
-        DatumType::String => DType::Str,
-        _ => return None,
-    })
-}
-
 /// Our polynomial as tract's expression.
 fn tdim(d: &Dim, symbols: &SymbolScope) -> TDim {
-    let term = |(names, c): (&[std::sync::Arc<str>], i64)| {
+    let term = |(names, c): (&[Arc<str>], i64)| {
         names.iter().fold(TDim::Val(c), |product, name| product * TDim::Sym(symbols.sym(name)))
     };
     d.terms().map(term).fold(TDim::Val(0), |sum, t| sum + t)
@@ -283,23 +245,4 @@ fn dim(d: &TDim) -> Dim {
         TDim::MulInt(c, d) => &Dim::from(*c) * &dim(d),
         other => Dim::symbol(&other.to_string()),
     }
-}
-
-thread_local!(static QUIET: Cell<bool> = const { Cell::new(false) });
-
-/// Runs engine code that may panic on input it did not expect, without a word on stderr; `None` if it did.
-pub(super) fn quietly<T>(f: impl FnOnce() -> Option<T>) -> Option<T> {
-    static HOOK: Once = Once::new();
-    HOOK.call_once(|| {
-        let previous = std::panic::take_hook();
-        std::panic::set_hook(Box::new(move |info| {
-            if !QUIET.get() {
-                previous(info);
-            }
-        }));
-    });
-    let outer = QUIET.replace(true);
-    let result = catch_unwind(AssertUnwindSafe(f));
-    QUIET.set(outer);
-    result.ok().flatten()
 }

@@ -1,18 +1,66 @@
 //! tract: the source of shape facts, and the embedded engine that proves a rewrite.
 
 mod facts;
+mod run;
 
 pub use facts::TractOracle;
+pub use run::{TractEngine, run};
 
 use ancre_passes::ir::DType;
-use tract_onnx::prelude::{Tensor, TractResult};
-use tract_onnx::tract_hir::internal::{anyhow, f16};
+use std::cell::Cell;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Once;
+use tract_onnx::model::{Onnx, ParsingContext};
+use tract_onnx::pb::{NodeProto, TensorProto};
+use tract_onnx::prelude::{DatumType, Tensor, TractResult};
+use tract_onnx::tract_hir::infer::InferenceOp;
+use tract_onnx::tract_hir::internal::{IntoArcTensor, anyhow, ensure, expand, f16, tensor0};
+use tract_onnx::tract_hir::ops::array::ConstantOfShape;
+
+/// tract's ONNX reader, set up so that declared types cannot mislead it.
+fn framework() -> Onnx {
+    let mut framework = tract_onnx::onnx().with_ignore_value_info(true).with_ignore_output_shapes(true);
+    framework.op_register.insert("ConstantOfShape", constant_of_shape);
+    framework
+}
+
+/// As tract's own, which fills with float64 zeros when no value is given; ONNX asks for float32.
+fn constant_of_shape(cx: &ParsingContext, node: &NodeProto) -> TractResult<(Box<dyn InferenceOp>, Vec<String>)> {
+    let value = match node.get_attr_opt::<&TensorProto>("value")? {
+        Some(value) => cx.load_tensor(value)?,
+        None => tensor0(0f32),
+    };
+    ensure!(value.len() == 1, "the value to fill with must be one number");
+    Ok((expand(ConstantOfShape::new(value.into_shape(&[])?.into_arc_tensor())), vec![]))
+}
+
+/// Does tract know this operator? It looks at the name only, which may mean something else in another domain.
+fn is_known(framework: &Onnx, domain: &str, name: &str) -> bool {
+    const MICROSOFT: [&str; 8] = [
+        "BiasGelu",
+        "FastGelu",
+        "Gelu",
+        "GroupQueryAttention",
+        "MatMulNBits",
+        "MultiHeadAttention",
+        "QuickGelu",
+        "SkipLayerNormalization",
+    ];
+    match domain {
+        "" | "ai.onnx" => framework.op_register.0.contains_key(name),
+        "com.microsoft" => MICROSOFT.contains(&name),
+        _ => false,
+    }
+}
 
 /// A tract tensor from little-endian bytes.
 fn to_tract(dtype: DType, shape: &[usize], bytes: &[u8]) -> TractResult<Tensor> {
     macro_rules! from {
         ($t:ty, $n:literal) => {
-            Tensor::from_shape(shape, &bytes.as_chunks::<$n>().0.iter().map(|c| <$t>::from_le_bytes(*c)).collect::<Vec<$t>>())
+            Tensor::from_shape(
+                shape,
+                &bytes.as_chunks::<$n>().0.iter().map(|c| <$t>::from_le_bytes(*c)).collect::<Vec<$t>>(),
+            )
         };
     }
     match dtype {
@@ -30,4 +78,50 @@ fn to_tract(dtype: DType, shape: &[usize], bytes: &[u8]) -> TractResult<Tensor> 
         DType::Bool => Tensor::from_shape(shape, &bytes.iter().map(|b| *b != 0).collect::<Vec<_>>()),
         other => Err(anyhow!("tract has no element type {other}")),
     }
+}
+
+/// tract's element type.
+fn to_datum(t: DType) -> Option<DatumType> {
+    PAIRS.iter().find(|(ours, _)| *ours == t).map(|(_, theirs)| *theirs)
+}
+
+/// The inverse of [`to_datum`]. Shape arithmetic has a type of its own in tract and is int64 to ONNX.
+fn from_datum(t: DatumType) -> Option<DType> {
+    let t = if t == DatumType::TDim { DatumType::I64 } else { t };
+    PAIRS.iter().find(|(_, theirs)| *theirs == t).map(|(ours, _)| *ours)
+}
+
+const PAIRS: [(DType, DatumType); 13] = [
+    (DType::F32, DatumType::F32),
+    (DType::F64, DatumType::F64),
+    (DType::F16, DatumType::F16),
+    (DType::I8, DatumType::I8),
+    (DType::I16, DatumType::I16),
+    (DType::I32, DatumType::I32),
+    (DType::I64, DatumType::I64),
+    (DType::U8, DatumType::U8),
+    (DType::U16, DatumType::U16),
+    (DType::U32, DatumType::U32),
+    (DType::U64, DatumType::U64),
+    (DType::Bool, DatumType::Bool),
+    (DType::Str, DatumType::String),
+];
+
+thread_local!(static QUIET: Cell<bool> = const { Cell::new(false) });
+
+/// Runs engine code that may panic on input it did not expect, without a word on stderr; `None` if it did.
+fn quietly<T>(f: impl FnOnce() -> T) -> Option<T> {
+    static HOOK: Once = Once::new();
+    HOOK.call_once(|| {
+        let previous = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            if !QUIET.get() {
+                previous(info);
+            }
+        }));
+    });
+    let outer = QUIET.replace(true);
+    let result = catch_unwind(AssertUnwindSafe(f));
+    QUIET.set(outer);
+    result.ok()
 }

@@ -1,0 +1,73 @@
+//! `MaxPool`: the maximum of every window. Result 1 is each maximum's place in the flattened operand.
+
+use super::sample::floats;
+use super::window::Window;
+use super::*;
+
+pub(super) struct MaxPool;
+
+impl OpRule for MaxPool {
+    fn name(&self) -> &'static str {
+        "MaxPool"
+    }
+    fn since(&self) -> i64 {
+        12
+    }
+    fn infer(&self, cx: &Infer) -> Types {
+        let x = cx.ty(0)?;
+        cx.require(x.rank() >= 3, || format!("{x} has no spatial axes"))?;
+        let window = Window::new(cx.attrs(), None, &x.shape[2..])?;
+        let mut shape = x.shape[..2].to_vec();
+        shape.extend(window.output(&x.shape[2..])?);
+        Ok(vec![TensorType::new(x.dtype, shape.clone()), TensorType::new(DType::I64, shape)])
+    }
+    /// Each window's cotangent goes to its first maximum: ȳ scattered to the places that the primal itself reports.
+    fn pullback(&self, p: &mut Pullback) -> Result<(), GradError> {
+        let ct = p.ct(0)?;
+        let attrs = p.attrs();
+        if attrs.int("storage_order", 0) != 0 {
+            return Err(p.unsupported("its indices are in column-major order"));
+        }
+        let (x, x_ty) = (p.operand(0)?, p.ty(0)?);
+        let window = Window::new(&attrs, None, &x_ty.shape[2..]).map_err(|e| p.unsupported(&e.to_string()))?;
+        let places = TensorType::new(DType::I64, p.b.ty(ct)?.shape);
+        let places = p.extra_result(1, "places", places);
+        let zero = p.b.scalar(x_ty.dtype, 0.0);
+        let zeros = p.b.expand_like(zero, x)?;
+        let flat = |p: &mut Pullback, v: ValueId| -> Result<ValueId, GradError> {
+            let elements = p.b.ty(v)?.elements();
+            Ok(p.b.reshape(v, &[-1], &[elements])?)
+        };
+        let (zeros, places, ct) = (flat(p, zeros)?, flat(p, places)?, flat(p, ct)?);
+        // Windows that share no cell never write one place twice.
+        let apart = (0..window.rank()).all(|i| window.strides[i] >= window.reach(i));
+        let attrs = Attrs::new().with("axis", 0);
+        let attrs = if apart { attrs } else { attrs.with("reduction", "add") };
+        let placed = p.b.op_with("ScatterElements", attrs, &[zeros, places, ct])?;
+        let term = p.b.reshape_like(placed, x)?;
+        p.accumulate(0, term)
+    }
+    fn samples(&self) -> Vec<Sample> {
+        let of = |attrs: Attrs, x: &[i64]| Sample::of("MaxPool", attrs, vec![distinct(x)]);
+        let a = |kernel: Vec<i64>| Attrs::new().with("kernel_shape", kernel);
+        let two = |v: i64| vec![v, v];
+        vec![
+            of(a(two(3)).with("strides", two(2)).with("pads", vec![1; 4]), &[2, 2, 6, 7]),
+            of(a(two(2)).with("strides", two(2)), &[2, 2, 4, 5]),
+            of(a(two(2)), &[1, 2, 4, 4]),
+            of(a(two(3)).with("strides", two(2)).with("ceil_mode", 1), &[1, 2, 6, 6]),
+            of(a(two(2)).with("auto_pad", "SAME_UPPER").with("strides", two(2)), &[1, 2, 5, 5]),
+            of(a(two(2)).with("dilations", two(2)), &[1, 2, 5, 5]),
+            of(a(vec![3]).with("strides", vec![2]), &[2, 2, 7]),
+            of(a(vec![2, 2, 2]).with("strides", vec![2, 2, 2]), &[1, 2, 4, 4, 4]),
+            Sample::of("MaxPool", a(two(3)), vec![floats(&[1, 1, 5, 5])]).results(2).shape_only(),
+        ]
+    }
+}
+
+/// Numbers far enough apart that finite differences do not change which is the largest.
+fn distinct(dims: &[i64]) -> SampleOperand {
+    let n: i64 = dims.iter().product();
+    let values = (0..n).map(|i| ((i * 7919 + 13) % 1009) as f32 / 100.0 - 5.0).collect();
+    SampleOperand::Values { dims: dims.to_vec(), values }
+}

@@ -1,0 +1,218 @@
+//! Running models in tract.
+
+use super::{framework, from_datum, is_known, quietly, to_datum, to_tract};
+use crate::engine::{Engine, EngineError, Session, Tensors};
+use crate::tensor::NpTensor;
+use ancre_passes::ir::DType;
+use std::path::Path;
+use std::sync::Arc;
+use tract_onnx::model::Onnx;
+use tract_onnx::pb::{GraphProto, ModelProto};
+use tract_onnx::prelude::{
+    DatumType, Framework, InferenceFact, InferenceModelExt, IntoRunnable, Tensor, TractError, TypedRunnableModel,
+};
+use tract_onnx::tract_hir::internal::{IntoTValue, TVec, f16};
+
+const NAME: &str = "tract";
+
+/// The embedded engine.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct TractEngine;
+
+impl Engine for TractEngine {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn load(&self, model: &[u8], root: Option<&Path>) -> Result<Box<dyn Session>, EngineError> {
+        let framework = framework();
+        let proto =
+            framework.proto_model_for_read(&mut &*model).map_err(|e| EngineError::Load { engine: NAME, why: chain(&e) })?;
+        if let Some(graph) = &proto.graph {
+            check_operators(&framework, graph)?;
+        }
+        let root = root.map(|r| r.to_string_lossy().into_owned()).unwrap_or_default();
+        Ok(Box::new(TractSession { framework, proto, root, plans: Vec::new() }))
+    }
+}
+
+/// Loads a model and runs it once.
+///
+/// # Errors
+/// As [`Engine::load`] and [`Session::run`].
+pub fn run(model: &[u8], root: Option<&Path>, inputs: &Tensors) -> Result<Tensors, EngineError> {
+    TractEngine.load(model, root)?.run(inputs)
+}
+
+/// Complains about the first operator that tract has nothing for, subgraphs included.
+fn check_operators(framework: &Onnx, graph: &GraphProto) -> Result<(), EngineError> {
+    for node in &graph.node {
+        if !is_known(framework, &node.domain, &node.op_type) {
+            let site = if node.name.is_empty() { node.output.first() } else { Some(&node.name) };
+            return Err(EngineError::Unsupported {
+                engine: NAME,
+                operator: [&node.domain, node.op_type.as_str()].join(".").trim_start_matches('.').to_string(),
+                node: site.cloned().unwrap_or_default(),
+                why: "it has no such operator".into(),
+            });
+        }
+        for sub in node.attribute.iter().flat_map(|a| a.g.as_ref().into_iter().chain(&a.graphs)) {
+            check_operators(framework, sub)?;
+        }
+    }
+    Ok(())
+}
+
+/// What a plan was made for: the inputs that are fed, with their types.
+type Signature = Vec<(String, DType, Vec<usize>)>;
+
+struct Plan {
+    signature: Signature,
+    model: Arc<TypedRunnableModel>,
+    /// Names of the model's inputs, in tract's order.
+    inputs: Vec<String>,
+}
+
+struct TractSession {
+    framework: Onnx,
+    proto: ModelProto,
+    root: String,
+    plans: Vec<Plan>,
+}
+
+impl Session for TractSession {
+    fn run(&mut self, inputs: &Tensors) -> Result<Tensors, EngineError> {
+        let signature: Signature = inputs.iter().map(|(name, t)| (name.clone(), t.dtype(), t.shape().to_vec())).collect();
+        let known = self.plans.iter().position(|p| p.signature == signature);
+        let plan = match known {
+            Some(i) => &self.plans[i],
+            None => {
+                let plan = self.plan(signature)?;
+                self.plans.push(plan);
+                &self.plans[self.plans.len() - 1]
+            }
+        };
+        let fed = plan
+            .inputs
+            .iter()
+            .map(|name| {
+                let t = inputs.get(name).ok_or_else(|| missing(name))?;
+                to_tract(t.dtype(), t.shape(), t.bytes())
+                    .map(IntoTValue::into_tvalue)
+                    .map_err(|e| EngineError::Input { name: name.clone(), why: chain(&e) })
+            })
+            .collect::<Result<TVec<_>, _>>()?;
+        let results = quietly(|| plan.model.run(fed))
+            .ok_or_else(|| EngineError::Run { engine: NAME, why: "it panicked".into() })?
+            .map_err(|e| blame(&e).unwrap_or_else(|| EngineError::Run { engine: NAME, why: chain(&e) }))?;
+        let names = self.proto.graph.iter().flat_map(|g| &g.output).map(|o| o.name.clone());
+        names
+            .zip(results)
+            .map(|(name, value)| {
+                let t = from_tract(&value)
+                    .map_err(|e| EngineError::Run { engine: NAME, why: format!("output `{name}`: {}", chain(&e)) })?;
+                Ok((name, t))
+            })
+            .collect()
+    }
+}
+
+fn missing(name: &str) -> EngineError {
+    EngineError::Input { name: name.into(), why: "the model needs it and it was not fed".into() }
+}
+
+impl TractSession {
+    /// Optimises the model for inputs of these types.
+    fn plan(&mut self, signature: Signature) -> Result<Plan, EngineError> {
+        let Some(graph) = self.proto.graph.as_mut() else {
+            return Err(EngineError::Load { engine: NAME, why: "it holds no graph".into() });
+        };
+        if let Some((name, ..)) = signature.iter().find(|(name, ..)| !graph.input.iter().any(|i| i.name == *name)) {
+            return Err(EngineError::Input { name: name.clone(), why: "the model has no such input".into() });
+        }
+        // An overridden initializer must be an input only; tract would take the default.
+        let is_fed = |name: &str| signature.iter().any(|(n, ..)| n == name);
+        let (aside, kept) = std::mem::take(&mut graph.initializer).into_iter().partition(|t| is_fed(&t.name));
+        graph.initializer = kept;
+        let plan = quietly(|| self.optimise(&signature));
+        if let Some(graph) = self.proto.graph.as_mut() {
+            graph.initializer.extend::<Vec<_>>(aside);
+        }
+        let (model, inputs) = plan.unwrap_or_else(|| {
+            Err(EngineError::Load { engine: NAME, why: "it panicked over the model; try the other engine".into() })
+        })?;
+        Ok(Plan { signature, model, inputs })
+    }
+
+    fn optimise(&self, signature: &Signature) -> Result<(Arc<TypedRunnableModel>, Vec<String>), EngineError> {
+        let fail = |e: TractError| blame(&e).unwrap_or_else(|| EngineError::Load { engine: NAME, why: chain(&e) });
+        let mut model = self.framework.parse(&self.proto, Some(&self.root)).map_err(fail)?.model;
+        let sources = model.input_outlets().map_err(fail)?.to_vec();
+        let inputs: Vec<String> = sources.iter().map(|o| model.node(o.node).name.clone()).collect();
+        for (i, name) in inputs.iter().enumerate() {
+            let (_, dtype, shape) = signature.iter().find(|(n, ..)| n == name).ok_or_else(|| missing(name))?;
+            let datum = to_datum(*dtype)
+                .ok_or_else(|| EngineError::Input { name: name.clone(), why: format!("tract has no type {dtype}") })?;
+            let declared = model.input_fact(i).map_err(fail)?;
+            if let Some(d) = tract_onnx::tract_hir::infer::Factoid::concretize(&declared.datum_type)
+                && from_datum(d) != Some(*dtype)
+            {
+                let why = format!("it was fed {dtype} where the model declares {d:?}");
+                return Err(EngineError::Input { name: name.clone(), why });
+            }
+            model.set_input_fact(i, InferenceFact::dt_shape(datum, shape)).map_err(fail)?;
+        }
+        let plan = model.into_optimized().and_then(IntoRunnable::into_runnable).map_err(fail)?;
+        Ok((plan, inputs))
+    }
+}
+
+/// The whole chain of causes in one line.
+fn chain(e: &TractError) -> String {
+    format!("{e:#}")
+}
+
+/// The error with the node and the operator it names, if it names one: tract writes `node #12 "name" Operator`.
+fn blame(e: &TractError) -> Option<EngineError> {
+    e.chain().find_map(|cause| {
+        let text = cause.to_string();
+        let (_, rest) = text.split_once("#").filter(|(_, r)| r.starts_with(|c: char| c.is_ascii_digit()))?;
+        let (_, rest) = rest.split_once(" \"")?;
+        let (node, rest) = rest.split_once("\" ")?;
+        let operator: String = rest.chars().take_while(|c| c.is_alphanumeric() || "._".contains(*c)).collect();
+        (!operator.is_empty()).then(|| EngineError::Unsupported {
+            engine: NAME,
+            operator,
+            node: node.to_string(),
+            why: e.root_cause().to_string(),
+        })
+    })
+}
+
+/// Our tensor from tract's.
+fn from_tract(t: &Tensor) -> Result<NpTensor, TractError> {
+    let whole = if t.datum_type() == DatumType::TDim { t.cast_to::<i64>()? } else { std::borrow::Cow::Borrowed(t) };
+    macro_rules! bytes {
+        ($t:ty) => {
+            whole.try_as_plain_ram()?.as_slice::<$t>()?.iter().flat_map(|v| v.to_le_bytes()).collect()
+        };
+    }
+    let data: Vec<u8> = match whole.datum_type() {
+        DatumType::F32 => bytes!(f32),
+        DatumType::F64 => bytes!(f64),
+        DatumType::F16 => bytes!(f16),
+        DatumType::I8 => bytes!(i8),
+        DatumType::I16 => bytes!(i16),
+        DatumType::I32 => bytes!(i32),
+        DatumType::I64 => bytes!(i64),
+        DatumType::U8 => bytes!(u8),
+        DatumType::U16 => bytes!(u16),
+        DatumType::U32 => bytes!(u32),
+        DatumType::U64 => bytes!(u64),
+        DatumType::Bool => whole.try_as_plain_ram()?.as_slice::<bool>()?.iter().map(|v| *v as u8).collect(),
+        other => return Err(TractError::msg(format!("elements of type {other:?} cannot be read"))),
+    };
+    from_datum(whole.datum_type())
+        .and_then(|d| NpTensor::new(d, whole.shape(), data))
+        .ok_or_else(|| TractError::msg("the result has a wrong size"))
+}
