@@ -70,6 +70,8 @@ fn convert(
     let batch_mean = g.push_result(node, &format!("{stem}.mean"), statistic.clone());
     let batch_var = g.push_result(node, &format!("{stem}.var"), statistic.clone());
     g.push_result(node, &format!("{stem}.inv_std"), statistic);
+    let deviations = g.value(x).ty.clone();
+    g.push_result(node, &format!("{stem}.deviations"), deviations);
     g.place_after(node, id);
     g.replace_uses(old, y, |_| true);
     if g.is_output(old) {

@@ -145,8 +145,9 @@ pub fn loss_output(g: &Graph, wanted: Option<&str>) -> Result<ValueId, String> {
 pub fn build_training_graph(mut g: Graph, routers: &[Router], o: &TrainingOptions) -> Result<Training, TrainingError> {
     let output = loss_output(&g, o.output.as_deref()).map_err(TrainingError::Unfit)?;
     let outputs: Vec<ValueId> = g.outputs().iter().map(|o| o.value).collect();
-    super::fold::fold_constants(&mut g);
+    // Before folding, which adds constants of its own.
     let (mut trained, frozen) = choose_trainable(&g, &o.trainable)?;
+    super::fold::fold_constants(&mut g);
     for r in routers {
         if matches!(g.node(r.logits.node).kind, Kind::Initializer { .. }) && g.name(r.logits).ends_with("logits") {
             trained.push((r.logits, StateKind::Logits));
