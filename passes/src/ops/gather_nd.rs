@@ -30,10 +30,18 @@ impl OpRule for GatherND {
         let depth = own.shape.last().and_then(Dim::known).unwrap_or(0) as usize;
         let (indexed, rest) = ty.shape.split_at(depth);
         // How far one step of each coordinate goes; the first extent does not enter.
-        let mut strides = vec![1; depth];
+        let mut strides = vec![p.b.ints(&[1])];
+        let mut product = Dim::from(1);
         for i in (1..depth).rev() {
-            let d = indexed[i].known().ok_or_else(|| p.unsupported("an indexed extent is symbolic"))?;
-            strides[i - 1] = strides[i] * d;
+            product = &product * &indexed[i];
+            let stride = match product.known() {
+                Some(n) => p.b.ints(&[n]),
+                None => {
+                    let d = p.b.dim_of(x, i)?;
+                    p.b.mul(strides[0], d)?
+                }
+            };
+            strides.insert(0, stride);
         }
         let last = own.rank() as i64 - 1;
         let mut extents = Vec::with_capacity(depth);
@@ -43,7 +51,7 @@ impl OpRule for GatherND {
         let extents = p.b.shape_from(&extents)?;
         // Coordinates counted from the end become ordinary ones.
         let places = p.b.op("Mod", &[indices, extents])?;
-        let strides = p.b.ints(&strides);
+        let strides = p.b.shape_from(&strides)?;
         let places = p.b.mul(places, strides)?;
         let places = p.b.reduce_sum(places, &[last], false)?;
         let rows = indexed.iter().fold(Dim::from(1), |product, d| &product * d);

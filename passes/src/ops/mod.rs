@@ -12,6 +12,7 @@ mod sample;
 mod window;
 
 pub use batch_norm_train::lower as lower_batch_norm_train;
+pub use place::sum_terms;
 pub use pullback::{Contribution, Cotangents, GradError, Pullback};
 pub use sample::{Sample, SampleOperand};
 
@@ -230,6 +231,7 @@ ops! {
     scatter_nd::ScatterND;
     pad::Pad;
     tile::Tile;
+    resize::Resize;
     depth_to_space::DepthToSpace, SpaceToDepth;
     constant::Constant;
     constant_of_shape::ConstantOfShape;

@@ -19,9 +19,6 @@ impl OpRule for ReduceL1 {
     fn pullback(&self, p: &mut Pullback) -> Result<(), GradError> {
         let (x, ct) = (p.operand(0)?, p.ct(0)?);
         let reduction = Reduction::of(p)?;
-        if reduction.is_identity() {
-            return p.accumulate(0, ct);
-        }
 
         let ct = reduction.restore(p, ct)?;
         let sign = p.b.op("Sign", &[x])?;

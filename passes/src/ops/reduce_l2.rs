@@ -19,9 +19,6 @@ impl OpRule for ReduceL2 {
     fn pullback(&self, p: &mut Pullback) -> Result<(), GradError> {
         let (x, y, ct) = (p.operand(0)?, p.result(0), p.ct(0)?);
         let reduction = Reduction::of(p)?;
-        if reduction.is_identity() {
-            return p.accumulate(0, ct);
-        }
 
         let (y, ct) = (reduction.restore(p, y)?, reduction.restore(p, ct)?);
         let is_zero = p.b.compare("Equal", y, 0.0)?;

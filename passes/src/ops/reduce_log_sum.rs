@@ -19,9 +19,6 @@ impl OpRule for ReduceLogSum {
     fn pullback(&self, p: &mut Pullback) -> Result<(), GradError> {
         let (x, y, ct) = (p.operand(0)?, p.result(0), p.ct(0)?);
         let reduction = Reduction::of(p)?;
-        if reduction.is_identity() {
-            return p.accumulate(0, ct);
-        }
 
         let sum = p.b.op("Exp", &[y])?;
         let share = p.b.div(ct, sum)?;

@@ -3,7 +3,7 @@
 use super::place::{Start, place};
 use super::sample::{floats, ints};
 use super::*;
-use crate::ir::build::{Builder, Built};
+use crate::ir::build::{BuildError, Builder, Built};
 
 pub(super) struct Slice;
 
@@ -66,15 +66,9 @@ impl OpRule for Slice {
                     Start::At(&range.start + &(&(&n - &Dim::from(1)) * &Dim::from(step)))
                 }
                 None if step > 0 => Start::Computed(first_place(p, x, axis, i, step)?),
-                None => return Err(p.unsupported("a negative step with bounds computed in the graph")),
+                None => return Err(p.unsupported("a negative step over a range that is only known at run time")),
             };
-            if step.abs() > 1 {
-                let room = match &start {
-                    Start::At(start) => (&(&d - start) - &(&n * &Dim::from(step.abs()))).known(),
-                    Start::Computed(_) => None,
-                };
-                ct = spread(p.b, ct, axis, step.abs(), room.is_some_and(|r| r >= 0))?;
-            }
+            let start = if step.abs() == 1 { start } else { spread(p.b, &mut ct, axis, step.abs(), start, &d)? };
             placed.push((axis, start));
         }
         let x_ct = place(p.b, ct, x, &placed)?;
@@ -96,12 +90,15 @@ impl OpRule for Slice {
                 vec![floats(&[7, 2]), ints(&[-1]), ints(&[-1000000000000]), ints(&[0]), ints(&[-1])],
             ),
             Sample::of("Slice", Attrs::new(), vec![floats(&[7, 2]), ints(&[5]), ints(&[0]), ints(&[0]), ints(&[-2])]),
+            Sample::of("Slice", Attrs::new(), vec![floats(&[7, 2]), ints(&[0]), ints(&[9]), ints(&[0]), ints(&[2])]),
+            Sample::of("Slice", Attrs::new(), vec![floats(&[8]), ints(&[1]), ints(&[8]), ints(&[0]), ints(&[3])]),
             Sample::of(
                 "Slice",
                 Attrs::new().with("starts", vec![1]).with("ends", vec![-1]).with("axes", vec![0]),
                 vec![floats(&[4, 3])],
             )
-            .at(9),
+            .at(9)
+            .shape_only(),
         ]
     }
 }
@@ -166,31 +163,43 @@ fn flip(b: &mut Builder, v: ValueId, axis: usize) -> Built {
     Ok(v)
 }
 
-/// Puts step − 1 zeros after each element along an axis; after the last one only if there is `room` for them.
-fn spread(b: &mut Builder, v: ValueId, axis: usize, step: i64, room: bool) -> Built {
-    let ty = b.ty(v)?;
-    let rank = ty.rank();
+/// Puts step − 1 zeros around each element along an axis and tells where the longer range starts. As many of them go before
+/// the element as would pass the end after the last one; only where that cannot be done are those cut off.
+fn spread(b: &mut Builder, v: &mut ValueId, axis: usize, step: i64, start: Start, d: &Dim) -> Result<Start, BuildError> {
+    let ty = b.ty(*v)?;
+    let (rank, n) = (ty.rank(), ty.shape[axis].clone());
+    let long = &n * &Dim::from(step);
+    let lead = match &start {
+        Start::At(start) => {
+            let lead = (&(start + &long) - d).known().map(|past| past.max(0));
+            lead.filter(|lead| *lead < step && start.known().is_none_or(|start| *lead <= start))
+        }
+        Start::Computed(_) => None,
+    };
     let mut pads = vec![0; 2 * rank + 2];
-    pads[rank + 1 + axis + 1] = step - 1;
-    let apart = b.unsqueeze(v, &[axis as i64 + 1])?;
+    pads[axis + 1] = lead.unwrap_or(0);
+    pads[rank + 1 + axis + 1] = step - 1 - lead.unwrap_or(0);
+    let apart = b.unsqueeze(*v, &[axis as i64 + 1])?;
     let pads = b.ints(&pads);
     let apart = b.op("Pad", &[apart, pads])?;
     let mut shape = ty.shape.clone();
-    shape[axis] = &shape[axis] * &Dim::from(step);
+    shape[axis] = long;
     let mut target = Vec::with_capacity(rank);
     for i in 0..rank {
         // Of the extents that are not known one, the spread one, can be left to `Reshape`.
-        target.push(if i == axis { b.ints(&[-1]) } else { b.dim_of(v, i)? });
+        target.push(if i == axis { b.ints(&[-1]) } else { b.dim_of(*v, i)? });
     }
     let target = b.shape_from(&target)?;
-    let v = b.reshape_dynamic(apart, target, &shape)?;
-    if room {
-        return Ok(v);
-    }
-    shape[axis] = &shape[axis] - &Dim::from(step - 1);
-    let v = b.slice(v, axis as i64, 0, 1 - step)?;
-    b.graph.set_type(v, TensorType::new(ty.dtype, shape).into());
-    Ok(v)
+    *v = b.reshape_dynamic(apart, target, &shape)?;
+    Ok(match (lead, start) {
+        (Some(lead), Start::At(start)) => Start::At(&start - &Dim::from(lead)),
+        (_, start) => {
+            shape[axis] = &shape[axis] - &Dim::from(step - 1);
+            *v = b.slice(*v, axis as i64, 0, 1 - step)?;
+            b.graph.set_type(*v, TensorType::new(ty.dtype, shape).into());
+            start
+        }
+    })
 }
 
 /// The first place that the i-th range takes, where its bounds are computed in the graph: the same slice of 0, 1, 2, …

@@ -102,7 +102,7 @@ fn finish(b: &mut Builder, cts: &mut Cotangents, v: ValueId) -> Result<Option<Va
     }
     values.extend(route::state_cotangents(b, &routes)?);
     values.extend(route::weight_cotangents(b, cts, v, &weights)?);
-    let ct = b.sum(&values)?;
+    let ct = ops::sum_terms(b, &values)?;
     // A readable name, unless the cotangent is another value's too (an Add hands its own on to both operands).
     let name = b.graph.name(ct).to_string();
     if name.starts_with("grad/") && !name.ends_with(".ct") {

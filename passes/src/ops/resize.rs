@@ -1,0 +1,258 @@
+//! `Resize`: interpolation along each axis on its own; nearest, linear or cubic.
+//!
+//! Along an axis the result is a matrix W of weights [out, in] times the operand, so x̄ is ȳ times W over the same axis, one
+//! `MatMul` an axis. Where each element is only repeated k times in a row (nearest, a whole factor), ȳ is summed over blocks of
+//! k instead, all axes at once and without any extent but the factor being known.
+
+use super::sample::{floats, ints};
+use super::*;
+use crate::ir::Tensor;
+use crate::ir::build::{Builder, Built};
+
+pub(super) struct Resize;
+
+impl OpRule for Resize {
+    fn name(&self) -> &'static str {
+        "Resize"
+    }
+    fn since(&self) -> i64 {
+        11
+    }
+    fn infer(&self, cx: &Infer) -> Types {
+        let ty = cx.ty(0)?;
+        let axes = resized(cx.attrs(), ty).ok_or_else(|| TypeError(format!("an axis is out of range for {ty}")))?;
+        let stretch = cx.attrs().str("keep_aspect_ratio_policy", "stretch") == "stretch";
+        let sizes = (cx.ints)(3).filter(|s| stretch && s.len() == axes.len());
+        let mut shape = ty.shape.clone();
+        for (i, axis) in axes.into_iter().enumerate() {
+            shape[axis] = sizes.as_ref().map_or_else(|| unknown_dim("resize"), |s| Dim::from(s[i]));
+        }
+        Ok(vec![TensorType::new(ty.dtype, shape)])
+    }
+    /// x̄ = ȳ, over each axis summed over blocks or multiplied by its weights.
+    fn pullback(&self, p: &mut Pullback) -> Result<(), GradError> {
+        let (x, ct, ty) = (p.operand(0)?, p.ct(0)?, p.ty(0)?);
+        let axes = plan(p, &ty).map_err(|reason| p.unsupported(&reason))?;
+        let mut v = sum_blocks(p.b, ct, x, &axes)?;
+        for (axis, how) in axes.iter().enumerate() {
+            if let Axis::Weights(weights) = how {
+                v = weigh(p.b, v, axis, weights)?;
+            }
+        }
+        p.b.graph.set_type(v, ty.into());
+        p.accumulate(0, v)
+    }
+    fn samples(&self) -> Vec<Sample> {
+        let scales =
+            |values: &[f32]| SampleOperand::FloatConstant { dims: vec![values.len() as i64], values: values.to_vec() };
+        let attrs = |mode: &str, place: &str| {
+            Attrs::new().with("mode", mode).with("coordinate_transformation_mode", place).with("nearest_mode", "floor")
+        };
+        let by_scales = |attrs, values: &[f32]| {
+            Sample::of("Resize", attrs, vec![floats(&[2, 1, 3, 4]), SampleOperand::Missing, scales(values)])
+        };
+        let by_sizes = |attrs, sizes: &[i64]| {
+            let missing = SampleOperand::Missing;
+            Sample::of("Resize", attrs, vec![floats(&[1, 2, 4, 3]), missing.clone(), missing, ints(sizes)])
+        };
+        vec![
+            by_scales(attrs("nearest", "asymmetric"), &[1.0, 1.0, 2.0, 3.0]),
+            by_scales(attrs("nearest", "half_pixel"), &[1.0, 1.0, 2.0, 2.0]),
+            by_scales(Attrs::new(), &[1.0, 1.0, 2.0, 0.5]),
+            by_scales(attrs("linear", "half_pixel"), &[1.0, 1.0, 2.0, 1.5]),
+            by_sizes(attrs("linear", "align_corners"), &[1, 2, 7, 5]),
+            by_sizes(attrs("linear", "pytorch_half_pixel"), &[1, 2, 2, 1]),
+            by_sizes(attrs("nearest", "half_pixel"), &[1, 2, 8, 2]),
+            by_sizes(attrs("cubic", "half_pixel").with("cubic_coeff_a", -0.5f32), &[1, 2, 6, 6]),
+            by_sizes(attrs("cubic", "align_corners").with("axes", vec![-1, 2]), &[5, 7]),
+        ]
+    }
+}
+
+/// What happens to one axis.
+enum Axis {
+    Kept,
+    /// Each element this many times in a row.
+    Blocks(i64),
+    Weights(Weights),
+}
+
+/// A dense [out, in] matrix.
+struct Weights {
+    output: usize,
+    input: usize,
+    values: Vec<f64>,
+}
+
+/// The axes that `scales` or `sizes` speak of.
+fn resized(attrs: &Attrs, ty: &TensorType) -> Option<Vec<usize>> {
+    match attrs.ints("axes") {
+        Some(axes) => axes.iter().map(|a| ty.axis(*a)).collect(),
+        None => Some((0..ty.rank()).collect()),
+    }
+}
+
+fn plan(p: &Pullback, ty: &TensorType) -> Result<Vec<Axis>, String> {
+    let attrs = p.attrs();
+    if attrs.int("antialias", 0) != 0 || attrs.int("exclude_outside", 0) != 0 {
+        return Err("`antialias` and `exclude_outside`".into());
+    }
+    if attrs.str("coordinate_transformation_mode", "half_pixel") == "tf_crop_and_resize" {
+        return Err("cropping while resizing".into());
+    }
+    if attrs.str("keep_aspect_ratio_policy", "stretch") != "stretch" {
+        return Err("`keep_aspect_ratio_policy`".into());
+    }
+    let axes = resized(&attrs, ty).ok_or("an axis is out of range")?;
+    let floats = |i| p.graph().constant(p.try_operand(i)?).and_then(|t| t.to_f64().ok()).filter(|v| v.len() == axes.len());
+    let (scales, sizes) = (floats(2), p.ints(3).ok().filter(|v| v.len() == axes.len()));
+    let out = p.b.ty(p.result(0)).map_err(|e| e.to_string())?;
+    let mut plan: Vec<Axis> = (0..ty.rank()).map(|_| Axis::Kept).collect();
+    for (i, axis) in axes.into_iter().enumerate() {
+        let input = ty.shape[axis].known();
+        let output = sizes.as_ref().map(|s| s[i]).or(out.shape[axis].known());
+        let scale = match (&scales, input, output) {
+            (Some(scales), _, _) => scales[i],
+            (None, Some(n), Some(m)) => m as f64 / n as f64,
+            _ if out.shape[axis] == ty.shape[axis] => 1.0,
+            _ => return Err(format!("the scale of axis {axis} is only known at run time")),
+        };
+        if scale == 1.0 {
+            continue;
+        }
+        // A whole factor is told from a few elements; their number does not matter.
+        let probe = input.unwrap_or(4);
+        let length = match (input, output) {
+            (Some(_), Some(m)) => m,
+            _ => (probe as f64 * scale).floor() as i64,
+        };
+        let weights = Weights::of(&attrs, probe as usize, length as usize, scale)?;
+        plan[axis] = match weights.block() {
+            Some(k) if input.is_some() || attrs.str("coordinate_transformation_mode", "") != "align_corners" => {
+                Axis::Blocks(k)
+            }
+            _ if input.is_some() => Axis::Weights(weights),
+            _ => return Err(format!("axis {axis} is symbolic and its elements are not merely repeated")),
+        };
+    }
+    Ok(plan)
+}
+
+impl Weights {
+    /// By ONNX's definition of the operator.
+    fn of(attrs: &Attrs, input: usize, output: usize, scale: f64) -> Result<Weights, String> {
+        let mode = attrs.str("mode", "nearest");
+        let place = attrs.str("coordinate_transformation_mode", "half_pixel");
+        let a = attrs.float("cubic_coeff_a", -0.75) as f64;
+        // Coordinates in single precision and in this order, so that they round as in the runtime.
+        let (n, m, scale) = (input as f32, output as f32, scale as f32);
+        let mut values = vec![0.0; input * output];
+        for i in 0..output {
+            let o = i as f32;
+            let at = match place {
+                "asymmetric" => o / scale,
+                "align_corners" if output == 1 => 0.0,
+                "align_corners" => o * (n - 1.0) / (m - 1.0),
+                "pytorch_half_pixel" if output == 1 => 0.0,
+                "half_pixel_symmetric" => {
+                    let adjustment = m / (scale * n);
+                    n / 2.0 * (1.0 - adjustment) + (o + 0.5) / scale - 0.5
+                }
+                "half_pixel" | "pytorch_half_pixel" => (o + 0.5) / scale - 0.5,
+                other => return Err(format!("the coordinates `{other}`")),
+            };
+            let (at, last) = (at as f64, input as f64 - 1.0);
+            let mut put = |j: f64, w: f64| values[i * input + j.clamp(0.0, last) as usize] += w;
+            let (low, t) = (at.floor(), at - at.floor());
+            match mode {
+                "nearest" => {
+                    let j = match attrs.str("nearest_mode", "round_prefer_floor") {
+                        "floor" => low,
+                        "ceil" => at.ceil(),
+                        "round_prefer_ceil" => (at + 0.5).floor(),
+                        _ => (at - 0.5).ceil(),
+                    };
+                    put(j, 1.0);
+                }
+                "linear" => {
+                    put(low, 1.0 - t);
+                    put(low + 1.0, t);
+                }
+                "cubic" => {
+                    let far = |d: f64| ((a * d - 5.0 * a) * d + 8.0 * a) * d - 4.0 * a;
+                    let near = |d: f64| ((a + 2.0) * d - (a + 3.0)) * d * d + 1.0;
+                    put(low - 1.0, far(1.0 + t));
+                    put(low, near(t));
+                    put(low + 1.0, near(1.0 - t));
+                    put(low + 2.0, far(2.0 - t));
+                }
+                other => return Err(format!("the mode `{other}`")),
+            }
+        }
+        Ok(Weights { output, input, values })
+    }
+
+    /// k, if row i takes exactly element i / k.
+    fn block(&self) -> Option<i64> {
+        let k = self.output / self.input.max(1);
+        let whole = k * self.input == self.output;
+        let repeats =
+            |(i, row): (usize, &[f64])| row.iter().enumerate().all(|(j, w)| *w == if j == i / k { 1.0 } else { 0.0 });
+        (whole && k > 0 && self.values.chunks(self.input).enumerate().all(repeats)).then_some(k as i64)
+    }
+}
+
+/// Splits each repeated axis in two, the second of them the repeats, and sums over these.
+fn sum_blocks(b: &mut Builder, ct: ValueId, x: ValueId, axes: &[Axis]) -> Built {
+    let (like, from) = (b.ty(x)?, b.ty(ct)?);
+    let (mut target, mut shape, mut over) = (Vec::new(), Vec::new(), Vec::new());
+    for (i, how) in axes.iter().enumerate() {
+        match how {
+            Axis::Blocks(k) => {
+                target.push(b.dim_of(x, i)?);
+                shape.push(like.shape[i].clone());
+                over.push(target.len() as i64);
+                target.push(b.ints(&[*k]));
+                shape.push(Dim::from(*k));
+            }
+            Axis::Kept | Axis::Weights(_) => {
+                target.push(b.dim_of(ct, i)?);
+                shape.push(from.shape[i].clone());
+            }
+        }
+    }
+    if over.is_empty() {
+        return Ok(ct);
+    }
+    let target = b.shape_from(&target)?;
+    let apart = b.reshape_dynamic(ct, target, &shape)?;
+    b.reduce_sum(apart, &over, false)
+}
+
+/// v times the weights over one axis: the last two axes as matrix products, others turned to the end and back.
+fn weigh(b: &mut Builder, v: ValueId, axis: usize, w: &Weights) -> Built {
+    let ty = b.ty(v)?;
+    let rank = ty.rank();
+    let dims = [w.output as i64, w.input as i64];
+    let mut shape = ty.shape.clone();
+    shape[axis] = Dim::from(dims[1]);
+    let product = if axis + 2 == rank {
+        let mut turned = vec![0.0; w.values.len()];
+        for (i, row) in w.values.chunks(w.input).enumerate() {
+            for (j, value) in row.iter().enumerate() {
+                turned[j * w.output + i] = *value;
+            }
+        }
+        let turned = b.constant("const/resize", Tensor::floats(ty.dtype, &[dims[1], dims[0]], &turned));
+        b.matmul(turned, v)?
+    } else {
+        let weights = b.constant("const/resize", Tensor::floats(ty.dtype, &dims, &w.values));
+        let mut perm: Vec<i64> = (0..rank as i64).collect();
+        perm.swap(axis, rank - 1);
+        let last = b.transpose(v, &perm)?;
+        let product = b.matmul(last, weights)?;
+        b.transpose(product, &perm)?
+    };
+    b.graph.set_type(product, TensorType::new(ty.dtype, shape).into());
+    Ok(product)
+}
