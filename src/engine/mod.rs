@@ -1,7 +1,7 @@
 //! Engines that run models: tract, embedded and independent of ONNX Runtime, and a stock ONNX Runtime of the user's.
 
-//ORT#[cfg(feature = "ort")]
-//ORTpub mod ort;
+#[cfg(feature = "ort")]
+pub mod ort;
 pub mod tract;
 
 use crate::tensor::NpTensor;
