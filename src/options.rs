@@ -3,6 +3,7 @@
 use crate::cli::{FormArg, LossArg, NormalizeArg, OptimizerArg, Parametrization, Preset, Reduction, RewriteArgs};
 use crate::error::Failure;
 use crate::files;
+use crate::random_inputs::Sizes;
 use ancre_passes::ir::Graph;
 use ancre_passes::transform::loss::{LossKind, LossOptions};
 use ancre_passes::transform::optimizer::{OptimizerKind, OptimizerOptions};
@@ -177,7 +178,7 @@ pub fn training_options(a: &RewriteArgs, loss: LossOptions) -> Result<TrainingOp
 ///
 /// # Errors
 /// The first that cannot be read.
-pub fn dims(a: &[String]) -> Result<Vec<(String, i64)>, Failure> {
+pub fn dims(a: &[String]) -> Result<Sizes, Failure> {
     a.iter()
         .map(|text| {
             let (name, value) = text.split_once('=').unwrap_or((text, ""));

@@ -6,17 +6,16 @@
 //! * `emitted`: the file as written against the source.
 
 use crate::cli::VerifyArg;
-use crate::engine::{self, Engine};
+use crate::engine::{self, Engine, Session, Tensors};
 use crate::error::Failure;
 use crate::random_inputs;
 use crate::tensor::NpTensor;
-use crate::verify::{Comparison, Tolerance, compare_all};
+use crate::verify::{Comparison, Tolerance, compare, compare_all};
 use ancre_passes::ir::{Graph, Tensor};
 use ancre_passes::onnx;
 use ancre_passes::pipeline;
 use ancre_passes::transform::bake;
-use ancre_passes::transform::route::{Form, RouteOptions, Router, Rule, one_hot_parameters};
-use indexmap::IndexMap;
+use ancre_passes::transform::route::{Form, RouteOptions, Router, one_hot_parameters};
 use std::path::Path;
 
 /// What to prove with.
@@ -32,7 +31,7 @@ pub struct ProofOptions {
     /// Tolerance relative to an output's largest value.
     pub rtol: f64,
     /// Extents of symbolic dimensions.
-    pub dims: Vec<(String, i64)>,
+    pub dims: random_inputs::Sizes,
 }
 
 /// What was proved.
@@ -47,8 +46,6 @@ pub struct Proof {
     /// Random inputs used.
     pub trials: usize,
 }
-
-type Values = IndexMap<String, NpTensor>;
 
 /// Runs all comparisons.
 ///
@@ -67,8 +64,8 @@ pub fn prove(
 ) -> Result<Proof, Failure> {
     let engines: Vec<Box<dyn Engine>> = match o.engine {
         VerifyArg::Tract | VerifyArg::None => vec![engine::tract()],
-        VerifyArg::Ort => vec![engine::ort()?],
-        VerifyArg::Both => vec![engine::tract(), engine::ort()?],
+        VerifyArg::Ort => vec![engine::ort().map_err(no_runtime)?],
+        VerifyArg::Both => vec![engine::tract(), engine::ort().map_err(no_runtime)?],
     };
     let root = model.parent();
     let emitted = emit(forward)?;
@@ -84,35 +81,38 @@ pub fn prove(
             VerifyArg::Ort => "ort",
             _ => "tract",
         },
-        one_hot: Comparison::equal(),
-        emitted: Comparison::equal(),
+        one_hot: Comparison::default(),
+        emitted: Comparison::default(),
         trials: o.trials,
     };
     for e in engines {
         let fail = |what: &str, error: String| {
-            Failure::check(format!("{} cannot run {what}: {error}; nothing was written", e.name()))
-                .help("--verify ort (needs ONNX Runtime) or --verify none")
-                .at(model)
+            let other = if e.name() == "tract" { "--verify ort (needs ONNX Runtime) or --verify none" } else { "--verify tract or --verify none" };
+            Failure::check(format!("{} cannot run {what}: {error}; nothing was written", e.name())).help(other).at(model)
         };
+        let load = |bytes: &[u8], what: &str| e.load(bytes, root).map_err(|error| fail(what, error.to_string()));
+        let mut reference = load(source_bytes, "the model")?;
+        let mut of_file = load(&emitted, "the rewritten model")?;
+        let mut of_one_hot = one_hot_bytes.as_ref().map(|b| load(b, "the rewritten model")).transpose()?;
+        let mut of_observed = observed_bytes.as_ref().map(|b| load(b, "the rewritten model")).transpose()?;
+        let sizes = first_that_runs(source, reference.as_mut(), o).map_err(|error| fail("the model", error))?;
         for trial in 0..o.trials {
-            let inputs = random_inputs::random_inputs(source, o.seed + trial as u64, &o.dims)
-                .map_err(|e| Failure::check(format!("no random inputs could be made: {e}")).help("--dim NAME=N fixes a symbolic dimension").at(model))?;
-            let run = |bytes: &[u8], what: &str| -> Result<Values, Failure> {
-                e.load(bytes, root).and_then(|mut s| s.run(&inputs)).map_err(|error| fail(what, error.to_string()))
-            };
-            let want = run(source_bytes, "the model")?;
-            let got = run(&emitted, "the rewritten model")?;
-            proof.emitted.worsen(&compare_all(&got, &want, tolerance));
-            match &one_hot_bytes {
-                Some(bytes) => {
-                    let got = run(bytes, "the rewritten model")?;
-                    proof.one_hot.worsen(&compare_all(&got, &want, tolerance));
+            let inputs = random_inputs::random_inputs(source, &sizes, o.seed + trial as u64)
+                .map_err(|error| fail("the model", error))?;
+            let run = |s: &mut Box<dyn Session>| s.run(&inputs).map_err(|error| fail("the rewritten model", error.to_string()));
+            let want = run(&mut reference)?;
+            let got = run(&mut of_file)?;
+            compare_all(&got, &want, tolerance).iter().for_each(|c| proof.emitted.and(&c.verdict));
+            match &mut of_one_hot {
+                Some(s) => {
+                    let got = run(s)?;
+                    compare_all(&got, &want, tolerance).iter().for_each(|c| proof.one_hot.and(&c.verdict));
                 }
                 None => proof.one_hot = proof.emitted.clone(),
             }
-            if let (Some(bytes), Some(g)) = (&observed_bytes, &observed) {
-                let values = run(bytes, "the rewritten model")?;
-                proof.one_hot.worsen(&check_rows(g, &values, tolerance).map_err(|e| fail("the row check", e))?);
+            if let (Some(s), Some(g)) = (&mut of_observed, &observed) {
+                let values = run(s)?;
+                proof.one_hot.and(&check_rows(g, &values, tolerance).map_err(|e| fail("the row check", e))?);
             }
         }
     }
@@ -171,27 +171,40 @@ fn observed_graph(forward: &Graph, routed: &Graph, routers: &[Router]) -> Graph 
     g
 }
 
+/// Sizes of the symbolic dimensions with which the source runs.
+fn first_that_runs(g: &Graph, s: &mut dyn Session, o: &ProofOptions) -> Result<random_inputs::Sizes, String> {
+    let mut first = None;
+    for sizes in random_inputs::sizes(g, &o.dims) {
+        match random_inputs::random_inputs(g, &sizes, o.seed).and_then(|i| s.run(&i).map_err(|e| e.to_string())) {
+            Ok(_) => return Ok(sizes),
+            Err(e) => first = first.or(Some(e)),
+        }
+    }
+    Err(format!("{} (--dim NAME=N fixes a symbolic dimension)", first.unwrap_or_default()))
+}
+
 /// Compares every route with Σ w·h recomputed from the observed states.
-fn check_rows(g: &Graph, values: &Values, tolerance: Tolerance) -> Result<Comparison, String> {
+fn check_rows(g: &Graph, values: &Tensors, tolerance: Tolerance) -> Result<Comparison, String> {
     let record = bake::read_record(g).map_err(|e| e.to_string())?;
-    let mut worst = Comparison::equal();
-    let get = |name: &str| values.get(name).map(NpTensor::to_f64).ok_or_else(|| format!("`{name}` was not observed"));
+    let mut worst = Comparison::default();
+    let get = |name: &str| values.get(name).ok_or_else(|| format!("`{name}` was not observed"));
     for chain in &record.chains {
-        let weights = if record.parametrization == Rule::Constant || g.find(&chain.logits).is_some() {
-            bake::chain_weights(g, &record, chain).map_err(|e| e.to_string())?
-        } else {
-            return Err(format!("`{}` is missing", chain.logits));
-        };
-        let states: Vec<Vec<f64>> = chain.states.iter().map(|s| get(s)).collect::<Result<_, _>>()?;
+        let weights = bake::chain_weights(g, &record, chain).map_err(|e| e.to_string())?;
+        let states: Vec<Vec<f64>> = chain.states.iter().map(|s| get(s).map(NpTensor::to_f64)).collect::<Result<_, _>>()?;
         for (row, name) in &chain.rows {
             let got = get(name)?;
-            let mut want = vec![0f64; got.len()];
+            let mut want = vec![0f64; states[0].len()];
             for (column, state) in states.iter().enumerate().take(row + 1) {
                 let w = weights[row * chain.blocks + column];
                 want.iter_mut().zip(state).for_each(|(x, h)| *x += w * h);
             }
-            worst.worsen(&Comparison::of(&got, &want, tolerance));
+            let want = NpTensor::from_f64s(got.dtype(), got.shape(), &want).ok_or("a route and its states differ in shape")?;
+            worst.and(&compare(name, got, &want, tolerance).verdict);
         }
     }
     Ok(worst)
+}
+
+fn no_runtime(e: engine::EngineError) -> Failure {
+    Failure::input(e.to_string())
 }

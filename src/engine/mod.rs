@@ -1,10 +1,12 @@
 //! Engines that run models: tract, embedded and independent of ONNX Runtime, and a stock ONNX Runtime of the user's.
 
-//ORT#[cfg(feature = "ort")]
-//ORTpub mod ort;
+#[cfg(feature = "ort")]
+pub mod ort;
 pub mod tract;
 
 use crate::tensor::NpTensor;
+use ancre_passes::analysis::facts;
+use ancre_passes::ir::Graph;
 use indexmap::IndexMap;
 use std::path::Path;
 
@@ -47,4 +49,33 @@ pub trait Session {
     /// # Errors
     /// When an input is missing, unknown or of a wrong type, or the engine fails.
     fn run(&mut self, inputs: &Tensors) -> Result<Tensors, EngineError>;
+}
+
+/// The embedded engine.
+pub fn tract() -> Box<dyn Engine> {
+    Box::new(tract::TractEngine)
+}
+
+/// The user's ONNX Runtime.
+///
+/// # Errors
+/// When none is found, or the tool was built without it.
+#[cfg(feature = "ort")]
+pub fn ort() -> Result<Box<dyn Engine>, EngineError> {
+    ort::locate()?;
+    Ok(Box::new(ort::OrtEngine::default()))
+}
+
+/// The user's ONNX Runtime.
+///
+/// # Errors
+/// Always: the tool was built without it.
+#[cfg(not(feature = "ort"))]
+pub fn ort() -> Result<Box<dyn Engine>, EngineError> {
+    Err(EngineError::NoRuntime("this build of ancre-rewrite has no ONNX Runtime support (feature `ort`)".into()))
+}
+
+/// Finds the type of every value of a graph, as well as that can be known.
+pub fn find_types(g: &mut Graph) {
+    facts::resolve_types(g, Some(&tract::TractOracle));
 }

@@ -3,3 +3,6 @@ pub mod residual;
 pub mod roles;
 
 pub mod facts;
+pub mod dot;
+pub mod explain;
+pub mod report;

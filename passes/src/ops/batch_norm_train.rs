@@ -108,8 +108,9 @@ pub fn lower(b: &mut Builder, node: NodeId) -> Result<Vec<ValueId>, BuildError> 
     let deviations = b.sub(x, column)?;
     let squares = b.mul(deviations, deviations)?;
     let var = channel_reduce(b, "ReduceMean", squares)?;
-    let zero = zeros(b, var)?;
-    let y = b.op_with("BatchNormalization", attrs, &[deviations, scale, bias, zero, var])?;
+    // On x and its mean rather than on the deviations: PyTorch's own formula, so that what is within rounding of a kink (a ReLU
+    // after it) falls on the same side as there.
+    let y = b.op_with("BatchNormalization", attrs, &[x, scale, bias, mean, var])?;
     let shifted = b.shift(var, epsilon)?;
     let root = b.sqrt(shifted)?;
     let inverse = b.op("Reciprocal", &[root])?;

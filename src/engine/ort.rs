@@ -1,0 +1,455 @@
+//! ONNX Runtime: a stock library of the user's, found and loaded at run time.
+
+use super::{Engine, EngineError, Session, Tensors};
+use crate::tensor::NpTensor;
+use ancre_passes::ir::DType;
+use indexmap::IndexMap;
+use ort::environment::Environment;
+use ort::logging::LogLevel;
+use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
+use ort::session::{SessionInputValue, SessionOutputs};
+use ort::value::{DynValue, PrimitiveTensorElementType, Tensor, TensorElementType};
+use std::borrow::Cow;
+use std::fmt::{Debug, Display};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::OnceLock;
+
+const NAME: &str = "ort";
+/// Names the library to use, before everything else.
+const PATH_VARIABLE: &str = "ORT_DYLIB_PATH";
+/// Folder of the user's cache that holds runtimes fetched by this tool.
+const CACHE_FOLDER: [&str; 2] = ["ancre-rewrite", "onnxruntime"];
+
+/// How a library was found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Found {
+    /// The environment variable `ORT_DYLIB_PATH` names it.
+    Variable,
+    /// It lies in this tool's folder of the user's cache.
+    Cache,
+    /// It belongs to the pip package `onnxruntime` of the Python on the path.
+    Python,
+}
+
+impl Display for Found {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Found::Variable => "environment variable ORT_DYLIB_PATH",
+            Found::Cache => "user cache",
+            Found::Python => "pip package onnxruntime",
+        })
+    }
+}
+
+/// A library that was found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Runtime {
+    /// The file.
+    pub path: PathBuf,
+    /// Version as the file's name states it; Windows names state none.
+    pub version: Option<String>,
+    /// How it was found.
+    pub found: Found,
+}
+
+/// Finds the library: the variable, then the cache, then the pip package of the `python3` on the path.
+///
+/// # Errors
+/// When there is none; the message says how to get one.
+pub fn locate() -> Result<Runtime, EngineError> {
+    if let Some(path) = std::env::var_os(PATH_VARIABLE).filter(|p| !p.is_empty()).map(PathBuf::from) {
+        if !path.is_file() {
+            let message = format!("{PATH_VARIABLE} names `{}`, which is no file; correct or unset it", path.display());
+            return Err(EngineError::NoRuntime(message));
+        }
+        return Ok(runtime(path, Found::Variable));
+    }
+    let cached = cache_dir().and_then(|dir| newest_library(&dir, 4)).map(|p| runtime(p, Found::Cache));
+    cached.or_else(|| python_library().map(|p| runtime(p, Found::Python))).ok_or_else(|| {
+        EngineError::NoRuntime(format!(
+            "no ONNX Runtime was found: {PATH_VARIABLE} is not set, the cache holds none, and python3 has no package \
+             onnxruntime. Run `ancre-rewrite runtime install`, or `pip install onnxruntime`, or set {PATH_VARIABLE} to \
+             {}",
+            library_names().0
+        ))
+    })
+}
+
+fn runtime(path: PathBuf, found: Found) -> Runtime {
+    let version = path.file_name().and_then(|n| n.to_str()).and_then(version_in).map(str::to_string);
+    Runtime { path, version, found }
+}
+
+/// The folder of the user's cache into which runtimes are fetched.
+pub fn cache_dir() -> Option<PathBuf> {
+    let var = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+    let base = if cfg!(windows) {
+        var("LOCALAPPDATA")
+    } else if cfg!(target_os = "macos") {
+        var("HOME").map(|h| h.join("Library").join("Caches"))
+    } else {
+        var("XDG_CACHE_HOME").or_else(|| var("HOME").map(|h| h.join(".cache")))
+    };
+    base.map(|b| CACHE_FOLDER.iter().fold(b, |path, part| path.join(part)))
+}
+
+/// Prefix and suffix of the library's file name here.
+fn library_names() -> (&'static str, &'static str, &'static str) {
+    if cfg!(windows) {
+        ("onnxruntime.dll", "onnxruntime", ".dll")
+    } else if cfg!(target_os = "macos") {
+        ("libonnxruntime.dylib", "libonnxruntime", ".dylib")
+    } else {
+        ("libonnxruntime.so", "libonnxruntime", ".so")
+    }
+}
+
+/// Is this the name of the library itself, not of one of its providers? `libonnxruntime.so.1.32.0`,
+/// `libonnxruntime.1.32.0.dylib`, `onnxruntime.dll`.
+fn is_library(name: &str) -> bool {
+    let (_, prefix, suffix) = library_names();
+    name.strip_prefix(prefix).is_some_and(|rest| rest.starts_with('.') && rest.contains(suffix))
+}
+
+/// The version in a library's name.
+fn version_in(name: &str) -> Option<&str> {
+    let start = name.find(|c: char| c.is_ascii_digit())?;
+    let rest = &name[start..];
+    let end = rest.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(rest.len());
+    Some(rest[..end].trim_end_matches('.'))
+}
+
+/// The library with the highest version below a folder.
+fn newest_library(dir: &Path, depth: usize) -> Option<PathBuf> {
+    let order = |p: &PathBuf| -> (Vec<u64>, PathBuf) {
+        // The version may be in the file's name or in a folder's.
+        let text = p.strip_prefix(dir).unwrap_or(p).to_string_lossy().into_owned();
+        let numbers = text.split(|c: char| !c.is_ascii_digit()).filter_map(|n| n.parse().ok()).collect();
+        (numbers, p.clone())
+    };
+    let mut all = Vec::new();
+    collect_libraries(dir, depth, &mut all);
+    all.into_iter().max_by_key(order)
+}
+
+fn collect_libraries(dir: &Path, depth: usize, all: &mut Vec<PathBuf>) {
+    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if path.is_dir() {
+            if depth > 0 {
+                collect_libraries(&path, depth - 1, all);
+            }
+        } else if path.file_name().and_then(|n| n.to_str()).is_some_and(is_library) {
+            all.push(path);
+        }
+    }
+}
+
+/// The library in the pip package of the Python on the path. The package is looked up, not imported.
+fn python_library() -> Option<PathBuf> {
+    const ASK: &str = "import importlib.util as u\ns = u.find_spec('onnxruntime')\nprint(s.submodule_search_locations[0])";
+    let names: &[&str] = if cfg!(windows) { &["python", "python3"] } else { &["python3", "python"] };
+    names.iter().find_map(|python| {
+        let out = Command::new(python).args(["-c", ASK]).stdin(Stdio::null()).stderr(Stdio::null()).output().ok()?;
+        let dir = String::from_utf8(out.stdout).ok().filter(|_| out.status.success())?;
+        newest_library(&Path::new(dir.trim()).join("capi"), 0)
+    })
+}
+
+/// The process's ONNX Runtime, loaded at the first call.
+///
+/// # Errors
+/// When no library is found or the one found cannot be loaded.
+pub fn environment() -> Result<&'static Environment, EngineError> {
+    static LOADED: OnceLock<Result<Environment, EngineError>> = OnceLock::new();
+    LOADED.get_or_init(|| load_library(&locate()?)).as_ref().map_err(Clone::clone)
+}
+
+fn load_library(runtime: &Runtime) -> Result<Environment, EngineError> {
+    let fail = |why: String| {
+        EngineError::NoRuntime(format!(
+            "the ONNX Runtime at `{}` (found by {}) cannot be used: {why}; install another one (`pip install -U onnxruntime`) \
+             or set {PATH_VARIABLE}",
+            runtime.path.display(),
+            runtime.found
+        ))
+    };
+    let environment = ort::init_from(&runtime.path)
+        .map_err(|e| fail(e.to_string()))?
+        .with_telemetry(false)
+        .build()
+        .map_err(|e| fail(e.to_string()))?;
+    environment.set_log_level(LogLevel::Error);
+    Ok(environment)
+}
+
+/// How sessions are set up.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OrtEngine {
+    /// Threads inside an operator; `None` leaves it to ONNX Runtime.
+    pub threads: Option<usize>,
+    /// Let ONNX Runtime rewrite the graph before running it.
+    pub optimize: bool,
+    /// Use kernels whose results do not depend on timing.
+    pub deterministic: bool,
+}
+
+impl Default for OrtEngine {
+    fn default() -> OrtEngine {
+        OrtEngine { threads: None, optimize: true, deterministic: true }
+    }
+}
+
+impl OrtEngine {
+    /// Loads a model that is in memory.
+    ///
+    /// # Errors
+    /// When no runtime is there or it refuses the model.
+    pub fn open(&self, model: &[u8], root: Option<&Path>) -> Result<OrtSession, EngineError> {
+        let mut builder = self.builder()?;
+        if let Some(root) = root {
+            let root = if root.as_os_str().is_empty() { Path::new(".") } else { root };
+            builder = builder
+                .with_config_entry("session.model_external_initializers_file_folder_path", root.to_string_lossy())
+                .map_err(load_error)?;
+        }
+        OrtSession::new(builder.commit_from_memory(model).map_err(load_error)?)
+    }
+
+    /// Loads a model file; ONNX Runtime maps its external data.
+    ///
+    /// # Errors
+    /// When no runtime is there or it refuses the model.
+    pub fn open_file(&self, model: &Path) -> Result<OrtSession, EngineError> {
+        OrtSession::new(self.builder()?.commit_from_file(model).map_err(load_error)?)
+    }
+
+    fn builder(&self) -> Result<SessionBuilder, EngineError> {
+        let level = if self.optimize { GraphOptimizationLevel::All } else { GraphOptimizationLevel::Disable };
+        let mut builder = ort::session::Session::builder(environment()?)
+            .map_err(load_error)?
+            .with_log_level(LogLevel::Error)
+            .map_err(load_error)?
+            .with_optimization_level(level)
+            .map_err(load_error)?
+            .with_deterministic_compute(self.deterministic)
+            .map_err(load_error)?;
+        if let Some(threads) = self.threads {
+            builder = builder.with_intra_threads(threads).map_err(load_error)?;
+        }
+        Ok(builder)
+    }
+}
+
+impl Engine for OrtEngine {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn load(&self, model: &[u8], root: Option<&Path>) -> Result<Box<dyn Session>, EngineError> {
+        Ok(Box::new(self.open(model, root)?))
+    }
+}
+
+fn load_error(e: impl Display) -> EngineError {
+    blame(&e.to_string()).unwrap_or_else(|| EngineError::Load { engine: NAME, why: e.to_string() })
+}
+
+fn run_error(e: impl Display) -> EngineError {
+    EngineError::Run { engine: NAME, why: e.to_string() }
+}
+
+/// The operator that ONNX Runtime has no kernel or schema for, if that is what the message says: `Could not find an
+/// implementation for Trilu(14) node with name 'n'`, `No Op registered for Strange with domain_version of 18`.
+fn blame(message: &str) -> Option<EngineError> {
+    let word = |text: &str| text.chars().take_while(|c| c.is_alphanumeric() || "._:".contains(*c)).collect::<String>();
+    let after = |marker: &str| message.split_once(marker).map(|(_, rest)| rest.trim_start());
+    let operator = after("implementation for ").or_else(|| after("No Op registered for ")).map(word)?;
+    let node = after("with name '").and_then(|r| r.split_once('\'')).map(|(name, _)| name.to_string());
+    let node = node.or_else(|| after("Node (").map(word)).unwrap_or_default();
+    Some(EngineError::Unsupported { engine: NAME, operator, node, why: message.to_string() })
+}
+
+/// A model loaded in ONNX Runtime.
+pub struct OrtSession {
+    session: ort::session::Session,
+    required: Vec<String>,
+    optional: Vec<String>,
+}
+
+/// What a loop carries from one step to the next, kept as ONNX Runtime's own values; by the name of the input each is fed to.
+#[derive(Default)]
+pub struct LoopState {
+    values: IndexMap<String, DynValue>,
+}
+
+impl LoopState {
+    /// A state of these tensors.
+    ///
+    /// # Errors
+    /// When a tensor has an element type that ONNX Runtime cannot be fed.
+    pub fn new(tensors: &Tensors) -> Result<LoopState, EngineError> {
+        let values = tensors.iter().map(|(name, t)| Ok((name.clone(), to_ort(name, t)?)));
+        Ok(LoopState { values: values.collect::<Result<_, EngineError>>()? })
+    }
+
+    /// The state as tensors.
+    ///
+    /// # Errors
+    /// When a value cannot be read.
+    pub fn tensors(&self) -> Result<Tensors, EngineError> {
+        self.values.iter().map(|(name, v)| Ok((name.clone(), from_ort(name, v)?))).collect()
+    }
+
+    /// Names of the inputs it feeds.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.values.keys().map(String::as_str)
+    }
+}
+
+impl OrtSession {
+    fn new(session: ort::session::Session) -> Result<OrtSession, EngineError> {
+        let required = session.inputs().iter().map(|i| i.name().to_string()).collect();
+        let optional = session.overridable_initializers().iter().map(|i| i.name().to_string()).collect();
+        Ok(OrtSession { session, required, optional })
+    }
+
+    /// Inputs that must be fed.
+    pub fn inputs(&self) -> &[String] {
+        &self.required
+    }
+
+    /// Inputs with a default.
+    pub fn optional_inputs(&self) -> &[String] {
+        &self.optional
+    }
+
+    /// Names of the outputs.
+    pub fn outputs(&self) -> impl Iterator<Item = &str> {
+        self.session.outputs().iter().map(|o| o.name())
+    }
+
+    /// Runs one step of a loop: `feeds` and the state go in; outputs named in `carried` become the state for the inputs that
+    /// it maps them to and stay in ONNX Runtime, the others come back.
+    ///
+    /// # Errors
+    /// As [`Session::run`].
+    pub fn step(
+        &mut self,
+        feeds: &Tensors,
+        state: &mut LoopState,
+        carried: &IndexMap<String, String>,
+    ) -> Result<Tensors, EngineError> {
+        self.check(feeds.keys().map(String::as_str).chain(state.names()))?;
+        let mut inputs: Vec<(Cow<str>, SessionInputValue)> = Vec::with_capacity(feeds.len() + state.values.len());
+        for (name, t) in feeds {
+            inputs.push((name.as_str().into(), to_ort(name, t)?.into()));
+        }
+        for (name, v) in &state.values {
+            inputs.push((name.as_str().into(), SessionInputValue::from(v)));
+        }
+        let mut results = self.session.run(inputs).map_err(run_error)?;
+        let next: Vec<(&String, DynValue)> =
+            carried.iter().filter_map(|(output, input)| Some((input, results.remove(output)?))).collect();
+        let rest = collect(&results)?;
+        drop(results);
+        state.values.extend(next.into_iter().map(|(input, v)| (input.clone(), v)));
+        Ok(rest)
+    }
+
+    fn check<'a>(&self, fed: impl Iterator<Item = &'a str>) -> Result<(), EngineError> {
+        let fed: Vec<&str> = fed.collect();
+        let missing = self.required.iter().find(|name| !fed.contains(&name.as_str()));
+        if let Some(name) = missing {
+            let why = "the model needs it and it was not fed".to_string();
+            return Err(EngineError::Input { name: name.clone(), why });
+        }
+        let unknown = fed.iter().find(|name| !self.required.iter().chain(&self.optional).any(|n| n == *name));
+        match unknown {
+            Some(name) => Err(EngineError::Input { name: name.to_string(), why: "the model has no such input".to_string() }),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Session for OrtSession {
+    fn run(&mut self, inputs: &Tensors) -> Result<Tensors, EngineError> {
+        self.step(inputs, &mut LoopState::default(), &IndexMap::new())
+    }
+}
+
+fn collect(results: &SessionOutputs) -> Result<Tensors, EngineError> {
+    results
+        .iter()
+        .filter(|(name, _)| !name.is_empty())
+        .map(|(name, v)| Ok((name.to_string(), from_ort(name, &v)?)))
+        .collect()
+}
+
+/// ONNX Runtime's value from our tensor.
+fn to_ort(name: &str, t: &NpTensor) -> Result<DynValue, EngineError> {
+    fn make<T: PrimitiveTensorElementType + Debug + Clone + 'static>(
+        shape: &[usize],
+        data: Vec<T>,
+    ) -> ort::Result<DynValue> {
+        Tensor::from_array((shape.to_vec(), data)).map(Tensor::into_dyn)
+    }
+    macro_rules! from {
+        ($t:ty, $n:literal) => {
+            make(t.shape(), t.bytes().as_chunks::<$n>().0.iter().map(|c| <$t>::from_le_bytes(*c)).collect())
+        };
+    }
+    let value = match t.dtype() {
+        DType::F32 => from!(f32, 4),
+        DType::F64 => from!(f64, 8),
+        DType::F16 => from!(half::f16, 2),
+        DType::BF16 => from!(half::bf16, 2),
+        DType::I8 => from!(i8, 1),
+        DType::I16 => from!(i16, 2),
+        DType::I32 => from!(i32, 4),
+        DType::I64 => from!(i64, 8),
+        DType::U8 => from!(u8, 1),
+        DType::U16 => from!(u16, 2),
+        DType::U32 => from!(u32, 4),
+        DType::U64 => from!(u64, 8),
+        DType::Bool => make(t.shape(), t.bytes().iter().map(|b| *b != 0).collect::<Vec<bool>>()),
+        other => {
+            return Err(EngineError::Input { name: name.into(), why: format!("elements of type {other} cannot be fed") });
+        }
+    };
+    value.map_err(|e| EngineError::Input { name: name.into(), why: e.to_string() })
+}
+
+/// Our tensor from ONNX Runtime's value.
+fn from_ort(name: &str, v: &DynValue) -> Result<NpTensor, EngineError> {
+    let fail = |why: String| EngineError::Run { engine: NAME, why: format!("output `{name}`: {why}") };
+    let Some(ty) = v.dtype().tensor_type() else { return Err(fail("it is no tensor".into())) };
+    macro_rules! read {
+        ($t:ty, $dtype:ident) => {{
+            let (shape, data) = v.try_extract_tensor::<$t>().map_err(|e| fail(e.to_string()))?;
+            (DType::$dtype, shape, data.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>())
+        }};
+    }
+    let (dtype, shape, data) = match ty {
+        TensorElementType::Float32 => read!(f32, F32),
+        TensorElementType::Float64 => read!(f64, F64),
+        TensorElementType::Float16 => read!(half::f16, F16),
+        TensorElementType::Bfloat16 => read!(half::bf16, BF16),
+        TensorElementType::Int8 => read!(i8, I8),
+        TensorElementType::Int16 => read!(i16, I16),
+        TensorElementType::Int32 => read!(i32, I32),
+        TensorElementType::Int64 => read!(i64, I64),
+        TensorElementType::Uint8 => read!(u8, U8),
+        TensorElementType::Uint16 => read!(u16, U16),
+        TensorElementType::Uint32 => read!(u32, U32),
+        TensorElementType::Uint64 => read!(u64, U64),
+        TensorElementType::Bool => {
+            let (shape, data) = v.try_extract_tensor::<bool>().map_err(|e| fail(e.to_string()))?;
+            (DType::Bool, shape, data.iter().map(|b| *b as u8).collect())
+        }
+        other => return Err(fail(format!("elements of type {other:?} cannot be read"))),
+    };
+    let shape: Vec<usize> = shape.iter().map(|d| *d as usize).collect();
+    NpTensor::new(dtype, &shape, data).ok_or_else(|| fail("its size and shape differ".into()))
+}

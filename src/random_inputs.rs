@@ -1,0 +1,278 @@
+//! Inputs to try a model on: random, but such that the model can run, and the same for the same seed.
+//!
+//! Floats are normal. An integer that is used as an index stays below the extent it indexes. Masks are ones up to a random
+//! length, then zeros, as padding makes them; their first column is always one, so no row of attention is empty.
+
+use crate::engine::Tensors;
+use crate::tensor::NpTensor;
+use ancre_passes::ir::{DType, Dim, Graph, ValueId};
+use indexmap::IndexMap;
+use std::collections::HashSet;
+
+/// Values of the symbols in the shapes of a model's inputs.
+pub type Sizes = IndexMap<String, i64>;
+
+/// Integers nobody bounds stay below this.
+const UNBOUNDED: u64 = 10;
+
+/// Choices of sizes for the symbols of the inputs' shapes, the most natural first; `given` overrides by name. A model that
+/// fails with the first may run with another (an odd size, or one that must be a multiple of a patch).
+pub fn sizes(g: &Graph, given: &Sizes) -> Vec<Sizes> {
+    let mut roles: IndexMap<String, Role> = IndexMap::new();
+    for v in g.required_inputs() {
+        let shape = g.value(v).ty.shape.as_deref().unwrap_or_default();
+        for (axis, d) in shape.iter().enumerate() {
+            for symbol in d.symbols() {
+                roles.entry(symbol.to_string()).or_insert_with(|| Role::guess(symbol, axis, shape.len()));
+            }
+        }
+    }
+    let choice = |pick: &dyn Fn(Role) -> i64| -> Sizes {
+        let size = |(name, role): (&String, &Role)| (name.clone(), given.get(name).copied().unwrap_or_else(|| pick(*role)));
+        roles.iter().map(size).collect()
+    };
+    let mut choices: Vec<Sizes> = Vec::new();
+    let pickers: [&dyn Fn(Role) -> i64; 4] = [
+        &Role::natural,
+        &|role| if role == Role::Space { 224 } else { role.natural() },
+        &|role| if role == Role::Batch { 1 } else { role.natural() },
+        &|_| 1,
+    ];
+    for pick in pickers {
+        let c = choice(pick);
+        if !choices.contains(&c) {
+            choices.push(c);
+        }
+    }
+    choices
+}
+
+/// What a symbolic extent counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Role {
+    Batch,
+    Sequence,
+    Space,
+    Other,
+}
+
+impl Role {
+    fn guess(symbol: &str, axis: usize, rank: usize) -> Role {
+        let s = symbol.to_ascii_lowercase();
+        let has = |words: &[&str]| words.iter().any(|w| s.contains(w));
+        if has(&["batch"]) || ["n", "b", "bs"].contains(&s.as_str()) {
+            Role::Batch
+        } else if has(&["seq", "len", "time", "token", "step"]) || ["t", "s", "l"].contains(&s.as_str()) {
+            Role::Sequence
+        } else if has(&["height", "width", "size"]) || ["h", "w"].contains(&s.as_str()) {
+            Role::Space
+        } else if axis == 0 {
+            Role::Batch
+        } else if rank == 4 && axis >= 2 {
+            Role::Space
+        } else if axis == 1 && rank <= 3 {
+            Role::Sequence
+        } else {
+            Role::Other
+        }
+    }
+
+    fn natural(self) -> i64 {
+        match self {
+            Role::Batch => 2,
+            Role::Sequence => 8,
+            Role::Space => 64,
+            Role::Other => 4,
+        }
+    }
+}
+
+/// Random values for every required input.
+///
+/// # Errors
+/// When an input's type or rank is unknown, a symbol has no size, or a type cannot be made up.
+pub fn random_inputs(g: &Graph, sizes: &Sizes, seed: u64) -> Result<Tensors, String> {
+    g.required_inputs().map(|v| Ok((g.name(v).to_string(), random_input(g, v, sizes, seed)?))).collect()
+}
+
+/// A random value for one input.
+///
+/// # Errors
+/// As [`random_inputs`].
+pub fn random_input(g: &Graph, v: ValueId, sizes: &Sizes, seed: u64) -> Result<NpTensor, String> {
+    let name = g.name(v);
+    let ty = g.tensor_type(v).ok_or_else(|| {
+        format!(
+            "input `{name}` is declared as {}; without its type and rank no value can be made up, feed it",
+            g.value(v).ty
+        )
+    })?;
+    let extent = |d: &Dim| {
+        d.eval(&|s| sizes.get(s).copied())
+            .and_then(|d| usize::try_from(d).ok())
+            .ok_or_else(|| format!("input `{name}`: extent {d} has no size; give one with --dim {d}=N"))
+    };
+    let shape = ty.shape.iter().map(extent).collect::<Result<Vec<usize>, _>>()?;
+    let count: usize = shape.iter().product();
+    let mut random = Random::new(seed, name);
+    let is_mask = name.to_ascii_lowercase().contains("mask");
+    let values: Vec<f64> = if is_mask && !shape.is_empty() {
+        mask(&mut random, &shape)
+    } else if ty.dtype.is_float() {
+        (0..count).map(|_| random.normal()).collect()
+    } else if ty.dtype == DType::Bool {
+        (0..count).map(|_| random.below(2) as f64).collect()
+    } else {
+        let bound = index_bound(g, v, sizes).unwrap_or(if is_mask { 2 } else { UNBOUNDED });
+        (0..count).map(|_| random.below(bound) as f64).collect()
+    };
+    NpTensor::from_f64s(ty.dtype, &shape, &values)
+        .ok_or_else(|| format!("input `{name}` has element type {}; no value can be made up, feed it", ty.dtype))
+}
+
+/// Ones up to a random length of each row, at least half of it, then zeros.
+fn mask(random: &mut Random, shape: &[usize]) -> Vec<f64> {
+    let row = shape.last().copied().unwrap_or(1);
+    let rows = shape.iter().product::<usize>().checked_div(row).unwrap_or(0);
+    let mut values = Vec::with_capacity(rows * row);
+    for _ in 0..rows {
+        let kept = row - random.below(row as u64 / 2 + 1) as usize;
+        values.extend((0..row).map(|i| (i < kept) as u8 as f64));
+    }
+    values
+}
+
+/// One more than the largest index that everybody who indexes with this value can take; `None` when nobody does.
+fn index_bound(g: &Graph, v: ValueId, sizes: &Sizes) -> Option<u64> {
+    let mut seen = HashSet::new();
+    let mut open = vec![v];
+    let mut bound: Option<u64> = None;
+    while let Some(v) = open.pop() {
+        if !seen.insert(v) {
+            continue;
+        }
+        for (node, operand) in g.uses(v) {
+            let Some(op) = g.op(node) else { continue };
+            let extent = |operand: usize, axis: i64| -> Option<u64> {
+                let ty = g.tensor_type(g.operand(node, operand)?)?;
+                let d = ty.shape.get(ty.axis(axis)?)?.eval(&|s| sizes.get(s).copied())?;
+                u64::try_from(d).ok()
+            };
+            let limit = match (op.name.as_str(), operand) {
+                ("Gather" | "GatherElements" | "ScatterElements" | "Scatter", 1) => extent(0, op.attrs.int("axis", 0)),
+                ("GatherND" | "ScatterND", 1) => extent(0, op.attrs.int("batch_dims", 0)),
+                ("OneHot", 0) => g.operand(node, 1).and_then(|d| g.constant(d)?.to_i64().ok()?.first().map(|d| *d as u64)),
+                ("SoftmaxCrossEntropyLoss" | "NegativeLogLikelihoodLoss", 1) => extent(0, 1),
+                (
+                    "Cast" | "Identity" | "Reshape" | "Unsqueeze" | "Squeeze" | "Flatten" | "Transpose" | "Slice" | "Expand"
+                    | "Concat" | "Split" | "Tile" | "Where" | "Clip" | "Min" | "Max" | "Mod" | "Pad",
+                    _,
+                ) => {
+                    open.extend(g.results(node));
+                    None
+                }
+                _ => None,
+            };
+            bound = [bound, limit].into_iter().flatten().min();
+        }
+    }
+    bound.filter(|b| *b > 0)
+}
+
+/// A small generator (splitmix64), one stream for each input.
+struct Random {
+    state: u64,
+}
+
+impl Random {
+    fn new(seed: u64, name: &str) -> Random {
+        // FNV-1a of the name, so that an input's values do not depend on which others there are.
+        let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ b as u64).wrapping_mul(0x100_0000_01b3));
+        let mut random = Random { state: seed ^ hash };
+        random.next();
+        random
+    }
+
+    fn next(&mut self) -> u64 {
+        self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (self.state ^ (self.state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// Uniform in (0, 1).
+    fn unit(&mut self) -> f64 {
+        ((self.next() >> 11) as f64 + 0.5) / (1u64 << 53) as f64
+    }
+
+    fn below(&mut self, bound: u64) -> u64 {
+        (self.unit() * bound as f64) as u64
+    }
+
+    /// Standard normal (Box–Muller).
+    fn normal(&mut self) -> f64 {
+        let radius = (-2.0 * self.unit().ln()).sqrt();
+        radius * (std::f64::consts::TAU * self.unit()).cos()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ancre_passes::ir::{Attrs, Op, Tensor, TensorType, ValueType};
+
+    fn embedding() -> Graph {
+        let mut g = Graph::default();
+        let shape = [Dim::symbol("batch"), Dim::symbol("sequence_length")];
+        let ids = g.add_input("input_ids", TensorType::new(DType::I64, shape.clone()).into(), None);
+        let mask = g.add_input("attention_mask", TensorType::new(DType::I64, shape).into(), None);
+        let table = g.add_initializer("table", Tensor::f32s(&[5, 2], &[0.0; 10]), false);
+        let flat = g.add_op("", Op::new("Flatten", Attrs::new()), &[Some(ids)]);
+        let flat = g.push_result(flat, "flat", ValueType::default());
+        let gather = g.add_op("", Op::new("Gather", Attrs::new()), &[Some(table), Some(flat)]);
+        let y = g.push_result(gather, "y", ValueType::default());
+        g.add_output(y, None);
+        g.add_output(mask, None);
+        g
+    }
+
+    #[test]
+    fn indices_stay_in_their_table_and_masks_are_padding() {
+        let g = embedding();
+        let given = Sizes::from([("sequence_length".to_string(), 200)]);
+        let sizes = sizes(&g, &given).remove(0);
+        assert_eq!(sizes, Sizes::from([("batch".into(), 2), ("sequence_length".into(), 200)]));
+        let t = random_inputs(&g, &sizes, 7).unwrap();
+        let ids = t["input_ids"].to_i64();
+        assert_eq!((ids.len(), ids.iter().min(), ids.iter().max()), (400, Some(&0), Some(&4)));
+        for row in t["attention_mask"].to_i64().chunks(200) {
+            assert!(row[0] == 1 && row.is_sorted_by(|a, b| a >= b), "{row:?}");
+        }
+    }
+
+    #[test]
+    fn a_seed_is_a_seed() {
+        let g = embedding();
+        let sizes = sizes(&g, &Sizes::new()).remove(0);
+        assert_eq!(random_inputs(&g, &sizes, 1), random_inputs(&g, &sizes, 1));
+        assert_ne!(random_inputs(&g, &sizes, 1), random_inputs(&g, &sizes, 2));
+    }
+
+    #[test]
+    fn the_normal_is_normal() {
+        let mut random = Random::new(3, "x");
+        let values: Vec<f64> = (0..20000).map(|_| random.normal()).collect();
+        let mean = values.iter().sum::<f64>() / 20000.0;
+        let variance = values.iter().map(|v| v * v).sum::<f64>() / 20000.0;
+        assert!(mean.abs() < 0.03 && (variance - 1.0).abs() < 0.05, "{mean} {variance}");
+    }
+
+    #[test]
+    fn an_unknown_rank_is_said_so() {
+        let mut g = Graph::default();
+        let x = g.add_input("x", ValueType { dtype: Some(DType::F32), shape: None }, None);
+        g.add_output(x, None);
+        let e = random_inputs(&g, &Sizes::new(), 0).unwrap_err();
+        assert!(e.contains("input `x`") && e.contains("feed it"), "{e}");
+    }
+}
