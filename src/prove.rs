@@ -98,7 +98,7 @@ pub fn prove(
             let inputs = random_inputs::random_inputs(source, o.seed + trial as u64, &o.dims)
                 .map_err(|e| Failure::check(format!("no random inputs could be made: {e}")).help("--dim NAME=N fixes a symbolic dimension").at(model))?;
             let run = |bytes: &[u8], what: &str| -> Result<Values, Failure> {
-                e.load(bytes, root).and_then(|s| s.run(&inputs)).map_err(|error| fail(what, error.to_string()))
+                e.load(bytes, root).and_then(|mut s| s.run(&inputs)).map_err(|error| fail(what, error.to_string()))
             };
             let want = run(source_bytes, "the model")?;
             let got = run(&emitted, "the rewritten model")?;

@@ -190,7 +190,6 @@ pub(super) fn split_axis(b: &mut Builder, v: ValueId, axis: usize, outer: i64) -
     let mut shape = ty.shape.clone();
     let inner = shape[axis].div_exact(&Dim::from(outer)).unwrap_or_else(|| unknown_dim("group"));
     shape.splice(axis..=axis, [Dim::from(outer), inner]);
-    // In a `Reshape`, 0 copies the operand's extent at the same place: right before the split, and -1 takes one axis.
     reshape_around(b, v, &shape)
 }
 
@@ -206,6 +205,7 @@ pub(super) fn merge_axes(b: &mut Builder, v: ValueId, axis: usize) -> Built {
 pub(super) fn reshape_around(b: &mut Builder, v: ValueId, shape: &[Dim]) -> Built {
     let from = b.ty(v)?.shape;
     let mut target: Vec<i64> = shape.iter().map(|d| d.known().unwrap_or(-1)).collect();
+    // In a `Reshape`, 0 copies the operand's extent at the same place.
     for i in 0..target.len().min(from.len()) {
         if target[i] == -1 && from[i] == shape[i] {
             target[i] = 0;

@@ -144,16 +144,24 @@ macro_rules! ops {
 // One line an operator (an inverse pair or a family that differs in one formula may share a file).
 ops! {
     add::Add;
+    attention::Attention, RotaryEmbedding;
     average_pool::AveragePool;
     batch_norm_train::BatchNormTrain;
     batch_normalization::BatchNormalization;
     conv::Conv;
+    contrib::FusedMatMul, FastGelu, QuickGelu, BiasGelu, SkipLayerNormalization;
     conv_transpose::ConvTranspose;
+    einsum::Einsum;
     gemm::Gemm;
     global_pool::GlobalAveragePool, GlobalMaxPool;
+    group_normalization::GroupNormalization, InstanceNormalization;
     layer_normalization::LayerNormalization;
+    lp_normalization::LpNormalization;
+    lp_pool::LpPool, GlobalLpPool;
+    lrn::Lrn;
     matmul::MatMul;
     max_pool::MaxPool;
+    rms_normalization::RMSNormalization, SimplifiedLayerNormalization;
     softmax::Softmax, LogSoftmax;
     sub::Sub;
     mul::Mul;

@@ -97,11 +97,6 @@ impl Window {
         self.kernel.iter().product()
     }
 
-    /// Is every window one cell, with no padding?
-    pub(super) fn is_point(&self) -> bool {
-        self.taps() == 1 && !self.is_padded()
-    }
-
     pub(super) fn is_padded(&self) -> bool {
         self.begin.iter().chain(&self.end).any(|p| *p != 0)
     }
@@ -162,7 +157,7 @@ impl Window {
         all
     }
 
-    /// Pads x's spatial axes for the windows; `output` are the window counts where ceil mode may need more than the padding.
+    /// Pads x's spatial axes for the windows.
     pub(super) fn pad(&self, b: &mut Builder, x: ValueId, fill: Option<f64>) -> Built {
         pad_spatial(b, x, &self.begin, &self.end, fill)
     }
@@ -220,8 +215,7 @@ pub(super) fn slice(b: &mut Builder, x: ValueId, starts: &[i64], ends: &[i64], a
     b.op("Slice", &[x, s, e, a, steps])
 }
 
-/// The input of a window operator from its output, ConvTranspose's `output_padding` and the rest: crops a value whose spatial
-/// axes start `begin` cells early to `like`'s spatial extents.
+/// Crops a value whose spatial axes start `begin` cells early to `like`'s spatial extents.
 pub(super) fn crop_like(b: &mut Builder, x: ValueId, begin: &[i64], like: ValueId) -> Built {
     let (from, to) = (b.ty(x)?, b.ty(like)?);
     let rank = begin.len();

@@ -1,10 +1,12 @@
-//! Replaces the abstract router operators by plain ones. All lowerings are here, and [`block_size`] chooses among them.
+//! Replaces the abstract router operators by plain ones. All lowerings are here, and [`Lowering::choose`] chooses among them.
 //!
 //! A router and its transpose are the same computation: targets in an order in which each reads a prefix of the sources,
 //! `target_t = Σ_{s < n_t} A[t, s] · source_s` (rows over states forwards; states over row cotangents backwards, both
 //! reversed). It is computed in blocks of b sources: inside a block a target takes one product over the block's few sources;
 //! when a block is full, one product adds its contribution to a carry for all later targets. Activation traffic falls from K²
 //! to about K²/b + K·b, operators from K² to about 4K. With b ≥ K this is one product a row over stacked states.
+//!
+//! Routers of a few states take one multiplication and addition a pair instead, which copies nothing.
 //!
 //! Under `gated` the one-hot part is a plain addition, so that the residual stream stays exact where matrix products are not
 //! (TF32): `route = h_near + Σ a (p − onehot) h`.
@@ -13,15 +15,26 @@ use crate::ir::build::{BuildError, Builder, Built, reshape_target};
 use crate::ir::{ANCRE, Attrs, DType, Dim, Graph, NodeId, Tensor, TensorType, ValueId};
 use indexmap::IndexMap;
 
-/// Sources in one block of the two-level lowering, for a router of K rows.
-///
-/// Measured on CPU over states of 16 k to 780 k floats (K = 8 … 64): 4 is best or near it up to K = 16, 8 above; short routers
-/// are best served by one block.
-fn block_size(k: usize) -> usize {
-    match k {
-        0..=4 => k.max(1),
-        5..=16 => 4,
-        _ => 8,
+/// How a router's weighted sums are computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Lowering {
+    /// One `Mul` a pair, then `Add`s.
+    Pairwise,
+    /// Blocks of so many sources, stacked and multiplied.
+    TwoLevel(usize),
+}
+
+impl Lowering {
+    /// By the number of sources.
+    ///
+    /// Measured on CPU over states of 16 k to 780 k floats (K = 8 … 64): blocks of 4 are best or near it up to K = 16, blocks of
+    /// 8 above. Up to 4 states the stacking costs more than the pairs.
+    fn choose(sources: usize) -> Lowering {
+        match sources {
+            0..=4 => Lowering::Pairwise,
+            5..=16 => Lowering::TwoLevel(4),
+            _ => Lowering::TwoLevel(8),
+        }
     }
 }
 
@@ -117,18 +130,14 @@ fn lower_router(g: &mut Graph, view: &RouterView) -> Result<(), BuildError> {
     }
     let mut retired: Vec<NodeId> = Vec::new();
     for (old, new) in done {
-        let name = g.name(old).to_string();
         g.replace_uses(old, new, |_| true);
         if g.is_output(old) {
             g.redirect_output(old, new);
         }
+        // The sum keeps the route's name: the metadata and `freeze` find it by that.
+        g.swap_names(old, new);
         if !retired.contains(&old.node) {
             retired.push(old.node);
-        }
-        // The sum keeps the route's name: the metadata and `freeze` find it by that.
-        if g.name(new).contains("/") {
-            g.rename(old, &format!("{name}.abstract"));
-            g.rename(new, &name);
         }
     }
     for node in retired {
@@ -197,7 +206,10 @@ fn triangular(b: &mut Builder, a: ValueId, targets: &[(i64, usize)], sources: &[
     let ty = b.ty(like)?;
     let a = b.cast(a, ty.dtype)?;
     let rows = b.ty(a)?.shape[0].known().unwrap_or(0);
-    let size = block_size(sources.len());
+    let size = match Lowering::choose(sources.len()) {
+        Lowering::Pairwise => return pairwise(b, a, targets, sources),
+        Lowering::TwoLevel(size) => size,
+    };
     let flat: Vec<ValueId> =
         sources.iter().map(|s| b.reshape(*s, &[1, -1], &[Dim::from(1), ty.elements()])).collect::<Result<_, _>>()?;
     let mut out = Vec::with_capacity(targets.len());
@@ -231,6 +243,29 @@ fn triangular(b: &mut Builder, a: ValueId, targets: &[(i64, usize)], sources: &[
         let sum = product(b, part, stacked, earlier)?;
         out.push(unflatten(b, sum, like, &ty)?);
         next += 1;
+    }
+    Ok(out)
+}
+
+/// The same sum with one product a pair.
+fn pairwise(b: &mut Builder, a: ValueId, targets: &[(i64, usize)], sources: &[ValueId]) -> Result<Vec<ValueId>, BuildError> {
+    let rank = b.ty(sources[0])?.rank();
+    let mut out = Vec::with_capacity(targets.len());
+    for (row, reads) in targets {
+        let mut sum: Option<ValueId> = None;
+        for (column, source) in sources[..*reads].iter().enumerate() {
+            let column = column as i64;
+            let mut w = slice2(b, a, (*row, row + 1), (column, column + 1))?;
+            if rank < 2 {
+                w = b.reshape(w, &vec![1; rank], &vec![Dim::from(1); rank])?;
+            }
+            let term = b.mul(*source, w)?;
+            sum = Some(match sum {
+                Some(sum) => b.add(sum, term)?,
+                None => term,
+            });
+        }
+        out.extend(sum);
     }
     Ok(out)
 }

@@ -48,7 +48,7 @@ pub enum TrainingError {
     Gradient(#[from] GradError),
     #[error("building the training graph failed: {0}")]
     Build(#[from] BuildError),
-    #[error("the training graph is not well formed, a fault of this tool:\n{}", .0.join("\n"))]
+    #[error("the training graph is not well formed, a fault of this tool: {}", .0.iter().take(5).cloned().collect::<Vec<_>>().join("; "))]
     Invalid(Vec<String>),
 }
 
@@ -181,15 +181,16 @@ pub fn build_training_graph(mut g: Graph, routers: &[Router], o: &TrainingOption
         return Err(TrainingError::Unfit("nothing would train: the loss depends on none of the trainable tensors".into()));
     }
     let update = append_optimizer(&mut g, &with_gradient, &o.optimizer)?;
-    lower_routes::lower_routes(&mut g)?;
-    train_batch_norm::lower(&mut g)?;
     let mut states = update.states;
     states.extend(statistics);
-    let states = publish(&mut g, &outputs, loss.value, update.grad_norm, &states, &with_gradient, o);
-    eliminate::eliminate_dead(&mut g, |_, _| false);
-    verify::verify(&g, verify::Stage::Legal).map_err(TrainingError::Invalid)?;
+    // Outputs are declared before lowering, which replaces nodes and so invalidates the values held here.
     let trainable = with_gradient.iter().map(|t| g.name(t.value).to_string()).collect();
     let target = g.name(loss.target).to_string();
+    let states = publish(&mut g, &outputs, loss.value, update.grad_norm, &states, &with_gradient, o);
+    lower_routes::lower_routes(&mut g)?;
+    train_batch_norm::lower(&mut g)?;
+    eliminate::eliminate_dead(&mut g, |_, _| false);
+    verify::verify(&g, verify::Stage::Legal).map_err(TrainingError::Invalid)?;
     describe(&mut g, &states, o, &target);
     Ok(Training { graph: g, states, trainable, frozen, target })
 }

@@ -1,0 +1,55 @@
+//! `LpPool` and `GlobalLpPool`: the p-norm of every window, of every channel. No provider but the CPU's has a kernel.
+
+use super::sample::floats;
+use super::window::Window;
+use super::*;
+
+pub(super) struct LpPool;
+pub(super) struct GlobalLpPool;
+
+const REASON: &str = "p-norm pools are not differentiated; write them as Pow, AveragePool and Pow";
+
+impl OpRule for LpPool {
+    fn name(&self) -> &'static str {
+        "LpPool"
+    }
+    fn since(&self) -> i64 {
+        11
+    }
+    fn infer(&self, cx: &Infer) -> Types {
+        let x = cx.ty(0)?;
+        cx.require(x.rank() >= 3, || format!("{x} has no spatial axes"))?;
+        let window = Window::new(cx.attrs(), None, &x.shape[2..])?;
+        let mut shape = x.shape[..2].to_vec();
+        shape.extend(window.output(&x.shape[2..])?);
+        Ok(vec![TensorType::new(x.dtype, shape)])
+    }
+    fn derivative(&self) -> Derivative {
+        Derivative::None(REASON)
+    }
+    fn samples(&self) -> Vec<Sample> {
+        let attrs = Attrs::new().with("kernel_shape", vec![2, 2]).with("strides", vec![2, 2]);
+        vec![Sample::of("LpPool", attrs, vec![floats(&[1, 2, 4, 5])]).shape_only()]
+    }
+}
+
+impl OpRule for GlobalLpPool {
+    fn name(&self) -> &'static str {
+        "GlobalLpPool"
+    }
+    fn since(&self) -> i64 {
+        2
+    }
+    fn infer(&self, cx: &Infer) -> Types {
+        let mut ty = cx.ty(0)?.clone();
+        cx.require(ty.rank() >= 3, || format!("{ty} has no spatial axes"))?;
+        ty.shape[2..].fill(Dim::from(1));
+        Ok(vec![ty])
+    }
+    fn derivative(&self) -> Derivative {
+        Derivative::None(REASON)
+    }
+    fn samples(&self) -> Vec<Sample> {
+        vec![Sample::of("GlobalLpPool", Attrs::new(), vec![floats(&[2, 3, 4, 4])]).shape_only()]
+    }
+}
