@@ -47,9 +47,10 @@ impl OpRule for Pow {
         }
         if p.wants(1) {
             let z = p.result(0);
-            let tiny = p.b.scalar(dtype, 1e-30);
-            let positive = p.b.op("Max", &[x, tiny])?;
-            let log = p.b.op("Log", &[positive])?;
+            // ln 1 = 0 stands in at x = 0.
+            let is_zero = p.b.compare("Equal", x, 0.0)?;
+            let safe = p.b.add(x, is_zero)?;
+            let log = p.b.op("Log", &[safe])?;
             let slope = p.b.mul(z, log)?;
             let y_ct = p.b.mul(ct, slope)?;
             let own = p.ty(1)?.dtype;
