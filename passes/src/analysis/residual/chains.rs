@@ -43,9 +43,9 @@ pub(super) fn build(f: &Flow, finder: Finder) -> ResidualStructure {
         }
         let link = link(f, join.state, &sums);
         let continued = link.as_ref().and_then(|l| last_of.remove(&l.from)).filter(|c| {
-            let fits = f.may_agree(open[*c].0[0].state, join.state);
-            let dtype = |j: &Join| f.g.value(j.state).ty.dtype;
-            fits && dtype(&open[*c].0[0]) == dtype(&join)
+            let (a, b) = (open[*c].0[0].state, join.state);
+            let dtypes = [a, b].map(|v| f.g.value(v).ty.dtype);
+            f.may_agree(a, b) && (dtypes[0] == dtypes[1] || dtypes.contains(&None))
         });
         let c = continued.unwrap_or_else(|| {
             open.push((Vec::new(), Vec::new()));
@@ -157,7 +157,8 @@ fn chain(f: &Flow, sums: &HashMap<NodeId, JoinKind>, id: usize, joins: Vec<Join>
 fn chain_type(f: &Flow, states: &[ValueId]) -> ValueType {
     let known = |v: &&ValueId| {
         let ty = &f.g.value(**v).ty;
-        ty.shape.as_ref().is_some_and(|s| !s.iter().flat_map(|d| d.symbols()).any(|s| s.starts_with('?')))
+        ty.dtype.is_some()
+            && ty.shape.as_ref().is_some_and(|s| !s.iter().flat_map(|d| d.symbols()).any(|s| s.starts_with('?')))
     };
     let best = states.iter().find(known).or(states.first());
     best.map(|v| f.g.value(*v).ty.clone()).unwrap_or_default()
