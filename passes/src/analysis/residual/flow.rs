@@ -210,6 +210,11 @@ impl<'g> Flow<'g> {
         a.len() == b.len() && a.iter().zip(b).all(|(x, y)| dims_may_agree(x, y))
     }
 
+    /// Known to be a single number.
+    pub(super) fn is_scalar(&self, v: ValueId) -> bool {
+        self.shape(v).is_some_and(|s| s.iter().all(Dim::is_one))
+    }
+
     /// Is `factor` a scalar, a value per channel, per sample, or per sample and channel, beside a value like `main`? A table of
     /// several axes (sines and cosines over positions) is no scale.
     pub(super) fn is_scale_for(&self, factor: ValueId, main: ValueId) -> bool {

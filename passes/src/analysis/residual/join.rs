@@ -45,6 +45,8 @@ pub(super) struct Finder<'f, 'g> {
     around: Vec<u32>,
     /// Some join around it, the outermost after [`Finder::outermost`].
     outer: Vec<u32>,
+    /// Joins with a skip scaled by channel: number, place in `adds`, skip operand.
+    by_channel: Vec<(usize, usize, usize)>,
     /// Adds that became part of another join.
     parts: HashSet<NodeId>,
     pub(super) marks: Marks,
@@ -69,6 +71,7 @@ impl<'f, 'g> Finder<'f, 'g> {
             within: vec![NOWHERE; bound],
             around: Vec::new(),
             outer: Vec::new(),
+            by_channel: Vec::new(),
             parts: HashSet::new(),
             marks: Marks::new(bound),
         }
@@ -79,6 +82,22 @@ impl<'f, 'g> Finder<'f, 'g> {
         for i in 0..self.adds.len() {
             if let Err(why) = self.examine(i) {
                 self.adds[i].why = Some(why);
+            }
+        }
+        self.drop_inner_terms();
+    }
+
+    /// Inside a branch, a skip with a factor for each channel is a term of that branch's formula (the direct term of a state
+    /// space model), not a path around a block.
+    fn drop_inner_terms(&mut self) {
+        for (id, i, operand) in std::mem::take(&mut self.by_channel) {
+            let node = self.adds[i].node;
+            let around = self.branches_around(node).map(|(_, j)| j.node).next();
+            let (Some(around), Some(join)) = (around, self.joins[id].as_ref()) else { continue };
+            if join.node == node {
+                self.adds[i].why = Some(Refusal::Branch(operand, Why::Term(join.state, around)));
+                self.join_of.remove(&node);
+                self.joins[id] = None;
             }
         }
     }
@@ -243,6 +262,9 @@ impl<'f, 'g> Finder<'f, 'g> {
             )
             .any(|v| ends_scaled(f, v, &region));
         self.join_of.insert(node, self.joins.len());
+        if start.by_channel {
+            self.by_channel.push((self.joins.len(), i, operand));
+        }
         self.joins.push(Some(Join {
             node,
             skip_operand: first.1,
@@ -296,7 +318,7 @@ fn weight(why: &Why) -> u32 {
         Why::Constant(_) => 1,
         Why::NoMixing(_) => 2,
         Why::Parallel(_) => 3,
-        Why::Gated(..) => 4,
+        Why::Gated(..) | Why::Term(..) => 4,
         Why::Fusion(_) => 5,
         Why::Leaks(..) => 6,
         Why::Crosses(..) => 7,

@@ -21,6 +21,7 @@
 //! - An identity skip passes copies, casts, quantise/dequantise pairs, rearrangements and scales only. A projected one passes at
 //!   most one convolution or linear map besides pooling, padding, slicing, resizing and normalisation, no nonlinear function,
 //!   fewer linear operators than the branch, and its branch contains no join of its own.
+//! - Inside another branch a skip with a factor for each channel is a term of that branch's formula.
 //! - `x + f(x) + g(x)`, written as two adds of which the first is read by the second only, is one join.
 //!
 //! Joins form a *chain* while each state is the previous join's sum, or a function of that alone without mixing operators
@@ -167,6 +168,8 @@ enum Why {
     Leaks(ValueId, NodeId),
     /// The skip is multiplied by a function of the state.
     Gated(ValueId, NodeId),
+    /// The skip is scaled by channel, inside this join's branch.
+    Term(ValueId, NodeId),
     /// The state is a constant that is no state.
     Constant(ValueId),
     /// The add is inside this join's branch, the skip comes from outside.

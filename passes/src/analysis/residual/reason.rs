@@ -62,6 +62,12 @@ pub(super) fn reason(f: &Flow, add: NodeId, why: Option<Refusal>) -> String {
                 name(state),
                 site(by)
             ),
+            Why::Term(state, join) => format!(
+                "{} is {} times a factor for each channel, inside the residual branch that ends at {}: a term of that branch, not a path around a block",
+                operand(i),
+                name(state),
+                site(join)
+            ),
             Why::Leaks(state, stray) => format!(
                 "the other operand is computed from {}, but what is between them is also used past this add, by way of {}: a mask, shared bias or fusion of features rather than a skip around a branch",
                 from(state, i),

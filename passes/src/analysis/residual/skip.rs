@@ -20,6 +20,8 @@ pub(super) struct Start {
     pub(super) entry: (NodeId, usize),
     /// A scale is on the path.
     pub(super) scaled: bool,
+    /// A scale that is more than one number is.
+    pub(super) by_channel: bool,
     /// Convolutions and linear maps on the path.
     pub(super) linear: usize,
     /// Something on the path makes it more than the state unchanged.
@@ -41,6 +43,7 @@ pub(super) fn identity_starts(
         path: Vec::new(),
         entry: (add, operand),
         scaled: false,
+        by_channel: false,
         linear: 0,
         projected: false,
         through: Vec::new(),
@@ -54,6 +57,7 @@ pub(super) fn identity_starts(
             let node = here.state.node;
             let Some(state) = f.g.operand(node, operand) else { continue };
             let mut there = Start { state, entry: (node, operand), scaled: here.scaled | scaled, ..here.clone() };
+            there.by_channel |= scaled && f.g.operand(node, 1 - operand).is_none_or(|v| !f.is_scalar(v));
             there.path.insert(0, node);
             if through {
                 there.through.insert(0, (node, operand));
@@ -120,6 +124,7 @@ pub(super) fn projection_starts(
         path: Vec::new(),
         entry: (add, operand),
         scaled: false,
+        by_channel: false,
         linear: usize::from(inner),
         projected: inner,
         through: Vec::new(),

@@ -339,6 +339,22 @@ fn a_skip_gated_by_the_state_is_none() {
 }
 
 #[test]
+fn a_direct_term_inside_a_branch_is_no_skip() {
+    let g = net("x = input f32 1x3x8
+        u = MatMul x wu:8x8
+        c = MatMul u wc:8x8
+        d = Mul u dd:8
+        ssm = Add c d
+        o = MatMul ssm wo:8x8
+        h = Add x o
+        y = MatMul h wy:8x8
+        output y");
+    let s = find_residuals(&g);
+    assert_eq!(chains(&s), [1]);
+    assert!(reason_for(&g, &s, "ssm").contains("a term of that branch"), "{}", reason_for(&g, &s, "ssm"));
+}
+
+#[test]
 fn parallel_linear_maps_are_no_projection() {
     let g = net("x = input f32 2x8
         w = MatMul x ww:8x8
