@@ -3,6 +3,7 @@
 use super::classes::{Class, fused_post};
 use super::flow::Flow;
 use super::join::Finder;
+use super::layout::restores;
 use super::reason::reason;
 use super::{Chain, Join, JoinKind, Post, Rejected, ResidualStructure};
 use crate::ir::{NodeId, ValueId, ValueType};
@@ -18,6 +19,8 @@ struct Link {
     from: NodeId,
     /// The operators between, in order, without copies and rearrangements.
     ops: Vec<String>,
+    /// The rearrangements between cancel out.
+    restored: bool,
 }
 
 /// Orders the joins into chains and explains the remaining adds.
@@ -42,7 +45,7 @@ pub(super) fn build(f: &Flow, finder: Finder) -> ResidualStructure {
             continue;
         }
         let link = link(f, join.state, &sums);
-        let continued = link.as_ref().and_then(|l| last_of.remove(&l.from)).filter(|c| {
+        let continued = link.as_ref().filter(|l| l.restored).and_then(|l| last_of.remove(&l.from)).filter(|c| {
             let (a, b) = (open[*c].0[0].state, join.state);
             let dtypes = [a, b].map(|v| f.g.value(v).ty.dtype);
             f.may_agree(a, b) && (dtypes[0] == dtypes[1] || dtypes.contains(&None))
@@ -83,6 +86,7 @@ fn may_follow(class: Class) -> bool {
 fn link(f: &Flow, v: ValueId, sums: &HashMap<NodeId, JoinKind>) -> Option<Link> {
     let mut open: SmallVec<[ValueId; 8]> = SmallVec::from_slice(&[v]);
     let mut ops = Vec::new();
+    let mut rearranging = Vec::new();
     for _ in 0..LONGEST_POST {
         if let [only] = open.as_slice()
             && sums.contains_key(&only.node)
@@ -92,7 +96,8 @@ fn link(f: &Flow, v: ValueId, sums: &HashMap<NodeId, JoinKind>) -> Option<Link> 
                 ops.extend(fused_post(op));
             }
             ops.reverse();
-            return Some(Link { from: only.node, ops });
+            rearranging.reverse();
+            return Some(Link { from: only.node, ops, restored: restores(f, *only, &rearranging) });
         }
         let latest = open.iter().map(|v| v.node).max_by_key(|n| f.place_of(*n))?;
         let op = f.g.op(latest)?;
@@ -100,7 +105,9 @@ fn link(f: &Flow, v: ValueId, sums: &HashMap<NodeId, JoinKind>) -> Option<Link> 
         if !may_follow(class) || sums.contains_key(&latest) {
             return None;
         }
-        if !matches!(class, Class::Carry | Class::Layout) {
+        if class == Class::Layout && open.len() == 1 {
+            rearranging.push(latest);
+        } else if !matches!(class, Class::Carry | Class::Layout) {
             ops.push(op.name.clone());
         }
         open.retain(|v| v.node != latest);

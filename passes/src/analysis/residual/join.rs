@@ -3,6 +3,7 @@
 use super::branch::{Marks, Question, Region, branch, signature};
 use super::classes::{Addend, Class, addends, sum_slot};
 use super::flow::Flow;
+use super::layout::restores;
 use super::skip::{Start, identity_starts, projection_starts};
 use super::{Join, JoinKind, Why};
 use crate::ir::{NodeId, ValueId};
@@ -336,17 +337,17 @@ fn sum_of(f: &Flow, node: NodeId) -> ValueId {
 /// states of a chain are what its adds add.
 fn in_the_sum_s_form(f: &Flow, mut start: Start, add: NodeId) -> Start {
     let sum = sum_of(f, add);
-    let same = |v: ValueId| {
+    let same = |v: ValueId, path: &[NodeId]| {
         let dtypes = [v, sum].map(|v| f.g.value(v).ty.dtype);
-        f.may_agree(v, sum) && (dtypes[0] == dtypes[1] || dtypes.contains(&None))
+        f.may_agree(v, sum) && (dtypes[0] == dtypes[1] || dtypes.contains(&None)) && restores(f, v, path)
     };
     let mut at = start.state;
     for (i, n) in start.path.iter().enumerate() {
-        if same(at) || !matches!(f.class_of(*n), Class::Carry | Class::Layout) {
+        if same(at, &start.path[i..]) || !matches!(f.class_of(*n), Class::Carry | Class::Layout) {
             break;
         }
         at = f.g.result(*n, 0);
-        if same(at) {
+        if same(at, &start.path[i + 1..]) {
             let next = start.path.get(i + 1).copied().unwrap_or(add);
             let operand = f.reads[next.index()].iter().find(|(_, v)| *v == at).map_or(0, |(o, _)| *o as usize);
             start.state = at;

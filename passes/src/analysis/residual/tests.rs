@@ -495,6 +495,36 @@ fn rearrangements_between_blocks_do_not_end_a_chain_but_lasting_ones_do() {
 }
 
 #[test]
+fn windows_of_another_kind_start_a_chain() {
+    // 16 places as 4 windows of 4 neighbours, then as 4 grids of 4 places apart: one shape, other elements.
+    let g = net("x = input f32 1x16x6
+        w = Reshape x sw:4 ! 1x4x4x6
+        a = MatMul w wa:6x6
+        h1 = Add a w
+        v = Reshape h1 sv:5 ! 1x2x2x4x6
+        vt = Transpose v perm=0,2,1,3,4 ! 1x2x2x4x6
+        vw = Reshape vt sw:4 ! 1x4x4x6
+        b = MatMul vw wb:6x6
+        h2 = Add b vw
+        m = Reshape h2 sm:3 ! 1x16x6
+        n = Reshape m sw:4 ! 1x4x4x6
+        c = MatMul n wc:6x6
+        h3 = Add n c
+        t = Transpose h3 perm=0,3,1,2 ! 1x6x4x4
+        r = Reshape t sr:3 ! 1x6x16
+        s = Reshape r sr:4 ! 1x6x2x8
+        u = Transpose s perm=0,2,3,1 ! 1x2x8x6
+        q = Reshape u sw:4 ! 1x4x4x6
+        d = MatMul q wd:6x6
+        h4 = Add q d
+        y = MatMul h4 wy:6x6
+        output y");
+    let s = find_residuals(&g);
+    assert_eq!(chains(&s), [1, 3]);
+    assert_eq!(states(&g, &s.chains[1]), ["vw", "n", "q", "h4"]);
+}
+
+#[test]
 fn latents_are_states_and_shared_biases_are_not() {
     let g = net("x = input f32 1x5x8
         latent = param 1x3x8
