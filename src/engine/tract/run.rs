@@ -216,3 +216,51 @@ fn from_tract(t: &Tensor) -> Result<NpTensor, TractError> {
         .and_then(|d| NpTensor::new(d, whole.shape(), data))
         .ok_or_else(|| TractError::msg("the result has a wrong size"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::samples;
+
+    #[test]
+    fn an_overridable_initializer_may_be_fed() {
+        samples::overridable(&TractEngine);
+    }
+
+    #[test]
+    fn the_batch_may_change_from_run_to_run() {
+        samples::batches(&TractEngine);
+    }
+
+    #[test]
+    fn wrong_inputs_are_named() {
+        samples::wrong_inputs(&TractEngine);
+    }
+
+    #[test]
+    fn an_unknown_operator_is_named() {
+        samples::unknown_operator(&TractEngine);
+    }
+
+    #[test]
+    fn a_shape_comes_out_as_integers() {
+        samples::shapes(&TractEngine);
+    }
+
+    #[test]
+    fn external_data_is_found() {
+        samples::external(&TractEngine);
+    }
+
+    #[test]
+    fn the_node_that_fails_is_named() {
+        let model = samples::mismatched();
+        let inputs = Tensors::from([("x".to_string(), NpTensor::f32s(&[2, 3], &[0.0; 6]).unwrap())]);
+        match run(&model, None, &inputs) {
+            Err(EngineError::Unsupported { operator, node, .. }) => {
+                assert!(operator.contains("MatMul") && node == "product", "{operator} {node}");
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+}
