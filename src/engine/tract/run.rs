@@ -14,6 +14,8 @@ use tract_onnx::prelude::{
 use tract_onnx::tract_hir::internal::{IntoTValue, TVec, f16};
 
 const NAME: &str = "tract";
+/// Plans kept for input shapes seen before.
+const MOST_PLANS: usize = 2;
 
 /// The embedded engine.
 #[derive(Clone, Copy, Debug, Default)]
@@ -88,6 +90,8 @@ impl Session for TractSession {
             Some(i) => &self.plans[i],
             None => {
                 let plan = self.plan(signature)?;
+                // Each plan holds a copy of the weights.
+                self.plans.truncate(MOST_PLANS - 1);
                 self.plans.push(plan);
                 &self.plans[self.plans.len() - 1]
             }
