@@ -4,6 +4,7 @@ mod differentiate;
 pub mod bake;
 pub mod eliminate;
 pub mod fold;
+pub mod legalize;
 pub mod loss;
 pub mod lower_routes;
 pub mod optimizer;
