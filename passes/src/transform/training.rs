@@ -6,13 +6,14 @@ use super::optimizer::{
     OptimizerKind, OptimizerOptions, StateKind, StateTensor, Trained, append_optimizer, declare_moments,
 };
 use super::route::Router;
-use super::{differentiate, eliminate, lower_routes, train_batch_norm};
+use super::{differentiate, eliminate, legalize, lower_routes, train_batch_norm};
 use crate::analysis::roles::{Role, initializer_roles};
 use crate::ir::build::BuildError;
 use crate::ir::{Attrs, Graph, Kind, Op, ValueId, verify};
 use crate::ops::GradError;
 use indexmap::IndexMap;
 use serde_json::json;
+use std::collections::HashSet;
 
 /// Which initializers train.
 #[derive(Clone, Debug, Default)]
@@ -145,8 +146,11 @@ pub fn loss_output(g: &Graph, wanted: Option<&str>) -> Result<ValueId, String> {
 pub fn build_training_graph(mut g: Graph, routers: &[Router], o: &TrainingOptions) -> Result<Training, TrainingError> {
     let output = loss_output(&g, o.output.as_deref()).map_err(TrainingError::Unfit)?;
     let outputs: Vec<ValueId> = g.outputs().iter().map(|o| o.value).collect();
+    let own: HashSet<String> = g.nodes().filter_map(|n| g.initializer(g.result(n, 0)).map(|_| g.node(n).name.clone())).collect();
+    legalize::decompose_contrib(&mut g);
+    legalize::to_opset(&mut g, legalize::TARGET)?;
     // Before folding, which adds constants of its own.
-    let (mut trained, frozen) = choose_trainable(&g, &o.trainable)?;
+    let (mut trained, frozen) = choose_trainable(&g, &o.trainable, &own)?;
     super::fold::fold_constants(&mut g);
     for r in routers {
         if matches!(g.node(r.logits.node).kind, Kind::Initializer { .. }) && g.name(r.logits).ends_with("logits") {
@@ -197,7 +201,8 @@ pub fn build_training_graph(mut g: Graph, routers: &[Router], o: &TrainingOption
 
 type Chosen = (Vec<(ValueId, StateKind)>, Vec<(String, String)>);
 
-fn choose_trainable(g: &Graph, choice: &TrainableChoice) -> Result<Chosen, TrainingError> {
+/// `own`: the source's initializers; those that legalisation added are constants of formulas.
+fn choose_trainable(g: &Graph, choice: &TrainableChoice, own: &HashSet<String>) -> Result<Chosen, TrainingError> {
     let mut trained = Vec::new();
     let mut frozen = Vec::new();
     if let Some(missing) = choice.exactly.iter().flatten().find(|n| g.find(n).and_then(|v| g.initializer(v)).is_none()) {
@@ -205,7 +210,7 @@ fn choose_trainable(g: &Graph, choice: &TrainableChoice) -> Result<Chosen, Train
     }
     for (v, role) in initializer_roles(g) {
         let name = g.name(v);
-        if name.starts_with("ancre.") {
+        if name.starts_with("ancre.") || !own.contains(name) {
             continue;
         }
         let by_role = match &choice.exactly {
