@@ -9,6 +9,7 @@ pub mod loss;
 pub mod lower_routes;
 pub mod optimizer;
 pub mod route;
+pub mod separate;
 pub mod train_batch_norm;
 pub mod training;
 

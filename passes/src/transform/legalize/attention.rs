@@ -158,11 +158,9 @@ pub(super) fn standard(b: &mut Builder, s: &Source) -> Replaced {
     }
     let flat = b.ty(s.need(0)?)?.rank() == 3;
     let (q_heads, kv_heads) = (s.attrs.int("q_num_heads", 0), s.attrs.int("kv_num_heads", 0));
-    let (Some(q), Some(k), Some(v)) = (
-        split_heads(b, s.need(0)?, q_heads)?,
-        split_heads(b, s.need(1)?, kv_heads)?,
-        split_heads(b, s.need(2)?, kv_heads)?,
-    ) else {
+    let (Some(q), Some(k), Some(v)) =
+        (split_heads(b, s.need(0)?, q_heads)?, split_heads(b, s.need(1)?, kv_heads)?, split_heads(b, s.need(2)?, kv_heads)?)
+    else {
         return Ok(None);
     };
     let (tq, tk) = (b.ty(q)?, b.ty(k)?);
@@ -265,13 +263,7 @@ pub(super) fn rotate(
 }
 
 /// (x cos − y sin, x sin + y cos).
-fn turn(
-    b: &mut Builder,
-    x: ValueId,
-    y: ValueId,
-    cos: ValueId,
-    sin: ValueId,
-) -> Result<(ValueId, ValueId), BuildError> {
+fn turn(b: &mut Builder, x: ValueId, y: ValueId, cos: ValueId, sin: ValueId) -> Result<(ValueId, ValueId), BuildError> {
     let (xc, ys) = (b.mul(x, cos)?, b.mul(y, sin)?);
     let (xs, yc) = (b.mul(x, sin)?, b.mul(y, cos)?);
     Ok((b.sub(xc, ys)?, b.add(xs, yc)?))
@@ -296,7 +288,12 @@ fn turn_pairs(b: &mut Builder, x: ValueId, cos: ValueId, sin: ValueId, part: i64
 }
 
 /// Adds 0, 1, … to a single offset, or takes positions as they are: int64 positions of each row.
-pub(super) fn positions_of(b: &mut Builder, given: ValueId, rows: ValueId, axis: usize) -> Result<Option<ValueId>, BuildError> {
+pub(super) fn positions_of(
+    b: &mut Builder,
+    given: ValueId,
+    rows: ValueId,
+    axis: usize,
+) -> Result<Option<ValueId>, BuildError> {
     let ty = b.ty(given)?;
     if ty.rank() == 2 {
         return Ok(Some(given));

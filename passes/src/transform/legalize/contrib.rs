@@ -220,10 +220,9 @@ fn multi_head_attention(b: &mut Builder, s: &Source) -> Replaced {
     let heads = s.attrs.int("num_heads", 0);
     let (Some(q), Some(k), Some(v)) = (s.get(0), s.get(1), s.get(2)) else { return Ok(None) };
     let types = [b.ty(q)?, b.ty(k)?, b.ty(v)?];
-    let mut parts = vec![q, k, v];
+    let mut parts = [q, k, v];
     if let Some(bias) = s.get(3) {
-        let widths: Option<Vec<i64>> =
-            types.iter().map(|t| if t.rank() == 3 { t.shape[2].known() } else { None }).collect();
+        let widths: Option<Vec<i64>> = types.iter().map(|t| if t.rank() == 3 { t.shape[2].known() } else { None }).collect();
         let Some(widths) = widths else { return Ok(None) };
         let biases = split_last(b, bias, &widths)?;
         for (part, bias) in parts.iter_mut().zip(biases) {
