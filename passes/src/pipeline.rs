@@ -5,8 +5,9 @@
 //!                                          ▼
 //!   route-skips ──► lower-routes ──► eliminate-dead ──► forward graph
 //!        │
-//!        └──► fold-constants ──► train-batch-norm ──► loss ──► differentiate ──► optimizer
-//!                                      ──► lower-routes ──► lower-batch-norm ──► eliminate-dead ──► training graph
+//!        └──► separate-parameters ──► legalize ──► fold-constants ──► train-batch-norm
+//!                     ──► append-loss ──► differentiate ──► append-optimizer
+//!                     ──► lower-routes ──► lower-batch-norm ──► eliminate-dead ──► training graph
 //! ```
 
 use crate::ir::{Graph, NodeId, verify};
@@ -44,6 +45,16 @@ pub const PASSES: &[PassInfo] = &[
         name: "route-skips",
         contract: Contract::EqualAtOneHot,
         what: "replaces (reassign) or augments skips by routes; first, because it reads the source's own structure",
+    },
+    PassInfo {
+        name: "separate-parameters",
+        contract: Contract::Exact,
+        what: "gives parameters that an exporter merged an initializer each; before anything rewrites the nodes that name them",
+    },
+    PassInfo {
+        name: "legalize",
+        contract: Contract::Rounding,
+        what: "brings the source's operators to opset 18 and fused ones to plain ones, so that every pullback sees one form",
     },
     PassInfo {
         name: "fold-constants",
