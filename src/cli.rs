@@ -301,18 +301,25 @@ pub struct RewriteArgs {
     #[arg(short, long)]
     pub verbose: bool,
     // In the contract, not built yet: refused by name rather than as unknown flags.
+    /// Refused by name.
     #[arg(long, hide = true)]
     pub state: Option<String>,
+    /// Refused by name.
     #[arg(long, hide = true)]
     pub batch: Option<String>,
+    /// Refused by name.
     #[arg(long, hide = true)]
     pub classes: Option<u32>,
+    /// Refused by name.
     #[arg(long, hide = true)]
     pub freeze_backbone: bool,
+    /// Refused by name.
     #[arg(long, hide = true)]
     pub reinit: Option<u64>,
+    /// Refused by name.
     #[arg(long, hide = true)]
     pub eval_graph: bool,
+    /// Refused by name.
     #[arg(long, hide = true)]
     pub opset: Option<i64>,
 }

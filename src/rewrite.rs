@@ -266,7 +266,7 @@ fn build_training(
         notices.push(format!("no training graph: {why}"));
     }
     if let Ok((_, facts)) = &built
-        && matches!(routers.first(), Some(_))
+        && !routers.is_empty()
         && a.init.as_deref() == Some("identity")
         && a.parametrization.is_none_or(|p| p == crate::cli::Parametrization::Softmax)
         && facts.trainable.iter().any(|n| n.ends_with(".logits"))

@@ -188,7 +188,7 @@ fn table(values: &[f64], dims: &[i64], role: Role) -> Option<&'static str> {
     // sin² + cos² = 1 for pairs: interleaved, or in halves of the last axis (or of each of its quarters).
     let width = dims.last().copied().unwrap_or(1).max(1) as usize;
     let bounded = values.iter().all(|v| v.abs() <= 1.0 + 1e-6);
-    if !bounded || width % 2 != 0 {
+    if !bounded || !width.is_multiple_of(2) {
         return None;
     }
     let unit = |a: f64, b: f64| (a * a + b * b - 1.0).abs() < 1e-4;
@@ -199,7 +199,7 @@ fn table(values: &[f64], dims: &[i64], role: Role) -> Option<&'static str> {
     };
     // The first row may be a class token's zeros.
     let mut distances = vec![1, width / 2];
-    if width % 4 == 0 {
+    if width.is_multiple_of(4) {
         distances.push(width / 4);
     }
     let zero_row = |row: &[f64]| row.iter().all(|v| *v == 0.0);

@@ -252,8 +252,8 @@ fn build(
     let (logits, gate) = parameters(g, chain.id, blocks, o)?;
     let mut router =
         Router { chain: chain.id, blocks, adds_per_block: unit, note, logits, gate, states, rows: Vec::new(), sums: Vec::new() };
-    for row in 0..blocks {
-        let joins = &chain.joins[row * unit..ends[row]];
+    for (row, end) in ends.into_iter().enumerate() {
+        let joins = &chain.joins[row * unit..end];
         let single = row == 0 && o.normalize == Normalize::Incoming && o.rule != Rule::Free;
         let route = if single { router.states[0] } else { add_route(g, &mut router, o, row) };
         match o.form {
