@@ -4,4 +4,6 @@
 #[cfg(feature = "ort")]
 mod common;
 #[cfg(feature = "ort")]
+mod golden;
+#[cfg(feature = "ort")]
 mod ops;

@@ -122,8 +122,9 @@ fn build(sample: &Sample, dtype: DType, extents: Extents) -> Result<Built, Strin
         fed.push(Fed { value, name, dims: fixed(dims), values });
         operands.push(Some(value));
     }
-    let mut results =
-        Builder::new(&mut graph, "y").node(sample.op.clone(), &operands).map_err(|e| format!("the shape rule fails: {e}"))?;
+    let mut results = Builder::new(&mut graph, "y")
+        .node(sample.op.clone(), &operands)
+        .map_err(|e| format!("the shape rule fails: {e}"))?;
     results.truncate(sample.results);
     Ok(Built { graph, fed, results, dtype })
 }
@@ -238,7 +239,10 @@ impl Built {
                 let want = along(which, &direction)?;
                 let error = (want - got[at]).abs() / largest;
                 if error.is_nan() || error > tolerance {
-                    return Err(format!("gradient of {}[{at}]: {} where differences give {want} ({:?})", f.name, got[at], self.dtype));
+                    return Err(format!(
+                        "gradient of {}[{at}]: {} where differences give {want} ({:?})",
+                        f.name, got[at], self.dtype
+                    ));
                 }
             }
             if n > COORDINATES {
@@ -249,7 +253,10 @@ impl Built {
                     let have: f64 = got.iter().zip(&direction).map(|(g, d)| g * d).sum();
                     let error = (want - have).abs() / (largest * (n as f64).sqrt());
                     if error.is_nan() || error > tolerance {
-                        return Err(format!("gradient of {} in a random direction: {have} where differences give {want}", f.name));
+                        return Err(format!(
+                            "gradient of {} in a random direction: {have} where differences give {want}",
+                            f.name
+                        ));
                     }
                 }
             }

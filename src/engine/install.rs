@@ -16,7 +16,9 @@ const PYTHONS: [&str; 2] = if cfg!(windows) { ["python", "python3"] } else { ["p
 /// Without a Python that has pip, without network, or when the version does not exist for this platform.
 pub fn install(version: Option<&str>, cuda: bool) -> Result<PathBuf, Failure> {
     let cache = ort::cache_dir().ok_or_else(|| {
-        Failure::check("the user's cache directory is unknown: neither XDG_CACHE_HOME nor HOME (Windows: LOCALAPPDATA) is set")
+        Failure::check(
+            "the user's cache directory is unknown: neither XDG_CACHE_HOME nor HOME (Windows: LOCALAPPDATA) is set",
+        )
     })?;
     if let Some(version) = version {
         if version.is_empty() || !version.chars().all(|c| c.is_ascii_alphanumeric() || c == '.') {
@@ -80,8 +82,17 @@ fn is_part(name: &str) -> bool {
 fn download(version: Option<&str>, cuda: bool, work: &Path) -> Result<PathBuf, Failure> {
     let package = if cuda { "onnxruntime-gpu" } else { "onnxruntime" };
     let wanted = version.map_or(package.to_string(), |v| format!("{package}=={v}"));
-    let arguments =
-        ["-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "--quiet", &wanted, "-d"];
+    let arguments = [
+        "-m",
+        "pip",
+        "download",
+        "--no-deps",
+        "--only-binary=:all:",
+        "--disable-pip-version-check",
+        "--quiet",
+        &wanted,
+        "-d",
+    ];
     python(&arguments, &[work.as_os_str()])?;
     let entries = std::fs::read_dir(work).into_iter().flatten().flatten().map(|e| e.path());
     entries
@@ -115,7 +126,9 @@ mod tests {
         for name in ["libonnxruntime.so.1.24.1", "libonnxruntime_providers_shared.so", "libonnxruntime.1.24.1.dylib"] {
             assert!(is_part(name), "{name}");
         }
-        for name in ["onnxruntime_pybind11_state.cpython-311-x86_64-linux-gnu.so", "_ld_preload.py", "build_and_package_info.py"] {
+        for name in
+            ["onnxruntime_pybind11_state.cpython-311-x86_64-linux-gnu.so", "_ld_preload.py", "build_and_package_info.py"]
+        {
             assert!(!is_part(name), "{name}");
         }
     }
