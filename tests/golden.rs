@@ -204,10 +204,8 @@ impl Family {
 
         let mut largest = 0f64;
         let is_weight = |n: &str| !n.contains(".c.") && !n.contains(".c_out.");
-        let weights: Vec<(&str, Vec<f64>)> = want
-            .iter()
-            .filter_map(|(k, v)| Some((k.strip_prefix("grad/").filter(|n| is_weight(n))?, v.to_f64())))
-            .collect();
+        let weights: Vec<(&str, Vec<f64>)> =
+            want.iter().filter_map(|(k, v)| Some((k.strip_prefix("grad/").filter(|n| is_weight(n))?, v.to_f64()))).collect();
         let logits = self.matrices(&want, "grad/", setting.granularity());
         for g in weights.iter().map(|(_, g)| g).chain(logits.values().map(|m| &m.values)) {
             largest = largest.max(norm(g));
@@ -260,7 +258,9 @@ impl Family {
             let error = (loss - reference).abs() / reference.abs();
             let allowed = self.tolerance("curve").max(self.tolerance("spread") * widest);
             if error.is_nan() || error > allowed {
-                off.push(format!("{stem} {optimizer} step {step}: loss {loss} for {reference}, off by {error:.2e}, allowed {allowed:.1e}"));
+                off.push(format!(
+                    "{stem} {optimizer} step {step}: loss {loss} for {reference}, off by {error:.2e}, allowed {allowed:.1e}"
+                ));
                 return off;
             }
         }
@@ -278,7 +278,9 @@ impl Family {
             }
         }
         for (key, want_final) in &want {
-            let Some(name) = key.strip_prefix(&format!("{optimizer}/final/")).filter(|n| !n.contains(".c.")) else { continue };
+            let Some(name) = key.strip_prefix(&format!("{optimizer}/final/")).filter(|n| !n.contains(".c.")) else {
+                continue;
+            };
             let ill = want.get(&format!("{optimizer}/ill/{name}")).map(|t| t.to_f64());
             let have = self.layout(name, &state[&self.own(name)]);
             for (i, (v, w)) in have.iter().zip(want_final.to_f64()).enumerate() {

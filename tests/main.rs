@@ -7,3 +7,5 @@ mod common;
 mod golden;
 #[cfg(feature = "ort")]
 mod ops;
+#[cfg(feature = "ort")]
+mod train_loop;
