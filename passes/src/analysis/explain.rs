@@ -1,8 +1,14 @@
-//! stub
-#![allow(missing_docs)]
-use crate::ir::*; use super::residual::*;
-pub fn draw(_: &Graph, _: &ResidualStructure) -> String { String::new() }
-pub fn why(_: &Graph, _: &ResidualStructure, _: &str) -> Option<String> { None }
-pub fn rejected(_: &Graph, _: &ResidualStructure) -> String { String::new() }
-pub fn inspect_text(_: &Graph, s: &ResidualStructure) -> String { format!("{} chains: {:?}\n", s.chains.len(), s.chains.iter().map(|c| c.joins.len()).collect::<Vec<_>>()) }
-pub fn inspect_json(_: &Graph, _: &ResidualStructure, _: &str) -> serde_json::Value { serde_json::json!({}) }
+//! Why an add is or is not a residual join.
+
+use super::residual::ResidualStructure;
+use crate::ir::Graph;
+
+/// Says why the node or value of that name is or is not a residual join; `None` when there is no such name.
+pub fn why(_: &Graph, _: &ResidualStructure, _: &str) -> Option<String> {
+    None
+}
+
+/// Lists every add that joins nothing, with the reason.
+pub fn rejected(g: &Graph, s: &ResidualStructure) -> String {
+    s.rejected.iter().map(|r| format!("{}: {}\n", g.site(r.node), r.reason)).collect()
+}

@@ -50,15 +50,39 @@ fn passes_through(name: &str) -> bool {
     matches!(name, "Identity" | "Cast" | "CastLike" | "Transpose" | "Reshape" | "Unsqueeze" | "Squeeze" | "Expand" | "Flatten")
 }
 
-/// Roles of all float initializers, in graph order.
-pub fn initializer_roles(g: &Graph) -> Vec<(ValueId, Role)> {
-    let order = g.topological_order().unwrap_or_default();
-    // What depends on data a caller feeds: a position index does not, a token id does.
+/// Which nodes depend on data a caller feeds, by their index: a position index does not, a token id does.
+fn fed(g: &Graph, order: &[NodeId]) -> Vec<bool> {
     let mut from_input = vec![false; g.node_bound()];
-    for id in &order {
+    for id in order {
         from_input[id.index()] =
             matches!(g.node(*id).kind, Kind::Input(_)) || g.reads(*id).iter().any(|v| from_input[v.node.index()]);
     }
+    from_input
+}
+
+/// The roles of a constant's single uses, while the graph does not change.
+pub struct UseRoles<'g> {
+    g: &'g Graph,
+    from_input: Vec<bool>,
+}
+
+impl<'g> UseRoles<'g> {
+    /// Roles in a graph.
+    pub fn new(g: &'g Graph) -> UseRoles<'g> {
+        let order = g.topological_order().unwrap_or_default();
+        UseRoles { g, from_input: fed(g, &order) }
+    }
+
+    /// The role that `v` has as operand `operand` of `consumer`.
+    pub fn role(&self, v: ValueId, consumer: NodeId, operand: usize) -> Role {
+        use_role(self.g, consumer, operand, v, &self.from_input, 8)
+    }
+}
+
+/// Roles of all float initializers, in graph order.
+pub fn initializer_roles(g: &Graph) -> Vec<(ValueId, Role)> {
+    let order = g.topological_order().unwrap_or_default();
+    let from_input = fed(g, &order);
     order
         .iter()
         .filter(|id| matches!(g.node(**id).kind, Kind::Initializer { .. }))

@@ -4,10 +4,12 @@ mod differentiate;
 pub mod bake;
 pub mod eliminate;
 pub mod fold;
+pub mod legalize;
 pub mod loss;
 pub mod lower_routes;
 pub mod optimizer;
 pub mod route;
+pub mod separate;
 pub mod train_batch_norm;
 pub mod training;
 

@@ -6,13 +6,14 @@ use super::optimizer::{
     OptimizerKind, OptimizerOptions, StateKind, StateTensor, Trained, append_optimizer, declare_moments,
 };
 use super::route::Router;
-use super::{differentiate, eliminate, lower_routes, train_batch_norm};
+use super::{differentiate, eliminate, legalize, lower_routes, separate, train_batch_norm};
 use crate::analysis::roles::{Role, initializer_roles};
 use crate::ir::build::BuildError;
 use crate::ir::{Attrs, Graph, Kind, Op, ValueId, verify};
 use crate::ops::GradError;
 use indexmap::IndexMap;
 use serde_json::json;
+use std::collections::{HashMap, HashSet};
 
 /// Which initializers train.
 #[derive(Clone, Debug, Default)]
@@ -145,8 +146,13 @@ pub fn loss_output(g: &Graph, wanted: Option<&str>) -> Result<ValueId, String> {
 pub fn build_training_graph(mut g: Graph, routers: &[Router], o: &TrainingOptions) -> Result<Training, TrainingError> {
     let output = loss_output(&g, o.output.as_deref()).map_err(TrainingError::Unfit)?;
     let outputs: Vec<ValueId> = g.outputs().iter().map(|o| o.value).collect();
+    // First of all: the names it gives depend on the source's nodes, and `freeze` finds them again on the forward graph.
+    let separated: HashMap<String, String> = separate::separate_parameters(&mut g, separate::is_own).into_iter().collect();
+    let own: HashSet<String> = g.nodes().filter_map(|n| g.initializer(g.result(n, 0)).map(|_| g.node(n).name.clone())).collect();
+    legalize::decompose_contrib(&mut g);
+    legalize::to_opset(&mut g, legalize::TARGET)?;
     // Before folding, which adds constants of its own.
-    let (mut trained, frozen) = choose_trainable(&g, &o.trainable)?;
+    let (mut trained, frozen) = choose_trainable(&g, &o.trainable, &own, &separated)?;
     super::fold::fold_constants(&mut g);
     for r in routers {
         if matches!(g.node(r.logits.node).kind, Kind::Initializer { .. }) && g.name(r.logits).ends_with("logits") {
@@ -197,22 +203,32 @@ pub fn build_training_graph(mut g: Graph, routers: &[Router], o: &TrainingOption
 
 type Chosen = (Vec<(ValueId, StateKind)>, Vec<(String, String)>);
 
-fn choose_trainable(g: &Graph, choice: &TrainableChoice) -> Result<Chosen, TrainingError> {
+/// `own`: the source's initializers; those that legalisation added are constants of formulas. `separated`: parameters by their
+/// new name with the name of the tensor the exporter had merged them into; patterns match either.
+fn choose_trainable(
+    g: &Graph,
+    choice: &TrainableChoice,
+    own: &HashSet<String>,
+    separated: &HashMap<String, String>,
+) -> Result<Chosen, TrainingError> {
     let mut trained = Vec::new();
     let mut frozen = Vec::new();
-    if let Some(missing) = choice.exactly.iter().flatten().find(|n| g.find(n).and_then(|v| g.initializer(v)).is_none()) {
+    let both = |name: &str| [Some(name.to_string()), separated.get(name).cloned()].into_iter().flatten().collect::<Vec<_>>();
+    let matches = |patterns: &[String], name: &str| both(name).iter().any(|n| patterns.iter().any(|p| glob(p, n)));
+    let known = |n: &String| g.find(n).and_then(|v| g.initializer(v)).is_some() || separated.values().any(|old| old == n);
+    if let Some(missing) = choice.exactly.iter().flatten().find(|n| !known(n)) {
         return Err(TrainingError::Unfit(format!("--trainable-from names `{missing}`, which is no initializer of the model")));
     }
     for (v, role) in initializer_roles(g) {
         let name = g.name(v);
-        if name.starts_with("ancre.") {
+        if name.starts_with("ancre.") || !own.contains(name) {
             continue;
         }
         let by_role = match &choice.exactly {
-            Some(names) => names.iter().any(|n| n == name),
-            None => role.trains() || choice.also.iter().any(|p| glob(p, name)),
+            Some(names) => both(name).iter().any(|n| names.contains(n)),
+            None => role.trains() || matches(&choice.also, name),
         };
-        if by_role && !choice.frozen.iter().any(|p| glob(p, name)) {
+        if by_role && !matches(&choice.frozen, name) {
             trained.push((v, StateKind::Parameter));
         } else if role != Role::Statistic {
             let why = if role.trains() { "frozen by option".to_string() } else { role.name().to_string() };
@@ -220,7 +236,8 @@ fn choose_trainable(g: &Graph, choice: &TrainableChoice) -> Result<Chosen, Train
         }
     }
     for pattern in choice.also.iter().chain(&choice.frozen) {
-        if !g.nodes().any(|n| matches!(g.node(n).kind, Kind::Initializer { .. }) && glob(pattern, g.name(g.result(n, 0)))) {
+        let one = std::slice::from_ref(pattern);
+        if !g.nodes().any(|n| matches!(g.node(n).kind, Kind::Initializer { .. }) && matches(one, g.name(g.result(n, 0)))) {
             return Err(TrainingError::Unfit(format!("no initializer matches the pattern `{pattern}`")));
         }
     }
