@@ -8,7 +8,7 @@ use super::matmul::contract_batch;
 use super::sample::floats;
 use super::window::{Window, crop_like, pad_spatial, slice};
 use super::*;
-use crate::ir::build::{Builder, Built};
+use crate::ir::build::{BuildError, Builder, Built};
 
 pub(super) struct Conv;
 
@@ -214,6 +214,11 @@ pub(super) fn reshape_around(b: &mut Builder, v: ValueId, shape: &[Dim]) -> Buil
     // One -1 is allowed; a single symbolic extent reads better as -1 than as a copy.
     if target.iter().filter(|t| **t == 0).count() == 1 && !target.contains(&-1) {
         target.iter_mut().filter(|t| **t == 0).for_each(|t| *t = -1);
+    }
+    if target.iter().filter(|t| **t == -1).count() > 1 {
+        let (from, to) = (b.ty(v)?, TensorType::new(DType::F32, shape));
+        let error = TypeError(format!("{from} cannot become {to}: more than one extent would have to be inferred"));
+        return Err(BuildError { op: "Reshape".into(), prefix: b.prefix.clone(), error });
     }
     b.reshape(v, &target, shape)
 }
