@@ -107,9 +107,13 @@ fn role(g: &Graph, v: ValueId, from_input: &[bool]) -> Role {
             break;
         }
     }
+    if found == Role::NormScale && is_unit(t) && g.uses(v).iter().all(|(n, _)| g.operand(*n, 2).is_none()) {
+        // What exporters write for a normalisation without parameters of its own.
+        return Role::Frozen("unit scale of a normalisation without parameters");
+    }
     let vector_like = matches!(found, Role::Weight | Role::Embedding | Role::NormScale | Role::NormBias);
     if found.trains() && !vector_like {
-        if t.len() == 1 && t.dims().iter().product::<i64>() == 1 && t.dims().len() != 1 {
+        if t.len() == 1 {
             return Role::Frozen("scalar constant");
         }
         if let Ok(values) = t.to_f64()
@@ -119,6 +123,10 @@ fn role(g: &Graph, v: ValueId, from_input: &[bool]) -> Role {
         }
     }
     found
+}
+
+fn is_unit(t: &crate::ir::Tensor) -> bool {
+    t.to_f64().is_ok_and(|values| values.iter().all(|v| *v == 1.0))
 }
 
 fn use_role(g: &Graph, node: NodeId, operand: usize, v: ValueId, from_input: &[bool], depth: usize) -> Role {
