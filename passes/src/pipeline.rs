@@ -78,7 +78,11 @@ pub const PASSES: &[PassInfo] = &[
         contract: Contract::Rounding,
         what: "replaces the router's operators by plain ones; late, because the lowering is chosen for the whole router",
     },
-    PassInfo { name: "lower-batch-norm", contract: Contract::Rounding, what: "replaces training-mode batch normalisation by plain operators" },
+    PassInfo {
+        name: "lower-batch-norm",
+        contract: Contract::Rounding,
+        what: "replaces training-mode batch normalisation by plain operators",
+    },
     PassInfo { name: "eliminate-dead", contract: Contract::Exact, what: "removes what nobody reads; last" },
 ];
 

@@ -1,7 +1,7 @@
 //! Passes that change a graph, and the parts of training graphs.
 
-mod differentiate;
 pub mod bake;
+mod differentiate;
 pub mod eliminate;
 pub mod fold;
 pub mod legalize;

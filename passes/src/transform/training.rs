@@ -150,7 +150,8 @@ pub fn build_training_graph(mut g: Graph, routers: &[Router], o: &TrainingOption
     // First of all: the names it gives depend on the source's nodes, and `freeze` finds them again on the forward graph.
     let separated: HashMap<String, String> = separate::separate_parameters(&mut g, separate::is_own).into_iter().collect();
     after(&g, "separate-parameters")?;
-    let own: HashSet<String> = g.nodes().filter_map(|n| g.initializer(g.result(n, 0)).map(|_| g.node(n).name.clone())).collect();
+    let own: HashSet<String> =
+        g.nodes().filter_map(|n| g.initializer(g.result(n, 0)).map(|_| g.node(n).name.clone())).collect();
     legalize::decompose_contrib(&mut g);
     legalize::to_opset(&mut g, legalize::TARGET)?;
     after(&g, "legalize")?;
@@ -167,7 +168,9 @@ pub fn build_training_graph(mut g: Graph, routers: &[Router], o: &TrainingOption
         }
     }
     if trained.is_empty() {
-        return Err(TrainingError::Unfit("nothing would train: the model has no parameter by role; name some with --trainable".into()));
+        return Err(TrainingError::Unfit(
+            "nothing would train: the model has no parameter by role; name some with --trainable".into(),
+        ));
     }
     for (v, _) in &trained {
         g.set_overridable(*v, true);
@@ -231,7 +234,9 @@ fn choose_trainable(
     let matches = |patterns: &[String], name: &str| both(name).iter().any(|n| patterns.iter().any(|p| glob(p, n)));
     let known = |n: &String| g.find(n).and_then(|v| g.initializer(v)).is_some() || separated.values().any(|old| old == n);
     if let Some(missing) = choice.exactly.iter().flatten().find(|n| !known(n)) {
-        return Err(TrainingError::Unfit(format!("--trainable-from names `{missing}`, which is no initializer of the model")));
+        return Err(TrainingError::Unfit(format!(
+            "--trainable-from names `{missing}`, which is no initializer of the model"
+        )));
     }
     for (v, role) in initializer_roles(g) {
         let name = g.name(v);
@@ -283,7 +288,14 @@ fn publish(
     for s in states {
         let name = g.name(s.value).to_string();
         let output = s.next.map(|next| publish_as(g, next, &format!("{name}.next")));
-        records.push(StateRecord { name: name.clone(), input: name, output, kind: s.kind, trainable: s.trainable, shape: s.shape.clone() });
+        records.push(StateRecord {
+            name: name.clone(),
+            input: name,
+            output,
+            kind: s.kind,
+            trainable: s.trainable,
+            shape: s.shape.clone(),
+        });
     }
     if o.grad_outputs {
         for t in trained {
