@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used, unreachable_pub)]
 
 #[cfg(feature = "ort")]
+mod cli;
+#[cfg(feature = "ort")]
 mod common;
 #[cfg(feature = "ort")]
 mod golden;
