@@ -10,11 +10,11 @@ use ancre_passes::analysis::residual::{ResidualStructure, find_residuals};
 use ancre_passes::analysis::roles::initializer_roles;
 use ancre_passes::ir::{Graph, NodeId, ValueId};
 use ancre_passes::onnx;
+use ancre_passes::pipeline;
 use ancre_passes::transform::bake::{ChainRecord, RouterRecord};
 use ancre_passes::transform::route::{Form, Granularity, Init, RouteOptions, Router};
 use ancre_passes::transform::training::{Training, build_training_graph};
 use ancre_passes::transform::{eliminate, route};
-use ancre_passes::pipeline;
 use serde_json::{Value, json};
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -115,7 +115,8 @@ fn output_paths(model: &Path, out: Option<&str>) -> (PathBuf, PathBuf) {
 /// # Errors
 /// Status 2 for bad input or usage, 1 when a check says no. Nothing is written then.
 pub fn rewrite(a: &RewriteArgs) -> Result<Outcome, Failure> {
-    let model = a.model.as_deref().ok_or_else(|| Failure::input("no model given").help("ancre-rewrite MODEL.onnx, or --help"))?;
+    let model =
+        a.model.as_deref().ok_or_else(|| Failure::input("no model given").help("ancre-rewrite MODEL.onnx, or --help"))?;
     if let Some(option) = a.not_built_yet() {
         return Err(Failure::input(format!("{option} is not supported yet")).help("leave it out"));
     }
@@ -230,7 +231,9 @@ fn check_dims(g: &Graph, dims: &Sizes) -> Result<(), Failure> {
         Some(name) if symbols.is_empty() => {
             Err(Failure::input(format!("--dim {name}: the model's inputs have no symbolic dimension")))
         }
-        Some(name) => Err(Failure::input(format!("--dim {name}: the inputs' symbolic dimensions are {}", symbols.join(", ")))),
+        Some(name) => {
+            Err(Failure::input(format!("--dim {name}: the inputs' symbolic dimensions are {}", symbols.join(", "))))
+        }
     }
 }
 
@@ -256,9 +259,9 @@ fn build_training(
         return Ok(Err("not asked for".into()));
     }
     let auto = matches!(a.loss, None | Some(LossArg::Auto));
-    let quantised = routed.nodes().find(|n| {
-        routed.op(*n).is_some_and(|op| op.name.contains("QuantizeLinear") || op.name.starts_with("QLinear"))
-    });
+    let quantised = routed
+        .nodes()
+        .find(|n| routed.op(*n).is_some_and(|op| op.name.contains("QuantizeLinear") || op.name.starts_with("QLinear")));
     let attempt = || -> Result<Result<(Training, TrainingFacts), String>, Failure> {
         if let Some(node) = quantised {
             let site = routed.site(node);

@@ -1,8 +1,8 @@
 //! Passes that change a graph, and the parts of training graphs.
 
-mod differentiate;
 pub mod bake;
 pub mod classes;
+mod differentiate;
 pub mod eliminate;
 pub mod fold;
 pub mod fresh;

@@ -12,6 +12,7 @@ use crate::analysis::roles::{Role, initializer_roles};
 use crate::ir::build::BuildError;
 use crate::ir::{Attrs, Graph, Kind, Op, ValueId, verify};
 use crate::ops::GradError;
+use crate::pipeline;
 use indexmap::IndexMap;
 use serde_json::json;
 use std::collections::{HashMap, HashSet};
@@ -151,14 +152,18 @@ pub fn build_training_graph(mut g: Graph, routers: &[Router], o: &TrainingOption
     let outputs: Vec<ValueId> = g.outputs().iter().map(|o| o.value).collect();
     // First of all: the names it gives depend on the source's nodes, and `freeze` finds them again on the forward graph.
     let separated: HashMap<String, String> = separate::separate_parameters(&mut g, separate::is_own).into_iter().collect();
-    let own: HashSet<String> = g.nodes().filter_map(|n| g.initializer(g.result(n, 0)).map(|_| g.node(n).name.clone())).collect();
+    after(&g, "separate-parameters")?;
+    let own: HashSet<String> =
+        g.nodes().filter_map(|n| g.initializer(g.result(n, 0)).map(|_| g.node(n).name.clone())).collect();
     legalize::decompose_contrib(&mut g);
     legalize::to_opset(&mut g, legalize::TARGET)?;
+    after(&g, "legalize")?;
     // Before folding, which adds constants of its own.
-    let (mut trained, frozen) = choose_trainable(&g, output, &o.trainable, &own, &separated)?;
+    let (mut trained, mut frozen) = choose_trainable(&g, output, &o.trainable, &own, &separated)?;
     super::fold::fold_constants(&mut g);
+    after(&g, "fold-constants")?;
     for r in routers {
-        if matches!(g.node(r.logits.node).kind, Kind::Initializer { .. }) && g.name(r.logits).ends_with("logits") {
+        if g.name(r.logits).ends_with("logits") {
             trained.push((r.logits, StateKind::Logits));
         }
         if let Some(gate) = r.gate {
@@ -166,16 +171,21 @@ pub fn build_training_graph(mut g: Graph, routers: &[Router], o: &TrainingOption
         }
     }
     if trained.is_empty() {
-        return Err(TrainingError::Unfit("nothing would train: the model has no parameter by role; name some with --trainable".into()));
+        return Err(TrainingError::Unfit(
+            "nothing would train: the model has no parameter by role; name some with --trainable".into(),
+        ));
     }
     for (v, _) in &trained {
         g.set_overridable(*v, true);
     }
-    let statistics = if o.frozen_bn || o.trainable.head_only { Vec::new() } else { train_batch_norm::train_batch_norm(&mut g)? };
+    let frozen_bn = o.frozen_bn || o.trainable.head_only;
+    let statistics = if frozen_bn { Vec::new() } else { train_batch_norm::train_batch_norm(&mut g)? };
+    after(&g, "train-batch-norm")?;
     let loss = append_loss(&mut g, output, &o.loss)?;
+    after(&g, "append-loss")?;
     let wrt: Vec<ValueId> = trained.iter().map(|(v, _)| *v).collect();
     let gradients = differentiate(&mut g, loss.value, &wrt)?;
-    let mut frozen = frozen;
+    after(&g, "differentiate")?;
     let mut with_gradient = Vec::new();
     for (v, kind) in trained {
         match gradients.get(&v) {
@@ -190,6 +200,7 @@ pub fn build_training_graph(mut g: Graph, routers: &[Router], o: &TrainingOption
         return Err(TrainingError::Unfit("nothing would train: the loss depends on none of the trainable tensors".into()));
     }
     let update = append_optimizer(&mut g, &with_gradient, &o.optimizer)?;
+    after(&g, "append-optimizer")?;
     let mut states = update.states;
     states.extend(statistics);
     // Outputs are declared before lowering, which replaces nodes and so invalidates the values held here.
@@ -197,11 +208,18 @@ pub fn build_training_graph(mut g: Graph, routers: &[Router], o: &TrainingOption
     let target = g.name(loss.target).to_string();
     let states = publish(&mut g, &outputs, loss.value, update.grad_norm, &states, &with_gradient, o);
     lower_routes::lower_routes(&mut g)?;
+    after(&g, "lower-routes")?;
     train_batch_norm::lower(&mut g)?;
+    after(&g, "lower-batch-norm")?;
     eliminate::eliminate_dead(&mut g, |_, _| false);
     verify::verify(&g, verify::Stage::Legal).map_err(TrainingError::Invalid)?;
     describe(&mut g, &states, o, &target);
     Ok(Training { graph: g, states, trainable, frozen, target })
+}
+
+/// The verifier after a pass, in debug builds and tests.
+fn after(g: &Graph, pass: &str) -> Result<(), TrainingError> {
+    pipeline::check(g, pass).map_err(|e| TrainingError::Invalid(vec![e]))
 }
 
 type Chosen = (Vec<(ValueId, StateKind)>, Vec<(String, String)>);
@@ -221,7 +239,9 @@ fn choose_trainable(
     let matches = |patterns: &[String], name: &str| both(name).iter().any(|n| patterns.iter().any(|p| glob(p, n)));
     let known = |n: &String| g.find(n).and_then(|v| g.initializer(v)).is_some() || separated.values().any(|old| old == n);
     if let Some(missing) = choice.exactly.iter().flatten().find(|n| !known(n)) {
-        return Err(TrainingError::Unfit(format!("--trainable-from names `{missing}`, which is no initializer of the model")));
+        return Err(TrainingError::Unfit(format!(
+            "--trainable-from names `{missing}`, which is no initializer of the model"
+        )));
     }
     let head = match (choice.head_only, find_head(g, output)) {
         (false, _) => None,
@@ -283,7 +303,14 @@ fn publish(
     for s in states {
         let name = g.name(s.value).to_string();
         let output = s.next.map(|next| publish_as(g, next, &format!("{name}.next")));
-        records.push(StateRecord { name: name.clone(), input: name, output, kind: s.kind, trainable: s.trainable, shape: s.shape.clone() });
+        records.push(StateRecord {
+            name: name.clone(),
+            input: name,
+            output,
+            kind: s.kind,
+            trainable: s.trainable,
+            shape: s.shape.clone(),
+        });
     }
     if o.grad_outputs {
         for t in trained {

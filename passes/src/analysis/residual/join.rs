@@ -7,7 +7,7 @@ use super::skip::{Start, identity_starts, projection_starts};
 use super::{Join, JoinKind, Why};
 use crate::ir::{NodeId, ValueId};
 use smallvec::SmallVec;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 /// A float add.
 pub(super) struct AddNode {
@@ -43,6 +43,8 @@ pub(super) struct Finder<'f, 'g> {
     pub(super) within: Vec<u32>,
     /// The innermost join around a join.
     around: Vec<u32>,
+    /// Adds that became part of another join.
+    parts: HashSet<NodeId>,
     pub(super) marks: Marks,
 }
 
@@ -64,6 +66,7 @@ impl<'f, 'g> Finder<'f, 'g> {
             join_of: HashMap::new(),
             within: vec![NOWHERE; bound],
             around: Vec::new(),
+            parts: HashSet::new(),
             marks: Marks::new(bound),
         }
     }
@@ -215,6 +218,7 @@ impl<'f, 'g> Finder<'f, 'g> {
         let mut also = Vec::new();
         for (add, _) in &start.through {
             also.push(*add);
+            self.parts.insert(*add);
             // Its own join, if it was one, is now part of this.
             if let Some(j) = self.join_of.remove(add) {
                 if let Some(part) = self.joins[j].take() {
@@ -252,15 +256,20 @@ impl<'f, 'g> Finder<'f, 'g> {
         }));
     }
 
-    /// The joins in whose branches a node is, innermost first.
-    pub(super) fn branches_around(&self, n: NodeId) -> impl Iterator<Item = &Join> + '_ {
+    /// Is the add a join or part of one?
+    pub(super) fn is_taken(&self, add: NodeId) -> bool {
+        self.join_of.contains_key(&add) || self.parts.contains(&add)
+    }
+
+    /// The joins in whose branches a node is, with their numbers, innermost first.
+    pub(super) fn branches_around(&self, n: NodeId) -> impl Iterator<Item = (usize, &Join)> + '_ {
         let mut at = self.within[n.index()];
         std::iter::from_fn(move || {
             let id = (at != NOWHERE).then_some(at as usize)?;
             at = self.around[id];
             Some(id)
         })
-        .filter_map(|id| self.joins[id].as_ref())
+        .filter_map(|id| self.joins[id].as_ref().map(|j| (id, j)))
     }
 }
 
