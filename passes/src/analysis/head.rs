@@ -28,7 +28,15 @@ pub fn constant_origin(g: &Graph, v: ValueId) -> Option<ValueId> {
                 if op.domain.is_empty()
                     && matches!(
                         op.name.as_str(),
-                        "Identity" | "Cast" | "CastLike" | "Transpose" | "Reshape" | "Unsqueeze" | "Squeeze" | "Expand" | "Flatten"
+                        "Identity"
+                            | "Cast"
+                            | "CastLike"
+                            | "Transpose"
+                            | "Reshape"
+                            | "Unsqueeze"
+                            | "Squeeze"
+                            | "Expand"
+                            | "Flatten"
                     ) =>
             {
                 v = g.operand(v.node, 0)?;

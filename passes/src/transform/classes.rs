@@ -37,9 +37,11 @@ pub struct Replaced {
 /// When there is no such map, or something after it depends on the number of classes.
 pub fn replace_classifier(g: &mut Graph, output: ValueId, classes: i64, seed: u64) -> Result<Replaced, String> {
     let out_name = g.name(output).to_string();
-    let head = find_head(g, output).ok_or_else(|| format!("no linear map (Gemm, MatMul, Conv) lies before output `{out_name}`"))?;
+    let head =
+        find_head(g, output).ok_or_else(|| format!("no linear map (Gemm, MatMul, Conv) lies before output `{out_name}`"))?;
     let site = g.site(head.node);
-    let (axis, features) = class_axis(g, head.node, head.operand).map_err(|e| format!("{site}, the last linear map, {e}"))?;
+    let (axis, features) =
+        class_axis(g, head.node, head.operand).map_err(|e| format!("{site}, the last linear map, {e}"))?;
     let weight = g.operand(head.node, head.operand).ok_or("the classifier has no weight")?;
     let ty = g.tensor_type(weight).ok_or_else(|| format!("the type of {site}'s weight is unknown"))?;
     let mut dims = ty.known_dims().ok_or_else(|| format!("the shape of {site}'s weight is unknown"))?;
@@ -118,8 +120,11 @@ fn follow(g: &mut Graph, node: NodeId, before: i64, classes: i64) -> Result<(), 
             if is_resolved(&ty) {
                 g.set_type(v, ty);
             } else if let Some(old) = g.tensor_type(v) {
-                let shape: Vec<Dim> =
-                    old.shape.iter().map(|d| if d.known() == Some(before) { Dim::from(classes) } else { d.clone() }).collect();
+                let shape: Vec<Dim> = old
+                    .shape
+                    .iter()
+                    .map(|d| if d.known() == Some(before) { Dim::from(classes) } else { d.clone() })
+                    .collect();
                 g.set_type(v, crate::ir::TensorType::new(old.dtype, shape).into());
             }
             changed.insert(v);

@@ -26,7 +26,11 @@ pub fn reinitialize(g: &mut Graph, seed: u64) -> Vec<String> {
             continue;
         }
         match fresh(g, v, role, seed) {
-            Some(t) => g.set_initializer(v, t, matches!(g.node(v.node).kind, crate::ir::Kind::Initializer { overridable: true, .. })),
+            Some(t) => g.set_initializer(
+                v,
+                t,
+                matches!(g.node(v.node).kind, crate::ir::Kind::Initializer { overridable: true, .. }),
+            ),
             None => kept.push(name),
         }
     }
@@ -135,8 +139,12 @@ fn scales_normalised(g: &Graph, node: NodeId, operand: usize) -> bool {
             let Some(op) = g.op(v.node) else { continue };
             match op.name.as_str() {
                 "Sqrt" | "Reciprocal" | "Pow" => return true,
-                "Div" | "Cast" | "Add" if depth < 3 => open.extend(g.operand(v.node, usize::from(op.name == "Div")).map(|v| (v, depth + 1))),
-                "Mul" if depth < 2 => open.extend([0, 1].into_iter().filter_map(|i| g.operand(v.node, i)).map(|v| (v, depth + 1))),
+                "Div" | "Cast" | "Add" if depth < 3 => {
+                    open.extend(g.operand(v.node, usize::from(op.name == "Div")).map(|v| (v, depth + 1)))
+                }
+                "Mul" if depth < 2 => {
+                    open.extend([0, 1].into_iter().filter_map(|i| g.operand(v.node, i)).map(|v| (v, depth + 1)))
+                }
                 _ => {}
             }
         }

@@ -247,7 +247,8 @@ fn choose_trainable(
         (false, _) => None,
         (true, Some(head)) => Some(head_initializers(g, &head)),
         (true, None) => {
-            let why = format!("--freeze-backbone: no linear map (Gemm, MatMul, Conv) lies before output `{}`", g.name(output));
+            let why =
+                format!("--freeze-backbone: no linear map (Gemm, MatMul, Conv) lies before output `{}`", g.name(output));
             return Err(TrainingError::Unfit(why));
         }
     };
@@ -265,7 +266,11 @@ fn choose_trainable(
         } else if role != Role::Statistic {
             let why = if head.as_ref().is_some_and(|h| role.trains() && !h.contains(&v)) {
                 "backbone".to_string()
-            } else if role.trains() { "frozen by option".to_string() } else { role.name().to_string() };
+            } else if role.trains() {
+                "frozen by option".to_string()
+            } else {
+                role.name().to_string()
+            };
             frozen.push((name.to_string(), why));
         }
     }
