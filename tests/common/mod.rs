@@ -1,5 +1,7 @@
 //! What the tests share: the runtime, the tool as a process, random numbers, arrays in files.
 
+pub mod nets;
+
 use ancre_passes::ir::{DType, Graph};
 use ancre_passes::onnx;
 use ancre_rewrite::engine::ort::{OrtEngine, OrtSession};

@@ -30,7 +30,7 @@ pub struct ChainRecord {
     pub adds_per_block: usize,
     /// Initializer of the logits (or weights), [K, K].
     pub logits: String,
-    /// Initializer of the gate, [K].
+    /// Initializer of the gate, K elements.
     pub gate: Option<String>,
     /// Values of the states h_0 … h_K.
     pub states: Vec<String>,

@@ -1,4 +1,4 @@
-//! Replaces the abstract router operators by plain ones. All lowerings are here, and [`Lowering::choose`] chooses among them.
+//! Replaces the abstract router operators by plain ones. All lowerings are here, and `Lowering::choose` chooses among them.
 //!
 //! A router and its transpose are the same computation: targets in an order in which each reads a prefix of the sources,
 //! `target_t = Σ_{s < n_t} A[t, s] · source_s` (rows over states forwards; states over row cotangents backwards, both

@@ -123,7 +123,7 @@ pub struct Router {
     pub note: Option<String>,
     /// Logits [K, K] (the weights themselves under `constant` and `free`).
     pub logits: ValueId,
-    /// Gate [K].
+    /// Gate, K elements.
     pub gate: Option<ValueId>,
     /// Block states h_0 … h_K as they are in the routed graph.
     pub states: Vec<ValueId>,

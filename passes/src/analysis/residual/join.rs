@@ -198,6 +198,7 @@ impl<'f, 'g> Finder<'f, 'g> {
     pub(super) fn accept(&mut self, i: usize, start: Start, operand: usize, kind: JoinKind, region: Region) {
         let f = self.f;
         let node = self.adds[i].node;
+        let start = if kind == JoinKind::Identity { in_the_sum_s_form(f, start, node) } else { start };
         self.around.push(NOWHERE);
         let inner = self.adds[i].addends.iter().find(|a| a.operand != operand).and_then(|a| a.inner);
         let id = self.joins.len() as u32;
@@ -220,10 +221,10 @@ impl<'f, 'g> Finder<'f, 'g> {
             also.push(*add);
             self.parts.insert(*add);
             // Its own join, if it was one, is now part of this.
-            if let Some(j) = self.join_of.remove(add) {
-                if let Some(part) = self.joins[j].take() {
-                    also.extend(part.also);
-                }
+            if let Some(j) = self.join_of.remove(add)
+                && let Some(part) = self.joins[j].take()
+            {
+                also.extend(part.also);
             }
         }
         let first = start.through.first().copied().unwrap_or((node, operand));
@@ -292,6 +293,32 @@ fn sum_of(f: &Flow, node: NodeId) -> ValueId {
     let slot = f.g.op(node).map_or(0, sum_slot);
     let named = f.g.results(node).any(|v| v.slot == slot && !f.g.name(v).is_empty());
     f.g.result(node, if named { slot } else { 0 })
+}
+
+/// Moves the start of an identity skip past rearrangements and conversions that the state needs to have the sum's type: the
+/// states of a chain are what its adds add.
+fn in_the_sum_s_form(f: &Flow, mut start: Start, add: NodeId) -> Start {
+    let sum = sum_of(f, add);
+    let same = |v: ValueId| {
+        let dtypes = [v, sum].map(|v| f.g.value(v).ty.dtype);
+        f.may_agree(v, sum) && (dtypes[0] == dtypes[1] || dtypes.contains(&None))
+    };
+    let mut at = start.state;
+    for (i, n) in start.path.iter().enumerate() {
+        if same(at) || !matches!(f.class_of(*n), Class::Carry | Class::Layout) {
+            break;
+        }
+        at = f.g.result(*n, 0);
+        if same(at) {
+            let next = start.path.get(i + 1).copied().unwrap_or(add);
+            let operand = f.reads[next.index()].iter().find(|(_, v)| *v == at).map_or(0, |(o, _)| *o as usize);
+            start.state = at;
+            start.entry = (next, operand);
+            start.path.drain(..=i);
+            break;
+        }
+    }
+    start
 }
 
 /// Is the last step of a branch a product with a scale or gate from outside of the region? The weight of a normalisation is
