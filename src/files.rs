@@ -1,103 +1,63 @@
-//! Reading models, writing outputs whole or not at all.
+//! Reading models and arrays.
+
+pub use crate::outputs::Outputs;
 
 use crate::error::Failure;
-use ancre_passes::ir::Graph;
-use ancre_passes::onnx::{self, Emission};
+use ancre_passes::ir::{Graph, Kind, SharedBytes};
+use ancre_passes::onnx;
 use indexmap::IndexMap;
-use onnx_protobuf::{Message, ModelProto};
-use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-/// Reads a model file into the IR.
+/// Reads a model file into the IR. The graph's initializers refer to the bytes, which are the file's, mapped.
 ///
 /// # Errors
 /// Unreadable file, not an ONNX model, or a model this tool cannot take.
-pub fn read_model(path: &Path) -> Result<(Graph, Vec<u8>), Failure> {
+pub fn read_model(path: &Path) -> Result<(Graph, SharedBytes), Failure> {
     let bytes = read_bytes(path)?;
     let graph = parse_model(&bytes, path)?;
     Ok((graph, bytes))
 }
 
-fn read_bytes(path: &Path) -> Result<Vec<u8>, Failure> {
+fn read_bytes(path: &Path) -> Result<SharedBytes, Failure> {
     if path.is_dir() {
         return Err(Failure::input("is a directory, an .onnx file was expected").at(path));
     }
-    std::fs::read(path).map_err(|e| Failure::input(format!("cannot be read: {e}")).at(path))
+    let bytes = std::fs::File::open(path).and_then(|mut file| SharedBytes::of_file(&mut file));
+    bytes.map_err(|e| Failure::input(format!("cannot be read: {e}")).at(path))
 }
 
 /// Parses a model's bytes into the IR.
 ///
 /// # Errors
 /// As [`read_model`].
-pub fn parse_model(bytes: &[u8], path: &Path) -> Result<Graph, Failure> {
+pub fn parse_model(bytes: &SharedBytes, path: &Path) -> Result<Graph, Failure> {
     if bytes.is_empty() {
         return Err(Failure::input("is empty, an .onnx file was expected").at(path));
     }
-    let model = ModelProto::parse_from_bytes(bytes).map_err(|e| {
-        Failure::input(format!("is not a readable ONNX model: {e}"))
-            .help("check that the file is complete, and that it is .onnx and not .pt, .safetensors or .onnx.data")
-            .at(path)
-    })?;
-    onnx::import(model, path.parent()).map_err(|e| Failure::input(e.to_string()).at(path))
-}
-
-/// Files to be put in place together: each is written under a temporary name first, so that an error leaves nothing behind.
-#[derive(Default)]
-pub struct Outputs {
-    pending: Vec<(tempfile::NamedTempFile, PathBuf)>,
-}
-
-impl Outputs {
-    /// Writes a model beside its destination.
-    ///
-    /// # Errors
-    /// When the directory cannot be made or written to.
-    pub fn add_model(&mut self, emission: &Emission, path: &Path) -> Result<u64, Failure> {
-        self.add(path, |file| emission.write_to(file).map_err(|e| e.to_string()))?;
-        Ok(emission.byte_len())
-    }
-
-    /// Writes bytes beside their destination.
-    ///
-    /// # Errors
-    /// When the directory cannot be made or written to.
-    pub fn add_bytes(&mut self, bytes: &[u8], path: &Path) -> Result<(), Failure> {
-        self.add(path, |file| file.write_all(bytes).map_err(|e| e.to_string()))
-    }
-
-    fn add(&mut self, path: &Path, write: impl FnOnce(&mut dyn Write) -> Result<(), String>) -> Result<(), Failure> {
-        let fail = |e: String| Failure::input(format!("cannot be written: {e}")).at(path);
-        if path.is_dir() {
-            return Err(fail("it is a directory".into()));
-        }
-        let dir = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        std::fs::create_dir_all(dir).map_err(|e| fail(e.to_string()))?;
-        let temp = tempfile::Builder::new().prefix(".ancre-").tempfile_in(dir).map_err(|e| fail(e.to_string()))?;
-        {
-            let mut file = std::io::BufWriter::with_capacity(1 << 20, temp.as_file());
-            write(&mut file).map_err(fail)?;
-            file.flush().map_err(|e| fail(e.to_string()))?;
-        }
-        self.pending.push((temp, path.to_path_buf()));
-        Ok(())
-    }
-
-    /// Puts all files in place.
-    ///
-    /// # Errors
-    /// When a rename fails.
-    pub fn commit(self) -> Result<(), Failure> {
-        for (temp, path) in self.pending {
-            // Temporary files are private; the output has the permissions a new file gets.
-            #[cfg(unix)]
-            {
-                use std::os::unix::fs::PermissionsExt;
-                let _ = std::fs::set_permissions(temp.path(), std::fs::Permissions::from_mode(0o644));
+    onnx::read(bytes, path.parent()).map_err(|e| {
+        let failure = Failure::input(e.to_string()).at(path);
+        match e {
+            onnx::ImportError::Damaged(_) => {
+                failure.help("check that the file is complete, and that it is .onnx and not .pt, .safetensors or .onnx.data")
             }
-            temp.persist(&path).map_err(|e| Failure::input(format!("cannot be written: {}", e.error)).at(&path))?;
+            _ => failure,
         }
-        Ok(())
+    })
+}
+
+/// Checks that the external data of a model's initializers is there.
+///
+/// # Errors
+/// The first tensor whose data is missing, cut off or in a place where it may not be.
+pub fn check_external(g: &Graph, path: &Path) -> Result<(), Failure> {
+    for id in g.nodes() {
+        if let Kind::Initializer { tensor, .. } = &g.node(id).kind
+            && tensor.external().is_some()
+        {
+            tensor.external_range().map_err(|e| Failure::input(e.to_string()).at(path))?;
+        }
     }
+    Ok(())
 }
 
 /// Named float32 arrays with their shapes.
