@@ -42,7 +42,9 @@ pub fn choose(g: &Graph, output: Option<&str>) -> Result<LossKind, String> {
         return Ok(LossKind::CrossEntropy);
     }
     if ends_in_softmax(g, v) {
-        return refuse(format!("output `{name}` {ty} holds probabilities, and losses on probabilities are not built yet: train on the logits before them"));
+        return refuse(format!(
+            "output `{name}` {ty} holds probabilities, and losses on probabilities are not built yet: train on the logits before them"
+        ));
     }
     refuse(format!("nothing in the model tells which loss output `{name}` {ty} is meant for"))
 }
@@ -75,7 +77,13 @@ fn embedding_rows(g: &Graph, ids: ValueId) -> Option<i64> {
 fn is_causal(g: &Graph) -> bool {
     g.nodes().any(|id| match &g.node(id).kind {
         Kind::Op(op) if op.is("Trilu") => true,
-        Kind::Op(op) if op.name == "GroupQueryAttention" || op.attrs.int("unidirectional", 0) == 1 || op.attrs.int("is_causal", 0) == 1 => true,
+        Kind::Op(op)
+            if op.name == "GroupQueryAttention"
+                || op.attrs.int("unidirectional", 0) == 1
+                || op.attrs.int("is_causal", 0) == 1 =>
+        {
+            true
+        }
         // Positions compared with positions: `row >= column` over ranges.
         Kind::Op(op) if matches!(op.name.as_str(), "LessOrEqual" | "GreaterOrEqual" | "Less" | "Greater") => {
             g.operands(id).iter().flatten().all(|v| from_range(g, *v, 6))
@@ -97,7 +105,12 @@ fn from_range(g: &Graph, v: ValueId, depth: usize) -> bool {
 fn is_triangular(t: &ancre_passes::ir::Tensor) -> bool {
     let dims = t.dims();
     let [.., rows, columns] = dims else { return false };
-    if rows != columns || *rows < 2 || dims[..dims.len() - 2].iter().any(|d| *d != 1) || *rows > 8192 || t.external().is_some() {
+    if rows != columns
+        || *rows < 2
+        || dims[..dims.len() - 2].iter().any(|d| *d != 1)
+        || *rows > 8192
+        || t.external().is_some()
+    {
         return false;
     }
     let Ok(values) = t.to_f64() else { return false };

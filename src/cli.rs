@@ -163,7 +163,7 @@ pub struct RewriteArgs {
     /// The model
     pub model: Option<PathBuf>,
     /// Output directory (existing, or ending in /) or forward graph's file [default: next to the model]
-    #[arg(short = 'o', long = "output-path", visible_alias = "out", value_name = "DIR|FILE")]
+    #[arg(short, long, value_name = "DIR|FILE")]
     pub out: Option<String>,
     /// finetune: reassign, add, gated, uniform; paper: augment, block, softmax, uniform; later flags override
     #[arg(long, help_heading = "Router")]

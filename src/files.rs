@@ -92,8 +92,8 @@ pub fn read_arrays(path: &Path) -> Result<Arrays, Failure> {
         }
         Some("safetensors") => {
             let bytes = read_bytes(path)?;
-            let tensors =
-                safetensors::SafeTensors::deserialize(&bytes).map_err(|e| fail(format!("is not a readable .safetensors: {e}")))?;
+            let tensors = safetensors::SafeTensors::deserialize(&bytes)
+                .map_err(|e| fail(format!("is not a readable .safetensors: {e}")))?;
             let mut out = Arrays::new();
             for (name, view) in tensors.tensors() {
                 let values = match view.dtype() {

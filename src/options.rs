@@ -26,9 +26,9 @@ pub fn route_options(a: &RewriteArgs) -> Result<RouteOptions, Failure> {
     let granularity = match a.granularity.as_deref() {
         Some("add") => Granularity::Add,
         Some("block") => Granularity::Block,
-        Some(n) => Granularity::Adds(n.parse().map_err(|_| {
-            Failure::input(format!("--granularity `{n}` is not add, block or a number of adds"))
-        })?),
+        Some(n) => Granularity::Adds(
+            n.parse().map_err(|_| Failure::input(format!("--granularity `{n}` is not add, block or a number of adds")))?,
+        ),
         None if form == Form::Augment => Granularity::Block,
         None => Granularity::Add,
     };
@@ -72,8 +72,11 @@ fn chain_choice(a: &RewriteArgs) -> Result<ChainChoice, Failure> {
             let ids: Result<Vec<usize>, _> = ids.split(',').map(|s| s.trim().parse::<usize>()).collect();
             let help = "ids as `inspect` lists them, such as --chains 0,2";
             Ok(ChainChoice::Ids(ids.map_err(|_| {
-                Failure::input(format!("--chains `{}` is not all, none or a list of ids", a.chains.as_deref().unwrap_or_default()))
-                    .help(help)
+                Failure::input(format!(
+                    "--chains `{}` is not all, none or a list of ids",
+                    a.chains.as_deref().unwrap_or_default()
+                ))
+                .help(help)
             })?))
         }
     }

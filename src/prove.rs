@@ -72,7 +72,11 @@ pub fn prove(
     // Without routers the emitted graph is the one-hot graph.
     let one_hot = if routers.is_empty() { None } else { Some(one_hot_graph(routed, forward, routers, route)?) };
     let one_hot_bytes = one_hot.as_ref().map(emit).transpose()?;
-    let observed = if route.form == Form::Augment && !routers.is_empty() { Some(observed_graph(forward, routed, routers)) } else { None };
+    let observed = if route.form == Form::Augment && !routers.is_empty() {
+        Some(observed_graph(forward, routed, routers))
+    } else {
+        None
+    };
     let observed_bytes = observed.as_ref().map(emit).transpose()?;
     let tolerance = Tolerance { atol: o.atol, rtol: o.rtol };
     let mut proof = Proof {
@@ -87,7 +91,11 @@ pub fn prove(
     };
     for e in engines {
         let fail = |what: &str, error: String| {
-            let other = if e.name() == "tract" { "--verify ort (needs ONNX Runtime) or --verify none" } else { "--verify tract or --verify none" };
+            let other = if e.name() == "tract" {
+                "--verify ort (needs ONNX Runtime) or --verify none"
+            } else {
+                "--verify tract or --verify none"
+            };
             Failure::check(format!("{} cannot run {what}: {error}; nothing was written", e.name())).help(other).at(model)
         };
         let load = |bytes: &[u8], what: &str| e.load(bytes, root).map_err(|error| fail(what, error.to_string()));
@@ -99,7 +107,8 @@ pub fn prove(
         for trial in 0..o.trials {
             let inputs = random_inputs::random_inputs(source, &sizes, o.seed + trial as u64)
                 .map_err(|error| fail("the model", error))?;
-            let run = |s: &mut Box<dyn Session>| s.run(&inputs).map_err(|error| fail("the rewritten model", error.to_string()));
+            let run =
+                |s: &mut Box<dyn Session>| s.run(&inputs).map_err(|error| fail("the rewritten model", error.to_string()));
             let want = run(&mut reference)?;
             let got = run(&mut of_file)?;
             compare_all(&got, &want, tolerance).iter().for_each(|c| proof.emitted.and(&c.verdict));
@@ -198,7 +207,8 @@ fn check_rows(g: &Graph, values: &Tensors, tolerance: Tolerance) -> Result<Compa
                 let w = weights[row * chain.blocks + column];
                 want.iter_mut().zip(state).for_each(|(x, h)| *x += w * h);
             }
-            let want = NpTensor::from_f64s(got.dtype(), got.shape(), &want).ok_or("a route and its states differ in shape")?;
+            let want =
+                NpTensor::from_f64s(got.dtype(), got.shape(), &want).ok_or("a route and its states differ in shape")?;
             worst.and(&compare(name, got, &want, tolerance).verdict);
         }
     }

@@ -93,7 +93,13 @@ pub fn text(o: &Outcome, verbose: bool) -> String {
         let _ = writeln!(out, "note      {notice}");
     }
     for (kind, path, size, nodes) in &o.outputs {
-        let _ = writeln!(out, "{:<9} {}  ({}, {nodes} nodes)", if *kind == "train" { "training" } else { kind }, path.display(), bytes(*size));
+        let _ = writeln!(
+            out,
+            "{:<9} {}  ({}, {nodes} nodes)",
+            if *kind == "train" { "training" } else { kind },
+            path.display(),
+            bytes(*size)
+        );
     }
     if verbose {
         let all: Vec<String> = o.seconds.iter().map(|(phase, s)| format!("{phase} {:.0} ms", s * 1e3)).collect();
@@ -126,7 +132,11 @@ fn router_text(out: &mut String, o: &Outcome) {
 
 fn proof_text(out: &mut String, o: &Outcome, p: &Proof) {
     let runs = format!("{}, {} random input{}", p.engine, p.trials, if p.trials == 1 { "" } else { "s" });
-    let what = if o.route.form == Form::Reassign { "router at one-hot equals the source" } else { "without its routes equals the source, rows as recomputed" };
+    let what = if o.route.form == Form::Reassign {
+        "router at one-hot equals the source"
+    } else {
+        "without its routes equals the source, rows as recomputed"
+    };
     let _ = writeln!(out, "verified  {what}: max |difference| {:.1e} ({runs})", p.one_hot.max_abs);
     if p.emitted.equivalent {
         let _ = writeln!(out, "          the file written equals the source: max |difference| {:.1e}", p.emitted.max_abs);
@@ -183,10 +193,19 @@ fn next_text(out: &mut String, o: &Outcome) {
 pub fn frozen(f: &crate::freeze::Frozen) -> String {
     let mut out = String::new();
     if f.restored > 0 {
-        let _ = writeln!(out, "state     {} tensors written back; {} entries belong to training only", f.restored, f.unused.len());
+        let _ = writeln!(
+            out,
+            "state     {} tensors written back; {} entries belong to training only",
+            f.restored,
+            f.unused.len()
+        );
     }
     if let Some(b) = &f.baked {
-        let _ = writeln!(out, "router    baked in: {} edges kept, {} dropped (at most {:.1e} of a row's weight)", b.kept, b.dropped, b.worst_drop);
+        let _ = writeln!(
+            out,
+            "router    baked in: {} edges kept, {} dropped (at most {:.1e} of a row's weight)",
+            b.kept, b.dropped, b.worst_drop
+        );
     }
     let _ = writeln!(out, "frozen    {}  ({}, {} nodes)", f.path.display(), bytes(f.bytes), f.nodes);
     out

@@ -4,16 +4,17 @@ use crate::cli::{LossArg, RewriteArgs, VerifyArg};
 use crate::error::Failure;
 use crate::files::{self, Outputs};
 use crate::prove::{self, Proof, ProofOptions};
+use crate::random_inputs::Sizes;
 use crate::{engine, options, placement};
 use ancre_passes::analysis::residual::{ResidualStructure, find_residuals};
 use ancre_passes::analysis::roles::initializer_roles;
 use ancre_passes::ir::{Graph, NodeId, ValueId};
 use ancre_passes::onnx;
+use ancre_passes::pipeline;
 use ancre_passes::transform::bake::{ChainRecord, RouterRecord};
 use ancre_passes::transform::route::{Form, Granularity, Init, RouteOptions, Router};
 use ancre_passes::transform::training::{Training, build_training_graph};
 use ancre_passes::transform::{eliminate, route};
-use ancre_passes::pipeline;
 use serde_json::{Value, json};
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -114,15 +115,18 @@ fn output_paths(model: &Path, out: Option<&str>) -> (PathBuf, PathBuf) {
 /// # Errors
 /// Status 2 for bad input or usage, 1 when a check says no. Nothing is written then.
 pub fn rewrite(a: &RewriteArgs) -> Result<Outcome, Failure> {
-    let model = a.model.as_deref().ok_or_else(|| Failure::input("no model given").help("ancre-rewrite MODEL.onnx, or --help"))?;
+    let model =
+        a.model.as_deref().ok_or_else(|| Failure::input("no model given").help("ancre-rewrite MODEL.onnx, or --help"))?;
     if let Some(option) = a.not_built_yet() {
         return Err(Failure::input(format!("{option} is not supported yet")).help("leave it out"));
     }
     options::check_numbers(a)?;
     let route_options = options::route_options(a)?;
+    let dims = options::dims(&a.dim)?;
     let mut clock = Clock(Instant::now(), Vec::new());
     let mut notices = Vec::new();
     let (source, bytes) = load(model)?;
+    check_dims(&source, &dims).map_err(|e| e.at(model))?;
     clock.lap("parse");
     let structure = find_residuals(&source);
     clock.lap("analyse");
@@ -170,7 +174,7 @@ pub fn rewrite(a: &RewriteArgs) -> Result<Outcome, Failure> {
                 seed: a.seed.unwrap_or(0),
                 atol: a.atol.unwrap_or(1e-5),
                 rtol: a.rtol.unwrap_or(1e-5),
-                dims: options::dims(&a.dim)?,
+                dims,
             };
             Some(prove::prove(model, &source, &bytes, &routed, &forward, &routers, &route_options, &o)?)
         }
@@ -209,6 +213,27 @@ pub fn rewrite(a: &RewriteArgs) -> Result<Outcome, Failure> {
     })
 }
 
+/// `--dim` must name symbols of the inputs' shapes.
+fn check_dims(g: &Graph, dims: &Sizes) -> Result<(), Failure> {
+    let mut symbols: Vec<String> = g
+        .required_inputs()
+        .filter_map(|v| g.value(v).ty.shape.clone())
+        .flatten()
+        .flat_map(|d| d.symbols().map(str::to_string).collect::<Vec<_>>())
+        .collect();
+    symbols.sort();
+    symbols.dedup();
+    match dims.keys().find(|name| !symbols.contains(name)) {
+        None => Ok(()),
+        Some(name) if symbols.is_empty() => {
+            Err(Failure::input(format!("--dim {name}: the model's inputs have no symbolic dimension")))
+        }
+        Some(name) => {
+            Err(Failure::input(format!("--dim {name}: the inputs' symbolic dimensions are {}", symbols.join(", "))))
+        }
+    }
+}
+
 fn count_parameters(g: &Graph) -> u64 {
     initializer_roles(g)
         .into_iter()
@@ -231,7 +256,16 @@ fn build_training(
         return Ok(Err("not asked for".into()));
     }
     let auto = matches!(a.loss, None | Some(LossArg::Auto));
+    let quantised = routed
+        .nodes()
+        .find(|n| routed.op(*n).is_some_and(|op| op.name.contains("QuantizeLinear") || op.name.starts_with("QLinear")));
     let attempt = || -> Result<Result<(Training, TrainingFacts), String>, Failure> {
+        if let Some(node) = quantised {
+            let site = routed.site(node);
+            return Ok(Err(format!(
+                "the model is quantised ({site}); it can be inspected and routed, not trained: train the float model and quantise the result"
+            )));
+        }
         let loss = match options::loss_options(a, &routed, a.output.as_deref()) {
             Ok(loss) => loss,
             Err(why) => return Ok(Err(why)),

@@ -1,6 +1,8 @@
 //! Engines that run models: tract, embedded and independent of ONNX Runtime, and a stock ONNX Runtime of the user's.
 
 #[cfg(feature = "ort")]
+pub mod install;
+#[cfg(feature = "ort")]
 pub mod ort;
 pub mod tract;
 

@@ -108,7 +108,7 @@ fn library_names() -> (&'static str, &'static str, &'static str) {
 
 /// Is this the name of the library itself, not of one of its providers? `libonnxruntime.so.1.32.0`,
 /// `libonnxruntime.1.32.0.dylib`, `onnxruntime.dll`.
-fn is_library(name: &str) -> bool {
+pub(crate) fn is_library(name: &str) -> bool {
     let (_, prefix, suffix) = library_names();
     name.strip_prefix(prefix).is_some_and(|rest| rest.starts_with('.') && rest.contains(suffix))
 }

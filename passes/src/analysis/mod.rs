@@ -1,8 +1,8 @@
 //! Read-only facts about graphs.
-pub mod residual;
-pub mod roles;
 
-pub mod facts;
 pub mod dot;
 pub mod explain;
+pub mod facts;
 pub mod report;
+pub mod residual;
+pub mod roles;

@@ -612,6 +612,17 @@ impl Graph {
         }
     }
 
+    /// Drops a node's results from `keep` on, which nobody reads.
+    pub fn drop_results(&mut self, node: NodeId, keep: usize) {
+        while self.g[node.0].results.len() > keep {
+            let slot = self.g[node.0].results.len() as u32 - 1;
+            debug_assert!(self.uses(ValueId { node, slot }).is_empty(), "a result in use is not dropped");
+            if let Some(v) = self.g[node.0].results.pop() {
+                self.names.remove(&v.name);
+            }
+        }
+    }
+
     /// Lists a constant among the graph inputs without letting anyone override it (files before IR 4).
     pub fn set_listed_constant(&mut self, v: ValueId) {
         if let Kind::Initializer { overridable, .. } = &mut self.g[v.node.0].kind {

@@ -30,7 +30,7 @@ pub struct ChainRecord {
     pub adds_per_block: usize,
     /// Initializer of the logits (or weights), [K, K].
     pub logits: String,
-    /// Initializer of the gate, [K].
+    /// Initializer of the gate, K elements.
     pub gate: Option<String>,
     /// Values of the states h_0 … h_K.
     pub states: Vec<String>,
@@ -42,7 +42,9 @@ pub struct ChainRecord {
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs)]
 pub enum BakeError {
-    #[error("the model has no readable `ancre.router` metadata: {0}; freeze takes the forward graph that ancre-rewrite wrote")]
+    #[error(
+        "the model has no readable `ancre.router` metadata: {0}; freeze takes the forward graph that ancre-rewrite wrote"
+    )]
     Metadata(String),
     #[error("the model lacks `{0}`, which its `ancre.router` metadata names; it was changed after ancre-rewrite wrote it")]
     Missing(String),
@@ -73,7 +75,10 @@ pub fn chain_weights(g: &Graph, record: &RouterRecord, chain: &ChainRecord) -> R
     };
     let logits = read(&chain.logits)?;
     if logits.len() != chain.blocks * chain.blocks {
-        return Err(BakeError::Tensor(chain.logits.clone(), format!("it has {} elements, K is {}", logits.len(), chain.blocks)));
+        return Err(BakeError::Tensor(
+            chain.logits.clone(),
+            format!("it has {} elements, K is {}", logits.len(), chain.blocks),
+        ));
     }
     let gate = chain.gate.as_deref().map(read).transpose()?;
     Ok(reference_weights(&logits, gate.as_deref(), chain.blocks, record.parametrization, record.normalize, record.tau))
@@ -152,7 +157,8 @@ fn weighted_sum(b: &mut Builder, terms: &[(ValueId, f64)], like: ValueId) -> Bui
                 .collect::<Result<_, _>>()?;
             let stacked = b.concat(&flat, 0)?;
             let values: Vec<f64> = terms.iter().map(|(_, w)| *w).collect();
-            let w = b.constant(&format!("{}/weights", b.prefix), Tensor::floats(ty.dtype, &[1, values.len() as i64], &values));
+            let w =
+                b.constant(&format!("{}/weights", b.prefix), Tensor::floats(ty.dtype, &[1, values.len() as i64], &values));
             let sum = b.matmul(w, stacked)?;
             b.reshape_like(sum, terms[0].0)
         }

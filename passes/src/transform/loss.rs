@@ -89,10 +89,15 @@ pub fn classes_last(g: &Graph, output: ValueId) -> bool {
 pub fn append_loss(g: &mut Graph, output: ValueId, o: &LossOptions) -> Result<Loss, LossError> {
     let name = g.name(output).to_string();
     let ty = g.tensor_type(output).ok_or_else(|| {
-        LossError::Unfit(format!("output `{name}` has type {}, a loss needs a float tensor of known rank", g.value(output).ty))
+        LossError::Unfit(format!(
+            "output `{name}` has type {}, a loss needs a float tensor of known rank",
+            g.value(output).ty
+        ))
     })?;
     if !ty.dtype.is_float() {
-        return Err(LossError::Unfit(format!("output `{name}` has type {ty}; a loss needs a float output (--output NAME chooses one)")));
+        return Err(LossError::Unfit(format!(
+            "output `{name}` has type {ty}; a loss needs a float output (--output NAME chooses one)"
+        )));
     }
     let last = classes_last(g, output);
     let target_type = target_type(&ty, o.kind, last).map_err(|e| LossError::Unfit(format!("output `{name}`: {e}")))?;

@@ -1,4 +1,4 @@
-//! Replaces the abstract router operators by plain ones. All lowerings are here, and [`Lowering::choose`] chooses among them.
+//! Replaces the abstract router operators by plain ones. All lowerings are here, and `Lowering::choose` chooses among them.
 //!
 //! A router and its transpose are the same computation: targets in an order in which each reads a prefix of the sources,
 //! `target_t = Σ_{s < n_t} A[t, s] · source_s` (rows over states forwards; states over row cotangents backwards, both
@@ -201,7 +201,12 @@ fn emit_weights(b: &mut Builder, view: &RouterView) -> Result<Weights, BuildErro
 }
 
 /// `target_t = Σ_{s < n_t} A[row_t, s] · source_s` for targets (row_t, n_t) with n_t not decreasing and rows ascending by one.
-fn triangular(b: &mut Builder, a: ValueId, targets: &[(i64, usize)], sources: &[ValueId]) -> Result<Vec<ValueId>, BuildError> {
+fn triangular(
+    b: &mut Builder,
+    a: ValueId,
+    targets: &[(i64, usize)],
+    sources: &[ValueId],
+) -> Result<Vec<ValueId>, BuildError> {
     let like = sources[0];
     let ty = b.ty(like)?;
     let a = b.cast(a, ty.dtype)?;
@@ -330,8 +335,7 @@ fn lower_cotangents(
     let m = b.op_with("Gather", Attrs::new().with("axis", 0), &[weights.matrix, reversed_rows])?;
     let m = b.op_with("Gather", Attrs::new().with("axis", 1), &[m, reversed_columns])?;
     let m = b.transpose(m, &[1, 0])?;
-    let targets: Vec<(i64, usize)> =
-        columns.iter().map(|(column, _, rows)| (c as i64 - 1 - column, rows.len())).collect();
+    let targets: Vec<(i64, usize)> = columns.iter().map(|(column, _, rows)| (c as i64 - 1 - column, rows.len())).collect();
     let sums = triangular(b, m, &targets, &sources)?;
     let own = (c - r) as i64;
     for ((column, node, _), mut sum) in columns.into_iter().zip(sums) {

@@ -1,13 +1,15 @@
 //! Passes that change a graph, and the parts of training graphs.
 
-mod differentiate;
 pub mod bake;
+mod differentiate;
 pub mod eliminate;
 pub mod fold;
+pub mod legalize;
 pub mod loss;
 pub mod lower_routes;
 pub mod optimizer;
 pub mod route;
+pub mod separate;
 pub mod train_batch_norm;
 pub mod training;
 

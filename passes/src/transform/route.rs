@@ -123,7 +123,7 @@ pub struct Router {
     pub note: Option<String>,
     /// Logits [K, K] (the weights themselves under `constant` and `free`).
     pub logits: ValueId,
-    /// Gate [K].
+    /// Gate, K elements.
     pub gate: Option<ValueId>,
     /// Block states h_0 … h_K as they are in the routed graph.
     pub states: Vec<ValueId>,
@@ -141,7 +141,9 @@ pub enum RouteError {
     Chain { chain: usize, what: String },
     #[error("there is no chain {0}; `inspect` lists the chains and their ids (0 to {1})")]
     NoSuchChain(usize, usize),
-    #[error("the model is already routed (metadata `ancre.router`); start from the original model, or use `freeze` to bake its router in")]
+    #[error(
+        "the model is already routed (metadata `ancre.router`); start from the original model, or use `freeze` to bake its router in"
+    )]
     AlreadyRouted,
     #[error("{0}")]
     Options(String),
@@ -211,13 +213,23 @@ fn unit_length(g: &Graph, chain: &Chain, o: &RouteOptions) -> Result<(usize, Opt
         Granularity::Adds(0) => return Err(RouteError::Options("--granularity N needs N of 1 or more".into())),
         Granularity::Adds(n) => n,
     };
-    if asked > 1 && o.form == Form::Reassign && let Some(why) = not_adds_alone(g, chain, asked) {
+    if asked > 1
+        && o.form == Form::Reassign
+        && let Some(why) = not_adds_alone(g, chain, asked)
+    {
         return match o.granularity {
             Granularity::Adds(_) => Err(RouteError::Chain {
                 chain: chain.id,
-                what: format!("--granularity {asked} with reassign needs each block's input to reach its output through adds alone, but {why}; use --granularity add"),
+                what: format!(
+                    "--granularity {asked} with reassign needs each block's input to reach its output through adds alone, but {why}; use --granularity add"
+                ),
             }),
-            _ => Ok((1, Some(format!("every add is a block, because a unit's input does not reach its output through adds alone: {why}")))),
+            _ => Ok((
+                1,
+                Some(format!(
+                    "every add is a block, because a unit's input does not reach its output through adds alone: {why}"
+                )),
+            )),
         };
     }
     Ok((asked, None))
@@ -250,8 +262,17 @@ fn build(
     let mut states = vec![chain.states[0]];
     states.extend(ends.iter().map(|e| chain.states[*e]));
     let (logits, gate) = parameters(g, chain.id, blocks, o)?;
-    let mut router =
-        Router { chain: chain.id, blocks, adds_per_block: unit, note, logits, gate, states, rows: Vec::new(), sums: Vec::new() };
+    let mut router = Router {
+        chain: chain.id,
+        blocks,
+        adds_per_block: unit,
+        note,
+        logits,
+        gate,
+        states,
+        rows: Vec::new(),
+        sums: Vec::new(),
+    };
     for (row, end) in ends.into_iter().enumerate() {
         let joins = &chain.joins[row * unit..end];
         let single = row == 0 && o.normalize == Normalize::Incoming && o.rule != Rule::Free;
@@ -300,7 +321,9 @@ fn skip_path(g: &Graph, join: &Join) -> Vec<NodeId> {
     let mut at = join.node;
     while at != join.entry.0 {
         // Backwards along the operand that leads to the entry; skip paths are short.
-        let Some(next) = g.operands(at).iter().flatten().map(|v| v.node).find(|n| reaches(g, join.entry.0, *n, 16)) else { break };
+        let Some(next) = g.operands(at).iter().flatten().map(|v| v.node).find(|n| reaches(g, join.entry.0, *n, 16)) else {
+            break;
+        };
         path.push(next);
         at = next;
     }
@@ -385,7 +408,10 @@ fn parameters(g: &mut Graph, chain: usize, k: usize, o: &RouteOptions) -> Result
                 what: format!("the --init file holds no `{name}`; it holds {}", list(given.keys())),
             })?;
             if *shape != [k, k] {
-                return Err(RouteError::Chain { chain, what: format!("`{name}` in the --init file has shape {shape:?}, expected [{k}, {k}]") });
+                return Err(RouteError::Chain {
+                    chain,
+                    what: format!("`{name}` in the --init file has shape {shape:?}, expected [{k}, {k}]"),
+                });
             }
             values.clone()
         }
@@ -396,7 +422,10 @@ fn parameters(g: &mut Graph, chain: usize, k: usize, o: &RouteOptions) -> Result
         let values = match &o.init {
             Init::Given(given) => match given.get(&gate_name) {
                 Some((shape, values)) if *shape == [k] => Ok(values.clone()),
-                Some((shape, _)) => Err(RouteError::Chain { chain, what: format!("`{gate_name}` in the --init file has shape {shape:?}, expected [{k}]") }),
+                Some((shape, _)) => Err(RouteError::Chain {
+                    chain,
+                    what: format!("`{gate_name}` in the --init file has shape {shape:?}, expected [{k}]"),
+                }),
                 None => Ok(vec![0.0; k]),
             },
             _ => Ok(vec![0.0; k]),
@@ -442,7 +471,14 @@ pub fn one_hot_parameters(k: usize, o: &RouteOptions) -> (Vec<f32>, Vec<f32>) {
 }
 
 /// The weights a K × K router has, in f64: the reference that lowerings are compared with. Row-major; unused entries 0.
-pub fn reference_weights(logits: &[f32], gate: Option<&[f32]>, k: usize, rule: Rule, normalize: Normalize, tau: f32) -> Vec<f64> {
+pub fn reference_weights(
+    logits: &[f32],
+    gate: Option<&[f32]>,
+    k: usize,
+    rule: Rule,
+    normalize: Normalize,
+    tau: f32,
+) -> Vec<f64> {
     let at = |r: usize, c: usize| r * k + c;
     let mut w = vec![0f64; k * k];
     for row in 0..k {
@@ -537,7 +573,8 @@ pub(crate) fn weight_cotangents(
     operands.extend(rows.iter().map(|(.., ct)| Some(*ct)));
     b.prefix = format!("grad/ancre/{}", attrs.int("router", 0));
     let results = b.node(Op::in_domain(ANCRE, "RouteWeightsCotangent", attrs), &operands)?;
-    let (mine, other, its) = if Some(v) == logits { (results[0], gate, results[1]) } else { (results[1], logits, results[0]) };
+    let (mine, other, its) =
+        if Some(v) == logits { (results[0], gate, results[1]) } else { (results[1], logits, results[0]) };
     if let Some(other) = other
         && cts.contains_key(&other)
     {

@@ -1,0 +1,244 @@
+//! The region between a state and an add: is it a residual branch?
+
+use super::Why;
+use super::classes::{Class, Mixing};
+use super::flow::Flow;
+use crate::ir::{NodeId, ValueId};
+
+/// An add under examination, seen with one of its addends as the skip.
+pub(super) struct Question<'a> {
+    pub(super) add: NodeId,
+    /// The operand that would be the skip.
+    pub(super) skip_operand: usize,
+    /// The other addends' operands.
+    pub(super) branch_operands: &'a [usize],
+    /// Mixing operator inside the add that those pass.
+    pub(super) inner: Option<Mixing>,
+    /// Where the skip would start.
+    pub(super) state: ValueId,
+    /// The nodes between the state and the add on the skip's side.
+    pub(super) path: &'a [NodeId],
+}
+
+/// What lies between a state and an add, the skip left out.
+#[derive(Debug, Default)]
+pub(super) struct Region {
+    /// Its nodes, in order.
+    pub(super) nodes: Vec<NodeId>,
+    /// How many of its operators mix.
+    pub(super) mixing: usize,
+    /// Does it hold a nonlinear function?
+    pub(super) nonlinear: bool,
+}
+
+/// Node sets that are cheap to clear.
+pub(super) struct Marks {
+    stamp: Vec<u32>,
+    now: u32,
+}
+
+impl Marks {
+    pub(super) fn new(bound: usize) -> Marks {
+        Marks { stamp: vec![0; bound], now: 0 }
+    }
+    pub(super) fn clear(&mut self) {
+        self.now += 1;
+    }
+    pub(super) fn insert(&mut self, n: NodeId) -> bool {
+        let new = self.stamp[n.index()] != self.now;
+        self.stamp[n.index()] = self.now;
+        new
+    }
+    pub(super) fn contains(&self, n: NodeId) -> bool {
+        self.stamp[n.index()] == self.now
+    }
+}
+
+/// Nodes looked at before giving up on a question of reachability.
+const FAR: usize = 4096;
+
+/// Is `to` computed from `from`? Looks at no more than [`FAR`] nodes and says yes when it cannot tell.
+fn reaches(f: &Flow, from: NodeId, to: NodeId, marks: &mut Marks) -> bool {
+    marks.clear();
+    let mut stack = vec![from];
+    let mut looked = 0;
+    while let Some(n) = stack.pop() {
+        if n == to {
+            return true;
+        }
+        looked += 1;
+        if looked > FAR {
+            return true;
+        }
+        for r in &f.readers[n.index()] {
+            if f.place_of(r.consumer) <= f.place_of(to) && !f.spent[r.consumer.index()] && marks.insert(r.consumer) {
+                stack.push(r.consumer);
+            }
+        }
+    }
+    false
+}
+
+/// Decides whether the other addends are a residual branch from the state: computed from it through a mixing operator, and
+/// what lies between feeds nothing but the add. The state itself may have any other reader; values may enter the branch from
+/// anywhere; results of the branch may be outputs.
+pub(super) fn branch(f: &Flow, q: &Question, marks: &mut Marks) -> Result<Region, Why> {
+    let begins_skip = |consumer: NodeId, operand: usize| {
+        if consumer == q.add {
+            operand == q.skip_operand
+        } else {
+            q.path.contains(&consumer) && enters(f, q, consumer, operand)
+        }
+    };
+    let mut seeds: Vec<NodeId> = Vec::new();
+    let mut strays: Vec<NodeId> = Vec::new();
+    let mut directly = false;
+    for r in f.active_readers(q.state) {
+        if begins_skip(r.consumer, r.operand as usize) {
+            continue;
+        }
+        if r.consumer == q.add {
+            directly |= q.branch_operands.contains(&(r.operand as usize));
+        } else if f.place_of(r.consumer) < f.place_of(q.add) {
+            if f.post_dominates(q.add, r.consumer) { seeds.push(r.consumer) } else { strays.push(r.consumer) }
+        }
+    }
+    if seeds.is_empty() && !(directly && q.inner.is_some()) {
+        return match strays.into_iter().find(|s| reaches(f, *s, q.add, marks)) {
+            _ if directly => Err(Why::NoMixing(q.state)),
+            Some(stray) => Err(Why::Leaks(q.state, stray)),
+            None => Err(Why::Independent),
+        };
+    }
+    if let Some(stray) = strays.into_iter().find(|s| reaches(f, *s, q.add, marks)) {
+        return Err(Why::Leaks(q.state, stray));
+    }
+    let region = walk(f, q, seeds, directly, marks)?;
+    let constant = !f.is_live(q.state);
+    if constant && !starts_like_a_state(f, q, &region) {
+        return Err(Why::Constant(q.state));
+    }
+    Ok(region)
+}
+
+/// Does the read of `consumer` continue the skip path, rather than lead the branch into it?
+fn enters(f: &Flow, q: &Question, consumer: NodeId, operand: usize) -> bool {
+    // Of two reads of one value by one node (x·x) the first is the path.
+    f.reads[consumer.index()].iter().find(|(_, v)| *v == q.state).is_some_and(|(i, _)| *i as usize == operand)
+}
+
+fn walk(f: &Flow, q: &Question, seeds: Vec<NodeId>, directly: bool, marks: &mut Marks) -> Result<Region, Why> {
+    marks.clear();
+    let mut stack = seeds;
+    stack.retain(|n| marks.insert(*n));
+    let mut region = Region { nonlinear: false, ..Region::default() };
+    let mut arrives = directly;
+    let mut visit = |n: NodeId, stack: &mut Vec<NodeId>, marks: &mut Marks| -> Result<(), Why> {
+        if n == q.add {
+            return Ok(());
+        }
+        if q.path.contains(&n) {
+            // A sum on the skip path takes another branch up on the way (x + f + g); anything else there makes the skip
+            // itself a function of the state.
+            return if f.class_of(n) == Class::Add { Ok(()) } else { Err(Why::Gated(q.state, n)) };
+        }
+        region.nodes.push(n);
+        for r in &f.readers[n.index()] {
+            if f.spent[r.consumer.index()] {
+                continue;
+            }
+            if r.consumer == q.add {
+                arrives |= q.branch_operands.contains(&(r.operand as usize));
+            }
+            if marks.insert(r.consumer) {
+                stack.push(r.consumer);
+            }
+        }
+        Ok(())
+    };
+    while let Some(n) = stack.pop() {
+        visit(n, &mut stack, marks)?;
+    }
+    if !arrives {
+        return Err(Why::Independent);
+    }
+    region.nodes.sort_unstable_by_key(|n| f.place_of(*n));
+    region.mixing =
+        region.nodes.iter().filter(|n| matches!(f.class_of(**n), Class::Mixing(_))).count() + usize::from(q.inner.is_some());
+    region.nonlinear = region.nodes.iter().any(|n| is_nonlinear(f, *n, marks));
+    if region.mixing == 0 {
+        return Err(Why::NoMixing(q.state));
+    }
+    Ok(region)
+}
+
+/// An activation, or a product of two values of the region (which `marks` holds).
+fn is_nonlinear(f: &Flow, n: NodeId, marks: &Marks) -> bool {
+    match f.class_of(n) {
+        Class::Nonlinear => true,
+        Class::Mixing(m) => matches!(m, Mixing::Attention | Mixing::Recurrent | Mixing::Opaque),
+        Class::Scale => f.reads[n.index()].iter().filter(|(_, v)| marks.contains(v.node)).count() > 1,
+        _ => false,
+    }
+}
+
+/// A learned constant can be a state (latents that attend to the input), a bias that several layers share cannot: nothing is
+/// added to data as the first step of a branch.
+fn starts_like_a_state(f: &Flow, q: &Question, region: &Region) -> bool {
+    let rank = f.g.value(q.state).ty.shape.as_ref().map_or(0, Vec::len);
+    rank >= 2
+        && !region.nodes.iter().any(|n| {
+            let reads = &f.reads[n.index()];
+            reads.iter().any(|(_, v)| *v == q.state)
+                && matches!(f.class_of(*n), Class::Add | Class::Elementwise | Class::Scale)
+                && reads.iter().any(|(_, v)| f.is_live(*v))
+        })
+}
+
+/// The region's mixing operators in order, an attention written out as two products around a softmax as one word.
+pub(super) fn signature(f: &Flow, region: &Region, inner: Option<Mixing>, marks: &mut Marks) -> Vec<String> {
+    marks.clear();
+    for n in &region.nodes {
+        marks.insert(*n);
+    }
+    let both_live = |n: NodeId| f.reads[n.index()].iter().filter(|(_, v)| f.is_live(*v)).count() >= 2;
+    let mut scores: Vec<NodeId> = Vec::new();
+    let mut words: Vec<(NodeId, &str)> = Vec::new();
+    for n in &region.nodes {
+        let Class::Mixing(m) = f.class_of(*n) else { continue };
+        if m == Mixing::MatMul
+            && both_live(*n)
+            && let Some(score) = f.reads[n.index()].iter().find_map(|(_, v)| score_behind(f, *v, marks))
+        {
+            scores.push(score);
+            words.push((*n, "Attention"));
+        } else {
+            words.push((*n, m.name()));
+        }
+    }
+    words.retain(|(n, _)| !scores.contains(n));
+    words.into_iter().map(|(_, w)| w).chain(inner.map(Mixing::name)).map(str::to_string).collect()
+}
+
+/// The product of queries and keys whose softmax, perhaps rearranged, the value is.
+fn score_behind(f: &Flow, v: ValueId, region: &Marks) -> Option<NodeId> {
+    let mut at = v.node;
+    let mut softmax = false;
+    for _ in 0..24 {
+        if !region.contains(at) {
+            return None;
+        }
+        match f.class_of(at) {
+            Class::Mixing(Mixing::MatMul) if softmax => return Some(at),
+            Class::Mixing(_) => return None,
+            Class::Nonlinear => softmax |= f.g.op(at).is_some_and(|op| op.name == "Softmax"),
+            _ => {}
+        }
+        at = f.reads[at.index()]
+            .iter()
+            .map(|(_, v)| v.node)
+            .filter(|n| region.contains(*n))
+            .max_by_key(|n| f.place_of(*n))?;
+    }
+    None
+}

@@ -1,0 +1,253 @@
+//! Runs of identity joins, and what follows each add.
+
+use super::classes::{Class, fused_post};
+use super::flow::Flow;
+use super::join::Finder;
+use super::reason::reason;
+use super::{Chain, Join, JoinKind, Post, Rejected, ResidualStructure};
+use crate::ir::{NodeId, ValueId, ValueType};
+use smallvec::SmallVec;
+use std::collections::{HashMap, HashSet};
+
+/// Nodes between an add and the next state: a decomposed normalisation followed by a decomposed activation fits.
+const LONGEST_POST: usize = 40;
+
+/// A value as a function of one join's sum alone.
+struct Link {
+    /// The join's add.
+    from: NodeId,
+    /// The operators between, in order, without copies and rearrangements.
+    ops: Vec<String>,
+}
+
+/// Orders the joins into chains and explains the remaining adds.
+pub(super) fn build(f: &Flow, finder: Finder) -> ResidualStructure {
+    let mut structure = ResidualStructure::default();
+    let mut taken: HashSet<NodeId> = HashSet::new();
+    for j in finder.joins.iter().flatten() {
+        taken.insert(j.node);
+        taken.extend(&j.also);
+    }
+    let rejected = finder.adds.iter().filter(|a| !taken.contains(&a.node));
+    structure.rejected = rejected.map(|a| Rejected { node: a.node, reason: reason(f, a.node, a.why) }).collect();
+
+    let mut joins: Vec<Join> = finder.joins.into_iter().flatten().collect();
+    joins.sort_by_key(|j| f.place_of(j.node));
+    let sums: HashMap<NodeId, JoinKind> = joins.iter().map(|j| (j.node, j.kind)).collect();
+    let mut last_of: HashMap<NodeId, usize> = HashMap::new();
+    let mut open: Vec<(Vec<Join>, Vec<Option<Link>>)> = Vec::new();
+    for join in joins {
+        if join.kind == JoinKind::Projection {
+            structure.projections.push(join);
+            continue;
+        }
+        let link = link(f, join.state, &sums);
+        let continued = link.as_ref().and_then(|l| last_of.remove(&l.from)).filter(|c| {
+            let (a, b) = (open[*c].0[0].state, join.state);
+            let dtypes = [a, b].map(|v| f.g.value(v).ty.dtype);
+            f.may_agree(a, b) && (dtypes[0] == dtypes[1] || dtypes.contains(&None))
+        });
+        let c = continued.unwrap_or_else(|| {
+            open.push((Vec::new(), Vec::new()));
+            open.len() - 1
+        });
+        last_of.insert(join.node, c);
+        open[c].0.push(join);
+        open[c].1.push(link);
+    }
+    open.sort_by_key(|(joins, _)| first_add(f, &joins[0]));
+    structure.chains = open.into_iter().enumerate().map(|(id, (joins, links))| chain(f, &sums, id, joins, links)).collect();
+    structure
+}
+
+fn first_add(f: &Flow, join: &Join) -> u32 {
+    join.also.iter().chain([&join.node]).map(|n| f.place_of(*n)).min().unwrap_or(0)
+}
+
+/// May the operator stand between an add and the next state?
+fn may_follow(class: Class) -> bool {
+    matches!(
+        class,
+        Class::Carry
+            | Class::Layout
+            | Class::Norm
+            | Class::Reduce
+            | Class::Scale
+            | Class::Add
+            | Class::Nonlinear
+            | Class::Elementwise
+    )
+}
+
+/// A value as a function of one join's sum alone, if it is one without mixing operators.
+fn link(f: &Flow, v: ValueId, sums: &HashMap<NodeId, JoinKind>) -> Option<Link> {
+    let mut open: SmallVec<[ValueId; 8]> = SmallVec::from_slice(&[v]);
+    let mut ops = Vec::new();
+    for _ in 0..LONGEST_POST {
+        if let [only] = open.as_slice()
+            && sums.contains_key(&only.node)
+        {
+            let op = f.g.op(only.node)?;
+            if only.slot == 0 {
+                ops.extend(fused_post(op));
+            }
+            ops.reverse();
+            return Some(Link { from: only.node, ops });
+        }
+        let latest = open.iter().map(|v| v.node).max_by_key(|n| f.place_of(*n))?;
+        let op = f.g.op(latest)?;
+        let class = f.class_of(latest);
+        if !may_follow(class) || sums.contains_key(&latest) {
+            return None;
+        }
+        if !matches!(class, Class::Carry | Class::Layout) {
+            ops.push(op.name.clone());
+        }
+        open.retain(|v| v.node != latest);
+        for (_, v) in &f.reads[latest.index()] {
+            if f.is_live(*v) && !open.contains(v) {
+                open.push(*v);
+            }
+        }
+    }
+    None
+}
+
+fn chain(f: &Flow, sums: &HashMap<NodeId, JoinKind>, id: usize, joins: Vec<Join>, links: Vec<Option<Link>>) -> Chain {
+    let inner: Vec<&Link> = links.iter().skip(1).flatten().collect();
+    // With a single block, what made its state is the evidence.
+    let ops: Vec<String> = match (inner.last(), links.first().and_then(Option::as_ref)) {
+        (Some(l), _) => l.ops.clone(),
+        (None, Some(l)) => l.ops.clone(),
+        (None, None) => made_by(f, joins[0].state).into_iter().collect(),
+    };
+    let mut states: Vec<ValueId> = joins.iter().map(|j| j.state).collect();
+    let end = joins.last().map(|j| j.sum).unwrap_or(joins[0].state);
+    let after = if ops.is_empty() { Some(end) } else { after_post(f, sums, end, &ops) };
+    let post = match (&after, inner.is_empty()) {
+        (None, true) => Post::None,
+        _ => {
+            let mut kinds: Vec<Post> = inner.iter().map(|l| post(&l.ops)).collect();
+            kinds.dedup();
+            match kinds.as_slice() {
+                [] => post(&ops),
+                [one] => one.clone(),
+                many => {
+                    let mut names: Vec<&str> = many.iter().map(Post::name).collect();
+                    names.sort_unstable();
+                    names.dedup();
+                    if names.len() == 1 { many[0].clone() } else { Post::Other(names.join("/")) }
+                }
+            }
+        }
+    };
+    states.push(after.unwrap_or(end));
+    let ty = chain_type(f, &states);
+    let scaled = joins.iter().any(|j| j.scaled_skip || j.scaled_branch);
+    let period = period(&joins);
+    let unit = if period == 0 { joins.len() } else { period };
+    let mut words: Vec<String> = joins.iter().take(unit.min(8)).map(|j| j.signature.join("·")).collect();
+    if unit > 8 {
+        words.push("…".into());
+    }
+    Chain { id, states, ty, post, scaled, signature: words.join(" | "), period, joins }
+}
+
+/// The best known type among the states, which all have one.
+fn chain_type(f: &Flow, states: &[ValueId]) -> ValueType {
+    let known = |v: &&ValueId| {
+        let ty = &f.g.value(**v).ty;
+        ty.dtype.is_some()
+            && ty.shape.as_ref().is_some_and(|s| !s.iter().flat_map(|d| d.symbols()).any(|s| s.starts_with('?')))
+    };
+    let best = states.iter().find(known).or(states.first());
+    best.map(|v| f.g.value(*v).ty.clone()).unwrap_or_default()
+}
+
+/// The single activation or normalisation that a value comes out of.
+fn made_by(f: &Flow, v: ValueId) -> Option<String> {
+    let mut at = v;
+    for _ in 0..4 {
+        match f.class_of(at.node) {
+            Class::Carry | Class::Layout => at = f.g.operand(at.node, 0)?,
+            Class::Norm | Class::Nonlinear => return f.g.op(at.node).map(|o| o.name.clone()),
+            _ => return None,
+        }
+    }
+    None
+}
+
+/// The value that results from a sum by the given operators and that alone is read further.
+fn after_post(f: &Flow, sums: &HashMap<NodeId, JoinKind>, sum: ValueId, ops: &[String]) -> Option<ValueId> {
+    let fused = f.g.op(sum.node).and_then(fused_post);
+    if fused.is_some() && ops.len() == 1 {
+        return Some(f.g.result(sum.node, 0));
+    }
+    let mut seen = vec![sum];
+    let mut next = 0;
+    while next < seen.len() && next < LONGEST_POST {
+        let v = seen[next];
+        next += 1;
+        for r in f.readers_of(v) {
+            if !may_follow(f.class_of(r.consumer)) || sums.contains_key(&r.consumer) {
+                continue;
+            }
+            for out in f.g.results(r.consumer).take(1) {
+                if seen.contains(&out) {
+                    continue;
+                }
+                let made = link(f, out, sums);
+                if made.as_ref().is_some_and(|l| l.from == sum.node && l.ops == ops) {
+                    return Some(out);
+                }
+                seen.push(out);
+            }
+        }
+    }
+    None
+}
+
+/// A name for the operators after an add.
+fn post(ops: &[String]) -> Post {
+    let has = |names: &[&str]| ops.iter().any(|o| names.contains(&o.as_str()));
+    match ops {
+        [] => return Post::None,
+        [one] => {
+            return match one.as_str() {
+                "Relu" => Post::Relu,
+                "Gelu" | "FastGelu" => Post::Gelu,
+                "Swish" => Post::Silu,
+                "LayerNormalization" => Post::LayerNorm,
+                "RMSNormalization" | "SimplifiedLayerNormalization" => Post::RmsNorm,
+                "BatchNormalization" => Post::BatchNorm,
+                other => Post::Other(other.to_lowercase()),
+            };
+        }
+        _ => {}
+    }
+    let reduces = ops.iter().any(|o| o.starts_with("Reduce"));
+    let roots = has(&["Sqrt", "Pow", "Reciprocal"]);
+    if reduces && roots && !has(&["Relu", "Erf", "Tanh", "Sigmoid"]) {
+        return if has(&["Sub"]) { Post::LayerNorm } else { Post::RmsNorm };
+    }
+    let multiplies = has(&["Mul"]) && !reduces;
+    if multiplies && (has(&["Erf"]) || has(&["Tanh"])) {
+        return Post::Gelu;
+    }
+    if multiplies && has(&["Sigmoid"]) && ops.len() <= 3 {
+        return Post::Silu;
+    }
+    if multiplies && has(&["HardSigmoid"]) && ops.len() <= 3 {
+        return Post::Other("hardswish".into());
+    }
+    let mut names: Vec<String> = ops.iter().map(|o| o.to_lowercase()).collect();
+    names.dedup();
+    names.truncate(6);
+    Post::Other(names.join("+"))
+}
+
+/// The smallest period of the signatures, if shorter than the chain; a trailing partial unit is allowed.
+fn period(joins: &[Join]) -> usize {
+    let k = joins.len();
+    (1..k.max(2)).find(|p| (*p..k).all(|i| joins[i].signature == joins[i - p].signature)).unwrap_or(0)
+}

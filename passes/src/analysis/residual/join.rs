@@ -1,0 +1,368 @@
+//! Which adds are joins.
+
+use super::branch::{Marks, Question, Region, branch, signature};
+use super::classes::{Addend, Class, addends, sum_slot};
+use super::flow::Flow;
+use super::skip::{Start, identity_starts, projection_starts};
+use super::{Join, JoinKind, Why};
+use crate::ir::{NodeId, ValueId};
+use smallvec::SmallVec;
+use std::collections::{HashMap, HashSet};
+
+/// A float add.
+pub(super) struct AddNode {
+    pub(super) node: NodeId,
+    pub(super) addends: Vec<Addend>,
+    /// Why it is no join, once that is known.
+    pub(super) why: Option<Refusal>,
+}
+
+/// Why an add is no join, in the order of how much it says.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Refusal {
+    /// This operand is a constant.
+    ConstantOperand(usize),
+    /// This operand is broadcast.
+    Broadcast(usize),
+    /// With this operand as the skip.
+    Branch(usize, Why),
+}
+
+/// No region: the node is in no branch.
+const NOWHERE: u32 = u32::MAX;
+
+/// Finds joins add by add, in execution order.
+pub(super) struct Finder<'f, 'g> {
+    pub(super) f: &'f Flow<'g>,
+    pub(super) adds: Vec<AddNode>,
+    /// Joins found, not in order; `None` for one that became part of another.
+    pub(super) joins: Vec<Option<Join>>,
+    /// The join of an add, by its last node.
+    pub(super) join_of: HashMap<NodeId, usize>,
+    /// The innermost join in whose branch a node is.
+    pub(super) within: Vec<u32>,
+    /// The innermost join around a join.
+    around: Vec<u32>,
+    /// Adds that became part of another join.
+    parts: HashSet<NodeId>,
+    pub(super) marks: Marks,
+}
+
+impl<'f, 'g> Finder<'f, 'g> {
+    pub(super) fn new(f: &'f Flow<'g>) -> Finder<'f, 'g> {
+        let bound = f.place.len();
+        let mut adds = Vec::new();
+        for node in &f.order {
+            let Some(addends) = addends(f.g, *node) else { continue };
+            let quantised = f.g.op(*node).is_some_and(|o| o.name.starts_with("QLinear"));
+            if quantised || !f.is_integer(f.g.result(*node, 0)) {
+                adds.push(AddNode { node: *node, addends, why: None });
+            }
+        }
+        Finder {
+            f,
+            adds,
+            joins: Vec::new(),
+            join_of: HashMap::new(),
+            within: vec![NOWHERE; bound],
+            around: Vec::new(),
+            parts: HashSet::new(),
+            marks: Marks::new(bound),
+        }
+    }
+
+    /// Takes every add whose branch feeds nothing but it.
+    pub(super) fn strict(&mut self) {
+        for i in 0..self.adds.len() {
+            if let Err(why) = self.examine(i) {
+                self.adds[i].why = Some(why);
+            }
+        }
+    }
+
+    fn examine(&mut self, i: usize) -> Result<(), Refusal> {
+        let f = self.f;
+        let node = self.adds[i].node;
+        let result = f.g.result(node, 0);
+        let plain = |a: &&Addend| a.inner.is_none();
+        let mut fitting: SmallVec<[usize; 4]> = SmallVec::new();
+        let mut refusal = None;
+        for a in self.adds[i].addends.iter().filter(plain) {
+            match f.g.operand(node, a.operand) {
+                Some(v) if f.may_agree(v, result) => fitting.push(a.operand),
+                Some(_) => refusal = Some(Refusal::Broadcast(a.operand)),
+                None => {}
+            }
+        }
+        let all: SmallVec<[usize; 4]> = self.adds[i].addends.iter().map(|a| a.operand).collect();
+        let inner = self.adds[i].addends.iter().find_map(|a| a.inner);
+        let constant = all.iter().copied().find(|o| f.g.operand(node, *o).is_none_or(|v| !f.is_live(v)));
+        if let Some(refusal) = refusal {
+            return Err(constant.map_or(refusal, Refusal::ConstantOperand));
+        }
+        let mut worst: Option<(usize, Why)> = None;
+        let mut note = |operand: usize, why: Why| {
+            if worst.is_none_or(|(_, w)| weight(&why) > weight(&w)) {
+                worst = Some((operand, why));
+            }
+        };
+        let mut best: Option<(Start, usize, Region)> = None;
+        for operand in &fitting {
+            let branch_operands: SmallVec<[usize; 4]> = all.iter().copied().filter(|o| o != operand).collect();
+            for start in self.identity_starts(node, *operand) {
+                if best.as_ref().is_some_and(|(b, _, _)| b.path.len() <= start.path.len()) {
+                    break;
+                }
+                match self.ask(node, *operand, &branch_operands, inner, &start) {
+                    Ok(region) => best = Some((start, *operand, region)),
+                    Err(why) => note(*operand, why),
+                }
+            }
+        }
+        if let Some((start, operand, region)) = best {
+            self.accept(i, start, operand, JoinKind::Identity, region);
+            return Ok(());
+        }
+        for a in 0..self.adds[i].addends.len() {
+            let (operand, own) = (self.adds[i].addends[a].operand, self.adds[i].addends[a].inner);
+            let branch_operands: SmallVec<[usize; 4]> = all.iter().copied().filter(|o| *o != operand).collect();
+            let inner = if own.is_some() { None } else { inner };
+            for start in self.projection_starts(node, operand, own.is_some()) {
+                match self.ask(node, operand, &branch_operands, inner, &start).and_then(|r| self.projects(&start, r)) {
+                    Ok(region) => {
+                        self.accept(i, start, operand, JoinKind::Projection, region);
+                        return Ok(());
+                    }
+                    Err(why) => note(operand, why),
+                }
+            }
+        }
+        Err(match (worst, constant) {
+            (Some((operand, why)), _) if weight(&why) > 1 => Refusal::Branch(operand, why),
+            (_, Some(constant)) => Refusal::ConstantOperand(constant),
+            (Some((operand, why)), None) => Refusal::Branch(operand, why),
+            (None, None) => Refusal::Branch(all[0], Why::Independent),
+        })
+    }
+
+    /// Starts of an identity skip into an operand, nearest first.
+    pub(super) fn identity_starts(&self, node: NodeId, operand: usize) -> Vec<Start> {
+        identity_starts(self.f, node, operand, &|n| {
+            addends(self.f.g, n).unwrap_or_default().iter().filter(|a| a.inner.is_none()).map(|a| a.operand).collect()
+        })
+    }
+
+    fn projection_starts(&self, node: NodeId, operand: usize, inner: bool) -> Vec<Start> {
+        projection_starts(self.f, node, operand, inner, &|n| {
+            let alone = self.f.active_readers(self.f.g.result(n, 0)).count() == 1;
+            let join = self.join_of.get(&n).and_then(|j| self.joins[*j].as_ref())?;
+            (alone && join.kind == JoinKind::Projection).then_some(join.skip_operand)
+        })
+    }
+
+    /// Is there a branch from that start? Adds on the way must each take one up.
+    fn ask(
+        &mut self,
+        add: NodeId,
+        skip_operand: usize,
+        branch_operands: &[usize],
+        inner: Option<super::classes::Mixing>,
+        start: &Start,
+    ) -> Result<Region, Why> {
+        let q = Question { add, skip_operand, branch_operands, inner, state: start.state, path: &start.path };
+        let region = branch(self.f, &q, &mut self.marks)?;
+        for (add, skip) in &start.through {
+            let others = self.f.reads[add.index()].iter().filter(|(i, _)| *i as usize != *skip);
+            if !others.into_iter().any(|(_, v)| region.nodes.contains(&v.node)) {
+                return Err(Why::Independent);
+            }
+        }
+        Ok(region)
+    }
+
+    /// Is what a skip passes less than what the branch does?
+    fn projects(&self, start: &Start, region: Region) -> Result<Region, Why> {
+        let linear = |n: &&NodeId| matches!(self.f.class_of(**n), Class::Mixing(m) if m != super::classes::Mixing::Pool);
+        let branch =
+            region.mixing.min(region.nodes.iter().filter(linear).count() + usize::from(region.mixing > region.nodes.len()));
+        if branch <= start.linear || (start.linear > 0 && !region.nonlinear) {
+            return Err(Why::Parallel(start.state));
+        }
+        if region.nodes.iter().any(|n| self.join_of.contains_key(n)) {
+            return Err(Why::Fusion(start.state));
+        }
+        Ok(region)
+    }
+
+    /// Records a join.
+    pub(super) fn accept(&mut self, i: usize, start: Start, operand: usize, kind: JoinKind, region: Region) {
+        let f = self.f;
+        let node = self.adds[i].node;
+        let start = if kind == JoinKind::Identity { in_the_sum_s_form(f, start, node) } else { start };
+        self.around.push(NOWHERE);
+        let inner = self.adds[i].addends.iter().find(|a| a.operand != operand).and_then(|a| a.inner);
+        let id = self.joins.len() as u32;
+        for n in &region.nodes {
+            let inner = self.within[n.index()];
+            if inner == NOWHERE {
+                self.within[n.index()] = id;
+                continue;
+            }
+            let mut at = inner;
+            while at != id && self.around[at as usize] != NOWHERE {
+                at = self.around[at as usize];
+            }
+            if at != id {
+                self.around[at as usize] = id;
+            }
+        }
+        let mut also = Vec::new();
+        for (add, _) in &start.through {
+            also.push(*add);
+            self.parts.insert(*add);
+            // Its own join, if it was one, is now part of this.
+            if let Some(j) = self.join_of.remove(add)
+                && let Some(part) = self.joins[j].take()
+            {
+                also.extend(part.also);
+            }
+        }
+        let first = start.through.first().copied().unwrap_or((node, operand));
+        let scaled_branch = self.adds[i]
+            .addends
+            .iter()
+            .filter(|a| a.operand != operand && a.inner.is_none())
+            .filter_map(|a| f.g.operand(node, a.operand))
+            .chain(
+                start
+                    .through
+                    .iter()
+                    .flat_map(|(n, skip)| f.reads[n.index()].iter().filter(|(o, _)| *o as usize != *skip).map(|(_, v)| *v)),
+            )
+            .any(|v| ends_scaled(f, v, &region));
+        self.join_of.insert(node, self.joins.len());
+        self.joins.push(Some(Join {
+            node,
+            skip_operand: first.1,
+            kind,
+            state: start.state,
+            entry: start.entry,
+            direct: start.entry.0 == first.0,
+            scaled_skip: start.scaled,
+            scaled_branch,
+            signature: signature(f, &region, inner, &mut self.marks),
+            sum: sum_of(f, node),
+            also,
+            branch_nodes: region.nodes.len(),
+        }));
+    }
+
+    /// Is the add a join or part of one?
+    pub(super) fn is_taken(&self, add: NodeId) -> bool {
+        self.join_of.contains_key(&add) || self.parts.contains(&add)
+    }
+
+    /// The joins in whose branches a node is, with their numbers, innermost first.
+    pub(super) fn branches_around(&self, n: NodeId) -> impl Iterator<Item = (usize, &Join)> + '_ {
+        let mut at = self.within[n.index()];
+        std::iter::from_fn(move || {
+            let id = (at != NOWHERE).then_some(at as usize)?;
+            at = self.around[id];
+            Some(id)
+        })
+        .filter_map(|id| self.joins[id].as_ref().map(|j| (id, j)))
+    }
+}
+
+/// How much a reason says about an add.
+fn weight(why: &Why) -> u32 {
+    match why {
+        Why::Independent => 0,
+        Why::Constant(_) => 1,
+        Why::NoMixing(_) => 2,
+        Why::Parallel(_) => 3,
+        Why::Gated(..) => 4,
+        Why::Fusion(_) => 5,
+        Why::Leaks(..) => 6,
+        Why::Crosses(..) => 7,
+    }
+}
+
+/// The result of a join that is the sum.
+fn sum_of(f: &Flow, node: NodeId) -> ValueId {
+    let slot = f.g.op(node).map_or(0, sum_slot);
+    let named = f.g.results(node).any(|v| v.slot == slot && !f.g.name(v).is_empty());
+    f.g.result(node, if named { slot } else { 0 })
+}
+
+/// Moves the start of an identity skip past rearrangements and conversions that the state needs to have the sum's type: the
+/// states of a chain are what its adds add.
+fn in_the_sum_s_form(f: &Flow, mut start: Start, add: NodeId) -> Start {
+    let sum = sum_of(f, add);
+    let same = |v: ValueId| {
+        let dtypes = [v, sum].map(|v| f.g.value(v).ty.dtype);
+        f.may_agree(v, sum) && (dtypes[0] == dtypes[1] || dtypes.contains(&None))
+    };
+    let mut at = start.state;
+    for (i, n) in start.path.iter().enumerate() {
+        if same(at) || !matches!(f.class_of(*n), Class::Carry | Class::Layout) {
+            break;
+        }
+        at = f.g.result(*n, 0);
+        if same(at) {
+            let next = start.path.get(i + 1).copied().unwrap_or(add);
+            let operand = f.reads[next.index()].iter().find(|(_, v)| *v == at).map_or(0, |(o, _)| *o as usize);
+            start.state = at;
+            start.entry = (next, operand);
+            start.path.drain(..=i);
+            break;
+        }
+    }
+    start
+}
+
+/// Is the last step of a branch a product with a scale or gate from outside of the region? The weight of a normalisation is
+/// none, nor is a gate computed from the branch itself.
+fn ends_scaled(f: &Flow, v: ValueId, region: &Region) -> bool {
+    let inside = |v: ValueId| region.nodes.binary_search_by_key(&f.place_of(v.node), |n| f.place_of(*n)).is_ok();
+    let mut at = v;
+    for _ in 0..8 {
+        let n = at.node;
+        match f.class_of(n) {
+            Class::Carry | Class::Layout => match f.g.operand(n, 0) {
+                Some(v) => at = v,
+                None => return false,
+            },
+            Class::Scale => {
+                let within: SmallVec<[ValueId; 2]> =
+                    f.reads[n.index()].iter().map(|(_, v)| *v).filter(|v| inside(*v)).collect();
+                let [main] = within.as_slice() else { return false };
+                let outside = f.reads[n.index()].iter().any(|(_, v)| !inside(*v));
+                return outside && !normalises(f, *main);
+            }
+            _ => return false,
+        }
+    }
+    false
+}
+
+/// Is the value the quotient (or product) of something and a reduction of it: a normalisation written out?
+fn normalises(f: &Flow, v: ValueId) -> bool {
+    f.class_of(v.node) == Class::Scale
+        && f.reads[v.node.index()].iter().any(|(_, r)| {
+            let mut at = *r;
+            for _ in 0..6 {
+                match f.class_of(at.node) {
+                    Class::Reduce => return true,
+                    Class::Elementwise | Class::Carry | Class::Add => {
+                        let Some(next) = f.reads[at.node.index()].iter().map(|(_, v)| *v).find(|v| f.is_live(*v)) else {
+                            return false;
+                        };
+                        at = next;
+                    }
+                    _ => return false,
+                }
+            }
+            false
+        })
+}

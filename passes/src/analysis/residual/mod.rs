@@ -1,0 +1,188 @@
+//! The residual structure of a network: which adds join a skip with a residual branch, and how those follow one another.
+//!
+//! An element-wise add is a *residual join* when one addend, the skip, is a value `h` (the state), or a projection of it, and
+//! another addend is a residual branch of `h`:
+//!
+//! ```text
+//!            ┌──────── skip ────────┐
+//!        h ──┤                      + ── post ── h'
+//!            └── branch (mixing) ───┘
+//! ```
+//!
+//! - The branch is computed from `h` through at least one mixing operator (convolution, matrix product, attention, pooling,
+//!   recurrence), and its type is the skip's: nothing is broadcast.
+//! - The add post-dominates every reader of `h` from which it can be reached: what lies between feeds the add and nothing
+//!   else. Readers of `h` from which the add cannot be reached (long skips, heads) do not matter, nor do values that enter
+//!   the branch from outside (masks, conditioning, encoder states), nor results of the branch that only become outputs (cached
+//!   keys, attention maps). A mask or a position bias fails here: between it and a later score lie states, and they go past
+//!   the score on their own skips.
+//! - Where results of the branch do reach past the add, it is still a join if they meet the add's result again before any
+//!   mixing operator, and the add is not inside the branch of a join while its skip comes from outside of that.
+//! - An identity skip passes copies, casts, quantise/dequantise pairs, rearrangements and scales only. A projected one passes at
+//!   most one convolution or linear map besides pooling, padding, slicing, resizing and normalisation, no nonlinear function,
+//!   fewer linear operators than the branch, and its branch contains no join of its own.
+//! - `x + f(x) + g(x)`, written as two adds of which the first is read by the second only, is one join.
+//!
+//! Joins form a *chain* while each state is the previous join's sum, or a function of that alone without mixing operators
+//! (activation, normalisation): the chain's `post`.
+
+mod branch;
+mod chains;
+mod classes;
+mod flow;
+mod join;
+mod loose;
+mod reason;
+mod skip;
+#[cfg(test)]
+mod tests;
+
+use crate::ir::{Graph, NodeId, ValueId, ValueType};
+
+/// Is the skip the state itself?
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum JoinKind {
+    /// The state unchanged, up to precision, arrangement and scale.
+    Identity,
+    /// The state after a convolution, linear map, pooling, padding, slice or normalisation.
+    Projection,
+}
+
+/// An add that joins a skip and a residual branch.
+#[derive(Clone, Debug)]
+pub struct Join {
+    /// The add; the last one for x + f + g, which is one join.
+    pub node: NodeId,
+    /// The operand by which the skip enters the first add on its path.
+    pub skip_operand: usize,
+    /// Is the skip the state itself?
+    pub kind: JoinKind,
+    /// The value the skip starts from.
+    pub state: ValueId,
+    /// The use of `state`, as (consumer, operand), that begins the skip path: the add itself when `direct`.
+    pub entry: (NodeId, usize),
+    /// The skip passes no operator before the (first) add.
+    pub direct: bool,
+    /// The skip is multiplied by a scale.
+    pub scaled_skip: bool,
+    /// The branch is multiplied by a scale or gate of its own (layer scale, adaLN gate) as its last step.
+    pub scaled_branch: bool,
+    /// The branch's mixing operators in order: `Conv`, `MatMul`, `Attention`, `Pool`, …
+    pub signature: Vec<String>,
+    /// The sum; for a fused operator the first of its results that is defined.
+    pub sum: ValueId,
+    /// Further adds that the join consists of, before `node`.
+    pub also: Vec<NodeId>,
+    /// Number of nodes of the branch.
+    pub branch_nodes: usize,
+}
+
+/// What follows the add before the next state.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Post {
+    None,
+    Relu,
+    Gelu,
+    Silu,
+    LayerNorm,
+    RmsNorm,
+    BatchNorm,
+    /// Anything else, in lower case; several operators joined by `+`.
+    Other(String),
+}
+
+impl Post {
+    /// Word for reports.
+    pub fn name(&self) -> &str {
+        match self {
+            Post::None => "none",
+            Post::Relu => "relu",
+            Post::Gelu => "gelu",
+            Post::Silu => "silu",
+            Post::LayerNorm => "layernorm",
+            Post::RmsNorm => "rmsnorm",
+            Post::BatchNorm => "batchnorm",
+            Post::Other(name) => name,
+        }
+    }
+}
+
+/// A maximal run of identity joins over one hidden state of one type.
+#[derive(Clone, Debug)]
+pub struct Chain {
+    /// Place among the chains in execution order of their first adds.
+    pub id: usize,
+    /// Its joins, in order.
+    pub joins: Vec<Join>,
+    /// `h_0` to `h_K`; `h_k` is what follows block `k`, after `post`.
+    pub states: Vec<ValueId>,
+    /// Type of the states.
+    pub ty: ValueType,
+    /// What follows each add.
+    pub post: Post,
+    /// Some skip or branch is multiplied by a scale or gate.
+    pub scaled: bool,
+    /// Signatures of one period: operators joined by `·`, blocks by ` | `.
+    pub signature: String,
+    /// Adds in one repeated unit, by the branches' signatures; 0 when nothing repeats.
+    pub period: usize,
+}
+
+/// A float add that joins nothing.
+#[derive(Clone, Debug)]
+pub struct Rejected {
+    /// The add.
+    pub node: NodeId,
+    /// Why not, naming its operands.
+    pub reason: String,
+}
+
+/// What [`find_residuals`] found.
+#[derive(Clone, Debug, Default)]
+pub struct ResidualStructure {
+    /// Runs of identity joins, single ones included.
+    pub chains: Vec<Chain>,
+    /// Joins with a projected skip, in execution order.
+    pub projections: Vec<Join>,
+    /// Every other float add, in execution order.
+    pub rejected: Vec<Rejected>,
+}
+
+impl ResidualStructure {
+    /// Number of identity joins.
+    pub fn identity_count(&self) -> usize {
+        self.chains.iter().map(|c| c.joins.len()).sum()
+    }
+}
+
+/// Why an add with a given skip is no join.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Why {
+    /// The other addend is not computed from it.
+    Independent,
+    /// It is, but without a mixing operator.
+    NoMixing(ValueId),
+    /// It is, and what lies between reaches past the add, starting with this node.
+    Leaks(ValueId, NodeId),
+    /// The skip is multiplied by a function of the state.
+    Gated(ValueId, NodeId),
+    /// The state is a constant that is no state.
+    Constant(ValueId),
+    /// The add is inside this join's branch, the skip comes from outside.
+    Crosses(ValueId, NodeId),
+    /// As a projection: the branch has no more linear operators than the skip, or is linear.
+    Parallel(ValueId),
+    /// As a projection: the branch contains joins.
+    Fusion(ValueId),
+}
+
+/// Finds the residual structure of a graph. Types should have been resolved (`facts::resolve_types`): where shapes are unknown,
+/// a broadcast cannot be told from a sum.
+pub fn find_residuals(g: &Graph) -> ResidualStructure {
+    let flow = flow::Flow::new(g);
+    let mut finder = join::Finder::new(&flow);
+    finder.strict();
+    loose::recover(&mut finder);
+    chains::build(&flow, finder)
+}
