@@ -31,7 +31,9 @@ struct Pending {
 impl Outputs {
     /// Outputs that never replace these files.
     pub fn sparing(sources: &[&Path]) -> Outputs {
-        Outputs { sources: sources.iter().map(|p| p.to_path_buf()).collect(), ..Outputs::default() }
+        let mut outputs = Outputs::default();
+        outputs.sources.extend(sources.iter().map(|p| p.to_path_buf()));
+        outputs
     }
 
     /// Writes a model beside its destination, and what external data it needs. Returns the model file's size.
@@ -78,7 +80,7 @@ impl Outputs {
             return Err(cannot(path, "it is a directory"));
         }
         if self.sources.iter().any(|s| is_same_file(s, path)) {
-            return Err(cannot(path, "it is the input").help("choose another output with -o"));
+            return Err(cannot(path, "it is the input, or holds its data").help("choose another output with -o"));
         }
         let dir = parent(path);
         self.make_dir(dir).map_err(|e| cannot(path, e))?;
@@ -105,6 +107,7 @@ impl Outputs {
         let root = if root.as_os_str().is_empty() { Path::new(".") } else { root };
         // A model without its data is written without it.
         let Ok(source) = root.join(location).canonicalize() else { return Ok(location.to_string()) };
+        self.sources.push(source.clone());
         let dir = parent(output);
         let key = (source.clone(), dir.to_path_buf());
         if let Some(place) = self.linked.get(&key) {

@@ -8,7 +8,7 @@ use crate::random_inputs::Sizes;
 use crate::{engine, options, placement};
 use ancre_passes::analysis::residual::{ResidualStructure, find_residuals};
 use ancre_passes::analysis::roles::initializer_roles;
-use ancre_passes::ir::{Graph, NodeId, ValueId};
+use ancre_passes::ir::{Graph, NodeId, SharedBytes, ValueId};
 use ancre_passes::onnx;
 use ancre_passes::pipeline;
 use ancre_passes::transform::bake::{ChainRecord, RouterRecord};
@@ -84,7 +84,7 @@ impl Clock {
 ///
 /// # Errors
 /// When the model cannot be read.
-pub fn load(path: &Path) -> Result<(Graph, Vec<u8>), Failure> {
+pub fn load(path: &Path) -> Result<(Graph, SharedBytes), Failure> {
     let (mut g, bytes) = files::read_model(path)?;
     engine::find_types(&mut g);
     Ok((g, bytes))
@@ -151,10 +151,10 @@ pub fn rewrite(a: &RewriteArgs) -> Result<Outcome, Failure> {
 
     let (forward_path, train_path) = output_paths(model, a.out.as_deref());
     let emission = onnx::emit(&forward).map_err(|e| Failure::input(e.to_string()).at(&forward_path))?;
-    let mut outputs = Outputs::default();
+    let mut outputs = Outputs::sparing(&[model]);
     let mut written = vec![("forward", forward_path.clone(), emission.byte_len(), emission.nodes)];
     if !a.dry_run {
-        outputs.add_model(&emission, &forward_path)?;
+        written[0].2 = outputs.add_model(&emission, &forward_path)?;
     }
     if let Ok((t, _)) = &training {
         let emission = onnx::emit(&t.graph).map_err(|e| Failure::input(e.to_string()).at(&train_path))?;
@@ -176,6 +176,7 @@ pub fn rewrite(a: &RewriteArgs) -> Result<Outcome, Failure> {
                 rtol: a.rtol.unwrap_or(1e-5),
                 dims,
             };
+            files::check_external(&source, model).map_err(|e| e.help("--verify none does without the data"))?;
             Some(prove::prove(model, &source, &bytes, &routed, &forward, &routers, &route_options, &o)?)
         }
     };

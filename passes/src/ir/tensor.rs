@@ -92,7 +92,12 @@ impl Tensor {
     /// Takes a sparse message over.
     pub fn from_sparse(sparse: SparseTensorProto) -> Result<Tensor, TensorError> {
         let values = sparse.values.clone().unwrap_or_default();
-        let like = TensorProto { dims: sparse.dims.clone(), name: values.name.clone(), data_type: values.data_type, ..Default::default() };
+        let like = TensorProto {
+            dims: sparse.dims.clone(),
+            name: values.name.clone(),
+            data_type: values.data_type,
+            ..Default::default()
+        };
         let (dtype, _) = described(&like)?;
         Tensor::from_proto(values, None)?;
         Tensor::from_proto(sparse.indices.clone().unwrap_or_default(), None)?;

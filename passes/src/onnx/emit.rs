@@ -1,17 +1,15 @@
 //! IR to ONNX file. Initializers are written straight from where they live; the model message never holds a second copy.
 
 use super::external::{relocate, relocate_tensor};
-use crate::ir::{
-    ANCRE, Attr, DType, Dim, Graph, Kind, NodeId, NodeSite, Parts, Tensor, TensorType, ValueId, ValueType,
-};
-use indexmap::IndexMap;
 use super::import::read_value_info;
+use crate::ir::{ANCRE, Attr, DType, Dim, Graph, Kind, NodeId, NodeSite, Parts, Tensor, TensorType, ValueId, ValueType};
+use indexmap::IndexMap;
 use onnx_protobuf::attribute_proto::AttributeType;
 use onnx_protobuf::tensor_proto::DataLocation;
 use onnx_protobuf::tensor_shape_proto::{Dimension, dimension};
 use onnx_protobuf::{
-    AttributeProto, GraphProto, Message, ModelProto, NodeProto, OperatorSetIdProto, SparseTensorProto, StringStringEntryProto,
-    TensorProto, TensorShapeProto, TypeProto, ValueInfoProto, type_proto,
+    AttributeProto, GraphProto, Message, ModelProto, NodeProto, OperatorSetIdProto, SparseTensorProto,
+    StringStringEntryProto, TensorProto, TensorShapeProto, TypeProto, ValueInfoProto, type_proto,
 };
 use protobuf::CodedOutputStream;
 use std::collections::HashSet;

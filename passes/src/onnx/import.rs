@@ -96,11 +96,7 @@ pub fn import(mut model: ModelProto, root: Option<&Path>) -> Result<Graph, Impor
     assemble(model, initializers, root)
 }
 
-fn assemble(
-    mut model: ModelProto,
-    tensors: Vec<(String, Tensor)>,
-    root: Option<Arc<Path>>,
-) -> Result<Graph, ImportError> {
+fn assemble(mut model: ModelProto, tensors: Vec<(String, Tensor)>, root: Option<Arc<Path>>) -> Result<Graph, ImportError> {
     let mut source: GraphProto = model.graph.take().ok_or(ImportError::NoGraph)?;
     if !(3..=NEWEST_IR).contains(&model.ir_version) {
         return Err(ImportError::Ir(model.ir_version));
@@ -233,12 +229,7 @@ fn site_name(node: &NodeProto) -> String {
 }
 
 /// Names a subgraph reads from outside, in order, and its own ones.
-fn free_names(
-    graph: &GraphProto,
-    depth: usize,
-    free: &mut Vec<String>,
-    inside: &mut HashSet<String>,
-) -> Result<(), ()> {
+fn free_names(graph: &GraphProto, depth: usize, free: &mut Vec<String>, inside: &mut HashSet<String>) -> Result<(), ()> {
     if depth > DEEPEST {
         return Err(());
     }

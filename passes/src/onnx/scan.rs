@@ -139,7 +139,9 @@ impl<'a> Fields<'a> {
         }
         let end = usize::try_from(length).ok().and_then(|n| from.checked_add(n)).filter(|end| *end <= self.end);
         let Some(end) = end else {
-            return Err(self.damaged(start, &format!("has a field of {length} bytes, more than are left; the file is cut off")));
+            return Err(
+                self.damaged(start, &format!("has a field of {length} bytes, more than are left; the file is cut off"))
+            );
         };
         self.at = end;
         Ok(Some(Field { number, wire, whole: start..end, payload: from..end }))
