@@ -16,7 +16,7 @@ pub struct Outputs {
     /// Directories made for the outputs.
     made: Vec<PathBuf>,
     /// Where a source's data file goes in a directory.
-    linked: HashMap<(PathBuf, PathBuf), String>,
+    placed: HashMap<(PathBuf, PathBuf), String>,
     /// Files that must not be written.
     sources: Vec<PathBuf>,
 }
@@ -24,8 +24,6 @@ pub struct Outputs {
 struct Pending {
     temp: TempPath,
     path: PathBuf,
-    /// Shares its bytes with a source file, whose permissions it therefore has.
-    link: bool,
 }
 
 impl Outputs {
@@ -90,7 +88,7 @@ impl Outputs {
             write(&mut file).map_err(|e| cannot(path, e))?;
             file.flush().map_err(|e| cannot(path, e))?;
         }
-        self.pending.push(Pending { temp: temp.into_temp_path(), path: path.to_path_buf(), link: false });
+        self.pending.push(Pending { temp: temp.into_temp_path(), path: path.to_path_buf() });
         Ok(())
     }
 
@@ -110,7 +108,7 @@ impl Outputs {
         self.sources.push(source.clone());
         let dir = parent(output);
         let key = (source.clone(), dir.to_path_buf());
-        if let Some(place) = self.linked.get(&key) {
+        if let Some(place) = self.placed.get(&key) {
             return Ok(place.clone());
         }
         let mut place = location.to_string();
@@ -120,7 +118,7 @@ impl Outputs {
                 break;
             }
             if target.symlink_metadata().is_err() && !self.pending.iter().any(|p| p.path == target) {
-                self.link(&source, &target)?;
+                self.copy(&source, &target)?;
                 break;
             }
             if has_same_content(&source, &target) {
@@ -128,27 +126,19 @@ impl Outputs {
             }
             place = numbered(location, n);
         }
-        self.linked.insert(key, place.clone());
+        self.placed.insert(key, place.clone());
         Ok(place)
     }
 
-    /// Links or copies a file, under a temporary name for now.
-    fn link(&mut self, source: &Path, target: &Path) -> Result<(), Failure> {
+    /// Copies a file, under a temporary name for now. It is not linked: readers refuse data files that have a second link
+    /// (`onnx.load` since 1.20 takes that for an attack), and that would break the source too. Where the file system can
+    /// share blocks between files, the copy does.
+    fn copy(&mut self, source: &Path, target: &Path) -> Result<(), Failure> {
         let dir = parent(target);
         self.make_dir(dir).map_err(|e| cannot(target, e))?;
-        let builder = || {
-            let mut b = tempfile::Builder::new();
-            b.prefix(".ancre-");
-            b
-        };
-        if let Ok(temp) = builder().make_in(dir, |temp| fs::hard_link(source, temp)) {
-            self.pending.push(Pending { temp: temp.into_temp_path(), path: target.to_path_buf(), link: true });
-            return Ok(());
-        }
-        let temp = builder().tempfile_in(dir).map_err(|e| cannot(target, e))?;
-        let copy = File::open(source).and_then(|mut from| io::copy(&mut from, &mut temp.as_file()));
-        copy.map_err(|e| cannot(target, format!("copying {}: {e}", source.display())))?;
-        self.pending.push(Pending { temp: temp.into_temp_path(), path: target.to_path_buf(), link: false });
+        let temp = tempfile::Builder::new().prefix(".ancre-").tempfile_in(dir).map_err(|e| cannot(target, e))?;
+        fs::copy(source, temp.path()).map_err(|e| cannot(target, format!("copying {}: {e}", source.display())))?;
+        self.pending.push(Pending { temp: temp.into_temp_path(), path: target.to_path_buf() });
         Ok(())
     }
 
@@ -161,7 +151,7 @@ impl Outputs {
             files.contains_key(name)
                 || self.pending.iter().any(|p| p.path == target)
                 || self.sources.iter().any(|s| is_same_file(s, &target))
-                || self.linked.values().any(|place| place == name)
+                || self.placed.values().any(|place| place == name)
         };
         let mut all = std::iter::once(name.clone()).chain((1..).map(|n| numbered(&name, n)));
         all.find(|n| !taken(n)).ok_or_else(|| cannot(path, "no name is free for its data"))
@@ -172,14 +162,13 @@ impl Outputs {
     /// # Errors
     /// When a rename fails.
     pub fn commit(mut self) -> Result<(), Failure> {
-        for Pending { temp, path, link } in std::mem::take(&mut self.pending) {
+        for Pending { temp, path } in std::mem::take(&mut self.pending) {
             // Temporary files are private; the output has the permissions a new file gets.
             #[cfg(unix)]
-            if !link {
+            {
                 use std::os::unix::fs::PermissionsExt;
                 let _ = fs::set_permissions(&temp, fs::Permissions::from_mode(0o644));
             }
-            let _ = link;
             temp.persist(&path).map_err(|e| cannot(&path, e.error))?;
         }
         self.made.clear();
