@@ -117,3 +117,71 @@ pub fn read_arrays(path: &Path) -> Result<Arrays, Failure> {
         _ => Err(fail("has an unknown suffix, .npz or .safetensors was expected".into())),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine;
+    use ancre_passes::analysis::residual::find_residuals;
+    use ancre_passes::pipeline;
+    use ancre_passes::transform::route::route_skips;
+    use clap::Parser;
+    use std::path::PathBuf;
+
+    /// What the main job does to a file's bytes, short of training and running it.
+    fn work_on(bytes: Vec<u8>) -> Result<(), String> {
+        let mut g = parse_model(&SharedBytes::new(bytes), Path::new("m.onnx")).map_err(|e| e.to_string())?;
+        engine::find_types(&mut g);
+        let structure = find_residuals(&g);
+        let cli = crate::cli::Cli::parse_from(["ancre-rewrite", "m.onnx"]);
+        let options = crate::options::route_options(&cli.rewrite).map_err(|e| e.to_string())?;
+        route_skips(&mut g, &structure.chains, &options).map_err(|e| e.to_string())?;
+        pipeline::lower_forward(&mut g, |_, _| false)?;
+        onnx::emit(&g).and_then(|e| e.to_bytes()).map_err(|e| e.to_string())?;
+        Ok(())
+    }
+
+    /// Flipped bits, cut ends and overwritten stretches are errors or other models; never a panic. `ANCRE_FUZZ` gives the
+    /// number of trials a file.
+    #[test]
+    fn damaged_models_do_not_panic() {
+        let trials: u64 = std::env::var("ANCRE_FUZZ").ok().and_then(|v| v.parse().ok()).unwrap_or(6);
+        let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("models");
+        let mut files: Vec<PathBuf> = std::fs::read_dir(models).unwrap().map(|e| e.unwrap().path()).collect();
+        files.retain(|p| p.extension().is_some_and(|e| e == "onnx"));
+        files.sort();
+        let mut state = 0x9e37_79b9_7f4a_7c15u64;
+        let mut random = move |below: usize| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state as usize % below
+        };
+        for path in files {
+            let source = std::fs::read(&path).unwrap();
+            if let Err(e) = work_on(source.clone()) {
+            panic!("{}: {e}", path.display());
+        }
+            for trial in 0..trials {
+                let mut bytes = source.clone();
+                // Most of a file is weights, where damage shows nothing; nodes come first.
+                let ahead = bytes.len().min(60_000);
+                match trial % 3 {
+                    0 => (0..1 + random(4)).for_each(|_| bytes[random(ahead)] ^= 1 << random(8)),
+                    1 => bytes.truncate(random(source.len())),
+                    _ => {
+                        let at = random(ahead);
+                        let end = (at + 1 + random(8)).min(bytes.len());
+                        bytes[at..end].iter_mut().for_each(|b| *b = random(256) as u8);
+                    }
+                }
+                let kept = bytes.clone();
+                if std::panic::catch_unwind(|| work_on(bytes)).is_err() {
+                    let at = std::env::temp_dir().join("ancre-damaged.onnx");
+                    std::fs::write(&at, kept).unwrap();
+                    panic!("{} damaged (trial {trial}) panics; see {}", path.display(), at.display());
+                }
+            }
+        }
+    }
+}

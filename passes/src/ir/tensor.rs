@@ -74,6 +74,7 @@ impl Tensor {
         let (dtype, elements) = described(&proto)?;
         let dims = proto.dims.clone();
         let tensor = Tensor { dtype, dims, data: Data::Proto(Arc::new(proto)), root, external: OnceLock::new() };
+        tensor.check_place()?;
         tensor.check_size(elements)?;
         Ok(tensor)
     }
@@ -271,6 +272,17 @@ impl Tensor {
             }
         };
         Ok(Cow::Owned(bytes))
+    }
+
+    /// Are the numbers that say where external bytes are, numbers?
+    fn check_place(&self) -> Result<(), TensorError> {
+        let Some(p) = self.message().filter(|_| self.external().is_some()) else { return Ok(()) };
+        for e in p.external_data.iter().filter(|e| e.key == "offset" || e.key == "length") {
+            e.value.parse::<u64>().map_err(|_| {
+                self.fail(format!("its external data has {} `{}`, which is no number of bytes", e.key, e.value))
+            })?;
+        }
+        Ok(())
     }
 
     /// Where the external bytes are, checked against the file: its path and their range.

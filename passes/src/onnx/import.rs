@@ -60,6 +60,8 @@ pub enum ImportError {
     Attribute { site: NodeSite, error: TensorError },
     #[error("subgraphs are nested more than {DEEPEST} deep at {0}; the file is damaged")]
     Nesting(NodeSite),
+    #[error("graph input `{0}` is declared with an absurd size, {1}; the file is damaged")]
+    InputSize(String, ValueType),
     #[error("graph input `{0}` has no type; an ONNX model declares the types of its inputs")]
     InputType(String),
 }
@@ -152,6 +154,10 @@ fn assemble(mut model: ModelProto, tensors: Vec<(String, Tensor)>, root: Option<
             }
             // Sequences and the like have no tensor type; the model is taken with them, no analysis sees into them.
             let ty = read_value_info(&info).unwrap_or_default();
+            let known = ty.shape.iter().flatten().filter_map(Dim::known).filter(|d| *d != 0);
+            if known.fold(1i64, i64::saturating_mul) >= 1 << 48 {
+                return Err(ImportError::InputSize(name, ty));
+            }
             g.add_input(&name, ty, Some(Arc::new(info)));
         }
     }

@@ -42,7 +42,9 @@ pub(super) fn scan(bytes: &[u8]) -> Result<Scanned, ImportError> {
 }
 
 fn unreadable(what: &str, e: protobuf::Error) -> ImportError {
-    ImportError::Damaged(format!("{what} cannot be decoded: {e}"))
+    let e = e.to_string();
+    let why = if e.contains("recursion") { "its messages are nested too deeply" } else { &e };
+    ImportError::Damaged(format!("{what} cannot be decoded: {why}"))
 }
 
 fn split_graph(
