@@ -252,6 +252,15 @@ pub struct RewriteArgs {
     /// Keep batch normalisation as in evaluation
     #[arg(long, help_heading = "Training graph")]
     pub frozen_bn: bool,
+    /// Replace the last linear map before the output by a fresh one of N classes, in both graphs
+    #[arg(long, value_name = "N", help_heading = "Start", value_parser = clap::value_parser!(u32).range(1..))]
+    pub classes: Option<u32>,
+    /// Start every trained weight afresh, by PyTorch's defaults for its role, in both graphs: training from scratch
+    #[arg(long, value_name = "SEED", help_heading = "Start")]
+    pub reinit: Option<u64>,
+    /// Train only the head (the last linear map before the output and what follows) and the router; implies --frozen-bn
+    #[arg(long, conflicts_with = "trainable_from", help_heading = "Training graph")]
+    pub freeze_backbone: bool,
     /// Also train the initializers that match (repeatable)
     #[arg(long, value_name = "GLOB", help_heading = "Training graph")]
     pub trainable: Vec<String>,
@@ -309,15 +318,6 @@ pub struct RewriteArgs {
     pub batch: Option<String>,
     /// Refused by name.
     #[arg(long, hide = true)]
-    pub classes: Option<u32>,
-    /// Refused by name.
-    #[arg(long, hide = true)]
-    pub freeze_backbone: bool,
-    /// Refused by name.
-    #[arg(long, hide = true)]
-    pub reinit: Option<u64>,
-    /// Refused by name.
-    #[arg(long, hide = true)]
     pub eval_graph: bool,
     /// Refused by name.
     #[arg(long, hide = true)]
@@ -346,6 +346,7 @@ impl RewriteArgs {
             || self.router_lr_scale.is_some()
             || self.grad_outputs
             || self.frozen_bn
+            || self.freeze_backbone
             || !self.trainable.is_empty()
             || !self.frozen.is_empty()
             || self.trainable_from.is_some()
@@ -356,9 +357,6 @@ impl RewriteArgs {
         [
             (self.state.as_deref().is_some_and(|s| s != "inline"), "--state separate"),
             (self.batch.as_deref().is_some_and(|b| b != "keep"), "--batch"),
-            (self.classes.is_some(), "--classes"),
-            (self.freeze_backbone, "--freeze-backbone"),
-            (self.reinit.is_some(), "--reinit"),
             (self.eval_graph, "--eval-graph"),
             (self.opset.is_some(), "--opset"),
             (self.scope == Some(Scope::Network), "--scope network"),

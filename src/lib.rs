@@ -14,5 +14,6 @@ pub mod prove;
 pub mod random_inputs;
 pub mod report;
 pub mod rewrite;
+pub mod start;
 pub mod tensor;
 pub mod verify;

@@ -171,7 +171,12 @@ pub fn training_options(a: &RewriteArgs, loss: LossOptions) -> Result<TrainingOp
             router_lr_scale: a.router_lr_scale.unwrap_or(1.0),
         },
         output: a.output.clone(),
-        trainable: TrainableChoice { exactly, also: a.trainable.clone(), frozen: a.frozen.clone() },
+        trainable: TrainableChoice {
+            exactly,
+            also: a.trainable.clone(),
+            frozen: a.frozen.clone(),
+            head_only: a.freeze_backbone,
+        },
         grad_outputs: a.grad_outputs,
         frozen_bn: a.frozen_bn,
     })

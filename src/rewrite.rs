@@ -5,7 +5,7 @@ use crate::error::Failure;
 use crate::files::{self, Outputs};
 use crate::prove::{self, Proof, ProofOptions};
 use crate::random_inputs::Sizes;
-use crate::{engine, options, placement};
+use crate::{engine, options, placement, start};
 use ancre_passes::analysis::residual::{ResidualStructure, find_residuals};
 use ancre_passes::analysis::roles::initializer_roles;
 use ancre_passes::ir::{Graph, NodeId, SharedBytes, ValueId};
@@ -125,8 +125,11 @@ pub fn rewrite(a: &RewriteArgs) -> Result<Outcome, Failure> {
     let dims = options::dims(&a.dim)?;
     let mut clock = Clock(Instant::now(), Vec::new());
     let mut notices = Vec::new();
-    let (source, bytes) = load(model)?;
+    let (mut source, mut bytes) = load(model)?;
     check_dims(&source, &dims).map_err(|e| e.at(model))?;
+    if let Some(changed) = start::change(a, model, &mut source, &mut notices)? {
+        bytes = changed;
+    }
     clock.lap("parse");
     let structure = find_residuals(&source);
     clock.lap("analyse");

@@ -72,7 +72,7 @@ fn an_option_that_is_refused_is_not_advertised() {
     ];
     for option in options {
         let ran = tool(&with(&model, &[option, &["--dry-run"]].concat()));
-        let listed = help.contains(&format!("{} ", option[0])) || help.contains(&format!("{}\n", option[0]));
+        let listed = help.lines().any(|l| l.trim_start().starts_with(option[0]));
         if ran.err.contains("not supported yet") {
             assert_eq!(ran.status, 2, "{option:?}");
             assert!(!listed || option[0] == "--scope", "{option:?} is in the help and is refused");
@@ -122,7 +122,6 @@ fn usage_errors_have_status_2() {
         &["--loss", "cross-entropy", "--output", "nobody"],
         &["--loss", "mse", "--trainable", "nobody*"],
         &["--loss", "mse", "--frozen", "nobody*"],
-        &["--loss", "mse", "--frozen", "*"],
         &["--trials", "-1"],
     ] {
         let ran = tool(&with(&model, more));

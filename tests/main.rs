@@ -1,13 +1,11 @@
 //! The integration tests, one binary. They need an ONNX Runtime: one that is installed, or network to fetch one.
+#![cfg(feature = "ort")]
 #![allow(clippy::unwrap_used, unreachable_pub)]
 
-#[cfg(feature = "ort")]
 mod cli;
-#[cfg(feature = "ort")]
 mod common;
-#[cfg(feature = "ort")]
 mod golden;
-#[cfg(feature = "ort")]
+mod mutations;
 mod ops;
-#[cfg(feature = "ort")]
+mod passes;
 mod train_loop;

@@ -20,11 +20,22 @@ pub struct Plan {
     pub scaled: bool,
     /// Linear layers in a branch.
     pub depth: usize,
+    /// No activation has a kink.
+    pub smooth: bool,
 }
 
 impl Plan {
     pub fn of(blocks: usize) -> Plan {
-        Plan { chains: vec![blocks], width: 6, sequence: false, normed: false, post: false, scaled: false, depth: 2 }
+        Plan {
+            chains: vec![blocks],
+            width: 6,
+            sequence: false,
+            normed: false,
+            post: false,
+            scaled: false,
+            depth: 2,
+            smooth: false,
+        }
     }
 
     pub fn random(r: &mut Random) -> Plan {
@@ -36,6 +47,7 @@ impl Plan {
             post: r.below(3) == 0,
             scaled: r.below(4) == 0,
             depth: 1 + r.below(2),
+            smooth: false,
         }
     }
 }
@@ -43,6 +55,7 @@ impl Plan {
 struct Net<'g> {
     b: Builder<'g>,
     random: Random,
+    smooth: bool,
 }
 
 impl Net<'_> {
@@ -60,7 +73,7 @@ impl Net<'_> {
     }
 
     fn activation(&mut self, x: ValueId) -> ValueId {
-        let which = ["Relu", "Tanh", "Sigmoid", "Softplus"][self.random.below(4)];
+        let which = ["Tanh", "Sigmoid", "Softplus", "Relu"][self.random.below(if self.smooth { 3 } else { 4 })];
         self.b.op(which, &[x]).unwrap()
     }
 
@@ -99,7 +112,7 @@ pub fn network(plan: &Plan, seed: u64) -> Graph {
     }
     dims.push(Dim::from(4));
     let x = g.add_input("x", TensorType::new(DType::F32, dims).into(), None);
-    let mut n = Net { b: Builder::new(&mut g, "stem"), random: Random(seed) };
+    let mut n = Net { b: Builder::new(&mut g, "stem"), random: Random(seed), smooth: plan.smooth };
     let mut width = plan.width;
     let mut h = n.linear(x, 4, width, "stem");
     for (c, blocks) in plan.chains.iter().enumerate() {

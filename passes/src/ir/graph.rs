@@ -630,6 +630,20 @@ impl Graph {
         }
     }
 
+    /// Forgets what the source declares of these values: their types have changed, and are declared anew when the graph is emitted.
+    pub fn forget_declarations(&mut self, values: &HashSet<ValueId>) {
+        let names: HashSet<String> = values.iter().map(|v| self.name(*v).to_string()).collect();
+        Arc::make_mut(&mut self.graph_shell).value_info.retain(|i| !names.contains(&i.name));
+        for o in self.outputs.iter_mut().filter(|o| values.contains(&o.value)) {
+            o.info = None;
+        }
+        for v in values {
+            if let Kind::Input(info) = &mut self.g[v.node.0].kind {
+                *info = None;
+            }
+        }
+    }
+
     /// Drops all graph outputs, so that new ones can be declared.
     pub fn clear_outputs(&mut self) {
         self.outputs.clear();

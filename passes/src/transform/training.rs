@@ -7,6 +7,7 @@ use super::optimizer::{
 };
 use super::route::Router;
 use super::{differentiate, eliminate, legalize, lower_routes, separate, train_batch_norm};
+use crate::analysis::head::{find_head, head_initializers};
 use crate::analysis::roles::{Role, initializer_roles};
 use crate::ir::build::BuildError;
 use crate::ir::{Attrs, Graph, Kind, Op, ValueId, verify};
@@ -25,6 +26,8 @@ pub struct TrainableChoice {
     pub also: Vec<String>,
     /// Not these (globs).
     pub frozen: Vec<String>,
+    /// By role, only what the last linear map before the output and what follows it read.
+    pub head_only: bool,
 }
 
 /// How to build a training graph.
@@ -156,7 +159,7 @@ pub fn build_training_graph(mut g: Graph, routers: &[Router], o: &TrainingOption
     legalize::to_opset(&mut g, legalize::TARGET)?;
     after(&g, "legalize")?;
     // Before folding, which adds constants of its own.
-    let (mut trained, mut frozen) = choose_trainable(&g, &o.trainable, &own, &separated)?;
+    let (mut trained, mut frozen) = choose_trainable(&g, output, &o.trainable, &own, &separated)?;
     super::fold::fold_constants(&mut g);
     after(&g, "fold-constants")?;
     for r in routers {
@@ -175,7 +178,8 @@ pub fn build_training_graph(mut g: Graph, routers: &[Router], o: &TrainingOption
     for (v, _) in &trained {
         g.set_overridable(*v, true);
     }
-    let statistics = if o.frozen_bn { Vec::new() } else { train_batch_norm::train_batch_norm(&mut g)? };
+    let frozen_bn = o.frozen_bn || o.trainable.head_only;
+    let statistics = if frozen_bn { Vec::new() } else { train_batch_norm::train_batch_norm(&mut g)? };
     after(&g, "train-batch-norm")?;
     let loss = append_loss(&mut g, output, &o.loss)?;
     after(&g, "append-loss")?;
@@ -224,6 +228,7 @@ type Chosen = (Vec<(ValueId, StateKind)>, Vec<(String, String)>);
 /// new name with the name of the tensor the exporter had merged them into; patterns match either.
 fn choose_trainable(
     g: &Graph,
+    output: ValueId,
     choice: &TrainableChoice,
     own: &HashSet<String>,
     separated: &HashMap<String, String>,
@@ -238,6 +243,15 @@ fn choose_trainable(
             "--trainable-from names `{missing}`, which is no initializer of the model"
         )));
     }
+    let head = match (choice.head_only, find_head(g, output)) {
+        (false, _) => None,
+        (true, Some(head)) => Some(head_initializers(g, &head)),
+        (true, None) => {
+            let why =
+                format!("--freeze-backbone: no linear map (Gemm, MatMul, Conv) lies before output `{}`", g.name(output));
+            return Err(TrainingError::Unfit(why));
+        }
+    };
     for (v, role) in initializer_roles(g) {
         let name = g.name(v);
         if name.starts_with("ancre.") || !own.contains(name) {
@@ -245,12 +259,18 @@ fn choose_trainable(
         }
         let by_role = match &choice.exactly {
             Some(names) => both(name).iter().any(|n| names.contains(n)),
-            None => role.trains() || matches(&choice.also, name),
+            None => (role.trains() && head.as_ref().is_none_or(|h| h.contains(&v))) || matches(&choice.also, name),
         };
         if by_role && !matches(&choice.frozen, name) {
             trained.push((v, StateKind::Parameter));
         } else if role != Role::Statistic {
-            let why = if role.trains() { "frozen by option".to_string() } else { role.name().to_string() };
+            let why = if head.as_ref().is_some_and(|h| role.trains() && !h.contains(&v)) {
+                "backbone".to_string()
+            } else if role.trains() {
+                "frozen by option".to_string()
+            } else {
+                role.name().to_string()
+            };
             frozen.push((name.to_string(), why));
         }
     }

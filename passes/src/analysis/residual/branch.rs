@@ -4,6 +4,7 @@ use super::Why;
 use super::classes::{Class, Mixing};
 use super::flow::Flow;
 use crate::ir::{NodeId, ValueId};
+use smallvec::SmallVec;
 
 /// An add under examination, seen with one of its addends as the skip.
 pub(super) struct Question<'a> {
@@ -54,6 +55,8 @@ impl Marks {
     }
 }
 
+/// Values beside the state that count as the state.
+const MOST_SHARED: usize = 16;
 /// Nodes looked at before giving up on a question of reachability.
 const FAR: usize = 4096;
 
@@ -93,16 +96,32 @@ pub(super) fn branch(f: &Flow, q: &Question, marks: &mut Marks) -> Result<Region
     let mut seeds: Vec<NodeId> = Vec::new();
     let mut strays: Vec<NodeId> = Vec::new();
     let mut directly = false;
-    for r in f.active_readers(q.state) {
-        if begins_skip(r.consumer, r.operand as usize) {
-            continue;
-        }
-        if r.consumer == q.add {
-            directly |= q.branch_operands.contains(&(r.operand as usize));
-        } else if f.place_of(r.consumer) < f.place_of(q.add) {
-            if f.post_dominates(q.add, r.consumer) { seeds.push(r.consumer) } else { strays.push(r.consumer) }
+    // The state and what is computed from it alone without mixing: an activation that several branches share is no more a
+    // leak than the state is.
+    let mut same: SmallVec<[ValueId; 8]> = SmallVec::from_slice(&[q.state]);
+    let mut next = 0;
+    while next < same.len() {
+        let v = same[next];
+        next += 1;
+        for r in f.active_readers(v) {
+            let c = r.consumer;
+            if begins_skip(c, r.operand as usize) {
+                continue;
+            }
+            if c == q.add {
+                directly |= q.branch_operands.contains(&(r.operand as usize));
+            } else if f.place_of(c) < f.place_of(q.add) {
+                if f.post_dominates(q.add, c) {
+                    seeds.push(c);
+                } else if same.len() < MOST_SHARED && !q.path.contains(&c) && is_function_of(f, c, &same) {
+                    same.extend(f.g.results(c).filter(|v| !same.contains(v)).collect::<SmallVec<[ValueId; 2]>>());
+                } else {
+                    strays.push(c);
+                }
+            }
         }
     }
+    strays.retain(|c| !same.iter().any(|v| v.node == *c));
     if seeds.is_empty() && !(directly && q.inner.is_some()) {
         return match strays.into_iter().find(|s| reaches(f, *s, q.add, marks)) {
             _ if directly => Err(Why::NoMixing(q.state)),
@@ -119,6 +138,15 @@ pub(super) fn branch(f: &Flow, q: &Question, marks: &mut Marks) -> Result<Region
         return Err(Why::Constant(q.state));
     }
     Ok(region)
+}
+
+/// Is the node computed from the given values and constants alone, without mixing?
+fn is_function_of(f: &Flow, n: NodeId, values: &[ValueId]) -> bool {
+    let class = matches!(
+        f.class_of(n),
+        Class::Carry | Class::Layout | Class::Norm | Class::Scale | Class::Nonlinear | Class::Elementwise | Class::Reduce
+    );
+    class && f.reads[n.index()].iter().all(|(_, v)| values.contains(v) || !f.is_live(*v))
 }
 
 /// Does the read of `consumer` continue the skip path, rather than lead the branch into it?

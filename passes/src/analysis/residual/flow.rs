@@ -1,6 +1,6 @@
 //! The graph as flow of data: dense tables, topological places, liveness and post-dominators.
 
-use super::classes::{Class, addends, class, reads_data};
+use super::classes::{Class, addends, class, reads_data, sum_slot};
 use crate::ir::{Dim, Graph, Kind, NodeId, ValueId};
 use smallvec::SmallVec;
 
@@ -149,9 +149,11 @@ impl<'g> Flow<'g> {
         self.lift(from.index() as u32, self.depth[by.index()]) == by.index() as u32
     }
 
-    /// The readers of one value, by place.
+    /// The readers of one value, by place. Of a fused operator's sum all that read any of its results do, which are functions of
+    /// the sum.
     pub(super) fn readers_of(&self, v: ValueId) -> impl Iterator<Item = Read> + '_ {
-        self.readers[v.node.index()].iter().copied().filter(move |r| r.slot == v.slot)
+        let all = v.slot > 0 && self.g.op(v.node).is_some_and(|op| sum_slot(op) == v.slot);
+        self.readers[v.node.index()].iter().copied().filter(move |r| all || r.slot == v.slot)
     }
 
     /// Readers of a value that lead on to something.
