@@ -128,7 +128,7 @@ pub fn rewrite(a: &RewriteArgs) -> Result<Outcome, Failure> {
     let (mut source, mut bytes) = load(model)?;
     check_dims(&source, &dims).map_err(|e| e.at(model))?;
     if let Some(changed) = start::change(a, model, &mut source, &mut notices)? {
-        bytes = changed;
+        bytes = SharedBytes::new(changed);
     }
     clock.lap("parse");
     let structure = find_residuals(&source);
