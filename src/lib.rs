@@ -8,6 +8,7 @@ pub mod files;
 pub mod freeze;
 pub mod inspect;
 pub mod options;
+pub mod outputs;
 pub mod placement;
 pub mod prove;
 pub mod random_inputs;

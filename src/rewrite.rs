@@ -9,7 +9,7 @@ use crate::training_files::{self, TrainingFacts, TrainingFiles};
 use crate::{engine, options, start};
 use ancre_passes::analysis::residual::{ResidualStructure, find_residuals};
 use ancre_passes::analysis::roles::initializer_roles;
-use ancre_passes::ir::{Graph, NodeId, ValueId};
+use ancre_passes::ir::{Graph, NodeId, SharedBytes, ValueId};
 use ancre_passes::onnx;
 use ancre_passes::pipeline;
 use ancre_passes::transform::bake::{ChainRecord, RouterRecord};
@@ -64,7 +64,7 @@ impl Clock {
 ///
 /// # Errors
 /// When the model cannot be read.
-pub fn load(path: &Path) -> Result<(Graph, Vec<u8>), Failure> {
+pub fn load(path: &Path) -> Result<(Graph, SharedBytes), Failure> {
     let (mut g, bytes) = files::read_model(path)?;
     engine::find_types(&mut g);
     Ok((g, bytes))
@@ -117,7 +117,7 @@ pub fn rewrite(a: &RewriteArgs) -> Result<Outcome, Failure> {
     let (mut source, mut bytes) = load(model)?;
     check_dims(&source, &dims).map_err(|e| e.at(model))?;
     if let Some(changed) = start::change(a, model, &mut source, &mut notices)? {
-        bytes = changed;
+        bytes = SharedBytes::new(changed);
     }
     clock.lap("parse");
     let structure = find_residuals(&source);
@@ -142,7 +142,7 @@ pub fn rewrite(a: &RewriteArgs) -> Result<Outcome, Failure> {
     clock.lap("differentiate");
 
     let paths = OutputPaths::new(model, a.out.as_deref());
-    let mut outputs = Outputs::default();
+    let mut outputs = Outputs::sparing(&[model]);
     let mut written = Vec::new();
     let mut graphs = vec![("forward", paths.forward.clone(), &forward)];
     if let Ok(built) = &training {
@@ -151,10 +151,8 @@ pub fn rewrite(a: &RewriteArgs) -> Result<Outcome, Failure> {
     }
     for (kind, path, g) in graphs {
         let emission = onnx::emit(g).map_err(|e| Failure::input(e.to_string()).at(&path))?;
-        if !a.dry_run {
-            outputs.add_model(&emission, &path)?;
-        }
-        written.push((kind, path, emission.byte_len(), emission.nodes));
+        let bytes = if a.dry_run { emission.byte_len() } else { outputs.add_model(&emission, &path)? };
+        written.push((kind, path, bytes, emission.nodes));
     }
     if let Ok(TrainingFiles { state: Some(state), .. }) = &training {
         let path = paths.beside("state", Some("safetensors"));
@@ -176,6 +174,7 @@ pub fn rewrite(a: &RewriteArgs) -> Result<Outcome, Failure> {
                 rtol: a.rtol.unwrap_or(1e-5),
                 dims,
             };
+            files::check_external(&source, model).map_err(|e| e.help("--verify none does without the data"))?;
             Some(prove::prove(model, &source, &bytes, &routed, &forward, &routers, &route_options, &o)?)
         }
     };
