@@ -156,6 +156,7 @@ pub fn emit(g: &Graph) -> Result<Emission<'_>, EmitError> {
             Kind::Op(_) => graph.node.push(node(g, id)?),
         }
     }
+    graph.value_info.extend(router_values(g, &graph));
     name_nodes(g, &mut graph.node);
     let nodes = graph.node.len();
     let inputs = g.inputs().iter().map(|id| {
@@ -178,6 +179,16 @@ pub fn emit(g: &Graph) -> Result<Emission<'_>, EmitError> {
     let graph = graph.write_to_bytes()?;
     let graph_len = graph.len() as u64 + initializers.iter().map(|p| tag_len(p.len())).sum::<u64>();
     Ok(Emission { model, graph, initializers, graph_len, nodes })
+}
+
+/// Declarations of the router's values, so that viewers show their shapes: the source's own values are declared as the source
+/// declares them.
+fn router_values(g: &Graph, graph: &GraphProto) -> Vec<ValueInfoProto> {
+    let outputs: HashSet<ValueId> = g.outputs().iter().map(|o| o.value).collect();
+    let declared: HashSet<&str> = graph.value_info.iter().map(|i| i.name.as_str()).collect();
+    let values = graph.node.iter().flat_map(|n| &n.output).filter(|name| name.starts_with("ancre/"));
+    let values = values.filter(|name| !declared.contains(name.as_str())).filter_map(|name| g.find(name));
+    values.filter(|v| !outputs.contains(v) && g.tensor_type(*v).is_some()).map(|v| declare(g, v)).collect()
 }
 
 /// Gives nodes of ours names that no other node has: ONNX Runtime refuses a file with two nodes of one name. Source nodes
