@@ -365,7 +365,6 @@ impl RewriteArgs {
         [
             (self.batch.as_deref().is_some_and(|b| b != "keep"), "--batch"),
             (self.opset.is_some(), "--opset"),
-            (self.scope == Some(Scope::Network), "--scope network"),
         ]
         .into_iter()
         .find_map(|(given, name)| given.then_some(name))

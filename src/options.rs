@@ -1,13 +1,13 @@
 //! From command-line arguments to the passes' options.
 
-use crate::cli::{FormArg, LossArg, NormalizeArg, OptimizerArg, Parametrization, Preset, Reduction, RewriteArgs};
+use crate::cli::{self, FormArg, LossArg, NormalizeArg, OptimizerArg, Parametrization, Preset, Reduction, RewriteArgs};
 use crate::error::Failure;
 use crate::files;
 use crate::random_inputs::Sizes;
 use ancre_passes::ir::Graph;
 use ancre_passes::transform::loss::{LossKind, LossOptions};
 use ancre_passes::transform::optimizer::{OptimizerKind, OptimizerOptions};
-use ancre_passes::transform::route::{ChainChoice, Form, Granularity, Init, Normalize, RouteOptions, Rule};
+use ancre_passes::transform::route::{ChainChoice, Form, Granularity, Init, Normalize, RouteOptions, Rule, Scope};
 use ancre_passes::transform::training::{TrainableChoice, TrainingOptions};
 use std::path::Path;
 
@@ -51,6 +51,10 @@ pub fn route_options(a: &RewriteArgs) -> Result<RouteOptions, Failure> {
         Some(NormalizeArg::Outgoing) => Normalize::Outgoing,
         _ => Normalize::Incoming,
     };
+    let scope = match a.scope {
+        Some(cli::Scope::Network) => Scope::Network,
+        _ => Scope::Stage,
+    };
     let init = match a.init.as_deref() {
         None if rule == Rule::Free => Init::Identity,
         None | Some("uniform") => Init::Uniform,
@@ -68,7 +72,16 @@ pub fn route_options(a: &RewriteArgs) -> Result<RouteOptions, Failure> {
             }
         }
     };
-    Ok(RouteOptions { form, granularity, rule, normalize, init, tau: a.tau.unwrap_or(0.01), chains: chain_choice(a)? })
+    Ok(RouteOptions {
+        form,
+        granularity,
+        scope,
+        rule,
+        normalize,
+        init,
+        tau: a.tau.unwrap_or(0.01),
+        chains: chain_choice(a)?,
+    })
 }
 
 fn chain_choice(a: &RewriteArgs) -> Result<ChainChoice, Failure> {

@@ -12,7 +12,7 @@ use ancre_passes::analysis::roles::initializer_roles;
 use ancre_passes::ir::{Graph, NodeId, SharedBytes, ValueId};
 use ancre_passes::onnx;
 use ancre_passes::pipeline;
-use ancre_passes::transform::bake::{ChainRecord, RouterRecord};
+use ancre_passes::transform::bake::{ChainRecord, RouterRecord, SourceRecord};
 use ancre_passes::transform::route::{Form, Granularity, Init, RouteOptions, Router};
 use ancre_passes::transform::{eliminate, route};
 use serde_json::{Value, json};
@@ -271,6 +271,11 @@ fn describe_router(g: &mut Graph, structure: &ResidualStructure, routers: &[Rout
             adds_per_block: r.adds_per_block,
             logits: g.name(r.logits).to_string(),
             gate: r.gate.map(|v| g.name(v).to_string()),
+            sources: r
+                .sources
+                .iter()
+                .map(|s| SourceRecord { state: g.name(s.state).to_string(), value: g.name(s.value).to_string() })
+                .collect(),
             states: names(&r.states),
             rows: r.rows.iter().map(|(row, v)| (*row, g.name(*v).to_string())).collect(),
         })
@@ -278,7 +283,7 @@ fn describe_router(g: &mut Graph, structure: &ResidualStructure, routers: &[Rout
     let record = RouterRecord {
         form: o.form,
         granularity,
-        scope: "stage".into(),
+        scope: o.scope,
         parametrization: o.rule,
         init,
         tau: o.tau,
