@@ -144,6 +144,12 @@ pub enum OptimizerArg {
 }
 #[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)]
+pub enum StateArg {
+    Inline,
+    Separate,
+}
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
 pub enum VerifyArg {
     Tract,
     Ort,
@@ -163,7 +169,7 @@ pub struct RewriteArgs {
     /// The model
     pub model: Option<PathBuf>,
     /// Output directory (existing, or ending in /) or forward graph's file [default: next to the model]
-    #[arg(short = 'o', long = "output-path", visible_alias = "out", value_name = "DIR|FILE")]
+    #[arg(short, long, value_name = "DIR|FILE")]
     pub out: Option<String>,
     /// finetune: reassign, add, gated, uniform; paper: augment, block, softmax, uniform; later flags override
     #[arg(long, help_heading = "Router")]
@@ -249,9 +255,24 @@ pub struct RewriteArgs {
     /// Output the gradient of every trained tensor as NAME.grad
     #[arg(long, help_heading = "Training graph")]
     pub grad_outputs: bool,
+    /// Where the state starts from: defaults inside the graphs, or STEM.ancre.state.safetensors and none inside [default: inline]
+    #[arg(long, help_heading = "Training graph")]
+    pub state: Option<StateArg>,
+    /// Also write STEM.ancre.eval.onnx: forward and loss, no updates, the same state inputs
+    #[arg(long, help_heading = "Training graph")]
+    pub eval_graph: bool,
     /// Keep batch normalisation as in evaluation
     #[arg(long, help_heading = "Training graph")]
     pub frozen_bn: bool,
+    /// Replace the last linear map before the output by a fresh one of N classes, in both graphs
+    #[arg(long, value_name = "N", help_heading = "Start", value_parser = clap::value_parser!(u32).range(1..))]
+    pub classes: Option<u32>,
+    /// Start every trained weight afresh, by PyTorch's defaults for its role, in both graphs: training from scratch
+    #[arg(long, value_name = "SEED", help_heading = "Start")]
+    pub reinit: Option<u64>,
+    /// Train only the head (the last linear map before the output and what follows) and the router; implies --frozen-bn
+    #[arg(long, conflicts_with = "trainable_from", help_heading = "Training graph")]
+    pub freeze_backbone: bool,
     /// Also train the initializers that match (repeatable)
     #[arg(long, value_name = "GLOB", help_heading = "Training graph")]
     pub trainable: Vec<String>,
@@ -301,18 +322,10 @@ pub struct RewriteArgs {
     #[arg(short, long)]
     pub verbose: bool,
     // In the contract, not built yet: refused by name rather than as unknown flags.
-    #[arg(long, hide = true)]
-    pub state: Option<String>,
+    /// Refused by name.
     #[arg(long, hide = true)]
     pub batch: Option<String>,
-    #[arg(long, hide = true)]
-    pub classes: Option<u32>,
-    #[arg(long, hide = true)]
-    pub freeze_backbone: bool,
-    #[arg(long, hide = true)]
-    pub reinit: Option<u64>,
-    #[arg(long, hide = true)]
-    pub eval_graph: bool,
+    /// Refused by name.
     #[arg(long, hide = true)]
     pub opset: Option<i64>,
 }
@@ -339,6 +352,9 @@ impl RewriteArgs {
             || self.router_lr_scale.is_some()
             || self.grad_outputs
             || self.frozen_bn
+            || self.freeze_backbone
+            || self.state.is_some()
+            || self.eval_graph
             || !self.trainable.is_empty()
             || !self.frozen.is_empty()
             || self.trainable_from.is_some()
@@ -346,17 +362,8 @@ impl RewriteArgs {
 
     /// Names of given options that the contract has and this version has not.
     pub fn not_built_yet(&self) -> Option<&'static str> {
-        [
-            (self.state.as_deref().is_some_and(|s| s != "inline"), "--state separate"),
-            (self.batch.as_deref().is_some_and(|b| b != "keep"), "--batch"),
-            (self.classes.is_some(), "--classes"),
-            (self.freeze_backbone, "--freeze-backbone"),
-            (self.reinit.is_some(), "--reinit"),
-            (self.eval_graph, "--eval-graph"),
-            (self.opset.is_some(), "--opset"),
-            (self.scope == Some(Scope::Network), "--scope network"),
-        ]
-        .into_iter()
-        .find_map(|(given, name)| given.then_some(name))
+        [(self.batch.as_deref().is_some_and(|b| b != "keep"), "--batch"), (self.opset.is_some(), "--opset")]
+            .into_iter()
+            .find_map(|(given, name)| given.then_some(name))
     }
 }

@@ -7,7 +7,7 @@ use crate::rewrite;
 use ancre_passes::ir::{Graph, Kind, Tensor, ValueId};
 use ancre_passes::onnx;
 use ancre_passes::transform::bake;
-use ancre_passes::transform::eliminate;
+use ancre_passes::transform::{eliminate, separate};
 use serde_json::json;
 use std::path::PathBuf;
 
@@ -66,18 +66,20 @@ pub fn freeze(a: &FreezeArgs) -> Result<Frozen, Failure> {
         a.model.with_file_name(format!("{}.frozen.onnx", stem.trim_end_matches(".ancre")))
     });
     let emission = onnx::emit(&g).map_err(|e| Failure::input(e.to_string()).at(&path))?;
-    let mut outputs = Outputs::default();
+    let mut outputs = Outputs::sparing(&[&a.model]);
     let bytes = outputs.add_model(&emission, &path)?;
     let nodes = emission.nodes;
     outputs.commit()?;
     Ok(Frozen { path, bytes, nodes, restored, unused, baked })
 }
 
-/// Puts state tensors into the initializers they belong to: by name, or as `<consumer output>.<role>` for parameters that the
-/// training graph separated from a shared initializer.
+/// Puts state tensors into the initializers they belong to: by name.
 fn restore(g: &mut Graph, state: &Arrays) -> Result<(usize, Vec<String>), String> {
     let mut restored = 0;
     let mut unused = Vec::new();
+    // Parameters that the training graph separated from a tensor the exporter had merged. Optimiser state is not among the
+    // model's tensors, so that names remain is no error.
+    let _ = separate::separate_in_forward(g, state.keys().map(|n| n.strip_suffix(".next").unwrap_or(n)));
     for (name, (shape, values)) in state {
         let key = name.strip_suffix(".next").unwrap_or(name);
         let Some(v) = g.find(key).filter(|v| matches!(g.node(v.node).kind, Kind::Initializer { .. })) else {

@@ -22,7 +22,9 @@ pub fn inspect(a: &InspectArgs) -> Result<String, Failure> {
     let model = a.model.display().to_string();
     if let Some(name) = &a.why {
         return explain::why(&g, &structure, name).ok_or_else(|| {
-            Failure::input(format!("has no node or value named `{name}`")).help("--rejected lists all adds that were not taken").at(&a.model)
+            Failure::input(format!("has no node or value named `{name}`"))
+                .help("--rejected lists all adds that were not taken")
+                .at(&a.model)
         });
     }
     if a.rejected {

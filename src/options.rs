@@ -1,13 +1,13 @@
 //! From command-line arguments to the passes' options.
 
-use crate::cli::{FormArg, LossArg, NormalizeArg, OptimizerArg, Parametrization, Preset, Reduction, RewriteArgs};
+use crate::cli::{self, FormArg, LossArg, NormalizeArg, OptimizerArg, Parametrization, Preset, Reduction, RewriteArgs};
 use crate::error::Failure;
 use crate::files;
 use crate::random_inputs::Sizes;
 use ancre_passes::ir::Graph;
 use ancre_passes::transform::loss::{LossKind, LossOptions};
 use ancre_passes::transform::optimizer::{OptimizerKind, OptimizerOptions};
-use ancre_passes::transform::route::{ChainChoice, Form, Granularity, Init, Normalize, RouteOptions, Rule};
+use ancre_passes::transform::route::{ChainChoice, Form, Granularity, Init, Normalize, RouteOptions, Rule, Scope};
 use ancre_passes::transform::training::{TrainableChoice, TrainingOptions};
 use std::path::Path;
 
@@ -26,23 +26,34 @@ pub fn route_options(a: &RewriteArgs) -> Result<RouteOptions, Failure> {
     let granularity = match a.granularity.as_deref() {
         Some("add") => Granularity::Add,
         Some("block") => Granularity::Block,
-        Some(n) => Granularity::Adds(n.parse().map_err(|_| {
-            Failure::input(format!("--granularity `{n}` is not add, block or a number of adds"))
-        })?),
-        None if form == Form::Augment => Granularity::Block,
-        None => Granularity::Add,
+        Some(n) => Granularity::Adds(
+            n.parse().map_err(|_| Failure::input(format!("--granularity `{n}` is not add, block or a number of adds")))?,
+        ),
+        // A preset sets all four options; without one the form decides.
+        None => match a.preset {
+            Some(Preset::Paper) => Granularity::Block,
+            None if form == Form::Augment => Granularity::Block,
+            _ => Granularity::Add,
+        },
     };
     let rule = match a.parametrization {
         Some(Parametrization::Softmax) => Rule::Softmax,
         Some(Parametrization::Gated) => Rule::Gated,
         Some(Parametrization::Free) => Rule::Free,
         Some(Parametrization::Constant) => Rule::Constant,
-        None if form == Form::Augment => Rule::Softmax,
-        None => Rule::Gated,
+        None => match a.preset {
+            Some(Preset::Paper) => Rule::Softmax,
+            None if form == Form::Augment => Rule::Softmax,
+            _ => Rule::Gated,
+        },
     };
     let normalize = match a.normalize {
         Some(NormalizeArg::Outgoing) => Normalize::Outgoing,
         _ => Normalize::Incoming,
+    };
+    let scope = match a.scope {
+        Some(cli::Scope::Network) => Scope::Network,
+        _ => Scope::Stage,
     };
     let init = match a.init.as_deref() {
         None if rule == Rule::Free => Init::Identity,
@@ -61,7 +72,16 @@ pub fn route_options(a: &RewriteArgs) -> Result<RouteOptions, Failure> {
             }
         }
     };
-    Ok(RouteOptions { form, granularity, rule, normalize, init, tau: a.tau.unwrap_or(0.01), chains: chain_choice(a)? })
+    Ok(RouteOptions {
+        form,
+        granularity,
+        scope,
+        rule,
+        normalize,
+        init,
+        tau: a.tau.unwrap_or(0.01),
+        chains: chain_choice(a)?,
+    })
 }
 
 fn chain_choice(a: &RewriteArgs) -> Result<ChainChoice, Failure> {
@@ -72,8 +92,11 @@ fn chain_choice(a: &RewriteArgs) -> Result<ChainChoice, Failure> {
             let ids: Result<Vec<usize>, _> = ids.split(',').map(|s| s.trim().parse::<usize>()).collect();
             let help = "ids as `inspect` lists them, such as --chains 0,2";
             Ok(ChainChoice::Ids(ids.map_err(|_| {
-                Failure::input(format!("--chains `{}` is not all, none or a list of ids", a.chains.as_deref().unwrap_or_default()))
-                    .help(help)
+                Failure::input(format!(
+                    "--chains `{}` is not all, none or a list of ids",
+                    a.chains.as_deref().unwrap_or_default()
+                ))
+                .help(help)
             })?))
         }
     }
@@ -168,7 +191,12 @@ pub fn training_options(a: &RewriteArgs, loss: LossOptions) -> Result<TrainingOp
             router_lr_scale: a.router_lr_scale.unwrap_or(1.0),
         },
         output: a.output.clone(),
-        trainable: TrainableChoice { exactly, also: a.trainable.clone(), frozen: a.frozen.clone() },
+        trainable: TrainableChoice {
+            exactly,
+            also: a.trainable.clone(),
+            frozen: a.frozen.clone(),
+            head_only: a.freeze_backbone,
+        },
         grad_outputs: a.grad_outputs,
         frozen_bn: a.frozen_bn,
     })

@@ -5,7 +5,8 @@
 
 use crate::engine::Tensors;
 use crate::tensor::NpTensor;
-use ancre_passes::ir::{DType, Dim, Graph, ValueId};
+use ancre_passes::ir::{DType, Dim, Graph, NodeId, ValueId};
+use ancre_passes::ops::constant_ints;
 use indexmap::IndexMap;
 use std::collections::HashSet;
 
@@ -113,7 +114,8 @@ pub fn random_input(g: &Graph, v: ValueId, sizes: &Sizes, seed: u64) -> Result<N
             .ok_or_else(|| format!("input `{name}`: extent {d} has no size; give one with --dim {d}=N"))
     };
     let shape = ty.shape.iter().map(extent).collect::<Result<Vec<usize>, _>>()?;
-    let count: usize = shape.iter().product();
+    let count = shape.iter().try_fold(1usize, |n, d| n.checked_mul(*d)).filter(|n| *n < 1 << 40);
+    let count = count.ok_or_else(|| format!("input `{name}` of shape {shape:?} is too large to make up"))?;
     let mut random = Random::new(seed, name);
     let is_mask = name.to_ascii_lowercase().contains("mask");
     let values: Vec<f64> = if is_mask && !shape.is_empty() {
@@ -161,7 +163,15 @@ fn index_bound(g: &Graph, v: ValueId, sizes: &Sizes) -> Option<u64> {
             let limit = match (op.name.as_str(), operand) {
                 ("Gather" | "GatherElements" | "ScatterElements" | "Scatter", 1) => extent(0, op.attrs.int("axis", 0)),
                 ("GatherND" | "ScatterND", 1) => extent(0, op.attrs.int("batch_dims", 0)),
-                ("OneHot", 0) => g.operand(node, 1).and_then(|d| g.constant(d)?.to_i64().ok()?.first().map(|d| *d as u64)),
+                ("OneHot", 0) => g
+                    .operand(node, 1)
+                    .and_then(|depth| g.constant(depth)?.to_i64().ok()?.first().map(|d| *d as u64))
+                    .or_else(|| result_extent(g, node, op.attrs.int("axis", -1), sizes)),
+                // One-hot by comparison with 0, 1, 2, …
+                ("Equal", side) => g
+                    .operand(node, 1 - side.min(1))
+                    .and_then(|classes| constant_ints(g, classes).filter(|c| c.len() > 1))
+                    .and_then(|classes| u64::try_from(classes.iter().max()? + 1).ok()),
                 ("SoftmaxCrossEntropyLoss" | "NegativeLogLikelihoodLoss", 1) => extent(0, 1),
                 (
                     "Cast" | "Identity" | "Reshape" | "Unsqueeze" | "Squeeze" | "Flatten" | "Transpose" | "Slice" | "Expand"
@@ -177,6 +187,11 @@ fn index_bound(g: &Graph, v: ValueId, sizes: &Sizes) -> Option<u64> {
         }
     }
     bound.filter(|b| *b > 0)
+}
+
+fn result_extent(g: &Graph, node: NodeId, axis: i64, sizes: &Sizes) -> Option<u64> {
+    let ty = g.tensor_type(g.result(node, 0))?;
+    u64::try_from(ty.shape.get(ty.axis(axis)?)?.eval(&|s| sizes.get(s).copied())?).ok()
 }
 
 /// A small generator (splitmix64), one stream for each input.
@@ -248,6 +263,18 @@ mod tests {
         for row in t["attention_mask"].to_i64().chunks(200) {
             assert!(row[0] == 1 && row.is_sorted_by(|a, b| a >= b), "{row:?}");
         }
+    }
+
+    #[test]
+    fn labels_stay_below_the_number_of_classes() {
+        let mut g = Graph::default();
+        let labels = g.add_input("labels", TensorType::new(DType::I64, [Dim::from(64), Dim::from(1)]).into(), None);
+        let classes = g.add_initializer("classes", Tensor::i64s(&[3], &[0, 1, 2]), false);
+        let equal = g.add_op("", Op::new("Equal", Attrs::new()), &[Some(labels), Some(classes)]);
+        let y = g.push_result(equal, "y", ValueType::default());
+        g.add_output(y, None);
+        let values = random_inputs(&g, &Sizes::new(), 0).unwrap()["labels"].to_i64();
+        assert_eq!((values.iter().min(), values.iter().max()), (Some(&0), Some(&2)));
     }
 
     #[test]

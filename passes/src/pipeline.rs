@@ -5,8 +5,9 @@
 //!                                          ▼
 //!   route-skips ──► lower-routes ──► eliminate-dead ──► forward graph
 //!        │
-//!        └──► fold-constants ──► train-batch-norm ──► loss ──► differentiate ──► optimizer
-//!                                      ──► lower-routes ──► lower-batch-norm ──► eliminate-dead ──► training graph
+//!        └──► separate-parameters ──► legalize ──► fold-constants ──► train-batch-norm
+//!                     ──► append-loss ──► differentiate ──► append-optimizer
+//!                     ──► lower-routes ──► lower-batch-norm ──► eliminate-dead ──► training graph
 //! ```
 
 use crate::ir::{Graph, NodeId, verify};
@@ -46,6 +47,16 @@ pub const PASSES: &[PassInfo] = &[
         what: "replaces (reassign) or augments skips by routes; first, because it reads the source's own structure",
     },
     PassInfo {
+        name: "separate-parameters",
+        contract: Contract::Exact,
+        what: "gives parameters that an exporter merged an initializer each; before anything rewrites the nodes that name them",
+    },
+    PassInfo {
+        name: "legalize",
+        contract: Contract::Rounding,
+        what: "brings the source's operators to opset 18 and fused ones to plain ones, so that every pullback sees one form",
+    },
+    PassInfo {
         name: "fold-constants",
         contract: Contract::Exact,
         what: "folds shape arithmetic, so that pullbacks see constant axes and shapes; training graph only, the forward graph keeps the source's nodes",
@@ -67,7 +78,11 @@ pub const PASSES: &[PassInfo] = &[
         contract: Contract::Rounding,
         what: "replaces the router's operators by plain ones; late, because the lowering is chosen for the whole router",
     },
-    PassInfo { name: "lower-batch-norm", contract: Contract::Rounding, what: "replaces training-mode batch normalisation by plain operators" },
+    PassInfo {
+        name: "lower-batch-norm",
+        contract: Contract::Rounding,
+        what: "replaces training-mode batch normalisation by plain operators",
+    },
     PassInfo { name: "eliminate-dead", contract: Contract::Exact, what: "removes what nobody reads; last" },
 ];
 

@@ -1,6 +1,8 @@
 //! Engines that run models: tract, embedded and independent of ONNX Runtime, and a stock ONNX Runtime of the user's.
 
 #[cfg(feature = "ort")]
+pub mod install;
+#[cfg(feature = "ort")]
 pub mod ort;
 pub mod tract;
 
@@ -78,4 +80,115 @@ pub fn ort() -> Result<Box<dyn Engine>, EngineError> {
 /// Finds the type of every value of a graph, as well as that can be known.
 pub fn find_types(g: &mut Graph) {
     facts::resolve_types(g, Some(&tract::TractOracle));
+}
+
+/// What every engine must do, for the engines' tests.
+#[cfg(test)]
+mod samples {
+    use super::*;
+    use ancre_passes::ir::{Attrs, DType, Dim, Graph, Op, Tensor, TensorType, ValueId, ValueType};
+
+    fn input(g: &mut Graph) -> ValueId {
+        g.add_input("x", TensorType::new(DType::F32, [Dim::symbol("batch"), Dim::from(2)]).into(), None)
+    }
+
+    fn finish(mut g: Graph, name: &str, op: Op, operands: &[ValueId], ty: TensorType) -> Vec<u8> {
+        let operands: Vec<Option<ValueId>> = operands.iter().copied().map(Some).collect();
+        g.opsets.insert("custom".into(), 1);
+        let node = g.add_op(name, op, &operands);
+        let y = g.push_result(node, "y", ValueType::from(ty));
+        g.add_output(y, None);
+        ancre_passes::onnx::emit(&g).unwrap().to_bytes().unwrap()
+    }
+
+    fn floats() -> TensorType {
+        TensorType::new(DType::F32, [Dim::symbol("batch"), Dim::from(2)])
+    }
+
+    /// `y = x + w` with `w` of shape [1,2] overridable, by default (10, 20).
+    pub(super) fn sum() -> Vec<u8> {
+        let mut g = Graph::default();
+        let x = input(&mut g);
+        let w = g.add_initializer("w", Tensor::f32s(&[1, 2], &[10.0, 20.0]), true);
+        finish(g, "sum", Op::new("Add", Attrs::new()), &[x, w], floats())
+    }
+
+    /// `y = x · w` whose inner extents do not agree once `x` has three columns.
+    pub(super) fn mismatched() -> Vec<u8> {
+        let mut g = Graph::default();
+        let ty = TensorType::new(DType::F32, [Dim::symbol("batch"), Dim::symbol("columns")]);
+        let x = g.add_input("x", ty.into(), None);
+        let w = g.add_initializer("w", Tensor::f32s(&[2, 2], &[1.0; 4]), false);
+        finish(g, "product", Op::new("MatMul", Attrs::new()), &[x, w], floats())
+    }
+
+    fn x(values: &[f32]) -> (String, NpTensor) {
+        ("x".to_string(), NpTensor::f32s(&[values.len() / 2, 2], values).unwrap())
+    }
+
+    pub(super) fn overridable(engine: &dyn Engine) {
+        let mut session = engine.load(&sum(), None).unwrap();
+        let mut inputs = Tensors::from([x(&[1.0, 2.0])]);
+        assert_eq!(session.run(&inputs).unwrap()["y"].to_f32(), [11.0, 22.0]);
+        inputs.insert("w".into(), NpTensor::f32s(&[1, 2], &[0.5, 0.25]).unwrap());
+        assert_eq!(session.run(&inputs).unwrap()["y"].to_f32(), [1.5, 2.25]);
+        inputs.shift_remove("w");
+        assert_eq!(session.run(&inputs).unwrap()["y"].to_f32(), [11.0, 22.0]);
+    }
+
+    pub(super) fn batches(engine: &dyn Engine) {
+        let mut session = engine.load(&sum(), None).unwrap();
+        for batch in [1, 3, 1] {
+            let y = session.run(&Tensors::from([x(&vec![0.0; 2 * batch])])).unwrap();
+            assert_eq!(y["y"].shape(), [batch, 2]);
+        }
+    }
+
+    pub(super) fn wrong_inputs(engine: &dyn Engine) {
+        let mut session = engine.load(&sum(), None).unwrap();
+        let e = session.run(&Tensors::new()).unwrap_err().to_string();
+        assert!(e.contains("input `x`") && e.contains("not fed"), "{e}");
+        let strange = ("strange".to_string(), NpTensor::f32s(&[1], &[0.0]).unwrap());
+        let e = session.run(&Tensors::from([x(&[0.0, 0.0]), strange])).unwrap_err().to_string();
+        assert!(e.contains("input `strange`") && e.contains("no such input"), "{e}");
+        let doubles = NpTensor::from_f64s(DType::F64, &[1, 2], &[0.0, 0.0]).unwrap();
+        assert!(session.run(&Tensors::from([("x".to_string(), doubles)])).is_err());
+    }
+
+    pub(super) fn unknown_operator(engine: &dyn Engine) {
+        let mut g = Graph::default();
+        let x = input(&mut g);
+        let model = finish(g, "odd one", Op::in_domain("custom", "Strange", Attrs::new()), &[x], floats());
+        match engine.load(&model, None).map(|_| ()).unwrap_err() {
+            EngineError::Unsupported { operator, node, .. } => {
+                assert!(operator.contains("Strange") && node.contains("odd"), "{operator} {node}");
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub(super) fn shapes(engine: &dyn Engine) {
+        let mut g = Graph::default();
+        let v = input(&mut g);
+        let model = finish(g, "", Op::new("Shape", Attrs::new()), &[v], TensorType::fixed(DType::I64, &[2]));
+        let y = engine.load(&model, None).unwrap().run(&Tensors::from([x(&[0.0; 6])])).unwrap();
+        assert_eq!((y["y"].dtype(), y["y"].to_i64()), (DType::I64, vec![3, 2]));
+    }
+
+    pub(super) fn external(engine: &dyn Engine) {
+        use onnx_protobuf::{StringStringEntryProto, TensorProto, tensor_proto::DataLocation};
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("w.bin"), [3f32, 4.0].map(f32::to_le_bytes).concat()).unwrap();
+        let entry =
+            |key: &str, value: &str| StringStringEntryProto { key: key.into(), value: value.into(), ..Default::default() };
+        let mut w = TensorProto { name: "w".into(), dims: vec![1, 2], data_type: 1, ..Default::default() };
+        w.data_location = DataLocation::EXTERNAL.into();
+        w.external_data = vec![entry("location", "w.bin"), entry("offset", "0"), entry("length", "8")];
+        let mut g = Graph::default();
+        let v = input(&mut g);
+        let w = g.add_initializer("w", Tensor::from_proto(w, None).unwrap(), false);
+        let model = finish(g, "sum", Op::new("Add", Attrs::new()), &[v, w], floats());
+        let mut session = engine.load(&model, Some(dir.path())).unwrap();
+        assert_eq!(session.run(&Tensors::from([x(&[1.0, 1.0])])).unwrap()["y"].to_f32(), [4.0, 5.0]);
+    }
 }

@@ -4,6 +4,7 @@ use super::{Engine, EngineError, Session, Tensors};
 use crate::tensor::NpTensor;
 use ancre_passes::ir::DType;
 use indexmap::IndexMap;
+use onnx_protobuf::{Message, ModelProto};
 use ort::environment::Environment;
 use ort::logging::LogLevel;
 use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
@@ -107,7 +108,7 @@ fn library_names() -> (&'static str, &'static str, &'static str) {
 
 /// Is this the name of the library itself, not of one of its providers? `libonnxruntime.so.1.32.0`,
 /// `libonnxruntime.1.32.0.dylib`, `onnxruntime.dll`.
-fn is_library(name: &str) -> bool {
+pub(crate) fn is_library(name: &str) -> bool {
     let (_, prefix, suffix) = library_names();
     name.strip_prefix(prefix).is_some_and(|rest| rest.starts_with('.') && rest.contains(suffix))
 }
@@ -214,7 +215,7 @@ impl OrtEngine {
                 .with_config_entry("session.model_external_initializers_file_folder_path", root.to_string_lossy())
                 .map_err(load_error)?;
         }
-        OrtSession::new(builder.commit_from_memory(model).map_err(load_error)?)
+        OrtSession::new(builder.commit_from_memory(model).map_err(|e| name_node(load_error(e), model))?)
     }
 
     /// Loads a model file; ONNX Runtime maps its external data.
@@ -261,14 +262,30 @@ fn run_error(e: impl Display) -> EngineError {
 }
 
 /// The operator that ONNX Runtime has no kernel or schema for, if that is what the message says: `Could not find an
-/// implementation for Trilu(14) node with name 'n'`, `No Op registered for Strange with domain_version of 18`.
+/// implementation for Trilu(14) node with name 'n'`, `custom:Strange(-1) is not a registered function/op`.
 fn blame(message: &str) -> Option<EngineError> {
-    let word = |text: &str| text.chars().take_while(|c| c.is_alphanumeric() || "._:".contains(*c)).collect::<String>();
+    let is_word = |c: char| c.is_alphanumeric() || "._:".contains(c);
     let after = |marker: &str| message.split_once(marker).map(|(_, rest)| rest.trim_start());
-    let operator = after("implementation for ").or_else(|| after("No Op registered for ")).map(word)?;
+    let before = |marker: &str| message.split_once(marker).and_then(|(text, _)| text.split_whitespace().next_back());
+    let operator = after("implementation for ")
+        .or_else(|| after("No Op registered for "))
+        .or_else(|| before(" is not a registered function/op"))?;
+    let operator = operator.split(|c| !is_word(c)).next()?.replace(':', ".");
     let node = after("with name '").and_then(|r| r.split_once('\'')).map(|(name, _)| name.to_string());
-    let node = node.or_else(|| after("Node (").map(word)).unwrap_or_default();
-    Some(EngineError::Unsupported { engine: NAME, operator, node, why: message.to_string() })
+    Some(EngineError::Unsupported { engine: NAME, operator, node: node.unwrap_or_default(), why: message.to_string() })
+}
+
+/// Adds the node that an error about an operator leaves out: the first one in the model that applies it.
+fn name_node(e: EngineError, model: &[u8]) -> EngineError {
+    let EngineError::Unsupported { engine, operator, node, why } = e else { return e };
+    let wanted = operator.rsplit('.').next().unwrap_or_default();
+    let found = || {
+        let graph = ModelProto::parse_from_bytes(model).ok()?.graph.into_option()?;
+        let node = graph.node.into_iter().find(|n| n.op_type == wanted)?;
+        if node.name.is_empty() { node.output.into_iter().next() } else { Some(node.name) }
+    };
+    let node = if node.is_empty() { found().unwrap_or_default() } else { node };
+    EngineError::Unsupported { engine, operator, node, why }
 }
 
 /// A model loaded in ONNX Runtime.
@@ -452,4 +469,95 @@ fn from_ort(name: &str, v: &DynValue) -> Result<NpTensor, EngineError> {
     };
     let shape: Vec<usize> = shape.iter().map(|d| *d as usize).collect();
     NpTensor::new(dtype, &shape, data).ok_or_else(|| fail("its size and shape differ".into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::samples;
+
+    /// The engine, or `None` with a notice where no library is installed.
+    fn engine() -> Option<OrtEngine> {
+        match environment() {
+            Ok(_) => Some(OrtEngine::default()),
+            Err(e) => {
+                eprintln!("skipped: {e}");
+                None
+            }
+        }
+    }
+
+    #[test]
+    fn it_does_what_every_engine_does() {
+        let Some(engine) = engine() else { return };
+        samples::overridable(&engine);
+        samples::batches(&engine);
+        samples::wrong_inputs(&engine);
+        samples::unknown_operator(&engine);
+        samples::shapes(&engine);
+        samples::external(&engine);
+    }
+
+    #[test]
+    fn a_loop_keeps_its_state() {
+        let Some(engine) = engine() else { return };
+        // y = x + w, fed back into w
+        let mut session = engine.open(&samples::sum(), None).unwrap();
+        assert_eq!((session.inputs(), session.optional_inputs()), (&["x".to_string()][..], &["w".to_string()][..]));
+        let feeds = Tensors::from([("x".to_string(), NpTensor::f32s(&[1, 2], &[1.0, 2.0]).unwrap())]);
+        let mut state =
+            LoopState::new(&Tensors::from([("w".to_string(), NpTensor::f32s(&[1, 2], &[0.5, 0.5]).unwrap())])).unwrap();
+        let carried = IndexMap::from([("y".to_string(), "w".to_string())]);
+        for _ in 0..3 {
+            assert!(session.step(&feeds, &mut state, &carried).unwrap().is_empty());
+        }
+        assert_eq!(state.tensors().unwrap()["w"].to_f32(), [3.5, 6.5]);
+    }
+
+    #[test]
+    fn sixteen_bit_floats_pass_through() {
+        let Some(_) = engine() else { return };
+        for dtype in [DType::F16, DType::BF16] {
+            let t = NpTensor::from_f64s(dtype, &[2], &[1.5, -2.0]).unwrap();
+            assert_eq!(from_ort("t", &to_ort("t", &t).unwrap()).unwrap(), t);
+        }
+    }
+
+    #[test]
+    fn libraries_are_told_from_their_providers() {
+        let (plain, ..) = library_names();
+        assert!(is_library(plain) && !is_library("libonnxruntime_providers_shared.so"));
+        assert_eq!(version_in("libonnxruntime.so.1.32.0"), Some("1.32.0"));
+        assert_eq!(version_in("libonnxruntime.1.32.0.dylib"), Some("1.32.0"));
+        assert_eq!(version_in("onnxruntime.dll"), None);
+    }
+
+    #[test]
+    fn the_newest_library_is_taken() {
+        let dir = tempfile::tempdir().unwrap();
+        let (plain, ..) = library_names();
+        for version in ["1.9.1", "1.24.0", "1.23.2"] {
+            let folder = dir.path().join(version).join("capi");
+            std::fs::create_dir_all(&folder).unwrap();
+            std::fs::write(folder.join(plain), b"").unwrap();
+        }
+        let newest = newest_library(dir.path(), 4).unwrap();
+        assert!(newest.starts_with(dir.path().join("1.24.0")), "{}", newest.display());
+    }
+
+    #[test]
+    fn a_missing_kernel_is_blamed_on_its_operator() {
+        let text = "Could not find an implementation for Trilu(14) node with name 'mask/Trilu'";
+        match blame(text) {
+            Some(EngineError::Unsupported { operator, node, .. }) => {
+                assert_eq!((operator.as_str(), node.as_str()), ("Trilu", "mask/Trilu"));
+            }
+            other => panic!("{other:?}"),
+        }
+        match blame("Fatal error: custom:Strange(-1) is not a registered function/op") {
+            Some(EngineError::Unsupported { operator, .. }) => assert_eq!(operator, "custom.Strange"),
+            other => panic!("{other:?}"),
+        }
+        assert!(blame("out of memory").is_none());
+    }
 }

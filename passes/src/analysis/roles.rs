@@ -47,18 +47,45 @@ impl Role {
 
 /// Operators that hand a constant on without changing what it is.
 fn passes_through(name: &str) -> bool {
-    matches!(name, "Identity" | "Cast" | "CastLike" | "Transpose" | "Reshape" | "Unsqueeze" | "Squeeze" | "Expand" | "Flatten")
+    matches!(
+        name,
+        "Identity" | "Cast" | "CastLike" | "Transpose" | "Reshape" | "Unsqueeze" | "Squeeze" | "Expand" | "Flatten"
+    )
+}
+
+/// Which nodes depend on data a caller feeds, by their index: a position index does not, a token id does.
+fn fed(g: &Graph, order: &[NodeId]) -> Vec<bool> {
+    let mut from_input = vec![false; g.node_bound()];
+    for id in order {
+        from_input[id.index()] =
+            matches!(g.node(*id).kind, Kind::Input(_)) || g.reads(*id).iter().any(|v| from_input[v.node.index()]);
+    }
+    from_input
+}
+
+/// The roles of a constant's single uses, while the graph does not change.
+pub struct UseRoles<'g> {
+    g: &'g Graph,
+    from_input: Vec<bool>,
+}
+
+impl<'g> UseRoles<'g> {
+    /// Roles in a graph.
+    pub fn new(g: &'g Graph) -> UseRoles<'g> {
+        let order = g.topological_order().unwrap_or_default();
+        UseRoles { g, from_input: fed(g, &order) }
+    }
+
+    /// The role that `v` has as operand `operand` of `consumer`.
+    pub fn role(&self, v: ValueId, consumer: NodeId, operand: usize) -> Role {
+        use_role(self.g, consumer, operand, v, &self.from_input, 8)
+    }
 }
 
 /// Roles of all float initializers, in graph order.
 pub fn initializer_roles(g: &Graph) -> Vec<(ValueId, Role)> {
     let order = g.topological_order().unwrap_or_default();
-    // What depends on data a caller feeds: a position index does not, a token id does.
-    let mut from_input = vec![false; g.node_bound()];
-    for id in &order {
-        from_input[id.index()] =
-            matches!(g.node(*id).kind, Kind::Input(_)) || g.reads(*id).iter().any(|v| from_input[v.node.index()]);
-    }
+    let from_input = fed(g, &order);
     order
         .iter()
         .filter(|id| matches!(g.node(**id).kind, Kind::Initializer { .. }))
@@ -83,9 +110,13 @@ fn role(g: &Graph, v: ValueId, from_input: &[bool]) -> Role {
             break;
         }
     }
+    if found == Role::NormScale && is_unit(t) && g.uses(v).iter().all(|(n, _)| g.operand(*n, 2).is_none()) {
+        // What exporters write for a normalisation without parameters of its own.
+        return Role::Frozen("unit scale of a normalisation without parameters");
+    }
     let vector_like = matches!(found, Role::Weight | Role::Embedding | Role::NormScale | Role::NormBias);
     if found.trains() && !vector_like {
-        if t.len() == 1 && t.dims().iter().product::<i64>() == 1 && t.dims().len() != 1 {
+        if t.len() == 1 {
             return Role::Frozen("scalar constant");
         }
         if let Ok(values) = t.to_f64()
@@ -95,6 +126,10 @@ fn role(g: &Graph, v: ValueId, from_input: &[bool]) -> Role {
         }
     }
     found
+}
+
+fn is_unit(t: &crate::ir::Tensor) -> bool {
+    t.to_f64().is_ok_and(|values| values.iter().all(|v| *v == 1.0))
 }
 
 fn use_role(g: &Graph, node: NodeId, operand: usize, v: ValueId, from_input: &[bool], depth: usize) -> Role {
@@ -125,7 +160,11 @@ fn use_role(g: &Graph, node: NodeId, operand: usize, v: ValueId, from_input: &[b
         ("Attention" | "BiasGelu" | "FastGelu", 1 | 2) if op.domain == "com.microsoft" => Role::Bias,
         ("BatchNormalization", 3 | 4) => Role::Statistic,
         (
-            "BatchNormalization" | "LayerNormalization" | "InstanceNormalization" | "GroupNormalization" | "RMSNormalization"
+            "BatchNormalization"
+            | "LayerNormalization"
+            | "InstanceNormalization"
+            | "GroupNormalization"
+            | "RMSNormalization"
             | "SimplifiedLayerNormalization",
             1,
         ) => Role::NormScale,
@@ -178,7 +217,9 @@ fn per_channel(g: &Graph, v: ValueId) -> bool {
 
 /// Is this a table that a formula made: a mask, or sines and cosines?
 fn table(values: &[f64], dims: &[i64], role: Role) -> Option<&'static str> {
-    if values.len() > 1 && values.iter().all(|v| *v == 0.0 || *v <= -1e4 || *v == f64::NEG_INFINITY) && values.iter().any(|v| *v < 0.0)
+    if values.len() > 1
+        && values.iter().all(|v| *v == 0.0 || *v <= -1e4 || *v == f64::NEG_INFINITY)
+        && values.iter().any(|v| *v < 0.0)
     {
         return Some("mask");
     }
@@ -188,7 +229,7 @@ fn table(values: &[f64], dims: &[i64], role: Role) -> Option<&'static str> {
     // sin² + cos² = 1 for pairs: interleaved, or in halves of the last axis (or of each of its quarters).
     let width = dims.last().copied().unwrap_or(1).max(1) as usize;
     let bounded = values.iter().all(|v| v.abs() <= 1.0 + 1e-6);
-    if !bounded || width % 2 != 0 {
+    if !bounded || !width.is_multiple_of(2) {
         return None;
     }
     let unit = |a: f64, b: f64| (a * a + b * b - 1.0).abs() < 1e-4;
@@ -199,10 +240,12 @@ fn table(values: &[f64], dims: &[i64], role: Role) -> Option<&'static str> {
     };
     // The first row may be a class token's zeros.
     let mut distances = vec![1, width / 2];
-    if width % 4 == 0 {
+    if width.is_multiple_of(4) {
         distances.push(width / 4);
     }
     let zero_row = |row: &[f64]| row.iter().all(|v| *v == 0.0);
-    let made = distances.into_iter().any(|d| d > 0 && rows.iter().all(|r| zero_row(r) || paired(r, d)) && !rows.iter().all(|r| zero_row(r)));
+    let made = distances
+        .into_iter()
+        .any(|d| d > 0 && rows.iter().all(|r| zero_row(r) || paired(r, d)) && !rows.iter().all(|r| zero_row(r)));
     made.then_some("table of sines and cosines")
 }

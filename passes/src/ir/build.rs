@@ -385,7 +385,7 @@ impl<'g> Builder<'g> {
 
     /// From a mask of ones and zeros: `one` where it is 1, `zero` where it is 0.
     pub fn two_valued(&mut self, mask: ValueId, one: f64, zero: f64) -> Built {
-        if one == 1.0 && zero <= 1.0 && zero >= 0.0 {
+        if one == 1.0 && (0.0..=1.0).contains(&zero) {
             let dtype = self.ty(mask)?.dtype;
             let zero = self.scalar(dtype, zero);
             return self.op("Max", &[mask, zero]);

@@ -14,6 +14,7 @@ use petgraph::stable_graph::{EdgeIndex, NodeIndex, StableDiGraph};
 use petgraph::visit::EdgeRef;
 use smallvec::SmallVec;
 use std::collections::{HashMap, HashSet};
+use std::path::Path;
 use std::sync::Arc;
 
 /// A node of the graph.
@@ -177,10 +178,13 @@ pub struct Graph {
     pub opsets: IndexMap<String, i64>,
     /// Everything of the source model that is not its main graph's nodes, values and initializers.
     pub shell: Arc<ModelProto>,
-    /// The source graph without nodes, inputs, outputs and initializers; its `value_info` is kept here.
+    /// The source graph without nodes, inputs, outputs and initializers; its `value_info` is kept here. Among `input` are
+    /// the declarations of initializers that are listed as inputs too.
     pub graph_shell: Arc<GraphProto>,
     /// Metadata to emit: the source's, then ours.
     pub metadata: IndexMap<String, String>,
+    /// Directory of the source, where its external data paths start.
+    pub root: Option<Arc<Path>>,
     next_position: u64,
     next_fresh: HashMap<String, u32>,
 }
@@ -197,6 +201,7 @@ impl Default for Graph {
             shell: Arc::new(ModelProto { ir_version: 8, ..Default::default() }),
             graph_shell: Arc::new(GraphProto { name: "main".into(), ..Default::default() }),
             metadata: IndexMap::new(),
+            root: None,
             next_position: 0,
             next_fresh: HashMap::new(),
         }
@@ -596,6 +601,15 @@ impl Graph {
         }
     }
 
+    /// Makes an overridable initializer an input that must be fed, of the given type; returns the default it had.
+    pub fn require_input(&mut self, v: ValueId, ty: ValueType) -> Option<Tensor> {
+        let tensor = self.initializer(v).cloned()?;
+        self.set_overridable(v, true);
+        self.g[v.node.0].kind = Kind::Input(None);
+        self.set_type(v, ty);
+        Some(tensor)
+    }
+
     /// Removes a node that nobody reads.
     pub fn remove(&mut self, id: NodeId) {
         debug_assert!(self.g.edges_directed(id.0, Direction::Outgoing).next().is_none(), "a node in use is not removed");
@@ -607,10 +621,35 @@ impl Graph {
         }
     }
 
+    /// Drops a node's results from `keep` on, which nobody reads.
+    pub fn drop_results(&mut self, node: NodeId, keep: usize) {
+        while self.g[node.0].results.len() > keep {
+            let slot = self.g[node.0].results.len() as u32 - 1;
+            debug_assert!(self.uses(ValueId { node, slot }).is_empty(), "a result in use is not dropped");
+            if let Some(v) = self.g[node.0].results.pop() {
+                self.names.remove(&v.name);
+            }
+        }
+    }
+
     /// Lists a constant among the graph inputs without letting anyone override it (files before IR 4).
     pub fn set_listed_constant(&mut self, v: ValueId) {
         if let Kind::Initializer { overridable, .. } = &mut self.g[v.node.0].kind {
             *overridable = false;
+        }
+    }
+
+    /// Forgets what the source declares of these values: their types have changed, and are declared anew when the graph is emitted.
+    pub fn forget_declarations(&mut self, values: &HashSet<ValueId>) {
+        let names: HashSet<String> = values.iter().map(|v| self.name(*v).to_string()).collect();
+        Arc::make_mut(&mut self.graph_shell).value_info.retain(|i| !names.contains(&i.name));
+        for o in self.outputs.iter_mut().filter(|o| values.contains(&o.value)) {
+            o.info = None;
+        }
+        for v in values {
+            if let Kind::Input(info) = &mut self.g[v.node.0].kind {
+                *info = None;
+            }
         }
     }
 

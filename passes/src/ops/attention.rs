@@ -17,7 +17,9 @@ impl OpRule for Attention {
     /// [batch, heads, queries, width], or [batch, queries, heads · width]. The cache results' types are left open.
     fn infer(&self, cx: &Infer) -> Types {
         let (q, v) = (cx.ty(0)?, cx.ty(2)?);
-        cx.require(q.rank() == v.rank() && (3..=4).contains(&q.rank()), || format!("{q} and {v} are no queries and values"))?;
+        cx.require(q.rank() == v.rank() && (3..=4).contains(&q.rank()), || {
+            format!("{q} and {v} are no queries and values")
+        })?;
         let mut out = q.clone();
         if q.rank() == 4 {
             out.shape[3] = v.shape[3].clone();
@@ -39,10 +41,7 @@ impl OpRule for Attention {
         let of = |attrs: Attrs, q: &[i64], k: &[i64], v: &[i64]| {
             Sample::of("Attention", attrs, vec![floats(q), floats(k), floats(v)]).at(23).shape_only()
         };
-        vec![
-            of(Attrs::new(), &[2, 3, 4, 8], &[2, 3, 5, 8], &[2, 3, 5, 6]),
-            of(heads, &[2, 4, 32], &[2, 5, 16], &[2, 5, 12]),
-        ]
+        vec![of(Attrs::new(), &[2, 3, 4, 8], &[2, 3, 5, 8], &[2, 3, 5, 6]), of(heads, &[2, 4, 32], &[2, 5, 16], &[2, 5, 12])]
     }
 }
 

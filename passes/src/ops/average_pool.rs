@@ -37,7 +37,9 @@ impl OpRule for AveragePool {
         if window.ceil || (window.is_padded() && !include) {
             let extents: Option<Vec<i64>> = x_ty.shape[2..].iter().map(Dim::known).collect();
             let Some(extents) = extents else {
-                return Err(p.unsupported("its windows hold different numbers of cells and the spatial extents are symbolic"));
+                return Err(
+                    p.unsupported("its windows hold different numbers of cells and the spatial extents are symbolic")
+                );
             };
             let windows: Vec<i64> = p.b.ty(ct)?.shape[2..].iter().filter_map(Dim::known).collect();
             let shares = shares(&window, &extents, &windows, include);
@@ -55,13 +57,14 @@ impl OpRule for AveragePool {
         let fixed = x_ty.shape[2..].iter().all(|d| d.known().is_some());
         let term = if fixed && !window.is_padded() && undilated && window.strides == window.kernel {
             repeat(p, ct, &window, share, &x_ty)?
-        } else if !window.is_strided() && undilated && (0..rank).all(|i| window.begin[i].max(window.end[i]) < window.kernel[i]) {
+        } else if !window.is_strided()
+            && undilated
+            && (0..rank).all(|i| window.begin[i].max(window.end[i]) < window.kernel[i])
+        {
             let mut pads: Vec<i64> = (0..rank).map(|i| window.kernel[i] - 1 - window.begin[i]).collect();
             pads.extend((0..rank).map(|i| window.kernel[i] - 1 - window.end[i]));
-            let attrs = Attrs::new()
-                .with("kernel_shape", window.kernel.clone())
-                .with("pads", pads)
-                .with("count_include_pad", 1);
+            let attrs =
+                Attrs::new().with("kernel_shape", window.kernel.clone()).with("pads", pads).with("count_include_pad", 1);
             let pooled = p.b.op_with("AveragePool", attrs, &[ct])?;
             p.b.scale(pooled, share * window.taps() as f64)?
         } else {
@@ -138,7 +141,6 @@ fn repeat(p: &mut Pullback, ct: ValueId, window: &Window, share: f64, x: &Tensor
     let repeated = p.b.op("Expand", &[spread, target])?;
     p.b.graph.set_type(repeated, TensorType::new(ty.dtype, wide).into());
     let whole = reshape_around(p.b, repeated, &shape)?;
-    let rest: Vec<i64> =
-        (0..rank).map(|i| (&x.shape[2 + i] - &shape[2 + i]).known().unwrap_or(0)).collect();
+    let rest: Vec<i64> = (0..rank).map(|i| (&x.shape[2 + i] - &shape[2 + i]).known().unwrap_or(0)).collect();
     Ok(pad_spatial(p.b, whole, &vec![0; rank], &rest, None)?)
 }

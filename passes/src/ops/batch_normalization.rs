@@ -27,7 +27,9 @@ impl OpRule for BatchNormalization {
     fn pullback(&self, p: &mut Pullback) -> Result<(), GradError> {
         let attrs = p.attrs();
         if attrs.int("training_mode", 0) != 0 {
-            return Err(p.unsupported("training mode is differentiated as ancre.BatchNormTrain, which must replace it first"));
+            return Err(
+                p.unsupported("training mode is differentiated as ancre.BatchNormTrain, which must replace it first")
+            );
         }
         if p.wants(3) || p.wants(4) {
             return Err(p.unsupported("its mean or variance is trained by gradient"));
@@ -69,11 +71,7 @@ impl OpRule for BatchNormalization {
                 dims: vec![c],
                 values: (0..c).map(|i| from + 0.25 * i as f32).collect(),
             };
-            Sample::of(
-                "BatchNormalization",
-                attrs,
-                vec![floats(x), floats(&[c]), floats(&[c]), fixed(-0.5), fixed(0.5)],
-            )
+            Sample::of("BatchNormalization", attrs, vec![floats(x), floats(&[c]), floats(&[c]), fixed(-0.5), fixed(0.5)])
         };
         vec![
             of(&[2, 3, 4, 3], Attrs::new()),

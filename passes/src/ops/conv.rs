@@ -8,7 +8,7 @@ use super::matmul::contract_batch;
 use super::sample::floats;
 use super::window::{Window, crop_like, pad_spatial, slice};
 use super::*;
-use crate::ir::build::{Builder, Built};
+use crate::ir::build::{BuildError, Builder, Built};
 
 pub(super) struct Conv;
 
@@ -100,14 +100,7 @@ impl OpRule for Conv {
 /// At stride 1 a `Conv` of ȳ with the weight's channels swapped and its taps reversed: the forward kernel, without the
 /// transposed convolution's scatter, wherever the reversed copy of the weight is small beside the activations, and always for
 /// single-channel groups. Otherwise `ConvTranspose`. Its pads stay symmetric (others have no CUDA kernel): the rest is cropped.
-pub(super) fn input_gradient(
-    b: &mut Builder,
-    ct: ValueId,
-    w: ValueId,
-    like: ValueId,
-    window: &Window,
-    group: i64,
-) -> Built {
+pub(super) fn input_gradient(b: &mut Builder, ct: ValueId, w: ValueId, like: ValueId, window: &Window, group: i64) -> Built {
     let (w_ty, like_ty) = (b.ty(w)?, b.ty(like)?);
     let rank = window.rank();
     let area = like_ty.shape[2..].iter().try_fold(1, |a, d| Some(a * d.known()?));
@@ -215,6 +208,11 @@ pub(super) fn reshape_around(b: &mut Builder, v: ValueId, shape: &[Dim]) -> Buil
     if target.iter().filter(|t| **t == 0).count() == 1 && !target.contains(&-1) {
         target.iter_mut().filter(|t| **t == 0).for_each(|t| *t = -1);
     }
+    if target.iter().filter(|t| **t == -1).count() > 1 {
+        let (from, to) = (b.ty(v)?, TensorType::new(DType::F32, shape));
+        let error = TypeError(format!("{from} cannot become {to}: more than one extent would have to be inferred"));
+        return Err(BuildError { op: "Reshape".into(), prefix: b.prefix.clone(), error });
+    }
     b.reshape(v, &target, shape)
 }
 
@@ -224,14 +222,7 @@ pub(super) fn reshape_around(b: &mut Builder, v: ValueId, shape: &[Dim]) -> Buil
 /// Exceptions: few input channels make narrow products, so a strided window is first made a denser one over more channels
 /// (space to depth) and the slices are joined; groups of single channels are element-wise products or, where many taps or
 /// strided slices make those slow, a convolution of x with ȳ as its kernel, batch and channels changing places.
-pub(super) fn weight_gradient(
-    b: &mut Builder,
-    x: ValueId,
-    ct: ValueId,
-    w: ValueId,
-    window: &Window,
-    group: i64,
-) -> Built {
+pub(super) fn weight_gradient(b: &mut Builder, x: ValueId, ct: ValueId, w: ValueId, window: &Window, group: i64) -> Built {
     let (x_ty, ct_ty, w_ty) = (b.ty(x)?, b.ty(ct)?, b.ty(w)?);
     let single = w_ty.shape[1].is_one() && group > 1;
     let fixed = x_ty.shape[2..].iter().chain(&ct_ty.shape[2..]).all(|d| d.known().is_some());

@@ -30,8 +30,7 @@ impl OpRule for ConvTranspose {
         let attrs = p.attrs();
         let (x, w) = (p.operand(0)?, p.operand(1)?);
         let (x_ty, w_ty) = (p.ty(0)?, p.ty(1)?);
-        let (window, _) =
-            geometry(&attrs, &w_ty.shape[2..], &x_ty.shape[2..]).map_err(|e| p.unsupported(&e.to_string()))?;
+        let (window, _) = geometry(&attrs, &w_ty.shape[2..], &x_ty.shape[2..]).map_err(|e| p.unsupported(&e.to_string()))?;
         let group = attrs.int("group", 1);
         if p.wants(0) {
             let attrs = Attrs::new()
@@ -62,7 +61,11 @@ impl OpRule for ConvTranspose {
         vec![
             Sample::of("ConvTranspose", a(), vec![floats(&[2, 3, 4, 4]), floats(&[3, 4, 3, 3]), floats(&[4])]),
             of(a().with("strides", two(2)), &[2, 3, 4, 3], &[3, 4, 2, 2]),
-            of(a().with("strides", two(2)).with("pads", vec![1; 4]).with("output_padding", two(1)), &[1, 9, 4, 3], &[9, 8, 3, 3]),
+            of(
+                a().with("strides", two(2)).with("pads", vec![1; 4]).with("output_padding", two(1)),
+                &[1, 9, 4, 3],
+                &[9, 8, 3, 3],
+            ),
             of(a().with("pads", vec![1, 0, 0, 1]).with("dilations", two(2)), &[2, 3, 4, 4], &[3, 2, 3, 3]),
             of(a().with("strides", two(2)).with("output_shape", two(8)), &[1, 2, 4, 4], &[2, 3, 3, 3]),
             of(a().with("strides", two(2)).with("auto_pad", "SAME_UPPER"), &[1, 2, 3, 4], &[2, 3, 3, 3]),

@@ -59,8 +59,7 @@ impl OpRule for Einsum {
             }
             // An extent of 1 against a larger one broadcasts: that axis of the cotangent is summed, by leaving it out.
             let stretched = |k: usize| types[i].shape[k].is_one() && seen.iter().any(|(c, d)| *c == own[k] && !d.is_one());
-            let keeps: Vec<bool> =
-                (0..own.len()).map(|k| seen.iter().any(|(c, _)| *c == own[k]) && !stretched(k)).collect();
+            let keeps: Vec<bool> = (0..own.len()).map(|k| seen.iter().any(|(c, _)| *c == own[k]) && !stretched(k)).collect();
             let kept: String = own.iter().zip(&keeps).filter(|(_, keep)| **keep).map(|(c, _)| *c).collect();
             let equation = format!("{}->{kept}", inputs.join(","));
             let term = p.b.op_with("Einsum", Attrs::new().with("equation", equation.as_str()), &sources)?;

@@ -83,7 +83,13 @@ impl Block {
         let mut padded = (0..ty.rank()).filter(|i| before[*i] != 0 || after[*i] != 0);
         let (Some(axis), None) = (padded.next(), padded.next()) else { return None };
         let (start, len) = (before[axis], ty.shape[axis].known()?);
-        (start >= 0 && after[axis] >= 0 && len > 0).then(|| Block { part, axis, start, len, whole: start + len + after[axis] })
+        (start >= 0 && after[axis] >= 0 && len > 0).then(|| Block {
+            part,
+            axis,
+            start,
+            len,
+            whole: start + len + after[axis],
+        })
     }
 }
 

@@ -108,20 +108,28 @@ fn evaluate(g: &Graph, id: NodeId) -> Option<Array> {
         }
         "Cast" | "CastLike" => {
             let x = get(0)?;
-            let to = if op.name == "Cast" {
-                DType::from_onnx(a.int("to", 0) as i32)?
-            } else {
-                g.value(operand(1)?).ty.dtype?
-            };
+            let to =
+                if op.name == "Cast" { DType::from_onnx(a.int("to", 0) as i32)? } else { g.value(operand(1)?).ty.dtype? };
             if !supported(to) {
                 return None;
             }
-            let values = x.values.iter().map(|v| if to.is_float() { *v } else if to == DType::Bool { (*v != 0.0) as u8 as f64 } else { v.trunc() });
+            let values = x.values.iter().map(|v| {
+                if to.is_float() {
+                    *v
+                } else if to == DType::Bool {
+                    (*v != 0.0) as u8 as f64
+                } else {
+                    v.trunc()
+                }
+            });
             Some(Array { dtype: to, values: values.collect(), dims: x.dims })
         }
         "Unsqueeze" | "Squeeze" | "Reshape" | "Flatten" => {
             let x = get(0)?;
-            let dims = g.tensor_type(g.result(id, 0)).and_then(|t| t.known_dims()).or_else(|| reshaped(op.name.as_str(), &x, get(1), a))?;
+            let dims = g
+                .tensor_type(g.result(id, 0))
+                .and_then(|t| t.known_dims())
+                .or_else(|| reshaped(op.name.as_str(), &x, get(1), a))?;
             (dims.iter().product::<i64>() == x.values.len() as i64).then_some(Array { dims, ..x })
         }
         "Concat" => {
@@ -210,8 +218,11 @@ fn evaluate(g: &Graph, id: NodeId) -> Option<Array> {
         "ReduceProd" => {
             let x = get(0)?;
             let n = g.tensor_type(g.result(id, 0))?.known_dims()?;
-            (n.iter().product::<i64>() == 1 && !x.dtype.is_float())
-                .then(|| Array { dtype: x.dtype, dims: n, values: vec![x.values.iter().product()] })
+            (n.iter().product::<i64>() == 1 && !x.dtype.is_float()).then(|| Array {
+                dtype: x.dtype,
+                dims: n,
+                values: vec![x.values.iter().product()],
+            })
         }
         _ => None,
     }
@@ -273,6 +284,7 @@ fn binary(name: &str, x: &Array, y: &Array) -> Option<Array> {
         })
         .collect();
     let dtype = if name == "Equal" { DType::Bool } else { x.dtype };
-    let dims = if x.dims.len() >= y.dims.len() && x.values.len() >= y.values.len() { x.dims.clone() } else { long.dims.clone() };
+    let dims =
+        if x.dims.len() >= y.dims.len() && x.values.len() >= y.values.len() { x.dims.clone() } else { long.dims.clone() };
     Some(Array { dtype, dims, values: values? })
 }

@@ -1,13 +1,19 @@
 //! Passes that change a graph, and the parts of training graphs.
 
-mod differentiate;
 pub mod bake;
+pub mod classes;
+mod differentiate;
 pub mod eliminate;
+pub mod evaluation;
 pub mod fold;
+pub mod fresh;
+pub mod legalize;
 pub mod loss;
 pub mod lower_routes;
 pub mod optimizer;
+pub mod reinit;
 pub mod route;
+pub mod separate;
 pub mod train_batch_norm;
 pub mod training;
 

@@ -140,7 +140,8 @@ pub fn append_optimizer(g: &mut Graph, trained: &[Trained], o: &OptimizerOptions
         let mut gradient = t.gradient;
         if s.boundary.is_some() {
             // The sum over micro-batches; its mean is what the update sees.
-            let (total, state) = moment(&mut b, t.value, "accumulator", StateKind::Accumulator, |b, sum| b.add(sum, gradient))?;
+            let (total, state) =
+                moment(&mut b, t.value, "accumulator", StateKind::Accumulator, |b, sum| b.add(sum, gradient))?;
             states.push(state);
             gradient = b.scale(total, 1.0 / o.accumulate as f64)?;
         }

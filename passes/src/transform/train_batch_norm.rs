@@ -66,7 +66,8 @@ fn convert(
     let statistic = g.value(mean).ty.clone();
     let op = Op::in_domain(ANCRE, "BatchNormTrain", Attrs::new().with("epsilon", epsilon));
     let node = g.add_op(&stem, op, &[Some(x), Some(scale), Some(bias)]);
-    let y = g.push_result(node, &format!("{stem}.train"), if ty == ValueType::default() { g.value(x).ty.clone() } else { ty });
+    let y =
+        g.push_result(node, &format!("{stem}.train"), if ty == ValueType::default() { g.value(x).ty.clone() } else { ty });
     let batch_mean = g.push_result(node, &format!("{stem}.mean"), statistic.clone());
     let batch_var = g.push_result(node, &format!("{stem}.var"), statistic.clone());
     g.push_result(node, &format!("{stem}.inv_std"), statistic);

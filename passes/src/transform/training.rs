@@ -6,13 +6,16 @@ use super::optimizer::{
     OptimizerKind, OptimizerOptions, StateKind, StateTensor, Trained, append_optimizer, declare_moments,
 };
 use super::route::Router;
-use super::{differentiate, eliminate, lower_routes, train_batch_norm};
+use super::{differentiate, eliminate, legalize, lower_routes, separate, train_batch_norm};
+use crate::analysis::head::{find_head, head_initializers};
 use crate::analysis::roles::{Role, initializer_roles};
 use crate::ir::build::BuildError;
 use crate::ir::{Attrs, Graph, Kind, Op, ValueId, verify};
 use crate::ops::GradError;
+use crate::pipeline;
 use indexmap::IndexMap;
 use serde_json::json;
+use std::collections::{HashMap, HashSet};
 
 /// Which initializers train.
 #[derive(Clone, Debug, Default)]
@@ -23,6 +26,8 @@ pub struct TrainableChoice {
     pub also: Vec<String>,
     /// Not these (globs).
     pub frozen: Vec<String>,
+    /// By role, only what the last linear map before the output and what follows it read.
+    pub head_only: bool,
 }
 
 /// How to build a training graph.
@@ -145,11 +150,20 @@ pub fn loss_output(g: &Graph, wanted: Option<&str>) -> Result<ValueId, String> {
 pub fn build_training_graph(mut g: Graph, routers: &[Router], o: &TrainingOptions) -> Result<Training, TrainingError> {
     let output = loss_output(&g, o.output.as_deref()).map_err(TrainingError::Unfit)?;
     let outputs: Vec<ValueId> = g.outputs().iter().map(|o| o.value).collect();
+    // First of all: the names it gives depend on the source's nodes, and `freeze` finds them again on the forward graph.
+    let separated: HashMap<String, String> = separate::separate_parameters(&mut g, separate::is_own).into_iter().collect();
+    after(&g, "separate-parameters")?;
+    let own: HashSet<String> =
+        g.nodes().filter_map(|n| g.initializer(g.result(n, 0)).map(|_| g.node(n).name.clone())).collect();
+    legalize::decompose_contrib(&mut g);
+    legalize::to_opset(&mut g, legalize::TARGET)?;
+    after(&g, "legalize")?;
     // Before folding, which adds constants of its own.
-    let (mut trained, frozen) = choose_trainable(&g, &o.trainable)?;
+    let (mut trained, mut frozen) = choose_trainable(&g, output, &o.trainable, &own, &separated)?;
     super::fold::fold_constants(&mut g);
+    after(&g, "fold-constants")?;
     for r in routers {
-        if matches!(g.node(r.logits.node).kind, Kind::Initializer { .. }) && g.name(r.logits).ends_with("logits") {
+        if g.name(r.logits).ends_with("logits") {
             trained.push((r.logits, StateKind::Logits));
         }
         if let Some(gate) = r.gate {
@@ -157,16 +171,21 @@ pub fn build_training_graph(mut g: Graph, routers: &[Router], o: &TrainingOption
         }
     }
     if trained.is_empty() {
-        return Err(TrainingError::Unfit("nothing would train: the model has no parameter by role; name some with --trainable".into()));
+        return Err(TrainingError::Unfit(
+            "nothing would train: the model has no parameter by role; name some with --trainable".into(),
+        ));
     }
     for (v, _) in &trained {
         g.set_overridable(*v, true);
     }
-    let statistics = if o.frozen_bn { Vec::new() } else { train_batch_norm::train_batch_norm(&mut g)? };
+    let frozen_bn = o.frozen_bn || o.trainable.head_only;
+    let statistics = if frozen_bn { Vec::new() } else { train_batch_norm::train_batch_norm(&mut g)? };
+    after(&g, "train-batch-norm")?;
     let loss = append_loss(&mut g, output, &o.loss)?;
+    after(&g, "append-loss")?;
     let wrt: Vec<ValueId> = trained.iter().map(|(v, _)| *v).collect();
     let gradients = differentiate(&mut g, loss.value, &wrt)?;
-    let mut frozen = frozen;
+    after(&g, "differentiate")?;
     let mut with_gradient = Vec::new();
     for (v, kind) in trained {
         match gradients.get(&v) {
@@ -181,6 +200,7 @@ pub fn build_training_graph(mut g: Graph, routers: &[Router], o: &TrainingOption
         return Err(TrainingError::Unfit("nothing would train: the loss depends on none of the trainable tensors".into()));
     }
     let update = append_optimizer(&mut g, &with_gradient, &o.optimizer)?;
+    after(&g, "append-optimizer")?;
     let mut states = update.states;
     states.extend(statistics);
     // Outputs are declared before lowering, which replaces nodes and so invalidates the values held here.
@@ -188,39 +208,75 @@ pub fn build_training_graph(mut g: Graph, routers: &[Router], o: &TrainingOption
     let target = g.name(loss.target).to_string();
     let states = publish(&mut g, &outputs, loss.value, update.grad_norm, &states, &with_gradient, o);
     lower_routes::lower_routes(&mut g)?;
+    after(&g, "lower-routes")?;
     train_batch_norm::lower(&mut g)?;
+    after(&g, "lower-batch-norm")?;
     eliminate::eliminate_dead(&mut g, |_, _| false);
     verify::verify(&g, verify::Stage::Legal).map_err(TrainingError::Invalid)?;
     describe(&mut g, &states, o, &target);
     Ok(Training { graph: g, states, trainable, frozen, target })
 }
 
+/// The verifier after a pass, in debug builds and tests.
+pub(super) fn after(g: &Graph, pass: &str) -> Result<(), TrainingError> {
+    pipeline::check(g, pass).map_err(|e| TrainingError::Invalid(vec![e]))
+}
+
 type Chosen = (Vec<(ValueId, StateKind)>, Vec<(String, String)>);
 
-fn choose_trainable(g: &Graph, choice: &TrainableChoice) -> Result<Chosen, TrainingError> {
+/// `own`: the source's initializers; those that legalisation added are constants of formulas. `separated`: parameters by their
+/// new name with the name of the tensor the exporter had merged them into; patterns match either.
+fn choose_trainable(
+    g: &Graph,
+    output: ValueId,
+    choice: &TrainableChoice,
+    own: &HashSet<String>,
+    separated: &HashMap<String, String>,
+) -> Result<Chosen, TrainingError> {
     let mut trained = Vec::new();
     let mut frozen = Vec::new();
-    if let Some(missing) = choice.exactly.iter().flatten().find(|n| g.find(n).and_then(|v| g.initializer(v)).is_none()) {
-        return Err(TrainingError::Unfit(format!("--trainable-from names `{missing}`, which is no initializer of the model")));
+    let both = |name: &str| [Some(name.to_string()), separated.get(name).cloned()].into_iter().flatten().collect::<Vec<_>>();
+    let matches = |patterns: &[String], name: &str| both(name).iter().any(|n| patterns.iter().any(|p| glob(p, n)));
+    let known = |n: &String| g.find(n).and_then(|v| g.initializer(v)).is_some() || separated.values().any(|old| old == n);
+    if let Some(missing) = choice.exactly.iter().flatten().find(|n| !known(n)) {
+        return Err(TrainingError::Unfit(format!(
+            "--trainable-from names `{missing}`, which is no initializer of the model"
+        )));
     }
+    let head = match (choice.head_only, find_head(g, output)) {
+        (false, _) => None,
+        (true, Some(head)) => Some(head_initializers(g, &head)),
+        (true, None) => {
+            let why =
+                format!("--freeze-backbone: no linear map (Gemm, MatMul, Conv) lies before output `{}`", g.name(output));
+            return Err(TrainingError::Unfit(why));
+        }
+    };
     for (v, role) in initializer_roles(g) {
         let name = g.name(v);
-        if name.starts_with("ancre.") {
+        if name.starts_with("ancre.") || !own.contains(name) {
             continue;
         }
         let by_role = match &choice.exactly {
-            Some(names) => names.iter().any(|n| n == name),
-            None => role.trains() || choice.also.iter().any(|p| glob(p, name)),
+            Some(names) => both(name).iter().any(|n| names.contains(n)),
+            None => (role.trains() && head.as_ref().is_none_or(|h| h.contains(&v))) || matches(&choice.also, name),
         };
-        if by_role && !choice.frozen.iter().any(|p| glob(p, name)) {
+        if by_role && !matches(&choice.frozen, name) {
             trained.push((v, StateKind::Parameter));
         } else if role != Role::Statistic {
-            let why = if role.trains() { "frozen by option".to_string() } else { role.name().to_string() };
+            let why = if head.as_ref().is_some_and(|h| role.trains() && !h.contains(&v)) {
+                "backbone".to_string()
+            } else if role.trains() {
+                "frozen by option".to_string()
+            } else {
+                role.name().to_string()
+            };
             frozen.push((name.to_string(), why));
         }
     }
     for pattern in choice.also.iter().chain(&choice.frozen) {
-        if !g.nodes().any(|n| matches!(g.node(n).kind, Kind::Initializer { .. }) && glob(pattern, g.name(g.result(n, 0)))) {
+        let one = std::slice::from_ref(pattern);
+        if !g.nodes().any(|n| matches!(g.node(n).kind, Kind::Initializer { .. }) && matches(one, g.name(g.result(n, 0)))) {
             return Err(TrainingError::Unfit(format!("no initializer matches the pattern `{pattern}`")));
         }
     }
@@ -252,7 +308,14 @@ fn publish(
     for s in states {
         let name = g.name(s.value).to_string();
         let output = s.next.map(|next| publish_as(g, next, &format!("{name}.next")));
-        records.push(StateRecord { name: name.clone(), input: name, output, kind: s.kind, trainable: s.trainable, shape: s.shape.clone() });
+        records.push(StateRecord {
+            name: name.clone(),
+            input: name,
+            output,
+            kind: s.kind,
+            trainable: s.trainable,
+            shape: s.shape.clone(),
+        });
     }
     if o.grad_outputs {
         for t in trained {
@@ -283,14 +346,15 @@ fn publish_as(g: &mut Graph, v: ValueId, name: &str) -> String {
     got
 }
 
+pub(super) fn describe_loss(g: &mut Graph, o: &TrainingOptions, target: &str) {
+    let record = json!({"kind": o.loss.kind.name(), "reduction": if o.loss.sum { "sum" } else { "mean" }, "target": target,
+                        "label_smoothing": o.loss.smoothing, "ignore_index": o.loss.ignore_index});
+    g.metadata.insert("ancre.loss".into(), record.to_string());
+}
+
 fn describe(g: &mut Graph, states: &[StateRecord], o: &TrainingOptions, target: &str) {
-    let text = |v: serde_json::Value| v.to_string();
     g.metadata.insert("ancre.state".into(), serde_json::to_string(states).unwrap_or_default());
-    g.metadata.insert(
-        "ancre.loss".into(),
-        text(json!({"kind": o.loss.kind.name(), "reduction": if o.loss.sum { "sum" } else { "mean" }, "target": target,
-                    "label_smoothing": o.loss.smoothing, "ignore_index": o.loss.ignore_index})),
-    );
+    describe_loss(g, o, target);
     let opt = &o.optimizer;
     let adam = matches!(opt.kind, OptimizerKind::Adam | OptimizerKind::AdamW);
     let mut record = json!({"kind": opt.kind.name()});
@@ -311,5 +375,5 @@ fn describe(g: &mut Graph, states: &[StateRecord], o: &TrainingOptions, target: 
             r.insert("router_lr_scale".into(), json!(opt.router_lr_scale));
         }
     }
-    g.metadata.insert("ancre.optimizer".into(), text(record));
+    g.metadata.insert("ancre.optimizer".into(), record.to_string());
 }

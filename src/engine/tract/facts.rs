@@ -154,6 +154,9 @@ impl Walk<'_> {
     /// Facts of the node's results by tract's rule, or `None` when it has none or fails.
     fn ask(&self, node: NodeId, message: &pb::NodeProto, context: &ParsingContext) -> Option<Vec<InferenceFact>> {
         let builder = context.framework.op_register.0.get(&message.op_type)?;
+        if !self.axis_exists(node) {
+            return None;
+        }
         quietly(|| {
             let (mut op, captured) = builder(context, message).ok()?;
             let outputs = message.output.iter().filter(|n| !n.is_empty()).count();
@@ -170,6 +173,16 @@ impl Walk<'_> {
             Some(facts.into_vec())
         })
         .flatten()
+    }
+
+    /// Is the axis of the first operand, counted from its end, there? Some of tract's rules count up to it unchecked, and
+    /// below zero that is 2^64 steps.
+    fn axis_exists(&self, node: NodeId) -> bool {
+        let Some(op) = self.g.op(node) else { return false };
+        let rank = self.g.operand(node, 0).and_then(|v| self.facts.get(&v)).and_then(|f| f.shape.rank().concretize());
+        let last_by_default = matches!(op.name.as_str(), "LayerNormalization" | "RMSNormalization");
+        let axis = op.attrs.int("axis", if last_by_default { -1 } else { 0 });
+        rank.is_none_or(|rank| axis + rank >= 0)
     }
 
     fn type_of(&self, v: ValueId) -> ValueType {
@@ -244,5 +257,125 @@ fn dim(d: &TDim) -> Dim {
         TDim::Mul(factors) => factors.iter().fold(Dim::from(1), |product, f| &product * &dim(f)),
         TDim::MulInt(c, d) => &Dim::from(*c) * &dim(d),
         other => Dim::symbol(&other.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ancre_passes::analysis::facts::{Coverage, resolve_types};
+    use ancre_passes::ir::{Attrs, Op};
+    use onnx_protobuf::TensorProto;
+
+    fn op(g: &mut Graph, op: Op, operands: &[ValueId], result: &str) -> ValueId {
+        let operands: Vec<Option<ValueId>> = operands.iter().copied().map(Some).collect();
+        let node = g.add_op("", op, &operands);
+        g.push_result(node, result, ValueType::default())
+    }
+
+    fn named(g: &Graph, name: &str) -> String {
+        g.value(g.find(name).unwrap()).ty.to_string()
+    }
+
+    fn input(g: &mut Graph, name: &str, dims: &[Dim]) -> ValueId {
+        g.add_input(name, TensorType::new(DType::F32, dims).into(), None)
+    }
+
+    #[test]
+    fn arithmetic_on_shapes_is_carried_through() {
+        // y = Reshape(x, Concat(Shape(x)[0] * 12, -1)), as legacy exporters write a view
+        let mut g = Graph::default();
+        let x = input(&mut g, "x", &[Dim::symbol("batch size"), Dim::from(24), Dim::from(8)]);
+        let shape = op(&mut g, Op::new("Shape", Attrs::new()), &[x], "shape");
+        let zero = g.add_initializer("zero", Tensor::i64s(&[1], &[0]), false);
+        let twelve = g.add_initializer("twelve", Tensor::i64s(&[1], &[12]), false);
+        let rest = g.add_initializer("rest", Tensor::i64s(&[1], &[-1]), false);
+        let batch = op(&mut g, Op::new("Gather", Attrs::new()), &[shape, zero], "batch");
+        let rows = op(&mut g, Op::new("Mul", Attrs::new()), &[batch, twelve], "rows");
+        let target = op(&mut g, Op::new("Concat", Attrs::new().with("axis", 0)), &[rows, rest], "target");
+        let y = op(&mut g, Op::new("Reshape", Attrs::new()), &[x, target], "y");
+        g.add_output(y, None);
+        assert_eq!(resolve_types(&mut g, Some(&TractOracle)), Coverage { values: 5, ..Default::default() });
+        assert_eq!(named(&g, "y"), "f32[12*batch size,16]");
+        assert_eq!(named(&g, "rows"), "i64[1]");
+    }
+
+    #[test]
+    fn weights_are_not_read() {
+        let mut p = TensorProto { name: "w".into(), dims: vec![8, 3], data_type: 1, ..Default::default() };
+        p.data_location = onnx_protobuf::tensor_proto::DataLocation::EXTERNAL.into();
+        let mut g = Graph::default();
+        let x = input(&mut g, "x", &[Dim::symbol("n"), Dim::from(8)]);
+        let w = g.add_initializer("w", Tensor::from_proto(p.clone(), None).unwrap(), false);
+        let constant = Op::new("Constant", Attrs::new().with("value", Tensor::from_proto(p, None).unwrap()));
+        let c = op(&mut g, constant, &[], "c");
+        let sum = op(&mut g, Op::new("Add", Attrs::new()), &[w, c], "sum");
+        let y = op(&mut g, Op::new("MatMul", Attrs::new()), &[x, sum], "y");
+        g.add_output(y, None);
+        assert!(resolve_types(&mut g, Some(&TractOracle)).unresolved.is_empty());
+        assert_eq!(named(&g, "y"), "f32[n,3]");
+    }
+
+    #[test]
+    fn an_unknown_operator_loses_only_itself() {
+        let mut g = Graph::default();
+        let x = input(&mut g, "x", &[Dim::symbol("n"), Dim::from(8)]);
+        // `Relu` of another domain is not the `Relu` that tract knows.
+        let a = op(&mut g, Op::in_domain("custom", "Relu", Attrs::new()), &[x], "a");
+        let b = op(&mut g, Op::new("Relu", Attrs::new()), &[x], "b");
+        g.add_output(a, None);
+        g.add_output(b, None);
+        assert_eq!(resolve_types(&mut g, Some(&TractOracle)).unresolved, ["a"]);
+        assert_eq!(named(&g, "b"), "f32[n,8]");
+    }
+
+    #[test]
+    fn the_declaration_carries_on_behind_an_unknown_operator() {
+        let mut g = Graph::default();
+        let ty = TensorType::new(DType::F32, [Dim::symbol("n"), Dim::from(8)]);
+        let x = g.add_input("x", ty.clone().into(), None);
+        let a = op(&mut g, Op::in_domain("custom", "Strange", Attrs::new()), &[x], "a");
+        g.set_type(a, ty.into());
+        g.add_output(a, None);
+        // Written and read again, the output's declaration is all that is known of it.
+        let bytes = ancre_passes::onnx::emit(&g).unwrap().to_bytes().unwrap();
+        let mut g = ancre_passes::onnx::import(ModelProto::parse_from_bytes(&bytes).unwrap(), None).unwrap();
+        let a = g.find("a").unwrap();
+        let b = op(&mut g, Op::new("Flatten", Attrs::new()), &[a], "b");
+        g.add_output(b, None);
+        assert!(resolve_types(&mut g, Some(&TractOracle)).unresolved.is_empty());
+        assert_eq!(named(&g, "b"), "f32[n,8]");
+    }
+
+    #[test]
+    fn filling_without_a_value_gives_float32() {
+        let mut g = Graph::default();
+        let shape = g.add_initializer("shape", Tensor::i64s(&[2], &[2, 3]), false);
+        let y = op(&mut g, Op::new("ConstantOfShape", Attrs::new()), &[shape], "y");
+        g.add_output(y, None);
+        resolve_types(&mut g, Some(&TractOracle));
+        assert_eq!(named(&g, "y"), "f32[2,3]");
+    }
+
+    #[test]
+    fn bfloat16_goes_through_an_engine_that_has_none() {
+        let mut g = Graph::default();
+        let ty = TensorType::new(DType::BF16, [Dim::symbol("n"), Dim::from(4)]);
+        let x = g.add_input("x", ty.into(), None);
+        let y = op(&mut g, Op::new("Softmax", Attrs::new().with("axis", -1)), &[x], "y");
+        g.add_output(y, None);
+        resolve_types(&mut g, Some(&TractOracle));
+        assert_eq!(named(&g, "y"), "bf16[n,4]");
+    }
+
+    #[test]
+    fn what_is_no_polynomial_keeps_its_text() {
+        let symbols = SymbolScope::default();
+        let n = TDim::Sym(symbols.sym("n"));
+        assert_eq!(dim(&(n.clone() * 3 + 1)), &(&Dim::symbol("n") * &Dim::from(3)) + &Dim::from(1));
+        assert_eq!(dim(&((n.clone() + 1) / 2)), dim(&((n.clone() + 1) / 2)));
+        assert_ne!(dim(&((n.clone() + 1) / 2)), dim(&(n.clone() / 2)));
+        let polynomial = &(&Dim::symbol("n") * &Dim::symbol("m")) - &Dim::from(2);
+        assert_eq!(dim(&tdim(&polynomial, &symbols)), polynomial);
     }
 }

@@ -14,6 +14,8 @@ use tract_onnx::prelude::{
 use tract_onnx::tract_hir::internal::{IntoTValue, TVec, f16};
 
 const NAME: &str = "tract";
+/// Plans kept for input shapes seen before.
+const MOST_PLANS: usize = 2;
 
 /// The embedded engine.
 #[derive(Clone, Copy, Debug, Default)]
@@ -88,6 +90,8 @@ impl Session for TractSession {
             Some(i) => &self.plans[i],
             None => {
                 let plan = self.plan(signature)?;
+                // Each plan holds a copy of the weights.
+                self.plans.truncate(MOST_PLANS - 1);
                 self.plans.push(plan);
                 &self.plans[self.plans.len() - 1]
             }
@@ -215,4 +219,52 @@ fn from_tract(t: &Tensor) -> Result<NpTensor, TractError> {
     from_datum(whole.datum_type())
         .and_then(|d| NpTensor::new(d, whole.shape(), data))
         .ok_or_else(|| TractError::msg("the result has a wrong size"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::samples;
+
+    #[test]
+    fn an_overridable_initializer_may_be_fed() {
+        samples::overridable(&TractEngine);
+    }
+
+    #[test]
+    fn the_batch_may_change_from_run_to_run() {
+        samples::batches(&TractEngine);
+    }
+
+    #[test]
+    fn wrong_inputs_are_named() {
+        samples::wrong_inputs(&TractEngine);
+    }
+
+    #[test]
+    fn an_unknown_operator_is_named() {
+        samples::unknown_operator(&TractEngine);
+    }
+
+    #[test]
+    fn a_shape_comes_out_as_integers() {
+        samples::shapes(&TractEngine);
+    }
+
+    #[test]
+    fn external_data_is_found() {
+        samples::external(&TractEngine);
+    }
+
+    #[test]
+    fn the_node_that_fails_is_named() {
+        let model = samples::mismatched();
+        let inputs = Tensors::from([("x".to_string(), NpTensor::f32s(&[2, 3], &[0.0; 6]).unwrap())]);
+        match run(&model, None, &inputs) {
+            Err(EngineError::Unsupported { operator, node, .. }) => {
+                assert!(operator.contains("MatMul") && node == "product", "{operator} {node}");
+            }
+            other => panic!("{other:?}"),
+        }
+    }
 }

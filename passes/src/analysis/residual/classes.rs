@@ -105,7 +105,7 @@ pub(super) fn class(op: &Op) -> Class {
 
 /// Does the operator read this operand for its numbers, rather than for a shape, a type or the axes to work on?
 pub(super) fn reads_data(op: &Op, operand: usize) -> bool {
-    !matches!(
+    let described = matches!(
         (op.name.as_str(), operand),
         ("Shape" | "Size" | "ConstantOfShape" | "Range" | "EyeLike" | "RandomNormalLike" | "RandomUniformLike", _)
             | (
@@ -124,7 +124,8 @@ pub(super) fn reads_data(op: &Op, operand: usize) -> bool {
                     | "Dropout",
                 1..
             )
-    ) && !(op.name.starts_with("Reduce") && operand > 0)
+    ) || (op.name.starts_with("Reduce") && operand > 0);
+    !described
 }
 
 /// Addends of an operator that adds: groups of operand numbers, and whether the operator first applies a weight to the group.

@@ -243,10 +243,10 @@ impl<'f, 'g> Finder<'f, 'g> {
             also.push(*add);
             self.parts.insert(*add);
             // Its own join, if it was one, is now part of this.
-            if let Some(j) = self.join_of.remove(add) {
-                if let Some(part) = self.joins[j].take() {
-                    also.extend(part.also);
-                }
+            if let Some(j) = self.join_of.remove(add)
+                && let Some(part) = self.joins[j].take()
+            {
+                also.extend(part.also);
             }
         }
         let first = start.through.first().copied().unwrap_or((node, operand));

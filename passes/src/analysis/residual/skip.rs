@@ -97,7 +97,7 @@ pub(super) fn main_operand(f: &Flow, n: NodeId) -> Option<usize> {
     let fits = |main: ValueId, factor: ValueId| {
         f.may_agree(main, v) && f.is_scale_for(factor, main) && (!f.is_live(factor) || !f.may_agree(factor, v))
     };
-    if fits(a, b) && !(f.is_live(b) && !f.is_live(a)) {
+    if fits(a, b) && (f.is_live(a) || !f.is_live(b)) {
         Some(0)
     } else if !divides && fits(b, a) {
         Some(1)

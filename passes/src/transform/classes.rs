@@ -1,0 +1,197 @@
+//! Replaces the final classifier by a fresh one for another number of classes.
+//!
+//! ```text
+//!   before   y = Gemm(features, fc.weight [1000, K], fc.bias [1000])
+//!   after    y = Gemm(features, fc.weight [N, K],    fc.bias [N])        U(±1/√K), as PyTorch's Linear
+//! ```
+//!
+//! The classifier is the last linear map before the output. What follows it (a softmax, a pooling, a reshape) stays; extents of
+//! the old number of classes in the constants of a `Reshape` follow. Anything else there that depends on the number of classes
+//! is a refusal.
+
+use super::fresh::Fresh;
+use crate::analysis::facts::{infer_node, is_resolved};
+use crate::analysis::head::{constant_origin, descendants, find_head};
+use crate::ir::{Dim, Graph, NodeId, Tensor, ValueId};
+use crate::ops::constant_ints;
+use std::collections::HashSet;
+
+/// What was replaced.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Replaced {
+    /// The classifier's node.
+    pub node: String,
+    /// What it reads.
+    pub input: String,
+    /// Classes it had.
+    pub before: i64,
+    /// Features it reads.
+    pub features: i64,
+    /// Names of the fresh tensors.
+    pub fresh: Vec<String>,
+}
+
+/// Replaces the last linear map before `output` by a fresh one of `classes` classes.
+///
+/// # Errors
+/// When there is no such map, or something after it depends on the number of classes.
+pub fn replace_classifier(g: &mut Graph, output: ValueId, classes: i64, seed: u64) -> Result<Replaced, String> {
+    let out_name = g.name(output).to_string();
+    let head =
+        find_head(g, output).ok_or_else(|| format!("no linear map (Gemm, MatMul, Conv) lies before output `{out_name}`"))?;
+    let site = g.site(head.node);
+    let (axis, features) =
+        class_axis(g, head.node, head.operand).map_err(|e| format!("{site}, the last linear map, {e}"))?;
+    let weight = g.operand(head.node, head.operand).ok_or("the classifier has no weight")?;
+    let ty = g.tensor_type(weight).ok_or_else(|| format!("the type of {site}'s weight is unknown"))?;
+    let mut dims = ty.known_dims().ok_or_else(|| format!("the shape of {site}'s weight is unknown"))?;
+    let before = dims[axis];
+    dims[axis] = classes;
+    let bound = 1.0 / (features as f64).sqrt();
+    let mut fresh = vec![renew(g, (head.node, head.operand), |name| Fresh::new(seed, name).uniform(ty.dtype, &dims, bound))];
+    if let Some((node, operand)) = head.bias {
+        let bias = g.operand(node, operand).ok_or("the classifier has no bias")?;
+        let ty = g.tensor_type(bias).ok_or_else(|| format!("the type of {site}'s bias is unknown"))?;
+        let mut dims = ty.known_dims().unwrap_or_default();
+        match dims.iter().position(|d| *d == before) {
+            Some(i) => dims[i] = classes,
+            None if before == 1 || ty.rank() == 0 => dims = vec![classes],
+            None => return Err(format!("the bias of {site} has type {ty}, {before} elements were expected")),
+        }
+        fresh.push(renew(g, (node, operand), |name| Fresh::new(seed, name).uniform(ty.dtype, &dims, bound)));
+    }
+    let input = g.name(head.input).to_string();
+    follow(g, head.node, before, classes)?;
+    Ok(Replaced { node: site.name, input, before, features, fresh })
+}
+
+/// The axis of the weight that counts classes, and the number of features.
+fn class_axis(g: &Graph, node: NodeId, operand: usize) -> Result<(usize, i64), String> {
+    let op = g.op(node).ok_or("is no operator")?;
+    let weight = g.operand(node, operand).and_then(|v| g.tensor_type(v)).ok_or("has a weight of unknown type")?;
+    let dims = weight.known_dims().ok_or("has a weight of unknown shape")?;
+    match (op.name.as_str(), dims.as_slice()) {
+        ("Gemm", [a, b]) if operand == 1 => Ok(if op.attrs.int("transB", 0) == 1 { (0, *b) } else { (1, *a) }),
+        ("MatMul", [k, _]) if operand == 1 => Ok((1, *k)),
+        ("Conv", [_, rest @ ..]) if op.attrs.int("group", 1) == 1 => Ok((0, rest.iter().product())),
+        _ => Err(format!("has a weight of type {weight} as operand {operand}, which is not a classifier's")),
+    }
+}
+
+/// Gives a node's operand a fresh initializer, under the old one's name where nobody else reads that; returns its name.
+fn renew(g: &mut Graph, (node, operand): (NodeId, usize), make: impl FnOnce(&str) -> Tensor) -> String {
+    let Some(old) = g.operand(node, operand) else { return String::new() };
+    let origin = constant_origin(g, old).unwrap_or(old);
+    let name = g.name(origin).to_string();
+    let v = g.add_initializer(&format!("{name}.fresh"), make(&name), false);
+    g.set_operand(node, operand, Some(v));
+    let mut from = old;
+    while g.uses(from).is_empty() && !g.is_output(from) {
+        let before = g.operand(from.node, 0);
+        if from == origin {
+            g.swap_names(origin, v);
+            g.remove(origin.node);
+            g.node_mut(v.node).name.clone_from(&name);
+            return name;
+        }
+        g.remove(from.node);
+        let Some(before) = before else { break };
+        from = before;
+    }
+    g.name(v).to_string()
+}
+
+/// Derives the types of what follows the classifier anew.
+fn follow(g: &mut Graph, node: NodeId, before: i64, classes: i64) -> Result<(), String> {
+    let after = descendants(g, node);
+    let order = g.topological_order().map_err(|n| format!("{n} is on a cycle"))?;
+    let mut changed = HashSet::new();
+    for n in order.into_iter().filter(|n| after.contains(n)) {
+        let site = g.site(n);
+        if g.is_op(n, "Reshape") && before != 1 {
+            reshape_to(g, n, before, classes);
+        }
+        let Some(types) = infer_node(g, n, &|v| g.tensor_type(v)) else {
+            return Err(format!("{site} follows the classifier and does not take {classes} classes instead of {before}"));
+        };
+        for (v, ty) in g.results(n).zip(types) {
+            let ty = ty.into();
+            // A shape computed in the graph is as before, but for the classes.
+            if is_resolved(&ty) {
+                g.set_type(v, ty);
+            } else if let Some(old) = g.tensor_type(v) {
+                let shape: Vec<Dim> = old
+                    .shape
+                    .iter()
+                    .map(|d| if d.known() == Some(before) { Dim::from(classes) } else { d.clone() })
+                    .collect();
+                g.set_type(v, crate::ir::TensorType::new(old.dtype, shape).into());
+            }
+            changed.insert(v);
+        }
+    }
+    g.forget_declarations(&changed);
+    Ok(())
+}
+
+/// Exchanges the number of classes in a `Reshape`'s target: in a constant, or in the constants it is joined from.
+fn reshape_to(g: &mut Graph, node: NodeId, before: i64, classes: i64) {
+    let Some(target) = g.operand(node, 1) else { return };
+    let mut places = vec![(node, 1, target)];
+    if g.is_op(target.node, "Concat") && g.uses(target).len() == 1 {
+        places = g.operands(target.node).iter().enumerate().filter_map(|(i, v)| Some((target.node, i, (*v)?))).collect();
+    }
+    for (n, i, v) in places {
+        let Some(dims) = constant_ints(g, v).filter(|d| d.contains(&before)) else { continue };
+        let new: Vec<i64> = dims.iter().map(|d| if *d == before { classes } else { *d }).collect();
+        let name = format!("{}.classes", g.name(v));
+        let v = g.add_initializer(&name, Tensor::i64s(&[new.len() as i64], &new), false);
+        g.set_operand(n, i, Some(v));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ir::{Attrs, DType, Op, TensorType};
+
+    fn classifier(transposed: bool, multiply_after: bool) -> Graph {
+        let mut g = Graph::default();
+        let x = g.add_input("x", TensorType::new(DType::F32, [Dim::symbol("n"), Dim::from(4)]).into(), None);
+        let dims = if transposed { [3, 4] } else { [4, 3] };
+        let w = g.add_initializer("fc.weight", Tensor::f32s(&dims, &[1.0; 12]), false);
+        let b = g.add_initializer("fc.bias", Tensor::f32s(&[3], &[0.0; 3]), false);
+        let n = g.add_op("", Op::new("Gemm", Attrs::new().with("transB", transposed as i64)), &[Some(x), Some(w), Some(b)]);
+        let ty = TensorType::new(DType::F32, [Dim::symbol("n"), Dim::from(3)]);
+        let mut y = g.push_result(n, "logits", ty.clone().into());
+        if multiply_after {
+            let scale = g.add_initializer("scale", Tensor::f32s(&[3], &[1.0; 3]), false);
+            let n = g.add_op("", Op::new("Mul", Attrs::new()), &[Some(y), Some(scale)]);
+            y = g.push_result(n, "scaled", ty.into());
+        }
+        g.add_output(y, None);
+        g
+    }
+
+    #[test]
+    fn weight_and_bias_are_fresh_and_keep_their_names() {
+        for transposed in [false, true] {
+            let mut g = classifier(transposed, false);
+            let y = g.find("logits").unwrap();
+            let r = replace_classifier(&mut g, y, 7, 0).unwrap();
+            assert_eq!((r.before, r.features, r.fresh), (3, 4, vec!["fc.weight".to_string(), "fc.bias".into()]));
+            let w = g.initializer(g.find("fc.weight").unwrap()).unwrap();
+            assert_eq!(w.dims(), if transposed { [7, 4] } else { [4, 7] });
+            assert!(w.to_f64().unwrap().iter().all(|v| v.abs() < 0.5 && *v != 0.0));
+            assert_eq!(g.tensor_type(y).unwrap().shape, [Dim::symbol("n"), Dim::from(7)]);
+        }
+    }
+
+    #[test]
+    fn what_depends_on_the_classes_is_a_refusal() {
+        let mut g = classifier(true, true);
+        let y = g.find("scaled").unwrap();
+        let e = replace_classifier(&mut g, y, 7, 0).unwrap_err();
+        assert!(e.contains("`scaled` (Mul) follows the classifier"), "{e}");
+    }
+}

@@ -1,0 +1,162 @@
+//! Operators of the standard domain that came after opset 18 (or that no engine has a kernel for), as plain ones.
+//!
+//! ```text
+//! Gelu                x/2 · (1 + erf(x/√2)), or its approximation by tanh
+//! Swish               x · σ(α x)
+//! RMSNormalization    x / √(mean(x²) + ε) · scale
+//! GroupNormalization  (x − mean) / √(var + ε) over groups of channels, then scale and bias
+//! Attention, RotaryEmbedding: see `attention`
+//! ```
+
+use super::attention;
+use super::{Replaced, Rule, Source};
+use crate::ir::build::{Builder, Built};
+use crate::ir::{Attrs, DType, Dim, Op, ValueId};
+
+/// The rule of an operator, in the meaning it has in the source's operator set.
+pub(super) fn rule_of(from: i64) -> impl Fn(&Op) -> Option<Rule> {
+    move |op| {
+        if !op.domain.is_empty() {
+            return None;
+        }
+        Some(match op.name.as_str() {
+            "Gelu" => gelu,
+            "Swish" => swish,
+            "RMSNormalization" | "SimplifiedLayerNormalization" => rms_normalization,
+            "GroupNormalization" if from < 21 => group_normalization_18,
+            "GroupNormalization" => group_normalization,
+            "Attention" => attention::standard,
+            "RotaryEmbedding" => attention::rotary,
+            _ => return None,
+        })
+    }
+}
+
+/// x/2 · (1 + erf(x/√2)), spelled as engines recognise it.
+pub(super) fn gelu_exact(b: &mut Builder, x: ValueId) -> Built {
+    let dtype = b.ty(x)?.dtype;
+    let root = b.scalar(dtype, std::f64::consts::SQRT_2);
+    let u = b.div(x, root)?;
+    let e = b.op("Erf", &[u])?;
+    let s = b.shift(e, 1.0)?;
+    let y = b.mul(x, s)?;
+    b.scale(y, 0.5)
+}
+
+/// x/2 · (1 + tanh(√(2/π) (x + 0.044715 x³))).
+pub(super) fn gelu_tanh(b: &mut Builder, x: ValueId) -> Built {
+    let c = (2.0 / std::f64::consts::PI).sqrt();
+    let square = b.mul(x, x)?;
+    let square = b.scale(square, c * 0.044715)?;
+    let factor = b.shift(square, c)?;
+    let inner = b.mul(x, factor)?;
+    let t = b.op("Tanh", &[inner])?;
+    let s = b.shift(t, 1.0)?;
+    let y = b.mul(x, s)?;
+    b.scale(y, 0.5)
+}
+
+/// x · σ(α x).
+pub(super) fn gated(b: &mut Builder, x: ValueId, alpha: f64) -> Built {
+    let scaled = b.scale(x, alpha)?;
+    let gate = b.op("Sigmoid", &[scaled])?;
+    b.mul(x, gate)
+}
+
+fn gelu(b: &mut Builder, s: &Source) -> Replaced {
+    let x = s.need(0)?;
+    let y = if s.attrs.str("approximate", "none") == "tanh" { gelu_tanh(b, x)? } else { gelu_exact(b, x)? };
+    Ok(Some(vec![y]))
+}
+
+fn swish(b: &mut Builder, s: &Source) -> Replaced {
+    let y = gated(b, s.need(0)?, s.attrs.float("alpha", 1.0) as f64)?;
+    Ok(Some(vec![y]))
+}
+
+/// The type statistics are computed in: single precision for narrower types.
+fn wide(stash: i64, dtype: DType) -> DType {
+    if stash == 1 && matches!(dtype, DType::F16 | DType::BF16) { DType::F32 } else { dtype }
+}
+
+fn rms_normalization(b: &mut Builder, s: &Source) -> Replaced {
+    if s.reads_from(1) {
+        return Ok(None);
+    }
+    let axis = s.attrs.int("axis", -1);
+    let epsilon = s.attrs.float("epsilon", 1e-5);
+    let y = root_mean_square(b, s.need(0)?, s.need(1)?, axis, epsilon, s.attrs.int("stash_type", 1))?;
+    Ok(Some(vec![y]))
+}
+
+/// x / √(mean(x²) + ε) · scale over the axes from `axis` on.
+pub(super) fn root_mean_square(b: &mut Builder, x: ValueId, scale: ValueId, axis: i64, epsilon: f32, stash: i64) -> Built {
+    let ty = b.ty(x)?;
+    let rank = ty.rank() as i64;
+    let axis = if axis < 0 { axis + rank } else { axis };
+    let axes: Vec<i64> = (axis..rank).collect();
+    let exact = b.cast(x, wide(stash, ty.dtype))?;
+    let square = b.mul(exact, exact)?;
+    let mean = b.reduce("ReduceMean", square, &axes, true)?;
+    let shifted = b.shift(mean, epsilon as f64)?;
+    let root = b.sqrt(shifted)?;
+    let unit = b.div(exact, root)?;
+    let unit = b.cast(unit, ty.dtype)?;
+    b.mul(unit, scale)
+}
+
+/// The form of opset 18: scale and bias of each group.
+fn group_normalization_18(b: &mut Builder, s: &Source) -> Replaced {
+    group(b, s, true)
+}
+
+/// The form of opset 21: scale and bias of each channel.
+fn group_normalization(b: &mut Builder, s: &Source) -> Replaced {
+    group(b, s, false)
+}
+
+fn group(b: &mut Builder, s: &Source, per_group: bool) -> Replaced {
+    let (x, scale, bias) = (s.need(0)?, s.need(1)?, s.need(2)?);
+    let groups = s.attrs.int("num_groups", 1);
+    let ty = b.ty(x)?;
+    let Some(channels) = ty.shape.get(1).and_then(Dim::known).filter(|c| groups > 0 && c % groups == 0) else {
+        return Ok(None);
+    };
+    let rest = ty.shape[2..].iter().fold(Dim::from(channels / groups), |p, d| &p * d);
+    let exact = b.cast(x, wide(s.attrs.int("stash_type", 1), ty.dtype))?;
+    let grouped = b.reshape(exact, &[0, groups, -1], &[ty.shape[0].clone(), Dim::from(groups), rest])?;
+    let mean = b.reduce("ReduceMean", grouped, &[2], true)?;
+    let centred = b.sub(grouped, mean)?;
+    let square = b.mul(centred, centred)?;
+    let var = b.reduce("ReduceMean", square, &[2], true)?;
+    let shifted = b.shift(var, s.attrs.float("epsilon", 1e-5) as f64)?;
+    let deviation = b.sqrt(shifted)?;
+    let unit = b.div(centred, deviation)?;
+    let unit = b.cast(unit, ty.dtype)?;
+    if per_group {
+        let y = scale_and_shift(b, unit, scale, bias, groups, 1)?;
+        return Ok(Some(vec![b.reshape_like(y, x)?]));
+    }
+    let unit = b.reshape_like(unit, x)?;
+    let y = scale_and_shift(b, unit, scale, bias, channels, ty.rank() - 2)?;
+    Ok(Some(vec![y]))
+}
+
+/// x · scale + bias, both one value for each of the `n` extents that `trailing` axes follow.
+fn scale_and_shift(b: &mut Builder, x: ValueId, scale: ValueId, bias: ValueId, n: i64, trailing: usize) -> Built {
+    let mut dims = vec![n];
+    dims.resize(trailing + 1, 1);
+    let shape: Vec<Dim> = dims.iter().map(|d| Dim::from(*d)).collect();
+    let scale = b.reshape(scale, &dims, &shape)?;
+    let bias = b.reshape(bias, &dims, &shape)?;
+    let y = b.mul(x, scale)?;
+    b.add(y, bias)
+}
+
+/// Layer normalisation over the last axis.
+pub(super) fn layer_norm(b: &mut Builder, x: ValueId, scale: ValueId, bias: Option<ValueId>, epsilon: f32) -> Built {
+    let attrs = Attrs::new().with("axis", -1).with("epsilon", epsilon);
+    let y = b.node(Op::new("LayerNormalization", attrs), &[Some(x), Some(scale), bias])?[0];
+    b.graph.drop_results(y.node, 1);
+    Ok(y)
+}

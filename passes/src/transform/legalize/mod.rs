@@ -1,0 +1,198 @@
+//! Brings the operators of a source to one operator set, in which the rest of a training graph is built.
+//!
+//! ```text
+//! decompose_contrib   com.microsoft.Attention, SkipLayerNormalization, …   → plain operators
+//! to_opset            7 … 17  → 18   attributes become operands, older forms become today's
+//!                     19 … 26 → 18   newer operators become plain ones; the rest loses attributes that say nothing
+//! ```
+//!
+//! Opset 18 is the target because it is where most CUDA kernels are found. An operator that 18 cannot express (a new one that
+//! is kept, an element type that came later) raises the opset to the smallest one that has it, never above the source's own.
+//!
+//! Values keep their ids and names: a node is rewritten in place, or becomes the last node of what replaces it. Nodes in
+//! between are named under it. What cannot be decomposed, because its types are unknown or it uses a feature that has no
+//! plain form (a key cache, packed weights), stays as it is; differentiation names it if it matters.
+
+mod attention;
+mod contrib;
+mod decompose;
+mod needs;
+mod upgrade;
+
+use crate::analysis::facts::{infer_node, is_resolved, merge};
+use crate::ir::build::{BuildError, Builder};
+use crate::ir::{Attrs, Graph, Kind, NodeId, Op, ValueId};
+use crate::ir::{TensorType, ValueType};
+use crate::ops::TypeError;
+
+/// Operator set that training graphs are built for where the source allows it.
+pub const TARGET: i64 = 18;
+
+/// Brings every operator of the standard domain to `target` (18), or to the smallest newer operator set that can express them
+/// all; sets the graph's operator set and returns it.
+///
+/// # Errors
+/// When an older form cannot be rewritten: the types it needs are unknown, or it stands in a subgraph.
+pub fn to_opset(g: &mut Graph, target: i64) -> Result<i64, BuildError> {
+    let from = g.opsets.get("").copied().unwrap_or(target);
+    // New nodes are built in the target's forms, which every later operator set reads too.
+    g.opsets.insert(String::new(), target);
+    replace_each(g, decompose::rule_of(from));
+    let reached = needs::smallest(g, from, target);
+    if from < reached {
+        upgrade::upgrade(g, from)?;
+    } else if reached < from {
+        needs::strip(g, reached);
+    }
+    g.opsets.insert(String::new(), reached);
+    Ok(reached)
+}
+
+/// Replaces fused operators of ONNX Runtime (`com.microsoft`) by plain ones where that is possible; returns how many.
+///
+/// Runs before [`to_opset`], which may have to raise the operator set for what is built here.
+pub fn decompose_contrib(g: &mut Graph) -> usize {
+    replace_each(g, contrib::rule_of)
+}
+
+/// What a node is replaced by: a value for each result that is read; `None` to keep the node.
+type Replaced = Result<Option<Vec<ValueId>>, BuildError>;
+/// Builds the replacement of a node.
+type Rule = fn(&mut Builder, &Source) -> Replaced;
+
+/// A node that is being replaced.
+struct Source {
+    id: NodeId,
+    attrs: Attrs,
+    operands: Vec<Option<ValueId>>,
+    /// Which results somebody reads.
+    live: Vec<bool>,
+}
+
+impl Source {
+    fn of(g: &Graph, id: NodeId) -> Source {
+        let attrs = g.op(id).map(|op| op.attrs.clone()).unwrap_or_default();
+        let live = g.results(id).map(|v| !g.uses(v).is_empty() || g.is_output(v)).collect();
+        Source { id, attrs, operands: g.operands(id).to_vec(), live }
+    }
+
+    /// Operand `i`, if present.
+    fn get(&self, i: usize) -> Option<ValueId> {
+        self.operands.get(i).copied().flatten()
+    }
+
+    /// Operand `i`, which the operator requires.
+    fn need(&self, i: usize) -> Result<ValueId, BuildError> {
+        self.get(i).ok_or_else(|| unfit("a required operand", &self.id.index().to_string(), "it is missing"))
+    }
+
+    /// Is a result from `i` on read?
+    fn reads_from(&self, i: usize) -> bool {
+        self.live.iter().skip(i).any(|l| *l)
+    }
+}
+
+fn unfit(op: &str, at: &str, what: &str) -> BuildError {
+    BuildError { op: op.to_string(), prefix: at.to_string(), error: TypeError(what.to_string()) }
+}
+
+/// Start of the names of nodes that are built for a node.
+fn stem(g: &Graph, id: NodeId) -> String {
+    let n = g.node(id);
+    if n.name.is_empty() { n.results().first().map(|v| v.name.clone()).unwrap_or_default() } else { n.name.clone() }
+}
+
+/// Replaces every node that has a rule, producers before consumers, so that each finds the types of its operands.
+fn replace_each(g: &mut Graph, rule_of: impl Fn(&Op) -> Option<Rule>) -> usize {
+    let mut replaced = 0;
+    let mut b = Builder::new(g, "");
+    for id in b.graph.topological_order().unwrap_or_default() {
+        infer(b.graph, id);
+        let Some(rule) = b.graph.op(id).and_then(&rule_of) else { continue };
+        b.prefix = stem(b.graph, id);
+        let source = Source::of(b.graph, id);
+        let captured = b.graph.results(id).skip(1).any(|v| is_captured(b.graph, v));
+        if captured || !b.graph.captures(id).is_empty() {
+            continue;
+        }
+        // What cannot be built stays; nodes that were built before the failure are dead.
+        if let Ok(Some(new)) = rule(&mut b, &source)
+            && install(b.graph, id, &new)
+        {
+            replaced += 1;
+        }
+    }
+    replaced
+}
+
+fn is_captured(g: &Graph, v: ValueId) -> bool {
+    g.uses(v).into_iter().any(|(n, operand)| operand >= g.node(n).operand_count())
+}
+
+/// Types a node's results by its rule where they are not known.
+fn infer(g: &mut Graph, id: NodeId) {
+    if g.results(id).all(|v| is_resolved(&g.value(v).ty)) {
+        return;
+    }
+    for (v, ty) in g.results(id).zip(infer_node(g, id, &|v| g.tensor_type(v)).unwrap_or_default()) {
+        let ty = merge(&ty.into(), g.value(v).ty.clone());
+        g.set_type(v, ty);
+    }
+}
+
+/// Makes `id` the producer of `new[0]`, which was built last for it, and gives the readers of its other results theirs.
+fn install(g: &mut Graph, id: NodeId, new: &[ValueId]) -> bool {
+    let Some(&first) = new.first() else { return false };
+    let first = last_node(g, id, first, &new[1..]);
+    for slot in 1..g.node(id).results().len() as u32 {
+        let old = g.result(id, slot);
+        let read = !g.uses(old).is_empty() || g.is_output(old);
+        match new.get(slot as usize) {
+            Some(&v) if read => {
+                g.replace_uses(old, v, |_| true);
+                g.redirect_output(old, v);
+                g.swap_names(old, v);
+            }
+            None if read => return false,
+            _ => {}
+        }
+    }
+    let Kind::Op(op) = g.node(first.node).kind.clone() else { return false };
+    let operands = g.operands(first.node);
+    let ty = merge(&g.value(first).ty.clone(), g.value(g.result(id, 0)).ty.clone());
+    g.replace_op(id, op, &operands);
+    g.set_type(g.result(id, 0), ty);
+    g.drop_results(id, 1);
+    g.remove(first.node);
+    true
+}
+
+/// The value itself if its node may become `id`, else an `Identity` of it.
+fn last_node(g: &mut Graph, id: NodeId, v: ValueId, others: &[ValueId]) -> ValueId {
+    let n = g.node(v.node);
+    let ours = n.op().is_some_and(|op| op.source.is_none()) && n.results().len() == 1;
+    if ours && v.node != id && g.uses(v).is_empty() && !g.is_output(v) && !others.contains(&v) {
+        return v;
+    }
+    let ty = g.value(v).ty.clone();
+    let node = g.add_op("", Op::new("Identity", Attrs::new()), &[Some(v)]);
+    g.push_result(node, "", ty)
+}
+
+/// Changes a node's attributes.
+fn edit(g: &mut Graph, id: NodeId, change: impl FnOnce(&mut Attrs)) {
+    if let Kind::Op(op) = &mut g.node_mut(id).kind {
+        change(&mut op.attrs);
+        op.attrs_changed = true;
+    }
+}
+
+/// Adds an operator without a shape rule, whose one result has a known type.
+fn raw(b: &mut Builder, op: Op, operands: &[Option<ValueId>], ty: TensorType) -> ValueId {
+    let stem = format!("{}/{}", b.prefix, op.name);
+    let node = b.graph.add_op(&stem, op, operands);
+    b.graph.push_result(node, &stem, ValueType::from(ty))
+}
+
+#[cfg(test)]
+mod tests;

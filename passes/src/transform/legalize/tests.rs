@@ -1,0 +1,212 @@
+//! Forms and attributes after each rewrite; the numbers were compared in an engine.
+
+use super::*;
+use crate::ir::verify::{Stage, verify};
+use crate::ir::{Attr, DType, Dim, Tensor};
+
+fn f32s(dims: &[i64]) -> ValueType {
+    TensorType::fixed(DType::F32, dims).into()
+}
+
+/// A graph of one node `y = op(inputs…)` at an opset; further results are named `y1`, `y2`, ….
+fn graph(opset: i64, op: Op, inputs: &[ValueType], results: usize) -> Graph {
+    let mut g = Graph::default();
+    g.opsets.insert(String::new(), opset);
+    let operands: Vec<_> =
+        inputs.iter().enumerate().map(|(i, t)| Some(g.add_input(&format!("x{i}"), t.clone(), None))).collect();
+    let n = g.add_op("n", op, &operands);
+    for i in 0..results {
+        let name = if i == 0 { "y".to_string() } else { format!("y{i}") };
+        g.push_result(n, &name, ValueType::default());
+    }
+    let y = g.result(n, 0);
+    g.add_output(y, None);
+    g
+}
+
+fn legal(g: &mut Graph) -> i64 {
+    let opset = to_opset(g, TARGET).unwrap();
+    crate::transform::eliminate::eliminate_dead(g, |_, _| false);
+    verify(g, Stage::Legal).unwrap();
+    assert_eq!(g.name(g.outputs()[0].value), "y");
+    opset
+}
+
+fn ops(g: &Graph) -> Vec<String> {
+    let order = g.topological_order().unwrap();
+    order.iter().filter_map(|n| g.op(*n)).map(Op::full_name).collect()
+}
+
+fn producer(g: &Graph) -> NodeId {
+    g.outputs()[0].value.node
+}
+
+fn ints(g: &Graph, i: usize) -> Vec<i64> {
+    let v = g.operand(producer(g), i).unwrap();
+    g.constant(v).unwrap().to_i64().unwrap()
+}
+
+#[test]
+fn listed_attributes_become_operands() {
+    for (name, opset, attr) in [
+        ("ReduceMean", 17, "axes"),
+        ("ReduceSum", 11, "axes"),
+        ("Squeeze", 12, "axes"),
+        ("Unsqueeze", 12, "axes"),
+        ("Split", 12, "split"),
+    ] {
+        let (dims, list): (&[i64], &[i64]) = if name == "Split" { (&[3, 1], &[2, 1]) } else { (&[3, 1], &[1]) };
+        let mut g = graph(opset, Op::new(name, Attrs::new().with(attr, list)), &[f32s(dims)], list.len());
+        assert_eq!(legal(&mut g), 18, "{name}");
+        assert_eq!(ints(&g, 1), list, "{name}");
+        assert!(g.op(producer(&g)).unwrap().attrs.get(attr).is_none(), "{name}");
+    }
+}
+
+#[test]
+fn an_equal_split_counts_its_parts() {
+    let mut g = graph(13, Op::new("Split", Attrs::new()), &[f32s(&[4])], 2);
+    legal(&mut g);
+    assert_eq!(g.op(producer(&g)).unwrap().attrs.int("num_outputs", 0), 2);
+}
+
+#[test]
+fn a_softmax_over_a_matrix_keeps_its_meaning() {
+    let softmax = |axis: i64, dims: &[i64]| {
+        let mut g = graph(11, Op::new("Softmax", Attrs::new().with("axis", axis)), &[f32s(dims)], 1);
+        legal(&mut g);
+        g
+    };
+    assert_eq!(ops(&softmax(1, &[2, 3, 4])), ["Flatten", "Softmax", "Reshape"]);
+    let last = softmax(2, &[2, 3, 4]);
+    assert_eq!((ops(&last), last.op(producer(&last)).unwrap().attrs.int("axis", 0)), (vec!["Softmax".to_string()], -1));
+    // The other columns have extent 1: nothing to flatten.
+    assert_eq!(ops(&softmax(1, &[2, 3, 1])), ["Softmax"]);
+}
+
+#[test]
+fn bounds_and_amounts_become_operands() {
+    let mut g = graph(10, Op::new("Clip", Attrs::new().with("max", 6.0f32)), &[f32s(&[2])], 1);
+    legal(&mut g);
+    let operands = g.operands(producer(&g));
+    assert_eq!((operands.len(), operands[1]), (3, None));
+    assert_eq!(g.constant(operands[2].unwrap()).unwrap().scalar(), Some(6.0));
+
+    let attrs = Attrs::new().with("pads", vec![1, 2]).with("value", 0.5f32).with("mode", "constant");
+    let mut g = graph(10, Op::new("Pad", attrs), &[f32s(&[2])], 1);
+    legal(&mut g);
+    assert_eq!(ints(&g, 1), [1, 2]);
+    assert_eq!(g.op(producer(&g)).unwrap().attrs.0.keys().collect::<Vec<_>>(), ["mode"]);
+}
+
+#[test]
+fn upsample_is_an_asymmetric_resize() {
+    let attrs = Attrs::new().with("mode", "nearest").with("scales", Attr::Floats(vec![1.0, 1.0, 2.0, 2.0]));
+    let mut g = graph(7, Op::new("Upsample", attrs), &[f32s(&[1, 1, 2, 2])], 1);
+    legal(&mut g);
+    assert_eq!(ops(&g), ["Resize"]);
+    assert_eq!(g.op(producer(&g)).unwrap().attrs.str("coordinate_transformation_mode", ""), "asymmetric");
+    assert!(g.operand(producer(&g), 1).is_none() && g.operand(producer(&g), 2).is_some());
+}
+
+#[test]
+fn batch_statistics_of_the_old_form_are_dropped_only_unread() {
+    let s = f32s(&[3]);
+    let inputs = [f32s(&[2, 3]), s.clone(), s.clone(), s.clone(), s];
+    let mut g = graph(9, Op::new("BatchNormalization", Attrs::new()), &inputs, 5);
+    legal(&mut g);
+    assert_eq!(g.node(producer(&g)).results().len(), 1);
+
+    let mut g = graph(9, Op::new("BatchNormalization", Attrs::new()), &inputs, 5);
+    let mean = g.result(producer(&g), 1);
+    g.add_output(mean, None);
+    assert!(to_opset(&mut g, TARGET).is_err());
+}
+
+#[test]
+fn newer_operators_become_plain_ones() {
+    let x = f32s(&[2, 3, 8]);
+    let mut g = graph(20, Op::new("Gelu", Attrs::new()), std::slice::from_ref(&x), 1);
+    assert_eq!(legal(&mut g), 18);
+    assert_eq!(ops(&g), ["Div", "Erf", "Add", "Mul", "Mul"]);
+
+    let mut g = graph(23, Op::new("RMSNormalization", Attrs::new()), &[x.clone(), f32s(&[8])], 1);
+    assert_eq!(legal(&mut g), 18);
+    assert_eq!(ops(&g), ["Mul", "ReduceMean", "Add", "Sqrt", "Div", "Mul"]);
+
+    let heads = |h: i64| -> ValueType {
+        TensorType::new(DType::F32, [Dim::symbol("b"), Dim::from(h), Dim::symbol("t"), Dim::from(8)]).into()
+    };
+    let causal = Op::new("Attention", Attrs::new().with("is_causal", 1));
+    let mut g = graph(23, causal, &[heads(4), heads(2), heads(2)], 1);
+    assert_eq!(legal(&mut g), 18);
+    assert_eq!(g.tensor_type(g.outputs()[0].value), heads(4).tensor());
+}
+
+#[test]
+fn what_has_no_plain_form_raises_the_opset() {
+    let h = f32s(&[1, 2, 3, 4]);
+    let inputs = vec![h.clone(), h.clone(), h.clone(), f32s(&[3, 6]), h.clone(), h];
+    let mut g = graph(24, Op::new("Attention", Attrs::new()), &inputs, 1);
+    assert_eq!(legal(&mut g), 24);
+    assert_eq!(ops(&g), ["Attention"]);
+
+    let conv = || Op::new("Conv", Attrs::new());
+    let of =
+        |t: DType| vec![ValueType::from(TensorType::fixed(t, &[1, 1, 4, 4])), TensorType::fixed(t, &[1, 1, 3, 3]).into()];
+    assert_eq!(legal(&mut graph(24, conv(), &of(DType::BF16), 1)), 22);
+    assert_eq!(legal(&mut graph(24, conv(), &of(DType::F16), 1)), 18);
+}
+
+#[test]
+fn attributes_that_say_nothing_are_left_out() {
+    let pool = |dilation: i64| {
+        let attrs = Attrs::new().with("kernel_shape", vec![2, 2]).with("dilations", vec![dilation; 2]);
+        graph(20, Op::new("AveragePool", attrs), &[f32s(&[1, 1, 4, 4])], 1)
+    };
+    let mut g = pool(1);
+    assert_eq!(legal(&mut g), 18);
+    assert!(g.op(producer(&g)).unwrap().attrs.get("dilations").is_none());
+    let mut g = pool(2);
+    assert_eq!(legal(&mut g), 19);
+    assert!(g.op(producer(&g)).unwrap().attrs.get("dilations").is_some());
+}
+
+#[test]
+fn fused_operators_of_the_runtime_become_plain_ones() {
+    let x = f32s(&[2, 3, 8]);
+    let skip = Op::in_domain("com.microsoft", "SkipLayerNormalization", Attrs::new());
+    let mut g = graph(14, skip, &[x.clone(), x.clone(), f32s(&[8])], 4);
+    let sum = g.result(producer(&g), 3);
+    g.add_output(sum, None);
+    assert_eq!(decompose_contrib(&mut g), 1);
+    legal(&mut g);
+    assert_eq!(ops(&g), ["Add", "LayerNormalization"]);
+    assert_eq!(g.name(g.outputs()[1].value), "y3");
+
+    let packed = Op::in_domain("com.microsoft", "Attention", Attrs::new().with("num_heads", 2));
+    let mut g = graph(14, packed, &[x.clone(), f32s(&[8, 24]), f32s(&[24])], 1);
+    assert_eq!(decompose_contrib(&mut g), 1);
+    legal(&mut g);
+    assert!(ops(&g).iter().all(|op| !op.contains('.')));
+    assert_eq!(g.tensor_type(g.outputs()[0].value), x.tensor());
+}
+
+#[test]
+fn a_fused_operator_whose_statistics_are_read_stays() {
+    let x = f32s(&[2, 3, 8]);
+    let skip = Op::in_domain("com.microsoft", "SkipLayerNormalization", Attrs::new());
+    let mut g = graph(14, skip, &[x.clone(), x, f32s(&[8])], 2);
+    let mean = g.result(producer(&g), 1);
+    g.add_output(mean, None);
+    assert_eq!(decompose_contrib(&mut g), 0);
+}
+
+#[test]
+fn a_constant_bound_keeps_the_operand_s_type() {
+    let half = TensorType::fixed(DType::F16, &[2]).into();
+    let mut g = graph(9, Op::new("Clip", Attrs::new().with("min", 0.0f32)), &[half], 1);
+    legal(&mut g);
+    let low = g.operand(producer(&g), 1).unwrap();
+    assert_eq!(g.constant(low).map(Tensor::dtype), Some(DType::F16));
+}

@@ -1,0 +1,262 @@
+//! Older forms of operators, rewritten as opset 18 has them.
+
+use super::{edit, is_captured, raw, stem, unfit};
+use crate::ir::build::{BuildError, Builder, reshape_target};
+use crate::ir::{Attr, Attrs, DType, Graph, NodeId, Op, Tensor, ValueId};
+use onnx_protobuf::GraphProto;
+
+type Done = Result<(), BuildError>;
+
+/// First operator set with today's form of each operator whose form changed; those that only gained element types or optional
+/// attributes are not listed.
+const FORMS: &[(&str, i64)] = &[
+    ("BatchNormalization", 14),
+    ("Clip", 11),
+    ("Dropout", 12),
+    ("Hardmax", 13),
+    ("LogSoftmax", 13),
+    ("Pad", 11),
+    ("ReduceL1", 18),
+    ("ReduceL2", 18),
+    ("ReduceLogSum", 18),
+    ("ReduceLogSumExp", 18),
+    ("ReduceMax", 18),
+    ("ReduceMean", 18),
+    ("ReduceMin", 18),
+    ("ReduceProd", 18),
+    ("ReduceSum", 13),
+    ("ReduceSumSquare", 18),
+    ("Resize", 13),
+    ("RoiAlign", 16),
+    ("Scan", 9),
+    ("Scatter", 19),
+    ("Slice", 10),
+    ("Softmax", 13),
+    ("Split", 18),
+    ("Squeeze", 13),
+    ("TopK", 10),
+    ("Unsqueeze", 13),
+    ("Upsample", 19),
+];
+
+fn changed_since(name: &str, from: i64) -> bool {
+    FORMS.iter().any(|(n, since)| *n == name && from < *since)
+}
+
+/// Rewrites every operator of an operator set before 18 in the form 18 has.
+pub(super) fn upgrade(g: &mut Graph, from: i64) -> Done {
+    let mut b = Builder::new(g, "");
+    for id in b.graph.topological_order().unwrap_or_default() {
+        super::infer(b.graph, id);
+        let Some(op) = b.graph.op(id).filter(|op| op.domain.is_empty()) else { continue };
+        for a in op.attrs.0.values() {
+            if let Attr::Opaque(a) = a {
+                for sub in a.g.as_ref().into_iter().chain(&a.graphs) {
+                    check_subgraph(&stem(b.graph, id), sub, from)?;
+                }
+            }
+        }
+        if changed_since(&op.name, from) {
+            let name = op.name.clone();
+            b.prefix = stem(b.graph, id);
+            node(&mut b, id, &name, from)?;
+        }
+    }
+    Ok(())
+}
+
+fn check_subgraph(at: &str, graph: &GraphProto, from: i64) -> Done {
+    for n in &graph.node {
+        // A list of axes that is no attribute is no operand either: such a node means the same in both forms.
+        let listed = n.attribute.iter().any(|a| a.name == "axes");
+        let same = (n.op_type.starts_with("Reduce") || n.op_type == "Squeeze") && !listed;
+        if changed_since(&n.op_type, from) && !same {
+            let why = format!("it stands in a subgraph in the form of opset {from}; convert the model to opset 18 first");
+            return Err(unfit(&n.op_type, at, &why));
+        }
+        for sub in n.attribute.iter().flat_map(|a| a.g.as_ref().into_iter().chain(&a.graphs)) {
+            check_subgraph(at, sub, from)?;
+        }
+    }
+    Ok(())
+}
+
+fn node(b: &mut Builder, id: NodeId, name: &str, from: i64) -> Done {
+    match name {
+        "Squeeze" | "Unsqueeze" => ints_to_operand(b, id, "axes", 1),
+        "Split" => split(b, id),
+        "Slice" => {
+            for (at, attr) in ["starts", "ends", "axes"].into_iter().enumerate() {
+                ints_to_operand(b, id, attr, at + 1);
+            }
+        }
+        "Softmax" | "LogSoftmax" | "Hardmax" => return softmax(b, id, name),
+        "Clip" => {
+            float_to_operand(b, id, "min", 1);
+            float_to_operand(b, id, "max", 2);
+        }
+        "Pad" => {
+            ints_to_operand(b, id, "pads", 1);
+            float_to_operand(b, id, "value", 2);
+        }
+        "TopK" => {
+            if let Some(Attr::Int(k)) = take(b.graph, id, "k") {
+                let k = b.ints(&[k]);
+                b.graph.set_operand(id, 1, Some(k));
+            }
+        }
+        "Dropout" => float_to_operand(b, id, "ratio", 1),
+        "BatchNormalization" => return batch_normalization(b, id),
+        "Upsample" | "Resize" => resize(b, id, name, from),
+        "Scatter" => rename(b.graph, id, "ScatterElements"),
+        // Its boxes were halved before the attribute existed.
+        "RoiAlign" => edit(b.graph, id, |a| {
+            a.0.insert("coordinate_transformation_mode".into(), "output_half_pixel".into());
+        }),
+        reduce if reduce.starts_with("Reduce") => ints_to_operand(b, id, "axes", 1),
+        _ => return Err(unfit(name, &b.prefix, &format!("its form of opset {from} is not supported"))),
+    }
+    Ok(())
+}
+
+/// Removes an attribute and returns it.
+fn take(g: &mut Graph, id: NodeId, attr: &str) -> Option<Attr> {
+    g.op(id)?.attrs.get(attr)?;
+    let mut taken = None;
+    edit(g, id, |attrs| taken = attrs.0.shift_remove(attr));
+    taken
+}
+
+fn ints_to_operand(b: &mut Builder, id: NodeId, attr: &str, at: usize) {
+    if let Some(Attr::Ints(values)) = take(b.graph, id, attr)
+        && !values.is_empty()
+    {
+        let v = b.ints(&values);
+        b.graph.set_operand(id, at, Some(v));
+    }
+}
+
+/// A float attribute becomes a scalar operand of the first operand's type. A default stays unwritten.
+fn float_to_operand(b: &mut Builder, id: NodeId, attr: &str, at: usize) {
+    if let Some(Attr::Float(value)) = take(b.graph, id, attr)
+        && !(attr == "value" && value == 0.0)
+    {
+        let dtype = b.graph.operand(id, 0).and_then(|v| b.graph.value(v).ty.dtype).unwrap_or(DType::F32);
+        let v = b.scalar(dtype, value as f64);
+        b.graph.set_operand(id, at, Some(v));
+    }
+}
+
+/// Another operator with the same attributes, operands and results.
+fn rename(g: &mut Graph, id: NodeId, name: &str) {
+    let attrs = g.op(id).map(|op| op.attrs.clone()).unwrap_or_default();
+    let operands = g.operands(id);
+    g.replace_op(id, Op::new(name, attrs), &operands);
+}
+
+fn split(b: &mut Builder, id: NodeId) {
+    ints_to_operand(b, id, "split", 1);
+    if b.graph.operand(id, 1).is_none() {
+        let parts = b.graph.node(id).results().len() as i64;
+        edit(b.graph, id, |a| {
+            a.0.insert("num_outputs".into(), Attr::Int(parts));
+        });
+    }
+}
+
+/// Before opset 13 the operand was seen as a matrix: axes before `axis` its rows, the others its columns.
+fn softmax(b: &mut Builder, id: NodeId, name: &str) -> Done {
+    let Some(x) = b.graph.operand(id, 0) else { return Ok(()) };
+    let axis = b.graph.op(id).map_or(1, |op| op.attrs.int("axis", 1));
+    let last = |g: &mut Graph| {
+        edit(g, id, |a| {
+            a.0.insert("axis".into(), Attr::Int(-1));
+        })
+    };
+    if axis == -1 {
+        last(b.graph);
+        return Ok(());
+    }
+    let ty = b.ty(x)?;
+    let rank = ty.rank();
+    let axis = if axis < 0 { axis + rank as i64 } else { axis } as usize;
+    let columns = ty.shape.iter().skip(axis + 1);
+    if columns.clone().all(|d| d.is_one()) {
+        // One axis is the whole row.
+        if axis + 1 == rank {
+            last(b.graph);
+        } else {
+            edit(b.graph, id, |a| {
+                a.0.insert("axis".into(), Attr::Int(axis as i64));
+            });
+        }
+        return Ok(());
+    }
+    let rows = b.op_with("Flatten", Attrs::new().with("axis", axis as i64), &[x])?;
+    let flat = b.ty(rows)?;
+    let y = raw(b, Op::new(name, Attrs::new().with("axis", -1)), &[Some(rows)], flat);
+    let target = match reshape_target(&ty.shape) {
+        Some(dims) => b.ints(&dims),
+        None => b.op("Shape", &[x])?,
+    };
+    b.graph.replace_op(id, Op::new("Reshape", Attrs::new()), &[Some(y), Some(target)]);
+    Ok(())
+}
+
+/// Results other than the first were batch statistics that only the old training form gives; `spatial = 0` had statistics for
+/// each element of a sample.
+fn batch_normalization(b: &mut Builder, id: NodeId) -> Done {
+    let results: Vec<ValueId> = b.graph.results(id).skip(1).collect();
+    if results.iter().any(|v| !b.graph.uses(*v).is_empty() || b.graph.is_output(*v) || is_captured(b.graph, *v)) {
+        let why = "its batch statistics are read, which the form of opset 14 does not give in inference";
+        return Err(unfit("BatchNormalization", &b.prefix, why));
+    }
+    b.graph.drop_results(id, 1);
+    let spatial = take(b.graph, id, "spatial");
+    if !matches!(spatial, Some(Attr::Int(0))) {
+        return Ok(());
+    }
+    let operands = b.graph.operands(id);
+    let [Some(x), Some(scale), Some(bias), Some(mean), Some(var)] = operands[..] else { return Ok(()) };
+    let epsilon = b.graph.op(id).map_or(1e-5, |op| op.attrs.float("epsilon", 1e-5));
+    let centred = b.sub(x, mean)?;
+    let shifted = b.shift(var, epsilon as f64)?;
+    let deviation = b.sqrt(shifted)?;
+    let unit = b.div(centred, deviation)?;
+    let scaled = b.mul(unit, scale)?;
+    b.graph.replace_op(id, Op::new("Add", Attrs::new()), &[Some(scaled), Some(bias)]);
+    Ok(())
+}
+
+/// `Upsample` and the first `Resize` take the nearest element to the left, without half pixels.
+fn resize(b: &mut Builder, id: NodeId, name: &str, from: i64) {
+    let mut attrs = b.graph.op(id).map(|op| op.attrs.clone()).unwrap_or_default();
+    if name == "Resize" && from >= 11 {
+        // This mode, whose place half_pixel has taken, rounds down where the other rounds half up.
+        if attrs.str("coordinate_transformation_mode", "") == "tf_half_pixel_for_nn" {
+            attrs.0.insert("coordinate_transformation_mode".into(), "half_pixel".into());
+            attrs.0.insert("nearest_mode".into(), "round_prefer_ceil".into());
+            edit(b.graph, id, |a| *a = attrs);
+        }
+        return;
+    }
+    let Some(x) = b.graph.operand(id, 0) else { return };
+    let scales = match attrs.0.shift_remove("scales") {
+        Some(Attr::Floats(s)) => {
+            let dims = [s.len() as i64];
+            let values: Vec<f64> = s.into_iter().map(f64::from).collect();
+            Some(b.constant(&format!("{}/scales", b.prefix), Tensor::floats(DType::F32, &dims, &values)))
+        }
+        _ => b.graph.operand(id, 1),
+    };
+    // An engine's first `Resize` took the element to the right where it shrank.
+    let shrinks = scales
+        .and_then(|v| b.graph.constant(v))
+        .and_then(|t| t.to_f64().ok())
+        .is_some_and(|s| s.iter().any(|s| *s < 1.0) && s.iter().all(|s| *s <= 1.0));
+    attrs.0.insert("coordinate_transformation_mode".into(), "asymmetric".into());
+    if attrs.str("mode", "nearest") == "nearest" {
+        attrs.0.insert("nearest_mode".into(), if shrinks { "ceil" } else { "floor" }.into());
+    }
+    b.graph.replace_op(id, Op::new("Resize", attrs), &[Some(x), None, scales]);
+}

@@ -1,0 +1,202 @@
+//! Fresh values for every trained weight, by its role: where training from scratch starts.
+//!
+//! | role | start |
+//! |---|---|
+//! | weight of a linear map or convolution | U(±1/√fan_in), PyTorch's `kaiming_uniform(a=√5)` |
+//! | its bias | the same bound; 0 where no map is found |
+//! | embedding | N(0, 1) |
+//! | learned position | N(0, 0.02²), what vision and language transformers use |
+//! | scale of a normalisation, written as one node or as several | 1 |
+//! | bias of a normalisation | 0 |
+//! | slope of `PRelu` | ¼ |
+//! | running mean, running variance | 0, 1 |
+//! | other scales (layer scale) | kept: their start belongs to the model |
+
+use super::fresh::{Fresh, constant};
+use crate::analysis::head::constant_origin;
+use crate::analysis::roles::{Role, initializer_roles};
+use crate::ir::{Graph, NodeId, Tensor, ValueId};
+
+/// Gives every trained weight and running statistic a fresh value; returns the names of those that keep theirs.
+pub fn reinitialize(g: &mut Graph, seed: u64) -> Vec<String> {
+    let mut kept = Vec::new();
+    for (v, role) in initializer_roles(g) {
+        let name = g.name(v).to_string();
+        if name.starts_with("ancre.") || !(role.trains() || role == Role::Statistic) {
+            continue;
+        }
+        match fresh(g, v, role, seed) {
+            Some(t) => g.set_initializer(
+                v,
+                t,
+                matches!(g.node(v.node).kind, crate::ir::Kind::Initializer { overridable: true, .. }),
+            ),
+            None => kept.push(name),
+        }
+    }
+    kept
+}
+
+fn fresh(g: &Graph, v: ValueId, role: Role, seed: u64) -> Option<Tensor> {
+    let old = g.initializer(v)?;
+    let (dtype, dims) = (old.dtype(), old.dims());
+    let stream = || Fresh::new(seed, g.name(v));
+    let bounded = |fan_in: i64| stream().uniform(dtype, dims, 1.0 / (fan_in.max(1) as f64).sqrt());
+    match role {
+        Role::Weight => carried(g, v).into_iter().find_map(|(n, i, at)| fan_in(g, n, i, at)).map(bounded),
+        Role::Embedding => Some(stream().normal(dtype, dims, 1.0)),
+        Role::Position => Some(stream().normal(dtype, dims, 0.02)),
+        Role::NormScale => Some(constant(dtype, dims, 1.0)),
+        Role::NormBias => Some(constant(dtype, dims, 0.0)),
+        Role::Bias => Some(match carried(g, v).into_iter().find_map(|(n, i, _)| map_of_bias(g, n, i)) {
+            Some(fan_in) => bounded(fan_in),
+            None => constant(dtype, dims, 0.0),
+        }),
+        Role::Scale => {
+            let uses = carried(g, v);
+            if uses.iter().any(|(n, _, _)| g.is_op(*n, "PRelu")) {
+                Some(constant(dtype, dims, 0.25))
+            } else if uses.iter().any(|(n, i, _)| scales_normalised(g, *n, *i)) {
+                Some(constant(dtype, dims, 1.0))
+            } else {
+                None
+            }
+        }
+        Role::Statistic => {
+            let variance = carried(g, v).iter().any(|(n, i, _)| g.is_op(*n, "BatchNormalization") && *i == 4);
+            Some(constant(dtype, dims, if variance { 1.0 } else { 0.0 }))
+        }
+        Role::Frozen(_) => None,
+    }
+}
+
+/// Who reads a constant, through operators that hand it on: consumer, operand and the value as it is read there.
+fn carried(g: &Graph, v: ValueId) -> Vec<(NodeId, usize, ValueId)> {
+    let mut found = Vec::new();
+    let mut open = vec![v];
+    while let Some(at) = open.pop() {
+        for (n, i) in g.uses(at) {
+            let onward = i == 0 && g.results(n).next().is_some_and(|r| constant_origin(g, r) == Some(v));
+            if onward {
+                open.extend(g.results(n));
+            } else {
+                found.push((n, i, at));
+            }
+        }
+    }
+    found
+}
+
+/// Inputs that one result of the map sums over; PyTorch's `fan_in`.
+fn fan_in(g: &Graph, node: NodeId, operand: usize, weight: ValueId) -> Option<i64> {
+    let op = g.op(node)?;
+    let dims = g.tensor_type(weight)?.known_dims()?;
+    let transposed = |name: &str| op.attrs.int(name, 0) == 1;
+    match (op.name.as_str(), operand, dims.as_slice()) {
+        ("Conv" | "ConvTranspose" | "FusedConv", 1, [_, rest @ ..]) => Some(rest.iter().product()),
+        ("Gemm", 0, [a, b]) => Some(if transposed("transA") { *a } else { *b }),
+        ("Gemm", 1, [a, b]) => Some(if transposed("transB") { *b } else { *a }),
+        ("MatMul" | "FusedMatMul", 0, [.., k]) => Some(*k),
+        ("MatMul" | "FusedMatMul", 1, [.., k, _] | [k]) => Some(*k),
+        ("Attention", 1, [k, _]) => Some(*k),
+        // An einsum's contracted axes are many things; the largest extent but one is near enough to none: its first axis.
+        ("Einsum", _, [k, ..]) => Some(*k),
+        _ => None,
+    }
+}
+
+/// `fan_in` of the map whose result a bias is added to.
+fn map_of_bias(g: &Graph, node: NodeId, operand: usize) -> Option<i64> {
+    if let Some(w) = g.operand(node, 1)
+        && operand == 2
+    {
+        return fan_in(g, node, 1, w);
+    }
+    if !g.is_op(node, "Add") || operand > 1 {
+        return None;
+    }
+    let mut v = g.operand(node, 1 - operand)?;
+    for _ in 0..4 {
+        let op = g.op(v.node)?;
+        match op.name.as_str() {
+            "MatMul" | "Gemm" | "Conv" | "ConvTranspose" | "Einsum" => {
+                let weight = |i: usize| g.operand(v.node, i).filter(|w| constant_origin(g, *w).is_some()).map(|w| (i, w));
+                let (i, w) = weight(1).or_else(|| weight(0))?;
+                return fan_in(g, v.node, i, w);
+            }
+            "Reshape" | "Transpose" | "Cast" | "Identity" | "Squeeze" | "Unsqueeze" => v = g.operand(v.node, 0)?,
+            _ => return None,
+        }
+    }
+    None
+}
+
+/// Does a product scale what was just divided by a root: a normalisation written out?
+fn scales_normalised(g: &Graph, node: NodeId, operand: usize) -> bool {
+    let rooted = |v: ValueId| {
+        let mut open = vec![(v, 0)];
+        while let Some((v, depth)) = open.pop() {
+            let Some(op) = g.op(v.node) else { continue };
+            match op.name.as_str() {
+                "Sqrt" | "Reciprocal" | "Pow" => return true,
+                "Div" | "Cast" | "Add" if depth < 3 => {
+                    open.extend(g.operand(v.node, usize::from(op.name == "Div")).map(|v| (v, depth + 1)))
+                }
+                "Mul" if depth < 2 => {
+                    open.extend([0, 1].into_iter().filter_map(|i| g.operand(v.node, i)).map(|v| (v, depth + 1)))
+                }
+                _ => {}
+            }
+        }
+        false
+    };
+    g.is_op(node, "Mul") && operand < 2 && g.operand(node, 1 - operand).is_some_and(rooted)
+}
+
+/// Is this a convolutional network whose batch normalisation is gone? Convolutions and ReLUs, but no normalisation.
+pub fn lacks_normalisation(g: &Graph) -> bool {
+    let any = |names: &[&str]| g.nodes().any(|n| g.op(n).is_some_and(|op| names.contains(&op.name.as_str())));
+    let convolutions = g.nodes().filter(|n| g.is_op(*n, "Conv")).count();
+    convolutions > 2
+        && any(&["Relu", "Clip", "HardSwish", "Sigmoid"])
+        && !any(&["BatchNormalization", "InstanceNormalization", "GroupNormalization", "LayerNormalization", "Sqrt"])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ir::{Attrs, DType, Op, TensorType};
+
+    #[test]
+    fn each_role_starts_as_it_should() {
+        let mut g = Graph::default();
+        let ty = |d: &[i64]| TensorType::fixed(DType::F32, d).into();
+        let mut v = g.add_input("x", ty(&[1, 3, 8, 8]), None);
+        let named = |g: &mut Graph, name: &str, dims: &[i64]| {
+            let n = dims.iter().product::<i64>() as usize;
+            g.add_initializer(name, Tensor::f32s(dims, &vec![9.0; n]), false)
+        };
+        let operands: Vec<_> = [("w", &[4i64, 3, 1, 1][..]), ("b", &[4])].map(|(n, d)| Some(named(&mut g, n, d))).into();
+        let n = g.add_op("", Op::new("Conv", Attrs::new()), &[Some(v), operands[0], operands[1]]);
+        v = g.push_result(n, "c", ty(&[1, 4, 8, 8]));
+        let mut all = vec![Some(v)];
+        for name in ["scale", "shift", "mean", "var"] {
+            all.push(Some(named(&mut g, name, &[4])));
+        }
+        let n = g.add_op("", Op::new("BatchNormalization", Attrs::new()), &all);
+        v = g.push_result(n, "n", ty(&[1, 4, 8, 8]));
+        let gamma = named(&mut g, "gamma", &[4, 1, 1]);
+        let n = g.add_op("", Op::new("Mul", Attrs::new()), &[Some(v), Some(gamma)]);
+        v = g.push_result(n, "y", ty(&[1, 4, 8, 8]));
+        g.add_output(v, None);
+
+        assert_eq!(reinitialize(&mut g, 1), ["gamma"]);
+        let values = |name: &str| g.initializer(g.find(name).unwrap()).unwrap().to_f64().unwrap();
+        let bound = 1.0 / 3f64.sqrt();
+        for name in ["w", "b"] {
+            assert!(values(name).iter().all(|v| v.abs() < bound), "{name}: {:?}", values(name));
+        }
+        assert_ne!(values("w")[..4], values("b")[..]);
+        assert_eq!([values("scale")[0], values("shift")[0], values("mean")[0], values("var")[0]], [1.0, 0.0, 0.0, 1.0]);
+    }
+}

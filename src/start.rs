@@ -1,0 +1,49 @@
+//! Changes to the source before anything else: another classifier, fresh weights. All that follows, verification too, takes the
+//! changed model for the source.
+
+use crate::cli::{Preset, RewriteArgs};
+use crate::error::Failure;
+use ancre_passes::ir::Graph;
+use ancre_passes::onnx;
+use ancre_passes::transform::{classes, reinit, separate, training};
+use std::path::Path;
+
+/// Applies `--classes` and `--reinit`; returns the bytes of the changed model, or `None` when nothing was asked for.
+///
+/// # Errors
+/// When there is no classifier to replace, or something after it depends on the number of classes.
+pub fn change(a: &RewriteArgs, model: &Path, g: &mut Graph, notices: &mut Vec<String>) -> Result<Option<Vec<u8>>, Failure> {
+    let folded = reinit::lacks_normalisation(g);
+    if folded && (a.reinit.is_some() || a.preset == Some(Preset::Paper)) {
+        notices.push(
+            "the network has convolutions but no normalisation: batch normalisation was folded into the convolutions when it was exported, \
+             and training from scratch will suffer; export in training mode (torch.onnx: training=TrainingMode.PRESERVE, do_constant_folding=False)"
+                .into(),
+        );
+    }
+    if a.classes.is_none() && a.reinit.is_none() {
+        return Ok(None);
+    }
+    let fail = |e: String| Failure::input(e).at(model);
+    if let Some(n) = a.classes {
+        let output = training::loss_output(g, a.output.as_deref()).map_err(|e| fail(format!("--classes: {e}")))?;
+        let done = classes::replace_classifier(g, output, n as i64, a.reinit.unwrap_or(0))
+            .map_err(|e| fail(format!("--classes: {e}")))?;
+        notices.push(format!(
+            "`{}` is a fresh linear map of {} features to {n} classes (before: {}); the rest is compared with the source with this map in its place",
+            done.node, done.features, done.before
+        ));
+    }
+    if let Some(seed) = a.reinit {
+        // What an exporter merged because it was equal is no longer equal.
+        separate::separate_parameters(g, separate::is_own);
+        let kept = reinit::reinitialize(g, seed);
+        let but = match kept.as_slice() {
+            [] => String::new(),
+            some => format!(", but {} scales whose start belongs to the model ({}, …)", some.len(), some[0]),
+        };
+        notices.push(format!("every trained weight starts afresh from seed {seed}{but}; the rewrite is compared with the source under the same weights"));
+    }
+    let bytes = onnx::emit(g).and_then(|e| e.to_bytes()).map_err(|e| fail(e.to_string()))?;
+    Ok(Some(bytes))
+}

@@ -1,0 +1,11 @@
+//! The integration tests, one binary. They need an ONNX Runtime: one that is installed, or network to fetch one.
+#![cfg(feature = "ort")]
+#![allow(clippy::unwrap_used, unreachable_pub)]
+
+mod cli;
+mod common;
+mod golden;
+mod mutations;
+mod ops;
+mod passes;
+mod train_loop;

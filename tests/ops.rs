@@ -1,0 +1,381 @@
+//! Every operator rule: its shapes and types against what ONNX Runtime computes, its pullback against central differences.
+//!
+//! A sample is built in float64 where ONNX Runtime has the kernels, else in float32. It is checked with all extents known,
+//! with a symbolic batch, and with all extents of the first operand, and of all operands, symbolic.
+
+use crate::common::{Random, emit, floats, open};
+use ancre_passes::ir::build::Builder;
+use ancre_passes::ir::{Attrs, DType, Dim, Graph, Op, Tensor, TensorType, ValueId, verify};
+use ancre_passes::ops::{Derivative, OpRule, Sample, SampleOperand, rules};
+use ancre_passes::transform::{differentiate, eliminate, train_batch_norm};
+use ancre_rewrite::engine::ort::OrtSession;
+use ancre_rewrite::engine::{Session, Tensors};
+
+/// Which extents are symbols.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Extents {
+    Known,
+    /// The first axis of the first operand, and of those it is an element-wise partner of.
+    Batch,
+    /// The first operand's. A rule may refuse from here on; what it does build must be right.
+    First,
+    /// Every operand's.
+    All,
+}
+
+/// Step of the central difference and how far, relative to the largest derivative (at least 1), it may lie from the pullback.
+/// Samples keep more than a step away from kinks. The float64 difference errs by the third derivative times 1e-8 / 6; the
+/// float32 one by 1e-4 / 6 of it and by rounding, about 1e-7 / 1e-2 for each element of a result.
+fn step_and_tolerance(dtype: DType) -> (f64, f64) {
+    if dtype == DType::F64 { (1e-4, 2e-5) } else { (1e-2, 5e-3) }
+}
+
+/// Coordinates of one operand that are checked one by one; random directions check the others.
+const COORDINATES: usize = 48;
+
+/// Computes in float32 whatever its operands' type.
+const SINGLE_INSIDE: [&str; 1] = ["GroupNormalization"];
+
+/// Samples that cannot be differentiated with a symbolic batch: this one reads a batch of unknown length backwards.
+const FIXED_BATCH: [(&str, usize); 1] = [("Slice", 5)];
+
+struct Fed {
+    value: ValueId,
+    name: String,
+    dims: Vec<usize>,
+    values: Vec<f64>,
+}
+
+struct Built {
+    graph: Graph,
+    fed: Vec<Fed>,
+    results: Vec<ValueId>,
+    dtype: DType,
+}
+
+fn fixed(dims: &[i64]) -> Vec<usize> {
+    dims.iter().map(|d| *d as usize).collect()
+}
+
+/// Symbols are named after the extent they stand for.
+fn extent_of(symbol: &str) -> Option<i64> {
+    symbol.strip_prefix('e')?.parse().ok()
+}
+
+fn declared(dims: &[i64], first: Option<&[i64]>, extents: Extents, dtype: DType) -> TensorType {
+    let mut ty = TensorType::fixed(dtype, dims);
+    for (axis, extent) in dims.iter().enumerate() {
+        let partner = first.is_none_or(|f| dims.len() == f.len() && dims.first() == f.first());
+        let symbolic = match extents {
+            Extents::Known => false,
+            Extents::Batch => axis == 0 && partner,
+            Extents::First => first.is_none(),
+            Extents::All => true,
+        };
+        if symbolic && *extent > 1 {
+            ty.shape[axis] = Dim::symbol(&format!("e{extent}"));
+        }
+    }
+    ty
+}
+
+fn build(sample: &Sample, dtype: DType, extents: Extents) -> Result<Built, String> {
+    let mut graph = Graph::default();
+    graph.opsets.insert(String::new(), sample.opset);
+    if !["", "ancre"].contains(&sample.op.domain.as_str()) {
+        graph.opsets.insert(sample.op.domain.clone(), 1);
+    }
+    let mut random = Random(7);
+    let mut fed = Vec::new();
+    let mut operands = Vec::new();
+    let mut first: Option<Vec<i64>> = None;
+    for (i, operand) in sample.operands.iter().enumerate() {
+        let name = format!("x{i}");
+        let mut constant = |t: Tensor| Some(graph.add_initializer(&name, t, false));
+        let wide = |values: &[f32]| values.iter().map(|v| *v as f64).collect::<Vec<f64>>();
+        let (dims, values) = match operand {
+            SampleOperand::Missing => {
+                operands.push(None);
+                continue;
+            }
+            SampleOperand::Ints { dims, values } => {
+                operands.push(constant(Tensor::i64s(dims, values)));
+                continue;
+            }
+            SampleOperand::Bools { dims, values } => {
+                operands.push(constant(Tensor::bools(dims, values)));
+                continue;
+            }
+            SampleOperand::FloatConstant { dims, values } => {
+                operands.push(constant(Tensor::floats(dtype, dims, &wide(values))));
+                continue;
+            }
+            SampleOperand::Values { dims, values } => (dims, wide(values)),
+            SampleOperand::Floats { dims, low, high } => {
+                let count = dims.iter().product::<i64>();
+                let value = |random: &mut Random| (low + (high - low) * random.unit() as f32) as f64;
+                (dims, (0..count).map(|_| value(&mut random)).collect())
+            }
+        };
+        let value = graph.add_input(&name, declared(dims, first.as_deref(), extents, dtype).into(), None);
+        first.get_or_insert_with(|| dims.clone());
+        fed.push(Fed { value, name, dims: fixed(dims), values });
+        operands.push(Some(value));
+    }
+    let mut results = Builder::new(&mut graph, "y")
+        .node(sample.op.clone(), &operands)
+        .map_err(|e| format!("the shape rule fails: {e}"))?;
+    results.truncate(sample.results);
+    Ok(Built { graph, fed, results, dtype })
+}
+
+impl Built {
+    fn names(&self) -> Vec<String> {
+        self.results.iter().map(|v| self.graph.name(*v).to_string()).collect()
+    }
+
+    fn feeds(&self) -> Tensors {
+        self.fed.iter().map(|f| (f.name.clone(), floats(self.dtype, &f.dims, &f.values))).collect()
+    }
+
+    fn forward(&self) -> Result<Vec<u8>, String> {
+        let mut g = self.graph.clone();
+        self.results.iter().for_each(|v| g.add_output(*v, None));
+        finish(g, verify::Stage::Open)
+    }
+
+    /// The gradient of Σ ⟨ct, result⟩, with the cotangents as inputs; also the names of the gradients, `None` where zero.
+    fn gradient(&self) -> Result<(Vec<u8>, Vec<Option<String>>), String> {
+        let mut g = self.graph.clone();
+        let mut terms = Vec::new();
+        for (i, v) in self.results.iter().enumerate().filter(|(_, v)| g.is_float(**v)).collect::<Vec<_>>() {
+            let ty = g.tensor_type(*v).ok_or("a result has no type")?;
+            let ct = g.add_input(&format!("ct{i}"), ty.into(), None);
+            let mut b = Builder::new(&mut g, "loss");
+            let product = b.mul(*v, ct).and_then(|p| b.reduce_all("ReduceSum", p));
+            terms.push(product.map_err(|e| e.to_string())?);
+        }
+        let loss = Builder::new(&mut g, "loss").sum(&terms).map_err(|e| e.to_string())?;
+        let wrt: Vec<ValueId> = self.fed.iter().map(|f| f.value).collect();
+        let gradients = differentiate(&mut g, loss, &wrt).map_err(|e| format!("the pullback fails: {e}"))?;
+        let mut names = Vec::new();
+        for f in &self.fed {
+            let Some(ct) = gradients.get(&f.value) else {
+                names.push(None);
+                continue;
+            };
+            // An output of its own, even where two operands have one cotangent.
+            let v = Builder::new(&mut g, "gradient").op_with("Identity", Attrs::new(), &[*ct]).map_err(|e| e.to_string())?;
+            g.add_output(v, None);
+            names.push(Some(g.name(v).to_string()));
+        }
+        // The sample's own operator need not exist in its graph's operator set in the form that the rule reads.
+        let stage = if g.opsets[""] < 18 { verify::Stage::Open } else { verify::Stage::Legal };
+        Ok((finish(g, stage)?, names))
+    }
+
+    /// Checks the results' types; hands back the results.
+    fn check_types(&self, session: &mut OrtSession) -> Result<Tensors, String> {
+        let got = session.run(&self.feeds()).map_err(|e| format!("running fails: {e}"))?;
+        for (v, name) in self.results.iter().zip(self.names()) {
+            let want = self.graph.tensor_type(*v).ok_or("a result has no type")?;
+            let t = &got[&name];
+            let fits = t.dtype() == want.dtype
+                && t.shape().len() == want.rank()
+                && t.shape().iter().zip(&want.shape).all(|(have, d)| d.eval(&extent_of).is_none_or(|d| d == *have as i64));
+            if !fits {
+                return Err(format!("`{name}` is {}{:?}, the rule says {want}", t.dtype(), t.shape()));
+            }
+        }
+        Ok(got)
+    }
+
+    fn check_gradient(&self, forward: &mut OrtSession, results: &Tensors) -> Result<(), String> {
+        let (model, names) = self.gradient()?;
+        let mut session = open(&model).map_err(|e| format!("gradient: {e}"))?;
+        let mut random = Random(11);
+        let cotangents: Vec<(usize, Vec<f64>)> = (0..self.results.len())
+            .filter(|i| self.graph.is_float(self.results[*i]))
+            .map(|i| (i, random.normals(results[i].len())))
+            .collect();
+        let mut feeds = self.feeds();
+        for (i, ct) in &cotangents {
+            feeds.insert(format!("ct{i}"), floats(results[*i].dtype(), results[*i].shape(), ct));
+        }
+        let gradients = session.run(&feeds).map_err(|e| format!("running the gradient fails: {e}"))?;
+        let (step, tolerance) = step_and_tolerance(self.dtype);
+        let mut along = |which: usize, direction: &[f64]| -> Result<f64, String> {
+            let mut sides = Vec::new();
+            for sign in [step, -step] {
+                let f = &self.fed[which];
+                let moved: Vec<f64> = f.values.iter().zip(direction).map(|(x, d)| x + sign * d).collect();
+                let mut feeds = self.feeds();
+                feeds.insert(f.name.clone(), floats(self.dtype, &f.dims, &moved));
+                sides.push(forward.run(&feeds).map_err(|e| e.to_string())?);
+            }
+            let change = cotangents.iter().map(|(i, ct)| {
+                let (a, b) = (sides[0][*i].to_f64(), sides[1][*i].to_f64());
+                ct.iter().zip(a.iter().zip(&b)).map(|(ct, (a, b))| ct * (a - b)).sum::<f64>()
+            });
+            Ok(change.sum::<f64>() / (2.0 * step))
+        };
+        for (which, (f, name)) in self.fed.iter().zip(&names).enumerate() {
+            let got = match name {
+                Some(name) => {
+                    let t = &gradients[name];
+                    if t.shape() != f.dims {
+                        return Err(format!("the gradient of {} has shape {:?}", f.name, t.shape()));
+                    }
+                    t.to_f64()
+                }
+                None => vec![0.0; f.values.len()],
+            };
+            let n = got.len();
+            let largest = got.iter().fold(1.0, |m: f64, v| m.max(v.abs()));
+            for k in 0..n.min(COORDINATES) {
+                let at = if n <= COORDINATES { k } else { k * n / COORDINATES };
+                let mut direction = vec![0.0; n];
+                direction[at] = 1.0;
+                let want = along(which, &direction)?;
+                let error = (want - got[at]).abs() / largest;
+                if error.is_nan() || error > tolerance {
+                    return Err(format!(
+                        "gradient of {}[{at}]: {} where differences give {want} ({:?})",
+                        f.name, got[at], self.dtype
+                    ));
+                }
+            }
+            if n > COORDINATES {
+                for _ in 0..2 {
+                    // Small enough for every coordinate to stay within a step.
+                    let direction: Vec<f64> = (0..n).map(|_| 2.0 * random.unit() - 1.0).collect();
+                    let want = along(which, &direction)?;
+                    let have: f64 = got.iter().zip(&direction).map(|(g, d)| g * d).sum();
+                    let error = (want - have).abs() / (largest * (n as f64).sqrt());
+                    if error.is_nan() || error > tolerance {
+                        return Err(format!(
+                            "gradient of {} in a random direction: {have} where differences give {want}",
+                            f.name
+                        ));
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Lowers what is abstract, verifies and encodes.
+fn finish(mut g: Graph, stage: verify::Stage) -> Result<Vec<u8>, String> {
+    train_batch_norm::lower(&mut g).map_err(|e| e.to_string())?;
+    eliminate::eliminate_dead(&mut g, |_, _| false);
+    verify::verify(&g, stage).map_err(|e| e.join("; "))?;
+    Ok(emit(&g))
+}
+
+/// What was compared.
+#[derive(Default, Debug)]
+struct Tally {
+    double: usize,
+    single: usize,
+    shapes_only: usize,
+    /// The gradient cannot be said in an operator set this old.
+    old: usize,
+    refused: usize,
+}
+
+fn may_refuse(extents: Extents) -> bool {
+    matches!(extents, Extents::First | Extents::All)
+}
+
+fn check(rule: &dyn OpRule, sample: &Sample, extents: Extents, tally: &mut Tally) -> Result<(), String> {
+    // Float64 where possible; attributes and constants may insist on float32, and kernels be missing.
+    let wide = build(sample, DType::F64, extents).and_then(|b| {
+        let narrow = b.results.iter().any(|v| b.graph.is_float(*v) && b.graph.value(*v).ty.dtype != Some(DType::F64));
+        if narrow || SINGLE_INSIDE.contains(&rule.name()) {
+            return Err("it computes in float32".to_string());
+        }
+        Ok((open(&b.forward()?)?, b))
+    });
+    let (mut session, built) = match wide {
+        Ok(ready) => ready,
+        Err(_) => {
+            let built = match build(sample, DType::F32, extents) {
+                Err(e) if may_refuse(extents) && e.starts_with("the shape rule fails") => {
+                    tally.refused += 1;
+                    return Ok(());
+                }
+                other => other?,
+            };
+            (open(&built.forward()?)?, built)
+        }
+    };
+    let results = built.check_types(&mut session)?;
+    if !sample.differentiate || rule.derivative() != Derivative::Pullback {
+        tally.shapes_only += 1;
+        return Ok(());
+    }
+    let mut compared = built.check_gradient(&mut session, &results).map(|()| built.dtype);
+    if built.dtype == DType::F64 && compared.as_ref().is_err_and(|e| e.contains("cannot do") || e.contains("cannot load")) {
+        // The gradient's operators have no float64 kernel.
+        let built = build(sample, DType::F32, extents)?;
+        let mut session = open(&built.forward()?)?;
+        let results = built.check_types(&mut session)?;
+        compared = built.check_gradient(&mut session, &results).map(|()| DType::F32);
+    }
+    match compared {
+        Ok(DType::F64) => tally.double += 1,
+        Ok(_) => tally.single += 1,
+        // What the operator set of an old model cannot say.
+        Err(e) if sample.opset < 18 && e.starts_with("gradient: ort cannot") => tally.old += 1,
+        Err(e) if may_refuse(extents) && e.starts_with("the pullback fails") => tally.refused += 1,
+        Err(e) => return Err(e),
+    }
+    Ok(())
+}
+
+fn check_all(extents: Extents) {
+    let mut failures = Vec::new();
+    let mut tally = Tally::default();
+    for rule in rules() {
+        let samples = rule.samples();
+        if samples.is_empty() && !rule.name().starts_with("Route") {
+            failures.push(format!("{}: has no samples", rule.name()));
+        }
+        for (i, sample) in samples.iter().enumerate() {
+            if extents == Extents::Batch && FIXED_BATCH.contains(&(rule.name(), i)) {
+                continue;
+            }
+            if let Err(e) = check(*rule, sample, extents, &mut tally) {
+                failures.push(format!("{} sample {i} (opset {}): {e}", rule.name(), sample.opset));
+            }
+        }
+    }
+    println!("{extents:?}: {tally:?}");
+    assert!(failures.is_empty(), "{} of the samples fail:\n{}", failures.len(), failures.join("\n"));
+}
+
+#[test]
+fn rules_hold_with_known_extents() {
+    check_all(Extents::Known);
+}
+
+#[test]
+fn rules_hold_with_a_symbolic_batch() {
+    check_all(Extents::Batch);
+}
+
+#[test]
+fn rules_hold_with_a_symbolic_first_operand() {
+    check_all(Extents::First);
+}
+
+#[test]
+fn rules_hold_with_symbolic_operands() {
+    check_all(Extents::All);
+}
+
+#[test]
+fn an_operator_without_a_rule_has_none() {
+    assert!(ancre_passes::ops::rule(&Op::new("NoSuchOperator", Attrs::new())).is_none());
+}
