@@ -1,0 +1,244 @@
+//! Joins in their many forms.
+
+use super::*;
+
+#[test]
+fn the_skip_may_be_either_operand() {
+    let g = net("x = input f32 bx4
+        a = MatMul x wa:4x4
+        h1 = Add a x
+        b = MatMul h1 wb:4x4
+        r = Relu b
+        h2 = Add h1 r
+        c = MatMul h2 wc:4x4
+        h3 = Add c h2
+        y = MatMul h3 wy:4x2
+        output y");
+    let s = find_residuals(&g);
+    assert_eq!(chains(&s), [3]);
+    let c = &s.chains[0];
+    assert_eq!(states(&g, c), ["x", "h1", "h2", "h3"]);
+    assert_eq!(c.joins.iter().map(|j| j.skip_operand).collect::<Vec<_>>(), [1, 0, 1]);
+    assert!(c.joins.iter().all(|j| j.direct && j.kind == JoinKind::Identity && !j.scaled_branch && !j.scaled_skip));
+    assert_eq!((c.period, c.signature.as_str(), c.post.name()), (1, "MatMul", "none"));
+    assert!(s.rejected.is_empty());
+}
+
+#[test]
+fn pre_activation_projects_the_normalised_state() {
+    let bn = "s:4 t:4 m:4 v:4";
+    let g = net(&format!(
+        "x = input f32 1x4x8x8
+        n = BatchNormalization x {bn}
+        r = Relu n
+        p = Conv r wp:4x4x1x1
+        a = Conv r wa:4x4x1x1
+        ar = Relu a
+        b = Conv ar wb:4x4x1x1
+        h1 = Add b p
+        n1 = BatchNormalization h1 {bn}
+        r1 = Relu n1
+        c = Conv r1 wc:4x4x1x1
+        h2 = Add c h1
+        y = GlobalAveragePool h2
+        output y"
+    ));
+    let s = find_residuals(&g);
+    assert_eq!((chains(&s), s.projections.len()), (vec![1], 1));
+    assert_eq!(g.name(s.projections[0].state), "r");
+    assert_eq!(states(&g, &s.chains[0]), ["h1", "h2"]);
+    assert_eq!(s.chains[0].post, Post::None);
+}
+
+#[test]
+fn parallel_branches_are_one_join() {
+    for (first, second) in [("Add x f", "Add u g"), ("Add f g", "Add u x"), ("Add f x", "Add g u")] {
+        let g = net(&format!(
+            "x = input f32 2x8
+            n = LayerNormalization x s:8 t:8
+            f = MatMul n wf:8x8
+            g = MatMul n wg:8x8
+            u = {first}
+            h = {second}
+            y = MatMul h wy:8x3
+            output y"
+        ));
+        let s = find_residuals(&g);
+        assert_eq!(chains(&s), [1], "{first}, {second}");
+        let j = &s.chains[0].joins[0];
+        assert_eq!((g.name(j.state), g.name(j.sum), j.direct), ("x", "h", true));
+        assert_eq!(g.operand(j.entry.0, j.entry.1), g.find("x"));
+        assert_eq!(s.rejected.len(), usize::from(first == "Add f g"));
+    }
+}
+
+#[test]
+fn a_sum_of_three_is_an_add() {
+    let g = net("x = input f32 2x8
+        f = MatMul x wf:8x8
+        g = MatMul x wg:8x8
+        h = Sum f x g
+        y = MatMul h wy:8x3
+        output y");
+    let s = find_residuals(&g);
+    assert_eq!(chains(&s), [1]);
+    assert_eq!(s.chains[0].joins[0].skip_operand, 1);
+}
+
+#[test]
+fn long_skips_nest() {
+    let g = net("x = input f32 1x4x8x8
+        a = Conv x wa:4x4x1x1
+        h1 = Add a x
+        b = Conv h1 wb:4x4x1x1
+        h2 = Add b h1
+        c = Conv h2 wc:4x4x1x1
+        y = Add x c
+        z = Conv y wz:4x4x1x1
+        output z");
+    let s = find_residuals(&g);
+    assert_eq!(chains(&s), [2, 1]);
+    assert_eq!(states(&g, &s.chains[1]), ["x", "y"]);
+}
+
+#[test]
+fn gates_are_scales_and_shifts_are_no_skips() {
+    let g = net("x = input f32 2x5x8
+        t = input f32 2x1x8
+        shift = MatMul t wt:8x8
+        gate = MatMul t wg:8x8
+        n = LayerNormalization x s:8 t:8
+        m = Add n shift
+        f = MatMul m wf:8x8
+        fg = Mul gate f
+        h = Add x fg
+        k = Mul h alpha:1
+        g = MatMul h wy:8x8
+        h2 = Add k g
+        y = MatMul h2 wy:8x8
+        output y");
+    let s = find_residuals(&g);
+    assert_eq!(chains(&s), [2]);
+    let [a, b] = s.chains[0].joins.as_slice() else { panic!() };
+    assert!(a.scaled_branch && !a.scaled_skip && !b.scaled_branch && b.scaled_skip && s.chains[0].scaled);
+    assert_eq!((b.entry, b.direct), ((g.find("k").unwrap().node, 0), false));
+    assert!(reason_for(&g, &s, "m").contains("broadcast"));
+}
+
+#[test]
+fn pooled_and_padded_skips_are_projections() {
+    let g = net("x = input f32 1x4x8x8
+        a = Conv x wa:4x4x1x1
+        r = Relu a
+        b = Conv r wb:6x4x1x1
+        p = AveragePool x kernel_shape=1,1
+        q = Pad p pads:8 ! 1x6x8x8
+        h = Add q b
+        y = Conv h wy:4x6x1x1
+        output y");
+    let s = find_residuals(&g);
+    assert_eq!((chains(&s).len(), s.projections.len()), (0, 1));
+    assert_eq!(g.name(s.projections[0].state), "x");
+    assert_eq!(s.projections[0].entry, (g.find("p").unwrap().node, 0));
+}
+
+#[test]
+fn fused_adds_join() {
+    let g = net("x = input f32 2x5x8
+        a = MatMul x wa:8x8
+        h1, u, v, s1 = ms.SkipLayerNormalization x a s:8 t:8 ! 2x5x8
+        b = MatMul h1 wb:8x8
+        h2 = ms.SkipLayerNormalization b h1 s:8 t:8 ! 2x5x8
+        y = MatMul h2 wy:8x8
+        output y");
+    let s = find_residuals(&g);
+    assert_eq!(chains(&s), [2]);
+    assert_eq!(states(&g, &s.chains[0]), ["x", "h1", "h2"]);
+    assert_eq!(s.chains[0].post, Post::LayerNorm);
+
+    let g = net("x = input f32 1x4x8x8
+        a = Conv x wa:4x4x1x1
+        h = ms.FusedConv a wb:4x4x1x1 bb:4 x ! 1x4x8x8
+        y = Conv h wy:4x4x1x1
+        output y");
+    let s = find_residuals(&g);
+    assert_eq!(chains(&s), [1]);
+    assert_eq!((s.chains[0].joins[0].skip_operand, s.chains[0].signature.as_str()), (3, "Conv·Conv"));
+}
+
+#[test]
+fn casts_and_quantised_pairs_on_the_skip() {
+    let g = net("x = input f32 1x4
+        k = Cast x to=1
+        a = MatMul x wa:4x4
+        h1 = Add a k
+        y = MatMul h1 wy:4x4
+        output y");
+    let s = find_residuals(&g);
+    assert_eq!(g.name(s.chains[0].joins[0].state), "x");
+    assert_eq!(s.chains[0].joins[0].entry, (g.find("k").unwrap().node, 0));
+
+    let mut g = net("x = input f32 1x4
+        q = QuantizeLinear x sc:1 zp:1
+        d1 = DequantizeLinear q sc:1 zp:1 ! 1x4
+        d2 = DequantizeLinear q sc:1 zp:1 ! 1x4
+        a = MatMul d1 wa:4x4 ! 1x4
+        h1 = Add a d2 ! 1x4
+        y = MatMul h1 wy:4x4
+        output y");
+    let q = g.find("q").unwrap();
+    g.set_type(q, TensorType::fixed(DType::U8, &[1, 4]).into());
+    let s = find_residuals(&g);
+    assert_eq!(g.name(s.chains[0].joins[0].state), "d2", "a state is a value of the add's own type");
+    assert!(s.chains[0].joins[0].direct);
+}
+
+#[test]
+fn a_branch_whose_rest_is_used_beside_the_sum() {
+    let g = net("x = input f32 1x4x8x8
+        a = Conv x wa:6x4x1x1
+        b = Slice a s0:1 e0:1 ! 1x4x8x8
+        c = Slice a s1:1 e1:1 ! 1x2x8x8
+        h = Add b x
+        k = Concat h c axis=1
+        y = Conv k wy:4x6x1x1
+        output y");
+    let s = find_residuals(&g);
+    assert_eq!(chains(&s), [1]);
+    assert_eq!(states(&g, &s.chains[0]), ["x", "h"]);
+}
+
+#[test]
+fn keys_and_values_that_a_later_block_reads_again() {
+    let g = net("x = input f32 2x5x8
+        v1 = MatMul x wv:8x8
+        o1 = MatMul v1 wo:8x8
+        h1 = Add x o1
+        v2 = MatMul h1 wu:8x8
+        m = Add v1 v2
+        o2 = MatMul m wp:8x8
+        h2 = Add h1 o2
+        y = MatMul h2 wy:8x8
+        output y");
+    let s = find_residuals(&g);
+    assert_eq!(chains(&s), [2]);
+}
+
+#[test]
+fn conditioning_enters_a_branch_from_outside() {
+    let g = net("x = input f32 1x3x8
+        memory = input f32 1x5x8
+        mt = Transpose memory perm=0,2,1
+        a = MatMul x mt
+        p = Softmax a
+        o = MatMul p memory
+        h1 = Add x o
+        a2 = MatMul h1 mt
+        p2 = Softmax a2
+        o2 = MatMul p2 memory
+        h2 = Add o2 h1
+        aux = MatMul h1 wx:8x2
+        y = MatMul h2 wy:8x2
+        output y aux");
+    assert_eq!(chains(&find_residuals(&g)), [2]);
+}

@@ -1,0 +1,146 @@
+//! Chains: states, what follows the adds, periods, time.
+
+use super::*;
+
+#[test]
+fn post_activation_with_a_projected_block() {
+    let g = net("x = input f32 1x4x8x8
+        a = Conv x wa:4x4x1x1
+        ar = Relu a
+        b = Conv ar wb:4x4x1x1
+        s1 = Add b x
+        h1 = Relu s1
+        c = Conv h1 wc:6x4x1x1
+        cr = Relu c
+        d = Conv cr wd:6x6x1x1
+        p = Conv h1 wp:6x4x1x1
+        s2 = Add d p
+        h2 = Relu s2
+        e = Conv h2 we:6x6x1x1
+        er = Relu e
+        f = Conv er wf:6x6x1x1
+        s3 = Add f h2
+        h3 = Relu s3
+        y = GlobalAveragePool h3
+        output y");
+    let s = find_residuals(&g);
+    assert_eq!((chains(&s), s.projections.len()), (vec![1, 1], 1));
+    assert_eq!(states(&g, &s.chains[0]), ["x", "s1"], "no sign that the input came out of an activation");
+    assert_eq!(states(&g, &s.chains[1]), ["h2", "h3"], "the projecting block's output is the next chain's first state");
+    assert_eq!(s.chains[1].post, Post::Relu);
+    assert_eq!(g.name(s.projections[0].state), "h1");
+    assert_eq!(s.projections[0].entry, (g.find("p").unwrap().node, 0));
+}
+
+#[test]
+fn a_pre_norm_chain_of_fused_sums() {
+    let g = net("x = input f32 2x5x8
+        n0 = LayerNormalization x s:8 t:8
+        a = MatMul n0 wa:8x8
+        n1, u1, v1, s1 = ms.SkipLayerNormalization x a s:8 t:8 ! 2x5x8
+        b = MatMul n1 wb:8x8
+        n2, u2, v2, s2 = ms.SkipLayerNormalization s1 b s:8 t:8 ! 2x5x8
+        y = MatMul n2 wy:8x8
+        output y");
+    let s = find_residuals(&g);
+    assert_eq!(chains(&s), [2]);
+    assert_eq!(states(&g, &s.chains[0]), ["x", "s1", "s2"]);
+}
+
+#[test]
+fn rearrangements_between_blocks_do_not_end_a_chain_but_lasting_ones_do() {
+    let g = net("x = input f32 1x4x6
+        a = MatMul x wa:6x6
+        h1 = Add a x
+        t = Transpose h1 perm=0,2,1
+        u = Transpose t perm=0,2,1
+        b = MatMul u wb:6x6
+        h2 = Add u b
+        v = Transpose h2 perm=0,2,1
+        c = MatMul v wc:4x4
+        h3 = Add v c
+        y = MatMul h3 wy:4x4
+        output y");
+    let s = find_residuals(&g);
+    assert_eq!(chains(&s), [2, 1]);
+    assert_eq!(states(&g, &s.chains[0]), ["x", "u", "h2"]);
+    assert_eq!(states(&g, &s.chains[1]), ["v", "h3"]);
+}
+
+#[test]
+fn windows_of_another_kind_start_a_chain() {
+    // 16 places as 4 windows of 4 neighbours, then as 4 grids of 4 places apart: one shape, other elements.
+    let g = net("x = input f32 1x16x6
+        w = Reshape x sw:4 ! 1x4x4x6
+        a = MatMul w wa:6x6
+        h1 = Add a w
+        v = Reshape h1 sv:5 ! 1x2x2x4x6
+        vt = Transpose v perm=0,2,1,3,4 ! 1x2x2x4x6
+        vw = Reshape vt sw:4 ! 1x4x4x6
+        b = MatMul vw wb:6x6
+        h2 = Add b vw
+        m = Reshape h2 sm:3 ! 1x16x6
+        n = Reshape m sw:4 ! 1x4x4x6
+        c = MatMul n wc:6x6
+        h3 = Add n c
+        t = Transpose h3 perm=0,3,1,2 ! 1x6x4x4
+        r = Reshape t sr:3 ! 1x6x16
+        s = Reshape r sr:4 ! 1x6x2x8
+        u = Transpose s perm=0,2,3,1 ! 1x2x8x6
+        q = Reshape u sw:4 ! 1x4x4x6
+        d = MatMul q wd:6x6
+        h4 = Add q d
+        y = MatMul h4 wy:6x6
+        output y");
+    let s = find_residuals(&g);
+    assert_eq!(chains(&s), [1, 3]);
+    assert_eq!(states(&g, &s.chains[1]), ["vw", "n", "q", "h4"]);
+}
+
+#[test]
+fn units_repeat_with_a_partial_one_at_the_end() {
+    let mut text = String::from("h0 = input f32 1x8\n");
+    for k in 0..5 {
+        let x = format!("h{k}");
+        if k % 2 == 0 {
+            text += &format!("a{k} = MatMul {x} wa{k}:8x8\n h{} = Add {x} a{k}\n", k + 1);
+        } else {
+            text += &format!(
+                "a{k} = MatMul {x} wa{k}:8x8\n r{k} = Relu a{k}\n b{k} = MatMul r{k} wb{k}:8x8\n h{} = Add b{k} {x}\n",
+                k + 1
+            );
+        }
+    }
+    let g = net(&(text + "y = MatMul h5 wy:8x8\n output y"));
+    let s = find_residuals(&g);
+    assert_eq!((chains(&s), s.chains[0].period, s.chains[0].signature.as_str()), (vec![5], 2, "MatMul | MatMul·MatMul"));
+    let json = report::inspect_json(&g, &s, "m.onnx");
+    assert_eq!((json["residual_adds"].as_u64(), json["chains"][0]["period"].as_u64()), (Some(5), Some(2)));
+    assert_eq!(json["chains"][0]["adds"][0], "n_h1");
+    let text = explain::why(&g, &s, "h2").unwrap();
+    assert!(text.contains("block   2 of 5 in chain 0") && text.contains("is the state h_2 of chain 0"), "{text}");
+    assert!(explain::why(&g, &s, "nothing").is_none());
+    assert!(dot::draw(&g, &s).contains("c0h0 -> c0h1 [style=bold]"));
+}
+
+#[test]
+fn a_thousand_blocks_take_linear_time() {
+    let deep = |blocks: usize| {
+        let mut text = String::from("h0 = input f32 1x2x4\n mask = input f32 1x2x4\n");
+        for k in 0..blocks {
+            // Each block also adds a mask that all of them share.
+            text += &format!(
+                "n{k} = LayerNormalization h{k} s:4 t:4\n a{k} = MatMul n{k} w:4x4\n m{k} = Add a{k} mask\n b{k} = MatMul m{k} w:4x4\n h{} = Add h{k} b{k}\n",
+                k + 1
+            );
+        }
+        net(&(text + &format!("y = MatMul h{blocks} w:4x4\n output y")))
+    };
+    let g = deep(1024);
+    let begin = std::time::Instant::now();
+    let s = find_residuals(&g);
+    let took = begin.elapsed();
+    assert_eq!(chains(&s), [1024]);
+    assert_eq!(s.rejected.len(), 1024);
+    assert!(took.as_millis() < 2000, "{took:?}");
+}
