@@ -9,3 +9,4 @@ mod mutations;
 mod ops;
 mod passes;
 mod train_loop;
+mod zoo;
