@@ -90,6 +90,19 @@ pub fn load(path: &Path) -> Result<(Graph, SharedBytes), Failure> {
     Ok((g, bytes))
 }
 
+/// As [`load`], seeing inside local functions: where the model calls any, the graph is the one with the calls inlined.
+///
+/// # Errors
+/// When the model cannot be read.
+pub fn load_inlined(path: &Path) -> Result<(Graph, SharedBytes, bool), Failure> {
+    let (g, bytes) = files::read_model(path)?;
+    let inlined = if g.shell.functions.is_empty() { None } else { files::parse_inlined(&bytes, path)? };
+    let is_inlined = inlined.is_some();
+    let mut g = inlined.unwrap_or(g);
+    engine::find_types(&mut g);
+    Ok((g, bytes, is_inlined))
+}
+
 /// Where the outputs go: forward, training.
 fn output_paths(model: &Path, out: Option<&str>) -> (PathBuf, PathBuf) {
     let stem = model.file_stem().and_then(|s| s.to_str()).unwrap_or("model").to_string();
@@ -125,7 +138,15 @@ pub fn rewrite(a: &RewriteArgs) -> Result<Outcome, Failure> {
     let dims = options::dims(&a.dim)?;
     let mut clock = Clock(Instant::now(), Vec::new());
     let mut notices = Vec::new();
-    let (mut source, mut bytes) = load(model)?;
+    // A network that stays as it is keeps its functions.
+    let stays = a.chains.as_deref() == Some("none") && a.no_train;
+    let (mut source, mut bytes, inlined) =
+        if stays { load(model).map(|(g, b)| (g, b, false))? } else { load_inlined(model)? };
+    if inlined && a.verify != Some(VerifyArg::None) {
+        notices.push("local functions were inlined; verification compares with the source after that".into());
+        let emitted = onnx::emit(&source).and_then(|e| e.to_bytes());
+        bytes = SharedBytes::new(emitted.map_err(|e| Failure::input(e.to_string()).at(model))?);
+    }
     check_dims(&source, &dims).map_err(|e| e.at(model))?;
     if let Some(changed) = start::change(a, model, &mut source, &mut notices)? {
         bytes = SharedBytes::new(changed);

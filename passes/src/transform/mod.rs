@@ -6,6 +6,7 @@ mod differentiate;
 pub mod eliminate;
 pub mod fold;
 pub mod fresh;
+pub mod inline;
 pub mod legalize;
 pub mod loss;
 pub mod lower_routes;
