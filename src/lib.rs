@@ -16,4 +16,5 @@ pub mod report;
 pub mod rewrite;
 pub mod start;
 pub mod tensor;
+pub mod training_files;
 pub mod verify;

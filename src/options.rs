@@ -1,13 +1,13 @@
 //! From command-line arguments to the passes' options.
 
-use crate::cli::{FormArg, LossArg, NormalizeArg, OptimizerArg, Parametrization, Preset, Reduction, RewriteArgs};
+use crate::cli::{self, FormArg, LossArg, NormalizeArg, OptimizerArg, Parametrization, Preset, Reduction, RewriteArgs};
 use crate::error::Failure;
 use crate::files;
 use crate::random_inputs::Sizes;
 use ancre_passes::ir::Graph;
 use ancre_passes::transform::loss::{LossKind, LossOptions};
 use ancre_passes::transform::optimizer::{OptimizerKind, OptimizerOptions};
-use ancre_passes::transform::route::{ChainChoice, Form, Granularity, Init, Normalize, RouteOptions, Rule};
+use ancre_passes::transform::route::{ChainChoice, Form, Granularity, Init, Normalize, RouteOptions, Rule, Scope};
 use ancre_passes::transform::training::{TrainableChoice, TrainingOptions};
 use std::path::Path;
 
@@ -29,20 +29,31 @@ pub fn route_options(a: &RewriteArgs) -> Result<RouteOptions, Failure> {
         Some(n) => Granularity::Adds(
             n.parse().map_err(|_| Failure::input(format!("--granularity `{n}` is not add, block or a number of adds")))?,
         ),
-        None if form == Form::Augment => Granularity::Block,
-        None => Granularity::Add,
+        // A preset sets all four options; without one the form decides.
+        None => match a.preset {
+            Some(Preset::Paper) => Granularity::Block,
+            None if form == Form::Augment => Granularity::Block,
+            _ => Granularity::Add,
+        },
     };
     let rule = match a.parametrization {
         Some(Parametrization::Softmax) => Rule::Softmax,
         Some(Parametrization::Gated) => Rule::Gated,
         Some(Parametrization::Free) => Rule::Free,
         Some(Parametrization::Constant) => Rule::Constant,
-        None if form == Form::Augment => Rule::Softmax,
-        None => Rule::Gated,
+        None => match a.preset {
+            Some(Preset::Paper) => Rule::Softmax,
+            None if form == Form::Augment => Rule::Softmax,
+            _ => Rule::Gated,
+        },
     };
     let normalize = match a.normalize {
         Some(NormalizeArg::Outgoing) => Normalize::Outgoing,
         _ => Normalize::Incoming,
+    };
+    let scope = match a.scope {
+        Some(cli::Scope::Network) => Scope::Network,
+        _ => Scope::Stage,
     };
     let init = match a.init.as_deref() {
         None if rule == Rule::Free => Init::Identity,
@@ -61,7 +72,16 @@ pub fn route_options(a: &RewriteArgs) -> Result<RouteOptions, Failure> {
             }
         }
     };
-    Ok(RouteOptions { form, granularity, rule, normalize, init, tau: a.tau.unwrap_or(0.01), chains: chain_choice(a)? })
+    Ok(RouteOptions {
+        form,
+        granularity,
+        scope,
+        rule,
+        normalize,
+        init,
+        tau: a.tau.unwrap_or(0.01),
+        chains: chain_choice(a)?,
+    })
 }
 
 fn chain_choice(a: &RewriteArgs) -> Result<ChainChoice, Failure> {

@@ -2,7 +2,7 @@
 //!
 //! * `one_hot`: the router set to one-hot must give the source's outputs. Under `augment`, which adds to every block, it is
 //!   instead: the graph without its routes equals the source, and every row's weighted sum equals the one recomputed here, in
-//!   f64, from the states' values.
+//!   f64, from the sources' values.
 //! * `emitted`: the file as written against the source.
 
 use crate::cli::VerifyArg;
@@ -145,9 +145,9 @@ fn one_hot_graph(routed: &Graph, forward: &Graph, routers: &[Router], o: &RouteO
     if o.form == Form::Reassign {
         let mut g = forward.clone();
         for r in routers {
-            let (matrix, gate) = one_hot_parameters(r.blocks, o);
+            let (matrix, gate) = one_hot_parameters(r.blocks, r.sources.len(), o);
             let k = r.blocks as i64;
-            g.set_initializer(r.logits, Tensor::f32s(&[k, k], &matrix), false);
+            g.set_initializer(r.logits, Tensor::f32s(&[k, k + r.sources.len() as i64], &matrix), false);
             if let Some(v) = r.gate {
                 g.set_initializer(v, Tensor::f32s(&[k], &gate), false);
             }
@@ -166,11 +166,11 @@ fn one_hot_graph(routed: &Graph, forward: &Graph, routers: &[Router], o: &RouteO
     Ok(g)
 }
 
-/// The forward graph with all states and routes as outputs.
+/// The forward graph with all sources and routes as outputs.
 fn observed_graph(forward: &Graph, routed: &Graph, routers: &[Router]) -> Graph {
     let mut g = forward.clone();
     for r in routers {
-        let all = r.states.iter().chain(r.rows.iter().map(|(_, v)| v));
+        let all = r.sources.iter().map(|s| &s.value).chain(&r.states).chain(r.rows.iter().map(|(_, v)| v));
         for v in all {
             if let Some(v) = g.find(routed.name(*v)).filter(|v| !g.is_output(*v)) {
                 g.add_output(v, None);
@@ -192,20 +192,20 @@ fn first_that_runs(g: &Graph, s: &mut dyn Session, o: &ProofOptions) -> Result<r
     Err(format!("{} (--dim NAME=N fixes a symbolic dimension)", first.unwrap_or_default()))
 }
 
-/// Compares every route with Σ w·h recomputed from the observed states.
+/// Compares every route with Σ w·h recomputed from the observed sources.
 fn check_rows(g: &Graph, values: &Tensors, tolerance: Tolerance) -> Result<Comparison, String> {
     let record = bake::read_record(g).map_err(|e| e.to_string())?;
     let mut worst = Comparison::default();
     let get = |name: &str| values.get(name).ok_or_else(|| format!("`{name}` was not observed"));
     for chain in &record.chains {
         let weights = bake::chain_weights(g, &record, chain).map_err(|e| e.to_string())?;
-        let states: Vec<Vec<f64>> = chain.states.iter().map(|s| get(s).map(NpTensor::to_f64)).collect::<Result<_, _>>()?;
+        let sources: Vec<Vec<f64>> = chain.columns().map(|s| get(s).map(NpTensor::to_f64)).collect::<Result<_, _>>()?;
         for (row, name) in &chain.rows {
             let got = get(name)?;
-            let mut want = vec![0f64; states[0].len()];
-            for (column, state) in states.iter().enumerate().take(row + 1) {
-                let w = weights[row * chain.blocks + column];
-                want.iter_mut().zip(state).for_each(|(x, h)| *x += w * h);
+            let first = row * chain.width();
+            let mut want = vec![0f64; got.to_f64().len()];
+            for (w, source) in weights[first..first + chain.reads(*row)].iter().zip(&sources) {
+                want.iter_mut().zip(source).for_each(|(x, h)| *x += w * h);
             }
             let want =
                 NpTensor::from_f64s(got.dtype(), got.shape(), &want).ok_or("a route and its states differ in shape")?;

@@ -1,10 +1,11 @@
 //! What the main job says: to people, and as JSON.
 
 use crate::prove::Proof;
-use crate::rewrite::{Outcome, TrainingFacts, option_names};
+use crate::rewrite::{Outcome, option_names};
+use crate::training_files::TrainingFacts;
 use crate::verify::Comparison;
 use ancre_passes::analysis::report as structure;
-use ancre_passes::transform::route::{Form, Normalize, rule_name};
+use ancre_passes::transform::route::{Form, Normalize, Router, Scope, rule_name};
 use serde_json::{Map, Value, json};
 use std::fmt::Write;
 
@@ -12,12 +13,12 @@ use std::fmt::Write;
 pub fn json(o: &Outcome) -> Value {
     let inspected = structure::inspect_json(&o.source, &o.structure, &o.model.display().to_string());
     let (init, granularity) = option_names(&o.route);
-    let coefficients: usize = o.routers.iter().map(|r| r.blocks * (r.blocks + 1) / 2).sum();
-    let gates: usize = o.routers.iter().filter(|r| r.gate.is_some()).map(|r| r.blocks - 1).sum();
+    let coefficients: usize = o.routers.iter().map(Router::coefficients).sum();
+    let gates: usize = o.routers.iter().map(Router::gates).sum();
     let routers: Vec<Value> = o
         .routers
         .iter()
-        .map(|r| json!({"id": r.chain, "K": r.blocks, "adds_per_block": r.adds_per_block, "note": r.note}))
+        .map(|r| json!({"id": r.chain, "K": r.blocks, "S": r.sources.len(), "adds_per_block": r.adds_per_block, "note": r.note}))
         .collect();
     let outputs: Vec<Value> = o
         .outputs
@@ -38,7 +39,7 @@ pub fn json(o: &Outcome) -> Value {
         "residual_adds": inspected["residual_adds"], "identity": inspected["identity"], "projection": inspected["projection"],
         "chains": inspected["chains"],
         "router": {
-            "form": form(o.route.form), "granularity": granularity, "scope": "stage", "parametrization": rule_name(o.route.rule),
+            "form": form(o.route.form), "granularity": granularity, "scope": scope(o.route.scope), "parametrization": rule_name(o.route.rule),
             "init": init, "tau": number(o.route.tau), "normalize": normalize(o.route.normalize), "coefficients": coefficients, "gates": gates,
             "chains": routers,
         },
@@ -67,6 +68,10 @@ fn normalize(n: Normalize) -> &'static str {
 fn proof(p: &Proof) -> Value {
     let one = |c: &Comparison| json!({"equivalent": c.equivalent, "max_abs": c.max_abs, "max_rel": c.max_rel});
     json!({"engine": p.engine, "one_hot": one(&p.one_hot), "emitted": one(&p.emitted), "trials": p.trials})
+}
+
+fn scope(s: Scope) -> &'static str {
+    if s == Scope::Stage { "stage" } else { "network" }
 }
 
 /// `12.3 MB` and the like.
@@ -115,14 +120,22 @@ fn router_text(out: &mut String, o: &Outcome) {
         return;
     }
     let (init, granularity) = option_names(&o.route);
-    let coefficients: usize = o.routers.iter().map(|r| r.blocks * (r.blocks + 1) / 2).sum();
-    let gates: usize = o.routers.iter().filter(|r| r.gate.is_some()).map(|r| r.blocks - 1).sum();
+    let coefficients: usize = o.routers.iter().map(Router::coefficients).sum();
+    let gates: usize = o.routers.iter().map(Router::gates).sum();
     let gates = if gates > 0 { format!(" + {gates} gates") } else { String::new() };
-    let chains: Vec<String> = o.routers.iter().map(|r| format!("{} (K = {})", r.chain, r.blocks)).collect();
+    let chains: Vec<String> = o
+        .routers
+        .iter()
+        .map(|r| match r.sources.len() {
+            0 => format!("{} (K = {})", r.chain, r.blocks),
+            s => format!("{} (K = {}, and {s} earlier states)", r.chain, r.blocks),
+        })
+        .collect();
     let _ = writeln!(
         out,
-        "router    {}, {granularity}, {}, {}, init {init}, tau {}: {coefficients} coefficients{gates}",
+        "router    {}, {granularity}, {}, {}, {}, init {init}, tau {}: {coefficients} coefficients{gates}",
         form(o.route.form),
+        scope(o.route.scope),
         rule_name(o.route.rule),
         normalize(o.route.normalize),
         o.route.tau

@@ -10,7 +10,7 @@ use ancre_passes::pipeline::{self, Contract, PASSES};
 use ancre_passes::transform::loss::{LossKind, LossOptions, append_loss};
 use ancre_passes::transform::optimizer::{OptimizerKind, OptimizerOptions, StateKind, Trained, append_optimizer};
 use ancre_passes::transform::route::{
-    ChainChoice, Form, Granularity, Init, Normalize, RouteOptions, Router, Rule, one_hot_parameters, route_skips,
+    ChainChoice, Form, Granularity, Init, Normalize, RouteOptions, Router, Rule, Scope, one_hot_parameters, route_skips,
 };
 use ancre_passes::transform::training::{TrainableChoice, TrainingOptions, build_training_graph};
 use ancre_passes::transform::{differentiate, eliminate, fold, lower_routes, separate};
@@ -23,7 +23,16 @@ const NORMALIZATIONS: [Normalize; 2] = [Normalize::Incoming, Normalize::Outgoing
 
 fn options(form: Form, rule: Rule, normalize: Normalize, tau: f32) -> RouteOptions {
     let init = if rule == Rule::Free { Init::Identity } else { Init::Uniform };
-    RouteOptions { form, granularity: Granularity::Add, rule, normalize, init, tau, chains: ChainChoice::All }
+    RouteOptions {
+        form,
+        granularity: Granularity::Add,
+        scope: Scope::Stage,
+        rule,
+        normalize,
+        init,
+        tau,
+        chains: ChainChoice::All,
+    }
 }
 
 fn mse() -> LossOptions {
@@ -136,7 +145,7 @@ fn routing_keeps_the_function_at_one_hot() {
                     same(&reference, &outputs(&routed, &feeds), 2e-6, &format!("{what}, {rule:?} at its start"));
                 }
                 for r in &routers {
-                    let (matrix, gate) = one_hot_parameters(r.blocks, &o);
+                    let (matrix, gate) = one_hot_parameters(r.blocks, 0, &o);
                     let k = r.blocks as i64;
                     routed.set_initializer(r.logits, Tensor::f32s(&[k, k], &matrix), false);
                     if let Some(v) = r.gate {

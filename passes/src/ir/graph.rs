@@ -601,6 +601,15 @@ impl Graph {
         }
     }
 
+    /// Makes an overridable initializer an input that must be fed, of the given type; returns the default it had.
+    pub fn require_input(&mut self, v: ValueId, ty: ValueType) -> Option<Tensor> {
+        let tensor = self.initializer(v).cloned()?;
+        self.set_overridable(v, true);
+        self.g[v.node.0].kind = Kind::Input(None);
+        self.set_type(v, ty);
+        Some(tensor)
+    }
+
     /// Removes a node that nobody reads.
     pub fn remove(&mut self, id: NodeId) {
         debug_assert!(self.g.edges_directed(id.0, Direction::Outgoing).next().is_none(), "a node in use is not removed");

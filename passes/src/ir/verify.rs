@@ -11,7 +11,7 @@
 //! At [`Stage::Legal`] also:
 //!
 //! 7. No abstract operator (`ancre.*`) is left.
-//! 8. Every operator of the standard domain that a rule describes exists in the graph's operator set.
+//! 8. Every operator of the standard domain that a rule describes exists in the graph's operator set, in the form it has.
 
 use super::{ANCRE, Graph, Kind, NodeId, Op, TensorType};
 use crate::ops::{self, Infer};
@@ -133,21 +133,34 @@ fn check_legal(g: &Graph, id: NodeId, found: &mut Vec<String>) {
     if op.domain.is_empty()
         && op.source.is_none()
         && let Some(rule) = ops::rule(op)
-        && rule.since() > opset
-        && !has_old_spelling(op)
     {
-        found.push(format!("8: {} exists from opset {} on, the graph has {opset}", g.site(id), rule.since()));
+        let (since, until) = forms(g, id, op, rule.since());
+        if opset < since || until.is_some_and(|until| opset >= until) {
+            let until = until.map(|v| format!(" until {v}")).unwrap_or_default();
+            found.push(format!("8: {} exists from opset {since}{until} in this form, the graph has {opset}", g.site(id)));
+        }
     }
 }
 
-/// Is the operator written as operator sets before its rule's had it, its lists as attributes? The builder does so where the
-/// graph's operator set asks for it. `Softmax` of a matrix along its last axis always was what it is.
-fn has_old_spelling(op: &Op) -> bool {
+/// First operator set that has an operator in the form a node of ours has, and the first that no longer has it. `since`: for the
+/// form that the operator's rule describes, often a later one.
+fn forms(g: &Graph, id: NodeId, op: &Op, since: i64) -> (i64, Option<i64>) {
+    let listed = |name: &str| op.attrs.0.contains_key(name);
+    let matrix = || g.operand(id, 0).and_then(|v| g.tensor_type(v)).is_some_and(|t| t.rank() == 2);
     match op.name.as_str() {
-        "Squeeze" | "Unsqueeze" => op.attrs.get("axes").is_some(),
-        name if name.starts_with("Reduce") => op.attrs.get("axes").is_some(),
-        "Slice" => op.attrs.get("starts").is_some(),
-        "Softmax" => op.attrs.int("axis", -1) == 1,
-        _ => false,
+        // Before 13 the operand was taken for a matrix.
+        "Softmax" | "LogSoftmax" if matrix() && op.attrs.int("axis", -1) == 1 => (1, None),
+        "Slice" if listed("starts") => (1, Some(10)),
+        "Squeeze" | "Unsqueeze" | "ReduceSum" if listed("axes") => (1, Some(13)),
+        "ReduceMean" | "ReduceMax" | "ReduceMin" | "ReduceProd" if listed("axes") => (1, Some(18)),
+        "ReduceSum" | "ReduceMean" | "ReduceMax" | "ReduceMin" | "ReduceProd" if g.node(id).operand_count() == 1 => {
+            (1, None)
+        }
+        "Pad" if listed("pads") => (2, Some(11)),
+        // Before 7 operands were broadcast by attribute only.
+        "Gemm" => (7, None),
+        "MatMul" => (1, None),
+        "AveragePool" if !listed("ceil_mode") && !listed("dilations") => (7, None),
+        _ => (since, None),
     }
 }

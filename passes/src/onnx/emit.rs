@@ -221,6 +221,7 @@ fn emit_placed<'g>(g: &'g Graph, placement: &Placement) -> Result<Emission<'g>, 
             Kind::Op(_) => graph.node.push(node(g, id)?),
         }
     }
+    graph.value_info.extend(router_values(g, &graph));
     name_nodes(g, &mut graph.node);
     if !placement.moved.is_empty() {
         relocate(&mut graph.node, &placement.moved);
@@ -257,6 +258,16 @@ fn emit_placed<'g>(g: &'g Graph, placement: &Placement) -> Result<Emission<'g>, 
 fn still_holds(info: &ValueInfoProto, g: &Graph, v: ValueId) -> bool {
     let known = &g.value(v).ty;
     read_value_info(info).is_none_or(|said| said.dtype == known.dtype && said.shape.is_none_or(|s| Some(s) == known.shape))
+}
+
+/// Declarations of the router's values, so that viewers show their shapes: the source's own values are declared as the source
+/// declares them.
+fn router_values(g: &Graph, graph: &GraphProto) -> Vec<ValueInfoProto> {
+    let outputs: HashSet<ValueId> = g.outputs().iter().map(|o| o.value).collect();
+    let declared: HashSet<&str> = graph.value_info.iter().map(|i| i.name.as_str()).collect();
+    let values = graph.node.iter().flat_map(|n| &n.output).filter(|name| name.starts_with("ancre/"));
+    let values = values.filter(|name| !declared.contains(name.as_str())).filter_map(|name| g.find(name));
+    values.filter(|v| !outputs.contains(v) && g.tensor_type(*v).is_some()).map(|v| declare(g, v)).collect()
 }
 
 /// Gives nodes of ours names that no other node has: ONNX Runtime refuses a file with two nodes of one name. Source nodes

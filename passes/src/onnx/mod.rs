@@ -4,6 +4,8 @@ mod emit;
 mod external;
 mod import;
 mod scan;
+#[cfg(test)]
+mod tests;
 
 pub use emit::{Emission, EmitError, MOST_BYTES, Placement, emit, node as node_message};
 pub use external::external_files;

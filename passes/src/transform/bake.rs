@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 pub struct RouterRecord {
     pub form: super::route::Form,
     pub granularity: String,
-    pub scope: String,
+    pub scope: super::route::Scope,
     pub parametrization: Rule,
     pub init: String,
     pub tau: f32,
@@ -28,14 +28,43 @@ pub struct ChainRecord {
     #[serde(rename = "K")]
     pub blocks: usize,
     pub adds_per_block: usize,
-    /// Initializer of the logits (or weights), [K, K].
+    /// Initializer of the logits (or weights), [K, S + K].
     pub logits: String,
     /// Initializer of the gate, K elements.
     pub gate: Option<String>,
+    /// Earlier chains' states that all rows read, S of them; their columns come first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sources: Vec<SourceRecord>,
     /// Values of the states h_0 … h_K.
     pub states: Vec<String>,
     /// Row (0-based) and value of each route.
     pub rows: Vec<(usize, String)>,
+}
+
+/// An earlier chain's state among the sources of a [`ChainRecord`].
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct SourceRecord {
+    /// Value of the state.
+    pub state: String,
+    /// Value of the state brought to the chain's shape, which the rows read.
+    pub value: String,
+}
+
+impl ChainRecord {
+    /// The values of the matrix's columns, in order.
+    pub fn columns(&self) -> impl Iterator<Item = &String> {
+        self.sources.iter().map(|s| &s.value).chain(&self.states).take(self.width())
+    }
+
+    /// Number of columns, S + K.
+    pub fn width(&self) -> usize {
+        self.sources.len() + self.blocks
+    }
+
+    /// Number of columns that a row (0-based) reads.
+    pub fn reads(&self, row: usize) -> usize {
+        self.sources.len() + row + 1
+    }
 }
 
 /// What baking found wrong.
@@ -63,7 +92,7 @@ pub fn read_record(g: &Graph) -> Result<RouterRecord, BakeError> {
     serde_json::from_str(text).map_err(|e| BakeError::Metadata(e.to_string()))
 }
 
-/// The K × K weights of a chain, from the logits and gate in the file.
+/// The K × (S + K) weights of a chain, from the logits and gate in the file.
 ///
 /// # Errors
 /// When they are missing or unreadable.
@@ -74,13 +103,18 @@ pub fn chain_weights(g: &Graph, record: &RouterRecord, chain: &ChainRecord) -> R
         t.to_f32().map_err(|e| BakeError::Tensor(name.into(), e.to_string()))
     };
     let logits = read(&chain.logits)?;
-    if logits.len() != chain.blocks * chain.blocks {
+    if logits.len() != chain.blocks * chain.width() {
         return Err(BakeError::Tensor(
             chain.logits.clone(),
-            format!("it has {} elements, K is {}", logits.len(), chain.blocks),
+            format!("it has {} elements, expected {} x {}", logits.len(), chain.blocks, chain.width()),
         ));
     }
     let gate = chain.gate.as_deref().map(read).transpose()?;
+    if let (Some(gate), Some(name)) = (&gate, &chain.gate)
+        && gate.len() != chain.blocks
+    {
+        return Err(BakeError::Tensor(name.clone(), format!("it has {} elements, K is {}", gate.len(), chain.blocks)));
+    }
     Ok(reference_weights(&logits, gate.as_deref(), chain.blocks, record.parametrization, record.normalize, record.tau))
 }
 
@@ -109,8 +143,8 @@ pub fn bake_router(g: &mut Graph, prune: f64) -> Result<Baked, BakeError> {
             let old = g.find(name).ok_or_else(|| BakeError::Missing(name.clone()))?;
             let mut terms = Vec::new();
             let mut dropped = 0.0;
-            let row_weights = &weights[row * chain.blocks..row * chain.blocks + row + 1];
-            for (column, w) in row_weights.iter().enumerate() {
+            let first = row * chain.width();
+            for (w, source) in weights[first..first + chain.reads(*row)].iter().zip(chain.columns()) {
                 // What float32 rounds to nothing beside the other weights is no edge: identity logits give exact zeros there.
                 let w = *w as f32 as f64;
                 if w == 0.0 || w.abs() < prune {
@@ -118,7 +152,6 @@ pub fn bake_router(g: &mut Graph, prune: f64) -> Result<Baked, BakeError> {
                     baked.dropped += 1;
                     continue;
                 }
-                let source = &chain.states[column];
                 terms.push((g.find(source).ok_or_else(|| BakeError::Missing(source.clone()))?, w));
             }
             let sums_to_one = record.normalize == Normalize::Incoming && record.parametrization == Rule::Softmax;

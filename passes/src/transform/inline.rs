@@ -316,12 +316,12 @@ mod tests {
             text(&g),
             [
                 "h/m = MatMul<>(x,w)",
-                "h/c/t = Elu<alpha=2>(h/m)",
-                "h = Neg<>(h/c/t)",
+                "h/t = Elu<alpha=2>(h/m)",
+                "h = Neg<>(h/t)",
                 "copy = Identity<>(x)",
                 "y/m = MatMul<>(h,w)",
-                "y/c/t = Elu<alpha=0.5>(y/m)",
-                "y = Neg<>(y/c/t)",
+                "y/t = Elu<alpha=0.5>(y/m)",
+                "y = Neg<>(y/t)",
             ]
         );
         assert!(functions.is_empty());

@@ -313,6 +313,7 @@ fn lower_cotangents(
     done: &mut Vec<(ValueId, ValueId)>,
 ) -> Result<(), BuildError> {
     let (r, c) = extents(b, view)?;
+    let own = (c - r) as i64;
     let mut by_row: IndexMap<i64, ValueId> = IndexMap::new();
     let mut columns: Vec<(i64, NodeId, Vec<i64>)> = Vec::new();
     for node in &view.cotangents {
@@ -329,15 +330,15 @@ fn lower_cotangents(
     by_row.reverse();
     columns.sort_by_key(|(column, ..)| std::cmp::Reverse(*column));
     let sources: Vec<ValueId> = by_row.values().copied().collect();
-    // A'[t, s] = W[r−1−s, c−1−t]. The rows present are the last ones, so their reversed places are 0, 1, ….
-    let reversed_rows = b.ints(&(0..r as i64).rev().collect::<Vec<_>>());
+    // A'[t, s] = W[last−s, c−1−t]: the rows present follow one another up to the last one that reaches the loss.
+    let last = by_row.keys().next().copied().unwrap_or(0);
+    let reversed_rows = b.ints(&(0..=last).rev().collect::<Vec<_>>());
     let reversed_columns = b.ints(&(0..c as i64).rev().collect::<Vec<_>>());
     let m = b.op_with("Gather", Attrs::new().with("axis", 0), &[weights.matrix, reversed_rows])?;
     let m = b.op_with("Gather", Attrs::new().with("axis", 1), &[m, reversed_columns])?;
     let m = b.transpose(m, &[1, 0])?;
     let targets: Vec<(i64, usize)> = columns.iter().map(|(column, _, rows)| (c as i64 - 1 - column, rows.len())).collect();
     let sums = triangular(b, m, &targets, &sources)?;
-    let own = (c - r) as i64;
     for ((column, node, _), mut sum) in columns.into_iter().zip(sums) {
         if weights.offset.is_some()
             && let Some(ct) = by_row.get(&(column - own))
@@ -373,15 +374,12 @@ fn lower_weights_cotangent(
     let states = b.transpose(states, &[1, 0])?;
     let mut inner = b.matmul(cts, states)?;
     inner = b.cast(inner, DType::F32)?;
-    // Rows without a route (the first one) have gradient zero.
-    let missing = r as i64 - rows.len() as i64;
-    if missing > 0 {
-        let zeros = b.constant(
-            &format!("ancre/{}/no_rows", view.id),
-            Tensor::f32s(&[missing, c as i64], &vec![0.0; missing as usize * c]),
-        );
-        inner = b.concat(&[zeros, inner], 0)?;
-    }
+    // Rows without a route (the first one) or past the loss have gradient zero.
+    let first = rows.first().copied().unwrap_or(0);
+    let after = r as i64 - first - rows.len() as i64;
+    let unread = (c - count) as i64;
+    inner = pad_zeros(b, inner, view.id, 1, [0, unread], [rows.len() as i64, c as i64])?;
+    inner = pad_zeros(b, inner, view.id, 0, [first, after], [r as i64, c as i64])?;
     let axis = if view.outgoing { 0 } else { 1 };
     let Some(p) = weights.softmax else {
         let used: Vec<f32> = (0..r * c).map(|i| (i % c <= c - r + i / c) as u8 as f32).collect();
@@ -406,4 +404,23 @@ fn lower_weights_cotangent(
     let through = b.mul(p, centred)?;
     let tau = b.scalar(DType::F32, view.tau);
     Ok((b.div(through, tau)?, gate_ct))
+}
+
+/// Zeros before and after a matrix along one axis.
+fn pad_zeros(b: &mut Builder, m: ValueId, id: i64, axis: usize, around: [i64; 2], whole: [i64; 2]) -> Built {
+    let mut zeros = |n: i64| {
+        let mut dims = whole;
+        dims[axis] = n;
+        let values = vec![0.0; (dims[0] * dims[1]) as usize];
+        b.constant(&format!("ancre/{id}/zeros"), Tensor::f32s(&dims, &values))
+    };
+    let mut parts = Vec::new();
+    if around[0] > 0 {
+        parts.push(zeros(around[0]));
+    }
+    parts.push(m);
+    if around[1] > 0 {
+        parts.push(zeros(around[1]));
+    }
+    b.concat(&parts, axis as i64)
 }

@@ -1,0 +1,383 @@
+//! The router: replaces (or augments) the cascaded skips of residual chains by all-pairs routes.
+//!
+//! `reassign`, one add a block:
+//!
+//! ```text
+//! before  u1 = Add(h0, f1)   h1 = post(u1)      after  u1 = Add(h0, f1)
+//!         u2 = Add(h1, f2)   h2 = post(u2)             r2 = ancre.Route <row = 1> (c, a, h0, h1)   u2 = Add(r2, f2)
+//! ```
+//!
+//! `reassign`, several adds a block (the unit's identity path is replaced, its branches keep their inputs):
+//!
+//! ```text
+//! before  u = Add(h, f)   o = Add(u, g(u))       after  v = Add(r, f)   o = Add(v, g(u))   with u = Add(h, f) kept for g
+//! ```
+//!
+//! `augment`:
+//!
+//! ```text
+//! before  h2 = Block(h1)                         after  h2.block = Block(h1)   h2 = Add(h2.block, r2)
+//! ```
+//!
+//! Formulas: arXiv 2602.09009. A row with a single source of weight one needs no operator and gets none.
+
+mod cotangents;
+mod network;
+mod params;
+mod wire;
+
+pub(crate) use cotangents::{state_cotangents, weight_cotangents};
+pub use params::{initial_matrix, one_hot_parameters, reference_weights};
+
+use crate::analysis::residual::Chain;
+use crate::ir::{ANCRE, Attrs, Graph, NodeId, Op, ValueId};
+use indexmap::IndexMap;
+use serde::{Deserialize, Serialize};
+
+/// How a block takes its route.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Form {
+    /// The identity skip is replaced by the route: the original network at one-hot.
+    Reassign,
+    /// The route is added to the whole block's output: for training from scratch.
+    Augment,
+}
+
+/// How many residual adds make one block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Granularity {
+    /// Every add.
+    Add,
+    /// One repeated unit of the chain.
+    Block,
+    /// So many, set by hand.
+    Adds(usize),
+}
+
+/// The weights of a row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Rule {
+    /// softmax(c / τ).
+    Softmax,
+    /// onehot + a · (softmax(c / τ) − onehot).
+    Gated,
+    /// c itself.
+    Free,
+    /// Frozen, uniform.
+    Constant,
+}
+
+/// Over what the softmax is taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Normalize {
+    /// Over the sources of a row.
+    Incoming,
+    /// Over the targets of a source.
+    Outgoing,
+}
+
+/// Where the logits start.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Init {
+    /// All zero: equal weights.
+    Uniform,
+    /// The nearest state with weight exactly one.
+    Identity,
+    /// The nearest state with weight 1 − ε.
+    NearIdentity(f64),
+    /// Matrices (and gates) by their name in the file, row-major.
+    Given(IndexMap<String, (Vec<usize>, Vec<f32>)>),
+}
+
+/// Which chains get a router.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ChainChoice {
+    /// Every chain with at least two blocks.
+    All,
+    /// None: the network stays as it is.
+    None,
+    /// These ids.
+    Ids(Vec<usize>),
+}
+
+/// Which states a row may read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Scope {
+    /// Those of its own chain.
+    Stage,
+    /// Also those of earlier chains that come before it, where they can be brought to its shape.
+    Network,
+}
+
+/// What to build.
+#[derive(Clone, Debug)]
+#[allow(missing_docs)]
+pub struct RouteOptions {
+    pub form: Form,
+    pub granularity: Granularity,
+    pub scope: Scope,
+    pub rule: Rule,
+    pub normalize: Normalize,
+    pub init: Init,
+    pub tau: f32,
+    pub chains: ChainChoice,
+}
+
+/// An earlier chain's state among a router's sources.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Source {
+    /// The state.
+    pub state: ValueId,
+    /// The state brought to the chain's shape; the state itself where it fits.
+    pub value: ValueId,
+}
+
+/// A router that was built.
+#[derive(Clone, Debug)]
+pub struct Router {
+    /// The chain's id.
+    pub chain: usize,
+    /// Number of blocks K.
+    pub blocks: usize,
+    /// Residual adds in one block.
+    pub adds_per_block: usize,
+    /// What a person should know, such as a fall-back.
+    pub note: Option<String>,
+    /// Earlier chains' states that every row reads, S of them, in execution order; their columns come first.
+    pub sources: Vec<Source>,
+    /// Logits [K, S + K] (the weights themselves under `constant` and `free`).
+    pub logits: ValueId,
+    /// Gate, K elements.
+    pub gate: Option<ValueId>,
+    /// Block states h_0 … h_K as they are in the routed graph.
+    pub states: Vec<ValueId>,
+    /// The routes built: 0-based row and its `ancre.Route`.
+    pub rows: Vec<(usize, ValueId)>,
+    /// `augment`: the adds of block output and route, by row.
+    pub sums: Vec<NodeId>,
+}
+
+impl Router {
+    /// Number of logits in use: row k competes among S + k sources.
+    pub fn coefficients(&self) -> usize {
+        self.blocks * (self.blocks + 1) / 2 + self.blocks * self.sources.len()
+    }
+
+    /// Number of gates in use. A first row without a competitor has none.
+    pub fn gates(&self) -> usize {
+        match self.gate {
+            Some(_) => self.blocks - self.sources.is_empty() as usize,
+            None => 0,
+        }
+    }
+}
+
+/// Why the router cannot be built as asked.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)]
+pub enum RouteError {
+    #[error("chain {chain}: {what}")]
+    Chain { chain: usize, what: String },
+    #[error("there is no chain {0}; `inspect` lists the chains and their ids (0 to {1})")]
+    NoSuchChain(usize, usize),
+    #[error(
+        "the model is already routed (metadata `ancre.router`); start from the original model, or use `freeze` to bake its router in"
+    )]
+    AlreadyRouted,
+    #[error("{0}")]
+    Options(String),
+}
+
+/// Name of a router's initializer or value.
+pub fn router_name(chain: usize, what: &str) -> String {
+    format!("ancre.{chain}.{what}")
+}
+
+/// Builds the routers of the chosen chains.
+///
+/// # Errors
+/// When the options contradict each other or the model; the graph is then unusable.
+pub fn route_skips(g: &mut Graph, chains: &[Chain], options: &RouteOptions) -> Result<Vec<Router>, RouteError> {
+    if g.metadata.contains_key("ancre.router") {
+        return Err(RouteError::AlreadyRouted);
+    }
+    check_options(options)?;
+    if let ChainChoice::Ids(ids) = &options.chains
+        && let Some(bad) = ids.iter().find(|id| !chains.iter().any(|c| c.id == **id))
+    {
+        return Err(RouteError::NoSuchChain(*bad, chains.len().saturating_sub(1)));
+    }
+    let mut routers = Vec::new();
+    let mut earlier = (options.scope == Scope::Network).then(|| network::Earlier::new(g, chains));
+    // Under `augment` a state is replaced by its sum with a route.
+    let mut replaced: IndexMap<ValueId, ValueId> = IndexMap::new();
+    for (place, chain) in chains.iter().enumerate() {
+        let chosen = match &options.chains {
+            ChainChoice::All => true,
+            ChainChoice::None => false,
+            ChainChoice::Ids(ids) => ids.contains(&chain.id),
+        };
+        let (unit, note) = match unit_length(g, chain, options) {
+            Ok(found) => found,
+            Err(e) if chosen && chain.joins.len() > 1 => return Err(e),
+            Err(_) => (1, None),
+        };
+        let ends = (1..=chain.joins.len().div_ceil(unit)).map(|k| (k * unit).min(chain.joins.len()));
+        let original: Vec<ValueId> = [0].into_iter().chain(ends).map(|end| chain.states[end]).collect();
+        let mut states: Vec<ValueId> = original.iter().map(|s| *replaced.get(s).unwrap_or(s)).collect();
+        let mut plan = Plan { unit, notes: note.into_iter().collect(), states: states.clone(), sources: Vec::new() };
+        if chosen && let Some(earlier) = &earlier {
+            let admitted = earlier.admit(g, chain, place, &states)?;
+            plan.sources = admitted.sources;
+            plan.notes.extend(admitted.note);
+        }
+        // A single block without other sources has nothing to learn.
+        if chosen && (states.len() > 2 || !plan.sources.is_empty()) {
+            let router = build(g, chain, options, plan)?;
+            states.clone_from(&router.states);
+            replaced.extend(original.iter().copied().zip(states.iter().copied()).filter(|(old, new)| old != new));
+            routers.push(router);
+        }
+        if let Some(earlier) = &mut earlier {
+            earlier.add(place, &original, &states);
+        }
+    }
+    Ok(routers)
+}
+
+/// How one chain will be routed.
+struct Plan {
+    /// Adds in one block.
+    unit: usize,
+    notes: Vec<String>,
+    /// Block states, before routing.
+    states: Vec<ValueId>,
+    sources: Vec<Source>,
+}
+
+fn check_options(o: &RouteOptions) -> Result<(), RouteError> {
+    let fail = |what: &str| Err(RouteError::Options(what.to_string()));
+    if !(o.tau > 0.0 && o.tau.is_finite()) {
+        return fail("the temperature --tau must be a positive number");
+    }
+    if o.scope == Scope::Network && o.normalize == Normalize::Outgoing {
+        return fail("--scope network normalises over a row's sources: it takes --normalize incoming only");
+    }
+    match (&o.rule, &o.init) {
+        (Rule::Free, Init::NearIdentity(_)) => fail("--parametrization free starts at identity, uniform or file:PATH"),
+        (Rule::Constant, Init::Identity | Init::NearIdentity(_) | Init::Given(_)) => {
+            fail("--parametrization constant is the frozen uniform router and takes no --init")
+        }
+        (_, Init::NearIdentity(e)) if !(*e > 0.0 && *e < 1.0) => fail("near-identity=EPS needs 0 < EPS < 1"),
+        _ => Ok(()),
+    }
+}
+
+/// Adds in one block, with a note when what was asked cannot be had.
+fn unit_length(g: &Graph, chain: &Chain, o: &RouteOptions) -> Result<(usize, Option<String>), RouteError> {
+    let asked = match o.granularity {
+        Granularity::Add => return Ok((1, None)),
+        Granularity::Block if chain.period == 0 => {
+            return Ok((1, Some("the chain has no repeated unit; every add is a block".into())));
+        }
+        Granularity::Block => chain.period,
+        Granularity::Adds(0) => return Err(RouteError::Options("--granularity N needs N of 1 or more".into())),
+        Granularity::Adds(n) => n,
+    };
+    if asked > 1
+        && o.form == Form::Reassign
+        && let Some(why) = not_adds_alone(g, chain, asked)
+    {
+        return match o.granularity {
+            Granularity::Adds(_) => Err(RouteError::Chain {
+                chain: chain.id,
+                what: format!(
+                    "--granularity {asked} with reassign needs each block's input to reach its output through adds alone, but {why}; use --granularity add"
+                ),
+            }),
+            _ => Ok((
+                1,
+                Some(format!(
+                    "every add is a block, because a unit's input does not reach its output through adds alone: {why}"
+                )),
+            )),
+        };
+    }
+    Ok((asked, None))
+}
+
+/// Inside every unit, is each state the plain result of its add and the next add's plain operand?
+fn not_adds_alone(g: &Graph, chain: &Chain, unit: usize) -> Option<String> {
+    for (j, join) in chain.joins.iter().enumerate() {
+        let inner = j % unit != 0;
+        if inner && (!join.direct || join.scaled_skip) {
+            return Some(format!("the skip into `{}` passes other operators", g.site(join.node).name));
+        }
+        let ends = j % unit == unit - 1 || j + 1 == chain.joins.len();
+        if !ends && chain.states[j + 1].node != join.node {
+            return Some(format!("`{}` follows `{}`", g.site(chain.states[j + 1].node).name, g.site(join.node).name));
+        }
+    }
+    None
+}
+
+fn build(g: &mut Graph, chain: &Chain, o: &RouteOptions, plan: Plan) -> Result<Router, RouteError> {
+    let blocks = plan.states.len() - 1;
+    let (logits, gate) = params::parameters(g, chain.id, blocks, plan.sources.len(), o)?;
+    let mut router = Router {
+        chain: chain.id,
+        blocks,
+        adds_per_block: plan.unit,
+        note: (!plan.notes.is_empty()).then(|| plan.notes.join("; ")),
+        sources: plan.sources,
+        logits,
+        gate,
+        states: plan.states,
+        rows: Vec::new(),
+        sums: Vec::new(),
+    };
+    for (row, joins) in chain.joins.chunks(plan.unit).enumerate() {
+        let single = row == 0 && router.sources.is_empty() && o.normalize == Normalize::Incoming && o.rule != Rule::Free;
+        let route = if single { router.states[0] } else { add_route(g, &mut router, o, row) };
+        match o.form {
+            Form::Reassign if single => {}
+            Form::Reassign => wire::reassign(g, joins, route),
+            Form::Augment => wire::augment(g, &mut router, row, route),
+        }
+    }
+    Ok(router)
+}
+
+fn add_route(g: &mut Graph, router: &mut Router, o: &RouteOptions, row: usize) -> ValueId {
+    let columns: Vec<i64> = (0..(router.sources.len() + row + 1) as i64).collect();
+    let attrs = Attrs::new()
+        .with("router", router.chain as i64)
+        .with("row", row as i64)
+        .with("columns", columns)
+        .with("rule", rule_name(o.rule))
+        .with("normalize", if o.normalize == Normalize::Incoming { "incoming" } else { "outgoing" })
+        .with("tau", o.tau);
+    let mut operands = vec![Some(router.logits), router.gate];
+    operands.extend(router.sources.iter().map(|s| Some(s.value)));
+    operands.extend(router.states[..=row].iter().map(|s| Some(*s)));
+    let ty = g.value(router.states[0]).ty.clone();
+    let name = format!("ancre/{}/route_{}", router.chain, row + 1);
+    let node = g.add_op(&name, Op::in_domain(ANCRE, "Route", attrs), &operands);
+    let v = g.push_result(node, &name, ty);
+    router.rows.push((row, v));
+    v
+}
+
+/// The attribute value of a rule.
+pub fn rule_name(rule: Rule) -> &'static str {
+    match rule {
+        Rule::Softmax => "softmax",
+        Rule::Gated => "gated",
+        Rule::Free => "free",
+        Rule::Constant => "constant",
+    }
+}

@@ -1,0 +1,218 @@
+//! `--scope network`: states of earlier chains that a chain's rows read too, brought to its shape without parameters.
+//!
+//! ```text
+//! state [N, C, r·H, r·W] ── AveragePool r×r ──► [N, C, H, W] ── Pad with zeros or Slice of channels ──► [N, C', H, W]
+//! ```
+//!
+//! A state is admitted when it is an ancestor of the chain's h_0, both are NCHW and the spatial ratio is an integer. The rank does
+//! not tell NCHW from NHWC; what reads the states does: an operator whose channel axis is fixed to 1, before any rearrangement.
+
+use super::{RouteError, Source};
+use crate::analysis::residual::Chain;
+use crate::ir::build::{BuildError, Builder, Built};
+use crate::ir::{Attrs, DType, Dim, Graph, NodeId, TensorType, ValueId};
+use std::collections::HashSet;
+
+/// Left-out states named in a note.
+const NAMED: usize = 3;
+
+/// The states of the chains seen so far.
+pub(super) struct Earlier {
+    /// Execution order of the source's nodes, by index.
+    places: Vec<usize>,
+    /// Layout of every chain, by its place in the list of chains.
+    nchw: Vec<bool>,
+    states: Vec<State>,
+}
+
+struct State {
+    place: usize,
+    value: ValueId,
+    nchw: bool,
+}
+
+/// What a chain may read besides its own states.
+pub(super) struct Admitted {
+    /// In execution order.
+    pub(super) sources: Vec<Source>,
+    /// What was left out, and why.
+    pub(super) note: Option<String>,
+}
+
+impl Earlier {
+    /// Reads what must be known of the graph before routing changes it.
+    pub(super) fn new(g: &Graph, chains: &[Chain]) -> Earlier {
+        let mut places = vec![usize::MAX; g.node_bound()];
+        for (place, node) in g.topological_order().unwrap_or_default().into_iter().enumerate() {
+            places[node.index()] = place;
+        }
+        Earlier { places, nchw: chains.iter().map(|c| is_nchw(g, c)).collect(), states: Vec::new() }
+    }
+
+    /// Adds a chain's block states: as the source has them, and as later chains must read them.
+    pub(super) fn add(&mut self, chain: usize, source: &[ValueId], now: &[ValueId]) {
+        for (old, new) in source.iter().zip(now) {
+            if self.states.iter().any(|s| s.value == *new) {
+                continue;
+            }
+            let place = self.places.get(old.node.index()).copied().unwrap_or(usize::MAX);
+            self.states.push(State { place, value: *new, nchw: self.nchw[chain] });
+        }
+        self.states.sort_by_key(|s| s.place);
+    }
+
+    /// Admits earlier states to a chain, adding their adapters to the graph.
+    pub(super) fn admit(&self, g: &mut Graph, chain: &Chain, place: usize, own: &[ValueId]) -> Result<Admitted, RouteError> {
+        let ancestors = ancestors(g, own[0].node);
+        let ty = g.tensor_type(own[0]);
+        let mut sources = Vec::new();
+        let mut left_out = Vec::new();
+        let mut candidates = 0;
+        for s in self.states.iter().filter(|s| ancestors.contains(&s.value.node) && !own.contains(&s.value)) {
+            candidates += 1;
+            let fits = match (&ty, g.tensor_type(s.value)) {
+                (Some(to), Some(from)) if s.nchw && self.nchw[place] => fit(&from, to),
+                (Some(_), Some(_)) => {
+                    Err("channels first is not evident: no convolution reads the state directly".to_string())
+                }
+                _ => Err("its type is not known".to_string()),
+            };
+            match fits {
+                Ok(adapter) => {
+                    let stem = format!("ancre/{}/source_{}", chain.id, sources.len());
+                    let value = adapt(g, &stem, s.value, &adapter)
+                        .map_err(|e| RouteError::Chain { chain: chain.id, what: e.to_string() })?;
+                    sources.push(Source { state: s.value, value });
+                }
+                Err(why) => left_out.push(format!("`{}` {} ({why})", g.name(s.value), g.value(s.value).ty)),
+            }
+        }
+        let note = (!left_out.is_empty()).then(|| {
+            let more = left_out.len().saturating_sub(NAMED);
+            let more = if more > 0 { format!(", and {more} more") } else { String::new() };
+            let named = left_out[..left_out.len().min(NAMED)].join(", ");
+            format!("{} of {candidates} earlier states cannot be brought to {}: {named}{more}", left_out.len(), chain.ty)
+        });
+        Ok(Admitted { sources, note })
+    }
+}
+
+/// The nodes a node depends on, itself included.
+fn ancestors(g: &Graph, node: NodeId) -> HashSet<NodeId> {
+    let mut seen = HashSet::from([node]);
+    let mut open = vec![node];
+    while let Some(n) = open.pop() {
+        open.extend(g.reads(n).into_iter().map(|v| v.node).filter(|n| seen.insert(*n)));
+    }
+    seen
+}
+
+/// Are a chain's states read, before any rearrangement, by an operator whose channel axis is fixed to 1?
+fn is_nchw(g: &Graph, chain: &Chain) -> bool {
+    let rank4 = |v: &ValueId| g.value(*v).ty.shape.as_ref().is_some_and(|s| s.len() == 4);
+    let mut open: Vec<ValueId> = chain.states.iter().copied().filter(rank4).collect();
+    if open.len() != chain.states.len() {
+        return false;
+    }
+    let mut seen: HashSet<ValueId> = open.iter().copied().collect();
+    while let Some(v) = open.pop() {
+        for (node, operand) in g.uses(v) {
+            let Some(op) = g.op(node) else { continue };
+            match op.name.as_str() {
+                "Conv"
+                | "ConvTranspose"
+                | "ConvInteger"
+                | "QLinearConv"
+                | "FusedConv"
+                | "BatchNormalization"
+                | "InstanceNormalization"
+                | "GroupNormalization"
+                | "MaxPool"
+                | "AveragePool"
+                    if operand == 0 =>
+                {
+                    return true;
+                }
+                "Identity" | "Cast" | "QuantizeLinear" | "DequantizeLinear" | "Dropout" | "Relu" | "LeakyRelu" | "PRelu"
+                | "Elu" | "Clip" | "Sigmoid" | "HardSigmoid" | "HardSwish" | "Swish" | "Gelu" | "Tanh" | "Softplus"
+                | "Mish" | "Mul" | "Div"
+                    if operand == 0 =>
+                {
+                    open.extend(g.results(node).take(1).filter(|r| seen.insert(*r)));
+                }
+                _ => {}
+            }
+        }
+    }
+    false
+}
+
+/// What brings a state to a chain's shape.
+struct Adapter {
+    /// Extents of the pooling window, which is its stride too.
+    ratio: [i64; 2],
+    /// Channels of the state and of the chain.
+    channels: [i64; 2],
+    dtype: DType,
+}
+
+fn fit(from: &TensorType, to: &TensorType) -> Result<Adapter, String> {
+    if from.rank() != 4 || to.rank() != 4 {
+        return Err("only states of rank 4 have channels and spatial axes".into());
+    }
+    if from.dtype != to.dtype {
+        return Err(format!("the chain's element type is {}", to.dtype));
+    }
+    if from.shape[0] != to.shape[0] {
+        return Err("its batch is another".into());
+    }
+    let ratio = |axis: usize| -> Result<i64, String> {
+        let (a, b): (&Dim, &Dim) = (&from.shape[axis], &to.shape[axis]);
+        match (a.known(), b.known()) {
+            (Some(a), Some(b)) if b > 0 && a % b == 0 && a >= b => Ok(a / b),
+            (Some(a), Some(b)) => Err(format!("the spatial ratio {a} to {b} is no integer")),
+            _ if a == b => Ok(1),
+            _ => Err(format!("the spatial ratio {a} to {b} is not known")),
+        }
+    };
+    let channels = |ty: &TensorType| ty.shape[1].known().ok_or("its number of channels is not known".to_string());
+    Ok(Adapter { ratio: [ratio(2)?, ratio(3)?], channels: [channels(from)?, channels(to)?], dtype: from.dtype })
+}
+
+/// Emits an adapter. A state that already fits is read as it is.
+fn adapt(g: &mut Graph, stem: &str, state: ValueId, a: &Adapter) -> Result<ValueId, BuildError> {
+    let mut b = Builder::new(g, stem);
+    let [from, to] = a.channels;
+    // No pooling of bfloat16 before opset 22, and no padding of it in ONNX Runtime's CUDA provider.
+    let wide = a.dtype == DType::BF16 && (a.ratio != [1, 1] || from < to);
+    let mut v = if wide { b.cast(state, DType::F32)? } else { state };
+    if from > to {
+        v = b.slice(v, 1, 0, to)?;
+    }
+    if a.ratio != [1, 1] {
+        let window = Attrs::new().with("kernel_shape", a.ratio.to_vec()).with("strides", a.ratio.to_vec());
+        v = b.op_with("AveragePool", window, &[v])?;
+    }
+    if from < to {
+        v = pad_channels(&mut b, v, to - from)?;
+    }
+    if wide {
+        v = b.cast(v, a.dtype)?;
+    }
+    if v != state {
+        b.graph.rename(v, stem);
+        b.graph.node_mut(v.node).name = stem.to_string();
+    }
+    Ok(v)
+}
+
+/// Zeros after the channels of an NCHW value.
+fn pad_channels(b: &mut Builder, v: ValueId, count: i64) -> Built {
+    let amounts = vec![0, 0, 0, 0, 0, count, 0, 0];
+    // The amounts became an operand in opset 11.
+    if b.opset() < 11 {
+        return b.op_with("Pad", Attrs::new().with("pads", amounts), &[v]);
+    }
+    let amounts = b.ints(&amounts);
+    b.op("Pad", &[v, amounts])
+}
