@@ -129,17 +129,12 @@ pub fn rewrite(a: &RewriteArgs) -> Result<Outcome, Failure> {
     let mut notices = Vec::new();
     // A network that stays as it is keeps its functions.
     let stays = a.chains.as_deref() == Some("none") && a.no_train;
-    let (mut source, mut bytes, inlined) =
-        if stays { load(model).map(|(g, b)| (g, b, false))? } else { load_inlined(model)? };
+    let (mut source, bytes, inlined) = if stays { load(model).map(|(g, b)| (g, b, false))? } else { load_inlined(model)? };
     if inlined && a.verify != Some(VerifyArg::None) {
         notices.push("local functions were inlined; verification compares with the source after that".into());
-        let emitted = onnx::emit(&source).and_then(|e| e.to_bytes());
-        bytes = SharedBytes::new(emitted.map_err(|e| Failure::input(e.to_string()).at(model))?);
     }
     check_dims(&source, &dims).map_err(|e| e.at(model))?;
-    if let Some(changed) = start::change(a, model, &mut source, &mut notices)? {
-        bytes = SharedBytes::new(changed);
-    }
+    let changed = start::change(a, model, &mut source, &mut notices)? || inlined;
     clock.lap("parse");
     let structure = find_residuals(&source);
     clock.lap("analyse");
@@ -196,6 +191,12 @@ pub fn rewrite(a: &RewriteArgs) -> Result<Outcome, Failure> {
                 dims,
             };
             files::check_external(&source, model).map_err(|e| e.help("--verify none does without the data"))?;
+            let bytes = if changed {
+                let emitted = onnx::emit(&source).and_then(|e| e.to_bytes());
+                SharedBytes::new(emitted.map_err(|e| Failure::input(e.to_string()).at(model))?)
+            } else {
+                bytes
+            };
             Some(prove::prove(model, &source, &bytes, &routed, &forward, &routers, &route_options, &o)?)
         }
     };
