@@ -5,6 +5,7 @@ pub use crate::outputs::Outputs;
 use crate::error::Failure;
 use ancre_passes::ir::{Graph, Kind, SharedBytes};
 use ancre_passes::onnx;
+use ancre_passes::transform::inline::inline;
 use indexmap::IndexMap;
 use std::path::Path;
 
@@ -34,15 +35,31 @@ pub fn parse_model(bytes: &SharedBytes, path: &Path) -> Result<Graph, Failure> {
     if bytes.is_empty() {
         return Err(Failure::input("is empty, an .onnx file was expected").at(path));
     }
-    onnx::read(bytes, path.parent()).map_err(|e| {
-        let failure = Failure::input(e.to_string()).at(path);
-        match e {
-            onnx::ImportError::Damaged(_) => {
-                failure.help("check that the file is complete, and that it is .onnx and not .pt, .safetensors or .onnx.data")
-            }
-            _ => failure,
+    onnx::read(bytes, path.parent()).map_err(|e| import_failure(e, path))
+}
+
+/// Parses a model's bytes into the IR with its calls of local functions inlined; `None` if it has none that can be.
+///
+/// # Errors
+/// As [`read_model`], and when functions call themselves.
+pub fn parse_inlined(bytes: &SharedBytes, path: &Path) -> Result<Option<Graph>, Failure> {
+    let mut calls = 0;
+    let g = onnx::read_prepared(bytes, path.parent(), |model| {
+        calls = inline(model)?;
+        Ok(())
+    });
+    let g = g.map_err(|e| import_failure(e, path))?;
+    Ok((calls > 0).then_some(g))
+}
+
+fn import_failure(e: onnx::ImportError, path: &Path) -> Failure {
+    let failure = Failure::input(e.to_string()).at(path);
+    match e {
+        onnx::ImportError::Damaged(_) => {
+            failure.help("check that the file is complete, and that it is .onnx and not .pt, .safetensors or .onnx.data")
         }
-    })
+        _ => failure,
+    }
 }
 
 /// Checks that the external data of a model's initializers is there.
@@ -159,9 +176,6 @@ mod tests {
         };
         for path in files {
             let source = std::fs::read(&path).unwrap();
-            if let Err(e) = work_on(source.clone()) {
-                panic!("{}: {e}", path.display());
-            }
             for trial in 0..trials {
                 let mut bytes = source.clone();
                 // Most of a file is weights, where damage shows nothing; nodes come first.

@@ -12,7 +12,7 @@ use ancre_passes::analysis::{dot, explain, report};
 /// # Errors
 /// When the model cannot be read, or `--why` names nothing in it.
 pub fn inspect(a: &InspectArgs) -> Result<String, Failure> {
-    let (g, _) = rewrite::load(&a.model)?;
+    let (g, ..) = rewrite::load_inlined(&a.model)?;
     let structure = find_residuals(&g);
     if let Some(path) = &a.dot {
         let mut outputs = Outputs::default();

@@ -5,11 +5,19 @@ use ancre_rewrite::error::Failure;
 use ancre_rewrite::{freeze, inspect, report, rewrite};
 use clap::{CommandFactory, Parser};
 use std::io::Write;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 fn main() -> ExitCode {
+    report_full_disks();
     let cli = Cli::parse();
-    match run(&cli) {
+    // A panic unwinds through the outputs, which removes what was not finished.
+    let done = catch_unwind(AssertUnwindSafe(|| run(&cli))).unwrap_or_else(|_| {
+        Err(Failure::input("this is a fault of ancre-rewrite; nothing was written").help("report it with the lines above"))
+    });
+    match done {
         Ok(text) => {
             // A closed pipe (`| head`) is no error of ours.
             let _ = std::io::stdout().write_all(text.as_bytes());
@@ -20,6 +28,13 @@ fn main() -> ExitCode {
             ExitCode::from(e.status)
         }
     }
+}
+
+/// A file that may not grow further is to be an error of the write, not the end of the process: the default of this signal
+/// would leave temporary files behind.
+fn report_full_disks() {
+    #[cfg(unix)]
+    let _ = signal_hook::flag::register(signal_hook::consts::SIGXFSZ, Arc::new(AtomicBool::new(false)));
 }
 
 fn run(cli: &Cli) -> Result<String, Failure> {

@@ -9,7 +9,6 @@ use std::path::{Path, PathBuf};
 use tempfile::TempPath;
 
 /// Files to be put in place together: each is written under a temporary name first, so that an error leaves nothing behind.
-#[derive(Default)]
 pub struct Outputs {
     /// In the order in which they are put in place: data before the model that refers to it.
     pending: Vec<Pending>,
@@ -19,6 +18,20 @@ pub struct Outputs {
     placed: HashMap<(PathBuf, PathBuf), String>,
     /// Files that must not be written.
     sources: Vec<PathBuf>,
+    /// Size above which a model's weights go to a data file.
+    most_bytes: u64,
+}
+
+impl Default for Outputs {
+    fn default() -> Outputs {
+        Outputs {
+            pending: Vec::new(),
+            made: Vec::new(),
+            placed: HashMap::new(),
+            sources: Vec::new(),
+            most_bytes: MOST_BYTES,
+        }
+    }
 }
 
 struct Pending {
@@ -53,7 +66,7 @@ impl Outputs {
         let moved = if placement.moved.is_empty() { None } else { Some(emission.placed(&placement).map_err(fail)?) };
         let mut emission = moved.as_ref().unwrap_or(emission);
         let large;
-        if emission.byte_len() > MOST_BYTES {
+        if emission.byte_len() > self.most_bytes {
             let name = self.data_name(path, &files)?;
             placement.data = Some(name.clone());
             large = emission.placed(&placement).map_err(fail)?;
@@ -236,4 +249,103 @@ fn has_same_content(a: &Path, b: &Path) -> bool {
         }
     };
     compare().unwrap_or(false)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ancre_passes::ir::{Attrs, DType, Graph, Op, SharedBytes, Tensor, TensorType};
+
+    /// `y = x + w`, `w` of 1024 elements.
+    fn sum() -> Graph {
+        let mut g = Graph::default();
+        let ty = TensorType::fixed(DType::F32, &[1024]);
+        let x = g.add_input("x", ty.clone().into(), None);
+        let w = g.add_initializer("w", Tensor::f32s(&[1024], &[1.5; 1024]), false);
+        let add = g.add_op("add", Op::new("Add", Attrs::new()), &[Some(x), Some(w)]);
+        let y = g.push_result(add, "y", ty.into());
+        g.add_output(y, None);
+        g
+    }
+
+    fn write(outputs: &mut Outputs, g: &Graph, path: &Path) -> u64 {
+        outputs.add_model(&onnx::emit(g).unwrap(), path).unwrap()
+    }
+
+    fn read(path: &Path) -> Graph {
+        onnx::read(&SharedBytes::new(fs::read(path).unwrap()), path.parent()).unwrap()
+    }
+
+    fn files(dir: &Path) -> Vec<String> {
+        let mut all: Vec<String> =
+            fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().to_string_lossy().into_owned()).collect();
+        all.sort();
+        all
+    }
+
+    /// The sum with `w` in `m.onnx.data`, as `m.onnx` in a directory of its own.
+    fn external(dir: &Path) -> PathBuf {
+        let path = dir.join("m.onnx");
+        let mut outputs = Outputs::default();
+        outputs.most_bytes = 1000;
+        write(&mut outputs, &sum(), &path);
+        outputs.commit().unwrap();
+        path
+    }
+
+    fn weight(g: &Graph) -> (Vec<f32>, String) {
+        let t = g.initializer(g.find("w").unwrap()).unwrap();
+        (t.to_f32().unwrap(), t.external().map(|e| e.location).unwrap_or_default())
+    }
+
+    #[test]
+    fn a_large_model_gets_a_data_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = external(dir.path());
+        assert_eq!(files(dir.path()), ["m.onnx", "m.onnx.data"]);
+        assert!(fs::metadata(&path).unwrap().len() < 1000);
+        assert_eq!(weight(&read(&path)), (vec![1.5; 1024], "m.onnx.data".into()));
+    }
+
+    #[test]
+    fn data_goes_with_its_model_and_replaces_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let g = read(&external(dir.path()));
+        let mut outputs = Outputs::default();
+        write(&mut outputs, &g, &dir.path().join("beside.onnx"));
+        write(&mut outputs, &g, &dir.path().join("away/a.onnx"));
+        write(&mut outputs, &g, &dir.path().join("away/b.onnx"));
+        outputs.commit().unwrap();
+        assert_eq!(files(dir.path()), ["away", "beside.onnx", "m.onnx", "m.onnx.data"]);
+        assert_eq!(files(&dir.path().join("away")), ["a.onnx", "b.onnx", "m.onnx.data"]);
+        assert_eq!(weight(&read(&dir.path().join("away/b.onnx"))).0, [1.5; 1024]);
+
+        fs::write(dir.path().join("away/m.onnx.data"), "another file").unwrap();
+        let mut outputs = Outputs::default();
+        write(&mut outputs, &g, &dir.path().join("away/a.onnx"));
+        outputs.commit().unwrap();
+        assert_eq!(fs::read(dir.path().join("away/m.onnx.data")).unwrap(), b"another file");
+        assert_eq!(weight(&read(&dir.path().join("away/a.onnx"))), (vec![1.5; 1024], "m.onnx.1.data".into()));
+    }
+
+    #[test]
+    fn nothing_is_left_of_outputs_that_are_not_committed() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut outputs = Outputs::default();
+        write(&mut outputs, &sum(), &dir.path().join("new/er/m.onnx"));
+        drop(outputs);
+        assert!(files(dir.path()).is_empty());
+    }
+
+    #[test]
+    fn inputs_are_not_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = external(dir.path());
+        let g = read(&path);
+        let mut outputs = Outputs::sparing(&[&path]);
+        for name in ["m.onnx", "m.onnx.data"] {
+            let e = outputs.add_model(&onnx::emit(&g).unwrap(), &dir.path().join(name)).unwrap_err();
+            assert!(e.what.contains("it is the input"), "{e}");
+        }
+    }
 }

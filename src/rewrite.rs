@@ -70,6 +70,19 @@ pub fn load(path: &Path) -> Result<(Graph, SharedBytes), Failure> {
     Ok((g, bytes))
 }
 
+/// As [`load`], seeing inside local functions: where the model calls any, the graph is the one with the calls inlined.
+///
+/// # Errors
+/// When the model cannot be read.
+pub fn load_inlined(path: &Path) -> Result<(Graph, SharedBytes, bool), Failure> {
+    let (g, bytes) = files::read_model(path)?;
+    let inlined = if g.shell.functions.is_empty() { None } else { files::parse_inlined(&bytes, path)? };
+    let is_inlined = inlined.is_some();
+    let mut g = inlined.unwrap_or(g);
+    engine::find_types(&mut g);
+    Ok((g, bytes, is_inlined))
+}
+
 /// Where the outputs go.
 struct OutputPaths {
     forward: PathBuf,
@@ -114,11 +127,14 @@ pub fn rewrite(a: &RewriteArgs) -> Result<Outcome, Failure> {
     let dims = options::dims(&a.dim)?;
     let mut clock = Clock(Instant::now(), Vec::new());
     let mut notices = Vec::new();
-    let (mut source, mut bytes) = load(model)?;
-    check_dims(&source, &dims).map_err(|e| e.at(model))?;
-    if let Some(changed) = start::change(a, model, &mut source, &mut notices)? {
-        bytes = SharedBytes::new(changed);
+    // A network that stays as it is keeps its functions.
+    let stays = a.chains.as_deref() == Some("none") && a.no_train;
+    let (mut source, bytes, inlined) = if stays { load(model).map(|(g, b)| (g, b, false))? } else { load_inlined(model)? };
+    if inlined && a.verify != Some(VerifyArg::None) {
+        notices.push("local functions were inlined; verification compares with the source after that".into());
     }
+    check_dims(&source, &dims).map_err(|e| e.at(model))?;
+    let changed = start::change(a, model, &mut source, &mut notices)? || inlined;
     clock.lap("parse");
     let structure = find_residuals(&source);
     clock.lap("analyse");
@@ -175,6 +191,12 @@ pub fn rewrite(a: &RewriteArgs) -> Result<Outcome, Failure> {
                 dims,
             };
             files::check_external(&source, model).map_err(|e| e.help("--verify none does without the data"))?;
+            let bytes = if changed {
+                let emitted = onnx::emit(&source).and_then(|e| e.to_bytes());
+                SharedBytes::new(emitted.map_err(|e| Failure::input(e.to_string()).at(model))?)
+            } else {
+                bytes
+            };
             Some(prove::prove(model, &source, &bytes, &routed, &forward, &routers, &route_options, &o)?)
         }
     };

@@ -4,15 +4,14 @@
 use crate::cli::{Preset, RewriteArgs};
 use crate::error::Failure;
 use ancre_passes::ir::Graph;
-use ancre_passes::onnx;
 use ancre_passes::transform::{classes, reinit, separate, training};
 use std::path::Path;
 
-/// Applies `--classes` and `--reinit`; returns the bytes of the changed model, or `None` when nothing was asked for.
+/// Applies `--classes` and `--reinit`; says whether anything was asked for.
 ///
 /// # Errors
 /// When there is no classifier to replace, or something after it depends on the number of classes.
-pub fn change(a: &RewriteArgs, model: &Path, g: &mut Graph, notices: &mut Vec<String>) -> Result<Option<Vec<u8>>, Failure> {
+pub fn change(a: &RewriteArgs, model: &Path, g: &mut Graph, notices: &mut Vec<String>) -> Result<bool, Failure> {
     let folded = reinit::lacks_normalisation(g);
     if folded && (a.reinit.is_some() || a.preset == Some(Preset::Paper)) {
         notices.push(
@@ -22,7 +21,7 @@ pub fn change(a: &RewriteArgs, model: &Path, g: &mut Graph, notices: &mut Vec<St
         );
     }
     if a.classes.is_none() && a.reinit.is_none() {
-        return Ok(None);
+        return Ok(false);
     }
     let fail = |e: String| Failure::input(e).at(model);
     if let Some(n) = a.classes {
@@ -44,6 +43,5 @@ pub fn change(a: &RewriteArgs, model: &Path, g: &mut Graph, notices: &mut Vec<St
         };
         notices.push(format!("every trained weight starts afresh from seed {seed}{but}; the rewrite is compared with the source under the same weights"));
     }
-    let bytes = onnx::emit(g).and_then(|e| e.to_bytes()).map_err(|e| fail(e.to_string()))?;
-    Ok(Some(bytes))
+    Ok(true)
 }

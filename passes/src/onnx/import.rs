@@ -73,7 +73,20 @@ pub enum ImportError {
 /// # Errors
 /// When the bytes are no ONNX model, or one that is not valid or of a version this tool does not know.
 pub fn read(bytes: &SharedBytes, root: Option<&Path>) -> Result<Graph, ImportError> {
-    let Scanned { model, initializers } = scan(bytes)?;
+    read_prepared(bytes, root, |_| Ok(()))
+}
+
+/// As [`read`], with a change to the message before it becomes a graph. The message has no initializers.
+///
+/// # Errors
+/// As [`read`], and when the change fails.
+pub fn read_prepared(
+    bytes: &SharedBytes,
+    root: Option<&Path>,
+    prepare: impl FnOnce(&mut ModelProto) -> Result<(), String>,
+) -> Result<Graph, ImportError> {
+    let Scanned { mut model, initializers } = scan(bytes)?;
+    prepare(&mut model).map_err(ImportError::Damaged)?;
     let root: Option<Arc<Path>> = root.map(Arc::from);
     let initializers = initializers.into_iter().map(|(head, raw)| {
         let name = head.name.clone();

@@ -4,7 +4,9 @@ mod emit;
 mod external;
 mod import;
 mod scan;
+#[cfg(test)]
+mod tests;
 
 pub use emit::{Emission, EmitError, MOST_BYTES, Placement, emit, node as node_message};
 pub use external::external_files;
-pub use import::{ImportError, NEWEST_IR, NEWEST_OPSET, OLDEST_OPSET, import, read, read_value_info};
+pub use import::{ImportError, NEWEST_IR, NEWEST_OPSET, OLDEST_OPSET, import, read, read_prepared, read_value_info};

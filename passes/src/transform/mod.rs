@@ -7,6 +7,7 @@ pub mod eliminate;
 pub mod evaluation;
 pub mod fold;
 pub mod fresh;
+pub mod inline;
 pub mod legalize;
 pub mod loss;
 pub mod lower_routes;

@@ -1,0 +1,347 @@
+//! Inlines model-local functions, so that analysis and differentiation see inside.
+//!
+//!   before  y = my.Block <alpha = 2> (x, w)             my.Block (a, b) => (c) { t = MatMul (a, b)  c = Elu <alpha: @alpha> (t) }
+//!   after   t' = MatMul (x, w)   y = Elu <alpha = 2> (t')
+//!
+//! Works on messages, before import: a function's body is nothing but nodes. A call whose function is written for another
+//! version of an operator set that the model has too is left alone, and so is a call from a subgraph; functions that nothing
+//! calls any more are dropped.
+
+use onnx_protobuf::{AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto};
+use std::collections::{HashMap, HashSet};
+
+/// Calls within calls above which the functions are taken for recursive.
+const DEEPEST: usize = 64;
+/// Nodes that inlining may lead to.
+const MOST_NODES: usize = 1 << 20;
+
+type Key = (String, String, String);
+
+/// Inlines every call of the main graph that can be; returns how many there were.
+///
+/// # Errors
+/// When functions call each other in a circle, or their bodies multiply beyond measure.
+pub fn inline(model: &mut ModelProto) -> Result<usize, String> {
+    let Some(graph) = model.graph.as_mut() else { return Ok(0) };
+    inline_functions(graph, &mut model.functions, &mut model.opset_import)
+}
+
+fn inline_functions(
+    graph: &mut GraphProto,
+    functions: &mut Vec<FunctionProto>,
+    opsets: &mut Vec<OperatorSetIdProto>,
+) -> Result<usize, String> {
+    let mut table: HashMap<Key, FunctionProto> = HashMap::new();
+    for f in functions.iter() {
+        let compatible = f.opset_import.iter().all(|o| version(opsets, &o.domain).is_none_or(|v| v == o.version));
+        if compatible {
+            table.insert((normal(&f.domain).into(), f.name.clone(), f.overload.clone()), f.clone());
+        }
+    }
+    let mut names = HashSet::new();
+    collect(graph, &mut names);
+    let mut inliner = Inliner { table, names, used: HashSet::new(), calls: 0, nodes: 0 };
+    let nodes = std::mem::take(&mut graph.node);
+    inliner.expand(nodes, 0, &mut graph.node)?;
+    let Inliner { table, used, calls, .. } = inliner;
+    for key in &used {
+        for o in table.get(key).into_iter().flat_map(|f| &f.opset_import) {
+            if version(opsets, &o.domain).is_none() {
+                opsets.push(o.clone());
+            }
+        }
+    }
+    if calls > 0 {
+        drop_unused(graph, functions);
+    }
+    Ok(calls)
+}
+
+fn normal(domain: &str) -> &str {
+    if domain == "ai.onnx" { "" } else { domain }
+}
+
+fn version(opsets: &[OperatorSetIdProto], domain: &str) -> Option<i64> {
+    opsets.iter().find(|o| normal(&o.domain) == normal(domain)).map(|o| o.version)
+}
+
+fn key(n: &NodeProto) -> Key {
+    (normal(&n.domain).into(), n.op_type.clone(), n.overload.clone())
+}
+
+fn subgraphs(n: &NodeProto) -> impl Iterator<Item = &GraphProto> {
+    n.attribute.iter().flat_map(|a| a.g.iter().chain(&a.graphs))
+}
+
+/// Every name of a value in a graph and its subgraphs.
+fn collect(graph: &GraphProto, names: &mut HashSet<String>) {
+    names.extend(graph.input.iter().chain(&graph.output).map(|i| i.name.clone()));
+    names.extend(graph.initializer.iter().map(|t| t.name.clone()));
+    names.extend(graph.sparse_initializer.iter().map(|t| t.values.name.clone()));
+    for n in &graph.node {
+        names.extend(n.input.iter().chain(&n.output).cloned());
+        subgraphs(n).for_each(|g| collect(g, names));
+    }
+}
+
+fn drop_unused(graph: &GraphProto, functions: &mut Vec<FunctionProto>) {
+    fn calls(nodes: &[NodeProto], out: &mut HashSet<Key>) {
+        for n in nodes {
+            out.insert(key(n));
+            subgraphs(n).for_each(|g| calls(&g.node, out));
+        }
+    }
+    let mut called = HashSet::new();
+    calls(&graph.node, &mut called);
+    let is_called = |f: &FunctionProto, called: &HashSet<Key>| {
+        called.contains(&(normal(&f.domain).into(), f.name.clone(), f.overload.clone()))
+    };
+    loop {
+        let before = called.len();
+        let reached: Vec<&FunctionProto> = functions.iter().filter(|f| is_called(f, &called)).collect();
+        reached.iter().for_each(|f| calls(&f.node, &mut called));
+        if called.len() == before {
+            break;
+        }
+    }
+    functions.retain(|f| is_called(f, &called));
+}
+
+struct Inliner {
+    table: HashMap<Key, FunctionProto>,
+    /// Every name that is taken.
+    names: HashSet<String>,
+    used: HashSet<Key>,
+    calls: usize,
+    nodes: usize,
+}
+
+impl Inliner {
+    fn expand(&mut self, nodes: Vec<NodeProto>, depth: usize, out: &mut Vec<NodeProto>) -> Result<(), String> {
+        for n in nodes {
+            let key = key(&n);
+            let Some(f) = self.table.get(&key).cloned() else {
+                out.push(n);
+                self.nodes += 1;
+                if self.nodes > MOST_NODES {
+                    return Err(format!("its functions expand to more than {MOST_NODES} nodes"));
+                }
+                continue;
+            };
+            if depth >= DEEPEST {
+                return Err(format!("function `{}` calls itself, or calls are nested more than {DEEPEST} deep", n.op_type));
+            }
+            self.calls += 1;
+            self.used.insert(key);
+            let body = self.body(&n, f);
+            self.expand(body, depth + 1, out)?;
+        }
+        Ok(())
+    }
+
+    /// The nodes that stand for one call.
+    fn body(&mut self, call: &NodeProto, f: FunctionProto) -> Vec<NodeProto> {
+        let stem = if call.name.is_empty() { call.output.first().cloned().unwrap_or_default() } else { call.name.clone() };
+        let mut names: HashMap<String, String> = HashMap::new();
+        for (i, formal) in f.input.iter().enumerate() {
+            names.insert(formal.clone(), call.input.get(i).cloned().unwrap_or_default());
+        }
+        // A result that is an operand, or one result twice, cannot be had by giving it the call's name.
+        let mut copies = Vec::new();
+        for (formal, actual) in f.output.iter().zip(&call.output).filter(|(_, actual)| !actual.is_empty()) {
+            if names.contains_key(formal) {
+                copies.push((formal.clone(), actual.clone()));
+            } else {
+                names.insert(formal.clone(), actual.clone());
+            }
+        }
+        let given: HashMap<&str, &AttributeProto> =
+            f.attribute_proto.iter().chain(&call.attribute).map(|a| (a.name.as_str(), a)).collect();
+        let mut body = Vec::with_capacity(f.node.len() + copies.len());
+        for mut n in f.node.clone() {
+            self.rename(&mut n, &stem, &mut names);
+            bind(&mut n, &given);
+            if !n.name.is_empty() {
+                n.name = format!("{stem}/{}", n.name);
+            }
+            body.push(n);
+        }
+        for (formal, actual) in copies {
+            let from = names.get(&formal).cloned().unwrap_or_default();
+            body.push(NodeProto {
+                name: format!("{stem}/{formal}"),
+                op_type: "Identity".into(),
+                input: vec![from],
+                output: vec![actual],
+                ..Default::default()
+            });
+        }
+        body
+    }
+
+    /// The name in the graph of a name in a body.
+    fn outer(&mut self, name: &str, stem: &str, names: &mut HashMap<String, String>) -> String {
+        if name.is_empty() {
+            return String::new();
+        }
+        if let Some(outer) = names.get(name) {
+            return outer.clone();
+        }
+        let wanted = format!("{stem}/{name}");
+        let mut outer = wanted.clone();
+        for n in 1.. {
+            if self.names.insert(outer.clone()) {
+                break;
+            }
+            outer = format!("{wanted}_{n}");
+        }
+        names.insert(name.to_string(), outer.clone());
+        outer
+    }
+
+    fn rename(&mut self, n: &mut NodeProto, stem: &str, names: &mut HashMap<String, String>) {
+        for name in n.input.iter_mut().chain(&mut n.output) {
+            *name = self.outer(name, stem, names);
+        }
+        for a in &mut n.attribute {
+            for g in a.g.0.iter_mut().map(|g| &mut **g).chain(&mut a.graphs) {
+                self.rename_graph(g, stem, names);
+            }
+        }
+    }
+
+    /// Renames a subgraph of a body: what it captures as the body does, what it defines to names of its own.
+    fn rename_graph(&mut self, g: &mut GraphProto, stem: &str, names: &HashMap<String, String>) {
+        let mut names = names.clone();
+        let own = g.input.iter().map(|i| &i.name).chain(g.initializer.iter().map(|t| &t.name));
+        let own: Vec<String> = own.chain(g.node.iter().flat_map(|n| &n.output)).cloned().collect();
+        for name in &own {
+            names.remove(name);
+        }
+        for name in g.input.iter_mut().chain(&mut g.output).chain(&mut g.value_info).map(|i| &mut i.name) {
+            *name = self.outer(name, stem, &mut names);
+        }
+        for t in &mut g.initializer {
+            t.name = self.outer(&t.name, stem, &mut names);
+        }
+        for n in &mut g.node {
+            self.rename(n, stem, &mut names);
+        }
+    }
+}
+
+/// Puts a call's attributes where a body refers to them. One that the call leaves out and that has no default is left out.
+fn bind(n: &mut NodeProto, given: &HashMap<&str, &AttributeProto>) {
+    n.attribute = std::mem::take(&mut n.attribute)
+        .into_iter()
+        .filter_map(|a| {
+            if a.ref_attr_name.is_empty() {
+                return Some(a);
+            }
+            let value = given.get(a.ref_attr_name.as_str())?;
+            Some(AttributeProto { name: a.name, ..(*value).clone() })
+        })
+        .collect();
+    for a in &mut n.attribute {
+        for g in a.g.0.iter_mut().map(|g| &mut **g).chain(&mut a.graphs) {
+            g.node.iter_mut().for_each(|n| bind(n, given));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use onnx_protobuf::attribute_proto::AttributeType;
+
+    fn node(op: &str, domain: &str, inputs: &[&str], outputs: &[&str]) -> NodeProto {
+        let own = |names: &[&str]| names.iter().map(|n| n.to_string()).collect();
+        NodeProto {
+            op_type: op.into(),
+            domain: domain.into(),
+            input: own(inputs),
+            output: own(outputs),
+            ..Default::default()
+        }
+    }
+
+    fn float(name: &str, f: f32) -> AttributeProto {
+        AttributeProto { name: name.into(), f, type_: AttributeType::FLOAT.into(), ..Default::default() }
+    }
+
+    fn function(name: &str, inputs: &[&str], outputs: &[&str], nodes: Vec<NodeProto>) -> FunctionProto {
+        let own = |names: &[&str]| names.iter().map(|n| n.to_string()).collect();
+        let opset_import = vec![OperatorSetIdProto { domain: String::new(), version: 18, ..Default::default() }];
+        FunctionProto {
+            name: name.into(),
+            domain: "my".into(),
+            input: own(inputs),
+            output: own(outputs),
+            node: nodes,
+            opset_import,
+            ..Default::default()
+        }
+    }
+
+    fn opsets() -> Vec<OperatorSetIdProto> {
+        [("", 18), ("my", 1)]
+            .map(|(d, version)| OperatorSetIdProto { domain: d.into(), version, ..Default::default() })
+            .into()
+    }
+
+    fn text(g: &GraphProto) -> Vec<String> {
+        let one = |n: &NodeProto| {
+            let attrs: Vec<String> = n.attribute.iter().map(|a| format!("{}={}", a.name, a.f)).collect();
+            format!("{} = {}<{}>({})", n.output.join(","), n.op_type, attrs.join(","), n.input.join(","))
+        };
+        g.node.iter().map(one).collect()
+    }
+
+    #[test]
+    fn nested_calls_bind_their_attributes() {
+        let mut elu = node("Elu", "", &["a"], &["t"]);
+        elu.attribute = vec![AttributeProto { name: "alpha".into(), ref_attr_name: "slope".into(), ..Default::default() }];
+        let mut inner = function("Inner", &["a"], &["b"], vec![elu, node("Neg", "", &["t"], &["b"])]);
+        inner.attribute_proto = vec![float("slope", 0.5)];
+        let mut call = node("Inner", "my", &["m"], &["c"]);
+        call.attribute = vec![AttributeProto { name: "slope".into(), ref_attr_name: "s".into(), ..Default::default() }];
+        let mut outer = function("Outer", &["a", "w"], &["c", "a"], vec![node("MatMul", "", &["a", "w"], &["m"]), call]);
+        outer.attribute = vec!["s".into()];
+        let mut functions = vec![inner, outer];
+        let mut first = node("Outer", "my", &["x", "w"], &["h", "copy"]);
+        first.attribute = vec![float("s", 2.0)];
+        let mut g = GraphProto { node: vec![first, node("Outer", "my", &["h", "w"], &["y"])], ..Default::default() };
+        assert_eq!(inline_functions(&mut g, &mut functions, &mut opsets()).unwrap(), 4);
+        assert_eq!(
+            text(&g),
+            [
+                "h/m = MatMul<>(x,w)",
+                "h/t = Elu<alpha=2>(h/m)",
+                "h = Neg<>(h/t)",
+                "copy = Identity<>(x)",
+                "y/m = MatMul<>(h,w)",
+                "y/t = Elu<alpha=0.5>(y/m)",
+                "y = Neg<>(y/t)",
+            ]
+        );
+        assert!(functions.is_empty());
+    }
+
+    #[test]
+    fn a_body_for_another_operator_set_stays_a_call() {
+        let mut f = function("F", &["a"], &["b"], vec![node("Relu", "", &["a"], &["b"])]);
+        f.opset_import[0].version = 13;
+        let mut g = GraphProto { node: vec![node("F", "my", &["x"], &["y"])], ..Default::default() };
+        let mut functions = vec![f];
+        assert_eq!(inline_functions(&mut g, &mut functions, &mut opsets()).unwrap(), 0);
+        assert_eq!((g.node.len(), functions.len()), (1, 1));
+    }
+
+    #[test]
+    fn functions_that_call_themselves_are_named() {
+        let f = function("F", &["a"], &["b"], vec![node("F", "my", &["a"], &["b"])]);
+        let mut g = GraphProto { node: vec![node("F", "my", &["x"], &["y"])], ..Default::default() };
+        let e = inline_functions(&mut g, &mut vec![f], &mut opsets()).unwrap_err();
+        assert!(e.contains("`F` calls itself"), "{e}");
+    }
+}
