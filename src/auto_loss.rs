@@ -1,13 +1,15 @@
 //! `--loss auto`: a loss on evidence in the model, or a refusal that lists the choices.
 
+use ancre_passes::analysis::head::constant_origin;
 use ancre_passes::ir::{DType, Graph, Kind, ValueId};
-use ancre_passes::transform::loss::LossKind;
+use ancre_passes::transform::loss::{self, LossKind, Squash};
 use ancre_passes::transform::training::loss_output;
 
 /// Chooses a loss by what the model shows of itself.
 ///
-/// * Token logits [N, T, V] from integer ids, with V the rows of the embedding the ids index: a language model. Its loss is
-///   next-token when the model is causal (it holds a triangular mask or a `Trilu`).
+/// * Token logits [N, T, V] from integer ids, with V the rows of the embedding the ids index, out of a linear map: a language
+///   model. Its loss is next-token when the model is causal: it masks later positions.
+/// * A trailing `Softmax` or `LogSoftmax` over axis 1: exclusive classes. A trailing `Sigmoid`: independent ones.
 /// * Class logits [N, C] from an image (rank 4 or 5 float input with a convolution or patch projection): a classifier.
 ///
 /// # Errors
@@ -24,11 +26,16 @@ pub fn choose(g: &Graph, output: Option<&str>) -> Result<LossKind, String> {
         return refuse(format!("nothing tells which loss output `{name}` is meant for: its type is {}", g.value(v).ty));
     };
     let ids = g.required_inputs().find(|i| matches!(g.value(*i).ty.dtype, Some(DType::I64 | DType::I32)));
-    if ty.rank() == 3
-        && let Some(ids) = ids
-    {
-        let vocabulary = embedding_rows(g, ids);
-        if vocabulary.is_some() && vocabulary == ty.shape[2].known() {
+    let squashed = loss::squashed(g, v);
+    if ty.rank() == 3 && ids.is_some() {
+        let tables: Vec<i64> = g.required_inputs().filter_map(|i| embedding_rows(g, i)).collect();
+        if ty.shape[2].known().is_some_and(|v| tables.contains(&v)) {
+            let logits = squashed.map_or(v, |(_, logits)| logits);
+            if !is_linear(g, logits) {
+                return refuse(format!(
+                    "output `{name}` {ty} is as wide as the vocabulary, but no linear map to the vocabulary precedes it"
+                ));
+            }
             if is_causal(g) {
                 return Ok(LossKind::NextToken);
             }
@@ -37,16 +44,45 @@ pub fn choose(g: &Graph, output: Option<&str>) -> Result<LossKind, String> {
             ));
         }
     }
+    match squashed {
+        Some((Squash::Softmax(1), _)) if ids.is_none() || ty.rank() == 2 => return Ok(LossKind::CrossEntropy),
+        Some((Squash::Sigmoid, _)) => return Ok(LossKind::Bce),
+        Some((Squash::Softmax(axis), _)) => {
+            return refuse(format!(
+                "output `{name}` {ty} comes out of a softmax over axis {axis}, classes were expected in axis 1"
+            ));
+        }
+        None => {}
+    }
     let image = g.required_inputs().any(|i| g.is_float(i) && g.tensor_type(i).is_some_and(|t| matches!(t.rank(), 4 | 5)));
     if ty.rank() == 2 && image && ids.is_none() && ty.shape[1].known().is_none_or(|c| c >= 2) {
         return Ok(LossKind::CrossEntropy);
     }
-    if ends_in_softmax(g, v) {
-        return refuse(format!(
-            "output `{name}` {ty} holds probabilities, and losses on probabilities are not built yet: train on the logits before them"
-        ));
-    }
     refuse(format!("nothing in the model tells which loss output `{name}` {ty} is meant for"))
+}
+
+/// Does a linear map give the value, but for a bias, a scale or a cap?
+fn is_linear(g: &Graph, v: ValueId) -> bool {
+    let mut v = v;
+    for _ in 0..12 {
+        let Some(op) = g.op(v.node) else { return false };
+        let next = match op.name.as_str() {
+            "MatMul" | "Gemm" | "Einsum" => return true,
+            "Identity" | "Cast" | "Reshape" | "Transpose" | "Squeeze" | "Unsqueeze" | "Tanh" | "Slice" => {
+                g.operand(v.node, 0)
+            }
+            "Add" | "Mul" | "Div" => g
+                .operands(v.node)
+                .iter()
+                .flatten()
+                .copied()
+                .find(|o| constant_origin(g, *o).is_none() && g.constant(*o).is_none()),
+            _ => return false,
+        };
+        let Some(next) = next else { return false };
+        v = next;
+    }
+    false
 }
 
 /// Rows of the table that an integer input indexes.
@@ -84,9 +120,9 @@ fn is_causal(g: &Graph) -> bool {
         {
             true
         }
-        // Positions compared with positions: `row >= column` over ranges.
+        // Positions compared with positions: `column <= row`, over ranges.
         Kind::Op(op) if matches!(op.name.as_str(), "LessOrEqual" | "GreaterOrEqual" | "Less" | "Greater") => {
-            g.operands(id).iter().flatten().all(|v| from_range(g, *v, 6))
+            g.operands(id).iter().flatten().all(|v| holds_positions(g, *v, 8))
         }
         Kind::Initializer { tensor, .. } => is_triangular(tensor),
         Kind::Op(op) if op.is("Constant") => op.attrs.tensor("value").is_some_and(is_triangular),
@@ -94,11 +130,23 @@ fn is_causal(g: &Graph) -> bool {
     })
 }
 
-fn from_range(g: &Graph, v: ValueId, depth: usize) -> bool {
+/// Does the value hold 0, 1, 2, …: a `Range`, or a constant such, reshaped, gathered from or shifted?
+fn holds_positions(g: &Graph, v: ValueId, depth: usize) -> bool {
     if g.is_op(v.node, "Range") {
         return true;
     }
-    depth > 0 && g.operands(v.node).iter().flatten().next().is_some_and(|o| from_range(g, *o, depth - 1))
+    if let Some(t) = g.constant(v) {
+        let counts = |values: Vec<i64>| values.len() > 1 && values.windows(2).all(|w| w[1] == w[0] + 1);
+        return !t.dtype().is_float() && t.len() <= 1 << 16 && t.external().is_none() && t.to_i64().is_ok_and(counts);
+    }
+    let Some(op) = g.op(v.node).filter(|_| depth > 0) else { return false };
+    let data = match op.name.as_str() {
+        "Add" | "Sub" => 2,
+        "Cast" | "Identity" | "Reshape" | "Unsqueeze" | "Squeeze" | "Expand" | "Gather" | "GatherND" | "Transpose"
+        | "Slice" | "Tile" | "Flatten" => 1,
+        _ => return false,
+    };
+    g.operands(v.node).iter().take(data).flatten().any(|o| holds_positions(g, *o, depth - 1))
 }
 
 /// A square constant with one value on and below the diagonal and another above it.
@@ -117,9 +165,4 @@ fn is_triangular(t: &ancre_passes::ir::Tensor) -> bool {
     let n = *rows as usize;
     let (below, above) = (values[0], values[1]);
     below != above && (0..n * n).all(|i| values[i] == if i % n > i / n { above } else { below })
-}
-
-/// Does the output come out of a `Softmax`?
-fn ends_in_softmax(g: &Graph, v: ValueId) -> bool {
-    g.op(v.node).is_some_and(|op| op.is("Softmax") || op.is("LogSoftmax") || op.is("Sigmoid"))
 }

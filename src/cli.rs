@@ -144,6 +144,12 @@ pub enum OptimizerArg {
 }
 #[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)]
+pub enum StateArg {
+    Inline,
+    Separate,
+}
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
 pub enum VerifyArg {
     Tract,
     Ort,
@@ -249,6 +255,12 @@ pub struct RewriteArgs {
     /// Output the gradient of every trained tensor as NAME.grad
     #[arg(long, help_heading = "Training graph")]
     pub grad_outputs: bool,
+    /// Where the state starts from: defaults inside the graphs, or STEM.ancre.state.safetensors and none inside [default: inline]
+    #[arg(long, help_heading = "Training graph")]
+    pub state: Option<StateArg>,
+    /// Also write STEM.ancre.eval.onnx: forward and loss, no updates, the same state inputs
+    #[arg(long, help_heading = "Training graph")]
+    pub eval_graph: bool,
     /// Keep batch normalisation as in evaluation
     #[arg(long, help_heading = "Training graph")]
     pub frozen_bn: bool,
@@ -312,13 +324,7 @@ pub struct RewriteArgs {
     // In the contract, not built yet: refused by name rather than as unknown flags.
     /// Refused by name.
     #[arg(long, hide = true)]
-    pub state: Option<String>,
-    /// Refused by name.
-    #[arg(long, hide = true)]
     pub batch: Option<String>,
-    /// Refused by name.
-    #[arg(long, hide = true)]
-    pub eval_graph: bool,
     /// Refused by name.
     #[arg(long, hide = true)]
     pub opset: Option<i64>,
@@ -347,6 +353,8 @@ impl RewriteArgs {
             || self.grad_outputs
             || self.frozen_bn
             || self.freeze_backbone
+            || self.state.is_some()
+            || self.eval_graph
             || !self.trainable.is_empty()
             || !self.frozen.is_empty()
             || self.trainable_from.is_some()
@@ -355,9 +363,7 @@ impl RewriteArgs {
     /// Names of given options that the contract has and this version has not.
     pub fn not_built_yet(&self) -> Option<&'static str> {
         [
-            (self.state.as_deref().is_some_and(|s| s != "inline"), "--state separate"),
             (self.batch.as_deref().is_some_and(|b| b != "keep"), "--batch"),
-            (self.eval_graph, "--eval-graph"),
             (self.opset.is_some(), "--opset"),
         ]
         .into_iter()

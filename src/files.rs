@@ -1,103 +1,63 @@
-//! Reading models, writing outputs whole or not at all.
+//! Reading models and arrays.
+
+pub use crate::outputs::Outputs;
 
 use crate::error::Failure;
-use ancre_passes::ir::Graph;
-use ancre_passes::onnx::{self, Emission};
+use ancre_passes::ir::{Graph, Kind, SharedBytes};
+use ancre_passes::onnx;
 use indexmap::IndexMap;
-use onnx_protobuf::{Message, ModelProto};
-use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-/// Reads a model file into the IR.
+/// Reads a model file into the IR. The graph's initializers refer to the bytes, which are the file's, mapped.
 ///
 /// # Errors
 /// Unreadable file, not an ONNX model, or a model this tool cannot take.
-pub fn read_model(path: &Path) -> Result<(Graph, Vec<u8>), Failure> {
+pub fn read_model(path: &Path) -> Result<(Graph, SharedBytes), Failure> {
     let bytes = read_bytes(path)?;
     let graph = parse_model(&bytes, path)?;
     Ok((graph, bytes))
 }
 
-fn read_bytes(path: &Path) -> Result<Vec<u8>, Failure> {
+fn read_bytes(path: &Path) -> Result<SharedBytes, Failure> {
     if path.is_dir() {
         return Err(Failure::input("is a directory, an .onnx file was expected").at(path));
     }
-    std::fs::read(path).map_err(|e| Failure::input(format!("cannot be read: {e}")).at(path))
+    let bytes = std::fs::File::open(path).and_then(|mut file| SharedBytes::of_file(&mut file));
+    bytes.map_err(|e| Failure::input(format!("cannot be read: {e}")).at(path))
 }
 
 /// Parses a model's bytes into the IR.
 ///
 /// # Errors
 /// As [`read_model`].
-pub fn parse_model(bytes: &[u8], path: &Path) -> Result<Graph, Failure> {
+pub fn parse_model(bytes: &SharedBytes, path: &Path) -> Result<Graph, Failure> {
     if bytes.is_empty() {
         return Err(Failure::input("is empty, an .onnx file was expected").at(path));
     }
-    let model = ModelProto::parse_from_bytes(bytes).map_err(|e| {
-        Failure::input(format!("is not a readable ONNX model: {e}"))
-            .help("check that the file is complete, and that it is .onnx and not .pt, .safetensors or .onnx.data")
-            .at(path)
-    })?;
-    onnx::import(model, path.parent()).map_err(|e| Failure::input(e.to_string()).at(path))
-}
-
-/// Files to be put in place together: each is written under a temporary name first, so that an error leaves nothing behind.
-#[derive(Default)]
-pub struct Outputs {
-    pending: Vec<(tempfile::NamedTempFile, PathBuf)>,
-}
-
-impl Outputs {
-    /// Writes a model beside its destination.
-    ///
-    /// # Errors
-    /// When the directory cannot be made or written to.
-    pub fn add_model(&mut self, emission: &Emission, path: &Path) -> Result<u64, Failure> {
-        self.add(path, |file| emission.write_to(file).map_err(|e| e.to_string()))?;
-        Ok(emission.byte_len())
-    }
-
-    /// Writes bytes beside their destination.
-    ///
-    /// # Errors
-    /// When the directory cannot be made or written to.
-    pub fn add_bytes(&mut self, bytes: &[u8], path: &Path) -> Result<(), Failure> {
-        self.add(path, |file| file.write_all(bytes).map_err(|e| e.to_string()))
-    }
-
-    fn add(&mut self, path: &Path, write: impl FnOnce(&mut dyn Write) -> Result<(), String>) -> Result<(), Failure> {
-        let fail = |e: String| Failure::input(format!("cannot be written: {e}")).at(path);
-        if path.is_dir() {
-            return Err(fail("it is a directory".into()));
-        }
-        let dir = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        std::fs::create_dir_all(dir).map_err(|e| fail(e.to_string()))?;
-        let temp = tempfile::Builder::new().prefix(".ancre-").tempfile_in(dir).map_err(|e| fail(e.to_string()))?;
-        {
-            let mut file = std::io::BufWriter::with_capacity(1 << 20, temp.as_file());
-            write(&mut file).map_err(fail)?;
-            file.flush().map_err(|e| fail(e.to_string()))?;
-        }
-        self.pending.push((temp, path.to_path_buf()));
-        Ok(())
-    }
-
-    /// Puts all files in place.
-    ///
-    /// # Errors
-    /// When a rename fails.
-    pub fn commit(self) -> Result<(), Failure> {
-        for (temp, path) in self.pending {
-            // Temporary files are private; the output has the permissions a new file gets.
-            #[cfg(unix)]
-            {
-                use std::os::unix::fs::PermissionsExt;
-                let _ = std::fs::set_permissions(temp.path(), std::fs::Permissions::from_mode(0o644));
+    onnx::read(bytes, path.parent()).map_err(|e| {
+        let failure = Failure::input(e.to_string()).at(path);
+        match e {
+            onnx::ImportError::Damaged(_) => {
+                failure.help("check that the file is complete, and that it is .onnx and not .pt, .safetensors or .onnx.data")
             }
-            temp.persist(&path).map_err(|e| Failure::input(format!("cannot be written: {}", e.error)).at(&path))?;
+            _ => failure,
         }
-        Ok(())
+    })
+}
+
+/// Checks that the external data of a model's initializers is there.
+///
+/// # Errors
+/// The first tensor whose data is missing, cut off or in a place where it may not be.
+pub fn check_external(g: &Graph, path: &Path) -> Result<(), Failure> {
+    for id in g.nodes() {
+        if let Kind::Initializer { tensor, .. } = &g.node(id).kind
+            && tensor.external().is_some()
+        {
+            tensor.external_range().map_err(|e| Failure::input(e.to_string()).at(path))?;
+        }
     }
+    Ok(())
 }
 
 /// Named float32 arrays with their shapes.
@@ -155,5 +115,73 @@ pub fn read_arrays(path: &Path) -> Result<Arrays, Failure> {
             Ok(out)
         }
         _ => Err(fail("has an unknown suffix, .npz or .safetensors was expected".into())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine;
+    use ancre_passes::analysis::residual::find_residuals;
+    use ancre_passes::pipeline;
+    use ancre_passes::transform::route::route_skips;
+    use clap::Parser;
+    use std::path::PathBuf;
+
+    /// What the main job does to a file's bytes, short of training and running it.
+    fn work_on(bytes: Vec<u8>) -> Result<(), String> {
+        let mut g = parse_model(&SharedBytes::new(bytes), Path::new("m.onnx")).map_err(|e| e.to_string())?;
+        engine::find_types(&mut g);
+        let structure = find_residuals(&g);
+        let cli = crate::cli::Cli::parse_from(["ancre-rewrite", "m.onnx"]);
+        let options = crate::options::route_options(&cli.rewrite).map_err(|e| e.to_string())?;
+        route_skips(&mut g, &structure.chains, &options).map_err(|e| e.to_string())?;
+        pipeline::lower_forward(&mut g, |_, _| false)?;
+        onnx::emit(&g).and_then(|e| e.to_bytes()).map_err(|e| e.to_string())?;
+        Ok(())
+    }
+
+    /// Flipped bits, cut ends and overwritten stretches are errors or other models; never a panic. `ANCRE_FUZZ` gives the
+    /// number of trials a file.
+    #[test]
+    fn damaged_models_do_not_panic() {
+        let trials: u64 = std::env::var("ANCRE_FUZZ").ok().and_then(|v| v.parse().ok()).unwrap_or(6);
+        let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("models");
+        let mut files: Vec<PathBuf> = std::fs::read_dir(models).unwrap().map(|e| e.unwrap().path()).collect();
+        files.retain(|p| p.extension().is_some_and(|e| e == "onnx"));
+        files.sort();
+        let mut state = 0x9e37_79b9_7f4a_7c15u64;
+        let mut random = move |below: usize| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state as usize % below
+        };
+        for path in files {
+            let source = std::fs::read(&path).unwrap();
+            if let Err(e) = work_on(source.clone()) {
+            panic!("{}: {e}", path.display());
+        }
+            for trial in 0..trials {
+                let mut bytes = source.clone();
+                // Most of a file is weights, where damage shows nothing; nodes come first.
+                let ahead = bytes.len().min(60_000);
+                match trial % 3 {
+                    0 => (0..1 + random(4)).for_each(|_| bytes[random(ahead)] ^= 1 << random(8)),
+                    1 => bytes.truncate(random(source.len())),
+                    _ => {
+                        let at = random(ahead);
+                        let end = (at + 1 + random(8)).min(bytes.len());
+                        bytes[at..end].iter_mut().for_each(|b| *b = random(256) as u8);
+                    }
+                }
+                let kept = bytes.clone();
+                if std::panic::catch_unwind(|| work_on(bytes)).is_err() {
+                    let at = std::env::temp_dir().join("ancre-damaged.onnx");
+                    std::fs::write(&at, kept).unwrap();
+                    panic!("{} damaged (trial {trial}) panics; see {}", path.display(), at.display());
+                }
+            }
+        }
     }
 }

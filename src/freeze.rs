@@ -66,7 +66,7 @@ pub fn freeze(a: &FreezeArgs) -> Result<Frozen, Failure> {
         a.model.with_file_name(format!("{}.frozen.onnx", stem.trim_end_matches(".ancre")))
     });
     let emission = onnx::emit(&g).map_err(|e| Failure::input(e.to_string()).at(&path))?;
-    let mut outputs = Outputs::default();
+    let mut outputs = Outputs::sparing(&[&a.model]);
     let bytes = outputs.add_model(&emission, &path)?;
     let nodes = emission.nodes;
     outputs.commit()?;

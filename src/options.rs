@@ -29,16 +29,23 @@ pub fn route_options(a: &RewriteArgs) -> Result<RouteOptions, Failure> {
         Some(n) => Granularity::Adds(
             n.parse().map_err(|_| Failure::input(format!("--granularity `{n}` is not add, block or a number of adds")))?,
         ),
-        None if form == Form::Augment => Granularity::Block,
-        None => Granularity::Add,
+        // A preset sets all four options; without one the form decides.
+        None => match a.preset {
+            Some(Preset::Paper) => Granularity::Block,
+            None if form == Form::Augment => Granularity::Block,
+            _ => Granularity::Add,
+        },
     };
     let rule = match a.parametrization {
         Some(Parametrization::Softmax) => Rule::Softmax,
         Some(Parametrization::Gated) => Rule::Gated,
         Some(Parametrization::Free) => Rule::Free,
         Some(Parametrization::Constant) => Rule::Constant,
-        None if form == Form::Augment => Rule::Softmax,
-        None => Rule::Gated,
+        None => match a.preset {
+            Some(Preset::Paper) => Rule::Softmax,
+            None if form == Form::Augment => Rule::Softmax,
+            _ => Rule::Gated,
+        },
     };
     let normalize = match a.normalize {
         Some(NormalizeArg::Outgoing) => Normalize::Outgoing,

@@ -114,7 +114,8 @@ pub fn random_input(g: &Graph, v: ValueId, sizes: &Sizes, seed: u64) -> Result<N
             .ok_or_else(|| format!("input `{name}`: extent {d} has no size; give one with --dim {d}=N"))
     };
     let shape = ty.shape.iter().map(extent).collect::<Result<Vec<usize>, _>>()?;
-    let count: usize = shape.iter().product();
+    let count = shape.iter().try_fold(1usize, |n, d| n.checked_mul(*d)).filter(|n| *n < 1 << 40);
+    let count = count.ok_or_else(|| format!("input `{name}` of shape {shape:?} is too large to make up"))?;
     let mut random = Random::new(seed, name);
     let is_mask = name.to_ascii_lowercase().contains("mask");
     let values: Vec<f64> = if is_mask && !shape.is_empty() {

@@ -1,7 +1,8 @@
 //! What the main job says: to people, and as JSON.
 
 use crate::prove::Proof;
-use crate::rewrite::{Outcome, TrainingFacts, option_names};
+use crate::rewrite::{Outcome, option_names};
+use crate::training_files::TrainingFacts;
 use crate::verify::Comparison;
 use ancre_passes::analysis::report as structure;
 use ancre_passes::transform::route::{Form, Normalize, Router, Scope, rule_name};

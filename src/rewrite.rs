@@ -1,19 +1,19 @@
 //! The main job: route a model's skips, build its training graph, prove the rewrite, write the files.
 
-use crate::cli::{LossArg, RewriteArgs, VerifyArg};
+use crate::cli::{RewriteArgs, VerifyArg};
 use crate::error::Failure;
 use crate::files::{self, Outputs};
 use crate::prove::{self, Proof, ProofOptions};
 use crate::random_inputs::Sizes;
-use crate::{engine, options, placement, start};
+use crate::training_files::{self, TrainingFacts, TrainingFiles};
+use crate::{engine, options, start};
 use ancre_passes::analysis::residual::{ResidualStructure, find_residuals};
 use ancre_passes::analysis::roles::initializer_roles;
-use ancre_passes::ir::{Graph, NodeId, ValueId};
+use ancre_passes::ir::{Graph, NodeId, SharedBytes, ValueId};
 use ancre_passes::onnx;
 use ancre_passes::pipeline;
 use ancre_passes::transform::bake::{ChainRecord, RouterRecord, SourceRecord};
 use ancre_passes::transform::route::{Form, Granularity, Init, RouteOptions, Router};
-use ancre_passes::transform::training::{Training, build_training_graph};
 use ancre_passes::transform::{eliminate, route};
 use serde_json::{Value, json};
 use std::collections::HashSet;
@@ -46,26 +46,6 @@ pub struct Outcome {
     pub notices: Vec<String>,
 }
 
-/// What is reported about a training graph.
-pub struct TrainingFacts {
-    /// Loss by name.
-    pub loss: &'static str,
-    /// Was it chosen by evidence?
-    pub auto: bool,
-    /// Optimiser by name.
-    pub optimizer: &'static str,
-    /// Target input.
-    pub target: String,
-    /// Batch extent of the inputs, a number or a symbol.
-    pub batch: Value,
-    /// Trained tensors.
-    pub trainable: Vec<String>,
-    /// Tensors that do not train, with the reason.
-    pub frozen: Vec<(String, String)>,
-    /// Nodes without a CUDA kernel: (node, operator, why).
-    pub fallbacks: Vec<placement::Fallback>,
-}
-
 struct Clock(Instant, Vec<(&'static str, f64)>);
 
 impl Clock {
@@ -84,29 +64,38 @@ impl Clock {
 ///
 /// # Errors
 /// When the model cannot be read.
-pub fn load(path: &Path) -> Result<(Graph, Vec<u8>), Failure> {
+pub fn load(path: &Path) -> Result<(Graph, SharedBytes), Failure> {
     let (mut g, bytes) = files::read_model(path)?;
     engine::find_types(&mut g);
     Ok((g, bytes))
 }
 
-/// Where the outputs go: forward, training.
-fn output_paths(model: &Path, out: Option<&str>) -> (PathBuf, PathBuf) {
-    let stem = model.file_stem().and_then(|s| s.to_str()).unwrap_or("model").to_string();
-    let named = |dir: &Path| (dir.join(format!("{stem}.ancre.onnx")), dir.join(format!("{stem}.ancre.train.onnx")));
-    match out {
-        None => named(model.parent().unwrap_or(Path::new(""))),
-        Some(text) if text.ends_with('/') || Path::new(text).is_dir() => named(Path::new(text)),
-        Some(text) => {
-            let forward = PathBuf::from(text);
-            let stem = forward.file_stem().and_then(|s| s.to_str()).unwrap_or("model");
-            let train = match forward.extension().and_then(|e| e.to_str()) {
-                Some(suffix) => format!("{stem}.train.{suffix}"),
-                None => format!("{stem}.train"),
-            };
-            let train = forward.with_file_name(train);
-            (forward, train)
-        }
+/// Where the outputs go.
+struct OutputPaths {
+    forward: PathBuf,
+}
+
+impl OutputPaths {
+    fn new(model: &Path, out: Option<&str>) -> OutputPaths {
+        let stem = model.file_stem().and_then(|s| s.to_str()).unwrap_or("model").to_string();
+        let named = |dir: &Path| dir.join(format!("{stem}.ancre.onnx"));
+        let forward = match out {
+            None => named(model.parent().unwrap_or(Path::new(""))),
+            Some(text) if text.ends_with('/') || Path::new(text).is_dir() => named(Path::new(text)),
+            Some(text) => PathBuf::from(text),
+        };
+        OutputPaths { forward }
+    }
+
+    /// The file of another kind: `.train`, `.eval` or `.state` before the forward graph's suffix, or before `suffix`.
+    fn beside(&self, kind: &str, suffix: Option<&str>) -> PathBuf {
+        let stem = self.forward.file_stem().and_then(|s| s.to_str()).unwrap_or("model");
+        let own = self.forward.extension().and_then(|e| e.to_str());
+        let name = match suffix.or(own) {
+            Some(suffix) => format!("{stem}.{kind}.{suffix}"),
+            None => format!("{stem}.{kind}"),
+        };
+        self.forward.with_file_name(name)
     }
 }
 
@@ -128,7 +117,7 @@ pub fn rewrite(a: &RewriteArgs) -> Result<Outcome, Failure> {
     let (mut source, mut bytes) = load(model)?;
     check_dims(&source, &dims).map_err(|e| e.at(model))?;
     if let Some(changed) = start::change(a, model, &mut source, &mut notices)? {
-        bytes = changed;
+        bytes = SharedBytes::new(changed);
     }
     clock.lap("parse");
     let structure = find_residuals(&source);
@@ -150,22 +139,28 @@ pub fn rewrite(a: &RewriteArgs) -> Result<Outcome, Failure> {
     pipeline::lower_forward(&mut forward, |_, id| dead.contains(&id)).map_err(|e| Failure::input(e).at(model))?;
     clock.lap("rewrite");
 
-    let training = build_training(a, model, routed.clone(), &routers, &mut notices)?;
+    let training = training_files::build(a, model, routed.clone(), &routers, &mut notices)?;
     clock.lap("differentiate");
 
-    let (forward_path, train_path) = output_paths(model, a.out.as_deref());
-    let emission = onnx::emit(&forward).map_err(|e| Failure::input(e.to_string()).at(&forward_path))?;
-    let mut outputs = Outputs::default();
-    let mut written = vec![("forward", forward_path.clone(), emission.byte_len(), emission.nodes)];
-    if !a.dry_run {
-        outputs.add_model(&emission, &forward_path)?;
+    let paths = OutputPaths::new(model, a.out.as_deref());
+    let mut outputs = Outputs::sparing(&[model]);
+    let mut written = Vec::new();
+    let mut graphs = vec![("forward", paths.forward.clone(), &forward)];
+    if let Ok(built) = &training {
+        graphs.push(("train", paths.beside("train", None), &built.training.graph));
+        graphs.extend(built.evaluation.as_ref().map(|g| ("eval", paths.beside("eval", None), g)));
     }
-    if let Ok((t, _)) = &training {
-        let emission = onnx::emit(&t.graph).map_err(|e| Failure::input(e.to_string()).at(&train_path))?;
-        written.push(("train", train_path.clone(), emission.byte_len(), emission.nodes));
+    for (kind, path, g) in graphs {
+        let emission = onnx::emit(g).map_err(|e| Failure::input(e.to_string()).at(&path))?;
+        let bytes = if a.dry_run { emission.byte_len() } else { outputs.add_model(&emission, &path)? };
+        written.push((kind, path, bytes, emission.nodes));
+    }
+    if let Ok(TrainingFiles { state: Some(state), .. }) = &training {
+        let path = paths.beside("state", Some("safetensors"));
         if !a.dry_run {
-            outputs.add_model(&emission, &train_path)?;
+            outputs.add_bytes(state, &path)?;
         }
+        written.push(("state", path, state.len() as u64, 0));
     }
     clock.lap("emit");
 
@@ -180,6 +175,7 @@ pub fn rewrite(a: &RewriteArgs) -> Result<Outcome, Failure> {
                 rtol: a.rtol.unwrap_or(1e-5),
                 dims,
             };
+            files::check_external(&source, model).map_err(|e| e.help("--verify none does without the data"))?;
             Some(prove::prove(model, &source, &bytes, &routed, &forward, &routers, &route_options, &o)?)
         }
     };
@@ -201,7 +197,7 @@ pub fn rewrite(a: &RewriteArgs) -> Result<Outcome, Failure> {
     }
     clock.lap("emit");
     let parameters = count_parameters(&source);
-    let training = training.map(|(_, facts)| facts);
+    let training = training.map(|built| built.facts);
     Ok(Outcome {
         model: model.to_path_buf(),
         source,
@@ -244,78 +240,6 @@ fn count_parameters(g: &Graph) -> u64 {
         .filter(|(_, r)| r.trains())
         .filter_map(|(v, _)| g.initializer(v).map(|t| t.len() as u64))
         .sum()
-}
-
-type Built = Result<(Training, TrainingFacts), String>;
-
-/// The training graph, or the reason why there is none; the reason is an error only if a training graph was asked for.
-fn build_training(
-    a: &RewriteArgs,
-    model: &Path,
-    routed: Graph,
-    routers: &[Router],
-    notices: &mut Vec<String>,
-) -> Result<Built, Failure> {
-    if a.no_train || a.loss == Some(LossArg::None) {
-        return Ok(Err("not asked for".into()));
-    }
-    let auto = matches!(a.loss, None | Some(LossArg::Auto));
-    let quantised = routed
-        .nodes()
-        .find(|n| routed.op(*n).is_some_and(|op| op.name.contains("QuantizeLinear") || op.name.starts_with("QLinear")));
-    let attempt = || -> Result<Result<(Training, TrainingFacts), String>, Failure> {
-        if let Some(node) = quantised {
-            let site = routed.site(node);
-            return Ok(Err(format!(
-                "the model is quantised ({site}); it can be inspected and routed, not trained: train the float model and quantise the result"
-            )));
-        }
-        let loss = match options::loss_options(a, &routed, a.output.as_deref()) {
-            Ok(loss) => loss,
-            Err(why) => return Ok(Err(why)),
-        };
-        let o = options::training_options(a, loss)?;
-        let batch = routed
-            .required_inputs()
-            .find_map(|v| routed.tensor_type(v)?.shape.first().map(|d| d.known().map_or(json!(d.to_string()), |n| json!(n))))
-            .unwrap_or(Value::Null);
-        let training = match build_training_graph(routed, routers, &o) {
-            Ok(t) => t,
-            Err(e) => return Ok(Err(e.to_string())),
-        };
-        let fallbacks = placement::cuda_fallbacks(&training.graph);
-        let facts = TrainingFacts {
-            loss: o.loss.kind.name(),
-            auto,
-            optimizer: o.optimizer.kind.name(),
-            target: training.target.clone(),
-            batch,
-            trainable: training.trainable.clone(),
-            frozen: training.frozen.clone(),
-            fallbacks,
-        };
-        Ok(Ok((training, facts)))
-    };
-    let built = attempt()?;
-    if let Err(why) = &built {
-        if a.asks_for_training() {
-            return Err(Failure::input(format!("no training graph: {why}")).at(model));
-        }
-        notices.push(format!("no training graph: {why}"));
-    }
-    if let Ok((_, facts)) = &built
-        && !routers.is_empty()
-        && a.init.as_deref() == Some("identity")
-        && a.parametrization.is_none_or(|p| p == crate::cli::Parametrization::Softmax)
-        && facts.trainable.iter().any(|n| n.ends_with(".logits"))
-        && !facts.trainable.iter().any(|n| n.ends_with(".gate"))
-    {
-        notices.push(
-            "at --init identity the softmax's gradient is exactly zero: the topology cannot learn; use --init near-identity or --parametrization gated"
-                .into(),
-        );
-    }
-    Ok(built)
 }
 
 /// Names of init and granularity for metadata and reports.

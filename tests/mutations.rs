@@ -95,3 +95,15 @@ fn a_damaged_export_is_an_error_or_a_graph() {
         survives(&small, 60, seed + 10, true);
     }
 }
+
+#[test]
+fn an_axis_far_below_zero_is_no_endless_loop() {
+    let plan = Plan { width: 3, normed: true, ..Plan::of(3) };
+    let mut m = ModelProto::parse_from_bytes(&emit(&network(&plan, 1))).unwrap();
+    for node in m.graph.as_mut().unwrap().node.iter_mut().filter(|n| n.op_type == "LayerNormalization").skip(1) {
+        node.attribute[0].i = -5;
+    }
+    let mut g = files::parse_model(&m.write_to_bytes().unwrap(), Path::new("axis.onnx")).unwrap();
+    engine::find_types(&mut g);
+    find_residuals(&g);
+}

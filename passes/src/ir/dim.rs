@@ -26,7 +26,9 @@ impl Dim {
     /// quotient, `batch-size`) is taken for the name of one symbol.
     pub fn parse(text: &str) -> Dim {
         let mut reader = Reader { rest: text };
-        match reader.sum() {
+        // Nobody writes longer ones; a damaged file may, nested as deep as it is long.
+        let sum = if text.len() <= LONGEST { reader.sum() } else { None };
+        match sum {
             Some(d) if reader.rest.trim().is_empty() => d,
             _ => Dim::symbol(text),
         }
@@ -55,7 +57,7 @@ impl Dim {
         let (Some((factors, coefficient)), None) = (divisors.next(), divisors.next()) else { return None };
         let mut terms = BTreeMap::new();
         for (monomial, c) in &self.terms {
-            if *coefficient == 0 || c % coefficient != 0 {
+            if *coefficient == 0 || c.checked_rem(*coefficient) != Some(0) {
                 return None;
             }
             let mut rest = monomial.clone();
@@ -93,12 +95,17 @@ impl Dim {
 
     fn insert(&mut self, monomial: Monomial, c: i64) {
         let entry = self.terms.entry(monomial.clone()).or_insert(0);
-        *entry += c;
+        *entry = entry.saturating_add(c);
         if *entry == 0 {
             self.terms.remove(&monomial);
         }
     }
 }
+
+/// Length of the longest text that is read as a sum of products.
+const LONGEST: usize = 256;
+/// Terms that a product may have when it is read.
+const MOST_TERMS: usize = 256;
 
 /// What is left to read of a sum of products.
 struct Reader<'a> {
@@ -128,7 +135,11 @@ impl Reader<'_> {
     fn product(&mut self) -> Option<Dim> {
         let mut product = self.factor()?;
         while self.eat("*") {
-            product = &product * &self.factor()?;
+            let factor = self.factor()?;
+            if product.terms.len() * factor.terms.len() > MOST_TERMS {
+                return None;
+            }
+            product = &product * &factor;
         }
         Some(product)
     }
@@ -187,7 +198,7 @@ impl Mul<&Dim> for &Dim {
             for (mb, cb) in &other.terms {
                 let mut m: Monomial = ma.iter().chain(mb).cloned().collect();
                 m.sort();
-                product.insert(m, ca * cb);
+                product.insert(m, ca.saturating_mul(*cb));
             }
         }
         product
@@ -242,6 +253,12 @@ mod tests {
         for name in ["batch-size", "N//2", "a b", "2batch", "*", "", "(batch+1)/2", "x.1_dim_0"] {
             assert_eq!(Dim::parse(name), Dim::symbol(name));
         }
+        let deep = "(".repeat(100_000);
+        assert_eq!(Dim::parse(&deep), Dim::symbol(&deep));
+        let wide = "(a+b)*(c+d)*(e+f)*(g+h)*(i+j)*(k+l)*(m+n)*(o+p)*(q+r)*(s+t)*(u+v)*(w+x)*(y+z)";
+        assert_eq!(Dim::parse(wide), Dim::symbol(wide));
+        assert_eq!((&Dim::from(i64::MIN) * &Dim::from(-1)).known(), Some(i64::MAX));
+        assert_eq!(Dim::from(i64::MIN).div_exact(&Dim::from(-1)), None);
         assert_eq!((&b * &t).eval(&|s| Some(s.len() as i64)), Some(20));
     }
 }

@@ -14,6 +14,7 @@ use petgraph::stable_graph::{EdgeIndex, NodeIndex, StableDiGraph};
 use petgraph::visit::EdgeRef;
 use smallvec::SmallVec;
 use std::collections::{HashMap, HashSet};
+use std::path::Path;
 use std::sync::Arc;
 
 /// A node of the graph.
@@ -177,10 +178,13 @@ pub struct Graph {
     pub opsets: IndexMap<String, i64>,
     /// Everything of the source model that is not its main graph's nodes, values and initializers.
     pub shell: Arc<ModelProto>,
-    /// The source graph without nodes, inputs, outputs and initializers; its `value_info` is kept here.
+    /// The source graph without nodes, inputs, outputs and initializers; its `value_info` is kept here. Among `input` are
+    /// the declarations of initializers that are listed as inputs too.
     pub graph_shell: Arc<GraphProto>,
     /// Metadata to emit: the source's, then ours.
     pub metadata: IndexMap<String, String>,
+    /// Directory of the source, where its external data paths start.
+    pub root: Option<Arc<Path>>,
     next_position: u64,
     next_fresh: HashMap<String, u32>,
 }
@@ -197,6 +201,7 @@ impl Default for Graph {
             shell: Arc::new(ModelProto { ir_version: 8, ..Default::default() }),
             graph_shell: Arc::new(GraphProto { name: "main".into(), ..Default::default() }),
             metadata: IndexMap::new(),
+            root: None,
             next_position: 0,
             next_fresh: HashMap::new(),
         }
@@ -594,6 +599,15 @@ impl Graph {
             self.set_initializer(v, tensor, overridable);
             self.set_type(v, ty);
         }
+    }
+
+    /// Makes an overridable initializer an input that must be fed, of the given type; returns the default it had.
+    pub fn require_input(&mut self, v: ValueId, ty: ValueType) -> Option<Tensor> {
+        let tensor = self.initializer(v).cloned()?;
+        self.set_overridable(v, true);
+        self.g[v.node.0].kind = Kind::Input(None);
+        self.set_type(v, ty);
+        Some(tensor)
     }
 
     /// Removes a node that nobody reads.

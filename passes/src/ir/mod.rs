@@ -2,6 +2,7 @@
 
 mod attr;
 pub mod build;
+mod bytes;
 mod dim;
 mod graph;
 mod tensor;
@@ -10,7 +11,9 @@ mod types;
 pub mod verify;
 
 pub use attr::{Attr, Attrs};
+pub use bytes::SharedBytes;
 pub use dim::Dim;
 pub use graph::{ANCRE, Graph, Kind, Node, NodeId, NodeSite, Op, Operands, Output, Value, ValueId};
 pub use tensor::{ExternalPlace, Tensor, TensorError};
+pub(crate) use tensor::{Parts, external_path, external_place};
 pub use types::{DType, Shape, TensorType, ValueType};

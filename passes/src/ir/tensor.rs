@@ -1,11 +1,14 @@
-//! Constant tensors. Bytes stay where they came from: the parsed message, a shared buffer, or an external file.
+//! Constant tensors. Bytes stay where they came from: the parsed message, the source file, a shared buffer, or an external
+//! file.
 
+use super::bytes::SharedBytes;
 use super::types::DType;
-use onnx_protobuf::TensorProto;
 use onnx_protobuf::tensor_proto::DataLocation;
+use onnx_protobuf::{SparseTensorProto, TensorProto};
 use std::borrow::Cow;
+use std::ops::Range;
 use std::path::{Component, Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// Why a constant's bytes could not be had.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -22,6 +25,10 @@ pub struct TensorError {
 enum Data {
     /// In the source's own message, never copied; emitted verbatim.
     Proto(Arc<TensorProto>),
+    /// In the source's file: its message without `raw_data`, and that.
+    Mapped(Arc<TensorProto>, SharedBytes),
+    /// The source's own sparse message.
+    Sparse(Arc<SparseTensorProto>),
     /// Little-endian elements owned by us.
     Raw(Arc<Vec<u8>>),
 }
@@ -34,6 +41,20 @@ pub struct Tensor {
     data: Data,
     /// Directory that relative external data paths start from.
     root: Option<Arc<Path>>,
+    /// The external bytes, once they were asked for.
+    external: OnceLock<SharedBytes>,
+}
+
+/// What a constant is written from.
+pub(crate) enum Parts<'t> {
+    /// This message, but for its name.
+    Message(&'t TensorProto),
+    /// This message, but for its name, and these elements as `raw_data`.
+    Split(&'t TensorProto, &'t [u8]),
+    /// Elements alone.
+    Elements(&'t [u8]),
+    /// A sparse message, but for its values' name.
+    Sparse(&'t SparseTensorProto),
 }
 
 /// The place of an external tensor's bytes.
@@ -50,21 +71,42 @@ pub struct ExternalPlace {
 impl Tensor {
     /// Takes a message over. Checks that its type is known and that inline data has the size that type and shape ask for.
     pub fn from_proto(proto: TensorProto, root: Option<Arc<Path>>) -> Result<Tensor, TensorError> {
-        let fail = |what: String| TensorError { name: proto.name.clone(), what };
-        let dtype = DType::from_onnx(proto.data_type)
-            .ok_or_else(|| fail(format!("element type {} is not known to this tool", proto.data_type)))?;
-        let mut elements: usize = 1;
-        for d in &proto.dims {
-            let d = usize::try_from(*d).map_err(|_| fail(format!("negative dimension in {:?}", proto.dims)))?;
-            elements = elements
-                .checked_mul(d)
-                .filter(|n| *n < (1 << 48))
-                .ok_or_else(|| fail(format!("absurd size {:?}", proto.dims)))?;
-        }
+        let (dtype, elements) = described(&proto)?;
         let dims = proto.dims.clone();
-        let tensor = Tensor { dtype, dims, data: Data::Proto(Arc::new(proto)), root };
+        let tensor = Tensor { dtype, dims, data: Data::Proto(Arc::new(proto)), root, external: OnceLock::new() };
+        tensor.check_place()?;
         tensor.check_size(elements)?;
         Ok(tensor)
+    }
+
+    /// Takes a message over whose `raw_data` was left in the source's bytes.
+    pub fn from_slice(head: TensorProto, bytes: SharedBytes) -> Result<Tensor, TensorError> {
+        let (dtype, elements) = described(&head)?;
+        if dtype.size().is_some_and(|s| s * elements != bytes.len()) {
+            let message = TensorProto { raw_data: Vec::new(), ..head };
+            let t = Tensor::from_parts(dtype, message.dims.clone(), Data::Mapped(Arc::new(message), bytes.clone()));
+            return Err(t.wrong_size(bytes.len(), "bytes", dtype.size().unwrap_or(1) * elements));
+        }
+        Ok(Tensor::from_parts(dtype, head.dims.clone(), Data::Mapped(Arc::new(head), bytes)))
+    }
+
+    /// Takes a sparse message over.
+    pub fn from_sparse(sparse: SparseTensorProto) -> Result<Tensor, TensorError> {
+        let values = sparse.values.clone().unwrap_or_default();
+        let like = TensorProto {
+            dims: sparse.dims.clone(),
+            name: values.name.clone(),
+            data_type: values.data_type,
+            ..Default::default()
+        };
+        let (dtype, _) = described(&like)?;
+        Tensor::from_proto(values, None)?;
+        Tensor::from_proto(sparse.indices.clone().unwrap_or_default(), None)?;
+        Ok(Tensor::from_parts(dtype, like.dims, Data::Sparse(Arc::new(sparse))))
+    }
+
+    fn from_parts(dtype: DType, dims: Vec<i64>, data: Data) -> Tensor {
+        Tensor { dtype, dims, data, root: None, external: OnceLock::new() }
     }
 
     fn check_size(&self, elements: usize) -> Result<(), TensorError> {
@@ -73,13 +115,7 @@ impl Tensor {
             return Ok(());
         }
         let expected = self.dtype.size().map(|s| s * elements);
-        let fail = |have: usize, unit: &str, want: usize| TensorError {
-            name: p.name.clone(),
-            what: format!(
-                "holds {have} {unit} where its type {} and shape {:?} need {want}; the file is damaged or was written wrongly",
-                self.dtype, self.dims
-            ),
-        };
+        let fail = |have, unit, want| self.wrong_size(have, unit, want);
         let typed = p.float_data.len()
             + p.int32_data.len()
             + p.int64_data.len()
@@ -94,17 +130,24 @@ impl Tensor {
         } else {
             let per_element = if matches!(self.dtype, DType::C64 | DType::C128) { 2 } else { 1 };
             match self.dtype {
-                DType::U4 | DType::I4 | DType::F4 => Ok(()),
+                DType::U4 | DType::I4 | DType::F4 | DType::U2 | DType::I2 => Ok(()),
                 _ if typed != elements * per_element => Err(fail(typed, "elements", elements * per_element)),
                 _ => Ok(()),
             }
         }
     }
 
+    fn wrong_size(&self, have: usize, unit: &str, want: usize) -> TensorError {
+        self.fail(format!(
+            "holds {have} {unit} where its type {} and shape {:?} need {want}; the file is damaged or was written wrongly",
+            self.dtype, self.dims
+        ))
+    }
+
     /// A constant from little-endian bytes.
     pub fn from_bytes(dtype: DType, dims: &[i64], bytes: Vec<u8>) -> Tensor {
         debug_assert_eq!(dtype.size().map(|s| s as i64 * dims.iter().product::<i64>()), Some(bytes.len() as i64));
-        Tensor { dtype, dims: dims.to_vec(), data: Data::Raw(Arc::new(bytes)), root: None }
+        Tensor::from_parts(dtype, dims.to_vec(), Data::Raw(Arc::new(bytes)))
     }
 
     /// A float32 constant.
@@ -158,19 +201,21 @@ impl Tensor {
         self.dtype.size().unwrap_or(1) * self.len()
     }
 
-    /// The message it came from, if it is untouched.
-    pub fn proto(&self) -> Option<&Arc<TensorProto>> {
+    /// What it is written from.
+    pub(crate) fn parts(&self) -> Parts<'_> {
         match &self.data {
-            Data::Proto(p) => Some(p),
-            Data::Raw(_) => None,
+            Data::Proto(p) => Parts::Message(p),
+            Data::Mapped(head, bytes) => Parts::Split(head, bytes),
+            Data::Sparse(p) => Parts::Sparse(p),
+            Data::Raw(b) => Parts::Elements(b),
         }
     }
 
-    /// The bytes, if they are ours.
-    pub fn raw(&self) -> Option<&Arc<Vec<u8>>> {
+    /// The message it came from, if that is complete without other bytes of the source's file.
+    pub(crate) fn message(&self) -> Option<&TensorProto> {
         match &self.data {
-            Data::Proto(_) => None,
-            Data::Raw(b) => Some(b),
+            Data::Proto(p) => Some(p),
+            _ => None,
         }
     }
 
@@ -182,48 +227,32 @@ impl Tensor {
     /// Where the bytes are, if they are in an external file.
     pub fn external(&self) -> Option<ExternalPlace> {
         let Data::Proto(p) = &self.data else { return None };
-        if p.data_location.enum_value() != Ok(DataLocation::EXTERNAL) {
-            return None;
-        }
-        let get = |key: &str| p.external_data.iter().find(|e| e.key == key).map(|e| e.value.as_str());
-        Some(ExternalPlace {
-            location: get("location").unwrap_or_default().to_string(),
-            offset: get("offset").and_then(|v| v.parse().ok()).unwrap_or(0),
-            length: get("length").and_then(|v| v.parse().ok()),
-        })
+        external_place(p)
     }
 
     /// The checked path of the external file: relative, below the model's directory, not through a link that leaves it.
     pub fn external_path(&self) -> Result<PathBuf, TensorError> {
         let place = self.external().ok_or_else(|| self.fail("is not external".into()))?;
-        let relative = Path::new(&place.location);
-        if place.location.is_empty() || relative.components().any(|c| !matches!(c, Component::Normal(_) | Component::CurDir))
-        {
-            return Err(self.fail(format!(
-                "its external data path `{}` must be relative and stay below the model's directory",
-                place.location
-            )));
-        }
-        let root = self.root.as_deref().unwrap_or(Path::new("."));
-        let root = if root.as_os_str().is_empty() { Path::new(".") } else { root };
-        let path = root.join(relative);
-        if let (Ok(real), Ok(base)) = (path.canonicalize(), root.canonicalize())
-            && !real.starts_with(&base)
-        {
-            return Err(self
-                .fail(format!("its external data file `{}` is a link that leaves the model's directory", place.location)));
-        }
-        Ok(path)
+        external_path(self.root.as_deref(), &place.location).map_err(|what| self.fail(what))
     }
 
     /// Little-endian element bytes. Reads the external file when the data is there.
     pub fn bytes(&self) -> Result<Cow<'_, [u8]>, TensorError> {
         let p = match &self.data {
             Data::Raw(b) => return Ok(Cow::Borrowed(b)),
+            Data::Mapped(_, b) => return Ok(Cow::Borrowed(b)),
+            Data::Sparse(p) => return self.densify(p).map(Cow::Owned),
             Data::Proto(p) => p,
         };
         if self.external().is_some() {
-            return self.read_external().map(Cow::Owned);
+            let bytes = match self.external.get() {
+                Some(bytes) => bytes,
+                None => {
+                    let bytes = self.map_external()?;
+                    self.external.get_or_init(|| bytes)
+                }
+            };
+            return Ok(Cow::Borrowed(bytes));
         }
         if !p.raw_data.is_empty() || self.is_empty() {
             return Ok(Cow::Borrowed(&p.raw_data));
@@ -237,44 +266,92 @@ impl Tensor {
             U64 => p.uint64_data.iter().flat_map(|v| v.to_le_bytes()).collect(),
             U32 => p.uint64_data.iter().flat_map(|v| (*v as u32).to_le_bytes()).collect(),
             I16 | U16 | F16 | BF16 => p.int32_data.iter().flat_map(|v| (*v as u16).to_le_bytes()).collect(),
-            I8 | U8 | Bool | F8E4M3 | F8E4M3Z | F8E5M2 | F8E5M2Z => p.int32_data.iter().map(|v| *v as u8).collect(),
-            Str | C64 | C128 | U4 | I4 | F4 => {
+            I8 | U8 | Bool | F8E4M3 | F8E4M3Z | F8E5M2 | F8E5M2Z | F8E8M0 => p.int32_data.iter().map(|v| *v as u8).collect(),
+            Str | C64 | C128 | U4 | I4 | F4 | U2 | I2 => {
                 return Err(self.fail(format!("elements of type {} cannot be read", self.dtype)));
             }
         };
         Ok(Cow::Owned(bytes))
     }
 
-    fn read_external(&self) -> Result<Vec<u8>, TensorError> {
-        use std::io::{Read, Seek, SeekFrom};
+    /// Are the numbers that say where external bytes are, numbers?
+    fn check_place(&self) -> Result<(), TensorError> {
+        let Some(p) = self.message().filter(|_| self.external().is_some()) else { return Ok(()) };
+        for e in p.external_data.iter().filter(|e| e.key == "offset" || e.key == "length") {
+            e.value.parse::<u64>().map_err(|_| {
+                self.fail(format!("its external data has {} `{}`, which is no number of bytes", e.key, e.value))
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Where the external bytes are, checked against the file: its path and their range.
+    pub fn external_range(&self) -> Result<(PathBuf, Range<u64>), TensorError> {
         let place = self.external().ok_or_else(|| self.fail("is not external".into()))?;
         let path = self.external_path()?;
-        let want = self.byte_len();
-        if place.length.is_some_and(|l| l as usize != want) {
-            return Err(
-                self.fail(format!("its external data has length {:?} where type and shape need {want} bytes", place.length))
-            );
-        }
-        let mut file = std::fs::File::open(&path).map_err(|e| {
-            self.fail(format!("its external data file `{}` cannot be opened: {e}; put it beside the model", path.display()))
-        })?;
-        let size = file.metadata().map(|m| m.len()).unwrap_or(0);
-        if place.offset.checked_add(want as u64).is_none_or(|end| end > size) {
+        let want = match self.dtype.size() {
+            Some(s) => (s * self.len()) as u64,
+            None => place.length.unwrap_or(0),
+        };
+        if let Some(length) = place.length.filter(|l| *l != want) {
             return Err(self.fail(format!(
-                "its external data ends at byte {} but `{}` has only {size}",
-                place.offset.saturating_add(want as u64),
-                path.display()
+                "its external data has {length} bytes where its type {} and shape {:?} need {want}",
+                self.dtype, self.dims
             )));
         }
-        let mut bytes = vec![0; want];
-        file.seek(SeekFrom::Start(place.offset))
-            .and_then(|_| file.read_exact(&mut bytes))
-            .map_err(|e| self.fail(format!("reading `{}` failed: {e}", path.display())))?;
-        Ok(bytes)
+        let meta = std::fs::metadata(&path).map_err(|e| {
+            self.fail(format!("its external data file `{}` cannot be opened: {e}; put it beside the model", path.display()))
+        })?;
+        if !meta.is_file() {
+            return Err(self.fail(format!("its external data file `{}` is no regular file", path.display())));
+        }
+        let end = place.offset.checked_add(want).filter(|end| *end <= meta.len()).ok_or_else(|| {
+            self.fail(format!(
+                "its external data ends at byte {} but `{}` has only {}; the data file is cut off or belongs to another model",
+                place.offset.saturating_add(want),
+                path.display(),
+                meta.len()
+            ))
+        })?;
+        Ok((path, place.offset..end))
+    }
+
+    fn map_external(&self) -> Result<SharedBytes, TensorError> {
+        let (path, range) = self.external_range()?;
+        std::fs::File::open(&path)
+            .and_then(|mut file| SharedBytes::of_range(&mut file, range.start, range.end - range.start))
+            .map_err(|e| self.fail(format!("reading `{}` failed: {e}", path.display())))
+    }
+
+    /// All elements of a sparse constant.
+    fn densify(&self, sparse: &SparseTensorProto) -> Result<Vec<u8>, TensorError> {
+        let size = self.dtype.size().ok_or_else(|| self.fail(format!("elements of type {} cannot be read", self.dtype)))?;
+        let values = Tensor::from_proto(sparse.values.clone().unwrap_or_default(), None)?;
+        let indices = Tensor::from_proto(sparse.indices.clone().unwrap_or_default(), None)?;
+        let places = indices.to_i64()?;
+        // Indices are offsets ([count]) or coordinates ([count, rank]).
+        let rank = if indices.dims.len() == 2 { self.dims.len().max(1) } else { 1 };
+        let mut dense = vec![0; size * self.len()];
+        for (place, value) in places.chunks(rank).zip(values.bytes()?.chunks_exact(size)) {
+            let offset = if rank == 1 {
+                place[0]
+            } else {
+                place.iter().zip(&self.dims).fold(0i64, |o, (i, d)| o.saturating_mul(*d).saturating_add(*i))
+            };
+            let slot = usize::try_from(offset).ok().and_then(|o| dense.get_mut(o.checked_mul(size)?..)?.get_mut(..size));
+            slot.ok_or_else(|| self.fail(format!("has an element at {place:?}, outside its shape {:?}", self.dims)))?
+                .copy_from_slice(value);
+        }
+        Ok(dense)
     }
 
     fn fail(&self, what: String) -> TensorError {
-        TensorError { name: self.proto().map(|p| p.name.clone()).unwrap_or_default(), what }
+        let name = match &self.data {
+            Data::Proto(p) | Data::Mapped(p, _) => p.name.clone(),
+            Data::Sparse(p) => p.values.name.clone(),
+            Data::Raw(_) => String::new(),
+        };
+        TensorError { name, what }
     }
 
     /// Elements as f64, whatever the float type.
@@ -320,6 +397,58 @@ impl Tensor {
     pub fn scalar(&self) -> Option<f64> {
         if self.len() == 1 && self.dtype.is_float() { self.to_f64().ok()?.first().copied() } else { None }
     }
+}
+
+/// Element type and number of elements of a message.
+fn described(proto: &TensorProto) -> Result<(DType, usize), TensorError> {
+    let fail = |what: String| TensorError { name: proto.name.clone(), what };
+    let dtype = DType::from_onnx(proto.data_type)
+        .ok_or_else(|| fail(format!("element type {} is not known to this tool", proto.data_type)))?;
+    let mut elements: usize = 1;
+    for d in &proto.dims {
+        let d = usize::try_from(*d).map_err(|_| fail(format!("negative dimension in {:?}", proto.dims)))?;
+        elements = elements
+            .checked_mul(d)
+            .filter(|n| *n < (1 << 48))
+            .ok_or_else(|| fail(format!("absurd size {:?}", proto.dims)))?;
+    }
+    Ok((dtype, elements))
+}
+
+/// Where a message's elements are, if they are in an external file.
+pub(crate) fn external_place(p: &TensorProto) -> Option<ExternalPlace> {
+    if p.data_location.enum_value() != Ok(DataLocation::EXTERNAL) {
+        return None;
+    }
+    let get = |key: &str| p.external_data.iter().find(|e| e.key == key).map(|e| e.value.as_str());
+    Some(ExternalPlace {
+        location: get("location").unwrap_or_default().to_string(),
+        offset: get("offset").and_then(|v| v.parse().ok()).unwrap_or(0),
+        length: get("length").and_then(|v| v.parse().ok()),
+    })
+}
+
+/// The checked path of an external file: relative, below the model's directory, not through a link that leaves it.
+///
+/// # Errors
+/// What is wrong with it.
+pub(crate) fn external_path(root: Option<&Path>, location: &str) -> Result<PathBuf, String> {
+    let relative = Path::new(location);
+    if location.is_empty() || relative.components().any(|c| !matches!(c, Component::Normal(_) | Component::CurDir)) {
+        return Err(format!(
+            "its external data path `{location}` must be relative and stay below the model's directory; move the data beside the model and save it with a plain file name"
+        ));
+    }
+    let root = root.filter(|r| !r.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let path = root.join(relative);
+    if let (Ok(real), Ok(base)) = (path.canonicalize(), root.canonicalize())
+        && !real.starts_with(&base)
+    {
+        return Err(format!(
+            "its external data file `{location}` is a link that leaves the model's directory; put the data itself beside the model"
+        ));
+    }
+    Ok(path)
 }
 
 /// IEEE half bits of a float, rounded to nearest even.

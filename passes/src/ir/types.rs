@@ -31,15 +31,18 @@ pub enum DType {
     U4 = 21,
     I4 = 22,
     F4 = 23,
+    F8E8M0 = 24,
+    U2 = 25,
+    I2 = 26,
 }
 
 impl DType {
     /// From `TensorProto.DataType`; `None` for UNDEFINED and for types newer than this tool.
     pub fn from_onnx(code: i32) -> Option<DType> {
         use DType::*;
-        const ALL: [DType; 23] = [
+        const ALL: [DType; 26] = [
             F32, U8, I8, U16, I16, I32, I64, Str, Bool, F16, F64, U32, U64, C64, C128, BF16, F8E4M3, F8E4M3Z, F8E5M2,
-            F8E5M2Z, U4, I4, F4,
+            F8E5M2Z, U4, I4, F4, F8E8M0, U2, I2,
         ];
         usize::try_from(code.checked_sub(1)?).ok().and_then(|i| ALL.get(i).copied())
     }
@@ -58,12 +61,12 @@ impl DType {
     pub fn size(self) -> Option<usize> {
         use DType::*;
         Some(match self {
-            U8 | I8 | Bool | F8E4M3 | F8E4M3Z | F8E5M2 | F8E5M2Z => 1,
+            U8 | I8 | Bool | F8E4M3 | F8E4M3Z | F8E5M2 | F8E5M2Z | F8E8M0 => 1,
             U16 | I16 | F16 | BF16 => 2,
             F32 | I32 | U32 => 4,
             F64 | I64 | U64 | C64 => 8,
             C128 => 16,
-            Str | U4 | I4 | F4 => return None,
+            Str | U4 | I4 | F4 | U2 | I2 => return None,
         })
     }
 
@@ -94,6 +97,9 @@ impl DType {
             U4 => "u4",
             I4 => "i4",
             F4 => "f4e2m1",
+            F8E8M0 => "f8e8m0",
+            U2 => "u2",
+            I2 => "i2",
         }
     }
 
@@ -124,12 +130,15 @@ impl DType {
             U4 => "uint4",
             I4 => "int4",
             F4 => "float4e2m1",
+            F8E8M0 => "float8e8m0",
+            U2 => "uint2",
+            I2 => "int2",
         }
     }
 
     /// The inverse of [`DType::onnx_name`].
     pub fn from_onnx_name(name: &str) -> Option<DType> {
-        (1..=23).filter_map(DType::from_onnx).find(|t| t.onnx_name() == name)
+        (1..=26).filter_map(DType::from_onnx).find(|t| t.onnx_name() == name)
     }
 }
 

@@ -1,11 +1,15 @@
 //! IR to ONNX file. Initializers are written straight from where they live; the model message never holds a second copy.
 
-use crate::ir::{ANCRE, Attr, DType, Dim, Graph, Kind, NodeId, NodeSite, Tensor, TensorType, ValueId, ValueType};
+use super::external::{relocate, relocate_tensor};
+use super::import::read_value_info;
+use crate::ir::{ANCRE, Attr, DType, Dim, Graph, Kind, NodeId, NodeSite, Parts, Tensor, TensorType, ValueId, ValueType};
+use indexmap::IndexMap;
 use onnx_protobuf::attribute_proto::AttributeType;
+use onnx_protobuf::tensor_proto::DataLocation;
 use onnx_protobuf::tensor_shape_proto::{Dimension, dimension};
 use onnx_protobuf::{
-    AttributeProto, GraphProto, Message, ModelProto, NodeProto, OperatorSetIdProto, StringStringEntryProto, TensorProto,
-    TensorShapeProto, TypeProto, ValueInfoProto, type_proto,
+    AttributeProto, GraphProto, Message, ModelProto, NodeProto, OperatorSetIdProto, SparseTensorProto,
+    StringStringEntryProto, TensorProto, TensorShapeProto, TypeProto, ValueInfoProto, type_proto,
 };
 use protobuf::CodedOutputStream;
 use std::collections::HashSet;
@@ -22,7 +26,7 @@ pub enum EmitError {
     #[error("attribute `{name}` of {site} cannot be written")]
     Attribute { site: NodeSite, name: String },
     #[error(
-        "the model would be {0} bytes, over the 2 GiB that one ONNX file may have; keep its weights in an external data file"
+        "the model would be {0} bytes, over the 2 GiB that one ONNX message may have; it can be written, with its weights in an external data file, but not be verified: --verify none"
     )]
     TooLarge(u64),
     #[error("writing failed: {0}")]
@@ -31,14 +35,32 @@ pub enum EmitError {
     Encode(#[from] protobuf::Error),
 }
 
+/// Where a model's large tensors go.
+#[derive(Clone, Debug, Default)]
+pub struct Placement {
+    /// External data files under another name: old location, new location.
+    pub moved: IndexMap<String, String>,
+    /// An external data file of this name takes the tensors that would be in the model.
+    pub data: Option<String>,
+}
+
+/// Size that a model file may have: readers count its bytes in 32 bits with a sign.
+pub const MOST_BYTES: u64 = (1 << 31) - (1 << 16);
+
+/// Tensors below this stay in the model when it gets an external data file.
+const SMALLEST_EXTERNAL: usize = 1024;
+
 /// A model ready to be written: everything but the initializers' bytes is encoded.
 pub struct Emission<'g> {
+    source: &'g Graph,
     /// The model's fields outside the graph, encoded.
     model: Vec<u8>,
     /// The graph's fields outside the initializers, encoded.
     graph: Vec<u8>,
     initializers: Vec<Piece<'g>>,
     graph_len: u64,
+    /// Content of the external data file, by offset.
+    data: Vec<(u64, &'g [u8])>,
     /// Number of operator nodes.
     pub nodes: usize,
 }
@@ -75,7 +97,39 @@ const INITIALIZER_FIELD: u32 = 5;
 const RAW_DATA_FIELD: u32 = 9;
 const LENGTH_DELIMITED: u32 = 2;
 
-impl Emission<'_> {
+impl<'g> Emission<'g> {
+    /// The graph it is of.
+    pub fn graph(&self) -> &'g Graph {
+        self.source
+    }
+
+    /// The same model with its data elsewhere.
+    ///
+    /// # Errors
+    /// As [`emit`].
+    pub fn placed(&self, placement: &Placement) -> Result<Emission<'g>, EmitError> {
+        emit_placed(self.source, placement)
+    }
+
+    /// Size of the external data file that this model writes itself.
+    pub fn data_len(&self) -> u64 {
+        self.data.last().map_or(0, |(offset, bytes)| offset + bytes.len() as u64)
+    }
+
+    /// Writes the external data file.
+    ///
+    /// # Errors
+    /// When the writer fails.
+    pub fn write_data(&self, out: &mut dyn Write) -> Result<(), EmitError> {
+        let mut at = 0;
+        for (offset, bytes) in &self.data {
+            std::io::copy(&mut std::io::Read::take(std::io::repeat(0), offset - at), out)?;
+            out.write_all(bytes)?;
+            at = offset + bytes.len() as u64;
+        }
+        Ok(())
+    }
+
     /// Size of the file in bytes.
     pub fn byte_len(&self) -> u64 {
         self.model.len() as u64 + tag_len(self.graph_len)
@@ -86,7 +140,7 @@ impl Emission<'_> {
     /// # Errors
     /// When it would pass 2 GiB or the writer fails.
     pub fn write_to(&self, out: &mut dyn Write) -> Result<(), EmitError> {
-        if self.byte_len() >= 1 << 31 {
+        if self.byte_len() > MOST_BYTES {
             return Err(EmitError::TooLarge(self.byte_len()));
         }
         let mut w = CodedOutputStream::new(out);
@@ -128,6 +182,10 @@ impl Emission<'_> {
 /// # Errors
 /// When an abstract operator is left or the graph has a cycle.
 pub fn emit(g: &Graph) -> Result<Emission<'_>, EmitError> {
+    emit_placed(g, &Placement::default())
+}
+
+fn emit_placed<'g>(g: &'g Graph, placement: &Placement) -> Result<Emission<'g>, EmitError> {
     let mut model: ModelProto = (*g.shell).clone();
     model.opset_import = g
         .opsets
@@ -143,12 +201,19 @@ pub fn emit(g: &Graph) -> Result<Emission<'_>, EmitError> {
     let mut graph: GraphProto = (*g.graph_shell).clone();
     graph.value_info.retain(|i| g.find(&i.name).is_some());
     let listed_constants = model.ir_version < 4;
+    let listed = std::mem::take(&mut graph.input);
     let mut initializers = Vec::new();
+    let mut data = Data { file: placement.data.as_deref(), next: 0, content: Vec::new() };
     for id in g.topological_order().map_err(EmitError::Cycle)? {
         match &g.node(id).kind {
             Kind::Input(_) => {}
             Kind::Initializer { tensor, .. } => {
-                initializers.push(initializer(tensor, g.name(g.result(id, 0)))?);
+                let name = g.name(g.result(id, 0));
+                if let Parts::Sparse(p) = tensor.parts() {
+                    graph.sparse_initializer.push(sparse(p, name));
+                } else {
+                    initializers.push(data.take(initializer(tensor, name, placement)?)?);
+                }
                 if listed_constants && !g.inputs().contains(&id) {
                     graph.input.push(declare(g, g.result(id, 0)));
                 }
@@ -158,11 +223,19 @@ pub fn emit(g: &Graph) -> Result<Emission<'_>, EmitError> {
     }
     graph.value_info.extend(router_values(g, &graph));
     name_nodes(g, &mut graph.node);
+    if !placement.moved.is_empty() {
+        relocate(&mut graph.node, &placement.moved);
+        model.functions.iter_mut().for_each(|f| relocate(&mut f.node, &placement.moved));
+    }
     let nodes = graph.node.len();
     let inputs = g.inputs().iter().map(|id| {
         let v = g.result(*id, 0);
         match &g.node(*id).kind {
             Kind::Input(Some(info)) if info.name == g.name(v) => (**info).clone(),
+            Kind::Initializer { .. } => {
+                let as_listed = listed.iter().find(|info| info.name == g.name(v) && still_holds(info, g, v));
+                as_listed.cloned().unwrap_or_else(|| declare(g, v))
+            }
             _ => declare(g, v),
         }
     });
@@ -178,7 +251,13 @@ pub fn emit(g: &Graph) -> Result<Emission<'_>, EmitError> {
     let model = model.write_to_bytes()?;
     let graph = graph.write_to_bytes()?;
     let graph_len = graph.len() as u64 + initializers.iter().map(|p| tag_len(p.len())).sum::<u64>();
-    Ok(Emission { model, graph, initializers, graph_len, nodes })
+    Ok(Emission { source: g, model, graph, initializers, graph_len, data: data.content, nodes })
+}
+
+/// Does a declaration of the source say what is known of the value?
+fn still_holds(info: &ValueInfoProto, g: &Graph, v: ValueId) -> bool {
+    let known = &g.value(v).ty;
+    read_value_info(info).is_none_or(|said| said.dtype == known.dtype && said.shape.is_none_or(|s| Some(s) == known.shape))
 }
 
 /// Declarations of the router's values, so that viewers show their shapes: the source's own values are declared as the source
@@ -213,28 +292,90 @@ fn name_nodes(g: &Graph, nodes: &mut [NodeProto]) {
     }
 }
 
-fn initializer<'g>(tensor: &'g Tensor, name: &str) -> Result<Piece<'g>, EmitError> {
-    if let Some(p) = tensor.proto() {
-        if p.name == name {
-            let size = p.compute_size();
-            return Ok(Piece::Verbatim(p, size));
-        }
-        if p.raw_data.is_empty() {
-            let renamed = TensorProto { name: name.to_string(), ..(**p).clone() };
-            // Its data is in typed fields or external: an empty `raw_data` beside them would contradict it.
-            return Ok(Piece::Owned(renamed.write_to_bytes()?));
-        }
-        let head =
-            TensorProto { name: name.to_string(), dims: p.dims.clone(), data_type: p.data_type, ..Default::default() };
-        return Ok(Piece::Split { head: head.write_to_bytes()?, bytes: &p.raw_data });
+/// The external data file of an emission in the making.
+struct Data<'p, 'g> {
+    file: Option<&'p str>,
+    next: u64,
+    content: Vec<(u64, &'g [u8])>,
+}
+
+impl<'g> Data<'_, 'g> {
+    /// Moves a large piece's bytes into the file, if there is one.
+    fn take(&mut self, piece: Piece<'g>) -> Result<Piece<'g>, EmitError> {
+        let Some(file) = self.file else { return Ok(piece) };
+        let (mut message, bytes) = match piece {
+            Piece::Split { head, bytes } if bytes.len() >= SMALLEST_EXTERNAL => (head, bytes),
+            other => return Ok(other),
+        };
+        // Runtimes map large tensors, which pages allow only from their starts.
+        let alignment = if bytes.len() >= 1 << 20 { 4096 } else { 64 };
+        let offset = self.next.next_multiple_of(alignment);
+        self.next = offset + bytes.len() as u64;
+        self.content.push((offset, bytes));
+        let entry = |key: &str, value: String| StringStringEntryProto { key: key.into(), value, ..Default::default() };
+        let place = TensorProto {
+            data_location: DataLocation::EXTERNAL.into(),
+            external_data: vec![
+                entry("location", file.to_string()),
+                entry("offset", offset.to_string()),
+                entry("length", bytes.len().to_string()),
+            ],
+            ..Default::default()
+        };
+        // Fields of one message may come in any order and in parts.
+        message.extend(place.write_to_bytes()?);
+        Ok(Piece::Owned(message))
     }
-    let head = TensorProto {
+}
+
+fn initializer<'g>(tensor: &'g Tensor, name: &str, placement: &Placement) -> Result<Piece<'g>, EmitError> {
+    let split = |head: TensorProto, bytes| Ok(Piece::Split { head: head.write_to_bytes()?, bytes });
+    match tensor.parts() {
+        Parts::Message(p) if p.raw_data.len() >= SMALLEST_EXTERNAL => split(head_of(p, name), &p.raw_data),
+        Parts::Message(p) if p.name == name && (placement.moved.is_empty() || tensor.external().is_none()) => {
+            Ok(Piece::Verbatim(p, p.compute_size()))
+        }
+        Parts::Message(p) => {
+            let mut copy = TensorProto { name: name.to_string(), ..p.clone() };
+            relocate_tensor(&mut copy, &placement.moved);
+            Ok(Piece::Owned(copy.write_to_bytes()?))
+        }
+        Parts::Split(head, bytes) => split(head_of(head, name), bytes),
+        Parts::Elements(bytes) => split(tensor_head(tensor, name), bytes),
+        // Written elsewhere.
+        Parts::Sparse(_) => Ok(Piece::Owned(Vec::new())),
+    }
+}
+
+/// A message without its elements, which are in `raw_data`.
+fn head_of(p: &TensorProto, name: &str) -> TensorProto {
+    TensorProto {
+        name: name.to_string(),
+        dims: p.dims.clone(),
+        data_type: p.data_type,
+        segment: p.segment.clone(),
+        doc_string: p.doc_string.clone(),
+        metadata_props: p.metadata_props.clone(),
+        special_fields: p.special_fields.clone(),
+        ..Default::default()
+    }
+}
+
+fn tensor_head(tensor: &Tensor, name: &str) -> TensorProto {
+    TensorProto {
         name: name.to_string(),
         dims: tensor.dims().to_vec(),
         data_type: tensor.dtype().onnx(),
         ..Default::default()
-    };
-    Ok(Piece::Split { head: head.write_to_bytes()?, bytes: tensor.raw().map(|b| b.as_slice()).unwrap_or_default() })
+    }
+}
+
+fn sparse(p: &SparseTensorProto, name: &str) -> SparseTensorProto {
+    let mut p = p.clone();
+    if let Some(values) = p.values.as_mut() {
+        values.name = name.to_string();
+    }
+    p
 }
 
 /// The message of one operator node. Empty for graph inputs and initializers.
@@ -299,14 +440,11 @@ fn attribute(name: &str, a: &Attr) -> Option<AttributeProto> {
 }
 
 fn tensor_message(t: &Tensor) -> Option<TensorProto> {
-    if let Some(p) = t.proto() {
-        return Some((**p).clone());
-    }
-    Some(TensorProto {
-        dims: t.dims().to_vec(),
-        data_type: t.dtype().onnx(),
-        raw_data: t.raw()?.to_vec(),
-        ..Default::default()
+    Some(match t.parts() {
+        Parts::Message(p) => p.clone(),
+        Parts::Split(head, bytes) => TensorProto { raw_data: bytes.to_vec(), ..head.clone() },
+        Parts::Elements(bytes) => TensorProto { raw_data: bytes.to_vec(), ..tensor_head(t, "") },
+        Parts::Sparse(_) => TensorProto { raw_data: t.bytes().ok()?.to_vec(), ..tensor_head(t, "") },
     })
 }
 

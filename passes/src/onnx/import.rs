@@ -1,6 +1,10 @@
 //! ONNX message to IR. Nothing is dropped: each node keeps its source message, the model and graph keep their shells.
 
-use crate::ir::{Attr, Attrs, DType, Dim, Graph, Kind, NodeId, NodeSite, Op, Tensor, TensorError, ValueType};
+use super::external::external_files;
+use super::scan::{Scanned, scan};
+use crate::ir::{
+    Attr, Attrs, DType, Dim, Graph, Kind, NodeId, NodeSite, Op, SharedBytes, Tensor, TensorError, ValueType, external_path,
+};
 use indexmap::IndexMap;
 use onnx_protobuf::attribute_proto::AttributeType;
 use onnx_protobuf::tensor_shape_proto::dimension;
@@ -22,6 +26,10 @@ const DEEPEST: usize = 64;
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs)]
 pub enum ImportError {
+    #[error("is not a readable ONNX model: {0}")]
+    Damaged(String),
+    #[error("the graph has no nodes; there is nothing in it to work on")]
+    Empty,
     #[error("the file holds no graph; expected an ONNX model (is it a tensor file, or a model in another format?)")]
     NoGraph,
     #[error(
@@ -44,23 +52,53 @@ pub enum ImportError {
     Duplicate { name: String, by: String },
     #[error("{0} is on a cycle; an ONNX graph must be acyclic")]
     Cycle(NodeSite),
-    #[error("initializer or constant: {0}")]
+    #[error("an initializer has no name; the file is damaged")]
+    Nameless,
+    #[error("initializer: {0}")]
     Tensor(#[from] TensorError),
-    #[error("{0}: sparse initializers are not supported; store the tensor densely")]
-    Sparse(String),
+    #[error("{site}: {error}")]
+    Attribute { site: NodeSite, error: TensorError },
     #[error("subgraphs are nested more than {DEEPEST} deep at {0}; the file is damaged")]
     Nesting(NodeSite),
-    #[error("graph input `{0}` has no tensor type; only tensor inputs are supported")]
+    #[error("graph input `{0}` is declared with an absurd size, {1}; the file is damaged")]
+    InputSize(String, ValueType),
+    #[error("graph input `{0}` has no type; an ONNX model declares the types of its inputs")]
     InputType(String),
 }
 
-/// Reads a parsed model into the IR, taking its tensors over without copying them.
+/// Reads a model file's bytes into the IR. Initializers stay where they are in them.
 ///
 /// `root` is the model's directory, from which external data paths start; no external byte is read here.
 ///
 /// # Errors
-/// When the model is not valid ONNX or uses a version this tool does not know.
+/// When the bytes are no ONNX model, or one that is not valid or of a version this tool does not know.
+pub fn read(bytes: &SharedBytes, root: Option<&Path>) -> Result<Graph, ImportError> {
+    let Scanned { model, initializers } = scan(bytes)?;
+    let root: Option<Arc<Path>> = root.map(Arc::from);
+    let initializers = initializers.into_iter().map(|(head, raw)| {
+        let name = head.name.clone();
+        let tensor = match raw {
+            Some(range) => Tensor::from_slice(head, bytes.slice(range)),
+            None => Tensor::from_proto(head, root.clone()),
+        };
+        Ok((name, tensor?))
+    });
+    assemble(model, initializers.collect::<Result<_, TensorError>>()?, root.clone())
+}
+
+/// Reads a parsed model into the IR, taking its tensors over without copying them. Otherwise as [`read`].
+///
+/// # Errors
+/// As [`read`].
 pub fn import(mut model: ModelProto, root: Option<&Path>) -> Result<Graph, ImportError> {
+    let root: Option<Arc<Path>> = root.map(Arc::from);
+    let messages = model.graph.as_mut().map(|g| std::mem::take(&mut g.initializer)).unwrap_or_default();
+    let initializers = messages.into_iter().map(|t| Ok((t.name.clone(), Tensor::from_proto(t, root.clone())?)));
+    let initializers = initializers.collect::<Result<_, TensorError>>()?;
+    assemble(model, initializers, root)
+}
+
+fn assemble(mut model: ModelProto, tensors: Vec<(String, Tensor)>, root: Option<Arc<Path>>) -> Result<Graph, ImportError> {
     let mut source: GraphProto = model.graph.take().ok_or(ImportError::NoGraph)?;
     if !(3..=NEWEST_IR).contains(&model.ir_version) {
         return Err(ImportError::Ir(model.ir_version));
@@ -74,22 +112,27 @@ pub fn import(mut model: ModelProto, root: Option<&Path>) -> Result<Graph, Impor
     if !(OLDEST_OPSET..=NEWEST_OPSET).contains(&version) {
         return Err(ImportError::Opset(version));
     }
-    let root: Option<Arc<Path>> = root.map(Arc::from);
+    if source.node.is_empty() {
+        return Err(ImportError::Empty);
+    }
     let mut g = Graph::default();
     g.opsets = opsets;
+    g.root = root.clone();
     g.metadata = model.metadata_props.iter().map(|p| (p.key.clone(), p.value.clone())).collect();
-    if let Some(s) = source.sparse_initializer.first() {
-        let name = s.values.as_ref().map(|v| v.name.clone()).unwrap_or_default();
-        return Err(ImportError::Sparse(format!("`{name}`")));
-    }
 
     let nodes = std::mem::take(&mut source.node);
     let inputs = std::mem::take(&mut source.input);
     let outputs = std::mem::take(&mut source.output);
     let mut initializers = IndexMap::new();
-    for t in std::mem::take(&mut source.initializer) {
-        let name = t.name.clone();
-        let tensor = Tensor::from_proto(t, root.clone())?;
+    let sparse = std::mem::take(&mut source.sparse_initializer).into_iter().map(|t| {
+        let name = t.values.name.clone();
+        Tensor::from_sparse(t).map(|t| (name, t))
+    });
+    for t in tensors.into_iter().map(Ok).chain(sparse) {
+        let (name, tensor) = t?;
+        if name.is_empty() {
+            return Err(ImportError::Nameless);
+        }
         if initializers.insert(name.clone(), tensor).is_some() {
             return Err(ImportError::Duplicate { name, by: "an initializer".into() });
         }
@@ -104,8 +147,17 @@ pub fn import(mut model: ModelProto, root: Option<&Path>) -> Result<Graph, Impor
             if !overridable {
                 g.set_listed_constant(v);
             }
+            source.input.push(info);
         } else {
-            let ty = read_value_info(&info).ok_or_else(|| ImportError::InputType(name.clone()))?;
+            if info.type_.value.is_none() {
+                return Err(ImportError::InputType(name));
+            }
+            // Sequences and the like have no tensor type; the model is taken with them, no analysis sees into them.
+            let ty = read_value_info(&info).unwrap_or_default();
+            let known = ty.shape.iter().flatten().filter_map(Dim::known).filter(|d| *d != 0);
+            if known.fold(1i64, i64::saturating_mul) >= 1 << 48 {
+                return Err(ImportError::InputSize(name, ty));
+            }
             g.add_input(&name, ty, Some(Arc::new(info)));
         }
     }
@@ -114,6 +166,7 @@ pub fn import(mut model: ModelProto, root: Option<&Path>) -> Result<Graph, Impor
         g.add_initializer(&name, tensor, false);
     }
 
+    let mut inner = HashSet::new();
     let mut linked: Vec<(NodeId, Vec<String>, Vec<String>)> = Vec::with_capacity(nodes.len());
     for node in nodes {
         let site = NodeSite { name: site_name(&node), op: node.op_type.clone() };
@@ -122,9 +175,10 @@ pub fn import(mut model: ModelProto, root: Option<&Path>) -> Result<Graph, Impor
         }
         let mut free = Vec::new();
         for graph in node.attribute.iter().flat_map(|a| a.g.as_ref().into_iter().chain(&a.graphs)) {
-            free_names(graph, 1, &mut free, &mut g).map_err(|_| ImportError::Nesting(site.clone()))?;
+            free_names(graph, 1, &mut free, &mut inner).map_err(|_| ImportError::Nesting(site.clone()))?;
         }
-        let attrs = read_attrs(&node, root.as_ref())?;
+        let attrs =
+            read_attrs(&node, root.as_ref()).map_err(|error| ImportError::Attribute { site: site.clone(), error })?;
         let domain = if node.domain == "ai.onnx" { String::new() } else { node.domain.clone() };
         let inputs = node.input.clone();
         let outputs = node.output.clone();
@@ -138,6 +192,8 @@ pub fn import(mut model: ModelProto, root: Option<&Path>) -> Result<Graph, Impor
         }
         linked.push((id, inputs, free));
     }
+    // Only now: a name inside a subgraph must not keep the source's own value from its name.
+    inner.iter().for_each(|name| g.reserve(name));
     for (id, inputs, free) in linked {
         for (i, name) in inputs.iter().enumerate().filter(|(_, n)| !n.is_empty()) {
             let v = g.find(name).ok_or_else(|| ImportError::Dangling(g.site(id), name.clone()))?;
@@ -161,6 +217,9 @@ pub fn import(mut model: ModelProto, root: Option<&Path>) -> Result<Graph, Impor
     g.topological_order().map_err(ImportError::Cycle)?;
     g.shell = Arc::new(model);
     g.graph_shell = Arc::new(source);
+    for (location, name) in external_files(&g) {
+        external_path(g.root.as_deref(), &location).map_err(|what| TensorError { name, what })?;
+    }
     Ok(g)
 }
 
@@ -175,22 +234,21 @@ fn site_name(node: &NodeProto) -> String {
     if node.name.is_empty() { node.output.first().cloned().unwrap_or_default() } else { node.name.clone() }
 }
 
-/// Names a subgraph reads from outside, in order; its own names are reserved.
-fn free_names(graph: &GraphProto, depth: usize, free: &mut Vec<String>, g: &mut Graph) -> Result<(), ()> {
+/// Names a subgraph reads from outside, in order, and its own ones.
+fn free_names(graph: &GraphProto, depth: usize, free: &mut Vec<String>, inside: &mut HashSet<String>) -> Result<(), ()> {
     if depth > DEEPEST {
         return Err(());
     }
     let mut own: HashSet<&str> = graph.input.iter().map(|i| i.name.as_str()).collect();
     own.extend(graph.initializer.iter().map(|t| t.name.as_str()));
+    own.extend(graph.sparse_initializer.iter().map(|t| t.values.name.as_str()));
     own.extend(graph.node.iter().flat_map(|n| &n.output).map(String::as_str));
-    for name in &own {
-        g.reserve(name);
-    }
+    inside.extend(own.iter().map(|name| name.to_string()));
     let mut inner = Vec::new();
     for node in &graph.node {
         inner.extend(node.input.iter().filter(|n| !n.is_empty()).cloned());
         for sub in node.attribute.iter().flat_map(|a| a.g.as_ref().into_iter().chain(&a.graphs)) {
-            free_names(sub, depth + 1, &mut inner, g)?;
+            free_names(sub, depth + 1, &mut inner, inside)?;
         }
     }
     inner.extend(graph.output.iter().map(|o| o.name.clone()));
@@ -202,7 +260,7 @@ fn free_names(graph: &GraphProto, depth: usize, free: &mut Vec<String>, g: &mut 
     Ok(())
 }
 
-fn read_attrs(node: &NodeProto, root: Option<&Arc<Path>>) -> Result<Attrs, ImportError> {
+fn read_attrs(node: &NodeProto, root: Option<&Arc<Path>>) -> Result<Attrs, TensorError> {
     let mut attrs = Attrs::new();
     for a in &node.attribute {
         attrs.0.insert(a.name.clone(), read_attr(a, root)?);

@@ -82,7 +82,60 @@ pub fn classes_last(g: &Graph, output: ValueId) -> bool {
     rank == 3 && reads_ids
 }
 
-/// Appends a loss on a model output; adds the target input.
+/// What turns logits into the probabilities that the source hands out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Squash {
+    /// `Softmax` or `LogSoftmax`, over this axis.
+    Softmax(usize),
+    /// `Sigmoid`.
+    Sigmoid,
+}
+
+/// The softmax or sigmoid an output comes out of, and the logits before it.
+pub fn squashed(g: &Graph, output: ValueId) -> Option<(Squash, ValueId)> {
+    let mut v = output;
+    while g.is_op(v.node, "Identity") || (g.is_op(v.node, "Cast") && g.is_float(v)) {
+        v = g.operand(v.node, 0).filter(|from| g.is_float(*from))?;
+    }
+    let op = g.op(v.node)?;
+    let logits = g.operand(v.node, 0)?;
+    if op.is("Sigmoid") {
+        return Some((Squash::Sigmoid, logits));
+    }
+    if !op.is("Softmax") && !op.is("LogSoftmax") {
+        return None;
+    }
+    let ty = g.tensor_type(v)?;
+    // Before opset 13 all axes from `axis` on are one.
+    let old = g.opsets.get("").is_some_and(|o| *o < 13);
+    let axis = ty.axis(op.attrs.int("axis", if old { 1 } else { -1 }))?;
+    (!old || axis + 1 == ty.rank()).then_some((Squash::Softmax(axis), logits))
+}
+
+/// The value a loss reads for a model output: the logits before a trailing softmax or sigmoid that the loss itself contains.
+fn logits_of(g: &Graph, output: ValueId, kind: LossKind, last: bool) -> Result<ValueId, LossError> {
+    let rank = g.tensor_type(output).map_or(0, |t| t.rank());
+    let class_axis = if last || kind == LossKind::NextToken { rank.saturating_sub(1) } else { 1 };
+    match squashed(g, output) {
+        Some((Squash::Softmax(axis), logits)) if kind.takes_labels() && axis == class_axis => Ok(logits),
+        Some((Squash::Sigmoid, logits)) if kind == LossKind::Bce => Ok(logits),
+        Some((Squash::Softmax(_), _)) if kind == LossKind::Bce => {
+            let name = g.name(output);
+            Err(LossError::Unfit(format!(
+                "output `{name}` comes out of a softmax, whose loss is cross-entropy; bce reads independent logits"
+            )))
+        }
+        Some((Squash::Sigmoid, _)) if kind.takes_labels() => {
+            let name = g.name(output);
+            Err(LossError::Unfit(format!(
+                "output `{name}` comes out of a sigmoid, whose loss is bce; cross-entropy reads logits of exclusive classes"
+            )))
+        }
+        _ => Ok(output),
+    }
+}
+
+/// Appends a loss on a model output; adds the target input. A trailing softmax or sigmoid is taken into the loss.
 ///
 /// # Errors
 /// When the output's type does not fit the loss.
@@ -100,6 +153,7 @@ pub fn append_loss(g: &mut Graph, output: ValueId, o: &LossOptions) -> Result<Lo
         )));
     }
     let last = classes_last(g, output);
+    let output = logits_of(g, output, o.kind, last)?;
     let target_type = target_type(&ty, o.kind, last).map_err(|e| LossError::Unfit(format!("output `{name}`: {e}")))?;
     let wanted = o.labels.clone().unwrap_or_else(|| if o.kind.takes_labels() { "labels" } else { "target" }.to_string());
     // The model's own names win.
@@ -236,5 +290,46 @@ fn element_loss(b: &mut Builder, y: ValueId, t: ValueId, o: &LossOptions) -> Bui
             b.add(a, log)
         }
         _ => b.mul(d, d),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ir::{Op, Tensor};
+
+    fn network(last: &str) -> (Graph, ValueId) {
+        let mut g = Graph::default();
+        let ty = TensorType::fixed(DType::F32, &[2, 3]);
+        let x = g.add_input("x", ty.clone().into(), None);
+        let w = g.add_initializer("w", Tensor::f32s(&[3, 3], &[1.0; 9]), false);
+        let n = g.add_op("", Op::new("MatMul", Attrs::new()), &[Some(x), Some(w)]);
+        let h = g.push_result(n, "logits", ty.clone().into());
+        let n = g.add_op("", Op::new(last, Attrs::new()), &[Some(h)]);
+        let y = g.push_result(n, "y", ty.into());
+        g.add_output(y, None);
+        (g, y)
+    }
+
+    #[test]
+    fn the_loss_reads_what_comes_before_a_softmax_or_sigmoid() {
+        for (last, kind, reads) in [
+            ("Softmax", LossKind::CrossEntropy, "logits"),
+            ("LogSoftmax", LossKind::CrossEntropy, "logits"),
+            ("Sigmoid", LossKind::Bce, "logits"),
+            ("Softmax", LossKind::Mse, "y"),
+            ("Tanh", LossKind::CrossEntropy, "y"),
+        ] {
+            let (g, y) = network(last);
+            assert_eq!(g.name(logits_of(&g, y, kind, false).unwrap()), reads, "{last} {kind:?}");
+        }
+    }
+
+    #[test]
+    fn a_loss_that_does_not_belong_to_the_squash_is_refused() {
+        for (last, kind) in [("Softmax", LossKind::Bce), ("Sigmoid", LossKind::CrossEntropy)] {
+            let (g, y) = network(last);
+            assert!(logits_of(&g, y, kind, false).is_err(), "{last} {kind:?}");
+        }
     }
 }

@@ -4,6 +4,7 @@ pub mod bake;
 pub mod classes;
 mod differentiate;
 pub mod eliminate;
+pub mod evaluation;
 pub mod fold;
 pub mod fresh;
 pub mod legalize;

@@ -218,7 +218,7 @@ pub fn build_training_graph(mut g: Graph, routers: &[Router], o: &TrainingOption
 }
 
 /// The verifier after a pass, in debug builds and tests.
-fn after(g: &Graph, pass: &str) -> Result<(), TrainingError> {
+pub(super) fn after(g: &Graph, pass: &str) -> Result<(), TrainingError> {
     pipeline::check(g, pass).map_err(|e| TrainingError::Invalid(vec![e]))
 }
 
@@ -346,14 +346,15 @@ fn publish_as(g: &mut Graph, v: ValueId, name: &str) -> String {
     got
 }
 
+pub(super) fn describe_loss(g: &mut Graph, o: &TrainingOptions, target: &str) {
+    let record = json!({"kind": o.loss.kind.name(), "reduction": if o.loss.sum { "sum" } else { "mean" }, "target": target,
+                        "label_smoothing": o.loss.smoothing, "ignore_index": o.loss.ignore_index});
+    g.metadata.insert("ancre.loss".into(), record.to_string());
+}
+
 fn describe(g: &mut Graph, states: &[StateRecord], o: &TrainingOptions, target: &str) {
-    let text = |v: serde_json::Value| v.to_string();
     g.metadata.insert("ancre.state".into(), serde_json::to_string(states).unwrap_or_default());
-    g.metadata.insert(
-        "ancre.loss".into(),
-        text(json!({"kind": o.loss.kind.name(), "reduction": if o.loss.sum { "sum" } else { "mean" }, "target": target,
-                    "label_smoothing": o.loss.smoothing, "ignore_index": o.loss.ignore_index})),
-    );
+    describe_loss(g, o, target);
     let opt = &o.optimizer;
     let adam = matches!(opt.kind, OptimizerKind::Adam | OptimizerKind::AdamW);
     let mut record = json!({"kind": opt.kind.name()});
@@ -374,5 +375,5 @@ fn describe(g: &mut Graph, states: &[StateRecord], o: &TrainingOptions, target: 
             r.insert("router_lr_scale".into(), json!(opt.router_lr_scale));
         }
     }
-    g.metadata.insert("ancre.optimizer".into(), text(record));
+    g.metadata.insert("ancre.optimizer".into(), record.to_string());
 }

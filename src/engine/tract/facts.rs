@@ -154,6 +154,9 @@ impl Walk<'_> {
     /// Facts of the node's results by tract's rule, or `None` when it has none or fails.
     fn ask(&self, node: NodeId, message: &pb::NodeProto, context: &ParsingContext) -> Option<Vec<InferenceFact>> {
         let builder = context.framework.op_register.0.get(&message.op_type)?;
+        if !self.axis_exists(node) {
+            return None;
+        }
         quietly(|| {
             let (mut op, captured) = builder(context, message).ok()?;
             let outputs = message.output.iter().filter(|n| !n.is_empty()).count();
@@ -170,6 +173,16 @@ impl Walk<'_> {
             Some(facts.into_vec())
         })
         .flatten()
+    }
+
+    /// Is the axis of the first operand, counted from its end, there? Some of tract's rules count up to it unchecked, and
+    /// below zero that is 2^64 steps.
+    fn axis_exists(&self, node: NodeId) -> bool {
+        let Some(op) = self.g.op(node) else { return false };
+        let rank = self.g.operand(node, 0).and_then(|v| self.facts.get(&v)).and_then(|f| f.shape.rank().concretize());
+        let last_by_default = matches!(op.name.as_str(), "LayerNormalization" | "RMSNormalization");
+        let axis = op.attrs.int("axis", if last_by_default { -1 } else { 0 });
+        rank.is_none_or(|rank| axis + rank >= 0)
     }
 
     fn type_of(&self, v: ValueId) -> ValueType {

@@ -55,22 +55,21 @@ impl Marks {
     }
 }
 
+/// Words of a signature: a branch around half a network is not spelled out.
+const LONGEST_SIGNATURE: usize = 64;
 /// Values beside the state that count as the state.
 const MOST_SHARED: usize = 16;
 /// Nodes looked at before giving up on a question of reachability.
 const FAR: usize = 4096;
 
-/// Is `to` computed from `from`? Looks at no more than [`FAR`] nodes and says yes when it cannot tell.
-fn reaches(f: &Flow, from: NodeId, to: NodeId, marks: &mut Marks) -> bool {
+/// Is `to` computed from one of these nodes? Looks at no more than [`FAR`] nodes and says yes when it cannot tell.
+fn reaches(f: &Flow, from: &[NodeId], to: NodeId, marks: &mut Marks) -> bool {
     marks.clear();
-    let mut stack = vec![from];
+    let mut stack: Vec<NodeId> = from.to_vec();
     let mut looked = 0;
     while let Some(n) = stack.pop() {
-        if n == to {
-            return true;
-        }
         looked += 1;
-        if looked > FAR {
+        if n == to || looked > FAR {
             return true;
         }
         for r in &f.readers[n.index()] {
@@ -123,14 +122,15 @@ pub(super) fn branch(f: &Flow, q: &Question, marks: &mut Marks) -> Result<Region
     }
     strays.retain(|c| !same.iter().any(|v| v.node == *c));
     if seeds.is_empty() && !(directly && q.inner.is_some()) {
-        return match strays.into_iter().find(|s| reaches(f, *s, q.add, marks)) {
+        // Whether the add can be reached by those is a question for when the joins around it are known.
+        return match strays.first() {
             _ if directly => Err(Why::NoMixing(q.state)),
-            Some(stray) => Err(Why::Leaks(q.state, stray)),
+            Some(stray) => Err(Why::Leaks(q.state, *stray)),
             None => Err(Why::Independent),
         };
     }
-    if let Some(stray) = strays.into_iter().find(|s| reaches(f, *s, q.add, marks)) {
-        return Err(Why::Leaks(q.state, stray));
+    if !strays.is_empty() && reaches(f, &strays, q.add, marks) {
+        return Err(Why::Leaks(q.state, strays[0]));
     }
     let region = walk(f, q, seeds, directly, marks)?;
     let constant = !f.is_live(q.state);
@@ -234,6 +234,9 @@ pub(super) fn signature(f: &Flow, region: &Region, inner: Option<Mixing>, marks:
     let mut words: Vec<(NodeId, &str)> = Vec::new();
     for n in &region.nodes {
         let Class::Mixing(m) = f.class_of(*n) else { continue };
+        if words.len() > 2 * LONGEST_SIGNATURE {
+            break;
+        }
         if m == Mixing::MatMul
             && both_live(*n)
             && let Some(score) = f.reads[n.index()].iter().find_map(|(_, v)| score_behind(f, *v, marks))
@@ -245,7 +248,9 @@ pub(super) fn signature(f: &Flow, region: &Region, inner: Option<Mixing>, marks:
         }
     }
     words.retain(|(n, _)| !scores.contains(n));
-    words.into_iter().map(|(_, w)| w).chain(inner.map(Mixing::name)).map(str::to_string).collect()
+    let rest = (words.len() > LONGEST_SIGNATURE).then_some("…");
+    words.truncate(LONGEST_SIGNATURE);
+    words.into_iter().map(|(_, w)| w).chain(rest).chain(inner.map(Mixing::name)).map(str::to_string).collect()
 }
 
 /// The product of queries and keys whose softmax, perhaps rearranged, the value is.

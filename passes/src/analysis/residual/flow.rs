@@ -32,6 +32,8 @@ pub(super) struct Flow<'g> {
     above: Vec<u32>,
     jump: Vec<u32>,
     depth: Vec<u32>,
+    /// Pre-order number in the tree of post-dominators, and the first one past the node's descendants.
+    span: Vec<(u32, u32)>,
 }
 
 impl<'g> Flow<'g> {
@@ -50,6 +52,7 @@ impl<'g> Flow<'g> {
             above: vec![bound as u32; bound + 1],
             jump: vec![bound as u32; bound + 1],
             depth: vec![0; bound + 1],
+            span: vec![(0, 0); bound + 1],
             order,
         };
         for (place, node) in f.order.iter().enumerate() {
@@ -73,6 +76,7 @@ impl<'g> Flow<'g> {
         }
         f.find_spent();
         f.find_post_dominators();
+        f.number_tree();
         f
     }
 
@@ -122,6 +126,23 @@ impl<'g> Flow<'g> {
         }
     }
 
+    /// Numbers the tree so that an ancestor's span contains its descendants'.
+    fn number_tree(&mut self) {
+        let mut size = vec![1u32; self.span.len()];
+        for node in &self.order {
+            let i = node.index();
+            size[self.above[i] as usize] += size[i];
+        }
+        let mut free = vec![1u32; self.span.len()];
+        for node in self.order.iter().rev() {
+            let (i, above) = (node.index(), self.above[node.index()] as usize);
+            let first = free[above];
+            free[above] += size[i];
+            free[i] = first + 1;
+            self.span[i] = (first, first + size[i]);
+        }
+    }
+
     fn lift(&self, mut n: u32, depth: u32) -> u32 {
         while self.depth[n as usize] > depth {
             let j = self.jump[n as usize];
@@ -146,7 +167,8 @@ impl<'g> Flow<'g> {
 
     /// Does everything computed from `from` (save what is spent) pass through `by`?
     pub(super) fn post_dominates(&self, by: NodeId, from: NodeId) -> bool {
-        self.lift(from.index() as u32, self.depth[by.index()]) == by.index() as u32
+        let ((first, end), (at, _)) = (self.span[by.index()], self.span[from.index()]);
+        (first..end).contains(&at)
     }
 
     /// The readers of one value, by place. Of a fused operator's sum all that read any of its results do, which are functions of

@@ -43,6 +43,8 @@ pub(super) struct Finder<'f, 'g> {
     pub(super) within: Vec<u32>,
     /// The innermost join around a join.
     around: Vec<u32>,
+    /// Some join around it, the outermost after [`Finder::outermost`].
+    outer: Vec<u32>,
     /// Adds that became part of another join.
     parts: HashSet<NodeId>,
     pub(super) marks: Marks,
@@ -66,6 +68,7 @@ impl<'f, 'g> Finder<'f, 'g> {
             join_of: HashMap::new(),
             within: vec![NOWHERE; bound],
             around: Vec::new(),
+            outer: Vec::new(),
             parts: HashSet::new(),
             marks: Marks::new(bound),
         }
@@ -200,6 +203,7 @@ impl<'f, 'g> Finder<'f, 'g> {
         let node = self.adds[i].node;
         let start = if kind == JoinKind::Identity { in_the_sum_s_form(f, start, node) } else { start };
         self.around.push(NOWHERE);
+        self.outer.push(NOWHERE);
         let inner = self.adds[i].addends.iter().find(|a| a.operand != operand).and_then(|a| a.inner);
         let id = self.joins.len() as u32;
         for n in &region.nodes {
@@ -208,12 +212,10 @@ impl<'f, 'g> Finder<'f, 'g> {
                 self.within[n.index()] = id;
                 continue;
             }
-            let mut at = inner;
-            while at != id && self.around[at as usize] != NOWHERE {
-                at = self.around[at as usize];
-            }
-            if at != id {
-                self.around[at as usize] = id;
+            let outermost = self.outermost(inner);
+            if outermost != id {
+                self.around[outermost as usize] = id;
+                self.outer[outermost as usize] = id;
             }
         }
         let mut also = Vec::new();
@@ -255,6 +257,19 @@ impl<'f, 'g> Finder<'f, 'g> {
             also,
             branch_nodes: region.nodes.len(),
         }));
+    }
+
+    /// The outermost join around a join; shortens the way for the next question.
+    fn outermost(&mut self, id: u32) -> u32 {
+        let mut top = id;
+        while self.outer[top as usize] != NOWHERE {
+            top = self.outer[top as usize];
+        }
+        let mut at = id;
+        while at != top {
+            at = std::mem::replace(&mut self.outer[at as usize], top);
+        }
+        top
     }
 
     /// Is the add a join or part of one?

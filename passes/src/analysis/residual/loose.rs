@@ -37,8 +37,7 @@ pub(super) fn recover(finder: &mut Finder) {
             continue;
         }
         match candidate(finder, i, &mut between, &mut after) {
-            Ok(Some(c)) => candidates.push(c),
-            Ok(None) => {}
+            Ok(c) => candidates.push(c),
             Err(refusal) => finder.adds[i].why = Some(refusal),
         }
     }
@@ -63,10 +62,11 @@ fn crosses(finder: &Finder, add: NodeId, start: &Start) -> Option<NodeId> {
     })
 }
 
-fn candidate(finder: &Finder, i: usize, between: &mut Marks, after: &mut Marks) -> Result<Option<Candidate>, Refusal> {
+fn candidate(finder: &Finder, i: usize, between: &mut Marks, after: &mut Marks) -> Result<Candidate, Refusal> {
     let add = finder.adds[i].node;
     let all: SmallVec<[usize; 4]> = finder.adds[i].addends.iter().map(|a| a.operand).collect();
     let mut refusal = None;
+    let mut leaks = None;
     for operand in finder.adds[i].addends.iter().filter(|a| a.inner.is_none()).map(|a| a.operand) {
         let others: SmallVec<[usize; 4]> = all.iter().copied().filter(|o| *o != operand).collect();
         for start in finder.identity_starts(add, operand) {
@@ -81,12 +81,15 @@ fn candidate(finder: &Finder, i: usize, between: &mut Marks, after: &mut Marks) 
                 refusal.get_or_insert(Refusal::Branch(operand, Why::Crosses(start.state, join)));
                 break;
             }
-            if let Some(region) = region(f, add, &others, &start, between, after) {
-                return Ok(Some(Candidate { add: i, operand, start, region }));
+            match region(f, add, &others, &start, between, after) {
+                Ok(region) => return Ok(Candidate { add: i, operand, start, region }),
+                Err(why @ Why::Leaks(..)) => leaks = Some(Refusal::Branch(operand, why)),
+                Err(_) => {}
             }
         }
     }
-    refusal.map_or(Ok(None), Err)
+    // What looked like a leak may have been other uses of the state only.
+    Err(refusal.or(leaks).unwrap_or(Refusal::Branch(all[0], Why::Independent)))
 }
 
 /// The nodes between the start and the add, if some mix and all that goes past the add soon meets its result.
@@ -97,7 +100,7 @@ fn region(
     start: &Start,
     between: &mut Marks,
     after: &mut Marks,
-) -> Option<Region> {
+) -> Result<Region, Why> {
     // Backwards from the branch to everything after the state ...
     between.clear();
     let first = f.place_of(start.state.node);
@@ -108,7 +111,7 @@ fn region(
     while let Some(n) = stack.pop() {
         back.push(n);
         if back.len() > LARGEST {
-            return None;
+            return Err(Why::Leaks(start.state, n));
         }
         for (_, v) in &f.reads[n.index()] {
             if f.place_of(v.node) > first && between.insert(v.node) {
@@ -128,27 +131,28 @@ fn region(
         }
     }
     let mixes = |n: &NodeId| matches!(f.class_of(*n), Class::Mixing(m) if m != Mixing::Pool);
-    if !roots.iter().any(|n| after.contains(*n)) || !nodes.iter().any(mixes) {
-        return None;
+    if !roots.iter().any(|n| after.contains(*n)) {
+        return Err(Why::Independent);
     }
     let mut leaks = Vec::new();
     for n in &nodes {
         for r in &f.readers[n.index()] {
             let c = r.consumer;
             if start.path.contains(&c) {
-                return None;
+                return Err(Why::Gated(start.state, c));
             }
             if c != add && !after.contains(c) && !f.spent[c.index()] {
                 leaks.push(c);
             }
         }
     }
+    let stray = leaks.first().copied().unwrap_or(add);
     descendants(f, add, after);
-    if !meets(f, leaks, after, between) {
-        return None;
+    if !nodes.iter().any(mixes) || !meets(f, leaks, after, between) {
+        return Err(Why::Leaks(start.state, stray));
     }
     let mixing = nodes.iter().filter(|n| matches!(f.class_of(**n), Class::Mixing(_))).count();
-    Some(Region { nodes, mixing, nonlinear: true })
+    Ok(Region { nodes, mixing, nonlinear: true })
 }
 
 /// Marks what is computed from an add, as far as one looks.

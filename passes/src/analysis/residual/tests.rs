@@ -264,7 +264,7 @@ fn polynomials_rotations_and_biases_are_no_joins() {
     assert!(s.chains.is_empty() && s.projections.is_empty());
     assert!(reason_for(&g, &s, "gelu").contains("without a convolution, product, attention or pooling"));
     assert!(reason_for(&g, &s, "bias").contains("`b` is a constant"));
-    assert!(reason_for(&g, &s, "rope").contains("`cx`, `sx`"));
+    assert!(reason_for(&g, &s, "rope").contains("are both computed from `gelu` without"), "{}", reason_for(&g, &s, "rope"));
     assert!(report::inspect_text(&g, &s).starts_with("No residual adds: none of its 3"));
 }
 

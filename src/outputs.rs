@@ -1,0 +1,239 @@
+//! Writing outputs whole or not at all: everything is written under temporary names first and put in place together.
+
+use crate::error::Failure;
+use ancre_passes::onnx::{self, Emission, MOST_BYTES, Placement};
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+use tempfile::TempPath;
+
+/// Files to be put in place together: each is written under a temporary name first, so that an error leaves nothing behind.
+#[derive(Default)]
+pub struct Outputs {
+    /// In the order in which they are put in place: data before the model that refers to it.
+    pending: Vec<Pending>,
+    /// Directories made for the outputs.
+    made: Vec<PathBuf>,
+    /// Where a source's data file goes in a directory.
+    placed: HashMap<(PathBuf, PathBuf), String>,
+    /// Files that must not be written.
+    sources: Vec<PathBuf>,
+}
+
+struct Pending {
+    temp: TempPath,
+    path: PathBuf,
+}
+
+impl Outputs {
+    /// Outputs that never replace these files.
+    pub fn sparing(sources: &[&Path]) -> Outputs {
+        let mut outputs = Outputs::default();
+        outputs.sources.extend(sources.iter().map(|p| p.to_path_buf()));
+        outputs
+    }
+
+    /// Writes a model beside its destination, and what external data it needs. Returns the model file's size.
+    ///
+    /// # Errors
+    /// When the directory cannot be made or written to.
+    pub fn add_model(&mut self, emission: &Emission, path: &Path) -> Result<u64, Failure> {
+        let fail = |e: onnx::EmitError| cannot(path, e);
+        let mut placement = Placement::default();
+        let files = onnx::external_files(emission.graph());
+        if let Some(root) = &emission.graph().root {
+            for location in files.keys() {
+                let place = self.place_data(root, location, path)?;
+                if place != *location {
+                    placement.moved.insert(location.clone(), place);
+                }
+            }
+        }
+        let moved = if placement.moved.is_empty() { None } else { Some(emission.placed(&placement).map_err(fail)?) };
+        let mut emission = moved.as_ref().unwrap_or(emission);
+        let large;
+        if emission.byte_len() > MOST_BYTES {
+            let name = self.data_name(path, &files)?;
+            placement.data = Some(name.clone());
+            large = emission.placed(&placement).map_err(fail)?;
+            emission = &large;
+            let data = path.with_file_name(name);
+            self.add(&data, |file| large.write_data(file).map_err(|e| e.to_string()))?;
+        }
+        self.add(path, |file| emission.write_to(file).map_err(|e| e.to_string()))?;
+        Ok(emission.byte_len())
+    }
+
+    /// Writes bytes beside their destination.
+    ///
+    /// # Errors
+    /// When the directory cannot be made or written to.
+    pub fn add_bytes(&mut self, bytes: &[u8], path: &Path) -> Result<(), Failure> {
+        self.add(path, |file| file.write_all(bytes).map_err(|e| e.to_string()))
+    }
+
+    fn add(&mut self, path: &Path, write: impl FnOnce(&mut dyn Write) -> Result<(), String>) -> Result<(), Failure> {
+        if path.is_dir() {
+            return Err(cannot(path, "it is a directory"));
+        }
+        if self.sources.iter().any(|s| is_same_file(s, path)) {
+            return Err(cannot(path, "it is the input, or holds its data").help("choose another output with -o"));
+        }
+        let dir = parent(path);
+        self.make_dir(dir).map_err(|e| cannot(path, e))?;
+        let temp = tempfile::Builder::new().prefix(".ancre-").tempfile_in(dir).map_err(|e| cannot(path, e))?;
+        {
+            let mut file = io::BufWriter::with_capacity(1 << 20, temp.as_file());
+            write(&mut file).map_err(|e| cannot(path, e))?;
+            file.flush().map_err(|e| cannot(path, e))?;
+        }
+        self.pending.push(Pending { temp: temp.into_temp_path(), path: path.to_path_buf() });
+        Ok(())
+    }
+
+    fn make_dir(&mut self, dir: &Path) -> io::Result<()> {
+        let missing: Vec<&Path> = dir.ancestors().take_while(|d| !d.as_os_str().is_empty() && !d.exists()).collect();
+        fs::create_dir_all(dir)?;
+        self.made.extend(missing.into_iter().map(Path::to_path_buf));
+        Ok(())
+    }
+
+    /// Makes a source's data file available beside an output; returns its location there. A file that is there already is
+    /// never replaced: if it is another one, the data gets another name.
+    fn place_data(&mut self, root: &Path, location: &str, output: &Path) -> Result<String, Failure> {
+        let root = if root.as_os_str().is_empty() { Path::new(".") } else { root };
+        // A model without its data is written without it.
+        let Ok(source) = root.join(location).canonicalize() else { return Ok(location.to_string()) };
+        self.sources.push(source.clone());
+        let dir = parent(output);
+        let key = (source.clone(), dir.to_path_buf());
+        if let Some(place) = self.placed.get(&key) {
+            return Ok(place.clone());
+        }
+        let mut place = location.to_string();
+        for n in 1.. {
+            let target = dir.join(&place);
+            if is_same_file(&source, &target) {
+                break;
+            }
+            if target.symlink_metadata().is_err() && !self.pending.iter().any(|p| p.path == target) {
+                self.copy(&source, &target)?;
+                break;
+            }
+            if has_same_content(&source, &target) {
+                break;
+            }
+            place = numbered(location, n);
+        }
+        self.placed.insert(key, place.clone());
+        Ok(place)
+    }
+
+    /// Copies a file, under a temporary name for now. It is not linked: readers refuse data files that have a second link
+    /// (`onnx.load` since 1.20 takes that for an attack), and that would break the source too. Where the file system can
+    /// share blocks between files, the copy does.
+    fn copy(&mut self, source: &Path, target: &Path) -> Result<(), Failure> {
+        let dir = parent(target);
+        self.make_dir(dir).map_err(|e| cannot(target, e))?;
+        let temp = tempfile::Builder::new().prefix(".ancre-").tempfile_in(dir).map_err(|e| cannot(target, e))?;
+        fs::copy(source, temp.path()).map_err(|e| cannot(target, format!("copying {}: {e}", source.display())))?;
+        self.pending.push(Pending { temp: temp.into_temp_path(), path: target.to_path_buf() });
+        Ok(())
+    }
+
+    /// Name of the data file for the weights of a model over 2 GiB; not one that the model's own data has.
+    fn data_name(&self, path: &Path, files: &indexmap::IndexMap<String, String>) -> Result<String, Failure> {
+        let name = path.file_name().and_then(|n| n.to_str()).ok_or_else(|| cannot(path, "its name is not Unicode"))?;
+        let name = format!("{name}.data");
+        let taken = |name: &String| {
+            let target = path.with_file_name(name);
+            files.contains_key(name)
+                || self.pending.iter().any(|p| p.path == target)
+                || self.sources.iter().any(|s| is_same_file(s, &target))
+                || self.placed.values().any(|place| place == name)
+        };
+        let mut all = std::iter::once(name.clone()).chain((1..).map(|n| numbered(&name, n)));
+        all.find(|n| !taken(n)).ok_or_else(|| cannot(path, "no name is free for its data"))
+    }
+
+    /// Puts all files in place.
+    ///
+    /// # Errors
+    /// When a rename fails.
+    pub fn commit(mut self) -> Result<(), Failure> {
+        for Pending { temp, path } in std::mem::take(&mut self.pending) {
+            // Temporary files are private; the output has the permissions a new file gets.
+            #[cfg(unix)]
+            {
+                use std::os::unix::fs::PermissionsExt;
+                let _ = fs::set_permissions(&temp, fs::Permissions::from_mode(0o644));
+            }
+            temp.persist(&path).map_err(|e| cannot(&path, e.error))?;
+        }
+        self.made.clear();
+        Ok(())
+    }
+}
+
+impl Drop for Outputs {
+    fn drop(&mut self) {
+        self.pending.clear();
+        for dir in &self.made {
+            // Only if it is empty, which it is unless someone else used it too.
+            let _ = fs::remove_dir(dir);
+        }
+    }
+}
+
+fn cannot(path: &Path, e: impl std::fmt::Display) -> Failure {
+    Failure::input(format!("cannot be written: {e}")).at(path)
+}
+
+fn parent(path: &Path) -> &Path {
+    path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// `weights.bin` as `weights.1.bin`.
+fn numbered(location: &str, n: usize) -> String {
+    let path = Path::new(location);
+    let stem = path.file_stem().map(|s| s.to_string_lossy()).unwrap_or_default();
+    let name = match path.extension() {
+        Some(suffix) => format!("{stem}.{n}.{}", suffix.to_string_lossy()),
+        None => format!("{stem}.{n}"),
+    };
+    path.with_file_name(name).to_string_lossy().into_owned()
+}
+
+/// Are both paths the same existing file, be it through links?
+pub fn is_same_file(a: &Path, b: &Path) -> bool {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::MetadataExt;
+        if let (Ok(a), Ok(b)) = (fs::metadata(a), fs::metadata(b)) {
+            return (a.dev(), a.ino()) == (b.dev(), b.ino());
+        }
+    }
+    matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b)
+}
+
+fn has_same_content(a: &Path, b: &Path) -> bool {
+    let compare = || -> io::Result<bool> {
+        let (mut a, mut b) = (File::open(a)?, File::open(b)?);
+        if a.metadata()?.len() != b.metadata()?.len() {
+            return Ok(false);
+        }
+        let (mut x, mut y) = (vec![0; 1 << 20], vec![0; 1 << 20]);
+        loop {
+            let n = a.read(&mut x)?;
+            if n == 0 {
+                return Ok(true);
+            }
+            b.read_exact(&mut y[..n])?;
+            if x[..n] != y[..n] {
+                return Ok(false);
+            }
+        }
+    };
+    compare().unwrap_or(false)
+}

@@ -1,0 +1,170 @@
+//! The files of a training graph: the graph, its evaluation graph, its state.
+
+use crate::cli::{LossArg, RewriteArgs, StateArg};
+use crate::error::Failure;
+use crate::{options, placement};
+use ancre_passes::ir::{DType, Graph, TensorType};
+use ancre_passes::transform::evaluation::build_evaluation_graph;
+use ancre_passes::transform::route::Router;
+use ancre_passes::transform::training::{StateRecord, Training, build_training_graph};
+use safetensors::Dtype;
+use safetensors::tensor::TensorView;
+use serde_json::{Value, json};
+use std::path::Path;
+
+/// What is reported about a training graph.
+pub struct TrainingFacts {
+    /// Loss by name.
+    pub loss: &'static str,
+    /// Was it chosen by evidence?
+    pub auto: bool,
+    /// Optimiser by name.
+    pub optimizer: &'static str,
+    /// Target input.
+    pub target: String,
+    /// Batch extent of the inputs, a number or a symbol.
+    pub batch: Value,
+    /// Trained tensors.
+    pub trainable: Vec<String>,
+    /// Tensors that do not train, with the reason.
+    pub frozen: Vec<(String, String)>,
+    /// Nodes without a CUDA kernel: (node, operator, why).
+    pub fallbacks: Vec<placement::Fallback>,
+}
+
+/// The training graph and what goes with it.
+pub struct TrainingFiles {
+    /// The training graph.
+    pub training: Training,
+    /// Forward and loss only.
+    pub evaluation: Option<Graph>,
+    /// The state as a .safetensors file, when the graphs hold no defaults for it.
+    pub state: Option<Vec<u8>>,
+    /// What is reported.
+    pub facts: TrainingFacts,
+}
+
+/// The training graph, or the reason why there is none; the reason is an error only if a training graph was asked for.
+///
+/// # Errors
+/// When training was asked for and there can be no training graph.
+pub fn build(
+    a: &RewriteArgs,
+    model: &Path,
+    routed: Graph,
+    routers: &[Router],
+    notices: &mut Vec<String>,
+) -> Result<Result<TrainingFiles, String>, Failure> {
+    if a.no_train || a.loss == Some(LossArg::None) {
+        return Ok(Err("not asked for".into()));
+    }
+    let auto = matches!(a.loss, None | Some(LossArg::Auto));
+    let quantised = routed
+        .nodes()
+        .find(|n| routed.op(*n).is_some_and(|op| op.name.contains("QuantizeLinear") || op.name.starts_with("QLinear")));
+    let attempt = || -> Result<Result<TrainingFiles, String>, Failure> {
+        if let Some(node) = quantised {
+            let site = routed.site(node);
+            return Ok(Err(format!(
+                "the model is quantised ({site}); it can be inspected and routed, not trained: train the float model and quantise the result"
+            )));
+        }
+        let loss = match options::loss_options(a, &routed, a.output.as_deref()) {
+            Ok(loss) => loss,
+            Err(why) => return Ok(Err(why)),
+        };
+        let o = options::training_options(a, loss)?;
+        let batch = routed
+            .required_inputs()
+            .find_map(|v| routed.tensor_type(v)?.shape.first().map(|d| d.known().map_or(json!(d.to_string()), |n| json!(n))))
+            .unwrap_or(Value::Null);
+        let for_evaluation = a.eval_graph.then(|| routed.clone());
+        let mut training = match build_training_graph(routed, routers, &o) {
+            Ok(t) => t,
+            Err(e) => return Ok(Err(e.to_string())),
+        };
+        let mut evaluation = None;
+        if let Some(g) = for_evaluation {
+            match build_evaluation_graph(g, &training.states, &o) {
+                Ok((g, _)) => evaluation = Some(g),
+                Err(e) => return Ok(Err(format!("no evaluation graph: {e}"))),
+            }
+        }
+        let state = if a.state == Some(StateArg::Separate) {
+            let state = separate_state(&mut training.graph, &training.states).map_err(Failure::input)?;
+            if let Some(g) = &mut evaluation {
+                separate_state(g, &training.states).map_err(Failure::input)?;
+            }
+            Some(state)
+        } else {
+            None
+        };
+        let fallbacks = placement::cuda_fallbacks(&training.graph);
+        let facts = TrainingFacts {
+            loss: o.loss.kind.name(),
+            auto,
+            optimizer: o.optimizer.kind.name(),
+            target: training.target.clone(),
+            batch,
+            trainable: training.trainable.clone(),
+            frozen: training.frozen.clone(),
+            fallbacks,
+        };
+        Ok(Ok(TrainingFiles { training, evaluation, state, facts }))
+    };
+    let built = attempt()?;
+    if let Err(why) = &built {
+        if a.asks_for_training() {
+            return Err(Failure::input(format!("no training graph: {why}")).at(model));
+        }
+        notices.push(format!("no training graph: {why}"));
+    }
+    if let Ok(TrainingFiles { facts, .. }) = &built
+        && !routers.is_empty()
+        && a.init.as_deref() == Some("identity")
+        && a.parametrization.is_none_or(|p| p == crate::cli::Parametrization::Softmax)
+        && facts.trainable.iter().any(|n| n.ends_with(".logits"))
+        && !facts.trainable.iter().any(|n| n.ends_with(".gate"))
+    {
+        notices.push(
+            "at --init identity the softmax's gradient is exactly zero: the topology cannot learn; use --init near-identity or --parametrization gated"
+                .into(),
+        );
+    }
+    Ok(built)
+}
+
+/// Takes the state's defaults out of a graph, whose state inputs must then be fed; returns them as a .safetensors file, zero moments
+/// in full.
+fn separate_state(g: &mut Graph, states: &[StateRecord]) -> Result<Vec<u8>, String> {
+    let mut tensors: Vec<(&str, Dtype, Vec<usize>, Vec<u8>)> = Vec::new();
+    for s in states {
+        let Some(v) = g.find(&s.input).filter(|v| g.initializer(*v).is_some()) else { continue };
+        let dtype = g.value(v).ty.dtype.unwrap_or(DType::F32);
+        let Some(tensor) = g.require_input(v, TensorType::fixed(dtype, &s.shape).into()) else { continue };
+        let shape: Vec<usize> = s.shape.iter().map(|d| *d as usize).collect();
+        let count: usize = shape.iter().product();
+        let mut bytes = tensor.bytes().map_err(|e| format!("state `{}`: {e}", s.name))?.into_owned();
+        if tensor.len() != count {
+            // A broadcastable zero.
+            bytes = vec![0; count * dtype.size().unwrap_or(4)];
+        }
+        let kind = match dtype {
+            DType::F32 => Dtype::F32,
+            DType::F64 => Dtype::F64,
+            DType::F16 => Dtype::F16,
+            DType::BF16 => Dtype::BF16,
+            DType::I64 => Dtype::I64,
+            other => {
+                return Err(format!("state `{}` has element type {other}, which --state separate cannot store", s.name));
+            }
+        };
+        tensors.push((&s.input, kind, shape, bytes));
+    }
+    let views: Result<Vec<_>, _> = tensors
+        .iter()
+        .map(|(name, kind, shape, bytes)| Ok((*name, TensorView::new(*kind, shape.clone(), bytes)?)))
+        .collect();
+    let views = views.map_err(|e: safetensors::SafeTensorError| e.to_string())?;
+    safetensors::serialize(views, None).map_err(|e| e.to_string())
+}
