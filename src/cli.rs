@@ -362,11 +362,8 @@ impl RewriteArgs {
 
     /// Names of given options that the contract has and this version has not.
     pub fn not_built_yet(&self) -> Option<&'static str> {
-        [
-            (self.batch.as_deref().is_some_and(|b| b != "keep"), "--batch"),
-            (self.opset.is_some(), "--opset"),
-        ]
-        .into_iter()
-        .find_map(|(given, name)| given.then_some(name))
+        [(self.batch.as_deref().is_some_and(|b| b != "keep"), "--batch"), (self.opset.is_some(), "--opset")]
+            .into_iter()
+            .find_map(|(given, name)| given.then_some(name))
     }
 }

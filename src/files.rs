@@ -160,8 +160,8 @@ mod tests {
         for path in files {
             let source = std::fs::read(&path).unwrap();
             if let Err(e) = work_on(source.clone()) {
-            panic!("{}: {e}", path.display());
-        }
+                panic!("{}: {e}", path.display());
+            }
             for trial in 0..trials {
                 let mut bytes = source.clone();
                 // Most of a file is weights, where damage shows nothing; nodes come first.

@@ -8,4 +8,5 @@ mod golden;
 mod mutations;
 mod ops;
 mod passes;
+mod router;
 mod train_loop;
