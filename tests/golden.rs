@@ -198,7 +198,7 @@ impl Family {
         judge("forward".into(), max_abs(&out, &logits) / largest, self.tolerance("logits"));
 
         let mut session = open_file(&train);
-        let got = session.run(&self.feeds(&session.inputs().to_vec())).unwrap();
+        let got = session.run(&self.feeds(session.inputs())).unwrap();
         let (loss, reference) = (got["loss"].to_f64()[0], want["loss"].to_f64()[0]);
         judge("loss".into(), (loss - reference).abs() / reference.abs(), self.tolerance("loss"));
 
@@ -243,7 +243,7 @@ impl Family {
         let dir = tempfile::tempdir().unwrap();
         let (_, train) = self.build(&setting, dir.path(), flags);
         let mut session = open_file(&train);
-        let mut feeds = self.feeds(&session.inputs().to_vec());
+        let mut feeds = self.feeds(session.inputs());
         feeds.insert("lr".into(), floats(DType::F32, &[], &[self.meta["learning_rate"][optimizer].as_f64().unwrap()]));
         let carried: IndexMap<String, String> =
             session.outputs().filter_map(|o| Some((o.to_string(), o.strip_suffix(".next")?.to_string()))).collect();

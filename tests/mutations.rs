@@ -4,7 +4,7 @@ use crate::common::Random;
 use crate::common::nets::{Plan, network};
 use crate::common::{data, emit};
 use ancre_passes::analysis::residual::find_residuals;
-use ancre_passes::ir::verify;
+use ancre_passes::ir::{SharedBytes, verify};
 use ancre_rewrite::{engine, files};
 use onnx_protobuf::{Message, ModelProto};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -64,7 +64,7 @@ fn survives(base: &[u8], cases: usize, seed: u64, deep: bool) {
         let mut random = Random(seed.wrapping_mul(1 << 32) + case as u64);
         let bytes = damage(base, &mut random);
         let outcome = catch_unwind(AssertUnwindSafe(|| {
-            let Ok(mut g) = files::parse_model(&bytes, Path::new("damaged.onnx")) else { return false };
+            let Ok(mut g) = files::parse_model(&SharedBytes::new(bytes), Path::new("damaged.onnx")) else { return false };
             if deep {
                 engine::find_types(&mut g);
                 let _ = verify::verify(&g, verify::Stage::Open);
@@ -103,7 +103,7 @@ fn an_axis_far_below_zero_is_no_endless_loop() {
     for node in m.graph.as_mut().unwrap().node.iter_mut().filter(|n| n.op_type == "LayerNormalization").skip(1) {
         node.attribute[0].i = -5;
     }
-    let mut g = files::parse_model(&m.write_to_bytes().unwrap(), Path::new("axis.onnx")).unwrap();
+    let mut g = files::parse_model(&SharedBytes::new(m.write_to_bytes().unwrap()), Path::new("axis.onnx")).unwrap();
     engine::find_types(&mut g);
     find_residuals(&g);
 }

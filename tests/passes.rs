@@ -14,7 +14,7 @@ use ancre_passes::transform::route::{
 };
 use ancre_passes::transform::training::{TrainableChoice, TrainingOptions, build_training_graph};
 use ancre_passes::transform::{differentiate, eliminate, fold, lower_routes, separate};
-use ancre_rewrite::engine::{self, Engine, Session, Tensors, tract};
+use ancre_rewrite::engine::{self, Session, Tensors, tract};
 use ancre_rewrite::files::read_model;
 
 const FORMS: [Form; 2] = [Form::Reassign, Form::Augment];

@@ -6,7 +6,7 @@ use crate::golden::{Exporter, Family};
 use ancre_passes::ir::{DType, Graph};
 use ancre_passes::onnx;
 use ancre_rewrite::engine::ort::LoopState;
-use ancre_rewrite::engine::{Engine, Session, Tensors, tract};
+use ancre_rewrite::engine::{Session, Tensors, tract};
 use ancre_rewrite::files::read_model;
 use ancre_rewrite::tensor::NpTensor;
 use indexmap::IndexMap;
