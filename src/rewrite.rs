@@ -142,12 +142,13 @@ pub fn rewrite(a: &RewriteArgs) -> Result<Outcome, Failure> {
     let dead: HashSet<NodeId> =
         source.nodes().filter(|n| source.results(*n).all(|v| source.uses(v).is_empty() && !source.is_output(v))).collect();
     let mut routed = source.clone();
-    let routers = route::route_skips(&mut routed, &structure.chains, &route_options)
+    let route::Routed { routers, left_alone } = route::route_skips(&mut routed, &structure.chains, &route_options)
         .map_err(|e| Failure::input(e.to_string()).at(model))?;
     pipeline::check(&routed, "route-skips").map_err(Failure::input)?;
     if a.require && routers.is_empty() {
         return Err(Failure::check("there is nothing to rewrite: no residual chain of two or more blocks").at(model));
     }
+    notices.extend(left_alone.iter().map(|(chain, why)| format!("chain {chain} gets no router: {why}")));
     notices.extend(routers.iter().filter_map(|r| r.note.as_ref().map(|n| format!("chain {}: {n}", r.chain))));
     describe_router(&mut routed, &structure, &routers, &route_options);
     let mut forward = routed.clone();

@@ -8,5 +8,6 @@ mod golden;
 mod mutations;
 mod ops;
 mod passes;
+mod router;
 mod train_loop;
 mod zoo;

@@ -138,7 +138,7 @@ fn routing_keeps_the_function_at_one_hot() {
             for normalize in NORMALIZATIONS {
                 let o = options(Form::Reassign, rule, normalize, 0.01);
                 let mut routed = g.clone();
-                let routers = route_skips(&mut routed, &structure.chains, &o).unwrap();
+                let routers = route_skips(&mut routed, &structure.chains, &o).unwrap().routers;
                 assert_eq!(routers.len(), plan.chains.iter().filter(|k| **k > 1).count(), "{what}");
                 verified(&routed, verify::Stage::Open, &what);
                 if matches!(rule, Rule::Gated | Rule::Free) {
@@ -175,7 +175,7 @@ fn augmenting_without_routes_keeps_the_function() {
         // With the parametrisation `free` and all weights zero nothing is added.
         let o = options(Form::Augment, Rule::Free, Normalize::Incoming, 0.01);
         let mut routed = g.clone();
-        let routers = route_skips(&mut routed, &find_residuals(&g).chains, &o).unwrap();
+        let routers = route_skips(&mut routed, &find_residuals(&g).chains, &o).unwrap().routers;
         for r in &routers {
             let k = r.blocks;
             routed.set_initializer(r.logits, Tensor::f32s(&[k as i64, k as i64], &vec![0.0; k * k]), false);
@@ -252,7 +252,7 @@ fn a_training_graph_extends_the_forward_graph() {
         let what = format!("seed {seed}, {plan:?}, {o:?}");
         let mut g = network(&plan, seed);
         let chains = find_residuals(&g).chains;
-        let routers = route_skips(&mut g, &chains, &o).unwrap();
+        let routers = route_skips(&mut g, &chains, &o).unwrap().routers;
         randomise(&mut g, &routers, &o, &mut random);
         let mut feeds = data(&plan, &mut random);
         let reference = outputs(&g, &feeds);
@@ -325,7 +325,7 @@ fn routes_are_the_weighted_sums_of_the_formulas() {
                     let plan = Plan { sequence: k % 2 == 0, normed: true, ..Plan::of(k) };
                     let mut g = network(&plan, 1);
                     let chains = find_residuals(&g).chains;
-                    let routers = route_skips(&mut g, &chains, &o).unwrap();
+                    let routers = route_skips(&mut g, &chains, &o).unwrap().routers;
                     if rule != Rule::Constant {
                         randomise(&mut g, &routers, &o, &mut random);
                     }
@@ -376,7 +376,7 @@ fn router_gradients_are_the_derivatives() {
                     let plan = Plan { sequence: true, normed: true, smooth: true, ..Plan::of(k) };
                     let mut g = network(&plan, 1);
                     let chains = find_residuals(&g).chains;
-                    let routers = route_skips(&mut g, &chains, &o).unwrap();
+                    let routers = route_skips(&mut g, &chains, &o).unwrap().routers;
                     randomise(&mut g, &routers, &o, &mut random);
                     let training = build_training_graph(
                         g,

@@ -161,6 +161,15 @@ pub struct Router {
     pub sums: Vec<NodeId>,
 }
 
+/// What [`route_skips`] did.
+#[derive(Clone, Debug, Default)]
+pub struct Routed {
+    /// The routers built, in the order of their chains.
+    pub routers: Vec<Router>,
+    /// Chosen chains that got none though other states might have been read, with the reason they were not.
+    pub left_alone: Vec<(usize, String)>,
+}
+
 impl Router {
     /// Number of logits in use: row k competes among S + k sources.
     pub fn coefficients(&self) -> usize {
@@ -201,7 +210,7 @@ pub fn router_name(chain: usize, what: &str) -> String {
 ///
 /// # Errors
 /// When the options contradict each other or the model; the graph is then unusable.
-pub fn route_skips(g: &mut Graph, chains: &[Chain], options: &RouteOptions) -> Result<Vec<Router>, RouteError> {
+pub fn route_skips(g: &mut Graph, chains: &[Chain], options: &RouteOptions) -> Result<Routed, RouteError> {
     if g.metadata.contains_key("ancre.router") {
         return Err(RouteError::AlreadyRouted);
     }
@@ -211,7 +220,7 @@ pub fn route_skips(g: &mut Graph, chains: &[Chain], options: &RouteOptions) -> R
     {
         return Err(RouteError::NoSuchChain(*bad, chains.len().saturating_sub(1)));
     }
-    let mut routers = Vec::new();
+    let mut routed = Routed::default();
     let mut earlier = (options.scope == Scope::Network).then(|| network::Earlier::new(g, chains));
     // Under `augment` a state is replaced by its sum with a route.
     let mut replaced: IndexMap<ValueId, ValueId> = IndexMap::new();
@@ -240,13 +249,15 @@ pub fn route_skips(g: &mut Graph, chains: &[Chain], options: &RouteOptions) -> R
             let router = build(g, chain, options, plan)?;
             states.clone_from(&router.states);
             replaced.extend(original.iter().copied().zip(states.iter().copied()).filter(|(old, new)| old != new));
-            routers.push(router);
+            routed.routers.push(router);
+        } else if chosen && options.scope == Scope::Network && !plan.notes.is_empty() {
+            routed.left_alone.push((chain.id, plan.notes.join("; ")));
         }
         if let Some(earlier) = &mut earlier {
             earlier.add(place, &original, &states);
         }
     }
-    Ok(routers)
+    Ok(routed)
 }
 
 /// How one chain will be routed.
