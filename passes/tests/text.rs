@@ -161,7 +161,7 @@ fn residuals(g: &Graph, found: &ResidualStructure) -> String {
 #[test]
 fn every_part_of_the_syntax_is_read() {
     let text = r#"<ir_version: 9, opset_import: ["" : 17, "custom" : 1], metadata_props: ["note" : "a \"b\"\nc"]>
-main (float[batch, 2*time+1] x, float c = {0.5}, ?[] any) => (float[batch, 2*time+1] y, ?[] z)
+main (float[batch, 2*time+1] x, float c = {0.5}, ?[] any, float[n] m = float[1] {0}) => (float[batch, 2*time+1] y, ?[] z)
 <
     bool[2] flags = {0, 1},
     float16[2] halves = {0.5, -1},

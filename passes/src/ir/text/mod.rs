@@ -18,7 +18,7 @@
 //! names a node that is not named like its first result.
 //!
 //! Beyond ONNX's syntax: names need no quotes while they consist of letters, digits and `_ . / : $ -`; an unknown element type is
-//! `?`; elements may be elided. `{…}` stands for the elements 0, 1, 2, …, and `{1, 5, …}` repeats the last one. Subgraphs, lists
+//! `?`; an initializer's default may have a type of its own, `float[n] m = float[1] {0}`; elements may be elided. `{…}` stands for the elements 0, 1, 2, …, and `{1, 5, …}` repeats the last one. Subgraphs, lists
 //! of strings and other attributes that the IR does not interpret print as `…` and cannot be read back.
 
 mod parse;

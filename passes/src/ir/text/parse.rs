@@ -266,8 +266,10 @@ impl Parser<'_> {
             return Err(ParseError { line, what: format!("`{name}` is declared twice") });
         }
         if self.eat('=') {
-            let tensor = self.elements(&ty)?;
-            g.add_initializer(&name, tensor, input);
+            let own = self.try_type()?;
+            let tensor = self.elements(own.as_ref().unwrap_or(&ty))?;
+            let v = g.add_initializer(&name, tensor, input);
+            g.set_type(v, ty);
             stated.shift_remove(&name);
         } else if input {
             g.add_input(&name, ty, None);

@@ -1,7 +1,7 @@
 //! Graphs as text.
 
 use super::{inferred, is_bare};
-use crate::ir::{Attr, DType, Dim, Graph, Kind, NodeId, Tensor, ValueId, ValueType};
+use crate::ir::{Attr, DType, Dim, Graph, Kind, NodeId, Tensor, TensorType, ValueId, ValueType};
 use std::fmt::Write;
 
 /// Tensors of more elements are elided where people read.
@@ -68,7 +68,11 @@ impl Printer<'_> {
         let v = self.g.result(id, 0);
         let declaration = typed(&self.g.value(v).ty, self.g.name(v));
         match &self.g.node(id).kind {
-            Kind::Initializer { tensor, .. } => format!("{declaration} = {}", self.elements(tensor)),
+            Kind::Initializer { tensor, .. } => {
+                let own = tensor_type(tensor);
+                let own = if own == self.g.value(v).ty { String::new() } else { format!("{} ", type_text(&own)) };
+                format!("{declaration} = {own}{}", self.elements(tensor))
+            }
             _ => declaration,
         }
     }
@@ -151,11 +155,7 @@ impl Printer<'_> {
             Attr::Floats(v) if v.is_empty() => return format!("{n} : floats = []"),
             Attr::Ints(v) => format!("{v:?}"),
             Attr::Floats(v) => format!("{v:?}"),
-            Attr::Tensor(t) => {
-                let dims: Vec<Dim> = t.dims().iter().map(|d| Dim::from(*d)).collect();
-                let ty = ValueType { dtype: Some(t.dtype()), shape: Some(dims) };
-                format!("{} {}", type_text(&ty), self.elements(t))
-            }
+            Attr::Tensor(t) => format!("{} {}", type_text(&tensor_type(t)), self.elements(t)),
             Attr::Opaque(_) => "…".into(),
         };
         format!("{n} = {value}")
@@ -174,6 +174,10 @@ impl Printer<'_> {
             _ => format!("{{{}}}", values.join(", ")),
         }
     }
+}
+
+fn tensor_type(t: &Tensor) -> ValueType {
+    TensorType::fixed(t.dtype(), t.dims()).into()
 }
 
 fn elements(t: &Tensor) -> Option<Vec<String>> {
