@@ -174,6 +174,8 @@ pub struct Graph {
     reserved: HashSet<String>,
     inputs: Vec<NodeId>,
     outputs: Vec<Output>,
+    /// How often each value is a graph output.
+    output_values: HashMap<ValueId, u32>,
     /// Imported operator set versions, by domain.
     pub opsets: IndexMap<String, i64>,
     /// Everything of the source model that is not its main graph's nodes, values and initializers.
@@ -197,6 +199,7 @@ impl Default for Graph {
             reserved: HashSet::new(),
             inputs: Vec::new(),
             outputs: Vec::new(),
+            output_values: HashMap::new(),
             opsets: IndexMap::from([(String::new(), 18)]),
             shell: Arc::new(ModelProto { ir_version: 8, ..Default::default() }),
             graph_shell: Arc::new(GraphProto { name: "main".into(), ..Default::default() }),
@@ -267,6 +270,7 @@ impl Graph {
     /// Declares a value a graph output.
     pub fn add_output(&mut self, value: ValueId, info: Option<Arc<ValueInfoProto>>) {
         self.outputs.push(Output { value, info });
+        *self.output_values.entry(value).or_default() += 1;
     }
 
     /// A name no value has: `stem`, or `stem_1`, `stem_2`, …
@@ -314,6 +318,11 @@ impl Graph {
     /// Is the node this operator of the standard domain?
     pub fn is_op(&self, id: NodeId, name: &str) -> bool {
         self.op(id).is_some_and(|o| o.is(name))
+    }
+
+    /// Is there such a value?
+    pub fn contains(&self, v: ValueId) -> bool {
+        self.g.node_weight(v.node.0).is_some_and(|n| (v.slot as usize) < n.results.len())
     }
 
     /// The value.
@@ -383,7 +392,7 @@ impl Graph {
 
     /// Is the value a graph output?
     pub fn is_output(&self, v: ValueId) -> bool {
-        self.outputs.iter().any(|o| o.value == v)
+        self.output_values.contains_key(&v)
     }
 
     /// Result `slot` of a node.
@@ -550,10 +559,10 @@ impl Graph {
 
     /// Makes `new` the graph output that `old` was. Names stay: see [`Graph::swap_names`].
     pub fn redirect_output(&mut self, old: ValueId, new: ValueId) {
-        for o in &mut self.outputs {
-            if o.value == old {
-                o.value = new;
-            }
+        let Some(count) = self.output_values.remove(&old) else { return };
+        *self.output_values.entry(new).or_default() += count;
+        for o in self.outputs.iter_mut().filter(|o| o.value == old) {
+            o.value = new;
         }
     }
 
@@ -617,7 +626,9 @@ impl Graph {
             for v in &node.results {
                 self.names.remove(&v.name);
             }
-            self.inputs.retain(|n| *n != id);
+            if node.op().is_none() {
+                self.inputs.retain(|n| *n != id);
+            }
         }
     }
 
@@ -656,6 +667,7 @@ impl Graph {
     /// Drops all graph outputs, so that new ones can be declared.
     pub fn clear_outputs(&mut self) {
         self.outputs.clear();
+        self.output_values.clear();
     }
 
     /// Moves a node in the file order to just after another.

@@ -89,7 +89,7 @@ fn reached_from(g: &Graph, order: &[NodeId], wrt: &[ValueId]) -> Vec<bool> {
 
 /// Sums a value's terms into its cotangent. Route terms of one router become one operator.
 fn finish(b: &mut Builder, cts: &mut Cotangents, v: ValueId) -> Result<Option<ValueId>, GradError> {
-    let Some(terms) = cts.shift_remove(&v) else { return Ok(None) };
+    let Some(terms) = cts.swap_remove(&v) else { return Ok(None) };
     let mut values = Vec::new();
     let mut routes = Vec::new();
     let mut weights = Vec::new();

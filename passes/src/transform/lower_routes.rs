@@ -319,11 +319,8 @@ fn lower_cotangents(
     for node in &view.cotangents {
         let a = attrs(b, *node);
         let rows = a.ints("rows").unwrap_or_default().to_vec();
-        for (i, row) in rows.iter().enumerate() {
-            if let Some(ct) = b.graph.operand(*node, 2 + i) {
-                by_row.insert(*row, ct);
-            }
-        }
+        let cts = b.graph.operands(*node).into_iter().skip(2);
+        by_row.extend(rows.iter().zip(cts).filter_map(|(row, ct)| Some((*row, ct?))));
         columns.push((a.int("column", 0), *node, rows));
     }
     by_row.sort_keys();

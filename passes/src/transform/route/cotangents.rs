@@ -9,18 +9,23 @@ fn route_attrs(b: &Builder, route: NodeId) -> Attrs {
     b.graph.op(route).map(|o| o.attrs.clone()).unwrap_or_default()
 }
 
+/// One attribute: copying a route's attributes costs as much as the row is long.
+fn route_int(b: &Builder, route: NodeId, name: &str) -> i64 {
+    b.graph.op(route).map_or(0, |o| o.attrs.int(name, 0))
+}
+
 /// One operator per router for the terms its rows give to a state.
 pub(crate) fn state_cotangents(b: &mut Builder, terms: &[(NodeId, i64, ValueId)]) -> Result<Vec<ValueId>, GradError> {
     let mut by_router: IndexMap<(i64, i64), Vec<(NodeId, ValueId)>> = IndexMap::new();
     for (route, column, ct) in terms {
-        let router = route_attrs(b, *route).int("router", 0);
+        let router = route_int(b, *route, "router");
         by_router.entry((router, *column)).or_default().push((*route, *ct));
     }
     let mut out = Vec::new();
     for ((router, column), mut rows) in by_router {
-        rows.sort_by_key(|(route, _)| route_attrs(b, *route).int("row", 0));
+        rows.sort_by_key(|(route, _)| route_int(b, *route, "row"));
         let first = rows[0].0;
-        let numbers: Vec<i64> = rows.iter().map(|(r, _)| route_attrs(b, *r).int("row", 0)).collect();
+        let numbers: Vec<i64> = rows.iter().map(|(r, _)| route_int(b, *r, "row")).collect();
         let mut attrs = route_attrs(b, first);
         attrs.0.shift_remove("row");
         attrs.0.shift_remove("columns");
@@ -41,17 +46,13 @@ pub(crate) fn weight_cotangents(
     terms: &[(NodeId, ValueId)],
 ) -> Result<Option<ValueId>, GradError> {
     let Some((first, _)) = terms.first() else { return Ok(None) };
-    let mut rows: Vec<(i64, NodeId, ValueId)> =
-        terms.iter().map(|(r, ct)| (route_attrs(b, *r).int("row", 0), *r, *ct)).collect();
+    let mut rows: Vec<(i64, NodeId, ValueId)> = terms.iter().map(|(r, ct)| (route_int(b, *r, "row"), *r, *ct)).collect();
     rows.sort_by_key(|(row, ..)| *row);
     let mut states: IndexMap<i64, ValueId> = IndexMap::new();
     for (_, route, _) in &rows {
-        let columns = route_attrs(b, *route).ints("columns").unwrap_or_default().to_vec();
-        for (i, c) in columns.into_iter().enumerate() {
-            if let Some(s) = b.graph.operand(*route, 2 + i) {
-                states.insert(c, s);
-            }
-        }
+        let columns = b.graph.op(*route).and_then(|o| o.attrs.ints("columns")).unwrap_or_default();
+        let sources = b.graph.operands(*route).into_iter().skip(2);
+        states.extend(columns.iter().zip(sources).filter_map(|(c, s)| Some((*c, s?))));
     }
     states.sort_keys();
     let mut attrs = route_attrs(b, *first);

@@ -3,25 +3,47 @@
 use super::Router;
 use crate::analysis::residual::Join;
 use crate::ir::{Attrs, Graph, Kind, NodeId, Op, ValueId};
+use indexmap::IndexMap;
 
 /// Nodes from the use where a join's skip path begins to the join, in order.
 fn skip_path(g: &Graph, join: &Join) -> Vec<NodeId> {
     let mut path = vec![join.node];
     let mut at = join.node;
-    while at != join.entry.0 {
-        // Backwards along the operand that leads to the entry; skip paths are short.
-        let Some(next) = g.operands(at).iter().flatten().map(|v| v.node).find(|n| reaches(g, join.entry.0, *n, 16)) else {
-            break;
-        };
-        path.push(next);
-        at = next;
+    // The join's own adds, down to the one that the skip enters.
+    while let Some(earlier) =
+        g.operands(at).iter().flatten().map(|v| v.node).find(|n| join.also.contains(n) && !path.contains(n))
+    {
+        path.push(earlier);
+        at = earlier;
+    }
+    if at != join.entry.0
+        && let Some(skip) = g.operand(at, join.skip_operand)
+    {
+        path.extend(way_back(g, skip.node, join.entry.0));
     }
     path.reverse();
     path
 }
 
-fn reaches(g: &Graph, from: NodeId, to: NodeId, depth: usize) -> bool {
-    from == to || (depth > 0 && g.operands(to).iter().flatten().any(|v| reaches(g, from, v.node, depth - 1)))
+/// A shortest way from a node back to another along operands, both included. Skip paths are short.
+fn way_back(g: &Graph, from: NodeId, to: NodeId) -> Vec<NodeId> {
+    let mut reader: IndexMap<NodeId, Option<NodeId>> = IndexMap::from([(from, None)]);
+    let mut next = 0;
+    while let Some((&node, _)) = reader.get_index(next) {
+        next += 1;
+        if node == to {
+            let mut way = vec![node];
+            while let Some(Some(n)) = way.last().and_then(|n| reader.get(n)) {
+                way.push(*n);
+            }
+            way.reverse();
+            return way;
+        }
+        for v in g.operands(node).iter().flatten() {
+            reader.entry(v.node).or_insert(Some(node));
+        }
+    }
+    Vec::new()
 }
 
 /// Copies the nodes of a skip path, starting from another value; returns the copy of the last node's result.

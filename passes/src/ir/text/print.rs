@@ -1,0 +1,234 @@
+//! Graphs as text.
+
+use super::{inferred, is_bare};
+use crate::ir::{Attr, DType, Dim, Graph, Kind, NodeId, Tensor, TensorType, ValueId, ValueType};
+use std::fmt::Write;
+
+/// Tensors of more elements are elided where people read.
+const MOST_ELEMENTS: usize = 16;
+/// Longest line on which a header's list is not broken.
+const LINE: usize = 120;
+
+/// The whole graph with all elements of its initializers; [`super::parse`] reads it back.
+pub fn print(g: &Graph) -> String {
+    Printer { g, all: true }.graph()
+}
+
+/// The whole graph, long initializers elided.
+pub fn outline(g: &Graph) -> String {
+    Printer { g, all: false }.graph()
+}
+
+/// The operator nodes of a graph, one a line: `results = Op <attributes> (operands)`.
+pub fn body(g: &Graph) -> String {
+    Printer { g, all: false }.body("")
+}
+
+struct Printer<'g> {
+    g: &'g Graph,
+    all: bool,
+}
+
+impl Printer<'_> {
+    fn graph(&self) -> String {
+        let g = self.g;
+        let mut out = self.imports();
+        let inputs = g.inputs().iter().map(|n| self.source(*n)).collect();
+        let outputs = g.outputs().iter().map(|o| typed(&g.value(o.value).ty, g.name(o.value))).collect();
+        let declared = self.declared();
+        let _ = write!(out, "{} {} => {}", name(&g.graph_shell.name), list(inputs), list(outputs));
+        if !declared.is_empty() {
+            let _ = write!(out, "\n<\n    {}\n>", declared.join(",\n    "));
+        }
+        let _ = write!(out, "\n{{\n{}}}\n", self.body("    "));
+        out
+    }
+
+    fn imports(&self) -> String {
+        let mut parts = Vec::new();
+        let pairs = |all: Vec<(String, String)>| {
+            all.into_iter().map(|(k, v)| format!("{} : {v}", quoted(&k))).collect::<Vec<_>>().join(", ")
+        };
+        if self.g.shell.ir_version != 8 {
+            parts.push(format!("ir_version: {}", self.g.shell.ir_version));
+        }
+        if self.g.opsets.len() != 1 || self.g.opsets.get("") != Some(&18) {
+            let all = self.g.opsets.iter().map(|(k, v)| (k.clone(), v.to_string())).collect();
+            parts.push(format!("opset_import: [{}]", pairs(all)));
+        }
+        if !self.g.metadata.is_empty() {
+            let all = self.g.metadata.iter().map(|(k, v)| (k.clone(), quoted(v))).collect();
+            parts.push(format!("metadata_props: [{}]", pairs(all)));
+        }
+        if parts.is_empty() { String::new() } else { format!("<{}>\n", parts.join(", ")) }
+    }
+
+    /// A graph input or an initializer.
+    fn source(&self, id: NodeId) -> String {
+        let v = self.g.result(id, 0);
+        let declaration = typed(&self.g.value(v).ty, self.g.name(v));
+        match &self.g.node(id).kind {
+            Kind::Initializer { tensor, .. } => {
+                let own = tensor_type(tensor);
+                let own = if own == self.g.value(v).ty { String::new() } else { format!("{} ", type_text(&own)) };
+                format!("{declaration} = {own}{}", self.elements(tensor))
+            }
+            _ => declaration,
+        }
+    }
+
+    /// Initializers that are no inputs, and the types that a reader could not infer.
+    fn declared(&self) -> Vec<String> {
+        let g = self.g;
+        let listed: std::collections::HashSet<&NodeId> = g.inputs().iter().collect();
+        let mut all = Vec::new();
+        let mut stated = Vec::new();
+        for id in self.order() {
+            match g.node(id).kind {
+                Kind::Input(_) => {}
+                Kind::Initializer { .. } if listed.contains(&id) => {}
+                Kind::Initializer { .. } => all.push(self.source(id)),
+                Kind::Op(_) => {
+                    let rule = inferred(g, id);
+                    for v in g.results(id).filter(|v| !g.name(*v).is_empty() && !g.is_output(*v)) {
+                        let want = match &rule {
+                            Ok(Some(types)) => types.get(v.slot as usize).cloned().map(ValueType::from).unwrap_or_default(),
+                            Ok(None) => ValueType::default(),
+                            Err(_) => {
+                                stated.push(self.declaration(v));
+                                continue;
+                            }
+                        };
+                        if want != g.value(v).ty {
+                            stated.push(self.declaration(v));
+                        }
+                    }
+                }
+            }
+        }
+        all.extend(stated);
+        all
+    }
+
+    fn declaration(&self, v: ValueId) -> String {
+        typed(&self.g.value(v).ty, self.g.name(v))
+    }
+
+    fn order(&self) -> Vec<NodeId> {
+        self.g.topological_order().unwrap_or_else(|_| self.g.nodes().collect())
+    }
+
+    fn body(&self, indent: &str) -> String {
+        let g = self.g;
+        let mut out = String::new();
+        for id in self.order() {
+            let node = g.node(id);
+            let Kind::Op(op) = &node.kind else { continue };
+            let results: Vec<String> = node.results().iter().map(|v| name(&v.name)).collect();
+            let mut operands: Vec<String> =
+                g.operands(id).iter().map(|v| v.map_or(String::new(), |v| name(g.name(v)))).collect();
+            if operands == [""] {
+                operands = vec![quoted("")];
+            }
+            let attrs: Vec<String> = op.attrs.0.iter().map(|(n, a)| self.attr(n, a)).collect();
+            let attrs = if attrs.is_empty() { String::new() } else { format!(" <{}>", attrs.join(", ")) };
+            let first = node.results().first().map_or("", |v| v.name.as_str());
+            let label =
+                if node.name.is_empty() || node.name == first { String::new() } else { format!("[{}] ", name(&node.name)) };
+            let _ = writeln!(
+                out,
+                "{indent}{label}{} = {}{attrs} ({})",
+                results.join(", "),
+                name(&op.full_name()),
+                operands.join(", ")
+            );
+        }
+        out
+    }
+
+    fn attr(&self, n: &str, a: &Attr) -> String {
+        let value = match a {
+            Attr::Int(v) => v.to_string(),
+            Attr::Float(v) => format!("{v:?}"),
+            Attr::Str(v) => quoted(v),
+            Attr::Ints(v) if v.is_empty() => return format!("{n} : ints = []"),
+            Attr::Floats(v) if v.is_empty() => return format!("{n} : floats = []"),
+            Attr::Ints(v) => format!("{v:?}"),
+            Attr::Floats(v) => format!("{v:?}"),
+            Attr::Tensor(t) => format!("{} {}", type_text(&tensor_type(t)), self.elements(t)),
+            Attr::Opaque(_) => "…".into(),
+        };
+        format!("{n} = {value}")
+    }
+
+    fn elements(&self, t: &Tensor) -> String {
+        // Bytes in another file are not read for this.
+        if t.external().is_some() {
+            return "{…}".into();
+        }
+        let long = !self.all && t.len() > MOST_ELEMENTS;
+        let Some(values) = elements(t) else { return "{…}".into() };
+        match values.first() {
+            Some(first) if long && values.iter().all(|v| v == first) => format!("{{{first}, …}}"),
+            _ if long => "{…}".into(),
+            _ => format!("{{{}}}", values.join(", ")),
+        }
+    }
+}
+
+fn tensor_type(t: &Tensor) -> ValueType {
+    TensorType::fixed(t.dtype(), t.dims()).into()
+}
+
+fn elements(t: &Tensor) -> Option<Vec<String>> {
+    let short = |text: String| text.strip_suffix(".0").map(String::from).unwrap_or(text);
+    Some(match t.dtype() {
+        DType::F64 => t.to_f64().ok()?.iter().map(|v| short(format!("{v:?}"))).collect(),
+        DType::F32 | DType::F16 | DType::BF16 => t.to_f32().ok()?.iter().map(|v| short(format!("{v:?}"))).collect(),
+        DType::U64 => t.to_i64().ok()?.iter().map(|v| (*v as u64).to_string()).collect(),
+        _ => t.to_i64().ok()?.iter().map(i64::to_string).collect(),
+    })
+}
+
+/// `(a, b)`, broken into lines where it is long.
+fn list(items: Vec<String>) -> String {
+    let one = format!("({})", items.join(", "));
+    if one.chars().count() <= LINE { one } else { format!("(\n    {}\n)", items.join(",\n    ")) }
+}
+
+fn typed(ty: &ValueType, n: &str) -> String {
+    format!("{} {}", type_text(ty), name(n))
+}
+
+fn type_text(ty: &ValueType) -> String {
+    let element = ty.dtype.map_or("?", DType::onnx_name);
+    match &ty.shape {
+        None => format!("{element}[]"),
+        Some(s) if s.is_empty() => element.to_string(),
+        Some(s) => format!("{element}[{}]", s.iter().map(dim).collect::<Vec<_>>().join(", ")),
+    }
+}
+
+fn dim(d: &Dim) -> String {
+    let text = d.to_string();
+    let plain = text.chars().all(|c| c.is_alphanumeric() || "_.?:+*-".contains(c));
+    if plain && Dim::parse(&text) == *d { text } else { quoted(&text) }
+}
+
+fn name(n: &str) -> String {
+    if is_bare(n) { n.to_string() } else { quoted(n) }
+}
+
+fn quoted(text: &str) -> String {
+    let mut out = String::from("\"");
+    for c in text.chars() {
+        match c {
+            '"' => out.push_str("\\\""),
+            '\\' => out.push_str("\\\\"),
+            '\n' => out.push_str("\\n"),
+            c => out.push(c),
+        }
+    }
+    out.push('"');
+    out
+}
