@@ -75,7 +75,7 @@ fn stage_of(words: &[&str], g: &mut Graph, out: &mut String) -> Result<bool, Str
         "residuals" => *out += &residuals(g, &find_residuals(g)),
         "route-skips" => {
             let routers =
-                route_skips(g, &find_residuals(g).chains, &route_options(&words[1..])?).map_err(|e| e.to_string())?;
+                route_skips(g, &find_residuals(g).chains, &route_options(&words[1..])?).map_err(|e| e.to_string())?.routers;
             if routers.is_empty() {
                 *out += "# no router\n";
             }
@@ -121,6 +121,7 @@ fn route_options(words: &[&str]) -> Result<RouteOptions, String> {
         normalize: Normalize::Incoming,
         init: Init::Uniform,
         tau: 1.0,
+        scope: route::Scope::Stage,
         chains: route::ChainChoice::All,
     };
     for word in words {
