@@ -162,6 +162,9 @@ fn index_bound(g: &Graph, v: ValueId, sizes: &Sizes) -> Option<u64> {
             };
             let limit = match (op.name.as_str(), operand) {
                 ("Gather" | "GatherElements" | "ScatterElements" | "Scatter", 1) => extent(0, op.attrs.int("axis", 0)),
+                // ids into the table of words, segments into their own
+                ("EmbedLayerNormalization", 0) => extent(2, 0),
+                ("EmbedLayerNormalization", 1) => extent(4, 0),
                 ("GatherND" | "ScatterND", 1) => extent(0, op.attrs.int("batch_dims", 0)),
                 ("OneHot", 0) => g
                     .operand(node, 1)

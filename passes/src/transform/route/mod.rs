@@ -244,8 +244,16 @@ pub fn route_skips(g: &mut Graph, chains: &[Chain], options: &RouteOptions) -> R
             plan.sources = admitted.sources;
             plan.notes.extend(admitted.note);
         }
+        // Types that nothing tells (results of fused operators of other domains) leave nothing to lower the router by.
+        let typed = states.iter().all(|s| g.tensor_type(*s).is_some());
         // A single block without other sources has nothing to learn.
-        if chosen && (states.len() > 2 || !plan.sources.is_empty()) {
+        if chosen && !typed && states.len() > 2 {
+            let unknown = states.iter().find(|s| g.tensor_type(**s).is_none()).map_or("", |s| g.name(*s));
+            let why = format!(
+                "the type of its state `{unknown}` is not known; run onnx.shape_inference on the model, or export it unfused"
+            );
+            routed.left_alone.push((chain.id, why));
+        } else if chosen && (states.len() > 2 || !plan.sources.is_empty()) {
             let router = build(g, chain, options, plan)?;
             states.clone_from(&router.states);
             replaced.extend(original.iter().copied().zip(states.iter().copied()).filter(|(old, new)| old != new));
