@@ -1,8 +1,8 @@
 //! Which adds are joins.
 
 use super::branch::{Marks, Question, Region, branch, signature};
-use super::classes::{Addend, Class, addends, sum_slot};
-use super::flow::Flow;
+use super::classes::{Addend, Class, Mixing, addends, sum_slot};
+use super::flow::{Flow, Read};
 use super::layout::restores;
 use super::skip::{Start, identity_starts, projection_starts};
 use super::{Join, JoinKind, Why};
@@ -151,7 +151,10 @@ impl<'f, 'g> Finder<'f, 'g> {
             let branch_operands: SmallVec<[usize; 4]> = all.iter().copied().filter(|o| *o != operand).collect();
             let inner = if own.is_some() { None } else { inner };
             for start in self.projection_starts(node, operand, own.is_some()) {
-                match self.ask(node, operand, &branch_operands, inner, &start).and_then(|r| self.projects(&start, r)) {
+                match self
+                    .ask(node, operand, &branch_operands, inner, &start)
+                    .and_then(|r| self.projects(node, &start, inner, r))
+                {
                     Ok(region) => {
                         self.accept(i, start, operand, JoinKind::Projection, region);
                         return Ok(());
@@ -189,7 +192,7 @@ impl<'f, 'g> Finder<'f, 'g> {
         add: NodeId,
         skip_operand: usize,
         branch_operands: &[usize],
-        inner: Option<super::classes::Mixing>,
+        inner: Option<Mixing>,
         start: &Start,
     ) -> Result<Region, Why> {
         let q = Question { add, skip_operand, branch_operands, inner, state: start.state, path: &start.path };
@@ -204,11 +207,18 @@ impl<'f, 'g> Finder<'f, 'g> {
     }
 
     /// Is what a skip passes less than what the branch does?
-    fn projects(&self, start: &Start, region: Region) -> Result<Region, Why> {
-        let linear = |n: &&NodeId| matches!(self.f.class_of(**n), Class::Mixing(m) if m != super::classes::Mixing::Pool);
-        let branch =
-            region.mixing.min(region.nodes.iter().filter(linear).count() + usize::from(region.mixing > region.nodes.len()));
-        if branch <= start.linear || (start.linear > 0 && !region.nonlinear) {
+    fn projects(&self, add: NodeId, start: &Start, inner: Option<Mixing>, region: Region) -> Result<Region, Why> {
+        let maps = |n: &&NodeId| matches!(self.f.class_of(**n), Class::Mixing(m) if m != Mixing::Pool);
+        let branch = region.nodes.iter().filter(maps).count() + usize::from(inner.is_some());
+        if branch <= start.maps || (!start.only_normalises && !region.nonlinear) {
+            return Err(Why::Parallel(start.state));
+        }
+        // What the skip computes on its way is its own; a branch that reads it starts later than the state.
+        let feeds_branch = |n: &NodeId| {
+            let other = |r: &Read| r.consumer != add && !start.path.contains(&r.consumer);
+            self.f.active_readers(self.f.g.result(*n, 0)).any(|r| other(&r) && self.f.post_dominates(add, r.consumer))
+        };
+        if start.path.iter().any(feeds_branch) {
             return Err(Why::Parallel(start.state));
         }
         if region.nodes.iter().any(|n| self.join_of.contains_key(n)) {

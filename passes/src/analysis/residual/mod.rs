@@ -20,7 +20,8 @@
 //!   mixing operator, and the add is not inside the branch of a join while its skip comes from outside of that.
 //! - An identity skip passes copies, casts, quantise/dequantise pairs, rearrangements and scales only. A projected one passes at
 //!   most one convolution or linear map besides pooling, padding, slicing, resizing and normalisation, no nonlinear function,
-//!   fewer linear operators than the branch, and its branch contains no join of its own.
+//!   fewer linear operators than the branch. The branch contains no join of its own, and a nonlinear function unless the skip is
+//!   only normalised: sums of parallel linear maps (low-rank adapters, kernels of several sizes) are one map.
 //! - Inside another branch a skip with a factor for each channel is a term of that branch's formula.
 //! - `x + f(x) + g(x)`, written as two adds of which the first is read by the second only, is one join.
 //!

@@ -23,7 +23,11 @@ pub(super) struct Start {
     /// A scale that is more than one number is.
     pub(super) by_channel: bool,
     /// Convolutions and linear maps on the path.
-    pub(super) linear: usize,
+    pub(super) maps: usize,
+    /// Those that mix channels.
+    dense: usize,
+    /// Nothing but normalisations make it a projection.
+    pub(super) only_normalises: bool,
     /// Something on the path makes it more than the state unchanged.
     pub(super) projected: bool,
     /// Adds on the path that take up further branches: (add, operand the skip comes in by).
@@ -44,7 +48,9 @@ pub(super) fn identity_starts(
         entry: (add, operand),
         scaled: false,
         by_channel: false,
-        linear: 0,
+        maps: 0,
+        dense: 0,
+        only_normalises: false,
         projected: false,
         through: Vec::new(),
     };
@@ -125,7 +131,9 @@ pub(super) fn projection_starts(
         entry: (add, operand),
         scaled: false,
         by_channel: false,
-        linear: usize::from(inner),
+        maps: usize::from(inner),
+        dense: usize::from(inner),
+        only_normalises: !inner,
         projected: inner,
         through: Vec::new(),
     };
@@ -184,8 +192,13 @@ fn project_back(
             // A bias.
             None => one(data),
         },
-        Class::Norm | Class::Reduce => {
+        Class::Norm => {
             here.projected = true;
+            one(data)
+        }
+        Class::Reduce => {
+            here.projected = true;
+            here.only_normalises = false;
             one(data)
         }
         Class::Select => {
@@ -193,20 +206,25 @@ fn project_back(
                 return None;
             }
             here.projected = true;
+            here.only_normalises = false;
             one(data)
         }
         Class::Concat => {
             here.projected = true;
+            here.only_normalises = false;
             (!data.is_empty()).then_some(data)
         }
         Class::Mixing(super::classes::Mixing::Pool) => {
             here.projected = true;
+            here.only_normalises = false;
             one(data)
         }
         Class::Mixing(super::classes::Mixing::Conv | super::classes::Mixing::MatMul) => {
             here.projected = true;
-            here.linear += usize::from(!is_depthwise(f, n));
-            if here.linear > 1 { None } else { one(data) }
+            here.only_normalises = false;
+            here.maps += 1;
+            here.dense += usize::from(!is_depthwise(f, n));
+            if here.dense > 1 { None } else { one(data) }
         }
         _ => None,
     }
