@@ -541,7 +541,8 @@ impl Graph {
 
     /// Makes those readers of `old` for which `which` holds read `new`. Captures and graph outputs are left alone.
     pub fn replace_uses(&mut self, old: ValueId, new: ValueId, which: impl Fn(NodeId) -> bool) {
-        for (node, operand) in self.uses(old) {
+        // Latest first: an edge is unlinked from its producer's list, in which the newest stands first.
+        for (node, operand) in self.uses(old).into_iter().rev() {
             if operand < self.node(node).operand_count() && which(node) {
                 self.set_operand(node, operand, Some(new));
             }
@@ -619,7 +620,7 @@ impl Graph {
         Some(tensor)
     }
 
-    /// Removes a node that nobody reads.
+    /// Removes a node that nobody reads. Of many readers of one value, the latest is removed at the least cost.
     pub fn remove(&mut self, id: NodeId) {
         debug_assert!(self.g.edges_directed(id.0, Direction::Outgoing).next().is_none(), "a node in use is not removed");
         if let Some(node) = self.g.remove_node(id.0) {

@@ -13,7 +13,7 @@
 
 use crate::ir::build::{BuildError, Builder, Built, reshape_target};
 use crate::ir::{ANCRE, Attrs, DType, Dim, Graph, NodeId, Tensor, TensorType, ValueId};
-use indexmap::IndexMap;
+use indexmap::{IndexMap, IndexSet};
 
 /// How a router's weighted sums are computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -128,7 +128,7 @@ fn lower_router(g: &mut Graph, view: &RouterView) -> Result<(), BuildError> {
             done.push((b.graph.result(*node, 1), gate));
         }
     }
-    let mut retired: Vec<NodeId> = Vec::new();
+    let mut retired: IndexSet<NodeId> = IndexSet::new();
     for (old, new) in done {
         g.replace_uses(old, new, |_| true);
         if g.is_output(old) {
@@ -136,11 +136,10 @@ fn lower_router(g: &mut Graph, view: &RouterView) -> Result<(), BuildError> {
         }
         // The sum keeps the route's name: the metadata and `freeze` find it by that.
         g.swap_names(old, new);
-        if !retired.contains(&old.node) {
-            retired.push(old.node);
-        }
+        retired.insert(old.node);
     }
-    for node in retired {
+    // Latest first: a state has as many readers as there are rows, and the latest stands first in its list.
+    for node in retired.into_iter().rev() {
         g.remove(node);
     }
     Ok(())
