@@ -1,0 +1,94 @@
+//! Building: nodes, results, names, outputs.
+
+use super::{Graph, Kind, Node, NodeId, Op, Output, Value, ValueId};
+use crate::ir::tensor::Tensor;
+use crate::ir::types::{TensorType, ValueType};
+use onnx_protobuf::ValueInfoProto;
+use smallvec::SmallVec;
+use std::sync::Arc;
+
+impl Graph {
+    /// Adds a required graph input.
+    pub fn add_input(&mut self, name: &str, ty: ValueType, info: Option<Arc<ValueInfoProto>>) -> ValueId {
+        let id = self.push(name.to_string(), Kind::Input(info), 0);
+        self.inputs.push(id);
+        self.push_result(id, name, ty)
+    }
+
+    /// Adds a constant. An overridable one is a graph input with a default as well.
+    pub fn add_initializer(&mut self, name: &str, tensor: Tensor, overridable: bool) -> ValueId {
+        let ty = TensorType::fixed(tensor.dtype(), tensor.dims()).into();
+        let id = self.push(name.to_string(), Kind::Initializer { tensor, overridable }, 0);
+        if overridable {
+            self.inputs.push(id);
+        }
+        self.push_result(id, name, ty)
+    }
+
+    /// Adds an operator; its results are added with [`Graph::push_result`].
+    pub fn add_op(&mut self, name: &str, op: Op, operands: &[Option<ValueId>]) -> NodeId {
+        let id = self.push(name.to_string(), Kind::Op(op), operands.len() as u32);
+        for (i, v) in operands.iter().enumerate() {
+            if let Some(v) = v {
+                self.link(*v, id, i as u32);
+            }
+        }
+        id
+    }
+
+    fn push(&mut self, name: String, kind: Kind, operands: u32) -> NodeId {
+        self.next_position += 1;
+        let node = Node { name, kind, results: SmallVec::new(), operands, captures: 0, position: self.next_position };
+        NodeId(self.g.add_node(node))
+    }
+
+    /// Appends a result. A name that is taken is made unique; an empty one is for a result nobody may read.
+    pub fn push_result(&mut self, node: NodeId, name: &str, ty: ValueType) -> ValueId {
+        let value = ValueId { node, slot: self.g[node.0].results.len() as u32 };
+        let name = if name.is_empty() || self.is_free(name) { name.to_string() } else { self.fresh_name(name) };
+        if !name.is_empty() {
+            self.names.insert(name.clone(), value);
+        }
+        self.g[node.0].results.push(Value { name, ty });
+        value
+    }
+
+    /// Records that a subgraph of `node` reads `value` by its name.
+    pub fn add_capture(&mut self, node: NodeId, value: ValueId) {
+        let n = &mut self.g[node.0];
+        let operand = n.operands + n.captures;
+        n.captures += 1;
+        self.link(value, node, operand);
+    }
+
+    /// Declares a value a graph output.
+    pub fn add_output(&mut self, value: ValueId, info: Option<Arc<ValueInfoProto>>) {
+        self.outputs.push(Output { value, info });
+        *self.output_values.entry(value).or_default() += 1;
+    }
+
+    /// A name no value has: `stem`, or `stem_1`, `stem_2`, …
+    pub fn fresh_name(&mut self, stem: &str) -> String {
+        if !stem.is_empty() && self.is_free(stem) {
+            return stem.to_string();
+        }
+        loop {
+            let n = self.next_fresh.entry(stem.to_string()).or_insert(0);
+            *n += 1;
+            let name = format!("{stem}_{n}");
+            if self.is_free(&name) {
+                return name;
+            }
+        }
+    }
+
+    /// Is the name still to be had?
+    pub fn is_free(&self, name: &str) -> bool {
+        !self.names.contains_key(name) && !self.reserved.contains(name)
+    }
+
+    /// Keeps a name (of a value inside a subgraph) from being given to a value.
+    pub fn reserve(&mut self, name: &str) {
+        self.reserved.insert(name.to_string());
+    }
+}

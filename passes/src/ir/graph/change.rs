@@ -1,0 +1,187 @@
+//! Changing: operands, readers, names, outputs; removal.
+
+use super::{Graph, Kind, NodeId, Op, Use, ValueId};
+use crate::ir::tensor::Tensor;
+use crate::ir::types::{TensorType, ValueType};
+use petgraph::Direction;
+use petgraph::stable_graph::EdgeIndex;
+use petgraph::visit::EdgeRef;
+use std::collections::HashSet;
+use std::sync::Arc;
+
+impl Graph {
+    pub(super) fn link(&mut self, from: ValueId, to: NodeId, operand: u32) {
+        self.g.add_edge(from.node.0, to.0, Use { slot: from.slot, operand });
+    }
+
+    fn edge(&self, node: NodeId, operand: usize) -> Option<EdgeIndex<u32>> {
+        self.g.edges_directed(node.0, Direction::Incoming).find(|e| e.weight().operand as usize == operand).map(|e| e.id())
+    }
+
+    /// Makes a node read `value` as operand `operand` (an existing or the next one).
+    pub fn set_operand(&mut self, node: NodeId, operand: usize, value: Option<ValueId>) {
+        if let Some(e) = self.edge(node, operand) {
+            self.g.remove_edge(e);
+        }
+        let n = &mut self.g[node.0];
+        debug_assert!(n.captures == 0 || operand < n.operands as usize, "operands come before captures");
+        n.operands = n.operands.max(operand as u32 + 1);
+        if let Some(v) = value {
+            self.link(v, node, operand as u32);
+        }
+    }
+
+    /// Replaces a node's operator and operands, keeping its results.
+    pub fn replace_op(&mut self, node: NodeId, op: Op, operands: &[Option<ValueId>]) {
+        let old: Vec<_> = self.g.edges_directed(node.0, Direction::Incoming).map(|e| e.id()).collect();
+        for e in old {
+            self.g.remove_edge(e);
+        }
+        let n = &mut self.g[node.0];
+        n.kind = Kind::Op(op);
+        n.operands = operands.len() as u32;
+        n.captures = 0;
+        for (i, v) in operands.iter().enumerate() {
+            if let Some(v) = v {
+                self.link(*v, node, i as u32);
+            }
+        }
+    }
+
+    /// Makes those readers of `old` for which `which` holds read `new`. Captures and graph outputs are left alone.
+    pub fn replace_uses(&mut self, old: ValueId, new: ValueId, which: impl Fn(NodeId) -> bool) {
+        // Latest first: an edge is unlinked from its producer's list, in which the newest stands first.
+        for (node, operand) in self.uses(old).into_iter().rev() {
+            if operand < self.node(node).operand_count() && which(node) {
+                self.set_operand(node, operand, Some(new));
+            }
+        }
+    }
+
+    /// Makes every reader of `old` read `new`, graph outputs included; `new` takes over the name of an output.
+    pub fn redirect(&mut self, old: ValueId, new: ValueId) {
+        self.replace_uses(old, new, |_| true);
+        if self.is_output(old) {
+            self.swap_names(old, new);
+            self.redirect_output(old, new);
+        }
+    }
+
+    /// Makes `new` the graph output that `old` was. Names stay: see [`Graph::swap_names`].
+    pub fn redirect_output(&mut self, old: ValueId, new: ValueId) {
+        let Some(count) = self.output_values.remove(&old) else { return };
+        *self.output_values.entry(new).or_default() += count;
+        for o in self.outputs.iter_mut().filter(|o| o.value == old) {
+            o.value = new;
+        }
+    }
+
+    /// Exchanges the names of two values.
+    pub fn swap_names(&mut self, a: ValueId, b: ValueId) {
+        let (na, nb) = (self.name(a).to_string(), self.name(b).to_string());
+        self.g[a.node.0].results[a.slot as usize].name = nb.clone();
+        self.g[b.node.0].results[b.slot as usize].name = na.clone();
+        self.names.insert(na, b);
+        self.names.insert(nb, a);
+    }
+
+    /// Gives a value a name, or the nearest free one; returns the name it got.
+    pub fn rename(&mut self, v: ValueId, name: &str) -> String {
+        if self.name(v) == name {
+            return name.to_string();
+        }
+        let name = self.fresh_name(name);
+        let old = std::mem::replace(&mut self.g[v.node.0].results[v.slot as usize].name, name.clone());
+        self.names.remove(&old);
+        self.names.insert(name.clone(), v);
+        name
+    }
+
+    /// Turns an initializer's default and overridability.
+    pub fn set_initializer(&mut self, v: ValueId, tensor: Tensor, overridable: bool) {
+        let ty = ValueType::from(TensorType::fixed(tensor.dtype(), tensor.dims()));
+        let n = &mut self.g[v.node.0];
+        n.kind = Kind::Initializer { tensor, overridable };
+        n.results[v.slot as usize].ty = ty;
+        let listed = self.inputs.contains(&v.node);
+        if overridable && !listed {
+            self.inputs.push(v.node);
+        } else if !overridable && listed {
+            self.inputs.retain(|n| *n != v.node);
+        }
+    }
+
+    /// Makes an initializer overridable (a graph input with a default) or constant.
+    pub fn set_overridable(&mut self, v: ValueId, overridable: bool) {
+        if let Some(tensor) = self.initializer(v).cloned() {
+            let ty = self.value(v).ty.clone();
+            self.set_initializer(v, tensor, overridable);
+            self.set_type(v, ty);
+        }
+    }
+
+    /// Makes an overridable initializer an input that must be fed, of the given type; returns the default it had.
+    pub fn require_input(&mut self, v: ValueId, ty: ValueType) -> Option<Tensor> {
+        let tensor = self.initializer(v).cloned()?;
+        self.set_overridable(v, true);
+        self.g[v.node.0].kind = Kind::Input(None);
+        self.set_type(v, ty);
+        Some(tensor)
+    }
+
+    /// Removes a node that nobody reads. Of many readers of one value, the latest is removed at the least cost.
+    pub fn remove(&mut self, id: NodeId) {
+        debug_assert!(self.g.edges_directed(id.0, Direction::Outgoing).next().is_none(), "a node in use is not removed");
+        if let Some(node) = self.g.remove_node(id.0) {
+            for v in &node.results {
+                self.names.remove(&v.name);
+            }
+            if node.op().is_none() {
+                self.inputs.retain(|n| *n != id);
+            }
+        }
+    }
+
+    /// Drops a node's results from `keep` on, which nobody reads.
+    pub fn drop_results(&mut self, node: NodeId, keep: usize) {
+        while self.g[node.0].results.len() > keep {
+            let slot = self.g[node.0].results.len() as u32 - 1;
+            debug_assert!(self.uses(ValueId { node, slot }).is_empty(), "a result in use is not dropped");
+            if let Some(v) = self.g[node.0].results.pop() {
+                self.names.remove(&v.name);
+            }
+        }
+    }
+
+    /// Lists a constant among the graph inputs without letting anyone override it (files before IR 4).
+    pub fn set_listed_constant(&mut self, v: ValueId) {
+        if let Kind::Initializer { overridable, .. } = &mut self.g[v.node.0].kind {
+            *overridable = false;
+        }
+    }
+
+    /// Forgets what the source declares of these values: their types have changed, and are declared anew when the graph is emitted.
+    pub fn forget_declarations(&mut self, values: &HashSet<ValueId>) {
+        let names: HashSet<String> = values.iter().map(|v| self.name(*v).to_string()).collect();
+        Arc::make_mut(&mut self.graph_shell).value_info.retain(|i| !names.contains(&i.name));
+        for o in self.outputs.iter_mut().filter(|o| values.contains(&o.value)) {
+            o.info = None;
+        }
+        for v in values {
+            if let Kind::Input(info) = &mut self.g[v.node.0].kind {
+                *info = None;
+            }
+        }
+    }
+
+    /// Drops all graph outputs, so that new ones can be declared.
+    pub fn clear_outputs(&mut self) {
+        self.outputs.clear();
+        self.output_values.clear();
+    }
+
+    /// Moves a node in the file order to just after another.
+    pub fn place_after(&mut self, node: NodeId, anchor: NodeId) {
+        self.g[node.0].position = self.g[anchor.0].position;
+    }
+}

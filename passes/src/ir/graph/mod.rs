@@ -1,0 +1,230 @@
+//! The graph: operators and sources as nodes, uses as edges.
+//!
+//! The edges are the only record of who reads what: an edge from producer to consumer says which result (`slot`) is read as
+//! which `operand`. Every value has one producer (graph inputs and initializers are nodes too) and one unique name, the name
+//! it will have in the emitted file.
+
+mod build;
+mod change;
+mod order;
+mod read;
+
+use super::attr::Attrs;
+use super::tensor::Tensor;
+use super::types::ValueType;
+use indexmap::IndexMap;
+use onnx_protobuf::{GraphProto, ModelProto, NodeProto, ValueInfoProto};
+use petgraph::stable_graph::{NodeIndex, StableDiGraph};
+use smallvec::SmallVec;
+use std::collections::{HashMap, HashSet};
+use std::path::Path;
+use std::sync::Arc;
+
+/// A node of the graph.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct NodeId(NodeIndex<u32>);
+
+impl NodeId {
+    /// A dense number, for tables indexed by node; below [`Graph::node_bound`].
+    pub fn index(self) -> usize {
+        self.0.index()
+    }
+}
+
+/// One result of one node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ValueId {
+    /// The producer.
+    pub node: NodeId,
+    /// Which of its results.
+    pub slot: u32,
+}
+
+/// An edge: result `slot` of the producer is operand `operand` of the consumer.
+#[derive(Clone, Copy, Debug)]
+struct Use {
+    slot: u32,
+    operand: u32,
+}
+
+/// A value: one result of a node.
+#[derive(Clone, Debug)]
+pub struct Value {
+    /// Unique name; empty only for a result nobody may read.
+    pub name: String,
+    /// What is known of its type.
+    pub ty: ValueType,
+}
+
+/// An operator application.
+#[derive(Clone, Debug)]
+pub struct Op {
+    /// Operator set domain; empty for `ai.onnx`, `ancre` for our abstract operators.
+    pub domain: String,
+    /// Operator name.
+    pub name: String,
+    /// Attributes.
+    pub attrs: Attrs,
+    /// The node as the source wrote it; emission starts from it so that nothing unknown to us is lost.
+    pub source: Option<Arc<NodeProto>>,
+    /// Set when `attrs` no longer equals the source's attributes.
+    pub attrs_changed: bool,
+}
+
+impl Op {
+    /// An operator of the standard domain.
+    pub fn new(name: &str, attrs: Attrs) -> Op {
+        Op { domain: String::new(), name: name.to_string(), attrs, source: None, attrs_changed: false }
+    }
+
+    /// An operator of another domain.
+    pub fn in_domain(domain: &str, name: &str, attrs: Attrs) -> Op {
+        Op { domain: domain.to_string(), ..Op::new(name, attrs) }
+    }
+
+    /// Is it this operator of the standard domain?
+    pub fn is(&self, name: &str) -> bool {
+        self.domain.is_empty() && self.name == name
+    }
+
+    /// Is it this abstract operator (`ancre.NAME`)?
+    pub fn is_ancre(&self, name: &str) -> bool {
+        self.domain == ANCRE && self.name == name
+    }
+
+    /// `Conv`, `com.microsoft.FusedMatMul`, `ancre.Route`, …
+    pub fn full_name(&self) -> String {
+        if self.domain.is_empty() { self.name.clone() } else { format!("{}.{}", self.domain, self.name) }
+    }
+}
+
+/// Domain of the abstract operators that lowering must replace.
+pub const ANCRE: &str = "ancre";
+
+/// What a node is.
+#[derive(Clone, Debug)]
+pub enum Kind {
+    /// A graph input that the user must feed.
+    Input(Option<Arc<ValueInfoProto>>),
+    /// A constant of the file; `overridable` makes it a graph input with a default too.
+    Initializer {
+        /// The constant.
+        tensor: Tensor,
+        /// Declared as an optional graph input, so that a caller may feed another value.
+        overridable: bool,
+    },
+    /// An operator.
+    Op(Op),
+}
+
+/// A node: a name, what it is, its results. Its operands are edges of the graph.
+#[derive(Clone, Debug)]
+pub struct Node {
+    /// Node name; not necessarily unique in a source file.
+    pub name: String,
+    /// Operator or source.
+    pub kind: Kind,
+    results: SmallVec<[Value; 1]>,
+    operands: u32,
+    /// Values that subgraphs of this node capture by name, after its operands.
+    captures: u32,
+    position: u64,
+}
+
+impl Node {
+    /// The operator, if it is one.
+    pub fn op(&self) -> Option<&Op> {
+        match &self.kind {
+            Kind::Op(op) => Some(op),
+            _ => None,
+        }
+    }
+
+    /// Its results.
+    pub fn results(&self) -> &[Value] {
+        &self.results
+    }
+
+    /// Number of operands, missing optional ones included, captures excluded.
+    pub fn operand_count(&self) -> usize {
+        self.operands as usize
+    }
+
+    /// Number of values captured by its subgraphs.
+    pub fn capture_count(&self) -> usize {
+        self.captures as usize
+    }
+}
+
+/// A graph output.
+#[derive(Clone, Debug)]
+pub struct Output {
+    /// The value.
+    pub value: ValueId,
+    /// Declaration as the source wrote it.
+    pub info: Option<Arc<ValueInfoProto>>,
+}
+
+/// Operands in order; `None` for a missing optional one.
+pub type Operands = SmallVec<[Option<ValueId>; 4]>;
+
+/// A model's graph.
+#[derive(Clone, Debug)]
+pub struct Graph {
+    g: StableDiGraph<Node, Use, u32>,
+    names: HashMap<String, ValueId>,
+    /// Names inside subgraphs, which no value of ours may shadow.
+    reserved: HashSet<String>,
+    inputs: Vec<NodeId>,
+    outputs: Vec<Output>,
+    /// How often each value is a graph output.
+    output_values: HashMap<ValueId, u32>,
+    /// Imported operator set versions, by domain.
+    pub opsets: IndexMap<String, i64>,
+    /// Everything of the source model that is not its main graph's nodes, values and initializers.
+    pub shell: Arc<ModelProto>,
+    /// The source graph without nodes, inputs, outputs and initializers; its `value_info` is kept here. Among `input` are
+    /// the declarations of initializers that are listed as inputs too.
+    pub graph_shell: Arc<GraphProto>,
+    /// Metadata to emit: the source's, then ours.
+    pub metadata: IndexMap<String, String>,
+    /// Directory of the source, where its external data paths start.
+    pub root: Option<Arc<Path>>,
+    next_position: u64,
+    next_fresh: HashMap<String, u32>,
+}
+
+impl Default for Graph {
+    fn default() -> Graph {
+        Graph {
+            g: StableDiGraph::default(),
+            names: HashMap::new(),
+            reserved: HashSet::new(),
+            inputs: Vec::new(),
+            outputs: Vec::new(),
+            output_values: HashMap::new(),
+            opsets: IndexMap::from([(String::new(), 18)]),
+            shell: Arc::new(ModelProto { ir_version: 8, ..Default::default() }),
+            graph_shell: Arc::new(GraphProto { name: "main".into(), ..Default::default() }),
+            metadata: IndexMap::new(),
+            root: None,
+            next_position: 0,
+            next_fresh: HashMap::new(),
+        }
+    }
+}
+
+/// A node, for messages.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeSite {
+    /// Name of the node, or of its first result where it has none.
+    pub name: String,
+    /// Operator.
+    pub op: String,
+}
+
+impl std::fmt::Display for NodeSite {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "node `{}` ({})", self.name, self.op)
+    }
+}
