@@ -16,5 +16,6 @@ pub mod report;
 pub mod rewrite;
 pub mod start;
 pub mod tensor;
+pub mod train;
 pub mod training_files;
 pub mod verify;

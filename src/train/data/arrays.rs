@@ -1,0 +1,208 @@
+//! Arrays named like the graph's inputs.
+
+use super::augment::Augment;
+use super::check::check_target;
+use super::convert::{Conversion, conversion, convert, numbers};
+use super::npy::Array;
+use super::wanted::{Slot, Wanted};
+use super::{DataOptions, Dataset};
+use crate::engine::Tensors;
+use crate::error::Failure;
+use crate::tensor::NpTensor;
+use ancre_passes::ir::DType;
+use std::path::{Path, PathBuf};
+
+/// A data set of arrays, one an input.
+pub(super) struct ArraySet {
+    path: PathBuf,
+    feeds: Vec<Feed>,
+    samples: usize,
+    notices: Vec<String>,
+}
+
+/// How one input is fed.
+struct Feed {
+    slot: Slot,
+    array: Array,
+    how: Conversion,
+    augment: Option<Augment>,
+    /// Shape of one sample as it is fed.
+    shape: Vec<usize>,
+}
+
+impl ArraySet {
+    /// Checks arrays against the inputs.
+    pub(super) fn open(path: &Path, arrays: Vec<Array>, wanted: &Wanted, o: &DataOptions) -> Result<ArraySet, Failure> {
+        let fail = |(what, help): (String, String)| Failure::input(what).at(path).help(help);
+        let mut feeds = Vec::new();
+        let mut notices = Vec::new();
+        for slot in wanted.slots() {
+            let array = arrays.iter().find(|a| names(a, slot)).ok_or_else(|| fail(missing(slot, &arrays, wanted)))?;
+            let target = *slot == wanted.target;
+            let how = conversion(array.dtype, slot.dtype, slot.image().is_some(), target);
+            let how = how.ok_or_else(|| fail(wrong_type(slot, array)))?;
+            let shape = sample_shape(slot, array).ok_or_else(|| fail(wrong_shape(slot, array)))?;
+            notices.extend(notice(array, slot, how));
+            let augment = match slot.image() {
+                Some(layout) => Augment::new(layout, &slot.name, o)?,
+                None => None,
+            };
+            feeds.push(Feed { slot: slot.clone(), array: array.clone(), how, augment, shape });
+        }
+        let spare = arrays.iter().filter(|a| !wanted.slots().any(|s| names(a, s)));
+        notices.extend(spare.map(|a| format!("array {} is not used: the graph has no such input", a.text())));
+        let rows = |f: &Feed| f.array.shape[0];
+        let first = feeds.iter().find(|f| f.slot.batched).ok_or_else(|| {
+            Failure::input("no input of the training graph has a batch axis")
+                .at(path)
+                .help("export the model with a batch axis")
+        })?;
+        if let Some(other) = feeds.iter().find(|f| f.slot.batched && rows(f) != rows(first)) {
+            let what = format!(
+                "array `{}` has {} samples, array `{}` has {}",
+                first.array.name,
+                rows(first),
+                other.array.name,
+                rows(other)
+            );
+            return Err(fail((what, "give as many targets as inputs, in the same order".into())));
+        }
+        let samples = rows(first);
+        if samples == 0 {
+            let what = format!("array `{}` has no sample", first.array.name);
+            return Err(fail((what, "give at least one batch of samples".into())));
+        }
+        if let Some(target) = feeds.last().filter(|f| f.slot.batched) {
+            check_target(&target.array, wanted).map_err(fail)?;
+        }
+        Ok(ArraySet { path: path.to_path_buf(), feeds, samples, notices })
+    }
+}
+
+/// Is this array for this input? A file's name cannot hold the slash of an input's; an underscore stands for it.
+fn names(array: &Array, slot: &Slot) -> bool {
+    let file = |c: char| if matches!(c, '/' | '\\' | ':') { '_' } else { c };
+    array.name == slot.name || array.name == slot.name.chars().map(file).collect::<String>()
+}
+
+fn missing(slot: &Slot, arrays: &[Array], wanted: &Wanted) -> (String, String) {
+    let listed: Vec<String> = arrays.iter().map(Array::text).collect();
+    let held = if listed.is_empty() { "no arrays".to_string() } else { listed.join(", ") };
+    let role = if *slot == wanted.target { "target" } else { "input" };
+    let spare: Vec<&Array> = arrays.iter().filter(|a| !wanted.slots().any(|s| names(a, s))).collect();
+    let help = match (wanted.loss.as_str(), &spare[..]) {
+        ("next-token", _) if *slot == wanted.target => {
+            format!("save the token ids once more as `{}`: the graph shifts them itself", slot.name)
+        }
+        (_, [one]) => {
+            format!("rename `{}` to `{}`, or rewrite the model with --labels {0} if it is the target", one.name, slot.name)
+        }
+        _ => format!("name an array `{}`; the graph wants {}", slot.name, wanted.listed()),
+    };
+    (format!("has no array for the {role} {}; it holds {held}", slot.text()), help)
+}
+
+fn wrong_type(slot: &Slot, array: &Array) -> (String, String) {
+    let numpy = slot.dtype.name();
+    let why = match (array.dtype, slot.dtype) {
+        (DType::U8, to) if to.is_float() => " (bytes are scaled to 0 … 1 for image inputs only)",
+        _ => "",
+    };
+    let what = format!("array {} does not fit {}: the element types differ{why}", array.text(), slot.text());
+    (what, format!("save it as {numpy} (numpy: x.astype('{numpy}'))"))
+}
+
+/// Shape of a sample as it is fed; `None` when it does not fit. A trailing axis of one may be missing or too many.
+fn sample_shape(slot: &Slot, array: &Array) -> Option<Vec<usize>> {
+    let own = if slot.batched { array.shape.get(1..)? } else { &array.shape[..] };
+    let fits = own.len() == slot.shape.len() && own.iter().zip(&slot.shape).all(|(d, s)| s.is_none_or(|s| s == *d));
+    if fits {
+        return Some(own.to_vec());
+    }
+    let ones = own.iter().all(|d| *d == 1) && slot.shape.iter().all(|d| *d == Some(1));
+    (slot.batched && ones).then(|| vec![1; slot.shape.len()])
+}
+
+fn wrong_shape(slot: &Slot, array: &Array) -> (String, String) {
+    let what = format!("array {} does not fit {}: the shapes differ", array.text(), slot.text());
+    let own = array.shape.get(1..).unwrap_or_default();
+    let fits = |shape: &[usize]| {
+        shape.len() == slot.shape.len() && shape.iter().zip(&slot.shape).all(|(d, s)| s.is_none_or(|s| s == *d))
+    };
+    let same_count = slot.shape.iter().try_fold(1, |n, d| d.map(|d| n * d)) == Some(own.iter().product());
+    let help = match own {
+        [h, w, c] if fits(&[*c, *h, *w]) => "move the channels to the front (numpy: x.transpose(0, 3, 1, 2))".to_string(),
+        [c, h, w] if fits(&[*h, *w, *c]) => "move the channels to the end (numpy: x.transpose(0, 2, 3, 1))".to_string(),
+        _ if array.shape.is_empty() => "samples lie along the first axis".to_string(),
+        _ if same_count => {
+            let dims: Vec<String> = slot.shape.iter().map(|d| d.map_or(-1, |d| d as i64).to_string()).collect();
+            format!("give it the input's shape (numpy: x.reshape({}))", [vec!["-1".into()], dims].concat().join(", "))
+        }
+        _ => "samples lie along the first axis, the rest must be as the input has it".to_string(),
+    };
+    (what, help)
+}
+
+fn notice(array: &Array, slot: &Slot, how: Conversion) -> Option<String> {
+    let (name, to) = (&array.name, slot.dtype);
+    match how {
+        Conversion::Round => Some(format!("array `{name}` is {}; it is rounded to {to}", array.dtype)),
+        Conversion::Pixels => Some(format!("array `{name}` is uint8; it is scaled from 0 … 255 to 0 … 1")),
+        _ => None,
+    }
+}
+
+impl Feed {
+    fn rows(&self, rows: &[usize], epoch: u64) -> Option<NpTensor> {
+        if !self.slot.batched {
+            let bytes = convert(self.array.read_all(), self.array.dtype, self.slot.dtype, self.how);
+            return NpTensor::new(self.slot.dtype, &self.shape, bytes);
+        }
+        let size = self.array.dtype.size().unwrap_or(1);
+        let mut bytes = Vec::with_capacity(rows.len() * self.array.row_len() * size);
+        rows.iter().for_each(|row| self.array.read_row(*row, &mut bytes));
+        let shape: Vec<usize> = [rows.len()].into_iter().chain(self.shape.iter().copied()).collect();
+        let Some(augment) = &self.augment else {
+            return NpTensor::new(self.slot.dtype, &shape, convert(bytes, self.array.dtype, self.slot.dtype, self.how));
+        };
+        let scale = if self.how == Conversion::Pixels { 255.0 } else { 1.0 };
+        let mut pixels: Vec<f32> = numbers(&bytes, self.array.dtype).into_iter().map(|v| v as f32 / scale).collect();
+        let size = pixels.len() / rows.len().max(1);
+        for (row, sample) in rows.iter().zip(pixels.chunks_exact_mut(size.max(1))) {
+            augment.apply(sample, &self.shape, *row, epoch);
+        }
+        from_f32s(self.slot.dtype, &shape, &pixels)
+    }
+}
+
+/// A float tensor of any type from float32 numbers.
+pub(super) fn from_f32s(dtype: DType, shape: &[usize], values: &[f32]) -> Option<NpTensor> {
+    if dtype == DType::F32 {
+        return NpTensor::f32s(shape, values);
+    }
+    NpTensor::from_f64s(dtype, shape, &values.iter().map(|v| f64::from(*v)).collect::<Vec<_>>())
+}
+
+impl Dataset for ArraySet {
+    fn len(&self) -> usize {
+        self.samples
+    }
+
+    fn describe(&self) -> String {
+        let listed: Vec<String> = self.feeds.iter().map(|f| f.array.text()).collect();
+        format!("{} samples of {}: {}", self.samples, self.path.display(), listed.join(", "))
+    }
+
+    fn batch(&self, rows: &[usize], epoch: u64) -> Result<Tensors, Failure> {
+        let feed = |f: &Feed| {
+            let tensor = f.rows(rows, epoch);
+            let fault = || Failure::input(format!("array `{}` cannot be read", f.array.name)).at(&self.path);
+            Ok((f.slot.name.clone(), tensor.ok_or_else(fault)?))
+        };
+        self.feeds.iter().map(feed).collect()
+    }
+
+    fn notices(&self) -> &[String] {
+        &self.notices
+    }
+}

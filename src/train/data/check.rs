@@ -1,0 +1,66 @@
+//! Checks that read every label, before the first step.
+
+use super::convert::{integers, numbers};
+use super::npy::Array;
+use super::wanted::Wanted;
+use ancre_passes::ir::DType;
+
+/// Checks the target's values: class labels within the classes, binary targets within 0 and 1, integers that a float target
+/// can hold. Streams over the array; the message names no file.
+pub(super) fn check_target(array: &Array, wanted: &Wanted) -> Result<(), (String, String)> {
+    let slot = &wanted.target;
+    let labels = matches!(wanted.loss.as_str(), "cross-entropy" | "next-token");
+    let binary = wanted.loss == "bce";
+    // What a float32 (float64) counts exactly.
+    let exact: i64 = if slot.dtype == DType::F64 { 1 << 53 } else { 1 << 24 };
+    let widens = !array.dtype.is_float() && slot.dtype.is_float();
+    if !labels && !binary && !widens {
+        return Ok(());
+    }
+    let rows = array.shape.first().copied().unwrap_or(0);
+    let mut bytes = Vec::new();
+    for row in 0..rows {
+        bytes.clear();
+        array.read_row(row, &mut bytes);
+        if labels {
+            let mut values = integers(&bytes, array.dtype);
+            if let Some(bad) = values.find(|v| !is_label(*v, wanted)) {
+                return Err(bad_label(&format!("array `{}`", array.name), row, bad, wanted));
+            }
+        } else if binary {
+            let bad = numbers(&bytes, array.dtype).into_iter().find(|v| !(0.0..=1.0).contains(v));
+            if let Some(bad) = bad {
+                let what = format!(
+                    "array `{}`: sample {row} has the target {bad}; `{}` of the loss bce takes 0 to 1",
+                    array.name, slot.name
+                );
+                return Err((what, "give targets of 0 and 1, or rewrite with another --loss".into()));
+            }
+        } else if let Some(bad) = integers(&bytes, array.dtype).find(|v| v.abs() > exact) {
+            let what = format!("array `{}`: sample {row} holds {bad}, which {} cannot hold exactly", array.name, slot.dtype);
+            return Err((what, "scale the targets and save them as float32".into()));
+        }
+    }
+    Ok(())
+}
+
+fn is_label(v: i64, wanted: &Wanted) -> bool {
+    let below = wanted.classes.is_none_or(|n| usize::try_from(v).is_ok_and(|v| v < n));
+    wanted.ignore_index == Some(v) || (v >= 0 && below)
+}
+
+fn bad_label(what: &str, row: usize, bad: i64, wanted: &Wanted) -> (String, String) {
+    let range = match (wanted.classes, wanted.ignore_index) {
+        (Some(n), Some(i)) => format!("0 to {} or {i}, which is ignored", n - 1),
+        (Some(n), None) => format!("0 to {}", n - 1),
+        _ => "0 and up".into(),
+    };
+    let help = match wanted.classes {
+        Some(n) if usize::try_from(bad).is_ok_and(|v| v == n) => {
+            "labels seem to count from 1: subtract 1; or rewrite the model with more --classes".to_string()
+        }
+        Some(_) if bad >= 0 => format!("rewrite the model with --classes {} or more, or correct the labels", bad + 1),
+        _ => format!("correct the labels, or rewrite the model with --ignore-index={bad}"),
+    };
+    (format!("{what}: sample {row} has the label {bad}; `{}` takes {range}", wanted.target.name), help)
+}

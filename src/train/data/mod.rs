@@ -1,0 +1,122 @@
+//! Data sets of `train`: arrays, image folders, token files; checked against the training graph before the first step, read in
+//! batches by a background thread.
+
+mod arrays;
+mod augment;
+mod batches;
+mod check;
+mod convert;
+mod npy;
+mod wanted;
+
+pub use batches::{Batch, Batches, batches_per_epoch, order};
+pub use wanted::{Slot, Wanted};
+
+use crate::engine::Tensors;
+use crate::error::Failure;
+use std::path::Path;
+use std::sync::Arc;
+
+/// How a data set is read.
+#[derive(Clone, Debug, Default)]
+pub struct DataOptions {
+    /// Seed of the order and of what is random about a sample.
+    pub seed: u64,
+    /// Mirror images left to right, every second time.
+    pub flip: bool,
+    /// Pad images by an eighth and cut them out at a random place.
+    pub crop: bool,
+    /// Subtracted from each channel.
+    pub mean: Option<Vec<f32>>,
+    /// Divides each channel.
+    pub std: Option<Vec<f32>>,
+    /// Tokens in one sample of a token file.
+    pub window: Option<usize>,
+    /// Tokens from one sample's start to the next one's; the window when absent.
+    pub stride: Option<usize>,
+    /// Height and width of images, where the model leaves them open.
+    pub image_size: Option<[usize; 2]>,
+    /// Names of the classes, where another set has fixed them: those of the training set for its validation set.
+    pub classes: Option<Vec<String>>,
+}
+
+/// A data set: samples by number.
+pub trait Dataset: Send + Sync {
+    /// Number of samples.
+    fn len(&self) -> usize;
+
+    /// Has it no sample? An opened set always has one.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// What it is, in one line.
+    fn describe(&self) -> String;
+
+    /// The inputs of a batch made of these samples. What is random about a sample depends on seed, epoch and sample alone.
+    ///
+    /// # Errors
+    /// When a sample cannot be read; the error names its file.
+    fn batch(&self, rows: &[usize], epoch: u64) -> Result<Tensors, Failure>;
+
+    /// What was converted or left aside.
+    fn notices(&self) -> &[String] {
+        &[]
+    }
+
+    /// Names of the classes, where the set itself has them.
+    fn classes(&self) -> Option<&[String]> {
+        None
+    }
+}
+
+/// Opens a data set and checks it against what the training graph wants.
+///
+/// # Errors
+/// When it cannot be read, has an unknown form, or does not fit: names, shapes, types, label ranges, no samples.
+pub fn open(path: &Path, wanted: &Wanted, o: &DataOptions) -> Result<Arc<dyn Dataset>, Failure> {
+    check_options(wanted, o)?;
+    let suffix = path.extension().and_then(|e| e.to_str()).map(str::to_ascii_lowercase).unwrap_or_default();
+    let meta = std::fs::metadata(path).map_err(|e| Failure::input(format!("cannot be read: {e}")).at(path).help(FORMS))?;
+    let unknown = || Failure::input("is no data set of a known form").at(path).help(FORMS);
+    let set: Arc<dyn Dataset> = match (meta.is_dir(), suffix.as_str()) {
+        (true, _) if npy::holds_arrays(path)? => Arc::new(arrays::ArraySet::open(path, npy::read_dir(path)?, wanted, o)?),
+        (false, "npz") => Arc::new(arrays::ArraySet::open(path, npy::read_npz(path)?, wanted, o)?),
+        (false, "safetensors") => Arc::new(arrays::ArraySet::open(path, npy::read_safetensors(path)?, wanted, o)?),
+        _ => return Err(unknown()),
+    };
+    if u32::try_from(set.len()).is_err() {
+        let what = format!("has {} samples, more than the {} that can be shuffled", set.len(), u32::MAX);
+        return Err(Failure::input(what).at(path).help("split it into several sets"));
+    }
+    Ok(set)
+}
+
+const FORMS: &str = "give an .npz or .safetensors file or a directory of .npy files with arrays named like the graph's inputs, a \
+                     directory with one folder of images a class, or a file of u16 tokens (.bin)";
+
+fn check_options(wanted: &Wanted, o: &DataOptions) -> Result<(), Failure> {
+    if o.std.iter().flatten().any(|s| !(s.is_finite() && *s > 0.0)) || o.mean.iter().flatten().any(|m| !m.is_finite()) {
+        return Err(Failure::input("--mean takes finite numbers and --std positive ones"));
+    }
+    if o.window == Some(0) || o.stride == Some(0) {
+        return Err(Failure::input("--window and --stride take numbers of at least 1"));
+    }
+    let images = wanted.inputs.iter().any(|s| s.image().is_some());
+    let asked = o.flip || o.crop || o.mean.is_some() || o.std.is_some();
+    if asked && !images {
+        let listed = wanted.listed();
+        return Err(Failure::input(format!(
+            "--flip, --crop, --mean and --std are for images, and no input of the model is one: {listed}"
+        ))
+        .help("an image input is a float tensor [N, C, H, W] or [N, H, W, C] of 1, 3 or 4 channels"));
+    }
+    if (o.flip || o.crop) && wanted.target.shape.len() > 1 {
+        return Err(Failure::input(format!(
+            "--flip and --crop move pixels, and the target {} has places too, which would have to move with them",
+            wanted.target.text()
+        ))
+        .help("leave them away"));
+    }
+    Ok(())
+}

@@ -1,0 +1,152 @@
+//! What a training graph wants to be fed.
+
+use crate::error::Failure;
+use ancre_passes::ir::{DType, Dim, Graph, ValueId};
+use serde_json::Value;
+
+/// What a training graph wants to be fed, per sample.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    /// The model's inputs.
+    pub inputs: Vec<Slot>,
+    /// The target.
+    pub target: Slot,
+    /// Number of classes, for losses on class labels.
+    pub classes: Option<usize>,
+    /// Loss by name: `cross-entropy`, `next-token`, `mse`, …
+    pub loss: String,
+    /// Label whose positions do not count.
+    pub ignore_index: Option<i64>,
+    /// Batch extent, where the graph fixes it.
+    pub batch: Option<usize>,
+}
+
+/// One input.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Slot {
+    /// Its name.
+    pub name: String,
+    /// Element type.
+    pub dtype: DType,
+    /// Shape without the batch axis; `None` is any extent, the same for all samples of a batch.
+    pub shape: Vec<Option<usize>>,
+    /// Is there a batch axis? Otherwise the same tensor goes into every step.
+    pub batched: bool,
+}
+
+/// Where an image's axes lie in a sample.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct ImageLayout {
+    /// Number of channels.
+    pub(super) channels: usize,
+    /// Channels last, [H, W, C]?
+    pub(super) last: bool,
+}
+
+impl Slot {
+    /// The layout if this is an image: three axes, float, 1, 3 or 4 channels first or last.
+    pub(super) fn image(&self) -> Option<ImageLayout> {
+        let [a, _, c] = self.shape[..] else { return None };
+        let few = |d: Option<usize>| d.filter(|n| matches!(n, 1 | 3 | 4));
+        if !self.batched || !self.dtype.is_float() {
+            return None;
+        }
+        few(a)
+            .map(|channels| ImageLayout { channels, last: false })
+            .or_else(|| few(c).map(|channels| ImageLayout { channels, last: true }))
+    }
+
+    /// As in messages: `x` float32 [N, 3, H, W] with `?` for what is open.
+    pub fn text(&self) -> String {
+        let open = |d: &Option<usize>| d.map_or("?".to_string(), |n| n.to_string());
+        let batch = self.batched.then(|| "N".to_string());
+        let dims: Vec<String> = batch.into_iter().chain(self.shape.iter().map(open)).collect();
+        format!("`{}` {} [{}]", self.name, self.dtype, dims.join(", "))
+    }
+
+    fn of(g: &Graph, v: ValueId, batch: Option<&Dim>) -> Result<Slot, Failure> {
+        let name = g.name(v).to_string();
+        let ty = g.tensor_type(v).ok_or_else(|| {
+            Failure::input(format!("input `{name}` has type {}, a tensor of known rank was expected", g.value(v).ty))
+        })?;
+        // A symbol of the target's may have another name than the inputs'; a number is compared as it is.
+        let batched = match (ty.shape.first(), batch) {
+            (Some(own), Some(batch)) => own == batch || own.known().is_none(),
+            (Some(_), None) => true,
+            (None, _) => false,
+        };
+        let dims = ty.shape.iter().skip(usize::from(batched));
+        let shape = dims.map(|d| d.known().and_then(|n| usize::try_from(n).ok())).collect();
+        Ok(Slot { name, dtype: ty.dtype, shape, batched })
+    }
+}
+
+impl Wanted {
+    /// Reads it from a training or evaluation graph.
+    ///
+    /// # Errors
+    /// When the graph lacks the metadata or the input that its loss reads.
+    pub fn of(g: &Graph) -> Result<Wanted, Failure> {
+        let no = |what: &str| {
+            Failure::input(format!("is no training graph of this tool: {what}"))
+                .help("give the file STEM.ancre.train.onnx that ancre-rewrite wrote")
+        };
+        let text = g.metadata.get("ancre.loss").ok_or_else(|| no("it has no metadata `ancre.loss`"))?;
+        let record: Value = serde_json::from_str(text).map_err(|_| no("its metadata `ancre.loss` is no JSON"))?;
+        let kind = record["kind"].as_str().unwrap_or_default().to_string();
+        let name = record["target"].as_str().unwrap_or_default();
+        let target = g
+            .required_inputs()
+            .find(|v| g.name(*v) == name)
+            .ok_or_else(|| no(&format!("it has no input `{name}`, which its loss reads")))?;
+        let batch = g.tensor_type(target).and_then(|t| t.shape.first().cloned());
+        let inputs = g.required_inputs().filter(|v| *v != target && !is_rate(g, *v));
+        let inputs = inputs.map(|v| Slot::of(g, v, batch.as_ref())).collect::<Result<Vec<_>, _>>()?;
+        let slot = Slot::of(g, target, None)?;
+        let labels = matches!(kind.as_str(), "cross-entropy" | "next-token");
+        let classes = if labels { classes(g, target, &record) } else { None };
+        Ok(Wanted {
+            inputs,
+            target: slot,
+            classes,
+            loss: kind,
+            ignore_index: record["ignore_index"].as_i64(),
+            batch: batch.and_then(|d| d.known()).and_then(|n| usize::try_from(n).ok()),
+        })
+    }
+
+    /// All that is fed, the target last.
+    pub fn slots(&self) -> impl Iterator<Item = &Slot> {
+        self.inputs.iter().chain([&self.target])
+    }
+
+    /// All that is fed, as in messages.
+    pub(super) fn listed(&self) -> String {
+        self.slots().map(Slot::text).collect::<Vec<_>>().join(", ")
+    }
+}
+
+/// The learning rate is the loop's, not the data's.
+fn is_rate(g: &Graph, v: ValueId) -> bool {
+    matches!(g.name(v), "lr" | "ancre.lr") && g.tensor_type(v).is_some_and(|t| t.rank() == 0)
+}
+
+/// Extent of the class axis of the output that the loss reads: the recorded one, or the only output that has the target's shape
+/// and one axis more.
+fn classes(g: &Graph, target: ValueId, record: &Value) -> Option<usize> {
+    if let Some(n) = record["classes"].as_u64() {
+        return usize::try_from(n).ok();
+    }
+    let labels = g.tensor_type(target)?;
+    let own = |name: &str| name.ends_with(".next") || name.ends_with(".grad");
+    let mut found = g.outputs().iter().filter(|o| !own(g.name(o.value))).filter_map(|o| {
+        let ty = g.tensor_type(o.value).filter(|t| t.dtype.is_float() && t.rank() == labels.rank() + 1)?;
+        [ty.rank() - 1, 1].into_iter().find_map(|axis| {
+            let mut shape = ty.shape.clone();
+            let dim = shape.remove(axis);
+            (shape == labels.shape).then(|| dim.known()).flatten()
+        })
+    });
+    let one = found.next().and_then(|n| usize::try_from(n).ok());
+    one.filter(|_| found.next().is_none())
+}

@@ -1,0 +1,3 @@
+//! `train`: training graphs run in ONNX Runtime.
+
+pub mod data;
