@@ -2,7 +2,7 @@
 
 use super::augment::Augment;
 use super::check::check_target;
-use super::convert::{Conversion, conversion, convert, numbers};
+use super::convert::{Conversion, conversion, convert, numbers, numpy_name};
 use super::npy::Array;
 use super::wanted::{Slot, Wanted};
 use super::{DataOptions, Dataset};
@@ -103,7 +103,7 @@ fn missing(slot: &Slot, arrays: &[Array], wanted: &Wanted) -> (String, String) {
 }
 
 fn wrong_type(slot: &Slot, array: &Array) -> (String, String) {
-    let numpy = slot.dtype.name();
+    let numpy = numpy_name(slot.dtype);
     let why = match (array.dtype, slot.dtype) {
         (DType::U8, to) if to.is_float() => " (bytes are scaled to 0 … 1 for image inputs only)",
         _ => "",
@@ -144,9 +144,9 @@ fn wrong_shape(slot: &Slot, array: &Array) -> (String, String) {
 }
 
 fn notice(array: &Array, slot: &Slot, how: Conversion) -> Option<String> {
-    let (name, to) = (&array.name, slot.dtype);
+    let (name, from, to) = (&array.name, numpy_name(array.dtype), numpy_name(slot.dtype));
     match how {
-        Conversion::Round => Some(format!("array `{name}` is {}; it is rounded to {to}", array.dtype)),
+        Conversion::Round => Some(format!("array `{name}` is {from}; it is rounded to {to}")),
         Conversion::Pixels => Some(format!("array `{name}` is uint8; it is scaled from 0 … 255 to 0 … 1")),
         _ => None,
     }

@@ -1,6 +1,6 @@
 //! Checks that read every label, before the first step.
 
-use super::convert::{integers, numbers};
+use super::convert::{integers, numbers, numpy_name};
 use super::npy::Array;
 use super::wanted::Wanted;
 use ancre_passes::ir::DType;
@@ -37,7 +37,11 @@ pub(super) fn check_target(array: &Array, wanted: &Wanted) -> Result<(), (String
                 return Err((what, "give targets of 0 and 1, or rewrite with another --loss".into()));
             }
         } else if let Some(bad) = integers(&bytes, array.dtype).find(|v| v.abs() > exact) {
-            let what = format!("array `{}`: sample {row} holds {bad}, which {} cannot hold exactly", array.name, slot.dtype);
+            let what = format!(
+                "array `{}`: sample {row} holds {bad}, which {} cannot hold exactly",
+                array.name,
+                numpy_name(slot.dtype)
+            );
             return Err((what, "scale the targets and save them as float32".into()));
         }
     }

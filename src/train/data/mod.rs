@@ -6,7 +6,11 @@ mod augment;
 mod batches;
 mod check;
 mod convert;
+mod images;
 mod npy;
+#[cfg(test)]
+mod tests;
+mod tokens;
 mod wanted;
 
 pub use batches::{Batch, Batches, batches_per_epoch, order};
@@ -83,6 +87,8 @@ pub fn open(path: &Path, wanted: &Wanted, o: &DataOptions) -> Result<Arc<dyn Dat
         (true, _) if npy::holds_arrays(path)? => Arc::new(arrays::ArraySet::open(path, npy::read_dir(path)?, wanted, o)?),
         (false, "npz") => Arc::new(arrays::ArraySet::open(path, npy::read_npz(path)?, wanted, o)?),
         (false, "safetensors") => Arc::new(arrays::ArraySet::open(path, npy::read_safetensors(path)?, wanted, o)?),
+        (true, _) if images::holds_folders(path)? => Arc::new(images::ImageSet::open(path, wanted, o)?),
+        (false, "bin") => Arc::new(tokens::TokenSet::open(path, wanted, o)?),
         _ => return Err(unknown()),
     };
     if u32::try_from(set.len()).is_err() {

@@ -1,5 +1,6 @@
 //! Arrays in files: `.npy`, `.npz`, `.safetensors`. They are mapped, not read: what is larger than memory works.
 
+use super::convert::numpy_name;
 use crate::error::Failure;
 use ancre_passes::ir::{DType, SharedBytes};
 use std::fs::File;
@@ -73,7 +74,7 @@ impl Array {
 
     /// As in messages: `x` float32 [10, 3].
     pub(super) fn text(&self) -> String {
-        format!("`{}` {} {:?}", self.name, self.dtype, self.shape)
+        format!("`{}` {} {:?}", self.name, numpy_name(self.dtype), self.shape)
     }
 }
 

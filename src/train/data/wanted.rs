@@ -1,5 +1,6 @@
 //! What a training graph wants to be fed.
 
+use super::convert::numpy_name;
 use crate::error::Failure;
 use ancre_passes::ir::{DType, Dim, Graph, ValueId};
 use serde_json::Value;
@@ -47,13 +48,14 @@ impl Slot {
     /// The layout if this is an image: three axes, float, 1, 3 or 4 channels first or last.
     pub(super) fn image(&self) -> Option<ImageLayout> {
         let [a, _, c] = self.shape[..] else { return None };
-        let few = |d: Option<usize>| d.filter(|n| matches!(n, 1 | 3 | 4));
         if !self.batched || !self.dtype.is_float() {
             return None;
         }
-        few(a)
-            .map(|channels| ImageLayout { channels, last: false })
-            .or_else(|| few(c).map(|channels| ImageLayout { channels, last: true }))
+        let of = |d: Option<usize>, last, known: &[usize]| {
+            d.filter(|n| known.contains(n)).map(|channels| ImageLayout { channels, last })
+        };
+        let usual = of(a, false, &[1, 3]).or_else(|| of(c, true, &[1, 3]));
+        usual.or_else(|| of(a, false, &[4])).or_else(|| of(c, true, &[4]))
     }
 
     /// As in messages: `x` float32 [N, 3, H, W] with `?` for what is open.
@@ -61,7 +63,7 @@ impl Slot {
         let open = |d: &Option<usize>| d.map_or("?".to_string(), |n| n.to_string());
         let batch = self.batched.then(|| "N".to_string());
         let dims: Vec<String> = batch.into_iter().chain(self.shape.iter().map(open)).collect();
-        format!("`{}` {} [{}]", self.name, self.dtype, dims.join(", "))
+        format!("`{}` {} [{}]", self.name, numpy_name(self.dtype), dims.join(", "))
     }
 
     fn of(g: &Graph, v: ValueId, batch: Option<&Dim>) -> Result<Slot, Failure> {

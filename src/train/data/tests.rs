@@ -1,0 +1,360 @@
+//! Every form of a data set, and every refusal.
+
+use super::*;
+use crate::tensor::NpTensor;
+use ancre_passes::ir::DType;
+use ndarray::{ArrayD, IxDyn};
+use ndarray_npy::{NpzWriter, WriteNpyExt};
+use safetensors::tensor::{Dtype, TensorView};
+use std::io::Write;
+use std::path::PathBuf;
+
+fn slot(name: &str, dtype: DType, shape: &[i64]) -> Slot {
+    let shape = shape.iter().map(|d| usize::try_from(*d).ok()).collect();
+    Slot { name: name.into(), dtype, shape, batched: true }
+}
+
+fn wanted(inputs: Vec<Slot>, target: Slot, classes: Option<usize>, loss: &str) -> Wanted {
+    Wanted { inputs, target, classes, loss: loss.into(), ignore_index: None, batch: None }
+}
+
+/// A classifier of two features.
+fn classifier() -> Wanted {
+    wanted(vec![slot("x", DType::F32, &[2])], slot("labels", DType::I64, &[]), Some(3), "cross-entropy")
+}
+
+/// A classifier of images.
+fn images(shape: [i64; 3], classes: usize) -> Wanted {
+    wanted(vec![slot("x", DType::F32, &shape)], slot("labels", DType::I64, &[]), Some(classes), "cross-entropy")
+}
+
+/// A language model of 50 tokens.
+fn language_model(length: i64) -> Wanted {
+    let inputs = ["input_ids", "attention_mask", "position_ids", "token_type_ids"];
+    let inputs = inputs.iter().map(|n| slot(n, DType::I64, &[length])).collect();
+    wanted(inputs, slot("labels", DType::I64, &[length]), Some(50), "next-token")
+}
+
+enum Values {
+    F32(Vec<f32>),
+    F64(Vec<f64>),
+    I64(Vec<i64>),
+    I32(Vec<i32>),
+    U8(Vec<u8>),
+}
+use Values::*;
+
+type Arrays<'a> = &'a [(&'a str, Vec<usize>, Values)];
+
+/// Writes arrays as an `.npz`.
+fn npz(dir: &Path, arrays: Arrays, compressed: bool) -> PathBuf {
+    let path = dir.join("set.npz");
+    let file = std::fs::File::create(&path).unwrap();
+    let mut npz = if compressed { NpzWriter::new_compressed(file) } else { NpzWriter::new(file) };
+    for (name, shape, values) in arrays {
+        macro_rules! add {
+            ($v:expr) => {
+                npz.add_array(*name, &ArrayD::from_shape_vec(IxDyn(shape), $v.clone()).unwrap()).unwrap()
+            };
+        }
+        match values {
+            F32(v) => add!(v),
+            F64(v) => add!(v),
+            I64(v) => add!(v),
+            I32(v) => add!(v),
+            U8(v) => add!(v),
+        }
+    }
+    npz.finish().unwrap();
+    path
+}
+
+fn opened(path: &Path, wanted: &Wanted, o: &DataOptions) -> Arc<dyn Dataset> {
+    open(path, wanted, o).unwrap_or_else(|e| panic!("{e}"))
+}
+
+fn refused(path: &Path, wanted: &Wanted, o: &DataOptions, parts: &[&str]) {
+    let e = match open(path, wanted, o) {
+        Ok(set) => panic!("taken: {}; {parts:?} was expected", set.describe()),
+        Err(e) => e,
+    };
+    let text = e.to_string();
+    assert!(e.status == 2 && e.help.is_some() == text.contains("try:"), "{text}");
+    for part in parts {
+        assert!(text.contains(part), "`{part}` is not in: {text}");
+    }
+}
+
+const TEN: [f32; 10] = [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0];
+
+#[test]
+fn the_same_arrays_in_every_form_give_the_same_batch() {
+    let dir = tempfile::tempdir().unwrap();
+    let labels: Vec<i64> = vec![0, 1, 2, 1, 0];
+    let arrays = [("x", vec![5, 2], F32(TEN.to_vec())), ("labels", vec![5], I64(labels.clone()))];
+    let check = |path: &Path| {
+        let set = opened(path, &classifier(), &DataOptions::default());
+        let batch = set.batch(&[4, 1], 0).unwrap();
+        assert_eq!((set.len(), batch["x"].shape(), batch["x"].to_f32()), (5, &[2, 2][..], vec![8.0, 9.0, 2.0, 3.0]));
+        assert_eq!(batch["labels"], NpTensor::i64s(&[2], &[0, 1]).unwrap(), "{}", path.display());
+        assert!(set.notices().is_empty());
+    };
+    check(&npz(dir.path(), &arrays, false));
+    check(&npz(dir.path(), &arrays, true));
+
+    let folder = dir.path().join("arrays");
+    std::fs::create_dir(&folder).unwrap();
+    let x = ArrayD::from_shape_vec(IxDyn(&[5, 2]), TEN.to_vec()).unwrap();
+    x.write_npy(std::fs::File::create(folder.join("x.npy")).unwrap()).unwrap();
+    let y = ArrayD::from_shape_vec(IxDyn(&[5]), labels.clone()).unwrap();
+    y.write_npy(std::fs::File::create(folder.join("labels.npy")).unwrap()).unwrap();
+    check(&folder);
+
+    let path = dir.path().join("set.safetensors");
+    let x: Vec<u8> = TEN.iter().flat_map(|v| v.to_le_bytes()).collect();
+    let y: Vec<u8> = labels.iter().flat_map(|v| v.to_le_bytes()).collect();
+    let views = [
+        ("x", TensorView::new(Dtype::F32, vec![5, 2], &x).unwrap()),
+        ("labels", TensorView::new(Dtype::I64, vec![5], &y).unwrap()),
+    ];
+    safetensors::serialize_to_file(views, None, &path).unwrap();
+    check(&path);
+}
+
+/// 256 GiB in a sparse file: more than there is memory, unless it is mapped.
+#[test]
+#[cfg(target_os = "linux")]
+fn arrays_larger_than_memory_are_mapped() {
+    let dir = tempfile::tempdir().unwrap();
+    let (rows, columns) = (1usize << 16, 1usize << 20);
+    let header = |descr: &str, shape: &str| {
+        let text = format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': ({shape}), }}");
+        let mut bytes = b"\x93NUMPY\x01\x00".to_vec();
+        bytes.extend((text.len() as u16).to_le_bytes());
+        bytes.extend(text.as_bytes());
+        bytes
+    };
+    let mut file = std::fs::File::create(dir.path().join("x.npy")).unwrap();
+    let head = header("<f4", &format!("{rows}, {columns}"));
+    file.write_all(&head).unwrap();
+    if file.set_len((head.len() + rows * columns * 4) as u64).is_err() {
+        eprintln!("skipped: the file system of {} has no sparse files of this size", dir.path().display());
+        return;
+    }
+    let mut labels = header("<i4", &format!("{rows},"));
+    labels.extend(vec![0; rows * 4]);
+    std::fs::write(dir.path().join("labels.npy"), labels).unwrap();
+    let wide =
+        wanted(vec![slot("x", DType::F32, &[columns as i64])], slot("labels", DType::I64, &[]), Some(3), "cross-entropy");
+    let set = opened(dir.path(), &wide, &DataOptions::default());
+    let batch = set.batch(&[rows - 1], 0).unwrap();
+    assert_eq!((set.len(), batch["x"].shape()), (rows, &[1, columns][..]));
+}
+
+#[test]
+fn only_expected_conversions_are_made_and_they_are_said() {
+    let dir = tempfile::tempdir().unwrap();
+    let bytes = vec![0u8, 255, 51, 102];
+    let path = npz(dir.path(), &[("x", vec![1, 1, 2, 2], U8(bytes)), ("labels", vec![1, 1], I32(vec![2]))], true);
+    let set = opened(&path, &images([1, 2, 2], 3), &DataOptions::default());
+    let batch = set.batch(&[0], 0).unwrap();
+    assert_eq!(batch["x"].to_f32(), [0.0, 1.0, 0.2, 0.4]);
+    assert_eq!((batch["labels"].dtype(), batch["labels"].shape()), (DType::I64, &[1][..]));
+    assert!(set.notices()[0].contains("scaled from 0 … 255 to 0 … 1"), "{:?}", set.notices());
+
+    let o = DataOptions { mean: Some(vec![0.5]), std: Some(vec![0.25]), ..Default::default() };
+    let batch = opened(&path, &images([1, 2, 2], 3), &o).batch(&[0], 0).unwrap();
+    assert_eq!(batch["x"].to_f32(), [-2.0, 2.0, (0.2 - 0.5) / 0.25, (0.4 - 0.5) / 0.25]);
+
+    let path = npz(dir.path(), &[("x", vec![1, 2], F64(vec![0.1, 2.0])), ("labels", vec![1], U8(vec![1]))], false);
+    let set = opened(&path, &classifier(), &DataOptions::default());
+    assert_eq!(set.batch(&[0], 0).unwrap()["x"].to_f32(), [0.1, 2.0]);
+    assert!(set.notices()[0].contains("`x` is float64; it is rounded to float32"), "{:?}", set.notices());
+}
+
+#[test]
+fn what_does_not_fit_is_refused_with_names_and_advice() {
+    let dir = tempfile::tempdir().unwrap();
+    let x = |n: usize| ("x", vec![n, 2], F32(vec![0.0; 2 * n]));
+    let y = |labels: &[i64]| ("labels", vec![labels.len()], I64(labels.to_vec()));
+    let none = DataOptions::default();
+    let ten = |name: &'static str, shape: &[usize], v: Values| (name, shape.to_vec(), v);
+    let cases: Vec<(Vec<(&str, Vec<usize>, Values)>, Vec<&str>)> = vec![
+        (vec![x(2)], vec!["no array for the target `labels` int64 [N]", "`x` float32 [2, 2]"]),
+        (vec![ten("features", &[2, 2], F32(vec![0.0; 4])), y(&[0, 0])], vec!["input `x`", "rename `features` to `x`"]),
+        (vec![ten("x", &[2, 3], F32(vec![0.0; 6])), y(&[0, 0])], vec!["`x` float32 [2, 3]", "`x` float32 [N, 2]"]),
+        (vec![ten("x", &[2, 1, 2], F32(vec![0.0; 4])), y(&[0, 0])], vec!["x.reshape(-1, 2)"]),
+        (vec![ten("x", &[2, 2], I64(vec![0; 4])), y(&[0, 0])], vec!["`x` int64", "x.astype('float32')"]),
+        (vec![ten("x", &[2, 2], U8(vec![0; 4])), y(&[0, 0])], vec!["scaled to 0 … 1 for image inputs only"]),
+        (vec![x(2), ten("labels", &[2], F32(vec![0.0; 2]))], vec!["`labels` float32", "x.astype('int64')"]),
+        (vec![x(2), y(&[0, 3])], vec!["sample 1 has the label 3", "`labels` takes 0 to 2", "count from 1"]),
+        (vec![x(2), y(&[9, 0])], vec!["sample 0 has the label 9", "--classes 10"]),
+        (vec![x(2), y(&[0, -1])], vec!["the label -1", "--ignore-index=-1"]),
+        (vec![x(2), y(&[0])], vec!["`x` has 2 samples, array `labels` has 1"]),
+        (vec![x(0), y(&[])], vec!["`x` has no sample"]),
+    ];
+    for (arrays, parts) in cases {
+        let path = npz(dir.path(), &arrays, false);
+        refused(&path, &classifier(), &none, &[&["set.npz"], &parts[..]].concat());
+    }
+    let ignoring = Wanted { ignore_index: Some(-1), ..classifier() };
+    opened(&npz(dir.path(), &[x(2), y(&[0, -1])], false), &ignoring, &none);
+    let nhwc = npz(dir.path(), &[ten("x", &[1, 4, 5, 3], F32(vec![0.0; 60])), y(&[0])], false);
+    refused(&nhwc, &images([3, 4, 5], 3), &none, &["x.transpose(0, 3, 1, 2)"]);
+    let both = |loss, v: f32| {
+        let w = wanted(vec![slot("x", DType::F32, &[2])], slot("target", DType::F32, &[1]), None, loss);
+        (npz(dir.path(), &[x(1), ("target", vec![1], F32(vec![v]))], false), w)
+    };
+    let (path, w) = both("bce", 2.0);
+    refused(&path, &w, &none, &["the target 2", "takes 0 to 1"]);
+    let (path, w) = both("mse", 2.0);
+    assert_eq!(opened(&path, &w, &none).batch(&[0], 0).unwrap()["target"].shape(), [1, 1]);
+    let path = npz(dir.path(), &[x(1), ("target", vec![1, 1], I64(vec![1 << 30]))], false);
+    refused(&path, &w, &none, &["holds 1073741824, which float32 cannot hold exactly"]);
+}
+
+#[test]
+fn options_that_do_not_fit_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let flip = DataOptions { flip: true, ..Default::default() };
+    refused(dir.path(), &classifier(), &flip, &["are for images", "`x` float32 [N, 2]"]);
+    let segments = wanted(vec![slot("x", DType::F32, &[3, 4, 4])], slot("y", DType::I64, &[4, 4]), None, "cross-entropy");
+    refused(dir.path(), &segments, &flip, &["would have to move with them"]);
+    let std = DataOptions { std: Some(vec![0.0]), ..Default::default() };
+    refused(dir.path(), &images([3, 4, 4], 2), &std, &["--std positive"]);
+    std::fs::write(dir.path().join("set.csv"), "1,2").unwrap();
+    for name in ["set.csv", "absent.npz", ""] {
+        refused(&dir.path().join(name), &classifier(), &DataOptions::default(), &["give an .npz"]);
+    }
+    for name in ["a.npz", "a.safetensors"] {
+        std::fs::write(dir.path().join(name), "no such thing").unwrap();
+        let e = open(&dir.path().join(name), &classifier(), &DataOptions::default()).map(|_| ()).unwrap_err();
+        assert!(e.what.contains(name) && e.what.contains("is no readable"), "{e}");
+    }
+}
+
+/// Folders of one-coloured images: class names with their colours.
+fn folders(dir: &Path, classes: &[(&str, [u8; 3])]) -> PathBuf {
+    let root = dir.join("images");
+    for (name, colour) in classes {
+        let folder = root.join(name).join("deeper");
+        std::fs::create_dir_all(&folder).unwrap();
+        for (file, side) in [("a.png", 4), ("b.bmp", 9)] {
+            image::RgbImage::from_pixel(side, side, image::Rgb(*colour)).save(folder.join(file)).unwrap();
+        }
+    }
+    root
+}
+
+#[test]
+fn image_folders_are_classes_in_the_order_of_their_names() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = folders(dir.path(), &[("red", [255, 0, 0]), ("blue", [0, 0, 255])]);
+    std::fs::write(root.join("red").join("notes.txt"), "no image").unwrap();
+    let set = opened(&root, &images([3, 4, 5], 2), &DataOptions::default());
+    assert_eq!((set.len(), set.classes().unwrap()), (4, &["blue".to_string(), "red".to_string()][..]));
+    assert!(set.notices()[0].contains("1 files that are no images"), "{:?}", set.notices());
+    let batch = set.batch(&[0, 3], 0).unwrap();
+    assert_eq!((batch["x"].shape(), batch["labels"].to_i64()), (&[2, 3, 4, 5][..], vec![0, 1]));
+    let planes = |channels: [f32; 3]| channels.iter().flat_map(|v| vec![*v; 20]).collect::<Vec<f32>>();
+    assert_eq!(batch["x"].to_f32(), [planes([0.0, 0.0, 1.0]), planes([1.0, 0.0, 0.0])].concat());
+
+    let last = opened(&root, &images([4, 5, 3], 2), &DataOptions::default()).batch(&[3], 0).unwrap();
+    assert_eq!((last["x"].shape(), last["x"].to_f32()), (&[1, 4, 5, 3][..], [1.0, 0.0, 0.0].repeat(20)));
+    let grey = opened(&root, &images([1, 4, 5], 2), &DataOptions::default()).batch(&[3], 0).unwrap();
+    assert!(grey["x"].to_f32().iter().all(|v| (0.2..0.31).contains(v)), "{:?}", grey["x"].to_f32());
+    let sized = DataOptions { image_size: Some([2, 2]), ..Default::default() };
+    assert_eq!(opened(&root, &images([3, -1, -1], 2), &sized).batch(&[0], 0).unwrap()["x"].shape(), [1, 3, 2, 2]);
+}
+
+#[test]
+fn a_class_keeps_its_number_in_the_validation_set() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = folders(dir.path(), &[("red", [255, 0, 0])]);
+    let classes =
+        |names: &[&str]| DataOptions { classes: Some(names.iter().map(|n| n.to_string()).collect()), ..Default::default() };
+    let set = opened(&root, &images([3, 4, 4], 2), &classes(&["blue", "red"]));
+    assert_eq!(set.batch(&[0], 0).unwrap()["labels"].to_i64(), [1]);
+    refused(&root, &images([3, 4, 4], 2), &classes(&["blue", "green"]), &["`red` is not among", "blue, green"]);
+}
+
+#[test]
+fn image_folders_that_do_not_fit_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = folders(dir.path(), &[("red", [255, 0, 0]), ("blue", [0, 0, 255])]);
+    let none = DataOptions::default();
+    refused(&root, &images([3, 4, 4], 1000), &none, &["2 class folders (blue, red)", "1000 classes", "--classes 2"]);
+    refused(&root, &images([3, -1, -1], 2), &none, &["leaves the size of its images open", "--image-size"]);
+    let sized = DataOptions { image_size: Some([2, 2]), ..Default::default() };
+    refused(&root, &images([3, 4, 4], 2), &sized, &["--image-size 2x2 does not fit"]);
+    refused(&root, &classifier(), &none, &["`x` float32 [N, 2]", "arrays named like the inputs"]);
+    let mean = DataOptions { mean: Some(vec![0.5, 0.5]), ..Default::default() };
+    refused(&root, &images([3, 4, 4], 2), &mean, &["--mean has 2 numbers", "3 channels"]);
+    std::fs::create_dir(root.join("empty")).unwrap();
+    refused(&root, &images([3, 4, 4], 3), &none, &["class `empty` holds no image"]);
+
+    std::fs::remove_dir(root.join("empty")).unwrap();
+    let damaged = root.join("red").join("deeper").join("a.png");
+    let half = std::fs::read(&damaged).unwrap();
+    std::fs::write(&damaged, &half[..half.len() / 2]).unwrap();
+    let set = opened(&root, &images([3, 4, 4], 2), &none);
+    let e = set.batch(&[0, 1, 2, 3], 0).unwrap_err().to_string();
+    assert!(e.contains("a.png: cannot be decoded") && e.contains("remove it"), "{e}");
+}
+
+fn tokens(dir: &Path, ids: &[u16]) -> PathBuf {
+    let path = dir.join("text.bin");
+    std::fs::write(&path, ids.iter().flat_map(|t| t.to_le_bytes()).collect::<Vec<u8>>()).unwrap();
+    path
+}
+
+#[test]
+fn token_files_are_cut_into_windows() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = tokens(dir.path(), &(0..23).collect::<Vec<u16>>());
+    let window = |window, stride| DataOptions { window, stride, ..Default::default() };
+    let set = opened(&path, &language_model(-1), &window(Some(5), None));
+    let batch = set.batch(&[3, 0], 0).unwrap();
+    assert_eq!((set.len(), batch["input_ids"].shape()), (4, &[2, 5][..]));
+    assert_eq!(batch["input_ids"].to_i64(), [15, 16, 17, 18, 19, 0, 1, 2, 3, 4]);
+    assert_eq!(batch["labels"], batch["input_ids"], "the graph shifts them itself");
+    assert_eq!(batch["attention_mask"].to_i64(), [1; 10]);
+    assert_eq!(batch["position_ids"].to_i64(), [0, 1, 2, 3, 4, 0, 1, 2, 3, 4]);
+    assert_eq!(batch["token_type_ids"].to_i64(), [0; 10]);
+
+    // The last window of stride 2 starts at 18; the graph's own length needs no option.
+    let set = opened(&path, &language_model(5), &window(None, Some(2)));
+    assert_eq!((set.len(), set.batch(&[9], 0).unwrap()["input_ids"].to_i64()), (10, vec![18, 19, 20, 21, 22]));
+
+    // Without a shift in the graph the labels are the next tokens.
+    let plain = Wanted { loss: "cross-entropy".into(), ..language_model(11) };
+    let set = opened(&path, &plain, &DataOptions::default());
+    let batch = set.batch(&[1], 0).unwrap();
+    assert_eq!((set.len(), batch["input_ids"].to_i64()[0], batch["labels"].to_i64()[10]), (2, 11, 22));
+
+    // Positions without a batch axis come once, past keys with length 0.
+    let mut decoder = language_model(-1);
+    decoder.inputs[2].batched = false;
+    decoder.inputs.push(slot("past.0.key", DType::F32, &[2, -1, 8]));
+    let batch = opened(&path, &decoder, &window(Some(4), None)).batch(&[0, 1, 2], 0).unwrap();
+    assert_eq!((batch["position_ids"].shape(), batch["past.0.key"].shape()), (&[4][..], &[3, 2, 0, 8][..]));
+}
+
+#[test]
+fn token_files_that_do_not_fit_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let none = DataOptions::default();
+    let path = tokens(dir.path(), &[1, 2, 3, 60, 4]);
+    refused(&path, &language_model(3), &none, &["token 3 is 60", "`input_ids`", "0 to 49"]);
+    refused(&path, &language_model(-1), &none, &["leaves the sequence length open", "--window N"]);
+    refused(&path, &language_model(9), &none, &["holds 5 tokens, one sample needs 9"]);
+    let window = DataOptions { window: Some(4), ..Default::default() };
+    refused(&path, &language_model(3), &window, &["--window 4 does not fit", "sequence length is 3"]);
+    refused(&path, &classifier(), &none, &["cannot fill input `x`"]);
+    let sentences = Wanted { target: slot("labels", DType::I64, &[]), ..language_model(3) };
+    refused(&path, &sentences, &none, &["a label for each position", "`labels` int64 [N]"]);
+    std::fs::write(&path, [1, 0, 2]).unwrap();
+    refused(&path, &language_model(3), &none, &["3 bytes, an odd number"]);
+    std::fs::write(&path, []).unwrap();
+    refused(&path, &language_model(3), &none, &["holds 0 tokens"]);
+}

@@ -1,0 +1,183 @@
+//! A flat file of u16 tokens, cut into windows.
+
+use super::wanted::{Slot, Wanted};
+use super::{DataOptions, Dataset};
+use crate::engine::Tensors;
+use crate::error::Failure;
+use crate::tensor::NpTensor;
+use ancre_passes::ir::{DType, SharedBytes};
+use std::path::{Path, PathBuf};
+
+/// A data set of windows of a token stream.
+pub(super) struct TokenSet {
+    path: PathBuf,
+    bytes: SharedBytes,
+    window: usize,
+    stride: usize,
+    samples: usize,
+    fills: Vec<(Slot, Fill)>,
+    notices: Vec<String>,
+}
+
+/// What an input of a language model is fed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fill {
+    /// The window's tokens, starting so many tokens after the window does.
+    Tokens(usize),
+    /// 0, 1, 2, …
+    Positions,
+    /// The same number everywhere.
+    All(u8),
+    /// Nothing: past keys and values of length 0.
+    Past,
+}
+
+impl TokenSet {
+    /// Maps the file and checks it against the model.
+    pub(super) fn open(path: &Path, wanted: &Wanted, o: &DataOptions) -> Result<TokenSet, Failure> {
+        let fail = |e: Failure| e.at(path);
+        let bytes = std::fs::File::open(path).and_then(|mut f| SharedBytes::of_file(&mut f));
+        let bytes = bytes.map_err(|e| Failure::input(format!("cannot be read: {e}")).at(path))?;
+        if bytes.len() % 2 == 1 {
+            let what = format!("has {} bytes, an odd number; tokens are u16, two bytes each", bytes.len());
+            return Err(Failure::input(what).at(path).help("numpy: numpy.asarray(ids, '<u2').tofile('tokens.bin')"));
+        }
+        let (fills, ids) = fills(wanted).map_err(fail)?;
+        let window = window(ids, &wanted.target, o).map_err(fail)?;
+        let shifted = fills.iter().any(|(_, f)| *f == Fill::Tokens(1));
+        let need = window + usize::from(shifted);
+        let tokens = bytes.len() / 2;
+        if tokens < need {
+            let what = format!("holds {tokens} tokens, one sample needs {need}");
+            return Err(Failure::input(what)
+                .at(path)
+                .help("give a longer file, or a smaller --window where the model allows it"));
+        }
+        if let Some(classes) = wanted.classes {
+            let bad = bytes.as_chunks::<2>().0.iter().position(|c| usize::from(u16::from_le_bytes(*c)) >= classes);
+            if let Some(at) = bad {
+                let token = u16::from_le_bytes(bytes.as_chunks::<2>().0[at]);
+                let what = format!("token {at} is {token}; `{}` of the model takes 0 to {}", ids.name, classes - 1);
+                return Err(Failure::input(what)
+                    .at(path)
+                    .help("use the model's own tokenizer, and u16 in little-endian order"));
+            }
+        }
+        let stride = o.stride.unwrap_or(window);
+        let mut notices = Vec::new();
+        if shifted {
+            notices.push(format!("`{}` is fed the next tokens: the ids moved by one", wanted.target.name));
+        }
+        let samples = (tokens - need) / stride + 1;
+        Ok(TokenSet { path: path.to_path_buf(), bytes, window, stride, samples, fills, notices })
+    }
+
+    fn tensor(&self, slot: &Slot, fill: Fill, rows: &[usize]) -> Option<NpTensor> {
+        let batch = if slot.batched { rows.len() } else { 1 };
+        if fill == Fill::Past {
+            let dims = slot.shape.iter().map(|d| d.unwrap_or(0));
+            let shape: Vec<usize> = slot.batched.then_some(batch).into_iter().chain(dims).collect();
+            return NpTensor::zeros(slot.dtype, &shape);
+        }
+        let tokens = self.bytes.as_chunks::<2>().0;
+        let mut values = Vec::with_capacity(batch * self.window);
+        for row in rows.iter().take(batch) {
+            let start = row * self.stride;
+            match fill {
+                Fill::Tokens(shift) => {
+                    let range = start + shift..start + shift + self.window;
+                    values.extend(tokens[range].iter().map(|c| f64::from(u16::from_le_bytes(*c))));
+                }
+                Fill::Positions => values.extend((0..self.window).map(|i| i as f64)),
+                Fill::All(v) => values.extend(std::iter::repeat_n(f64::from(v), self.window)),
+                Fill::Past => {}
+            }
+        }
+        let shape: Vec<usize> = slot.batched.then_some(batch).into_iter().chain([self.window]).collect();
+        NpTensor::from_f64s(slot.dtype, &shape, &values)
+    }
+}
+
+/// What each input is fed, and the input of the ids.
+fn fills(wanted: &Wanted) -> Result<(Vec<(Slot, Fill)>, &Slot), Failure> {
+    let help = "give arrays named like the inputs instead (.npz, .safetensors, a directory of .npy files)";
+    let mut fills: Vec<(Slot, Fill)> = Vec::new();
+    let mut ids: Vec<&Slot> = Vec::new();
+    for slot in &wanted.inputs {
+        let name = slot.name.to_ascii_lowercase();
+        let integer = matches!(slot.dtype, DType::I64 | DType::I32 | DType::Bool);
+        let line = slot.shape.len() == 1;
+        let open = slot.shape.iter().filter(|d| d.is_none()).count();
+        let fill = if line && name.contains("mask") {
+            Fill::All(1)
+        } else if line && integer && name.contains("position") {
+            Fill::Positions
+        } else if line && integer && (name.contains("type") || name.contains("segment")) {
+            Fill::All(0)
+        } else if line && integer && slot.batched && slot.dtype != DType::Bool {
+            ids.push(slot);
+            Fill::Tokens(0)
+        } else if slot.dtype.is_float() && name.contains("past") && open == 1 {
+            Fill::Past
+        } else {
+            let what = format!("tokens cannot fill input {}; ids, masks and positions [N, T] they can", slot.text());
+            return Err(Failure::input(what).help(help));
+        };
+        fills.push((slot.clone(), fill));
+    }
+    let [one] = ids[..] else {
+        let what = format!("tokens feed one input of ids, int64 [N, T]; the model reads {}", wanted.listed());
+        return Err(Failure::input(what).help(help));
+    };
+    let target = &wanted.target;
+    if target.shape.len() != 1 || target.dtype.is_float() {
+        let what = format!("tokens give a label for each position, and the loss {} reads {}", wanted.loss, target.text());
+        return Err(Failure::input(what).help("rewrite a language model with --loss next-token, or give arrays (.npz)"));
+    }
+    let shift = usize::from(wanted.loss != "next-token");
+    fills.push((target.clone(), Fill::Tokens(shift)));
+    Ok((fills, one))
+}
+
+/// Tokens in one sample: the graph's sequence length, or what was asked for.
+fn window(ids: &Slot, target: &Slot, o: &DataOptions) -> Result<usize, Failure> {
+    let fixed = ids.shape[0].or(target.shape[0]);
+    match (fixed, o.window) {
+        (Some(own), Some(asked)) if own != asked => Err(Failure::input(format!(
+            "--window {asked} does not fit input {}, whose sequence length is {own}",
+            ids.text()
+        ))
+        .help("leave it away")),
+        (Some(1), _) => Err(Failure::input(format!("input {} takes one token, which has no next one", ids.text()))
+            .help("export the model for a longer or an open sequence length")),
+        (_, Some(1)) => Err(Failure::input("--window 1: one token has no next one").help("give at least 2")),
+        (Some(own), _) => Ok(own),
+        (None, Some(asked)) => Ok(asked),
+        (None, None) => Err(Failure::input(format!("input {} leaves the sequence length open", ids.text()))
+            .help("say how many tokens one sample has: --window N")),
+    }
+}
+
+impl Dataset for TokenSet {
+    fn len(&self) -> usize {
+        self.samples
+    }
+
+    fn describe(&self) -> String {
+        let (tokens, file) = (self.bytes.len() / 2, self.path.display());
+        format!("{} windows of {} tokens in {file} ({tokens} tokens, stride {})", self.samples, self.window, self.stride)
+    }
+
+    fn batch(&self, rows: &[usize], _epoch: u64) -> Result<Tensors, Failure> {
+        let fill = |(slot, fill): &(Slot, Fill)| {
+            let tensor = self.tensor(slot, *fill, rows);
+            let fault = || Failure::input(format!("input {} cannot be filled with tokens", slot.text())).at(&self.path);
+            Ok((slot.name.clone(), tensor.ok_or_else(fault)?))
+        };
+        self.fills.iter().map(fill).collect()
+    }
+
+    fn notices(&self) -> &[String] {
+        &self.notices
+    }
+}
