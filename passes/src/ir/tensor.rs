@@ -20,6 +20,9 @@ pub struct TensorError {
     pub what: String,
 }
 
+/// Bytes that a sparse constant may have once all its elements are written out: its message does not bound them.
+const LARGEST_DENSE: usize = 1 << 32;
+
 /// Where the bytes of a constant live.
 #[derive(Clone, Debug)]
 enum Data {
@@ -331,7 +334,11 @@ impl Tensor {
         let places = indices.to_i64()?;
         // Indices are offsets ([count]) or coordinates ([count, rank]).
         let rank = if indices.dims.len() == 2 { self.dims.len().max(1) } else { 1 };
-        let mut dense = vec![0; size * self.len()];
+        let all = size.saturating_mul(self.len());
+        if all > LARGEST_DENSE {
+            return Err(self.fail(format!("is sparse; all elements of its shape {:?} would take {all} bytes", self.dims)));
+        }
+        let mut dense = vec![0; all];
         for (place, value) in places.chunks(rank).zip(values.bytes()?.chunks_exact(size)) {
             let offset = if rank == 1 {
                 place[0]

@@ -187,12 +187,7 @@ pub fn emit(g: &Graph) -> Result<Emission<'_>, EmitError> {
 
 fn emit_placed<'g>(g: &'g Graph, placement: &Placement) -> Result<Emission<'g>, EmitError> {
     let mut model: ModelProto = (*g.shell).clone();
-    model.opset_import = g
-        .opsets
-        .iter()
-        .filter(|(d, _)| *d != ANCRE)
-        .map(|(d, v)| OperatorSetIdProto { domain: d.clone(), version: *v, ..Default::default() })
-        .collect();
+    model.opset_import = operator_sets(g);
     model.metadata_props = g
         .metadata
         .iter()
@@ -252,6 +247,21 @@ fn emit_placed<'g>(g: &'g Graph, placement: &Placement) -> Result<Emission<'g>, 
     let graph = graph.write_to_bytes()?;
     let graph_len = graph.len() as u64 + initializers.iter().map(|p| tag_len(p.len())).sum::<u64>();
     Ok(Emission { source: g, model, graph, initializers, graph_len, data: data.content, nodes })
+}
+
+/// The source's operator sets at the graph's versions, then those that were added.
+fn operator_sets(g: &Graph) -> Vec<OperatorSetIdProto> {
+    let key = |o: &OperatorSetIdProto| if o.domain == "ai.onnx" { String::new() } else { o.domain.clone() };
+    let mut sets: Vec<OperatorSetIdProto> = Vec::new();
+    for o in &g.shell.opset_import {
+        if let Some(version) = g.opsets.get(&key(o)) {
+            sets.push(OperatorSetIdProto { version: *version, ..o.clone() });
+        }
+    }
+    let listed: HashSet<String> = sets.iter().map(key).collect();
+    let added = g.opsets.iter().filter(|(domain, _)| *domain != ANCRE && !listed.contains(*domain));
+    sets.extend(added.map(|(d, v)| OperatorSetIdProto { domain: d.clone(), version: *v, ..Default::default() }));
+    sets
 }
 
 /// Does a declaration of the source say what is known of the value?

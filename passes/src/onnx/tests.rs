@@ -74,6 +74,10 @@ fn error(change: impl FnOnce(&mut ModelProto)) -> String {
 fn what_is_not_touched_survives() {
     let mut m = model();
     m.doc_string = "of the model".into();
+    // The standard domain by its other name, and one that no node uses.
+    m.opset_import[0].domain = "ai.onnx".into();
+    m.opset_import[0].special_fields.mut_unknown_fields().add_varint(1001, 6);
+    m.opset_import.push(OperatorSetIdProto { domain: "com.example".into(), version: 3, ..Default::default() });
     m.special_fields.mut_unknown_fields().add_length_delimited(1002, b"from the future".to_vec());
     m.metadata_props = vec![StringStringEntryProto { key: "k".into(), value: "v".into(), ..Default::default() }];
     let g = m.graph.as_mut().unwrap();
@@ -164,10 +168,12 @@ fn faults_of_a_file_are_named() {
         };
         t.external_data = entries.iter().map(entry).collect();
     }
-    let cases: [(&str, String); 16] = [
+    let cases: [(&str, String); 18] = [
         ("no graph", error(|m| m.graph = None.into())),
         ("no nodes", error(|m| graph(m).node.clear())),
-        ("IR version 14", error(|m| m.ir_version = 14)),
+        ("IR version 15", error(|m| m.ir_version = 15)),
+        ("IR version 2", error(|m| m.ir_version = 2)),
+        ("`w`: element type 27 is not known", error(|m| graph(m).initializer[0].data_type = 27)),
         ("ai.onnx 27", error(|m| m.opset_import[0].version = 27)),
         ("no operator set", error(|m| m.opset_import.clear())),
         ("node `s` (Add) reads `w`", error(|m| graph(m).initializer.clear())),

@@ -160,6 +160,20 @@ impl Graph {
         }
     }
 
+    /// Raises the version of the file format, if it is older. Before 4 every initializer had to be listed as an input; those
+    /// that nobody may override no longer are.
+    pub fn raise_ir(&mut self, version: i64) {
+        let from = self.shell.ir_version;
+        if from >= version {
+            return;
+        }
+        Arc::make_mut(&mut self.shell).ir_version = version;
+        if from < 4 {
+            let g = &self.g;
+            self.inputs.retain(|n| !matches!(g[n.0].kind, Kind::Initializer { overridable: false, .. }));
+        }
+    }
+
     /// Forgets what the source declares of these values: their types have changed, and are declared anew when the graph is emitted.
     pub fn forget_declarations(&mut self, values: &HashSet<ValueId>) {
         let names: HashSet<String> = values.iter().map(|v| self.name(*v).to_string()).collect();

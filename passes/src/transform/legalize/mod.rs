@@ -29,7 +29,7 @@ use crate::ops::TypeError;
 pub const TARGET: i64 = 18;
 
 /// Brings every operator of the standard domain to `target` (18), or to the smallest newer operator set that can express them
-/// all; sets the graph's operator set and returns it.
+/// all; sets the graph's operator set and returns it. The file format is raised to what that operator set came with.
 ///
 /// # Errors
 /// When an older form cannot be rewritten: the types it needs are unknown, or it stands in a subgraph.
@@ -45,7 +45,25 @@ pub fn to_opset(g: &mut Graph, target: i64) -> Result<i64, BuildError> {
         needs::strip(g, reached);
     }
     g.opsets.insert(String::new(), reached);
+    g.raise_ir(ir_version_of(reached));
     Ok(reached)
+}
+
+/// The file format that an operator set came with: what is the least for it.
+fn ir_version_of(opset: i64) -> i64 {
+    match opset {
+        ..=8 => 3,
+        9 => 4,
+        10 => 5,
+        11 => 6,
+        12..=14 => 7,
+        15..=18 => 8,
+        19..=20 => 9,
+        21..=22 => 10,
+        23 => 11,
+        24 => 12,
+        _ => 13,
+    }
 }
 
 /// Replaces fused operators of ONNX Runtime (`com.microsoft`) by plain ones where that is possible; returns how many.
