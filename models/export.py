@@ -167,11 +167,13 @@ def images(batch=2):
 class CifarResNet(nn.Module):
     """The CIFAR ResNet (three stages, no max pool) of torchvision's BasicBlock."""
 
-    def __init__(self, blocks_per_stage=3, widths=(12, 24, 48), classes=10):
+    def __init__(
+        self, blocks_per_stage=3, widths=(12, 24, 48), classes=10, channels=3
+    ):
         from torchvision.models.resnet import BasicBlock
 
         super().__init__()
-        self.conv1 = nn.Conv2d(3, widths[0], 3, padding=1, bias=False)
+        self.conv1 = nn.Conv2d(channels, widths[0], 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(widths[0])
         self.relu = nn.ReLU()
         channels, stages = widths[0], []
@@ -224,6 +226,22 @@ def resnet_cifar_folded(name):
         net,
         args,
         RESNET_CIFAR_SOURCE + " (weights of resnet_cifar, batch norms folded)",
+        RESNET_CIFAR_RESIDUAL,
+    )
+
+
+@model
+def resnet_batch1(name):
+    """As most exports are: one sample, the thousand classes of ImageNet."""
+    net = prepare(CifarResNet(classes=1000, channels=1), (1, 8, 8))
+    args = (torch.randn(1, 1, 8, 8),)
+    exported = by_script(net, args, **IMAGE, opset=17, keep_batch_norm=True)
+    finish(
+        name,
+        exported,
+        net,
+        args,
+        RESNET_CIFAR_SOURCE + ", for 1 x 8 x 8 images, 1000 classes, batch 1",
         RESNET_CIFAR_RESIDUAL,
     )
 
