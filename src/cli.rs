@@ -16,6 +16,7 @@ use std::path::PathBuf;
   ancre-rewrite inspect resnet.onnx                            only show its residual structure
   ancre-rewrite gpt.onnx --loss next-token --preset paper      ANCRe as published, for training from scratch
   ancre-rewrite mlp.onnx --loss mse --optimizer sgd --momentum 0.9 -o out/
+  ancre-rewrite train resnet.ancre.train.onnx --data train.npz --val test.npz --epochs 5 --export deployed.onnx
   ancre-rewrite freeze resnet.ancre.onnx --state trained.safetensors -o deployed.onnx
 
 Exit status: 0 success, 1 a check said no, 2 bad usage or bad input."
@@ -36,6 +37,9 @@ pub enum Command {
     Inspect(InspectArgs),
     /// Write trained state back and bake the router into a deployable model
     Freeze(FreezeArgs),
+    /// Train in ONNX Runtime, from the training graph that the main job writes
+    #[cfg(feature = "ort")]
+    Train(Box<crate::train::TrainArgs>),
     /// Print shell completions
     Completions {
         /// Which shell

@@ -2,6 +2,8 @@
 
 use ancre_rewrite::cli::{Cli, Command};
 use ancre_rewrite::error::Failure;
+#[cfg(feature = "ort")]
+use ancre_rewrite::train;
 use ancre_rewrite::{freeze, inspect, report, rewrite};
 use clap::{CommandFactory, Parser};
 use std::io::Write;
@@ -18,10 +20,10 @@ fn main() -> ExitCode {
         Err(Failure::input("this is a fault of ancre-rewrite; nothing was written").help("report it with the lines above"))
     });
     match done {
-        Ok(text) => {
+        Ok((text, status)) => {
             // A closed pipe (`| head`) is no error of ours.
             let _ = std::io::stdout().write_all(text.as_bytes());
-            ExitCode::SUCCESS
+            ExitCode::from(status)
         }
         Err(e) => {
             eprintln!("error: {e}");
@@ -37,8 +39,25 @@ fn report_full_disks() {
     let _ = signal_hook::flag::register(signal_hook::consts::SIGXFSZ, Arc::new(AtomicBool::new(false)));
 }
 
-fn run(cli: &Cli) -> Result<String, Failure> {
+/// What goes to standard output, and the exit status.
+fn run(cli: &Cli) -> Result<(String, u8), Failure> {
+    #[cfg(feature = "ort")]
+    if let Some(Command::Train(a)) = &cli.command {
+        let done = train::train_in_terminal(a)?;
+        let text = match (a.json, a.quiet) {
+            (true, _) => format!("{}\n", done.json()),
+            (false, true) => String::new(),
+            (false, false) => done.text(a.verbose),
+        };
+        return Ok((text, if done.interrupted { train::interrupt::STATUS } else { 0 }));
+    }
+    say(cli).map(|text| (text, 0))
+}
+
+fn say(cli: &Cli) -> Result<String, Failure> {
     match &cli.command {
+        #[cfg(feature = "ort")]
+        Some(Command::Train(_)) => Ok(String::new()),
         Some(Command::Inspect(a)) => Ok(inspect::inspect(a)? + if a.json { "\n" } else { "" }),
         Some(Command::Freeze(a)) => {
             let done = freeze::freeze(a)?;

@@ -196,9 +196,10 @@ fn placement_text(out: &mut String, t: &TrainingFacts) {
 
 fn next_text(out: &mut String, o: &Outcome) {
     let path = |kind: &str| o.outputs.iter().find(|(k, ..)| *k == kind).map(|(_, p, ..)| p.display().to_string());
-    if let (Ok(_), Some(train), Some(forward)) = (&o.training, path("train"), path("forward")) {
-        let _ = writeln!(out, "\nnext      train {train} in ONNX Runtime (README, \"Training loop\"), then");
-        let _ = writeln!(out, "          ancre-rewrite freeze {forward} --state trained.safetensors");
+    if let (Ok(t), Some(train)) = (&o.training, path("train"))
+        && t.optimizer != "none"
+    {
+        let _ = writeln!(out, "\nnext      ancre-rewrite train {train} --data DATA --epochs N --export deployed.onnx");
     }
 }
 

@@ -1,9 +1,13 @@
 //! Engines that run models: tract, embedded and independent of ONNX Runtime, and a stock ONNX Runtime of the user's.
 
 #[cfg(feature = "ort")]
+pub mod device;
+#[cfg(feature = "ort")]
 pub mod install;
 #[cfg(feature = "ort")]
 pub mod ort;
+#[cfg(feature = "ort")]
+pub mod stepper;
 pub mod tract;
 
 use crate::tensor::NpTensor;

@@ -1,5 +1,6 @@
 //! ONNX Runtime: a stock library of the user's, found and loaded at run time.
 
+use super::device::{self, Device, Optimization};
 use super::{Engine, EngineError, Session, Tensors};
 use crate::tensor::NpTensor;
 use ancre_passes::ir::DType;
@@ -16,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
-const NAME: &str = "ort";
+pub(super) const NAME: &str = "ort";
 /// Names the library to use, before everything else.
 const PATH_VARIABLE: &str = "ORT_DYLIB_PATH";
 /// Folder of the user's cache that holds runtimes fetched by this tool.
@@ -192,13 +193,32 @@ pub struct OrtEngine {
     pub threads: Option<usize>,
     /// Let ONNX Runtime rewrite the graph before running it.
     pub optimize: bool,
+    /// How far it may go in that.
+    pub level: Optimization,
     /// Use kernels whose results do not depend on timing.
     pub deterministic: bool,
+    /// Where the graph runs.
+    pub device: Device,
+    /// Keep freed memory for the next step.
+    pub arena: bool,
+    /// Let CUDA round the operands of products to TF32.
+    pub tf32: bool,
+    /// Most bytes of the GPU's memory to take.
+    pub gpu_memory: Option<usize>,
 }
 
 impl Default for OrtEngine {
     fn default() -> OrtEngine {
-        OrtEngine { threads: None, optimize: true, deterministic: true }
+        OrtEngine {
+            threads: None,
+            optimize: true,
+            level: Optimization::All,
+            deterministic: true,
+            device: Device::Cpu,
+            arena: true,
+            tf32: false,
+            gpu_memory: None,
+        }
     }
 }
 
@@ -227,7 +247,7 @@ impl OrtEngine {
     }
 
     fn builder(&self) -> Result<SessionBuilder, EngineError> {
-        let level = if self.optimize { GraphOptimizationLevel::All } else { GraphOptimizationLevel::Disable };
+        let level = if self.optimize { self.level.of_ort() } else { GraphOptimizationLevel::Disable };
         let mut builder = ort::session::Session::builder(environment()?)
             .map_err(load_error)?
             .with_log_level(LogLevel::Error)
@@ -239,7 +259,7 @@ impl OrtEngine {
         if let Some(threads) = self.threads {
             builder = builder.with_intra_threads(threads).map_err(load_error)?;
         }
-        Ok(builder)
+        builder.with_execution_providers(device::providers(self)).map_err(load_error)
     }
 }
 
@@ -257,7 +277,7 @@ fn load_error(e: impl Display) -> EngineError {
     blame(&e.to_string()).unwrap_or_else(|| EngineError::Load { engine: NAME, why: e.to_string() })
 }
 
-fn run_error(e: impl Display) -> EngineError {
+pub(super) fn run_error(e: impl Display) -> EngineError {
     EngineError::Run { engine: NAME, why: e.to_string() }
 }
 
@@ -290,9 +310,9 @@ fn name_node(e: EngineError, model: &[u8]) -> EngineError {
 
 /// A model loaded in ONNX Runtime.
 pub struct OrtSession {
-    session: ort::session::Session,
-    required: Vec<String>,
-    optional: Vec<String>,
+    pub(super) session: ort::session::Session,
+    pub(super) required: Vec<String>,
+    pub(super) optional: Vec<String>,
 }
 
 /// What a loop carries from one step to the next, kept as ONNX Runtime's own values; by the name of the input each is fed to.
@@ -405,7 +425,7 @@ fn collect(results: &SessionOutputs) -> Result<Tensors, EngineError> {
 }
 
 /// ONNX Runtime's value from our tensor.
-fn to_ort(name: &str, t: &NpTensor) -> Result<DynValue, EngineError> {
+pub(super) fn to_ort(name: &str, t: &NpTensor) -> Result<DynValue, EngineError> {
     fn make<T: PrimitiveTensorElementType + Debug + Clone + 'static>(
         shape: &[usize],
         data: Vec<T>,
@@ -439,7 +459,7 @@ fn to_ort(name: &str, t: &NpTensor) -> Result<DynValue, EngineError> {
 }
 
 /// Our tensor from ONNX Runtime's value.
-fn from_ort(name: &str, v: &DynValue) -> Result<NpTensor, EngineError> {
+pub(super) fn from_ort(name: &str, v: &DynValue) -> Result<NpTensor, EngineError> {
     let fail = |why: String| EngineError::Run { engine: NAME, why: format!("output `{name}`: {why}") };
     let Some(ty) = v.dtype().tensor_type() else { return Err(fail("it is no tensor".into())) };
     macro_rules! read {

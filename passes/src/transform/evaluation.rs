@@ -18,6 +18,7 @@ pub fn build_evaluation_graph(
     o: &TrainingOptions,
 ) -> Result<(Graph, Vec<StateRecord>), TrainingError> {
     let output = loss_output(&g, o.output.as_deref()).map_err(TrainingError::Unfit)?;
+    let output_name = g.name(output).to_string();
     let outputs: Vec<ValueId> = g.outputs().iter().map(|o| o.value).collect();
     separate::separate_parameters(&mut g, separate::is_own);
     legalize::decompose_contrib(&mut g);
@@ -46,6 +47,6 @@ pub fn build_evaluation_graph(
     eliminate::eliminate_dead(&mut g, |_, _| false);
     verify::verify(&g, verify::Stage::Legal).map_err(TrainingError::Invalid)?;
     g.metadata.insert("ancre.state".into(), serde_json::to_string(&taken).unwrap_or_default());
-    describe_loss(&mut g, o, &target);
+    describe_loss(&mut g, o, &output_name, &target);
     Ok((g, taken))
 }

@@ -33,6 +33,12 @@ impl LossKind {
         }
     }
 
+    /// The loss of this name.
+    pub fn of_name(name: &str) -> Option<LossKind> {
+        use LossKind::*;
+        [CrossEntropy, NextToken, Mse, L1, Huber, Bce].into_iter().find(|k| k.name() == name)
+    }
+
     /// Does it take class indices (int64), not float targets?
     pub fn takes_labels(self) -> bool {
         matches!(self, LossKind::CrossEntropy | LossKind::NextToken)

@@ -2,7 +2,7 @@
 
 use crate::ir::build::{BuildError, Builder, Built};
 use crate::ir::{DType, Dim, Graph, Tensor, TensorType, ValueId};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Which optimiser.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,7 +50,7 @@ pub struct OptimizerOptions {
 }
 
 /// What a state tensor is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[allow(missing_docs)]
 pub enum StateKind {

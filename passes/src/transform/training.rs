@@ -81,7 +81,7 @@ pub struct Training {
 }
 
 /// One state tensor as the metadata describes it.
-#[derive(Clone, Debug, serde::Serialize)]
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
 pub struct StateRecord {
     /// Name of the tensor.
     pub name: String,
@@ -149,6 +149,7 @@ pub fn loss_output(g: &Graph, wanted: Option<&str>) -> Result<ValueId, String> {
 /// When the loss does not fit, an operator has no derivative, or nothing would train.
 pub fn build_training_graph(mut g: Graph, routers: &[Router], o: &TrainingOptions) -> Result<Training, TrainingError> {
     let output = loss_output(&g, o.output.as_deref()).map_err(TrainingError::Unfit)?;
+    let output_name = g.name(output).to_string();
     let outputs: Vec<ValueId> = g.outputs().iter().map(|o| o.value).collect();
     // First of all: the names it gives depend on the source's nodes, and `freeze` finds them again on the forward graph.
     let separated: HashMap<String, String> = separate::separate_parameters(&mut g, separate::is_own).into_iter().collect();
@@ -213,7 +214,7 @@ pub fn build_training_graph(mut g: Graph, routers: &[Router], o: &TrainingOption
     after(&g, "lower-batch-norm")?;
     eliminate::eliminate_dead(&mut g, |_, _| false);
     verify::verify(&g, verify::Stage::Legal).map_err(TrainingError::Invalid)?;
-    describe(&mut g, &states, o, &target);
+    describe(&mut g, &states, o, &output_name, &target);
     Ok(Training { graph: g, states, trainable, frozen, target })
 }
 
@@ -346,15 +347,17 @@ fn publish_as(g: &mut Graph, v: ValueId, name: &str) -> String {
     got
 }
 
-pub(super) fn describe_loss(g: &mut Graph, o: &TrainingOptions, target: &str) {
+/// `output`: the model output that the loss reads.
+pub(super) fn describe_loss(g: &mut Graph, o: &TrainingOptions, output: &str, target: &str) {
     let record = json!({"kind": o.loss.kind.name(), "reduction": if o.loss.sum { "sum" } else { "mean" }, "target": target,
-                        "label_smoothing": o.loss.smoothing, "ignore_index": o.loss.ignore_index});
+                        "output": output, "label_smoothing": o.loss.smoothing, "ignore_index": o.loss.ignore_index,
+                        "huber_delta": o.loss.huber_delta});
     g.metadata.insert("ancre.loss".into(), record.to_string());
 }
 
-fn describe(g: &mut Graph, states: &[StateRecord], o: &TrainingOptions, target: &str) {
+fn describe(g: &mut Graph, states: &[StateRecord], o: &TrainingOptions, output: &str, target: &str) {
     g.metadata.insert("ancre.state".into(), serde_json::to_string(states).unwrap_or_default());
-    describe_loss(g, o, target);
+    describe_loss(g, o, output, target);
     let opt = &o.optimizer;
     let adam = matches!(opt.kind, OptimizerKind::Adam | OptimizerKind::AdamW);
     let mut record = json!({"kind": opt.kind.name()});

@@ -1,0 +1,275 @@
+//! A loop over a graph in ONNX Runtime whose state never leaves the device: what one run hands out as the next state is fed to
+//! the next run as it is.
+
+use super::device::{Device, memory_of};
+use super::ort::{OrtSession, from_ort, run_error, to_ort};
+use super::{EngineError, Tensors};
+use crate::tensor::NpTensor;
+use indexmap::IndexMap;
+use ort::memory::AllocationDevice;
+use ort::session::SessionInputValue;
+use ort::value::{DynTensorValueType, DynValue};
+use std::borrow::Cow;
+use std::collections::HashSet;
+
+/// What a state or an output is to the loop.
+#[derive(Clone, Copy)]
+enum Role {
+    /// The next value of the state of this number.
+    State(usize),
+    /// Read by the loop.
+    Read(usize),
+    /// Nothing.
+    Unused,
+}
+
+/// Bytes that crossed between the host's memory and ONNX Runtime's, all steps together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Fed.
+    pub fed: u64,
+    /// Read.
+    pub read: u64,
+    /// Runs.
+    pub runs: u64,
+}
+
+/// An output that the loop reads, in the host's memory.
+pub struct Read(DynValue);
+
+impl Read {
+    /// Shape and elements of a float32 output.
+    pub fn f32s(&self) -> Option<(Vec<usize>, &[f32])> {
+        let (shape, data) = self.0.try_extract_tensor::<f32>().ok()?;
+        Some((shape.iter().map(|d| *d as usize).collect(), data))
+    }
+
+    /// The output as a tensor.
+    ///
+    /// # Errors
+    /// When its element type cannot be read.
+    pub fn tensor(&self) -> Result<NpTensor, EngineError> {
+        from_ort("output", &self.0)
+    }
+}
+
+/// Tensors as ONNX Runtime's own values, on the device after the first step that produced them.
+#[derive(Default)]
+pub struct DeviceState {
+    /// By the name of the input; nothing while the default in the graph holds.
+    values: IndexMap<String, Option<DynValue>>,
+}
+
+impl DeviceState {
+    /// The values that are there, by name, brought to the host.
+    ///
+    /// # Errors
+    /// When one cannot be read.
+    pub fn tensors(&self) -> Result<Tensors, EngineError> {
+        let there = self.values.iter().filter_map(|(n, v)| Some((n, v.as_ref()?)));
+        there.map(|(n, v)| Ok((n.clone(), on_host(n, v)?))).collect()
+    }
+
+    /// Puts tensors in; names it does not know are left out.
+    ///
+    /// # Errors
+    /// When one has an element type that cannot be fed.
+    pub fn set(&mut self, tensors: &Tensors) -> Result<(), EngineError> {
+        for (name, value) in &mut self.values {
+            if let Some(t) = tensors.get(name) {
+                *value = Some(to_ort(name, t)?);
+            }
+        }
+        Ok(())
+    }
+
+    fn get(&self, name: &str) -> Option<&DynValue> {
+        self.values.get(name)?.as_ref()
+    }
+}
+
+/// Copies a value to the host unless it is there.
+fn on_host(name: &str, v: &DynValue) -> Result<NpTensor, EngineError> {
+    let tensor = v.view().downcast::<DynTensorValueType>().map_err(run_error)?;
+    if tensor.memory_info().is_cpu_accessible() {
+        return from_ort(name, v);
+    }
+    from_ort(name, &tensor.to(AllocationDevice::CPU, 0).map_err(run_error)?.into_dyn())
+}
+
+/// A session together with the wiring of its state.
+pub struct Stepper {
+    session: OrtSession,
+    device: Device,
+    roles: Vec<Role>,
+    outputs: Vec<String>,
+    read: usize,
+    /// State inputs of the session, by their place in the state.
+    fed: Vec<usize>,
+    traffic: Traffic,
+}
+
+impl Stepper {
+    /// Wires a session: `carried` maps state inputs to the outputs that hold their next values, `read` names the outputs that
+    /// come back to the host, in the order in which [`Stepper::step`] returns them.
+    ///
+    /// # Errors
+    /// When the session lacks an output that is to be read.
+    pub fn new(
+        session: OrtSession,
+        device: Device,
+        carried: &IndexMap<String, Option<String>>,
+        read: &[&str],
+    ) -> Result<(Stepper, DeviceState), EngineError> {
+        let outputs: Vec<String> = session.outputs().map(str::to_string).collect();
+        if let Some(name) = read.iter().find(|r| !outputs.iter().any(|o| o == *r)) {
+            return Err(EngineError::Input { name: name.to_string(), why: "the graph has no such output".into() });
+        }
+        let by_output: IndexMap<&str, usize> =
+            carried.values().enumerate().filter_map(|(i, out)| Some((out.as_deref()?, i))).collect();
+        let role = |o: &String| match (by_output.get(o.as_str()), read.iter().position(|r| r == o)) {
+            (Some(i), _) => Role::State(*i),
+            (None, Some(i)) => Role::Read(i),
+            (None, None) => Role::Unused,
+        };
+        let roles = outputs.iter().map(role).collect();
+        let taken: HashSet<&String> = session.inputs().iter().chain(session.optional_inputs()).collect();
+        let fed = carried.keys().enumerate().filter(|(_, n)| taken.contains(n)).map(|(i, _)| i).collect();
+        let state = DeviceState { values: carried.keys().map(|n| (n.clone(), None)).collect() };
+        let read = read.len();
+        Ok((Stepper { session, device, roles, outputs, read, fed, traffic: Traffic::default() }, state))
+    }
+
+    /// The session.
+    pub fn session(&self) -> &OrtSession {
+        &self.session
+    }
+
+    /// Host bytes so far.
+    pub fn traffic(&self) -> Traffic {
+        self.traffic
+    }
+
+    /// One run: `feeds` and the state go in, the next state replaces it, and the outputs to be read come back.
+    ///
+    /// # Errors
+    /// When an input is missing or of a wrong type, or the engine fails. The state is then as before.
+    pub fn step(&mut self, feeds: &Tensors, state: &mut DeviceState) -> Result<Vec<Read>, EngineError> {
+        let values = self.run(feeds, state, true)?;
+        let mut read: Vec<Option<Read>> = (0..self.read).map(|_| None).collect();
+        for (role, v) in values {
+            match role {
+                Role::State(i) => state.values[i] = Some(v),
+                Role::Read(i) => read[i] = Some(Read(v)),
+                Role::Unused => {}
+            }
+        }
+        let read: Vec<Read> = read.into_iter().flatten().collect();
+        self.traffic.read += read.iter().map(|r| size(&r.0)).sum::<u64>();
+        Ok(read)
+    }
+
+    /// One run that leaves the state as it is. The state may be another stepper's: what this session takes of it is fed by name.
+    ///
+    /// # Errors
+    /// As [`Stepper::step`].
+    pub fn evaluate(&mut self, feeds: &Tensors, state: &DeviceState) -> Result<Vec<Read>, EngineError> {
+        let values = self.run(feeds, state, false)?;
+        let mut read: Vec<Option<Read>> = (0..self.read).map(|_| None).collect();
+        for (role, v) in values {
+            if let Role::Read(i) = role {
+                read[i] = Some(Read(v));
+            }
+        }
+        Ok(read.into_iter().flatten().collect())
+    }
+
+    fn run(&mut self, feeds: &Tensors, state: &DeviceState, own: bool) -> Result<Vec<(Role, DynValue)>, EngineError> {
+        let feeds: Vec<(&str, DynValue)> =
+            feeds.iter().map(|(n, t)| Ok((n.as_str(), to_ort(n, t)?))).collect::<Result<_, EngineError>>()?;
+        self.traffic.fed += feeds.iter().map(|(_, v)| size(v)).sum::<u64>();
+        self.traffic.runs += 1;
+        let OrtSession { session, required, optional } = &mut self.session;
+        let states: Vec<(&str, &DynValue)> = if own {
+            let there = self.fed.iter().filter_map(|i| state.values.get_index(*i));
+            there.filter_map(|(n, v)| Some((n.as_str(), v.as_ref()?))).collect()
+        } else {
+            let inputs = required.iter().chain(optional.iter());
+            inputs.filter_map(|n| Some((n.as_str(), state.get(n)?))).collect()
+        };
+        match self.device {
+            Device::Cpu => {
+                let mut inputs: Vec<(Cow<str>, SessionInputValue)> = Vec::with_capacity(feeds.len() + states.len());
+                inputs.extend(feeds.into_iter().map(|(n, v)| (n.into(), v.into())));
+                inputs.extend(states.into_iter().map(|(n, v)| (n.into(), SessionInputValue::from(v))));
+                let results = session.run(inputs).map_err(run_error)?;
+                Ok(self.roles.iter().copied().zip(results).map(|(role, (_, v))| (role, v)).collect())
+            }
+            Device::Cuda(_) => {
+                // A fresh binding each step: outputs stay bound to their buffers, and the next state must not be written over
+                // the state it is computed from.
+                let mut binding = session.create_binding().map_err(run_error)?;
+                for (n, v) in feeds.iter().map(|(n, v)| (*n, v)).chain(states) {
+                    binding.bind_input(n, v).map_err(run_error)?;
+                }
+                let (device, host) =
+                    (memory_of(self.device).map_err(run_error)?, memory_of(Device::Cpu).map_err(run_error)?);
+                let mut bound = Vec::new();
+                for (name, role) in self.outputs.iter().zip(&self.roles) {
+                    let memory = match role {
+                        Role::State(_) => &device,
+                        Role::Read(_) => &host,
+                        Role::Unused => continue,
+                    };
+                    binding.bind_output_to_device(name.as_str(), memory).map_err(run_error)?;
+                    bound.push(*role);
+                }
+                let results = session.run_binding(&binding).map_err(run_error)?;
+                Ok(bound.into_iter().zip(results).map(|(role, (_, v))| (role, v)).collect())
+            }
+        }
+    }
+}
+
+/// Bytes of a tensor.
+fn size(v: &DynValue) -> u64 {
+    let ty = v.dtype();
+    let count: i64 = ty.tensor_shape().map_or(0, |s| s.iter().product());
+    let each = ty.tensor_type().and_then(|t| t.byte_size(1)).unwrap_or(0);
+    count.max(0) as u64 * each as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::ort::{OrtEngine, environment};
+    use crate::engine::samples;
+
+    #[test]
+    fn the_state_goes_round_and_its_bytes_are_not_the_hosts() {
+        if let Err(e) = environment() {
+            eprintln!("skipped: {e}");
+            return;
+        }
+        // y = x + w, fed back into w
+        let open = || OrtEngine::default().open(&samples::sum(), None).unwrap();
+        let carried = IndexMap::from([("w".to_string(), Some("y".to_string()))]);
+        let (mut stepper, mut state) = Stepper::new(open(), Device::Cpu, &carried, &[]).unwrap();
+        let feeds = Tensors::from([("x".to_string(), NpTensor::f32s(&[1, 2], &[1.0, 2.0]).unwrap())]);
+        assert!(state.tensors().unwrap().is_empty());
+        for _ in 0..3 {
+            assert!(stepper.step(&feeds, &mut state).unwrap().is_empty());
+        }
+        assert_eq!(state.tensors().unwrap()["w"].to_f32(), [13.0, 26.0]);
+        assert_eq!(stepper.traffic(), Traffic { fed: 24, read: 0, runs: 3 });
+        // Another session reads the state and does not change it.
+        let (mut reader, _) = Stepper::new(open(), Device::Cpu, &IndexMap::new(), &["y"]).unwrap();
+        let y = reader.evaluate(&feeds, &state).unwrap();
+        assert_eq!(y[0].f32s(), Some((vec![1, 2], &[14.0, 28.0][..])));
+        assert_eq!(state.tensors().unwrap()["w"].to_f32(), [13.0, 26.0]);
+        state.set(&Tensors::from([("w".to_string(), NpTensor::f32s(&[1, 2], &[0.5, 0.5]).unwrap())])).unwrap();
+        stepper.step(&feeds, &mut state).unwrap();
+        assert_eq!(state.tensors().unwrap()["w"].to_f32(), [1.5, 2.5]);
+        assert!(Stepper::new(open(), Device::Cpu, &carried, &["z"]).is_err());
+    }
+}

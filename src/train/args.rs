@@ -1,0 +1,167 @@
+//! The command line of `train`.
+
+use super::schedule::ScheduleKind;
+use crate::engine::device::{DeviceChoice, Optimization};
+use clap::Args;
+use std::path::PathBuf;
+
+/// `train`.
+#[derive(Args, Debug, Clone)]
+#[command(after_help = "Examples:
+  ancre-rewrite train resnet.ancre.train.onnx --data digits/train --val digits/test --epochs 5
+  ancre-rewrite train gpt.ancre.train.onnx --data tokens.bin --window 64 --steps 2000 --schedule cosine --warmup 100
+  ancre-rewrite train resnet.ancre.train.onnx --data train.npz --epochs 5 --export deployed.onnx
+  ancre-rewrite train resnet.ancre.train.onnx --data train.npz --epochs 9 --resume     go on after an interruption
+
+Ctrl-C finishes the step, writes a checkpoint and ends with status 130; --resume goes on from there. Checkpoints hold the whole
+state under the names of the graph's state inputs: `ancre-rewrite freeze MODEL.ancre.onnx --state DIR/best.safetensors` deploys one.
+
+Exit status: 0 success, 1 the run diverged, 2 bad usage or bad input, 130 interrupted.")]
+pub struct TrainArgs {
+    /// The training graph that ancre-rewrite wrote (STEM.ancre.train.onnx)
+    #[arg(value_name = "TRAIN.onnx")]
+    pub model: PathBuf,
+    /// Training data: .npz, .safetensors or directory of .npy with arrays named like the graph's inputs; directory with one
+    /// folder of images a class; file of u16 tokens (.bin)
+    #[arg(long, value_name = "FILE|DIR", help_heading = "Data")]
+    pub data: PathBuf,
+    /// Validation data, used after each epoch
+    #[arg(long, value_name = "FILE|DIR", help_heading = "Data")]
+    pub val: Option<PathBuf>,
+    /// Samples in a batch [default: what the graph fixes, else 32]
+    #[arg(long, value_name = "N", help_heading = "Data", value_parser = clap::value_parser!(u32).range(1..))]
+    pub batch_size: Option<u32>,
+    /// Leave out an epoch's last batch if it is not full
+    #[arg(long, help_heading = "Data")]
+    pub drop_last: bool,
+    /// Mirror training images left to right, every second time
+    #[arg(long, help_heading = "Data")]
+    pub flip: bool,
+    /// Pad training images by an eighth and cut them out at a random place
+    #[arg(long, help_heading = "Data")]
+    pub crop: bool,
+    /// Subtracted from each channel of an image, values being in [0, 1] (0.485,0.456,0.406)
+    #[arg(long, value_name = "X,…", value_delimiter = ',', allow_hyphen_values = true, help_heading = "Data")]
+    pub mean: Option<Vec<f32>>,
+    /// Divides each channel of an image (0.229,0.224,0.225)
+    #[arg(long, value_name = "X,…", value_delimiter = ',', help_heading = "Data")]
+    pub std: Option<Vec<f32>>,
+    /// Tokens in a sample of a token file [default: what the graph fixes]
+    #[arg(long, value_name = "N", help_heading = "Data")]
+    pub window: Option<usize>,
+    /// Tokens from one sample's start to the next one's [default: the window]
+    #[arg(long, value_name = "N", help_heading = "Data")]
+    pub stride: Option<usize>,
+    /// Height and width of images where the model leaves them open
+    #[arg(long, value_name = "HxW", value_parser = image_size, help_heading = "Data")]
+    pub image_size: Option<[usize; 2]>,
+    /// Passes over the data [default: 1]
+    #[arg(long, value_name = "N", conflicts_with = "steps", help_heading = "Course")]
+    pub epochs: Option<u64>,
+    /// Steps, instead of epochs
+    #[arg(long, value_name = "N", help_heading = "Course")]
+    pub steps: Option<u64>,
+    /// Highest learning rate [default: 0.001 for adamw and adam, 0.01 for sgd]
+    #[arg(long, value_name = "X", help_heading = "Course")]
+    pub lr: Option<f64>,
+    /// How the rate goes down
+    #[arg(long, value_enum, default_value_t, help_heading = "Course")]
+    pub schedule: ScheduleKind,
+    /// Steps over which the rate rises to the highest
+    #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Course")]
+    pub warmup: u64,
+    /// Rate at which cosine and linear end
+    #[arg(long, value_name = "X", default_value_t = 0.0, help_heading = "Course")]
+    pub min_lr: f64,
+    /// Seed of the order of samples and of augmentation
+    #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Course")]
+    pub seed: u64,
+    /// Start from the tensors of this file instead of the graph's own [default for graphs without state: STEM.ancre.state.safetensors
+    /// beside it]
+    #[arg(long, value_name = "FILE.safetensors", help_heading = "Course")]
+    pub state: Option<PathBuf>,
+    /// Graph for --val [default: STEM.ancre.eval.onnx beside the training graph, else made of what lies beside it]
+    #[arg(long, value_name = "FILE", requires = "val", help_heading = "Course")]
+    pub eval_graph: Option<PathBuf>,
+    /// Directory for checkpoints and log [default: STEM.ancre.run beside the training graph]
+    #[arg(long, value_name = "DIR", help_heading = "Output")]
+    pub out: Option<PathBuf>,
+    /// Go on from the newest checkpoint in the directory
+    #[arg(long, help_heading = "Output")]
+    pub resume: bool,
+    /// Remove an earlier run's checkpoints from the directory
+    #[arg(long, conflicts_with = "resume", help_heading = "Output")]
+    pub overwrite: bool,
+    /// Also write a checkpoint every N steps [default: after each epoch and every ten minutes]
+    #[arg(long, value_name = "N", help_heading = "Output", value_parser = clap::value_parser!(u64).range(1..))]
+    pub save_every: Option<u64>,
+    /// Checkpoints to keep, besides the best
+    #[arg(long, value_name = "N", default_value_t = 2, help_heading = "Output")]
+    pub keep: usize,
+    /// One JSON object a step [default: log.jsonl in the directory]
+    #[arg(long, value_name = "FILE.jsonl", help_heading = "Output")]
+    pub log: Option<PathBuf>,
+    /// At the end, freeze the trained state into the forward graph and write the deployable model
+    #[arg(long, value_name = "MODEL.onnx", help_heading = "Output")]
+    pub export: Option<PathBuf>,
+    /// The forward graph for --export [default: STEM.ancre.onnx beside the training graph]
+    #[arg(long, value_name = "FILE", requires = "export", help_heading = "Output")]
+    pub forward: Option<PathBuf>,
+    /// auto, cpu, cuda or cuda:N; auto takes CUDA where it works
+    #[arg(long, value_name = "DEVICE", default_value = "auto", help_heading = "Runtime")]
+    pub device: DeviceChoice,
+    /// Threads inside an operator [default: ONNX Runtime's choice]
+    #[arg(long, value_name = "N", help_heading = "Runtime", value_parser = clap::value_parser!(u32).range(1..))]
+    pub threads: Option<u32>,
+    /// Let CUDA round the operands of products to TF32
+    #[arg(long, help_heading = "Runtime")]
+    pub tf32: bool,
+    /// Give freed memory back after each use
+    #[arg(long, help_heading = "Runtime")]
+    pub no_arena: bool,
+    /// Most memory of the GPU to take, such as 8GiB
+    #[arg(long, value_name = "SIZE", value_parser = size, help_heading = "Runtime")]
+    pub gpu_memory: Option<usize>,
+    /// How far ONNX Runtime may rewrite the graph
+    #[arg(long, value_enum, value_name = "LEVEL", default_value_t, help_heading = "Runtime")]
+    pub optimization: Optimization,
+    /// One JSON document on stdout at the end
+    #[arg(long)]
+    pub json: bool,
+    /// Say only what went wrong
+    #[arg(short, long)]
+    pub quiet: bool,
+    /// Say more: what was loaded, host bytes a step
+    #[arg(short, long)]
+    pub verbose: bool,
+}
+
+fn image_size(text: &str) -> Result<[usize; 2], String> {
+    let two = text.split_once(['x', 'X']).and_then(|(h, w)| Some([h.parse().ok()?, w.parse().ok()?]));
+    two.filter(|s: &[usize; 2]| s[0] > 0 && s[1] > 0).ok_or_else(|| "HxW such as 224x224 was expected".into())
+}
+
+fn size(text: &str) -> Result<usize, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let unit = match text[digits.len()..].to_ascii_lowercase().as_str() {
+        "" | "b" => 1,
+        "k" | "kb" | "kib" => 1 << 10,
+        "m" | "mb" | "mib" => 1 << 20,
+        "g" | "gb" | "gib" => 1 << 30,
+        _ => return Err("a size such as 8GiB or 500MB was expected".into()),
+    };
+    let number: f64 = digits.parse().map_err(|_| "a size such as 8GiB or 500MB was expected".to_string())?;
+    if number > 0.0 { Ok((number * f64::from(unit)) as usize) } else { Err("a positive size was expected".into()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_read() {
+        assert_eq!((size("8GiB"), size("1.5k"), size("12")), (Ok(8 << 30), Ok(1536), Ok(12)));
+        assert!(size("8 GiBs").is_err() && size("").is_err() && size("-1").is_err() && size("0").is_err());
+        assert_eq!((image_size("32x64"), image_size("32").is_err(), image_size("0x3").is_err()), (Ok([32, 64]), true, true));
+    }
+}

@@ -1,0 +1,206 @@
+//! Validation: forward and loss without an update, normalisations and dropouts as in evaluation.
+//!
+//! The graph for it is the first of: the one given or lying beside the training graph (`--eval-graph` writes it); the training
+//! graph without its gradients, where nothing in it behaves otherwise in training; one made of the forward graph beside it.
+
+use super::graph::TrainingGraph;
+use super::metrics::{Batch, Metrics};
+use crate::engine::device::Device;
+use crate::engine::ort::{OrtEngine, OrtSession};
+use crate::engine::stepper::{DeviceState, Stepper};
+use crate::engine::{EngineError, Tensors};
+use crate::error::Failure;
+use crate::{files, rewrite};
+use ancre_passes::ir::{DType, Graph, Kind, TensorType, ValueId};
+use ancre_passes::onnx;
+use ancre_passes::transform::evaluation::build_evaluation_graph;
+use ancre_passes::transform::loss::LossOptions;
+use ancre_passes::transform::optimizer::{OptimizerKind, OptimizerOptions, StateKind};
+use ancre_passes::transform::training::{TrainableChoice, TrainingOptions};
+use ancre_passes::transform::{eliminate, separate};
+use indexmap::IndexMap;
+use std::collections::HashSet;
+use std::path::Path;
+
+/// A session that evaluates a state.
+pub struct Evaluator {
+    stepper: Stepper,
+    /// Where its graph comes from.
+    pub origin: String,
+    /// The batch, if the graph fixes it.
+    pub batch: Option<usize>,
+}
+
+impl Evaluator {
+    /// Opens the evaluation of a training graph: `given`, or what can be found or made.
+    ///
+    /// # Errors
+    /// When there is none; the error says what to do.
+    pub fn open(t: &TrainingGraph, given: Option<&Path>, engine: &OrtEngine) -> Result<Evaluator, Failure> {
+        let beside = t.beside("eval", ".onnx").filter(|p| p.is_file());
+        if let Some(path) = given.map(Path::to_path_buf).or(beside) {
+            let (g, _) = files::read_model(&path)?;
+            check_fits(t, &g).map_err(|e| e.at(&path))?;
+            let session = engine.open_file(&path).map_err(|e| cannot(e).at(&path))?;
+            return Evaluator::new(t, &g, session, engine.device, path.display().to_string());
+        }
+        let other = match behaves_otherwise(t) {
+            None => {
+                let g = without_gradients(t)?;
+                return Evaluator::of_graph(t, &g, engine, "the training graph without its gradients".into());
+            }
+            Some(what) => what,
+        };
+        let help = "emit the training graph with --eval-graph, or give the evaluation graph with --eval-graph FILE";
+        let Some(forward) = t.beside("", ".onnx").filter(|p| p.is_file()) else {
+            return Err(Failure::input(format!(
+                "--val needs an evaluation graph: the training graph {other}, and neither an evaluation graph nor the forward graph lies beside it"
+            ))
+            .at(&t.path)
+            .help(help));
+        };
+        let g = of_forward(t, &forward)
+            .map_err(|e| Failure::input(format!("no evaluation graph can be made of it: {e}")).at(&forward).help(help))?;
+        Evaluator::of_graph(t, &g, engine, format!("made of {}", forward.display()))
+    }
+
+    fn of_graph(t: &TrainingGraph, g: &Graph, engine: &OrtEngine, origin: String) -> Result<Evaluator, Failure> {
+        let emission = onnx::emit(g).and_then(|e| e.to_bytes()).map_err(|e| Failure::input(e.to_string()).at(&t.path))?;
+        let session = engine.open(&emission, t.path.parent()).map_err(|e| cannot(e).at(&t.path))?;
+        Evaluator::new(t, g, session, engine.device, origin)
+    }
+
+    fn new(t: &TrainingGraph, g: &Graph, session: OrtSession, device: Device, origin: String) -> Result<Evaluator, Failure> {
+        let target = g.find(&t.loss.target);
+        let batch = target.and_then(|v| g.value(v).ty.shape.as_ref()?.first()?.known()).map(|n| n as usize);
+        let loss = g.outputs().first().map(|o| g.name(o.value).to_string()).unwrap_or_default();
+        let mut read = vec![loss.as_str()];
+        read.extend(t.scores.as_ref().map(|s| s.output.as_str()));
+        let (stepper, _) = Stepper::new(session, device, &IndexMap::new(), &read).map_err(cannot)?;
+        Ok(Evaluator { stepper, origin, batch })
+    }
+
+    /// Adds a batch's figures under a state.
+    ///
+    /// # Errors
+    /// When the engine fails.
+    pub fn add(&mut self, t: &TrainingGraph, feeds: &Tensors, state: &DeviceState, m: &mut Metrics) -> Result<(), Failure> {
+        let read = self.stepper.evaluate(feeds, state).map_err(cannot)?;
+        let loss = read.first().and_then(|r| Some(f64::from(*r.f32s()?.1.first()?))).unwrap_or(f64::NAN);
+        m.add(&Batch { loss, scores: read.get(1), labels: feeds.get(&t.loss.target) }, t);
+        Ok(())
+    }
+}
+
+fn cannot(e: EngineError) -> Failure {
+    Failure::input(e.to_string())
+}
+
+/// An evaluation graph takes what the training graph takes, and its state.
+fn check_fits(t: &TrainingGraph, g: &Graph) -> Result<(), Failure> {
+    let takes = |name: &str| {
+        g.find(name).is_some_and(|v| match g.node(v.node).kind {
+            Kind::Input(_) => true,
+            Kind::Initializer { overridable, .. } => overridable,
+            Kind::Op(_) => false,
+        })
+    };
+    let fed: HashSet<&str> = t.wanted.slots().map(|s| s.name.as_str()).collect();
+    let states: HashSet<&str> = t.states.iter().map(|s| s.input.as_str()).collect();
+    let unknown = g.required_inputs().map(|v| g.name(v)).find(|n| !fed.contains(n) && !states.contains(n));
+    if let Some(name) = unknown {
+        return Err(Failure::input(format!("is no evaluation graph of the training graph, which has no input `{name}`")));
+    }
+    let deployed = |k: StateKind| matches!(k, StateKind::Parameter | StateKind::Logits | StateKind::Gate);
+    match t.states.iter().find(|s| deployed(s.kind) && !takes(&s.input)) {
+        Some(s) => Err(Failure::input(format!(
+            "is no evaluation graph of the training graph: it does not take the trained tensor `{}`",
+            s.name
+        ))),
+        None => Ok(()),
+    }
+}
+
+/// What in the training graph is not as in evaluation.
+fn behaves_otherwise(t: &TrainingGraph) -> Option<&'static str> {
+    if t.states.iter().any(|s| s.kind == StateKind::Statistic && s.output.is_some()) {
+        return Some("normalises by the batch's own statistics");
+    }
+    // Dropout masks are drawn by the counter.
+    let g = &t.graph;
+    let counter = t.states.iter().find(|s| s.kind == StateKind::Counter).and_then(|s| g.find(&s.input))?;
+    let read: Vec<ValueId> = read_outputs(t);
+    ancestors(g, &read).contains(&counter.node).then_some("draws dropout masks")
+}
+
+/// The loss and the scores.
+fn read_outputs(t: &TrainingGraph) -> Vec<ValueId> {
+    let names = [Some(&t.loss_output), t.scores.as_ref().map(|s| &s.output)];
+    names.into_iter().flatten().filter_map(|n| t.graph.find(n)).collect()
+}
+
+fn ancestors(g: &Graph, of: &[ValueId]) -> HashSet<ancre_passes::ir::NodeId> {
+    let mut seen = HashSet::new();
+    let mut open: Vec<_> = of.iter().map(|v| v.node).collect();
+    while let Some(node) = open.pop() {
+        if seen.insert(node) {
+            open.extend(g.reads(node).into_iter().map(|v| v.node));
+        }
+    }
+    seen
+}
+
+/// The training graph's forward half. Its state is always fed, so that no second copy of it is held.
+fn without_gradients(t: &TrainingGraph) -> Result<Graph, Failure> {
+    let mut g = t.graph.clone();
+    let outputs = read_outputs(t);
+    let infos: Vec<_> =
+        outputs.iter().map(|v| (*v, g.outputs().iter().find(|o| o.value == *v).and_then(|o| o.info.clone()))).collect();
+    g.clear_outputs();
+    infos.into_iter().for_each(|(v, info)| g.add_output(v, info));
+    eliminate::eliminate_dead(&mut g, |_, _| false);
+    for s in &t.states {
+        let Some(v) = g.find(&s.input).filter(|v| g.initializer(*v).is_some() && !g.uses(*v).is_empty()) else { continue };
+        let dtype = g.value(v).ty.dtype.unwrap_or(DType::F32);
+        g.require_input(v, TensorType::fixed(dtype, &s.shape).into());
+    }
+    Ok(g)
+}
+
+/// An evaluation graph made of the forward graph.
+fn of_forward(t: &TrainingGraph, forward: &Path) -> Result<Graph, String> {
+    let (mut g, _) = rewrite::load(forward).map_err(|e| e.to_string())?;
+    let deployed =
+        |k: StateKind| matches!(k, StateKind::Parameter | StateKind::Logits | StateKind::Gate | StateKind::Statistic);
+    let names = t.states.iter().filter(|s| deployed(s.kind)).map(|s| s.input.as_str());
+    separate::separate_in_forward(&mut g, names)
+        .map_err(|missing| format!("it has no `{}`, which the training graph trains", missing[0]))?;
+    let o = TrainingOptions {
+        loss: LossOptions {
+            kind: t.loss_kind,
+            sum: t.loss.reduction == "sum",
+            smoothing: t.loss.label_smoothing,
+            ignore_index: t.loss.ignore_index,
+            huber_delta: t.loss.huber_delta.unwrap_or(1.0),
+            labels: Some(t.loss.target.clone()),
+        },
+        optimizer: OptimizerOptions {
+            kind: OptimizerKind::None,
+            momentum: 0.0,
+            nesterov: false,
+            weight_decay: None,
+            beta1: 0.0,
+            beta2: 0.0,
+            eps: 0.0,
+            clip_norm: None,
+            accumulate: 1,
+            router_lr_scale: 1.0,
+        },
+        output: t.loss.output.clone(),
+        trainable: TrainableChoice::default(),
+        grad_outputs: false,
+        frozen_bn: false,
+    };
+    let (g, _) = build_evaluation_graph(g, &t.states, &o).map_err(|e| e.to_string())?;
+    Ok(g)
+}

@@ -1,0 +1,212 @@
+//! What a training graph's file says about itself: its inputs, its state, its loss.
+
+use super::course::Hash;
+use super::data::Wanted;
+use crate::error::Failure;
+use crate::files;
+use ancre_passes::ir::{DType, Graph, ValueId};
+use ancre_passes::transform::bake::{RouterRecord, read_record};
+use ancre_passes::transform::loss::LossKind;
+use ancre_passes::transform::training::StateRecord;
+use indexmap::IndexMap;
+use serde::Deserialize;
+use std::path::{Path, PathBuf};
+
+/// The metadata `ancre.loss`.
+#[derive(Clone, Debug, Deserialize)]
+pub struct LossRecord {
+    /// Its name on the command line.
+    pub kind: String,
+    /// `mean` or `sum`.
+    pub reduction: String,
+    /// The target input.
+    pub target: String,
+    /// The model output that the loss reads.
+    pub output: Option<String>,
+    /// Label smoothing.
+    #[serde(default)]
+    pub label_smoothing: f64,
+    /// Label that does not count.
+    pub ignore_index: Option<i64>,
+    /// Threshold of the Huber loss.
+    pub huber_delta: Option<f64>,
+}
+
+/// Class scores among the outputs: where predictions are read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Scores {
+    /// The output.
+    pub output: String,
+    /// Axis of the classes.
+    pub axis: usize,
+    /// Number of classes, if it is fixed.
+    pub classes: Option<usize>,
+    /// Is each position's label the next position's?
+    pub shifted: bool,
+}
+
+/// A training graph as the loop sees it.
+pub struct TrainingGraph {
+    /// Its file.
+    pub path: PathBuf,
+    /// Hash of the file's bytes.
+    pub hash: String,
+    /// The graph.
+    pub graph: Graph,
+    /// State tensors.
+    pub states: Vec<StateRecord>,
+    /// The loss.
+    pub loss: LossRecord,
+    /// Which loss.
+    pub loss_kind: LossKind,
+    /// Optimiser by name.
+    pub optimizer: String,
+    /// Micro-batches per update.
+    pub accumulate: u64,
+    /// The router, if there is one.
+    pub router: Option<RouterRecord>,
+    /// Input of the learning rate.
+    pub lr: String,
+    /// Output of the loss.
+    pub loss_output: String,
+    /// Output of the gradients' norm.
+    pub norm_output: String,
+    /// Where predictions are read, if the target is a label.
+    pub scores: Option<Scores>,
+    /// What data it takes.
+    pub wanted: Wanted,
+}
+
+impl TrainingGraph {
+    /// Reads the file of a training graph.
+    ///
+    /// # Errors
+    /// When it cannot be read, or is no training graph that makes updates.
+    pub fn read(path: &Path) -> Result<TrainingGraph, Failure> {
+        let (graph, bytes) = files::read_model(path)?;
+        let mut hash = Hash::default();
+        hash.add(&bytes);
+        TrainingGraph::of(graph, path, hash.text()).map_err(|e| e.at(path))
+    }
+
+    fn of(graph: Graph, path: &Path, hash: String) -> Result<TrainingGraph, Failure> {
+        let help = "train takes the file STEM.ancre.train.onnx that `ancre-rewrite MODEL.onnx` writes";
+        let text = |key: &str| {
+            let missing = || Failure::input(format!("is no training graph: it has no `{key}` metadata")).help(help);
+            graph.metadata.get(key).ok_or_else(missing)
+        };
+        let unread = |key: &str, e: serde_json::Error| Failure::input(format!("its `{key}` metadata cannot be read: {e}"));
+        let states: Vec<StateRecord> = serde_json::from_str(text("ancre.state")?).map_err(|e| unread("ancre.state", e))?;
+        let loss: LossRecord = serde_json::from_str(text("ancre.loss")?).map_err(|e| unread("ancre.loss", e))?;
+        let optimizer = graph.metadata.get("ancre.optimizer").map(|t| serde_json::from_str::<serde_json::Value>(t));
+        let optimizer = optimizer
+            .transpose()
+            .map_err(|e| unread("ancre.optimizer", e))?
+            .ok_or_else(|| Failure::input("is an evaluation graph: it makes no updates").help(help))?;
+        let accumulate = optimizer["accumulate"].as_u64().unwrap_or(1);
+        let optimizer = optimizer["kind"].as_str().unwrap_or_default().to_string();
+        if optimizer == "none" {
+            return Err(Failure::input("was emitted with --optimizer none and makes no updates")
+                .help("rewrite the model with --optimizer adamw, adam or sgd"));
+        }
+        let loss_kind = LossKind::of_name(&loss.kind)
+            .ok_or_else(|| Failure::input(format!("its loss `{}` is unknown to this version", loss.kind)))?;
+        // A name of the model's own pushes ours aside.
+        let inputs: Vec<&str> = graph.inputs().iter().map(|n| graph.name(graph.result(*n, 0))).collect();
+        let outputs: Vec<&str> = graph.outputs().iter().map(|o| graph.name(o.value)).collect();
+        let ours = |name: &str, all: &[&str]| -> Result<String, Failure> {
+            let second = format!("ancre.{name}");
+            let found = [second.as_str(), name].into_iter().find(|n| all.contains(n));
+            let found = found.map(str::to_string);
+            found.ok_or_else(|| Failure::input(format!("is no training graph: it has no `{name}`")).help(help))
+        };
+        let (lr, loss_output) = (ours("lr", &inputs)?, ours("loss", &outputs)?);
+        let norm_output = ours("grad_norm", &outputs)?;
+        let scores = find_scores(&graph, &loss, loss_kind, &[&loss_output, &norm_output], &states);
+        let mut wanted = Wanted::of(&graph)?;
+        wanted.inputs.retain(|slot| !states.iter().any(|s| s.input == slot.name));
+        let router = if graph.metadata.contains_key("ancre.router") {
+            Some(read_record(&graph).map_err(|e| Failure::input(e.to_string()))?)
+        } else {
+            None
+        };
+        let path = path.to_path_buf();
+        Ok(TrainingGraph {
+            path,
+            hash,
+            states,
+            loss,
+            loss_kind,
+            optimizer,
+            accumulate,
+            router,
+            lr,
+            loss_output,
+            norm_output,
+            scores,
+            wanted,
+            graph,
+        })
+    }
+
+    /// State inputs with the outputs that give their next values.
+    pub fn carried(&self) -> IndexMap<String, Option<String>> {
+        self.states.iter().map(|s| (s.input.clone(), s.output.clone())).collect()
+    }
+
+    /// State inputs that have no default in the file.
+    pub fn without_default(&self) -> Vec<&StateRecord> {
+        let required: Vec<&str> = self.graph.required_inputs().map(|v| self.graph.name(v)).collect();
+        self.states.iter().filter(|s| required.contains(&s.input.as_str())).collect()
+    }
+
+    /// The file of another kind that the main job writes beside this one: `X.ancre.train.onnx` to `X.ancre.KIND.onnx`,
+    /// `X.ancre.onnx` for no kind.
+    pub fn beside(&self, kind: &str, suffix: &str) -> Option<PathBuf> {
+        let name = self.path.file_name()?.to_str()?;
+        let (stem, _) = name.rsplit_once(".train")?;
+        let kind = if kind.is_empty() { String::new() } else { format!(".{kind}") };
+        Some(self.path.with_file_name(format!("{stem}{kind}{suffix}")))
+    }
+}
+
+/// The output that holds class scores, if targets are labels.
+fn find_scores(g: &Graph, loss: &LossRecord, kind: LossKind, ours: &[&str], states: &[StateRecord]) -> Option<Scores> {
+    if !kind.takes_labels() {
+        return None;
+    }
+    let is_model = |v: &ValueId| {
+        let name = g.name(*v);
+        let next = states.iter().any(|s| s.output.as_deref() == Some(name));
+        !ours.contains(&name) && !next && !name.ends_with(".grad") && g.is_float(*v)
+    };
+    let mut floats = g.outputs().iter().map(|o| o.value).filter(is_model);
+    let output = match &loss.output {
+        Some(name) => floats.find(|v| g.name(*v) == name)?,
+        None => floats.next().filter(|_| floats.next().is_none())?,
+    };
+    let rank = g.value(g.find(&loss.target)?).ty.shape.as_ref()?.len() + 1;
+    // Token logits have their classes last; [N, C, d1, …] on axis 1.
+    let target = g.value(g.find(&loss.target)?).ty.shape.clone()?;
+    let shape = g.value(output).ty.shape.clone();
+    let shifted = kind == LossKind::NextToken;
+    let fits = |axis: usize| {
+        shape.as_ref().is_some_and(|s| {
+            s.len() == rank && s.iter().enumerate().filter(|(i, _)| *i != axis).map(|(_, d)| d).eq(target.iter())
+        })
+    };
+    let axis = match rank {
+        2 => 1,
+        _ if shifted || (fits(rank - 1) && !fits(1)) => rank - 1,
+        _ if fits(1) && !fits(rank - 1) => 1,
+        3 if reads_ids(g) => 2,
+        _ => 1,
+    };
+    let classes = shape.as_ref().and_then(|s| s.get(axis)?.known()).map(|n| n as usize);
+    Some(Scores { output: g.name(output).to_string(), axis, classes, shifted })
+}
+
+/// Does the model read integer ids? Then token logits are [N, T, V].
+fn reads_ids(g: &Graph) -> bool {
+    g.required_inputs().any(|v| matches!(g.value(v).ty.dtype, Some(DType::I64 | DType::I32)) && g.name(v) != "labels")
+}

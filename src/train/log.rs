@@ -1,0 +1,122 @@
+//! The log: one JSON object a step.
+
+use crate::error::Failure;
+use serde::Serialize;
+use serde_json::Value;
+use std::fs::File;
+use std::io::{BufRead, BufReader, BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+/// A line of the log.
+#[derive(Clone, Debug, Serialize, PartialEq)]
+pub struct Entry {
+    /// Steps done with this one.
+    pub step: u64,
+    /// Epoch, from 1.
+    pub epoch: u64,
+    /// Loss before the update.
+    pub loss: f64,
+    /// Share of right predictions, where there are labels.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub accuracy: Option<f64>,
+    /// Learning rate.
+    pub lr: f64,
+    /// Global norm of the gradients.
+    pub grad_norm: f64,
+    /// Seconds the step took.
+    pub seconds: f64,
+    /// Samples in the batch over these seconds.
+    pub samples_per_second: f64,
+    /// Validation loss, at the end of an epoch.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub val_loss: Option<f64>,
+    /// Validation accuracy, at the end of an epoch.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub val_accuracy: Option<f64>,
+}
+
+/// The log's file.
+pub struct Log {
+    path: PathBuf,
+    file: BufWriter<File>,
+}
+
+impl Log {
+    /// Starts a log, or goes on with one after step `done`: lines of later steps, which are done again, are dropped.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn open(path: &Path, done: u64) -> Result<Log, Failure> {
+        let fail = |e: std::io::Error| Failure::input(format!("cannot be written: {e}")).at(path);
+        if let Some(dir) = path.parent().filter(|d| !d.as_os_str().is_empty()) {
+            std::fs::create_dir_all(dir).map_err(fail)?;
+        }
+        let mut kept = Vec::new();
+        if done > 0
+            && let Ok(old) = File::open(path)
+        {
+            for line in BufReader::new(old).lines().map_while(Result::ok) {
+                let step = serde_json::from_str::<Value>(&line).ok().and_then(|v| v["step"].as_u64());
+                if step.is_some_and(|s| s <= done) {
+                    kept.push(line);
+                }
+            }
+        }
+        let mut log = Log { path: path.to_path_buf(), file: BufWriter::new(File::create(path).map_err(fail)?) };
+        kept.iter().try_for_each(|line| writeln!(log.file, "{line}")).map_err(fail)?;
+        log.flush()?;
+        Ok(log)
+    }
+
+    /// Adds a line.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn add(&mut self, e: &Entry) -> Result<(), Failure> {
+        let line = serde_json::to_string(e).unwrap_or_default();
+        writeln!(self.file, "{line}").map_err(|e| Failure::input(format!("cannot be written: {e}")).at(&self.path))
+    }
+
+    /// Hands what was added to the system.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn flush(&mut self) -> Result<(), Failure> {
+        self.file.flush().map_err(|e| Failure::input(format!("cannot be written: {e}")).at(&self.path))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_resumed_log_has_each_step_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("new/log.jsonl");
+        let entry = |step, loss| Entry {
+            step,
+            epoch: 1,
+            loss,
+            accuracy: None,
+            lr: 0.1,
+            grad_norm: 1.0,
+            seconds: 0.5,
+            samples_per_second: 8.0,
+            val_loss: None,
+            val_accuracy: (step == 4).then_some(0.5),
+        };
+        let mut log = Log::open(&path, 0).unwrap();
+        (1..=3).for_each(|s| log.add(&entry(s, 1.0)).unwrap());
+        drop(log);
+        std::fs::OpenOptions::new().append(true).open(&path).unwrap().write_all(b"{\"step\":4,\"lo").unwrap();
+        let mut log = Log::open(&path, 2).unwrap();
+        (3..=4).for_each(|s| log.add(&entry(s, 2.0)).unwrap());
+        drop(log);
+        let lines: Vec<Value> =
+            std::fs::read_to_string(&path).unwrap().lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+        let seen: Vec<_> = lines.iter().map(|l| (l["step"].as_u64().unwrap(), l["loss"].as_f64().unwrap())).collect();
+        assert_eq!(seen, [(1, 1.0), (2, 1.0), (3, 2.0), (4, 2.0)]);
+        assert!(lines[3]["val_accuracy"] == 0.5 && lines[2].get("val_accuracy").is_none());
+    }
+}

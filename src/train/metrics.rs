@@ -1,0 +1,116 @@
+//! Figures over batches: mean loss and accuracy.
+
+use super::checkpoint::Sums;
+use super::graph::{Scores, TrainingGraph};
+use crate::engine::stepper::Read;
+use crate::tensor::NpTensor;
+
+/// What a run of the graph said about a batch.
+pub struct Batch<'a> {
+    /// Its loss.
+    pub loss: f64,
+    /// The class scores, where they are read.
+    pub scores: Option<&'a Read>,
+    /// The labels fed.
+    pub labels: Option<&'a NpTensor>,
+}
+
+/// Mean loss and accuracy.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Metrics {
+    /// What they are made of.
+    pub sums: Sums,
+}
+
+impl Metrics {
+    /// Adds a batch.
+    pub fn add(&mut self, b: &Batch, t: &TrainingGraph) {
+        let samples = b.labels.and_then(|l| l.shape().first().copied()).unwrap_or(1);
+        let labels = b.labels.filter(|_| t.loss_kind.takes_labels()).map(NpTensor::to_i64);
+        let counted = |labels: &Vec<i64>| labels.iter().filter(|l| Some(**l) != t.loss.ignore_index).count();
+        // A mean is over the positions that count; all samples have as many, but for ignored ones.
+        let weight = match &labels {
+            _ if t.loss.reduction == "sum" => 1.0,
+            Some(labels) if t.loss.ignore_index.is_some() => counted(labels) as f64,
+            _ => samples as f64,
+        };
+        if weight > 0.0 {
+            self.sums.loss += b.loss * weight;
+        }
+        self.sums.weight += if t.loss.reduction == "sum" { samples as f64 } else { weight };
+        self.sums.samples += samples as u64;
+        if let (Some(s), Some(scores), Some(labels)) = (&t.scores, b.scores, labels)
+            && let Some((shape, values)) = scores.f32s()
+            && let Some((right, all)) = count_right(values, &shape, s, &labels, t.loss.ignore_index)
+        {
+            self.sums.right += right;
+            self.sums.predictions += all;
+        }
+    }
+
+    /// The mean loss (per sample where the loss is a sum).
+    pub fn loss(&self) -> Option<f64> {
+        (self.sums.weight > 0.0).then(|| self.sums.loss / self.sums.weight)
+    }
+
+    /// The share of right predictions.
+    pub fn accuracy(&self) -> Option<f64> {
+        (self.sums.predictions > 0).then(|| self.sums.right as f64 / self.sums.predictions as f64)
+    }
+}
+
+/// Right predictions and predictions. Of equal scores the first counts, as in NumPy.
+fn count_right(scores: &[f32], shape: &[usize], s: &Scores, labels: &[i64], ignored: Option<i64>) -> Option<(u64, u64)> {
+    let classes = *shape.get(s.axis)?;
+    let outer: usize = shape[..s.axis].iter().product();
+    let inner: usize = shape[s.axis + 1..].iter().product();
+    if labels.len() != outer * inner || classes == 0 {
+        return None;
+    }
+    // Next-token logits [N, T, V]: position t predicts the label of t + 1.
+    let length = if s.shifted { *shape.get(1)? } else { 0 };
+    let (mut right, mut all) = (0, 0);
+    for o in 0..outer {
+        for i in 0..inner {
+            let position = o * inner + i;
+            if s.shifted && (position + 1).is_multiple_of(length) {
+                continue;
+            }
+            let label = labels[position + usize::from(s.shifted)];
+            if Some(label) == ignored {
+                continue;
+            }
+            let at = |c: usize| scores[(o * classes + c) * inner + i];
+            let best = (1..classes).fold(0, |best, c| if at(c) > at(best) { c } else { best });
+            right += u64::from(best as i64 == label);
+            all += 1;
+        }
+    }
+    Some((right, all))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn scores(axis: usize, shifted: bool) -> Scores {
+        Scores { output: String::new(), axis, classes: None, shifted }
+    }
+
+    #[test]
+    fn predictions_are_counted_on_either_axis() {
+        let values = [0.1, 0.9, 0.8, 0.2, 0.5, 0.5];
+        assert_eq!(count_right(&values, &[3, 2], &scores(1, false), &[1, 0, 0], None), Some((3, 3)));
+        assert_eq!(count_right(&values, &[3, 2], &scores(1, false), &[1, 1, -100], Some(-100)), Some((1, 2)));
+        // [1, 2 classes, 3 positions]
+        assert_eq!(count_right(&values, &[1, 2, 3], &scores(1, false), &[1, 1, 0], None), Some((2, 3)));
+        assert_eq!(count_right(&values, &[3, 2], &scores(1, false), &[1, 0], None), None);
+    }
+
+    #[test]
+    fn a_position_predicts_the_next_token() {
+        // [1, 3, 2]: predictions 1, 0, (0); labels ?, 1, 0
+        let values = [0.1, 0.9, 0.8, 0.2, 0.5, 0.5];
+        assert_eq!(count_right(&values, &[1, 3, 2], &scores(2, true), &[7, 1, 0], None), Some((2, 2)));
+    }
+}

@@ -1,0 +1,79 @@
+//! The learning rate over the steps.
+
+use clap::ValueEnum;
+
+/// How the rate goes down after the warm-up.
+#[derive(ValueEnum, Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ScheduleKind {
+    /// It stays.
+    #[default]
+    Constant,
+    /// Half a cosine down to the least rate.
+    Cosine,
+    /// A straight line down to the least rate.
+    Linear,
+}
+
+impl ScheduleKind {
+    /// The command line's name.
+    pub fn name(self) -> &'static str {
+        match self {
+            ScheduleKind::Constant => "constant",
+            ScheduleKind::Cosine => "cosine",
+            ScheduleKind::Linear => "linear",
+        }
+    }
+}
+
+/// A schedule with its numbers.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Schedule {
+    /// Which.
+    pub kind: ScheduleKind,
+    /// The highest rate.
+    pub lr: f64,
+    /// Where cosine and linear end.
+    pub min_lr: f64,
+    /// Steps over which the rate rises in a straight line.
+    pub warmup: u64,
+    /// Steps of the whole run.
+    pub total: u64,
+}
+
+impl Schedule {
+    /// The rate of a step, counted from 0. It depends on nothing else, so a resumed run goes on where it was.
+    pub fn rate(&self, step: u64) -> f64 {
+        if step < self.warmup {
+            return self.lr * (step + 1) as f64 / self.warmup as f64;
+        }
+        // The last step has the least rate.
+        let rest = self.total.saturating_sub(self.warmup + 1).max(1);
+        let done = ((step - self.warmup) as f64 / rest as f64).min(1.0);
+        let share = match self.kind {
+            ScheduleKind::Constant => 1.0,
+            ScheduleKind::Cosine => 0.5 * (1.0 + (std::f64::consts::PI * done).cos()),
+            ScheduleKind::Linear => 1.0 - done,
+        };
+        self.min_lr + (self.lr - self.min_lr) * share
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rates(kind: ScheduleKind, warmup: u64, total: u64) -> Vec<f64> {
+        let s = Schedule { kind, lr: 1.0, min_lr: 0.25, warmup, total };
+        (0..total).map(|i| (s.rate(i) * 1e6).round() / 1e6).collect()
+    }
+
+    #[test]
+    fn rates_rise_then_go_down_to_the_least() {
+        assert_eq!(rates(ScheduleKind::Constant, 2, 4), [0.5, 1.0, 1.0, 1.0]);
+        assert_eq!(rates(ScheduleKind::Linear, 2, 6), [0.5, 1.0, 1.0, 0.75, 0.5, 0.25]);
+        assert_eq!(rates(ScheduleKind::Cosine, 0, 3), [1.0, 0.625, 0.25]);
+        // A warm-up longer than the run, a run of one step.
+        assert_eq!(rates(ScheduleKind::Cosine, 4, 2), [0.25, 0.5]);
+        assert_eq!(rates(ScheduleKind::Linear, 0, 1), [1.0]);
+    }
+}

@@ -1,0 +1,433 @@
+//! Everything that is decided, read and checked before the first step.
+
+use super::args::TrainArgs;
+use super::checkpoint::{self, Checkpoints, Position};
+use super::course::{Course, Environment, Hash};
+use super::data::{self, DataOptions, Dataset, batches_per_epoch};
+use super::evaluation::Evaluator;
+use super::graph::TrainingGraph;
+use super::log::Log;
+use super::progress::{Plan, Reporter};
+use super::schedule::Schedule;
+use crate::engine::device::{self, Device, DeviceChoice};
+use crate::engine::ort::{OrtEngine, OrtSession, environment, locate};
+use crate::engine::stepper::{DeviceState, Stepper};
+use crate::engine::{EngineError, Tensors};
+use crate::error::Failure;
+use ancre_passes::transform::optimizer::StateKind;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// A run that is ready to go.
+pub struct Setup {
+    /// The training graph.
+    pub graph: TrainingGraph,
+    /// The training data.
+    pub set: Arc<dyn Dataset>,
+    /// The validation data and what evaluates them.
+    pub validation: Option<(Arc<dyn Dataset>, Evaluator)>,
+    /// Samples in a batch.
+    pub batch: usize,
+    /// Does an epoch's last batch go when it is not full?
+    pub drop_last: bool,
+    /// Learning rates.
+    pub schedule: Schedule,
+    /// Steps of an epoch.
+    pub steps_per_epoch: u64,
+    /// The session.
+    pub stepper: Stepper,
+    /// Its state.
+    pub state: DeviceState,
+    /// Are the class scores read after each step?
+    pub reads_scores: bool,
+    /// Where it runs.
+    pub device: Device,
+    /// Checkpoints.
+    pub checkpoints: Checkpoints,
+    /// Their directory.
+    pub dir: PathBuf,
+    /// The log.
+    pub log: Log,
+    /// Its file.
+    pub log_path: PathBuf,
+    /// Where the run stands.
+    pub position: Position,
+    /// The checkpoint it goes on from.
+    pub resumed: Option<PathBuf>,
+    /// The forward graph, if the result is to be exported.
+    pub forward: Option<PathBuf>,
+    /// Things a person should know.
+    pub notices: Vec<String>,
+}
+
+impl Setup {
+    /// Prepares a run.
+    ///
+    /// # Errors
+    /// Whatever would make it fail later, as far as that can be told.
+    pub fn new(a: &TrainArgs, reporter: &mut dyn Reporter) -> Result<Setup, Failure> {
+        check_numbers(a)?;
+        let graph = TrainingGraph::read(&a.model)?;
+        let forward = a.export.as_ref().map(|_| find_forward(a, &graph)).transpose()?;
+        let mut notices = Vec::new();
+
+        let options = data_options(a);
+        let set = data::open(&a.data, &graph.wanted, &options)?;
+        notices.extend(set.notices().iter().cloned());
+        let (batch, drop_last) = batch_size(a, &graph)?;
+        let steps_per_epoch = batches_per_epoch(set.len(), batch, drop_last) as u64;
+        if steps_per_epoch == 0 {
+            return Err(Failure::input(format!("has {} samples, fewer than one batch of {batch}", set.len()))
+                .at(&a.data)
+                .help("give more data or a smaller --batch-size"));
+        }
+        let total = a.steps.unwrap_or_else(|| a.epochs.unwrap_or(1) * steps_per_epoch);
+        let lr = a.lr.unwrap_or(if graph.optimizer == "sgd" { 0.01 } else { 0.001 });
+        let schedule = Schedule { kind: a.schedule, lr, min_lr: a.min_lr, warmup: a.warmup, total };
+        if a.min_lr > lr {
+            return Err(Failure::input(format!("--min-lr {} is above --lr {lr}", a.min_lr)));
+        }
+
+        let (engine, session) = open_session(a, &graph, &mut notices)?;
+        let reads_scores = graph.scores.is_some() && (engine.device == Device::Cpu || graph.wanted.target.shape.is_empty());
+        let mut read = vec![graph.loss_output.as_str(), graph.norm_output.as_str()];
+        read.extend(graph.scores.as_ref().filter(|_| reads_scores).map(|s| s.output.as_str()));
+        let wired = Stepper::new(session, engine.device, &graph.carried(), &read);
+        let (stepper, mut state) = wired.map_err(|e| engine_failure(e, &a.model))?;
+        let validation = match &a.val {
+            None => None,
+            Some(path) => Some(open_validation(a, path, &graph, &options, set.as_ref(), &engine, batch, &mut notices)?),
+        };
+
+        let course = Course {
+            graph: graph.hash.clone(),
+            data: data_hash(set.as_ref(), &options, drop_last)?,
+            seed: a.seed,
+            batch_size: batch,
+            environment: Environment {
+                device: engine.device.to_string(),
+                threads: engine.threads,
+                runtime: locate().ok().and_then(|r| r.version).unwrap_or_default(),
+                optimization: format!("{:?}", engine.level).to_lowercase(),
+            },
+            ..Course::default()
+        };
+        let course = course.with_schedule(&schedule);
+        let dir = a.out.clone().unwrap_or_else(|| default_dir(&a.model));
+        let checkpoints = Checkpoints::open(&dir, a.keep)?;
+        let begin = Position { step: 0, epoch: 0, batch: 0, sums: Default::default(), best: None, course: course.clone() };
+        let (position, resumed) = match checkpoints.newest()? {
+            Some((tensors, position, path)) if a.resume => {
+                let environment = course.check(&position.course).map_err(|e| e.at(&path))?;
+                if !environment.is_empty() {
+                    notices.push(format!("the last bits may come out otherwise: {}", environment.join(", ")));
+                }
+                put(&mut state, &graph, &tensors, true).map_err(|e| e.at(&path))?;
+                (Position { course, ..position }, Some(path))
+            }
+            Some((_, _, path)) if !a.overwrite => {
+                return Err(Failure::input("is a checkpoint of an earlier run")
+                    .at(&path)
+                    .help("--resume goes on with it, --overwrite removes it, --out chooses another directory"));
+            }
+            found => {
+                if a.resume {
+                    notices.push(format!("there is no checkpoint in {}; the run starts at the beginning", dir.display()));
+                }
+                if found.is_some() {
+                    checkpoints.clear()?;
+                }
+                start_state(a, &graph, &mut state)?;
+                (begin, None)
+            }
+        };
+        let log_path = a.log.clone().unwrap_or_else(|| dir.join("log.jsonl"));
+        let log = Log::open(&log_path, position.step)?;
+        let device = engine.device;
+        let setup = Setup {
+            graph,
+            set,
+            validation,
+            batch,
+            drop_last,
+            schedule,
+            steps_per_epoch,
+            stepper,
+            state,
+            reads_scores,
+            device,
+            checkpoints,
+            dir,
+            log,
+            log_path,
+            position,
+            resumed,
+            forward,
+            notices,
+        };
+        reporter.begin(&setup.plan(a));
+        setup.notices.iter().for_each(|n| reporter.notice(n));
+        Ok(setup)
+    }
+
+    fn plan(&self, a: &TrainArgs) -> Plan {
+        let g = &self.graph;
+        let parameters: i64 = g.states.iter().filter(|s| s.trainable).map(|s| s.shape.iter().product::<i64>()).sum();
+        let trained = g.states.iter().filter(|s| s.trainable).count();
+        let epochs = self.schedule.total.div_ceil(self.steps_per_epoch).max(1);
+        let mut lines = vec![
+            (
+                "model",
+                format!(
+                    "{}  ({trained} tensors train, {parameters} elements; {}, {})",
+                    a.model.display(),
+                    g.loss.kind,
+                    g.optimizer
+                ),
+            ),
+            ("data", self.set.describe()),
+        ];
+        if let Some((set, evaluator)) = &self.validation {
+            lines.push(("val", set.describe()));
+            if a.verbose {
+                lines.push(("", format!("evaluation graph: {}", evaluator.origin)));
+            }
+        }
+        let s = &self.schedule;
+        let warmup = if s.warmup > 0 { format!(", {} steps of warm-up", s.warmup) } else { String::new() };
+        lines.push((
+            "course",
+            format!(
+                "{} steps, {epochs} {} of {} steps; batch {}; lr {} {}{warmup}; on {}",
+                s.total,
+                if epochs == 1 { "epoch" } else { "epochs" },
+                self.steps_per_epoch,
+                self.batch,
+                s.lr,
+                s.kind.name(),
+                self.device,
+            ),
+        ));
+        if let Some(path) = &self.resumed {
+            lines.push(("resumed", format!("after step {}, from {}", self.position.step, path.display())));
+        }
+        if a.verbose {
+            let runtime = locate().map(|r| format!("{}, found by {}", r.path.display(), r.found)).unwrap_or_default();
+            lines.push(("runtime", runtime));
+            lines.push(("writes", format!("{}, {}", self.dir.display(), self.log_path.display())));
+        }
+        Plan { lines, steps: s.total, done: self.position.step, epochs }
+    }
+}
+
+fn check_numbers(a: &TrainArgs) -> Result<(), Failure> {
+    if a.epochs == Some(0) || a.steps == Some(0) {
+        return Err(Failure::input("there is nothing to do: --epochs and --steps take numbers of at least 1"));
+    }
+    if a.lr.is_some_and(|v| !(v.is_finite() && v > 0.0)) {
+        return Err(Failure::input(format!("--lr {} is no positive number", a.lr.unwrap_or_default())));
+    }
+    if !(a.min_lr.is_finite() && a.min_lr >= 0.0) {
+        return Err(Failure::input(format!("--min-lr {} is no number of at least 0", a.min_lr)));
+    }
+    Ok(())
+}
+
+/// How the data are read.
+fn data_options(a: &TrainArgs) -> DataOptions {
+    DataOptions {
+        seed: a.seed,
+        flip: a.flip,
+        crop: a.crop,
+        mean: a.mean.clone(),
+        std: a.std.clone(),
+        window: a.window,
+        stride: a.stride,
+        image_size: a.image_size,
+        classes: None,
+    }
+}
+
+/// A graph that fixes its batch takes full batches of that size only.
+fn batch_size(a: &TrainArgs, t: &TrainingGraph) -> Result<(usize, bool), Failure> {
+    let asked = a.batch_size.map(|n| n as usize);
+    match (t.wanted.batch, asked) {
+        (Some(fixed), Some(n)) if n != fixed => {
+            Err(Failure::input(format!("--batch-size {n}: the training graph takes batches of exactly {fixed}"))
+                .at(&t.path)
+                .help(format!("leave --batch-size out, or rewrite the model with --batch dynamic or --batch {n}")))
+        }
+        (Some(fixed), _) => Ok((fixed, true)),
+        (None, asked) => Ok((asked.unwrap_or(32), a.drop_last)),
+    }
+}
+
+fn engine_failure(e: EngineError, path: &Path) -> Failure {
+    match e {
+        EngineError::NoRuntime(_) => Failure::input(e.to_string()),
+        _ => Failure::input(e.to_string()).at(path),
+    }
+}
+
+/// Opens the training graph on the device asked for; `auto` falls back to the CPU and says why.
+fn open_session(a: &TrainArgs, t: &TrainingGraph, notices: &mut Vec<String>) -> Result<(OrtEngine, OrtSession), Failure> {
+    let fail = |e: EngineError| engine_failure(e, &t.path);
+    environment().map_err(fail)?;
+    let engine = |device| OrtEngine {
+        threads: a.threads.map(|n| n as usize),
+        level: a.optimization,
+        device,
+        arena: !a.no_arena,
+        tf32: a.tf32,
+        gpu_memory: a.gpu_memory,
+        ..OrtEngine::default()
+    };
+    let cuda = |device: Device| -> Result<Result<(OrtEngine, OrtSession), String>, Failure> {
+        if let Some(why) = device::without_cuda().map_err(fail)? {
+            return Ok(Err(why));
+        }
+        let engine = engine(device);
+        Ok(engine.open_file(&t.path).map(|session| (engine, session)).map_err(|e| e.to_string()))
+    };
+    match a.device {
+        DeviceChoice::Exactly(Device::Cpu) => {}
+        DeviceChoice::Exactly(device) => {
+            let help = "--device cpu, or --device auto to take CUDA only where it works";
+            return cuda(device)?
+                .map_err(|why| Failure::input(format!("--device {device} cannot be used: {why}")).help(help));
+        }
+        DeviceChoice::Auto => match cuda(Device::Cuda(0))? {
+            Ok(opened) => return Ok(opened),
+            Err(why) => notices.push(format!("runs on the CPU: {why}")),
+        },
+    }
+    let engine = engine(Device::Cpu);
+    let session = engine.open_file(&t.path).map_err(fail)?;
+    Ok((engine, session))
+}
+
+#[allow(clippy::too_many_arguments, reason = "one call")]
+fn open_validation(
+    a: &TrainArgs,
+    path: &Path,
+    graph: &TrainingGraph,
+    options: &DataOptions,
+    trained_on: &dyn Dataset,
+    engine: &OrtEngine,
+    batch: usize,
+    notices: &mut Vec<String>,
+) -> Result<(Arc<dyn Dataset>, Evaluator), Failure> {
+    // Nothing is random about validation.
+    let classes = trained_on.classes().map(<[String]>::to_vec);
+    let options = DataOptions { flip: false, crop: false, classes, ..options.clone() };
+    let set = data::open(path, &graph.wanted, &options)?;
+    notices.extend(set.notices().iter().cloned());
+    let evaluator = Evaluator::open(graph, a.eval_graph.as_deref(), engine)?;
+    if let Some(fixed) = evaluator.batch {
+        let rest = set.len() % fixed;
+        if set.len() < fixed {
+            return Err(Failure::input(format!("has {} samples, fewer than one batch of {fixed}", set.len())).at(path));
+        }
+        if rest > 0 {
+            notices.push(format!(
+                "validation leaves out {rest} of {} samples: the evaluation graph takes batches of exactly {fixed}",
+                set.len()
+            ));
+        }
+        if fixed < batch {
+            notices.push(format!(
+                "validation takes batches of {fixed}, which the evaluation graph fixes ({}); rewriting with --batch dynamic --eval-graph makes it faster",
+                evaluator.origin
+            ));
+        }
+    }
+    Ok((set, evaluator))
+}
+
+/// Where a run writes unless told: `m.ancre.train.onnx` to `m.ancre.run`.
+fn default_dir(model: &Path) -> PathBuf {
+    let stem = model.file_stem().and_then(|s| s.to_str()).unwrap_or("model");
+    model.with_file_name(format!("{}.run", stem.trim_end_matches(".train")))
+}
+
+fn find_forward(a: &TrainArgs, t: &TrainingGraph) -> Result<PathBuf, Failure> {
+    let export = a.export.clone().unwrap_or_default();
+    let forward = a.forward.clone().or_else(|| t.beside("", ".onnx"));
+    let forward = forward.filter(|p| p.is_file()).ok_or_else(|| {
+        Failure::input("--export needs the forward graph, and there is none beside the training graph")
+            .at(&t.path)
+            .help("name it with --forward STEM.ancre.onnx")
+    })?;
+    if [&forward, &t.path].iter().any(|p| crate::outputs::is_same_file(p, &export)) {
+        return Err(Failure::input("--export would replace a graph that it is made of").at(&export));
+    }
+    if export.is_dir() {
+        return Err(Failure::input("--export names a directory, a file was expected").at(&export));
+    }
+    Ok(forward)
+}
+
+/// Puts tensors into the state; `whole`: nothing may be missing.
+fn put(state: &mut DeviceState, t: &TrainingGraph, tensors: &Tensors, whole: bool) -> Result<(), Failure> {
+    for s in &t.states {
+        let shape: Vec<usize> = s.shape.iter().map(|d| *d as usize).collect();
+        match tensors.get(&s.input) {
+            Some(given) if given.shape() == shape => {}
+            // A moment that no step has touched is one broadcastable zero.
+            Some(given) if matches!(s.kind, StateKind::Moment | StateKind::Accumulator) && given.len() == 1 => {}
+            Some(given) => {
+                let what = format!("`{}` has shape {:?}, the training graph's has {shape:?}", s.input, given.shape());
+                return Err(Failure::input(what));
+            }
+            None if whole && s.output.is_some() => {
+                return Err(Failure::input(format!("lacks the state tensor `{}` of the training graph", s.input)));
+            }
+            None => {}
+        }
+    }
+    state.set(tensors).map_err(|e| Failure::input(e.to_string()))
+}
+
+/// The state of the first step: what is given, and for graphs without defaults the file beside them.
+fn start_state(a: &TrainArgs, t: &TrainingGraph, state: &mut DeviceState) -> Result<(), Failure> {
+    let missing = t.without_default();
+    let mut have = Tensors::new();
+    if !missing.is_empty()
+        && let Some(path) = t.beside("state", ".safetensors").filter(|p| p.is_file())
+    {
+        have = checkpoint::read(&path)?.0;
+        put(state, t, &have, false).map_err(|e| e.at(&path))?;
+    }
+    if let Some(path) = &a.state {
+        let given = checkpoint::read(path)?.0;
+        let known = |n: &str| t.states.iter().any(|s| s.input == n);
+        if !given.keys().any(|n| known(n)) {
+            let what = "holds no tensor of the training graph's state; names must be those of its state inputs";
+            return Err(Failure::input(what).at(path));
+        }
+        put(state, t, &given, false).map_err(|e| e.at(path))?;
+        have.extend(given);
+    }
+    match missing.iter().find(|s| !have.contains_key(&s.input)) {
+        None => Ok(()),
+        Some(s) => Err(Failure::input(format!(
+            "has no default for its state tensor `{}` (it was emitted with --state separate), and no file has it",
+            s.input
+        ))
+        .at(&t.path)
+        .help("keep STEM.ancre.state.safetensors beside the training graph, or name it with --state")),
+    }
+}
+
+/// A hash of three samples, of their number, and of how they are read.
+fn data_hash(set: &dyn Dataset, o: &DataOptions, drop_last: bool) -> Result<String, Failure> {
+    let n = set.len();
+    let mut hash = Hash::default();
+    let how = (n, o.flip, o.crop, &o.mean, &o.std, o.window, o.stride, o.image_size, drop_last);
+    hash.add(format!("{how:?}").as_bytes());
+    for (name, t) in set.batch(&[0, n / 2, n - 1], 0)? {
+        hash.add(name.as_bytes());
+        hash.add(t.bytes());
+    }
+    Ok(hash.text())
+}
