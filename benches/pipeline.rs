@@ -120,6 +120,9 @@ fn training_options(g: &Graph) -> TrainingOptions {
         output,
         trainable: TrainableChoice::default(),
         grad_outputs: false,
+        opset: None,
+        seed: 0,
+        batch: None,
         frozen_bn: false,
     }
 }

@@ -268,6 +268,9 @@ pub struct RewriteArgs {
     /// Keep batch normalisation as in evaluation
     #[arg(long, help_heading = "Training graph")]
     pub frozen_bn: bool,
+    /// Batch of both graphs: keep the source's, dynamic, or N [default: the forward graph keeps it, the training graph is dynamic]
+    #[arg(long, value_name = "keep|dynamic|N", help_heading = "Start")]
+    pub batch: Option<String>,
     /// Replace the last linear map before the output by a fresh one of N classes, in both graphs
     #[arg(long, value_name = "N", help_heading = "Start", value_parser = clap::value_parser!(u32).range(1..))]
     pub classes: Option<u32>,
@@ -325,12 +328,8 @@ pub struct RewriteArgs {
     /// Say more: frozen tensors, timings
     #[arg(short, long)]
     pub verbose: bool,
-    // In the contract, not built yet: refused by name rather than as unknown flags.
-    /// Refused by name.
-    #[arg(long, hide = true)]
-    pub batch: Option<String>,
-    /// Refused by name.
-    #[arg(long, hide = true)]
+    /// Operator set of the graphs [default: the forward graph keeps the source's, the training graph 18 or the smallest that can]
+    #[arg(long, value_name = "N", help_heading = "Start", value_parser = clap::value_parser!(i64).range(7..=26))]
     pub opset: Option<i64>,
 }
 
@@ -362,12 +361,5 @@ impl RewriteArgs {
             || !self.trainable.is_empty()
             || !self.frozen.is_empty()
             || self.trainable_from.is_some()
-    }
-
-    /// Names of given options that the contract has and this version has not.
-    pub fn not_built_yet(&self) -> Option<&'static str> {
-        [(self.batch.as_deref().is_some_and(|b| b != "keep"), "--batch"), (self.opset.is_some(), "--opset")]
-            .into_iter()
-            .find_map(|(given, name)| given.then_some(name))
     }
 }

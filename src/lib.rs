@@ -1,6 +1,7 @@
 //! `ancre-rewrite` as a library: everything of the tool that touches the outside world. The graph work is in `ancre-passes`.
 
 pub mod auto_loss;
+pub mod batch;
 pub mod cli;
 pub mod engine;
 pub mod error;

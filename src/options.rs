@@ -197,6 +197,9 @@ pub fn training_options(a: &RewriteArgs, loss: LossOptions) -> Result<TrainingOp
             frozen: a.frozen.clone(),
             head_only: a.freeze_backbone,
         },
+        opset: a.opset,
+        seed: a.seed.unwrap_or(0),
+        batch: None,
         grad_outputs: a.grad_outputs,
         frozen_bn: a.frozen_bn,
     })

@@ -1,5 +1,6 @@
 //! What the main job says: to people, and as JSON.
 
+use crate::batch::BatchFacts;
 use crate::prove::Proof;
 use crate::rewrite::{Outcome, option_names};
 use crate::training_files::TrainingFacts;
@@ -28,7 +29,7 @@ pub fn json(o: &Outcome) -> Value {
     let (placement, training) = match &o.training {
         Ok(t) => (
             json!({"target": "cuda", "fallbacks": t.fallbacks.iter().map(|f| json!({"node": f.node, "op": f.op, "why": f.why})).collect::<Vec<_>>()}),
-            json!({"loss": t.loss, "optimizer": t.optimizer, "batch": t.batch, "target": t.target, "trainable": t.trainable,
+            json!({"loss": t.loss, "optimizer": t.optimizer, "batch": t.batch, "target": t.target, "batch_change": t.rebuilt.as_ref().or(o.rebuilt.as_ref()).map(BatchFacts::json), "dropout": t.dropouts, "trainable": t.trainable,
                    "frozen": t.frozen.iter().map(|(n, _)| n).collect::<Vec<_>>()}),
         ),
         Err(why) => (Value::Null, json!({"reason": why})),
@@ -92,6 +93,9 @@ pub fn text(o: &Outcome, verbose: bool) -> String {
     router_text(out, o);
     if let Some(p) = &o.proof {
         proof_text(out, o, p);
+    }
+    if let Some(b) = &o.rebuilt {
+        batch_text(out, b, "");
     }
     training_text(out, o, verbose);
     for notice in &o.notices {
@@ -175,12 +179,28 @@ fn training_text(out: &mut String, o: &Outcome, verbose: bool) {
         t.target,
         t.frozen.len()
     );
+    if let Some(b) = &t.rebuilt {
+        batch_text(out, b, " in the training graph");
+    }
     if verbose {
         for (name, why) in &t.frozen {
             let _ = writeln!(out, "          fixed: {name} ({why})");
         }
     }
+    if t.dropouts > 0 {
+        let _ = writeln!(out, "          {} dropouts are active, their masks a function of the step", t.dropouts);
+    }
     placement_text(out, t);
+}
+
+fn batch_text(out: &mut String, b: &BatchFacts, whose: &str) {
+    let _ = write!(out, "batch     {} in the source, {}{whose}", b.before, b.batch);
+    let _ = match &b.proof {
+        Some((engine, samples, c)) => {
+            writeln!(out, ": each of {samples} samples as by itself, max |difference| {:.1e} ({engine})", c.max_abs)
+        }
+        None => writeln!(out, " (by analysis, no engine compared)"),
+    };
 }
 
 fn placement_text(out: &mut String, t: &TrainingFacts) {

@@ -1,12 +1,13 @@
 //! The main job: route a model's skips, build its training graph, prove the rewrite, write the files.
 
+use crate::batch::{BatchFacts, Request};
 use crate::cli::{RewriteArgs, VerifyArg};
 use crate::error::Failure;
 use crate::files::{self, Outputs};
 use crate::prove::{self, Proof, ProofOptions};
 use crate::random_inputs::Sizes;
 use crate::training_files::{self, TrainingFacts, TrainingFiles};
-use crate::{engine, options, start};
+use crate::{batch, engine, options, start};
 use ancre_passes::analysis::residual::{ResidualStructure, find_residuals};
 use ancre_passes::analysis::roles::initializer_roles;
 use ancre_passes::ir::{Graph, NodeId, SharedBytes, ValueId};
@@ -14,7 +15,7 @@ use ancre_passes::onnx;
 use ancre_passes::pipeline;
 use ancre_passes::transform::bake::{ChainRecord, RouterRecord, SourceRecord};
 use ancre_passes::transform::route::{Form, Granularity, Init, RouteOptions, Router};
-use ancre_passes::transform::{eliminate, route};
+use ancre_passes::transform::{dropout, eliminate, legalize, route};
 use serde_json::{Value, json};
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -40,6 +41,8 @@ pub struct Outcome {
     pub proof: Option<Proof>,
     /// The training graph's facts, or why there is none.
     pub training: Result<TrainingFacts, String>,
+    /// How both graphs came to another batch than the model's, if they did.
+    pub rebuilt: Option<BatchFacts>,
     /// Seconds by phase.
     pub seconds: Vec<(&'static str, f64)>,
     /// Things a person should know.
@@ -119,9 +122,7 @@ impl OutputPaths {
 pub fn rewrite(a: &RewriteArgs) -> Result<Outcome, Failure> {
     let model =
         a.model.as_deref().ok_or_else(|| Failure::input("no model given").help("ancre-rewrite MODEL.onnx, or --help"))?;
-    if let Some(option) = a.not_built_yet() {
-        return Err(Failure::input(format!("{option} is not supported yet")).help("leave it out"));
-    }
+    let batch_request = batch::request(a)?;
     options::check_numbers(a)?;
     let route_options = options::route_options(a)?;
     let dims = options::dims(&a.dim)?;
@@ -134,8 +135,28 @@ pub fn rewrite(a: &RewriteArgs) -> Result<Outcome, Failure> {
         notices.push("local functions were inlined; verification compares with the source after that".into());
     }
     check_dims(&source, &dims).map_err(|e| e.at(model))?;
-    let changed = start::change(a, model, &mut source, &mut notices)? || inlined;
+    let quietened = dropout::evaluation_mode(&mut source);
+    if quietened > 0 {
+        notices.push(format!(
+            "the file was exported in training mode: {quietened} dropout and batch normalisation nodes are in evaluation mode in the forward graph, which is compared with the source in that mode"
+        ));
+    }
+    let changed = start::change(a, model, &mut source, &mut notices)? || quietened > 0 || inlined;
     clock.lap("parse");
+    let proof_options = ProofOptions {
+        engine: a.verify.unwrap_or(VerifyArg::Tract),
+        trials: a.trials.unwrap_or(2).max(1),
+        seed: a.seed.unwrap_or(0),
+        atol: a.atol.unwrap_or(1e-5),
+        rtol: a.rtol.unwrap_or(1e-5),
+        dims,
+    };
+    let rebuilt = match batch_request {
+        Request::Both(to) => batch::rebuild_source(to, model, &mut source, &proof_options)?,
+        _ => None,
+    };
+    let changed = changed || rebuilt.is_some();
+    clock.lap("batch");
     let structure = find_residuals(&source);
     clock.lap("analyse");
 
@@ -153,9 +174,23 @@ pub fn rewrite(a: &RewriteArgs) -> Result<Outcome, Failure> {
     describe_router(&mut routed, &structure, &routers, &route_options);
     let mut forward = routed.clone();
     pipeline::lower_forward(&mut forward, |_, id| dead.contains(&id)).map_err(|e| Failure::input(e).at(model))?;
+    if let Some(n) = a.opset {
+        legalize::convert(&mut forward, n).map_err(|e| Failure::input(format!("--opset {n}: {e}")).at(model))?;
+        pipeline::check(&forward, "convert").map_err(Failure::input)?;
+        if n < legalize::LOWEST && !a.no_train {
+            notices.push(format!("the training graph is of opset {}, the lowest it can be in", legalize::LOWEST));
+        }
+    }
     clock.lap("rewrite");
 
-    let training = training_files::build(a, model, routed.clone(), &routers, &mut notices)?;
+    let any_batch = |notices: &mut Vec<String>| match batch_request {
+        Request::Default => batch::for_training(model, &source, &proof_options).unwrap_or_else(|why| {
+            notices.push(format!("the training graph keeps the source's batch: {why}"));
+            None
+        }),
+        _ => None,
+    };
+    let training = training_files::build(a, model, routed.clone(), &routers, &any_batch, &mut notices)?;
     clock.lap("differentiate");
 
     let paths = OutputPaths::new(model, a.out.as_deref());
@@ -182,15 +217,7 @@ pub fn rewrite(a: &RewriteArgs) -> Result<Outcome, Failure> {
 
     let proof = match a.verify.unwrap_or(VerifyArg::Tract) {
         VerifyArg::None => None,
-        which => {
-            let o = ProofOptions {
-                engine: which,
-                trials: a.trials.unwrap_or(2).max(1),
-                seed: a.seed.unwrap_or(0),
-                atol: a.atol.unwrap_or(1e-5),
-                rtol: a.rtol.unwrap_or(1e-5),
-                dims,
-            };
+        _ => {
             files::check_external(&source, model).map_err(|e| e.help("--verify none does without the data"))?;
             let bytes = if changed {
                 let emitted = onnx::emit(&source).and_then(|e| e.to_bytes());
@@ -198,7 +225,7 @@ pub fn rewrite(a: &RewriteArgs) -> Result<Outcome, Failure> {
             } else {
                 bytes
             };
-            Some(prove::prove(model, &source, &bytes, &routed, &forward, &routers, &route_options, &o)?)
+            Some(prove::prove(model, &source, &bytes, &routed, &forward, &routers, &route_options, &proof_options)?)
         }
     };
     clock.lap("verify");
@@ -230,6 +257,7 @@ pub fn rewrite(a: &RewriteArgs) -> Result<Outcome, Failure> {
         outputs: written,
         proof,
         training,
+        rebuilt,
         seconds: clock.1,
         notices,
     })

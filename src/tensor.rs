@@ -94,6 +94,18 @@ impl NpTensor {
         self.len() == 0
     }
 
+    /// `width` places along an axis from `start` on; `None` where it has fewer.
+    pub fn slice(&self, axis: usize, start: usize, width: usize) -> Option<NpTensor> {
+        let extent = *self.shape.get(axis)?;
+        let (end, size) = (start.checked_add(width).filter(|end| *end <= extent)?, self.dtype.size()?);
+        let row = self.shape[axis + 1..].iter().product::<usize>() * size;
+        let mut shape = self.shape.clone();
+        shape[axis] = width;
+        let blocks = self.data.chunks_exact((extent * row).max(1));
+        let data = blocks.flat_map(|block| block[start * row..end * row].iter().copied()).collect();
+        NpTensor::new(self.dtype, &shape, data)
+    }
+
     /// The elements as a constant of a model.
     pub fn to_constant(&self) -> Tensor {
         let dims: Vec<i64> = self.shape.iter().map(|d| *d as i64).collect();

@@ -1,10 +1,12 @@
 //! The files of a training graph: the graph, its evaluation graph, its state.
 
+use crate::batch::{BatchFacts, dim_json};
 use crate::cli::{LossArg, RewriteArgs, StateArg};
 use crate::error::Failure;
 use crate::{options, placement};
 use ancre_passes::ir::{DType, Graph, TensorType};
 use ancre_passes::transform::evaluation::build_evaluation_graph;
+use ancre_passes::transform::rebatch::{self, Batch, Current};
 use ancre_passes::transform::route::Router;
 use ancre_passes::transform::training::{StateRecord, Training, build_training_graph};
 use safetensors::Dtype;
@@ -24,6 +26,10 @@ pub struct TrainingFacts {
     pub target: String,
     /// Batch extent of the inputs, a number or a symbol.
     pub batch: Value,
+    /// How the training graph came to another batch than the forward graph's, if it did.
+    pub rebuilt: Option<BatchFacts>,
+    /// Dropouts of the source, all active.
+    pub dropouts: usize,
     /// Trained tensors.
     pub trainable: Vec<String>,
     /// Tensors that do not train, with the reason.
@@ -53,6 +59,7 @@ pub fn build(
     model: &Path,
     routed: Graph,
     routers: &[Router],
+    any_batch: &dyn Fn(&mut Vec<String>) -> Option<BatchFacts>,
     notices: &mut Vec<String>,
 ) -> Result<Result<TrainingFiles, String>, Failure> {
     if a.no_train || a.loss == Some(LossArg::None) {
@@ -73,11 +80,9 @@ pub fn build(
             Ok(loss) => loss,
             Err(why) => return Ok(Err(why)),
         };
-        let o = options::training_options(a, loss)?;
-        let batch = routed
-            .required_inputs()
-            .find_map(|v| routed.tensor_type(v)?.shape.first().map(|d| d.known().map_or(json!(d.to_string()), |n| json!(n))))
-            .unwrap_or(Value::Null);
+        let mut o = options::training_options(a, loss)?;
+        let rebuilt = any_batch(notices);
+        o.batch = rebuilt.as_ref().map(|_| Batch::Dynamic);
         let for_evaluation = a.eval_graph.then(|| routed.clone());
         let mut training = match build_training_graph(routed, routers, &o) {
             Ok(t) => t,
@@ -105,7 +110,12 @@ pub fn build(
             auto,
             optimizer: o.optimizer.kind.name(),
             target: training.target.clone(),
-            batch,
+            batch: rebatch::current(&training.graph).map_or(Value::Null, |c| match c {
+                Current::Fixed(n) => json!(n),
+                Current::Dynamic(d) => dim_json(&d),
+            }),
+            rebuilt,
+            dropouts: training.dropouts.len(),
             trainable: training.trainable.clone(),
             frozen: training.frozen.clone(),
             fallbacks,

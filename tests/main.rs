@@ -2,8 +2,10 @@
 #![cfg(feature = "ort")]
 #![allow(clippy::unwrap_used, unreachable_pub)]
 
+mod batch;
 mod cli;
 mod common;
+mod dropout;
 mod golden;
 mod mutations;
 mod ops;

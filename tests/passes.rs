@@ -104,6 +104,7 @@ fn every_pass_s_promise_is_tested() {
     let tested = [
         ("route-skips", Contract::EqualAtOneHot), // routing_keeps_the_function_at_one_hot
         ("fold-constants", Contract::Exact),      // folding_keeps_the_function
+        ("activate-dropout", Contract::Changes),  // dropout::masks_are_random_and_repeat
         ("train-batch-norm", Contract::Changes),  // the goldens: statistics and gradients in training mode
         ("append-loss", Contract::Extends),       // a_training_graph_extends_the_forward_graph
         ("differentiate", Contract::Extends),     // the same
@@ -113,6 +114,7 @@ fn every_pass_s_promise_is_tested() {
         ("eliminate-dead", Contract::Exact),      // eliminating_keeps_the_function
         ("separate-parameters", Contract::Exact), // separating_keeps_the_function
         ("legalize", Contract::Rounding),         // zoo::preparing_keeps_the_function
+        ("rebatch", Contract::EverySample),       // batch::every_sample_as_by_itself
     ];
     for pass in PASSES {
         let known = tested.iter().find(|(name, _)| *name == pass.name);
@@ -387,6 +389,9 @@ fn router_gradients_are_the_derivatives() {
                             output: None,
                             trainable: TrainableChoice::default(),
                             grad_outputs: true,
+                            opset: None,
+                            seed: 0,
+                            batch: None,
                             frozen_bn: false,
                         },
                     );

@@ -318,6 +318,9 @@ fn network_scope_s_gradients_are_the_derivatives() {
             output: Some(output.into()),
             trainable: TrainableChoice::default(),
             grad_outputs: true,
+            opset: None,
+            seed: 0,
+            batch: None,
             frozen_bn: false,
         };
         let training = build_training_graph(g, &routers, &training).unwrap().graph;

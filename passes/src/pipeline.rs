@@ -5,7 +5,7 @@
 //!                                          ▼
 //!   route-skips ──► lower-routes ──► eliminate-dead ──► forward graph
 //!        │
-//!        └──► separate-parameters ──► legalize ──► fold-constants ──► train-batch-norm
+//!        └──► separate-parameters ──► rebatch ──► legalize ──► fold-constants ──► activate-dropout ──► train-batch-norm
 //!                     ──► append-loss ──► differentiate ──► append-optimizer
 //!                     ──► lower-routes ──► lower-batch-norm ──► eliminate-dead ──► training graph
 //! ```
@@ -22,6 +22,8 @@ pub enum Contract {
     Rounding,
     /// The same function when every router row is one-hot on its nearest state.
     EqualAtOneHot,
+    /// Each sample of a batch comes out as it did alone.
+    EverySample,
     /// The outputs that were there keep their function; others are added.
     Extends,
     /// Another function, on purpose.
@@ -52,6 +54,11 @@ pub const PASSES: &[PassInfo] = &[
         what: "gives parameters that an exporter merged an initializer each; before anything rewrites the nodes that name them",
     },
     PassInfo {
+        name: "rebatch",
+        contract: Contract::EverySample,
+        what: "rebuilds a graph with a batch in its shapes for another one; while the nodes are still the source's, so that it can be planned on that",
+    },
+    PassInfo {
         name: "legalize",
         contract: Contract::Rounding,
         what: "brings the source's operators to opset 18 and fused ones to plain ones, so that every pullback sees one form",
@@ -60,6 +67,11 @@ pub const PASSES: &[PassInfo] = &[
         name: "fold-constants",
         contract: Contract::Exact,
         what: "folds shape arithmetic, so that pullbacks see constant axes and shapes; training graph only, the forward graph keeps the source's nodes",
+    },
+    PassInfo {
+        name: "activate-dropout",
+        contract: Contract::Changes,
+        what: "replaces the source's dropouts by masks of the step; before differentiation, which needs no pullback for them then",
     },
     PassInfo {
         name: "train-batch-norm",

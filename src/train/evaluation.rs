@@ -17,7 +17,7 @@ use ancre_passes::transform::evaluation::build_evaluation_graph;
 use ancre_passes::transform::loss::LossOptions;
 use ancre_passes::transform::optimizer::{OptimizerKind, OptimizerOptions, StateKind};
 use ancre_passes::transform::training::{TrainableChoice, TrainingOptions};
-use ancre_passes::transform::{eliminate, separate};
+use ancre_passes::transform::{eliminate, rebatch, separate};
 use indexmap::IndexMap;
 use std::collections::HashSet;
 use std::path::Path;
@@ -199,6 +199,10 @@ fn of_forward(t: &TrainingGraph, forward: &Path) -> Result<Graph, String> {
         output: t.loss.output.clone(),
         trainable: TrainableChoice::default(),
         grad_outputs: false,
+        // The forward graph may have a batch of 1 where the training graph takes any.
+        batch: rebatch::possible(&g),
+        opset: None,
+        seed: 0,
         frozen_bn: false,
     };
     let (g, _) = build_evaluation_graph(g, &t.states, &o).map_err(|e| e.to_string())?;

@@ -14,6 +14,7 @@ mod window;
 pub use batch_norm_train::lower as lower_batch_norm_train;
 pub use place::sum_terms;
 pub use pullback::{Contribution, Cotangents, GradError, Pullback};
+pub(crate) use route::ROUTE_SOURCES;
 pub use sample::{Sample, SampleOperand};
 
 use crate::ir::{Attrs, DType, Dim, Graph, Op, TensorType, ValueId};

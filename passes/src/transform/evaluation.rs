@@ -3,7 +3,7 @@
 
 use super::loss::append_loss;
 use super::optimizer::StateKind;
-use super::training::{StateRecord, TrainingError, TrainingOptions, after, describe_loss, loss_output};
+use super::training::{StateRecord, TrainingError, TrainingOptions, after, describe_loss, loss_output, rebatch};
 use super::{eliminate, fold, legalize, lower_routes, separate};
 use crate::ir::{Graph, ValueId, verify};
 
@@ -21,8 +21,11 @@ pub fn build_evaluation_graph(
     let output_name = g.name(output).to_string();
     let outputs: Vec<ValueId> = g.outputs().iter().map(|o| o.value).collect();
     separate::separate_parameters(&mut g, separate::is_own);
+    if let Some(to) = o.batch {
+        rebatch(&mut g, to)?;
+    }
     legalize::decompose_contrib(&mut g);
-    legalize::to_opset(&mut g, legalize::TARGET)?;
+    legalize::to_opset(&mut g, o.opset.unwrap_or(legalize::TARGET).max(legalize::LOWEST))?;
     fold::fold_constants(&mut g);
     after(&g, "fold-constants")?;
     let mut taken = Vec::new();

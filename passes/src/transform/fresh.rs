@@ -29,6 +29,11 @@ impl Fresh {
         ((self.next() >> 11) as f64 + 0.5) / (1u64 << 53) as f64
     }
 
+    /// A number below `bound`.
+    pub fn below(&mut self, bound: u64) -> u64 {
+        (self.unit() * bound as f64) as u64
+    }
+
     /// A tensor uniform in (−bound, bound).
     pub fn uniform(mut self, dtype: DType, dims: &[i64], bound: f64) -> Tensor {
         tensor(dtype, dims, || (2.0 * self.unit() - 1.0) * bound)

@@ -3,6 +3,7 @@
 pub mod bake;
 pub mod classes;
 mod differentiate;
+pub mod dropout;
 pub mod eliminate;
 pub mod evaluation;
 pub mod fold;
@@ -12,6 +13,7 @@ pub mod legalize;
 pub mod loss;
 pub mod lower_routes;
 pub mod optimizer;
+pub mod rebatch;
 pub mod reinit;
 pub mod route;
 pub mod separate;

@@ -1,5 +1,6 @@
 //! Optimisers, appended as plain operators: one step from gradients to the next state. Semantics and defaults are PyTorch's.
 
+use super::dropout;
 use crate::ir::build::{BuildError, Builder, Built};
 use crate::ir::{DType, Dim, Graph, Tensor, TensorType, ValueId};
 use serde::{Deserialize, Serialize};
@@ -120,19 +121,22 @@ pub fn append_optimizer(g: &mut Graph, trained: &[Trained], o: &OptimizerOptions
     let mut b = Builder::new(g, "optimizer");
     let grad_norm = global_norm(&mut b, trained)?;
     if o.kind == OptimizerKind::None {
-        let states = trained
+        let mut states: Vec<StateTensor> = trained
             .iter()
             .map(|t| StateTensor { value: t.value, next: None, kind: t.kind, trainable: true, shape: dims(&b, t.value) })
             .collect();
+        if let Some(step) = b.graph.find(dropout::STEP) {
+            // Dropout masks follow the counter.
+            states.push(counter(&mut b, step)?.0);
+        }
         return Ok(Update { grad_norm, lr: None, states });
     }
     let mut states = Vec::new();
     let lr_name = if b.graph.is_free("lr") { "lr" } else { "ancre.lr" };
     let lr = b.graph.add_input(lr_name, TensorType::fixed(DType::F32, &[]).into(), None);
-    let step = b.graph.add_initializer("ancre.step", Tensor::i64s(&[], &[0]), true);
-    let one = b.int(1);
-    let next = b.add(step, one)?;
-    states.push(StateTensor { value: step, next: Some(next), kind: StateKind::Counter, trainable: false, shape: vec![] });
+    let step = dropout::step(b.graph);
+    let (state, next) = counter(&mut b, step)?;
+    states.push(state);
     let s = scalars(&mut b, lr, next, o)?;
 
     let mut gradients: Vec<ValueId> = Vec::new();
@@ -171,6 +175,13 @@ pub fn append_optimizer(g: &mut Graph, trained: &[Trained], o: &OptimizerOptions
         hold_between_updates(&mut b, &mut states, boundary)?;
     }
     Ok(Update { grad_norm, lr: Some(lr), states })
+}
+
+/// The counter of micro-batches and its next value.
+fn counter(b: &mut Builder, step: ValueId) -> Result<(StateTensor, ValueId), BuildError> {
+    let one = b.int(1);
+    let next = b.add(step, one)?;
+    Ok((StateTensor { value: step, next: Some(next), kind: StateKind::Counter, trainable: false, shape: vec![] }, next))
 }
 
 fn dims(b: &Builder, v: ValueId) -> Vec<i64> {

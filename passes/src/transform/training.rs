@@ -5,8 +5,9 @@ use super::loss::{LossError, LossOptions, append_loss};
 use super::optimizer::{
     OptimizerKind, OptimizerOptions, StateKind, StateTensor, Trained, append_optimizer, declare_moments,
 };
+use super::rebatch::{self, Batch, Current};
 use super::route::Router;
-use super::{differentiate, eliminate, legalize, lower_routes, separate, train_batch_norm};
+use super::{differentiate, dropout, eliminate, legalize, lower_routes, separate, train_batch_norm};
 use crate::analysis::head::{find_head, head_initializers};
 use crate::analysis::roles::{Role, initializer_roles};
 use crate::ir::build::BuildError;
@@ -38,6 +39,12 @@ pub struct TrainingOptions {
     pub optimizer: OptimizerOptions,
     pub output: Option<String>,
     pub trainable: TrainableChoice,
+    /// Operator set of the graph; `None`: 18, or the smallest later one that can express the source.
+    pub opset: Option<i64>,
+    /// Seed of the dropout masks.
+    pub seed: u64,
+    /// Another batch than the graph's number; the caller has seen that the source can be rebuilt for it.
+    pub batch: Option<Batch>,
     pub grad_outputs: bool,
     /// Keep batch normalisation as in evaluation.
     pub frozen_bn: bool,
@@ -78,6 +85,8 @@ pub struct Training {
     pub frozen: Vec<(String, String)>,
     /// Name of the target input.
     pub target: String,
+    /// Names of the source's dropouts, which are active.
+    pub dropouts: Vec<String>,
 }
 
 /// One state tensor as the metadata describes it.
@@ -154,10 +163,13 @@ pub fn build_training_graph(mut g: Graph, routers: &[Router], o: &TrainingOption
     // First of all: the names it gives depend on the source's nodes, and `freeze` finds them again on the forward graph.
     let separated: HashMap<String, String> = separate::separate_parameters(&mut g, separate::is_own).into_iter().collect();
     after(&g, "separate-parameters")?;
+    if let Some(to) = o.batch {
+        rebatch(&mut g, to)?;
+    }
     let own: HashSet<String> =
         g.nodes().filter_map(|n| g.initializer(g.result(n, 0)).map(|_| g.node(n).name.clone())).collect();
     legalize::decompose_contrib(&mut g);
-    legalize::to_opset(&mut g, legalize::TARGET)?;
+    legalize::to_opset(&mut g, o.opset.unwrap_or(legalize::TARGET).max(legalize::LOWEST))?;
     after(&g, "legalize")?;
     // Before folding, which adds constants of its own.
     let (mut trained, mut frozen) = choose_trainable(&g, output, &o.trainable, &own, &separated)?;
@@ -179,6 +191,8 @@ pub fn build_training_graph(mut g: Graph, routers: &[Router], o: &TrainingOption
     for (v, _) in &trained {
         g.set_overridable(*v, true);
     }
+    let dropouts = dropout::activate_dropout(&mut g, o.seed)?;
+    after(&g, "activate-dropout")?;
     let frozen_bn = o.frozen_bn || o.trainable.head_only;
     let statistics = if frozen_bn { Vec::new() } else { train_batch_norm::train_batch_norm(&mut g)? };
     after(&g, "train-batch-norm")?;
@@ -215,7 +229,17 @@ pub fn build_training_graph(mut g: Graph, routers: &[Router], o: &TrainingOption
     eliminate::eliminate_dead(&mut g, |_, _| false);
     verify::verify(&g, verify::Stage::Legal).map_err(TrainingError::Invalid)?;
     describe(&mut g, &states, o, &output_name, &target);
-    Ok(Training { graph: g, states, trainable, frozen, target })
+    Ok(Training { graph: g, states, trainable, frozen, target, dropouts })
+}
+
+/// Rebuilds the graph for another batch. After parameters have got their names, which depend on the source's nodes.
+pub(super) fn rebatch(g: &mut Graph, to: Batch) -> Result<(), TrainingError> {
+    if let Current::Fixed(before) = rebatch::current(g).map_err(TrainingError::Unfit)? {
+        let plan = rebatch::plan(g, before).map_err(TrainingError::Unfit)?;
+        plan.apply(g, to)?;
+        after(g, "rebatch")?;
+    }
+    Ok(())
 }
 
 /// The verifier after a pass, in debug builds and tests.

@@ -40,7 +40,7 @@ pub fn to_opset(g: &mut Graph, target: i64) -> Result<i64, BuildError> {
     replace_each(g, decompose::rule_of(from));
     let reached = needs::smallest(g, from, target);
     if from < reached {
-        upgrade::upgrade(g, from)?;
+        upgrade::upgrade(g, from, reached)?;
     } else if reached < from {
         needs::strip(g, reached);
     }
@@ -64,6 +64,39 @@ fn ir_version_of(opset: i64) -> i64 {
         24 => 12,
         _ => 13,
     }
+}
+
+/// The lowest operator set that a newer one can be taken down to, and that a training graph can be in.
+pub const LOWEST: i64 = TARGET;
+
+/// Brings a graph to exactly this operator set, changing no node that means the same there.
+///
+/// # Errors
+/// When the operator set lacks an operator as it is used, or an older form cannot be rewritten.
+pub fn convert(g: &mut Graph, to: i64) -> Result<(), String> {
+    let from = g.opsets.get("").copied().unwrap_or(to);
+    if from == to {
+        return Ok(());
+    }
+    if to < from && to < LOWEST {
+        return Err(format!("a graph of opset {from} can be taken down to opset {LOWEST}, not to {to}"));
+    }
+    g.opsets.insert(String::new(), to);
+    g.raise_ir(ir_version_of(to));
+    let lacking = |op: &Op| {
+        let regrouped = op.name == "GroupNormalization" && from < 21 && to >= 21;
+        if regrouped || needs::version(&op.name, from) > to { decompose::rule_of(from)(op) } else { None }
+    };
+    replace_each(g, lacking);
+    if let Some((node, needed)) = needs::beyond(g, from, to) {
+        return Err(format!("{} needs opset {needed}, {to} was asked for", g.site(node)));
+    }
+    if from < to {
+        upgrade::upgrade(g, from, to).map_err(|e| e.to_string())?;
+    } else {
+        needs::strip(g, to);
+    }
+    Ok(())
 }
 
 /// Replaces fused operators of ONNX Runtime (`com.microsoft`) by plain ones where that is possible; returns how many.

@@ -120,6 +120,17 @@ pub(super) fn smallest(g: &Graph, from: i64, target: i64) -> i64 {
     needed.clamp(target, from)
 }
 
+/// A node that asks for a later operator set than `to`, and which.
+pub(super) fn beyond(g: &Graph, from: i64, to: i64) -> Option<(NodeId, i64)> {
+    let needed = |id: NodeId| (id, of_node(g, id, from));
+    if from <= to { None } else { g.nodes().map(needed).find(|(_, n)| *n > to) }
+}
+
+/// Version of an operator that opset 18 lacks, as `from` means it; 0 for all others.
+pub(super) fn version(name: &str, from: i64) -> i64 {
+    of_operator(name, from)
+}
+
 fn of_node(g: &Graph, id: NodeId, from: i64) -> i64 {
     let Some(op) = g.op(id).filter(|op| op.domain.is_empty()) else { return 0 };
     let mut needed = of_operator(&op.name, from).max(of_attrs(&op.name, &op.attrs));

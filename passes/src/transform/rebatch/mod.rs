@@ -1,0 +1,355 @@
+//! Rebuilds a graph for another batch: a file exported with batch 1 (or 8) baked into its shapes becomes one for any batch, or for
+//! a batch of N.
+//!
+//! Nothing here looks for patterns of models. Every value that depends on the samples has a [`Place`]: the axis that counts them,
+//! and what that axis counts beside them (`B·64` windows, `197·B` tokens). The places of the inputs are known; each operator's rule
+//! ([`rules`]) says where the samples go, and refuses where it would mix them (a softmax over them, a contraction, a squeeze).
+//! By induction sample `b` of every value is what the source computes for that sample alone. What such a rule asks to be changed
+//! in the graph is an [`Edit`]: a shape that names the old extent, a constant that must be repeated, an index that names the one
+//! sample there was.
+//!
+//! A `Reshape` leaves open which of several axes counts the samples (`[1, 1, 32]`, or `[197, 768]` after `[197, 1, 768]`); the
+//! memory is the same whichever is taken, only what reads it tells. So these are choices, and a refusal further down goes back to
+//! the latest of them that has another answer.
+//!
+//! ```text
+//!   before  x [1,3,224,224] … t [1,196,768] = Reshape(c, [1,196,768])   y = Concat(cls [1,1,768], t)
+//!   after   x [B,3,224,224] … t [B,196,768] = Reshape(c, [-1,196,768])  y = Concat(Expand(cls, [B,1,1]), t)
+//! ```
+
+mod edit;
+mod integers;
+mod place;
+mod rules;
+
+use crate::ir::build::BuildError;
+use crate::ir::{Dim, Graph, Kind, NodeId, TensorType, ValueId};
+use edit::Edit;
+use integers::Integers;
+use place::Place;
+use std::collections::HashMap;
+
+/// The batch a graph is rebuilt for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Batch {
+    /// Any.
+    Dynamic,
+    /// This one.
+    Fixed(i64),
+}
+
+/// The batch a graph has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Current {
+    /// A number.
+    Fixed(i64),
+    /// A symbol of the inputs' shapes.
+    Dynamic(Dim),
+}
+
+/// Where the samples of a value are: `outer · B · inner` elements along an axis.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Samples {
+    /// Name of the value.
+    pub name: String,
+    /// The axis.
+    pub axis: usize,
+    /// Consecutive elements of the axis that belong to one sample.
+    pub inner: i64,
+}
+
+/// How a graph was rebuilt.
+#[derive(Clone, Debug)]
+pub struct Rebatched {
+    /// Batch it had.
+    pub before: i64,
+    /// The batch it has.
+    pub batch: Dim,
+    /// Inputs that carry samples.
+    pub inputs: Vec<Samples>,
+    /// Outputs that carry samples.
+    pub outputs: Vec<Samples>,
+    /// Nodes whose shapes or constants were rewritten.
+    pub edits: usize,
+}
+
+/// The batch of a graph: extent of the first axis of the first input that has two axes or more, else of the first input's.
+///
+/// # Errors
+/// When no input has an axis.
+pub fn current(g: &Graph) -> Result<Current, String> {
+    let shapes: Vec<Vec<Dim>> = g.required_inputs().filter_map(|v| Some(g.tensor_type(v)?.shape)).collect();
+    let shape = shapes.iter().find(|s| s.len() >= 2).or_else(|| shapes.iter().find(|s| !s.is_empty()));
+    let first = shape.and_then(|s| s.first()).ok_or("no input has a first axis that could count samples")?;
+    Ok(match first.known() {
+        Some(n) => Current::Fixed(n),
+        None => Current::Dynamic(first.clone()),
+    })
+}
+
+/// The batch that a graph can be rebuilt for: any, if its own is a number and nothing stands in the way.
+pub fn possible(g: &Graph) -> Option<Batch> {
+    match current(g) {
+        Ok(Current::Fixed(before)) => plan(g, before).ok().map(|_| Batch::Dynamic),
+        _ => None,
+    }
+}
+
+/// What has to change in a graph for another batch. It holds for the graph it was made for, and for clones of that.
+pub struct Plan {
+    /// The batch's symbol while planning.
+    symbol: String,
+    before: i64,
+    places: HashMap<ValueId, Place>,
+    edits: Vec<(NodeId, Edit)>,
+}
+
+/// Why a graph cannot be rebuilt.
+type Refusal = String;
+
+/// Times that a choice may be taken back before the first refusal stands.
+const MOST_RETRIES: usize = 2000;
+
+/// Plans the change of a graph whose batch is the number `before`.
+///
+/// # Errors
+/// The node that stands in the way and why.
+pub fn plan(g: &Graph, before: i64) -> Result<Plan, Refusal> {
+    if before < 1 {
+        return Err(format!("its batch is {before}"));
+    }
+    let order = g.topological_order().map_err(|n| format!("{n} is on a cycle"))?;
+    let symbol = free_symbol(g);
+    let mut a = Analysis {
+        g,
+        before,
+        batch: Dim::symbol(&symbol),
+        places: HashMap::new(),
+        integers: HashMap::new(),
+        edits: HashMap::new(),
+    };
+    // Choices made so far: position in the order, answer taken, number of answers.
+    let mut choices: Vec<(usize, usize, usize)> = Vec::new();
+    let mut first_refusal: Option<Refusal> = None;
+    let (mut at, mut answer, mut retries) = (0, 0, 0);
+    let end = order.len();
+    loop {
+        let step = if at < end { a.step(order[at], answer) } else { a.check_outputs().map(|()| 1) };
+        match step {
+            Ok(_) if at == end => break,
+            Ok(answers) => {
+                if answers > 1 {
+                    choices.push((at, answer, answers));
+                }
+                (at, answer) = (at + 1, 0);
+            }
+            Err(why) => {
+                let first = first_refusal.get_or_insert(why).clone();
+                retries += 1;
+                let next = loop {
+                    match choices.pop() {
+                        Some((p, taken, answers)) if taken + 1 < answers => break Some((p, taken + 1)),
+                        Some(_) => {}
+                        None => break None,
+                    }
+                };
+                let Some((p, other)) = next.filter(|_| retries <= MOST_RETRIES) else { return Err(first) };
+                (at, answer) = (p, other);
+            }
+        }
+    }
+    let edits = order.iter().flat_map(|n| a.edits.remove(n).unwrap_or_default().into_iter().map(|e| (*n, e))).collect();
+    Ok(Plan { symbol, before, places: a.places, edits })
+}
+
+/// A name for the batch that no extent of the graph has.
+fn free_symbol(g: &Graph) -> String {
+    let used: std::collections::HashSet<String> = g
+        .nodes()
+        .flat_map(|n| g.results(n).collect::<Vec<_>>())
+        .filter_map(|v| g.value(v).ty.shape.clone())
+        .flatten()
+        .flat_map(|d| d.symbols().map(str::to_string).collect::<Vec<_>>())
+        .collect();
+    let names = ["batch".to_string(), "batch_size".into()].into_iter().chain((1..).map(|i| format!("batch_{i}")));
+    names.into_iter().find(|n| !used.contains(n)).unwrap_or_default()
+}
+
+/// What is known while the nodes are walked.
+struct Analysis<'g> {
+    g: &'g Graph,
+    /// The batch the graph has.
+    before: i64,
+    /// The batch it will have.
+    batch: Dim,
+    places: HashMap<ValueId, Place>,
+    integers: HashMap<ValueId, Integers>,
+    edits: HashMap<NodeId, Vec<Edit>>,
+}
+
+impl Analysis<'_> {
+    /// Derives what holds of a node's results; of several answers takes number `answer`. Returns how many there are.
+    fn step(&mut self, id: NodeId, answer: usize) -> Result<usize, Refusal> {
+        self.edits.remove(&id);
+        for v in self.g.results(id) {
+            self.places.remove(&v);
+            self.integers.remove(&v);
+        }
+        match &self.g.node(id).kind {
+            Kind::Input(_) => Ok(self.input(self.g.result(id, 0), answer)),
+            Kind::Initializer { .. } => {
+                self.integers.extend(integers::of_constant(self.g, self.g.result(id, 0)));
+                Ok(1)
+            }
+            Kind::Op(_) => self.operator(id, answer).map_err(|why| format!("{}: {why}", self.g.site(id))),
+        }
+    }
+
+    /// An input's first axis counts samples if it has the batch's extent; else its second may; or it is shared by all samples.
+    fn input(&mut self, v: ValueId, answer: usize) -> usize {
+        let shape = self.g.value(v).ty.shape.clone().unwrap_or_default();
+        let axes: Vec<usize> =
+            shape.iter().enumerate().take(2).filter(|(_, d)| d.known() == Some(self.before)).map(|(i, _)| i).collect();
+        if let Some(axis) = axes.get(answer) {
+            self.places.insert(v, Place::pure(*axis));
+        }
+        axes.len() + 1
+    }
+
+    fn operator(&mut self, id: NodeId, answer: usize) -> Result<usize, Refusal> {
+        let operands = self.g.operands(id);
+        let reads: Vec<ValueId> = self.g.reads(id).to_vec();
+        let placed = reads.iter().any(|v| self.places.contains_key(v));
+        let counts = reads.iter().any(|v| self.integers.get(v).is_some_and(|i| i.depends(&self.batch)));
+        if !placed && !counts {
+            // The same for every sample, whatever the batch.
+            if let Some(i) = integers::evaluate(self, id) {
+                self.integers.insert(self.g.result(id, 0), i);
+            }
+            return Ok(1);
+        }
+        if !self.g.captures(id).is_empty() && self.g.captures(id).iter().any(|v| self.places.contains_key(v)) {
+            return Err("its subgraph reads values of the samples".into());
+        }
+        let mut rule = rules::Rule { a: self, id, operands: &operands, edits: Vec::new(), answers: 1, answer };
+        let results = rule.apply()?;
+        let (edits, answers) = (rule.edits, rule.answers);
+        if !edits.is_empty() {
+            self.edits.insert(id, edits);
+        }
+        match results {
+            rules::Outcome::Places(places) => {
+                for (v, p) in self.g.results(id).zip(places) {
+                    let Some(p) = p else { continue };
+                    let unread = self.g.name(v).is_empty() || (self.g.uses(v).is_empty() && !self.g.is_output(v));
+                    match self.check(v, &p) {
+                        Ok(()) => drop(self.places.insert(v, p)),
+                        Err(_) if unread => {}
+                        Err(e) => return Err(e),
+                    }
+                }
+            }
+            rules::Outcome::Integers(i) => drop(self.integers.insert(self.g.result(id, 0), i)),
+        }
+        Ok(answers)
+    }
+
+    /// The extent of the place's axis must be what the source has there.
+    fn check(&self, v: ValueId, p: &Place) -> Result<(), Refusal> {
+        let (name, ty) = (self.g.name(v), &self.g.value(v).ty);
+        let d = ty.shape.as_ref().and_then(|s| s.get(p.axis));
+        let d = d.ok_or_else(|| format!("`{name}` has type {ty}, and its samples would lie along axis {}", p.axis))?;
+        let want = p.extent(&Dim::from(self.before));
+        if *d == want || crate::analysis::facts::is_unnamed(d) {
+            return Ok(());
+        }
+        Err(format!("`{name}` has extent {d} along axis {}, where {want} was expected", p.axis))
+    }
+
+    fn check_outputs(&self) -> Result<(), Refusal> {
+        let outputs = self.g.outputs();
+        if outputs.iter().any(|o| self.places.contains_key(&o.value)) {
+            return Ok(());
+        }
+        Err(match outputs.first() {
+            Some(o) => format!("output `{}` does not depend on the samples of the inputs", self.g.name(o.value)),
+            None => "the model has no output".into(),
+        })
+    }
+
+    /// The shape of a value in the source.
+    fn shape(&self, v: ValueId) -> Result<Vec<Dim>, Refusal> {
+        let known = self.g.value(v).ty.shape.clone();
+        known.ok_or_else(|| format!("the shape of `{}` is unknown", self.g.name(v)))
+    }
+
+    /// The shape of a value for the new batch.
+    fn new_shape(&self, v: ValueId) -> Result<Vec<Dim>, Refusal> {
+        let mut shape = self.shape(v)?;
+        if let Some(p) = self.places.get(&v)
+            && let Some(d) = shape.get_mut(p.axis)
+        {
+            *d = p.extent(&self.batch);
+        }
+        Ok(shape)
+    }
+}
+
+impl Plan {
+    /// Values that carry samples, among these.
+    fn samples(&self, g: &Graph, values: impl Iterator<Item = ValueId>) -> Vec<Samples> {
+        let one = |v: ValueId| {
+            let p = self.places.get(&v)?;
+            Some(Samples { name: g.name(v).to_string(), axis: p.axis, inner: p.inner.known()? })
+        };
+        values.filter_map(one).collect()
+    }
+
+    /// Rebuilds the graph.
+    ///
+    /// # Errors
+    /// When a node cannot be built: a fault of this tool.
+    pub fn apply(&self, g: &mut Graph, to: Batch) -> Result<Rebatched, BuildError> {
+        let batch = match to {
+            Batch::Dynamic => Dim::symbol(&self.symbol),
+            Batch::Fixed(n) => Dim::from(n),
+        };
+        let inputs: Vec<ValueId> = g.required_inputs().collect();
+        let done = Rebatched {
+            before: self.before,
+            batch: batch.clone(),
+            inputs: self.samples(g, inputs.iter().copied()),
+            outputs: self.samples(g, g.outputs().iter().map(|o| o.value)),
+            edits: self.edits.len(),
+        };
+        for (v, p) in &self.places {
+            let mut ty = g.value(*v).ty.clone();
+            if let Some(d) = ty.shape.as_mut().and_then(|s| s.get_mut(p.axis)) {
+                *d = p.extent(&batch);
+            }
+            g.set_type(*v, ty);
+        }
+        g.forget_declarations(&self.places.keys().copied().collect());
+        let first = inputs.iter().find_map(|v| self.places.get(v).map(|p| (*v, p.axis)));
+        edit::apply(g, &self.edits, first, &batch, self.before)?;
+        Ok(done)
+    }
+}
+
+/// Gives the symbol that a graph's batch is a number: shapes and all.
+pub fn fix(g: &mut Graph, symbol: &Dim, n: i64) {
+    let names: Vec<String> = symbol.symbols().map(str::to_string).collect();
+    let [name] = names.as_slice() else { return };
+    let values: Vec<ValueId> = g.nodes().flat_map(|id| g.results(id).collect::<Vec<_>>()).collect();
+    let mut changed = std::collections::HashSet::new();
+    for v in values {
+        let Some(ty) = g.tensor_type(v).filter(|t| t.shape.iter().any(|d| d.symbols().any(|s| s == name))) else { continue };
+        let shape: Vec<Dim> = ty.shape.iter().map(|d| place::substitute(d, name, &Dim::from(n))).collect();
+        g.set_type(v, TensorType::new(ty.dtype, shape).into());
+        changed.insert(v);
+    }
+    g.forget_declarations(&changed);
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,118 @@
+//! `--batch`: files with a batch in their shapes are rebuilt for another one; each sample comes out as it does alone, in the forward
+//! graph and, through loss and gradients, in the training graph.
+
+use crate::common::{max_abs, open_file, text, tool, tool_ok};
+use ancre_rewrite::engine::{Session, Tensors};
+use ancre_rewrite::files::read_model;
+use ancre_rewrite::random_inputs::{self, Sizes};
+use ancre_rewrite::rewrite;
+use ancre_rewrite::tensor::NpTensor;
+use std::path::{Path, PathBuf};
+
+/// Models of `models/` that were exported with batch 1.
+const FIXED: [&str; 4] = ["efficientnet", "llama", "resnet_cifar_folded", "swin"];
+
+fn model(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("models").join(format!("{name}.onnx"))
+}
+
+/// Random inputs of a model for a batch.
+fn inputs(path: &Path, batch: i64) -> Tensors {
+    let (g, _) = read_model(path).unwrap();
+    let mut sizes = random_inputs::sizes(&g, &Sizes::new()).remove(0);
+    sizes.values_mut().for_each(|n| *n = batch);
+    let mut feeds = random_inputs::random_inputs(&g, &sizes, 5).unwrap();
+    for t in feeds.iter_mut().filter(|(n, _)| n.contains("mask")).map(|(_, t)| t) {
+        // Nothing is masked, so that a mean over positions is one over samples.
+        *t = NpTensor::from_f64s(t.dtype(), t.shape(), &vec![1.0; t.len()]).unwrap();
+    }
+    feeds
+}
+
+/// One sample's part of what carries samples.
+fn sample(feeds: &Tensors, i: usize) -> Tensors {
+    feeds
+        .iter()
+        .map(|(n, t)| (n.clone(), if t.shape().is_empty() { t.clone() } else { t.slice(0, i, 1).unwrap() }))
+        .collect()
+}
+
+#[test]
+fn every_sample_as_by_itself() {
+    for name in FIXED {
+        for (batch, extent) in [("dynamic", None), ("3", Some(3))] {
+            let dir = tempfile::tempdir().unwrap();
+            let r =
+                tool_ok(&[&text(&model(name)), "-o", &text(dir.path()), "--batch", batch, "--no-train", "--json"]).json();
+            assert_eq!(r["verify"]["emitted"]["equivalent"], true, "{name}");
+            let forward = dir.path().join(format!("{name}.ancre.onnx"));
+            let (g, _) = rewrite::load(&forward).unwrap();
+            let first = g.tensor_type(g.outputs()[0].value).unwrap().shape[0].clone();
+            assert_eq!(first.known(), extent, "{name} {first}");
+            // In an engine that took no part in the proof.
+            let feeds = inputs(&forward, 3);
+            let (mut together, mut alone) = (open_file(&forward), open_file(&model(name)));
+            let got = together.run(&feeds).unwrap();
+            for i in 0..3 {
+                for (output, want) in alone.run(&sample(&feeds, i)).unwrap() {
+                    let (a, b) = (got[&output].slice(0, i, 1).unwrap().to_f64(), want.to_f64());
+                    let largest = b.iter().fold(1.0, |m: f64, v| m.max(v.abs()));
+                    assert!(max_abs(&a, &b) <= 1e-4 * largest, "{name} --batch {batch}: {output} of sample {i}");
+                }
+            }
+        }
+    }
+}
+
+/// Loss and gradients of a batch are the means of its samples' in the graph that keeps batch 1.
+#[test]
+fn the_training_graph_takes_any_batch_by_default() {
+    for name in ["efficientnet", "llama", "swin"] {
+        let dir = tempfile::tempdir().unwrap();
+        let build = |out: &str, batch: &[&str]| {
+            let out = dir.path().join(out);
+            std::fs::create_dir(&out).unwrap();
+            let (m, o) = (text(&model(name)), text(&out));
+            let mut a = vec![&m, "-o", &o, "--optimizer", "none", "--grad-outputs", "--frozen-bn", "--json"];
+            a.extend(batch);
+            let r = tool_ok(&a).json();
+            (r["training"]["batch"].clone(), out.join(format!("{name}.ancre.train.onnx")))
+        };
+        let ((any, one), (kept, other)) = (build("any", &[]), build("kept", &["--batch", "keep"]));
+        assert_eq!((any, kept), ("batch".into(), 1.into()), "{name}");
+        let feeds = inputs(&one, 3);
+        let got = open_file(&one).run(&feeds).unwrap();
+        let mut alone = open_file(&other);
+        let runs: Vec<Tensors> = (0..3).map(|i| alone.run(&sample(&feeds, i)).unwrap()).collect();
+        let names: Vec<&String> = got.keys().filter(|n| *n == "loss" || n.ends_with(".grad")).collect();
+        assert!(names.len() > 20, "{name}");
+        let norm = got["grad_norm"].to_f64()[0];
+        for n in names {
+            let mut mean = vec![0.0; got[n].len()];
+            runs.iter().for_each(|r| mean.iter_mut().zip(r[n].to_f64()).for_each(|(m, v)| *m += v / 3.0));
+            let error = max_abs(&got[n].to_f64(), &mean);
+            assert!(error <= 1e-5 * (1.0 + norm), "{name}: {n} is off by {error:.1e}");
+        }
+    }
+}
+
+#[test]
+fn a_symbolic_batch_becomes_a_number() {
+    let dir = tempfile::tempdir().unwrap();
+    let m = text(&model("vit"));
+    let r = tool_ok(&[&m, "-o", &text(dir.path()), "--batch", "4", "--json"]).json();
+    assert_eq!(r["training"]["batch"], 4);
+    let (g, _) = rewrite::load(&dir.path().join("vit.ancre.onnx")).unwrap();
+    assert_eq!(g.tensor_type(g.outputs()[0].value).unwrap().shape[0].known(), Some(4));
+    let r = tool_ok(&[&m, "-o", &text(dir.path()), "--batch", "dynamic", "--no-train", "--json"]).json();
+    assert_eq!(r["verify"]["emitted"]["equivalent"], true);
+}
+
+#[test]
+fn a_batch_that_is_none_is_refused() {
+    for wrong in ["0", "-2", "many", "1.5"] {
+        let ran = tool(&[&text(&model("swin")), &format!("--batch={wrong}")]);
+        assert_eq!(ran.status, 2, "{wrong}");
+        assert!(ran.err.contains("is not keep, dynamic or a positive number"), "{}", ran.err);
+    }
+}
