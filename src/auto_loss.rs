@@ -30,7 +30,7 @@ pub fn choose(g: &Graph, output: Option<&str>) -> Result<LossKind, String> {
     if ty.rank() == 3 && ids.is_some() {
         let tables: Vec<i64> = g.required_inputs().filter_map(|i| embedding_rows(g, i)).collect();
         if ty.shape[2].known().is_some_and(|v| tables.contains(&v)) {
-            let logits = squashed.map_or(v, |(_, logits)| logits);
+            let logits = squashed.as_ref().map_or(v, |s| s.logits);
             if !is_linear(g, logits) {
                 return refuse(format!(
                     "output `{name}` {ty} is as wide as the vocabulary, but no linear map to the vocabulary precedes it"
@@ -44,10 +44,10 @@ pub fn choose(g: &Graph, output: Option<&str>) -> Result<LossKind, String> {
             ));
         }
     }
-    match squashed {
-        Some((Squash::Softmax(1), _)) if ids.is_none() || ty.rank() == 2 => return Ok(LossKind::CrossEntropy),
-        Some((Squash::Sigmoid, _)) => return Ok(LossKind::Bce),
-        Some((Squash::Softmax(axis), _)) => {
+    match squashed.map(|s| s.squash) {
+        Some(Squash::Softmax(1)) if ids.is_none() || ty.rank() == 2 => return Ok(LossKind::CrossEntropy),
+        Some(Squash::Sigmoid) => return Ok(LossKind::Bce),
+        Some(Squash::Softmax(axis)) => {
             return refuse(format!(
                 "output `{name}` {ty} comes out of a softmax over axis {axis}, classes were expected in axis 1"
             ));

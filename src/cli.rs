@@ -214,7 +214,7 @@ pub struct RewriteArgs {
     /// Label smoothing of the cross-entropies
     #[arg(long, value_name = "X", help_heading = "Training graph")]
     pub label_smoothing: Option<f64>,
-    /// Label whose positions do not count
+    /// Label whose positions do not count [default: -100, as in PyTorch]
     #[arg(long, value_name = "N", allow_negative_numbers = true, help_heading = "Training graph")]
     pub ignore_index: Option<i64>,
     /// Threshold of the Huber loss [default: 1]

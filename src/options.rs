@@ -120,7 +120,8 @@ pub fn loss_options(a: &RewriteArgs, g: &Graph, output: Option<&str>) -> Result<
         kind,
         sum: a.reduction == Some(Reduction::Sum),
         smoothing: a.label_smoothing.unwrap_or(0.0),
-        ignore_index: a.ignore_index,
+        // PyTorch's default.
+        ignore_index: Some(a.ignore_index.unwrap_or(-100)),
         huber_delta: a.huber_delta.unwrap_or(1.0),
         labels: a.labels.clone(),
     })

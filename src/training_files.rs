@@ -104,6 +104,12 @@ pub fn build(
         } else {
             None
         };
+        if training.masters > 0 {
+            notices.push(format!(
+                "the model is of half precision: it computes in its own type, and {} tensors train as float32 master copies",
+                training.masters
+            ));
+        }
         let fallbacks = placement::cuda_fallbacks(&training.graph);
         let facts = TrainingFacts {
             loss: o.loss.kind.name(),

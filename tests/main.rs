@@ -7,6 +7,7 @@ mod cli;
 mod common;
 mod dropout;
 mod golden;
+mod losses;
 mod mutations;
 mod ops;
 mod passes;

@@ -103,6 +103,7 @@ fn randomise(g: &mut Graph, routers: &[Router], o: &RouteOptions, random: &mut R
 fn every_pass_s_promise_is_tested() {
     let tested = [
         ("route-skips", Contract::EqualAtOneHot), // routing_keeps_the_function_at_one_hot
+        ("master-copies", Contract::Exact),       // losses::half_precision_trains_in_float32
         ("fold-constants", Contract::Exact),      // folding_keeps_the_function
         ("activate-dropout", Contract::Changes),  // dropout::masks_are_random_and_repeat
         ("train-batch-norm", Contract::Changes),  // the goldens: statistics and gradients in training mode

@@ -64,6 +64,11 @@ pub const PASSES: &[PassInfo] = &[
         what: "brings the source's operators to opset 18 and fused ones to plain ones, so that every pullback sees one form",
     },
     PassInfo {
+        name: "master-copies",
+        contract: Contract::Exact,
+        what: "makes half-precision parameters float32 state, cast where they are read; before folding, which would fold the casts",
+    },
+    PassInfo {
         name: "fold-constants",
         contract: Contract::Exact,
         what: "folds shape arithmetic, so that pullbacks see constant axes and shapes; training graph only, the forward graph keeps the source's nodes",

@@ -4,7 +4,7 @@
 use super::loss::append_loss;
 use super::optimizer::StateKind;
 use super::training::{StateRecord, TrainingError, TrainingOptions, after, describe_loss, loss_output, rebatch};
-use super::{eliminate, fold, legalize, lower_routes, separate};
+use super::{eliminate, fold, legalize, lower_routes, master, separate};
 use crate::ir::{Graph, ValueId, verify};
 
 /// Builds the evaluation graph of a routed (not yet lowered) graph, which it consumes, to the training graph with this state.
@@ -33,6 +33,7 @@ pub fn build_evaluation_graph(
         let ours = matches!(s.kind, StateKind::Parameter | StateKind::Logits | StateKind::Gate | StateKind::Statistic);
         if let Some(v) = g.find(&s.name).filter(|v| ours && g.initializer(*v).is_some()) {
             g.set_overridable(v, true);
+            master::master_copies(&mut g, &[v])?;
             taken.push(StateRecord { output: None, ..s.clone() });
         }
     }

@@ -1,7 +1,8 @@
 //! Losses, appended as plain operators.
 
+use super::master::is_half;
 use crate::ir::build::{BuildError, Builder, Built};
-use crate::ir::{Attrs, DType, Dim, Graph, TensorType, ValueId};
+use crate::ir::{Attrs, DType, Dim, Graph, NodeId, Op, TensorType, ValueId, ValueType};
 
 /// Which loss.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -97,16 +98,34 @@ pub enum Squash {
     Sigmoid,
 }
 
+/// The softmax or sigmoid an output comes out of, perhaps through a change of type or shape.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Squashed {
+    /// Which; a softmax's axis is counted in the output.
+    pub squash: Squash,
+    /// The logits before it.
+    pub logits: ValueId,
+    /// Nodes after it that change the shape, the last first.
+    shapes: Vec<NodeId>,
+}
+
 /// The softmax or sigmoid an output comes out of, and the logits before it.
-pub fn squashed(g: &Graph, output: ValueId) -> Option<(Squash, ValueId)> {
-    let mut v = output;
-    while g.is_op(v.node, "Identity") || (g.is_op(v.node, "Cast") && g.is_float(v)) {
+pub fn squashed(g: &Graph, output: ValueId) -> Option<Squashed> {
+    let (mut v, mut shapes) = (output, Vec::new());
+    loop {
+        let op = g.op(v.node).filter(|op| op.domain.is_empty())?;
+        match op.name.as_str() {
+            "Identity" => {}
+            "Cast" if g.is_float(v) => {}
+            "Reshape" | "Flatten" | "Squeeze" | "Unsqueeze" | "Transpose" => shapes.push(v.node),
+            _ => break,
+        }
         v = g.operand(v.node, 0).filter(|from| g.is_float(*from))?;
     }
     let op = g.op(v.node)?;
     let logits = g.operand(v.node, 0)?;
     if op.is("Sigmoid") {
-        return Some((Squash::Sigmoid, logits));
+        return Some(Squashed { squash: Squash::Sigmoid, logits, shapes });
     }
     if !op.is("Softmax") && !op.is("LogSoftmax") {
         return None;
@@ -115,23 +134,42 @@ pub fn squashed(g: &Graph, output: ValueId) -> Option<(Squash, ValueId)> {
     // Before opset 13 all axes from `axis` on are one.
     let old = g.opsets.get("").is_some_and(|o| *o < 13);
     let axis = ty.axis(op.attrs.int("axis", if old { 1 } else { -1 }))?;
-    (!old || axis + 1 == ty.rank()).then_some((Squash::Softmax(axis), logits))
+    if old && ty.shape[axis + 1..].iter().any(|d| !d.is_one()) {
+        return None;
+    }
+    let axis = shapes.iter().rev().try_fold(axis, |axis, node| carried(g, *node, axis))?;
+    Some(Squashed { squash: Squash::Softmax(axis), logits, shapes })
 }
 
-/// The value a loss reads for a model output: the logits before a trailing softmax or sigmoid that the loss itself contains.
-fn logits_of(g: &Graph, output: ValueId, kind: LossKind, last: bool) -> Result<ValueId, LossError> {
+/// Where an axis is after a node that changes the shape; `None` where it is split or joined with others.
+fn carried(g: &Graph, node: NodeId, axis: usize) -> Option<usize> {
+    if g.is_op(node, "Transpose") {
+        let rank = g.tensor_type(g.operand(node, 0)?)?.rank();
+        let perm = g.op(node)?.attrs.ints("perm").map(<[i64]>::to_vec);
+        let perm = perm.unwrap_or_else(|| (0..rank as i64).rev().collect());
+        return perm.iter().position(|p| *p == axis as i64);
+    }
+    let (from, to) = (g.tensor_type(g.operand(node, 0)?)?.shape, g.tensor_type(g.result(node, 0))?.shape);
+    let ahead = |s: &[Dim]| s.iter().fold(Dim::from(1), |p, d| &p * d);
+    (0..to.len()).find(|i| to[*i] == from[axis] && ahead(&to[..*i]) == ahead(&from[..axis]))
+}
+
+/// The value a loss reads for a model output: the logits before a trailing softmax or sigmoid that the loss itself contains, in the
+/// output's shape.
+fn logits_of(g: &mut Graph, output: ValueId, kind: LossKind, last: bool) -> Result<ValueId, LossError> {
     let rank = g.tensor_type(output).map_or(0, |t| t.rank());
     let class_axis = if last || kind == LossKind::NextToken { rank.saturating_sub(1) } else { 1 };
-    match squashed(g, output) {
-        Some((Squash::Softmax(axis), logits)) if kind.takes_labels() && axis == class_axis => Ok(logits),
-        Some((Squash::Sigmoid, logits)) if kind == LossKind::Bce => Ok(logits),
-        Some((Squash::Softmax(_), _)) if kind == LossKind::Bce => {
+    let Some(found) = squashed(g, output) else { return Ok(output) };
+    match found.squash {
+        Squash::Softmax(axis) if kind.takes_labels() && axis == class_axis => Ok(reshaped(g, &found)),
+        Squash::Sigmoid if kind == LossKind::Bce => Ok(reshaped(g, &found)),
+        Squash::Softmax(_) if kind == LossKind::Bce => {
             let name = g.name(output);
             Err(LossError::Unfit(format!(
                 "output `{name}` comes out of a softmax, whose loss is cross-entropy; bce reads independent logits"
             )))
         }
-        Some((Squash::Sigmoid, _)) if kind.takes_labels() => {
+        Squash::Sigmoid if kind.takes_labels() => {
             let name = g.name(output);
             Err(LossError::Unfit(format!(
                 "output `{name}` comes out of a sigmoid, whose loss is bce; cross-entropy reads logits of exclusive classes"
@@ -139,6 +177,23 @@ fn logits_of(g: &Graph, output: ValueId, kind: LossKind, last: bool) -> Result<V
         }
         _ => Ok(output),
     }
+}
+
+/// The logits, with the changes of shape that the source applies after the squash.
+fn reshaped(g: &mut Graph, found: &Squashed) -> ValueId {
+    let mut v = found.logits;
+    for node in found.shapes.iter().rev() {
+        let Some(op) = g.op(*node).cloned() else { continue };
+        let mut operands = g.operands(*node).to_vec();
+        operands[0] = Some(v);
+        let ty = g.value(g.result(*node, 0)).ty.clone();
+        let dtype = g.value(v).ty.dtype;
+        let new = g.add_op("", Op { source: None, ..op }, &operands);
+        v = g.push_result(new, "loss/logits", ValueType { dtype, ..ty });
+        let name = g.name(v).to_string();
+        g.node_mut(new).name = name;
+    }
+    v
 }
 
 /// Appends a loss on a model output; adds the target input. A trailing softmax or sigmoid is taken into the loss.
@@ -182,7 +237,8 @@ pub fn append_loss(g: &mut Graph, output: ValueId, o: &LossOptions) -> Result<Lo
 
 fn target_type(ty: &TensorType, kind: LossKind, last: bool) -> Result<TensorType, String> {
     if !kind.takes_labels() {
-        return Ok(ty.clone());
+        let dtype = if is_half(ty.dtype) { DType::F32 } else { ty.dtype };
+        return Ok(TensorType::new(dtype, ty.shape.clone()));
     }
     if ty.rank() < 2 {
         return Err(format!("{} needs logits of rank 2 or more, it has type {ty}", kind.name()));
@@ -268,6 +324,8 @@ fn cross_entropy(b: &mut Builder, logits: ValueId, labels: ValueId, last: bool, 
 }
 
 fn element_loss(b: &mut Builder, y: ValueId, t: ValueId, o: &LossOptions) -> Built {
+    let dtype = b.ty(t)?.dtype;
+    let y = b.cast(y, dtype)?;
     let d = b.sub(y, t)?;
     match o.kind {
         LossKind::L1 => b.op("Abs", &[d]),
@@ -302,7 +360,7 @@ fn element_loss(b: &mut Builder, y: ValueId, t: ValueId, o: &LossOptions) -> Bui
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ir::{Op, Tensor};
+    use crate::ir::Tensor;
 
     fn network(last: &str) -> (Graph, ValueId) {
         let mut g = Graph::default();
@@ -326,16 +384,17 @@ mod tests {
             ("Softmax", LossKind::Mse, "y"),
             ("Tanh", LossKind::CrossEntropy, "y"),
         ] {
-            let (g, y) = network(last);
-            assert_eq!(g.name(logits_of(&g, y, kind, false).unwrap()), reads, "{last} {kind:?}");
+            let (mut g, y) = network(last);
+            let found = logits_of(&mut g, y, kind, false).unwrap();
+            assert_eq!(g.name(found), reads, "{last} {kind:?}");
         }
     }
 
     #[test]
     fn a_loss_that_does_not_belong_to_the_squash_is_refused() {
         for (last, kind) in [("Softmax", LossKind::Bce), ("Sigmoid", LossKind::CrossEntropy)] {
-            let (g, y) = network(last);
-            assert!(logits_of(&g, y, kind, false).is_err(), "{last} {kind:?}");
+            let (mut g, y) = network(last);
+            assert!(logits_of(&mut g, y, kind, false).is_err(), "{last} {kind:?}");
         }
     }
 }

@@ -12,6 +12,7 @@ pub mod inline;
 pub mod legalize;
 pub mod loss;
 pub mod lower_routes;
+pub mod master;
 pub mod optimizer;
 pub mod rebatch;
 pub mod reinit;

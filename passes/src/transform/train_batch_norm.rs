@@ -4,6 +4,7 @@
 //! Stock ONNX Runtime has no kernel for `training_mode = 1`, so the node becomes `ancre.BatchNormTrain`, with its own
 //! pullback, and is lowered to plain operators after differentiation.
 
+use super::master;
 use super::optimizer::{StateKind, StateTensor};
 use crate::ir::build::{BuildError, Builder};
 use crate::ir::{ANCRE, Attrs, Graph, Kind, NodeId, Op, TensorType, ValueId, ValueType};
@@ -22,7 +23,7 @@ pub fn train_batch_norm(g: &mut Graph) -> Result<Vec<StateTensor>, BuildError> {
         }
         let operands = g.operands(id);
         let [Some(x), Some(scale), Some(bias), Some(mean), Some(var)] = operands[..] else { continue };
-        let (mean, var) = (through_identity(g, mean), through_identity(g, var));
+        let (mean, var) = (master::through(g, mean), master::through(g, var));
         let stored = |v: ValueId| g.initializer(v).is_some();
         if !stored(mean) || !stored(var) {
             continue;
@@ -42,15 +43,6 @@ pub fn train_batch_norm(g: &mut Graph) -> Result<Vec<StateTensor>, BuildError> {
     Ok(states)
 }
 
-fn through_identity(g: &Graph, mut v: ValueId) -> ValueId {
-    while g.is_op(v.node, "Identity")
-        && let Some(from) = g.operand(v.node, 0)
-    {
-        v = from;
-    }
-    v
-}
-
 fn convert(
     g: &mut Graph,
     id: NodeId,
@@ -63,7 +55,7 @@ fn convert(
     let stem = if name.is_empty() { g.name(g.result(id, 0)).to_string() } else { name };
     let old = g.result(id, 0);
     let ty = g.value(old).ty.clone();
-    let statistic = g.value(mean).ty.clone();
+    let statistic = ValueType { dtype: g.value(scale).ty.dtype, ..g.value(mean).ty.clone() };
     let op = Op::in_domain(ANCRE, "BatchNormTrain", Attrs::new().with("epsilon", epsilon));
     let node = g.add_op(&stem, op, &[Some(x), Some(scale), Some(bias)]);
     let y =
@@ -89,6 +81,7 @@ fn convert(
     let n = b.extent(x, &axes, dtype)?;
     let less = b.shift(n, -1.0)?;
     let unbias = b.div(n, less)?;
+    let (batch_mean, batch_var) = (b.cast(batch_mean, dtype)?, b.cast(batch_var, dtype)?);
     let unbiased = b.mul(batch_var, unbias)?;
     for (stored, batch) in [(mean, batch_mean), (var, unbiased)] {
         // A statistic that two nodes share follows both batches, one after the other.

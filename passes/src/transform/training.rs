@@ -7,7 +7,7 @@ use super::optimizer::{
 };
 use super::rebatch::{self, Batch, Current};
 use super::route::Router;
-use super::{differentiate, dropout, eliminate, legalize, lower_routes, separate, train_batch_norm};
+use super::{differentiate, dropout, eliminate, legalize, lower_routes, master, separate, train_batch_norm};
 use crate::analysis::head::{find_head, head_initializers};
 use crate::analysis::roles::{Role, initializer_roles};
 use crate::ir::build::BuildError;
@@ -87,6 +87,8 @@ pub struct Training {
     pub target: String,
     /// Names of the source's dropouts, which are active.
     pub dropouts: Vec<String>,
+    /// Number of half-precision tensors that have a float32 master copy.
+    pub masters: usize,
 }
 
 /// One state tensor as the metadata describes it.
@@ -173,6 +175,12 @@ pub fn build_training_graph(mut g: Graph, routers: &[Router], o: &TrainingOption
     after(&g, "legalize")?;
     // Before folding, which adds constants of its own.
     let (mut trained, mut frozen) = choose_trainable(&g, output, &o.trainable, &own, &separated)?;
+    let mut halves: Vec<ValueId> = trained.iter().map(|(v, _)| *v).collect();
+    if !(o.frozen_bn || o.trainable.head_only) {
+        halves.extend(master::stored_statistics(&g));
+    }
+    let masters = master::master_copies(&mut g, &halves)?;
+    after(&g, "master-copies")?;
     super::fold::fold_constants(&mut g);
     after(&g, "fold-constants")?;
     for r in routers {
@@ -229,7 +237,7 @@ pub fn build_training_graph(mut g: Graph, routers: &[Router], o: &TrainingOption
     eliminate::eliminate_dead(&mut g, |_, _| false);
     verify::verify(&g, verify::Stage::Legal).map_err(TrainingError::Invalid)?;
     describe(&mut g, &states, o, &output_name, &target);
-    Ok(Training { graph: g, states, trainable, frozen, target, dropouts })
+    Ok(Training { graph: g, states, trainable, frozen, target, dropouts, masters })
 }
 
 /// Rebuilds the graph for another batch. After parameters have got their names, which depend on the source's nodes.
@@ -328,7 +336,8 @@ fn publish(
             g.add_output(*v, info);
         }
     }
-    publish_as(g, norm, "grad_norm");
+    let norm = publish_as(g, norm, "grad_norm");
+    g.metadata.insert("ancre.names".into(), json!({"loss": g.name(loss), "grad_norm": norm}).to_string());
     let mut records = Vec::new();
     for s in states {
         let name = g.name(s.value).to_string();
@@ -342,7 +351,7 @@ fn publish(
             shape: s.shape.clone(),
         });
     }
-    if o.grad_outputs {
+    if o.grad_outputs || o.optimizer.kind == OptimizerKind::None {
         for t in trained {
             let name = format!("{}.grad", g.name(t.value));
             publish_as(g, t.gradient, &name);
@@ -379,6 +388,11 @@ pub(super) fn describe_loss(g: &mut Graph, o: &TrainingOptions, output: &str, ta
     g.metadata.insert("ancre.loss".into(), record.to_string());
 }
 
+/// The learning rate's input: `lr`, unless the model has a value of that name.
+fn lr_name(g: &Graph) -> &'static str {
+    if g.find("ancre.lr").is_some() { "ancre.lr" } else { "lr" }
+}
+
 fn describe(g: &mut Graph, states: &[StateRecord], o: &TrainingOptions, output: &str, target: &str) {
     g.metadata.insert("ancre.state".into(), serde_json::to_string(states).unwrap_or_default());
     describe_loss(g, o, output, target);
@@ -396,6 +410,7 @@ fn describe(g: &mut Graph, states: &[StateRecord], o: &TrainingOptions, output: 
         }
         if opt.kind != OptimizerKind::None {
             let decay = opt.weight_decay.unwrap_or(if opt.kind == OptimizerKind::AdamW { 0.01 } else { 0.0 });
+            r.insert("lr".into(), json!(lr_name(g)));
             r.insert("weight_decay".into(), json!(decay));
             r.insert("clip_norm".into(), json!(opt.clip_norm));
             r.insert("accumulate".into(), json!(opt.accumulate));

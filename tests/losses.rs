@@ -1,0 +1,249 @@
+//! Losses, their gradients and optimisers against PyTorch's numbers (`torch_numbers/make.py`), and the names and types a training graph
+//! has to keep apart.
+
+use crate::common::{data, emit, floats, max_abs, open_file, read_npz, text, tool, tool_ok};
+use ancre_passes::ir::{Attrs, DType, Dim, Graph, Op, Tensor, TensorType, ValueId};
+use ancre_rewrite::engine::{Session, Tensors};
+use ancre_rewrite::files::read_model;
+use ancre_rewrite::tensor::NpTensor;
+use serde_json::Value;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+const PARAMETERS: [&str; 4] = ["w1", "b1", "w2", "b2"];
+
+fn numbers() -> Tensors {
+    read_npz(&data("torch_numbers/numbers.npz"))
+}
+
+/// The flags of all cases of a kind.
+fn cases(numbers: &Tensors, kind: &str) -> BTreeSet<String> {
+    let flags = |n: &String| Some(n.strip_prefix(kind)?.strip_prefix('/')?.rsplit_once('/')?.0.to_string());
+    numbers.keys().filter_map(flags).collect()
+}
+
+/// The training graph of a model with these flags.
+fn train(model: &Path, dir: &Path, flags: &[&str]) -> PathBuf {
+    let (m, o) = (text(model), text(dir) + "/");
+    let mut a = vec![m.as_str(), "-o", &o, "--verify", "none", "--json"];
+    a.extend(flags);
+    tool_ok(&a).json();
+    dir.join(format!("{}.ancre.train.onnx", model.file_stem().unwrap().to_str().unwrap()))
+}
+
+/// Row `i` of a tensor.
+fn row(t: &NpTensor, i: usize) -> NpTensor {
+    let one = t.slice(0, i, 1).unwrap();
+    NpTensor::new(one.dtype(), &one.shape()[1..], one.bytes().to_vec()).unwrap()
+}
+
+fn near(what: &str, got: &NpTensor, want: &NpTensor, tolerance: f64) {
+    let (a, b) = (got.to_f64(), want.to_f64());
+    let largest = b.iter().fold(0.0, |m: f64, v| m.max(v.abs()));
+    let error = max_abs(&a, &b);
+    assert!(error <= tolerance * largest.max(1e-3), "{what}: off by {error:.2e} of {largest:.2e}");
+}
+
+#[test]
+fn losses_and_gradients_are_pytorch_s() {
+    let numbers = numbers();
+    let mut count = 0;
+    for (kind, model) in [("loss", "net"), ("grid", "grid")] {
+        for flags in cases(&numbers, kind) {
+            let dir = tempfile::tempdir().unwrap();
+            let mut a = vec!["--optimizer", "none", "--loss"];
+            a.extend(flags.split(' '));
+            let path = train(&data(&format!("torch_numbers/{model}.onnx")), dir.path(), &a);
+            let mut feeds = Tensors::from([("x".to_string(), row(&numbers["x"], 0))]);
+            let (target, labels) = (row(&numbers["target"], 0), row(&numbers["labels"], 0));
+            if kind == "grid" {
+                feeds.insert("labels".into(), numbers["grid_labels"].clone());
+            } else if flags.starts_with("cross") {
+                let labels = if flags.contains("ignore") {
+                    NpTensor::i64s(&[8], &labels.to_i64().iter().map(|l| (*l).max(0)).collect::<Vec<_>>()).unwrap()
+                } else {
+                    labels
+                };
+                feeds.insert("labels".into(), labels);
+            } else if flags.starts_with("bce") {
+                let squashed: Vec<f64> = target.to_f64().iter().map(|v| 1.0 / (1.0 + (-v).exp())).collect();
+                feeds.insert("target".into(), floats(DType::F32, target.shape(), &squashed));
+            } else {
+                feeds.insert("target".into(), target);
+            }
+            let got = open_file(&path).run(&feeds).unwrap();
+            let key = format!("{kind}/{flags}");
+            near(&key, &got["loss"], &numbers[&format!("{key}/loss")], 1e-6);
+            for p in PARAMETERS {
+                near(&format!("{key} {p}"), &got[&format!("{p}.grad")], &numbers[&format!("{key}/{p}")], 2e-6);
+            }
+            count += 1;
+        }
+    }
+    assert_eq!(count, 15);
+}
+
+#[test]
+fn optimizers_are_pytorch_s() {
+    let numbers = numbers();
+    let all = cases(&numbers, "optimizer");
+    assert_eq!(all.len(), 11);
+    for flags in all {
+        let dir = tempfile::tempdir().unwrap();
+        let mut a = vec!["--loss", "mse", "--optimizer"];
+        a.extend(flags.split(' '));
+        let mut session = open_file(&train(&data("torch_numbers/net.onnx"), dir.path(), &a));
+        let mut state = Tensors::new();
+        let key = format!("optimizer/{flags}");
+        let losses = numbers[&format!("{key}/losses")].to_f64();
+        for (i, want) in losses.iter().enumerate() {
+            let mut feeds = Tensors::from([
+                ("x".to_string(), row(&numbers["x"], i)),
+                ("target".into(), row(&numbers["target"], i)),
+                ("lr".into(), floats(DType::F32, &[], &[0.05])),
+            ]);
+            feeds.extend(state);
+            let out = session.run(&feeds).unwrap();
+            let loss = out["loss"].to_f64()[0];
+            assert!((loss - want).abs() <= 1e-5 * want.abs(), "{key}: loss {loss} of step {i}, PyTorch's is {want}");
+            state = out.into_iter().filter_map(|(n, t)| Some((n.strip_suffix(".next")?.to_string(), t))).collect();
+        }
+        assert_eq!(state["ancre.step"].to_i64(), [12], "{key}: micro-batches");
+        for p in PARAMETERS {
+            near(&format!("{key} {p}"), &state[p], &numbers[&format!("{key}/{p}")], 2e-5);
+        }
+    }
+}
+
+fn op(g: &mut Graph, name: &str, kind: &str, attrs: Attrs, operands: &[ValueId], dims: &[i64]) -> ValueId {
+    let operands: Vec<Option<ValueId>> = operands.iter().copied().map(Some).collect();
+    let node = g.add_op(name, Op::new(kind, attrs), &operands);
+    let shape: Vec<Dim> = [Dim::symbol("n")].into_iter().chain(dims.iter().map(|d| Dim::from(*d))).collect();
+    g.push_result(node, name, TensorType::new(DType::F32, shape).into())
+}
+
+fn input(g: &mut Graph, name: &str) -> ValueId {
+    g.add_input(name, TensorType::new(DType::F32, [Dim::symbol("n"), Dim::from(3)]).into(), None)
+}
+
+fn save(g: &Graph, dir: &Path, name: &str) -> PathBuf {
+    let path = dir.join(name);
+    std::fs::write(&path, emit(g)).unwrap();
+    path
+}
+
+/// A model whose values have every name that a training graph would like: the model's win.
+#[test]
+fn the_model_s_names_win() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut g = Graph::default();
+    let x = input(&mut g, "labels");
+    let w = g.add_initializer("loss", Tensor::f32s(&[3, 3], &[0.5, -0.1, 0.2, 0.3, 0.8, -0.6, 0.1, 0.4, 0.9]), false);
+    let a = op(&mut g, "grad_norm", "MatMul", Attrs::new(), &[x, w], &[3]);
+    let b = op(&mut g, "loss.next", "Tanh", Attrs::new(), &[a], &[3]);
+    let y = op(&mut g, "lr", "Add", Attrs::new(), &[b, a], &[3]);
+    g.add_output(y, None);
+    let path = train(&save(&g, dir.path(), "names.onnx"), dir.path(), &["--loss", "cross-entropy"]);
+    let (t, _) = read_model(&path).unwrap();
+    let read = |key: &str| serde_json::from_str::<Value>(&t.metadata[key]).unwrap();
+    assert_eq!(
+        (&read("ancre.loss")["target"], &read("ancre.optimizer")["lr"]),
+        (&"ancre.labels".into(), &"ancre.lr".into())
+    );
+    assert_eq!(read("ancre.names"), serde_json::json!({"loss": "ancre.loss", "grad_norm": "ancre.grad_norm"}));
+    let state = read("ancre.state");
+    let own = state.as_array().unwrap().iter().find(|s| s["name"] == "loss").unwrap();
+    assert_eq!((&own["input"], &own["output"]), (&"loss".into(), &"ancre.loss.next".into()));
+    let out = open_file(&path)
+        .run(&Tensors::from([
+            ("labels".to_string(), floats(DType::F32, &[2, 3], &[1.0, -1.0, 0.5, 0.2, 0.3, -0.4])),
+            ("ancre.labels".into(), NpTensor::i64s(&[2], &[0, 2]).unwrap()),
+            ("ancre.lr".into(), floats(DType::F32, &[], &[0.1])),
+        ]))
+        .unwrap();
+    assert_eq!(out["lr"].shape(), [2, 3]);
+    assert!(out["ancre.loss"].to_f64()[0] > 0.0 && out["ancre.loss.next"].shape() == [3, 3]);
+}
+
+/// The loss reads the logits before a softmax or sigmoid, also where the shape changes after it.
+#[test]
+fn a_squash_behind_a_change_of_shape_is_taken_into_the_loss() {
+    let graph = |squash: Option<&str>| {
+        let mut g = Graph::default();
+        let x = input(&mut g, "x");
+        let w = g.add_initializer(
+            "w",
+            Tensor::f32s(&[3, 4], &[0.5, -0.1, 0.2, 0.3, 0.8, -0.6, 0.1, 0.4, 0.9, 0.7, -0.2, 0.3]),
+            false,
+        );
+        let mut y = op(&mut g, "h", "MatMul", Attrs::new(), &[x, w], &[4]);
+        if let Some(squash) = squash {
+            let apart = g.add_initializer("apart", Tensor::i64s(&[4], &[-1, 4, 1, 1]), false);
+            let flat = g.add_initializer("flat", Tensor::i64s(&[2], &[-1, 4]), false);
+            y = op(&mut g, "map", "Reshape", Attrs::new(), &[y, apart], &[4, 1, 1]);
+            let attrs = if squash == "Sigmoid" { Attrs::new() } else { Attrs::new().with("axis", 1) };
+            y = op(&mut g, "squashed", squash, attrs, &[y], &[4, 1, 1]);
+            y = op(&mut g, "probabilities", "Reshape", Attrs::new(), &[y, flat], &[4]);
+            y = op(&mut g, "copy", "Identity", Attrs::new(), &[y], &[4]);
+        }
+        g.add_output(y, None);
+        g
+    };
+    let run = |squash: Option<&str>, loss: &str| {
+        let dir = tempfile::tempdir().unwrap();
+        let path = train(&save(&graph(squash), dir.path(), "m.onnx"), dir.path(), &["--loss", loss, "--optimizer", "none"]);
+        let x = floats(DType::F32, &[2, 3], &[1.0, -1.0, 0.5, 0.2, 0.3, -0.4]);
+        let mut feeds = Tensors::from([("x".to_string(), x)]);
+        if loss == "bce" {
+            feeds.insert("target".into(), floats(DType::F32, &[2, 4], &[1.0, 0.0, 0.0, 1.0, 0.0, 1.0, 0.0, 0.0]));
+        } else {
+            feeds.insert("labels".into(), NpTensor::i64s(&[2], &[3, 1]).unwrap());
+        }
+        let out = open_file(&path).run(&feeds).unwrap();
+        (out["loss"].clone(), out["w.grad"].clone())
+    };
+    for (squash, loss) in [("Softmax", "cross-entropy"), ("LogSoftmax", "cross-entropy"), ("Sigmoid", "bce")] {
+        let (with, without) = (run(Some(squash), loss), run(None, loss));
+        near(squash, &with.0, &without.0, 1e-6);
+        near(squash, &with.1, &without.1, 1e-6);
+    }
+    // And so is what tells the loss by itself.
+    let dir = tempfile::tempdir().unwrap();
+    let path = save(&graph(Some("Softmax")), dir.path(), "m.onnx");
+    let r = tool_ok(&[&text(&path), "--dry-run", "--json"]).json();
+    assert_eq!(r["training"]["loss"], "cross-entropy");
+    let path = save(&graph(None), dir.path(), "plain.onnx");
+    let refused = tool(&[&text(&path), "--dry-run", "--loss", "auto"]);
+    assert!(refused.status == 2 && refused.err.contains("mse, l1, huber or bce"), "{}", refused.err);
+}
+
+/// Half-precision parameters are float32 state; the network computes as it did.
+#[test]
+fn half_precision_trains_in_float32() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut g = Graph::default();
+    let ty = |d: i64| TensorType::new(DType::F16, [Dim::symbol("n"), Dim::from(d)]);
+    let x = g.add_input("x", ty(3).into(), None);
+    let values = [0.5, -0.1, 0.2, 0.3, 0.8, -0.6, 0.1, 0.4, 0.9];
+    let w = g.add_initializer("w", Tensor::floats(DType::F16, &[3, 3], &values), false);
+    let node = g.add_op("", Op::new("MatMul", Attrs::new()), &[Some(x), Some(w)]);
+    let y = g.push_result(node, "y", ty(3).into());
+    g.add_output(y, None);
+    let path = train(&save(&g, dir.path(), "half.onnx"), dir.path(), &["--loss", "mse", "--optimizer", "sgd"]);
+    let (t, _) = read_model(&path).unwrap();
+    assert_eq!(t.value(t.find("w").unwrap()).ty.dtype, Some(DType::F32));
+    assert_eq!(t.value(t.find("y").unwrap()).ty.dtype.or(Some(DType::F16)), Some(DType::F16));
+    let mut session = open_file(&path);
+    let x = floats(DType::F16, &[2, 3], &[1.0, -1.0, 0.5, 0.25, 0.5, -0.5]);
+    let feeds = Tensors::from([
+        ("x".to_string(), x),
+        ("target".into(), floats(DType::F32, &[2, 3], &[0.0; 6])),
+        ("lr".into(), floats(DType::F32, &[], &[1e-5])),
+    ]);
+    let out = session.run(&feeds).unwrap();
+    assert_eq!((out["y"].dtype(), out["w.next"].dtype()), (DType::F16, DType::F32));
+    // A step too small for half precision is not lost.
+    let before = t.initializer(t.find("w").unwrap()).unwrap().to_f64().unwrap();
+    let moved = max_abs(&out["w.next"].to_f64(), &before);
+    assert!(moved > 1e-7 && moved < 1e-4, "{moved}");
+}
