@@ -27,7 +27,7 @@ pub fn master_copies(g: &mut Graph, values: &[ValueId]) -> Result<usize, BuildEr
             prefix: g.name(v).to_string(),
             error: crate::ops::TypeError(e.to_string()),
         })?;
-        let wide = Tensor::floats(DType::F32, &old.dims().to_vec(), &wide);
+        let wide = Tensor::floats(DType::F32, old.dims(), &wide);
         g.set_initializer(v, wide, true);
         let prefix = g.name(v).to_string();
         let mut b = Builder::new(g, &prefix);
