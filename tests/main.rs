@@ -10,6 +10,7 @@ mod golden;
 mod losses;
 mod mutations;
 mod ops;
+mod opset;
 mod passes;
 mod router;
 mod train_loop;

@@ -79,7 +79,9 @@ pub fn convert(g: &mut Graph, to: i64) -> Result<(), String> {
         return Ok(());
     }
     if to < from && to < LOWEST {
-        return Err(format!("a graph of opset {from} can be taken down to opset {LOWEST}, not to {to}"));
+        return Err(format!(
+            "the graph is of opset {from}; a graph is taken up to any later one, and down to {LOWEST} at the lowest"
+        ));
     }
     g.opsets.insert(String::new(), to);
     g.raise_ir(ir_version_of(to));
