@@ -27,12 +27,13 @@ pub struct Builder<'g> {
     /// Start of the new names.
     pub prefix: String,
     constants: HashMap<(DType, Vec<i64>, Vec<u8>), ValueId>,
+    ones: HashMap<(DType, Dim), ValueId>,
 }
 
 impl<'g> Builder<'g> {
     /// A builder on a graph.
     pub fn new(graph: &'g mut Graph, prefix: &str) -> Builder<'g> {
-        Builder { graph, prefix: prefix.to_string(), constants: HashMap::new() }
+        Builder { graph, prefix: prefix.to_string(), constants: HashMap::new(), ones: HashMap::new() }
     }
 
     /// The type of a value.
@@ -401,6 +402,22 @@ impl<'g> Builder<'g> {
         let zero = Tensor::floats(ty.dtype, &[1], &[0.0]);
         let v = self.op_with("ConstantOfShape", Attrs::new().with("value", zero), &[shape])?;
         self.graph.set_type(v, ty.into());
+        Ok(v)
+    }
+
+    /// Ones [1, R] for a matrix [R, C], shared with those of equal extent; no bytes in the file.
+    pub fn row_of_ones(&mut self, matrix: ValueId) -> Built {
+        let ty = self.ty(matrix)?;
+        let key = (ty.dtype, ty.shape[0].clone());
+        if let Some(v) = self.ones.get(&key) {
+            return Ok(*v);
+        }
+        let (one, rows) = (self.ints(&[1]), self.dim_of(matrix, 0)?);
+        let shape = self.shape_from(&[one, rows])?;
+        let value = Tensor::floats(ty.dtype, &[1], &[1.0]);
+        let v = self.op_with("ConstantOfShape", Attrs::new().with("value", value), &[shape])?;
+        self.graph.set_type(v, TensorType::new(ty.dtype, vec![Dim::from(1), ty.shape[0].clone()]).into());
+        self.ones.insert(key, v);
         Ok(v)
     }
 

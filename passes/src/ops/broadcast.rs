@@ -2,7 +2,7 @@
 
 use super::TypeError;
 use crate::ir::build::{Builder, Built};
-use crate::ir::{Dim, Shape, ValueId};
+use crate::ir::{DType, Dim, Shape, TensorType, ValueId};
 
 /// The shape two shapes broadcast to (numpy's rule).
 ///
@@ -47,8 +47,24 @@ pub fn unbroadcast(b: &mut Builder, ct: ValueId, operand: ValueId) -> Built {
     }
     // One reduction without kept axes when only leading ones go; otherwise keep, then drop the leading ones by a reshape.
     if axes.len() == lead {
-        return b.reduce_sum(ct, &axes, false);
+        return sum_leading(b, ct, lead, &to);
     }
     let kept = b.reduce_sum(ct, &axes, true)?;
     if lead == 0 { Ok(kept) } else { b.squeeze(kept, &(0..lead as i64).collect::<Vec<_>>()) }
+}
+
+/// Sum over leading axes. A row of ones times the matrix of the rest: several times faster than `ReduceSum` over rows on the
+/// CPU provider where the rows are long, and one kernel on every other.
+fn sum_leading(b: &mut Builder, v: ValueId, lead: usize, to: &TensorType) -> Built {
+    let from = b.ty(v)?;
+    let columns = to.elements();
+    let Some(width) = columns.known().filter(|n| *n >= 64 && matches!(from.dtype, DType::F32 | DType::F64)) else {
+        return b.reduce_sum(v, &(0..lead as i64).collect::<Vec<_>>(), false);
+    };
+    let rows = from.shape[..lead].iter().fold(Dim::from(1), |n, d| &n * d);
+    let matrix = b.reshape(v, &[-1, width], &[rows, columns])?;
+    let ones = b.row_of_ones(matrix)?;
+    let sum = b.matmul(ones, matrix)?;
+    let target: Vec<i64> = to.known_dims().unwrap_or_default();
+    b.reshape(sum, &target, &to.shape)
 }

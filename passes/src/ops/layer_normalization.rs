@@ -1,6 +1,7 @@
 //! `LayerNormalization`: y = x̂ ⊙ scale + bias with x̂ = (x − mean) · s, s = 1 / √(var + ε), over the axes from `axis` on.
 //! Results 1 and 2 are mean and s, with the normalised axes kept.
 
+use super::matmul::rows;
 use super::sample::floats;
 use super::*;
 use crate::ir::build::{BuildError, Builder};
@@ -47,6 +48,12 @@ impl OpRule for LayerNormalization {
         let x = p.operand(0)?;
         let x = p.b.cast(x, wide)?;
         let centred = p.b.sub(x, mean)?;
+        let scale = p.ty(1)?;
+        let by_rows =
+            wide == x_ty.dtype && axis + 1 == x_ty.rank() && scale.rank() == 1 && scale.shape[0] == x_ty.shape[axis];
+        if by_rows && scale.shape[0].known().is_some_and(|n| n > 0) {
+            return rows_pullback(p, ct, centred, inverse);
+        }
         let normal = p.b.mul(centred, inverse)?;
         normalization_pullback(p, ct, normal, inverse, axis, true)
     }
@@ -62,6 +69,40 @@ impl OpRule for LayerNormalization {
             of(axis(2), vec![floats(&[2, 3, 4]), floats(&[4]), floats(&[4])]).results(3).shape_only(),
         ]
     }
+}
+
+/// Over the last axis only. With d = x − mean all sums over elements are matrix products: the scale's cotangent is the row of
+/// inverse deviations times ȳ ⊙ d, both row means products with the scale as a column. That leaves seven element-wise passes:
+/// x̄ = s (g − d ⊙ s² mean(g ⊙ d) − mean(g)).
+fn rows_pullback(p: &mut Pullback, ct: ValueId, deviations: ValueId, inverse: ValueId) -> Result<(), GradError> {
+    let weighted = p.b.mul(ct, deviations)?;
+    if p.wants(1) {
+        let matrix = rows(p.b, weighted)?;
+        let count = p.b.ty(matrix)?.shape[0].clone();
+        let row = p.b.reshape(inverse, &[1, -1], &[Dim::from(1), count])?;
+        let sum = p.b.matmul(row, matrix)?;
+        let scale = p.operand(1)?;
+        let term = p.b.reshape_like(sum, scale)?;
+        p.accumulate(1, term)?;
+    }
+    if !p.wants(0) {
+        return Ok(());
+    }
+    let (scale, dtype) = (p.operand(1)?, p.b.ty(ct)?.dtype);
+    let axis = p.b.ty(ct)?.rank() - 1;
+    let scaled = p.b.mul(ct, scale)?;
+    let count = p.b.extent(ct, &[axis], dtype)?;
+    let weights = p.b.div(scale, count)?;
+    let column = p.b.unsqueeze(weights, &[1])?;
+    let mean = p.b.matmul(ct, column)?;
+    let moment = p.b.matmul(weighted, column)?;
+    let square = p.b.mul(inverse, inverse)?;
+    let slope = p.b.mul(moment, square)?;
+    let along = p.b.mul(deviations, slope)?;
+    let removed = p.b.add(along, mean)?;
+    let rest = p.b.sub(scaled, removed)?;
+    let term = p.b.mul(rest, inverse)?;
+    p.accumulate(0, term)
 }
 
 /// The element type the statistics are computed in.

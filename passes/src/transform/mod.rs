@@ -20,5 +20,6 @@ pub mod route;
 pub mod separate;
 pub mod train_batch_norm;
 pub mod training;
+mod update;
 
 pub use differentiate::{Gradients, differentiate};

@@ -1,8 +1,9 @@
 //! Optimisers, appended as plain operators: one step from gradients to the next state. Semantics and defaults are PyTorch's.
 
 use super::dropout;
+use super::update::{Pack, Scalars, dims, packs};
 use crate::ir::build::{BuildError, Builder, Built};
-use crate::ir::{DType, Dim, Graph, Tensor, TensorType, ValueId};
+use crate::ir::{DType, Dim, Graph, TensorType, ValueId};
 use serde::{Deserialize, Serialize};
 
 /// Which optimiser.
@@ -50,6 +51,13 @@ pub struct OptimizerOptions {
     pub router_lr_scale: f64,
 }
 
+impl OptimizerOptions {
+    /// Weight decay of the weights.
+    pub(super) fn decay(&self) -> f64 {
+        self.weight_decay.unwrap_or(if self.kind == OptimizerKind::AdamW { 0.01 } else { 0.0 })
+    }
+}
+
 /// What a state tensor is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -89,6 +97,13 @@ pub struct Trained {
     pub kind: StateKind,
 }
 
+impl Trained {
+    /// Is it of the router's group?
+    pub(super) fn is_router(&self) -> bool {
+        matches!(self.kind, StateKind::Logits | StateKind::Gate)
+    }
+}
+
 /// What the optimiser added.
 pub struct Update {
     /// Global norm of all gradients before clipping.
@@ -99,27 +114,14 @@ pub struct Update {
     pub states: Vec<StateTensor>,
 }
 
-/// Scalars that all updates share.
-struct Scalars {
-    lr: ValueId,
-    router_lr: ValueId,
-    /// lr / (1 − β1^t), and the router's.
-    step: Option<(ValueId, ValueId)>,
-    /// 1 / sqrt(1 − β2^t).
-    inverse_root: Option<ValueId>,
-    /// 1 − lr·λ of the weights.
-    keep: Option<ValueId>,
-    /// Is this micro-batch the last of its update?
-    boundary: Option<ValueId>,
-}
-
 /// Appends the update of all trained tensors.
 ///
 /// # Errors
 /// When a node cannot be built; a fault of this tool.
 pub fn append_optimizer(g: &mut Graph, trained: &[Trained], o: &OptimizerOptions) -> Result<Update, BuildError> {
     let mut b = Builder::new(g, "optimizer");
-    let grad_norm = global_norm(&mut b, trained)?;
+    let mut packs = packs(&mut b, trained)?;
+    let grad_norm = global_norm(&mut b, &packs)?;
     if o.kind == OptimizerKind::None {
         let mut states: Vec<StateTensor> = trained
             .iter()
@@ -139,40 +141,25 @@ pub fn append_optimizer(g: &mut Graph, trained: &[Trained], o: &OptimizerOptions
     states.push(state);
     let s = scalars(&mut b, lr, next, o)?;
 
-    let mut gradients: Vec<ValueId> = Vec::new();
-    for t in trained {
-        let mut gradient = t.gradient;
-        if s.boundary.is_some() {
-            // The sum over micro-batches; its mean is what the update sees.
-            let (total, state) =
-                moment(&mut b, t.value, "accumulator", StateKind::Accumulator, |b, sum| b.add(sum, gradient))?;
-            states.push(state);
-            gradient = b.scale(total, 1.0 / o.accumulate as f64)?;
+    if let Some(boundary) = s.boundary {
+        for pack in &mut packs {
+            pack.accumulate(&mut b, o.accumulate, boundary, &mut states)?;
         }
-        gradients.push(gradient);
     }
     if let Some(limit) = o.clip_norm {
-        let norm = if s.boundary.is_some() {
-            let squares = gradients.iter().map(|g| b.reduce_all("ReduceSumSquare", *g)).collect::<Result<Vec<_>, _>>()?;
-            let sum = b.sum(&squares)?;
-            b.sqrt(sum)?
-        } else {
-            grad_norm
-        };
+        b.prefix = "optimizer".into();
+        let norm = if s.boundary.is_some() { global_norm(&mut b, &packs)? } else { grad_norm };
         // PyTorch: limit / (norm + 1e-6), at most 1.
         let safe = b.shift(norm, 1e-6)?;
         let ratio = b.from_number_div(limit, safe)?;
         let one = b.scalar(DType::F32, 1.0);
         let factor = b.op("Min", &[ratio, one])?;
-        for g in &mut gradients {
-            *g = b.mul(*g, factor)?;
+        for pack in &mut packs {
+            pack.gradient = b.mul(pack.gradient, factor)?;
         }
     }
-    for (t, gradient) in trained.iter().zip(gradients) {
-        update(&mut b, t, gradient, &s, o, &mut states)?;
-    }
-    if let Some(boundary) = s.boundary {
-        hold_between_updates(&mut b, &mut states, boundary)?;
+    for pack in &packs {
+        pack.update(&mut b, &s, o, &mut states)?;
     }
     Ok(Update { grad_norm, lr: Some(lr), states })
 }
@@ -184,19 +171,15 @@ fn counter(b: &mut Builder, step: ValueId) -> Result<(StateTensor, ValueId), Bui
     Ok((StateTensor { value: step, next: Some(next), kind: StateKind::Counter, trainable: false, shape: vec![] }, next))
 }
 
-fn dims(b: &Builder, v: ValueId) -> Vec<i64> {
-    b.graph.tensor_type(v).and_then(|t| t.known_dims()).unwrap_or_default()
-}
-
-fn global_norm(b: &mut Builder, trained: &[Trained]) -> Built {
+fn global_norm(b: &mut Builder, packs: &[Pack]) -> Built {
     let squares: Vec<ValueId> =
-        trained.iter().map(|t| b.reduce_all("ReduceSumSquare", t.gradient)).collect::<Result<_, _>>()?;
+        packs.iter().map(|p| b.reduce_all("ReduceSumSquare", p.gradient)).collect::<Result<_, _>>()?;
     let sum = if squares.is_empty() { b.scalar(DType::F32, 0.0) } else { b.sum(&squares)? };
     b.sqrt(sum)
 }
 
 fn scalars(b: &mut Builder, lr: ValueId, next_step: ValueId, o: &OptimizerOptions) -> Result<Scalars, BuildError> {
-    let decay = decay(o);
+    let decay = o.decay();
     let router_lr = b.scale(lr, o.router_lr_scale)?;
     let boundary = if o.accumulate > 1 {
         let n = b.int(o.accumulate as i64);
@@ -244,30 +227,6 @@ fn scalars(b: &mut Builder, lr: ValueId, next_step: ValueId, o: &OptimizerOption
     Ok(Scalars { lr, router_lr, step, inverse_root, keep, boundary })
 }
 
-fn decay(o: &OptimizerOptions) -> f64 {
-    o.weight_decay.unwrap_or(if o.kind == OptimizerKind::AdamW { 0.01 } else { 0.0 })
-}
-
-/// A state tensor of the parameter's shape that starts at zero. The default in the file is a single broadcastable zero; the
-/// declared dimensions are symbolic so that the full tensor may be fed later.
-fn moment(
-    b: &mut Builder,
-    of: ValueId,
-    what: &str,
-    kind: StateKind,
-    next: impl FnOnce(&mut Builder, ValueId) -> Built,
-) -> Result<(ValueId, StateTensor), BuildError> {
-    let ty = b.ty(of)?;
-    let name = format!("{}.{what}", b.graph.name(of));
-    let ones = vec![1i64; ty.rank()];
-    let v = b.graph.add_initializer(&name, Tensor::floats(ty.dtype, &ones, &[0.0]), true);
-    // While the step is built the moment has the parameter's type; `declare_moments` then makes its dimensions symbolic.
-    b.graph.set_type(v, ty.into());
-    let next = next(b, v)?;
-    let shape = dims(b, of);
-    Ok((next, StateTensor { value: v, next: Some(next), kind, trainable: false, shape }))
-}
-
 /// Gives moments and accumulators symbolic dimensions in their declaration.
 pub fn declare_moments(g: &mut Graph, states: &[StateTensor]) {
     for s in states {
@@ -278,82 +237,4 @@ pub fn declare_moments(g: &mut Graph, states: &[StateTensor]) {
             g.set_type(s.value, crate::ir::ValueType { dtype, shape: Some(shape) });
         }
     }
-}
-
-fn update(
-    b: &mut Builder,
-    t: &Trained,
-    gradient: ValueId,
-    s: &Scalars,
-    o: &OptimizerOptions,
-    states: &mut Vec<StateTensor>,
-) -> Result<(), BuildError> {
-    b.prefix = format!("optimizer/{}", b.graph.name(t.value));
-    let router = matches!(t.kind, StateKind::Logits | StateKind::Gate);
-    let lr = if router { s.router_lr } else { s.lr };
-    let lambda = if router { 0.0 } else { decay(o) };
-    let w = t.value;
-    let mut g = gradient;
-    if lambda != 0.0 && o.kind != OptimizerKind::AdamW {
-        let pull = b.scale(w, lambda)?;
-        g = b.add(g, pull)?;
-    }
-    let next = if let (Some((step, router_step)), Some(inverse_root)) = (s.step, s.inverse_root) {
-        let (m, m_state) = moment(b, w, "exp_avg", StateKind::Moment, |b, m| blend(b, m, g, o.beta1))?;
-        let square = b.mul(g, g)?;
-        let (v, v_state) = moment(b, w, "exp_avg_sq", StateKind::Moment, |b, v| blend(b, v, square, o.beta2))?;
-        states.extend([m_state, v_state]);
-        let root = b.sqrt(v)?;
-        let root = b.mul(root, inverse_root)?;
-        let below = b.shift(root, o.eps)?;
-        let direction = b.div(m, below)?;
-        let change = b.mul(direction, if router { router_step } else { step })?;
-        let kept = match s.keep.filter(|_| lambda != 0.0) {
-            Some(keep) => b.mul(w, keep)?,
-            None => w,
-        };
-        b.sub(kept, change)?
-    } else {
-        let mut direction = g;
-        if o.momentum != 0.0 {
-            let (v, state) = moment(b, w, "momentum_buffer", StateKind::Moment, |b, v| {
-                let kept = b.scale(v, o.momentum)?;
-                b.add(kept, g)
-            })?;
-            states.push(state);
-            direction = v;
-            if o.nesterov {
-                let ahead = b.scale(v, o.momentum)?;
-                direction = b.add(g, ahead)?;
-            }
-        }
-        let change = b.mul(direction, lr)?;
-        b.sub(w, change)?
-    };
-    states.push(StateTensor { value: w, next: Some(next), kind: t.kind, trainable: true, shape: dims(b, w) });
-    Ok(())
-}
-
-/// β·old + (1 − β)·new.
-fn blend(b: &mut Builder, old: ValueId, new: ValueId, beta: f64) -> Built {
-    let kept = b.scale(old, beta)?;
-    let added = b.scale(new, 1.0 - beta)?;
-    b.add(kept, added)
-}
-
-/// Between updates everything but the accumulators and the counter stays; at an update the accumulators start again.
-fn hold_between_updates(b: &mut Builder, states: &mut [StateTensor], boundary: ValueId) -> Result<(), BuildError> {
-    for s in states {
-        let Some(next) = s.next else { continue };
-        s.next = Some(match s.kind {
-            StateKind::Counter | StateKind::Statistic => next,
-            StateKind::Accumulator => {
-                let dtype = b.ty(next)?.dtype;
-                let zero = b.scalar(dtype, 0.0);
-                b.select(boundary, zero, next)?
-            }
-            _ => b.select(boundary, next, s.value)?,
-        });
-    }
-    Ok(())
 }
