@@ -31,9 +31,12 @@ pub(super) struct Pack<'a> {
     pub(super) gradient: ValueId,
 }
 
+/// What the members of a pack have in common: of the router or not, and for small ones the type, for a large one its number.
+type Group = (bool, Option<DType>, Option<usize>);
+
 /// The packs of all trained tensors, by the first member's place.
 pub(super) fn packs<'a>(b: &mut Builder, trained: &'a [Trained]) -> Result<Vec<Pack<'a>>, BuildError> {
-    let mut groups: IndexMap<(bool, Option<DType>, Option<usize>), Vec<&Trained>> = IndexMap::new();
+    let mut groups: IndexMap<Group, Vec<&Trained>> = IndexMap::new();
     for (i, t) in trained.iter().enumerate() {
         let ty = b.ty(t.value)?;
         let small = ty.elements().known().is_some_and(|n| n <= SMALL);
