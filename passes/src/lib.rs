@@ -5,4 +5,5 @@ pub mod ir;
 pub mod onnx;
 pub mod ops;
 pub mod pipeline;
+pub mod proof;
 pub mod transform;

@@ -1,0 +1,168 @@
+//! Types of terms: our own shape rules on the operands' types, then what the graph knows.
+
+use super::canonical::Side;
+use super::term::{Granted, Table, TermId};
+use crate::ir::{Dim, NodeId, Op, Shape, TensorType, ValueType};
+use crate::ops::{self, Infer};
+
+/// Operators whose operands broadcast, and how many of their last axes do not.
+fn broadcasts(op: &Op) -> Option<usize> {
+    const ELEMENTS: &[&str] = &[
+        "Add", "Sub", "Mul", "Div", "Pow", "Mod", "And", "Or", "Xor", "Equal", "Less", "Greater", "LessOrEqual",
+        "GreaterOrEqual", "Max", "Min", "Sum", "Mean", "Where", "PRelu", "BitShift", "BitwiseAnd", "BitwiseOr", "BitwiseXor",
+        "BiasGelu", "SkipLayerNormalization",
+    ];
+    match op.name.as_str() {
+        "MatMul" | "FusedMatMul" => Some(2),
+        name => ELEMENTS.contains(&name).then_some(0),
+    }
+}
+
+/// Types of a node's results. Extents that nothing names are symbols of their own.
+pub(super) fn types(t: &mut Table, side: &Side, id: NodeId, op: &Op, args: &[TermId]) -> Vec<ValueType> {
+    let g = side.graph;
+    let operand_types: Vec<Option<TensorType>> = args.iter().map(|a| t.ty(*a)).collect();
+    let mut own = computed_shape(t, op, args, &operand_types).unwrap_or_default();
+    if own.is_empty() {
+        let ints: Vec<Option<Vec<i64>>> = args.iter().map(|a| small_ints(t, *a)).collect();
+        if let Some(rule) = ops::rule(op) {
+            let ints = |i: usize| ints.get(i).cloned().flatten();
+            let present = |i: usize| args.get(i).is_some_and(|a| *a != TermId::NONE);
+            own = rule.infer(&Infer { op, types: &operand_types, ints: &ints, present: &present }).unwrap_or_default();
+        }
+    }
+    if let Some(fixed) = broadcasts(op)
+        && let Some(ty) = own.first_mut()
+    {
+        undecided(t, &operand_types, fixed, ty);
+    }
+    let mut out = Vec::with_capacity(g.node(id).results().len());
+    let mut declared = false;
+    for (slot, v) in g.results(id).enumerate() {
+        let fact = &g.value(v).ty;
+        let own = own.get(slot);
+        let dtype = own.map(|ty| ty.dtype).or(fact.dtype);
+        let shape = match (own.map(|ty| &ty.shape), &fact.shape) {
+            (Some(own), Some(fact)) if own.len() == fact.len() && broadcasts(op).is_none() => {
+                let open = |d: &Dim| d.symbols().any(|s| s.starts_with('?')) && !t.is_definite(d);
+                Some(own.iter().zip(fact).map(|(o, f)| if open(o) && is_solid(t, f) { f.clone() } else { o.clone() }).collect())
+            }
+            (Some(own), _) => Some(own.clone()),
+            (None, Some(fact)) => {
+                declared = true;
+                Some(fact.iter().map(|d| if is_solid(t, d) { d.clone() } else { t.fresh_dim() }).collect::<Shape>())
+            }
+            (None, None) => None,
+        };
+        out.push(ValueType { dtype, shape });
+    }
+    if declared && !op.domain.is_empty() {
+        t.granted.insert(Granted::Declared(op.full_name()));
+    }
+    out
+}
+
+fn small_ints(t: &mut Table, a: TermId) -> Option<Vec<i64>> {
+    const MOST: i64 = 4096;
+    let small = a != TermId::NONE
+        && !t.is_float(a)
+        && t.shape(a).is_some_and(|s| s.iter().map(|d| d.known().unwrap_or(MOST)).product::<i64>() <= MOST);
+    if small { t.ints(a) } else { None }
+}
+
+/// Is the extent known or computed from the inputs' alone? An engine's text for a quotient counts, if all names in it do.
+fn is_solid(t: &Table, d: &Dim) -> bool {
+    let ours = |s: &str| {
+        t.symbols.contains(s)
+            || s.split(|c: char| !c.is_alphanumeric() && !"_.:".contains(c)).all(|word| {
+                word.is_empty() || word.chars().all(|c| c.is_ascii_digit()) || t.symbols.contains(word)
+            }) && !s.starts_with('?')
+    };
+    d.symbols().all(ours)
+}
+
+/// Axes on which two operands have different symbolic extents may broadcast either way: their extent is not known.
+fn undecided(t: &mut Table, operands: &[Option<TensorType>], fixed: usize, ty: &mut TensorType) {
+    let rank = ty.shape.len();
+    for from_end in fixed + 1..=rank {
+        let mut seen: Option<&Dim> = None;
+        let mut clash = false;
+        let mut known = false;
+        for o in operands.iter().flatten() {
+            let Some(d) = o.shape.len().checked_sub(from_end).map(|i| &o.shape[i]) else { continue };
+            match d.known() {
+                Some(1) => {}
+                Some(_) => known = true,
+                None => {
+                    clash |= seen.is_some_and(|s| s != d);
+                    seen = Some(d);
+                }
+            }
+        }
+        if clash && !known {
+            ty.shape[rank - from_end] = t.fresh_dim();
+        }
+    }
+}
+
+/// The result of operators that take a shape, when that is computed from extents.
+fn computed_shape(t: &mut Table, op: &Op, args: &[TermId], operands: &[Option<TensorType>]) -> Option<Vec<TensorType>> {
+    if !op.domain.is_empty() {
+        return None;
+    }
+    let symbolic = |t: &mut Table, i: usize| -> Option<Vec<Dim>> {
+        let dims = t.dims(*args.get(i).filter(|a| **a != TermId::NONE)?)?;
+        dims.iter().any(|d| d.known().is_none()).then_some(dims)
+    };
+    match op.name.as_str() {
+        "Reshape" => {
+            let (x, dims) = (operands.first()?.clone()?, symbolic(t, 1)?);
+            let copies = op.attrs.int("allowzero", 0) == 0;
+            let mut shape = Vec::with_capacity(dims.len());
+            let mut free = None;
+            for (i, d) in dims.into_iter().enumerate() {
+                shape.push(match d.known() {
+                    Some(0) if copies => x.shape.get(i)?.clone(),
+                    Some(-1) => {
+                        free = Some(i);
+                        Dim::from(1)
+                    }
+                    _ => d,
+                });
+            }
+            if let Some(i) = free {
+                let rest = shape.iter().fold(Dim::from(1), |p, d| &p * d);
+                shape[i] = x.elements().div_exact(&rest)?;
+            }
+            Some(vec![TensorType::new(x.dtype, shape)])
+        }
+        "ConstantOfShape" => {
+            let dtype = op.attrs.tensor("value").map_or(crate::ir::DType::F32, |v| v.dtype());
+            Some(vec![TensorType::new(dtype, symbolic(t, 0)?)])
+        }
+        "Expand" => {
+            let (x, dims) = (operands.first()?.clone()?, symbolic(t, 1)?);
+            let rank = x.rank().max(dims.len());
+            let at = |s: &[Dim], i: usize| (i + s.len()).checked_sub(rank).map_or(Dim::from(1), |i| s[i].clone());
+            let shape: Option<Shape> = (0..rank)
+                .map(|i| match (at(&x.shape, i), at(&dims, i)) {
+                    (a, b) if a == b || b.is_one() => Some(a),
+                    (a, b) if a.is_one() => Some(b),
+                    (a, b) if a.known().is_some() && b.known().is_none() => Some(a),
+                    (a, b) if a.known().is_none() && b.known().is_some() => Some(b),
+                    _ => None,
+                })
+                .collect();
+            Some(vec![TensorType::new(x.dtype, shape?)])
+        }
+        "QuantizeLinear" => {
+            let dtype = operands.get(2).cloned().flatten().map_or(crate::ir::DType::U8, |z| z.dtype);
+            (op.attrs.int("output_dtype", 0) == 0).then_some(vec![TensorType::new(dtype, operands.first()?.clone()?.shape)])
+        }
+        "DequantizeLinear" => {
+            let scale = operands.get(1)?.clone()?;
+            (op.attrs.int("output_dtype", 0) == 0).then_some(vec![TensorType::new(scale.dtype, operands.first()?.clone()?.shape)])
+        }
+        _ => None,
+    }
+}
