@@ -9,6 +9,9 @@ use smallvec::smallvec;
 /// Elements of a matrix that is looked at as one of weights over states.
 const MOST_WEIGHTS: usize = 1 << 16;
 
+/// A row (or column) of weights, and what it chooses.
+type Line = (Choice, Vec<f64>);
+
 /// What a row of weights makes of the states it is multiplied with.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Choice {
@@ -25,6 +28,12 @@ impl Table<'_> {
     pub(super) fn commuting(&mut self, head: Head, a: TermId, b: TermId, ty: ValueType) -> TermId {
         let (a, b) = if a <= b { (a, b) } else { (b, a) };
         self.intern(head, [a, b].as_slice(), ty)
+    }
+
+    /// May a product of the value with zero be taken for zero? What comes from an input is taken for finite, and the proof
+    /// says so; a constant must be.
+    fn may_vanish(&mut self, x: TermId) -> bool {
+        !self.is_float(x) || matches!(self.head(x), Head::Zero(..)) || self.info(x).fed || self.known(x).is_some()
     }
 
     /// Notes that a finite value was multiplied by zero.
@@ -69,7 +78,7 @@ impl Table<'_> {
                     self.did("x * 1");
                     return Some(other);
                 }
-                Some(0.0) if ty.is_some() && self.dtype(other).is_some() => {
+                Some(0.0) if ty.is_some() && self.dtype(other).is_some() && self.may_vanish(other) => {
                     self.did("x * 0");
                     self.zero_product(other);
                     return ty.clone().map(|ty| self.zero(ty));
@@ -112,7 +121,7 @@ impl Table<'_> {
             weights.push(part);
             at += n;
         }
-        if !weights.iter().any(|w| self.uniform(*w) == Some(0.0)) {
+        if !self.options.reassociate && !weights.iter().any(|w| self.uniform(*w) == Some(0.0)) {
             return None;
         }
         let new: Option<Vec<TermId>> = parts.iter().zip(weights).map(|(p, w)| self.scaled(*p, w)).collect();
@@ -147,7 +156,7 @@ impl Table<'_> {
             return None;
         }
         for (x, other) in [(a, b), (b, a)] {
-            if self.uniform(x) == Some(0.0) {
+            if self.uniform(x) == Some(0.0) && self.may_vanish(other) {
                 self.did("x * 0");
                 self.zero_product(other);
                 return Some(self.zero(ty.clone()));
@@ -170,7 +179,7 @@ impl Table<'_> {
 
     /// What each row (or column) of a small known matrix chooses, with the number of things to choose from; `None` if no row
     /// chooses at most one.
-    fn choices(&mut self, w: TermId, columns: bool) -> Option<(usize, Vec<(Choice, Vec<f64>)>)> {
+    fn choices(&mut self, w: TermId, columns: bool) -> Option<(usize, Vec<Line>)> {
         let dims = self.ty(w)?.known_dims()?;
         let [rows, width] = dims[..] else { return None };
         if rows * width > MOST_WEIGHTS as i64 || rows * width == 0 {
@@ -180,7 +189,7 @@ impl Table<'_> {
         let Elements::Float(v) = &known.elements else { return None };
         let (rows, width) = (rows as usize, width as usize);
         let (lines, count) = if columns { (columns_of(v, rows, width), rows) } else { (rows_of(v, width), width) };
-        let choices: Vec<(Choice, Vec<f64>)> = lines.into_iter().map(|l| (choice(&l), l)).collect();
+        let choices: Vec<Line> = lines.into_iter().map(|l| (choice(&l), l)).collect();
         let some = choices.iter().any(|(c, _)| *c != Choice::Several);
         let summed = self.options.reassociate && choices.iter().all(|(_, l)| l.iter().all(|w| !w.is_nan()));
         (some || summed).then_some((count, choices))
@@ -196,16 +205,12 @@ impl Table<'_> {
     }
 
     /// The joint of what the rows of weights choose among `parts`; a row that chooses several stays a part of `whole`.
-    fn chosen(
-        &mut self,
-        choices: &[(Choice, Vec<f64>)],
-        parts: &[TermId],
-        axis: usize,
-        whole: TermId,
-        ty: &TensorType,
-    ) -> Option<TermId> {
+    fn chosen(&mut self, choices: &[Line], parts: &[TermId], axis: usize, whole: TermId, ty: &TensorType) -> Option<TermId> {
         let mut row_ty = ty.clone();
         row_ty.shape[axis] = Dim::from(1);
+        if !parts.iter().all(|p| self.may_vanish(*p)) {
+            return None;
+        }
         let mut out = Vec::with_capacity(choices.len());
         for (i, (choice, weights)) in choices.iter().enumerate() {
             let (zeros, t) = match choice {
@@ -291,8 +296,7 @@ impl Table<'_> {
                 Some(self.reshape(only, ty.shape))
             }
             _ => {
-                let all: Vec<(TermId, f64)> =
-                    terms.into_iter().map(|p| (self.reshape(p, ty.shape.clone()), 1.0)).collect();
+                let all: Vec<(TermId, f64)> = terms.into_iter().map(|p| (self.reshape(p, ty.shape.clone()), 1.0)).collect();
                 self.reassociated(&all, &Some(ty))
             }
         }
@@ -322,6 +326,9 @@ impl Table<'_> {
         }
         for (t, c) in &merged {
             if *c == 0.0 {
+                if !self.may_vanish(*t) {
+                    return None;
+                }
                 self.zero_product(*t);
             }
         }
@@ -353,7 +360,7 @@ impl Table<'_> {
     }
 }
 
-fn choices_width(choices: &(usize, Vec<(Choice, Vec<f64>)>)) -> Option<usize> {
+fn choices_width(choices: &(usize, Vec<Line>)) -> Option<usize> {
     (choices.0 <= super::movement::MOST_PARTS).then_some(choices.0)
 }
 

@@ -1,5 +1,6 @@
 //! Attributes as keys: defaults left out, axes counted from the front, subgraphs with names that say nothing.
 
+use super::canonical::Site;
 use super::subgraph;
 use super::term::{AttrKey, Table, TermId};
 use crate::ir::{Attr, Op};
@@ -103,9 +104,16 @@ fn is_default(op: &str, name: &str, a: &Attr) -> bool {
 impl<'g> Table<'g> {
     /// The attributes of an operator that say something, by name; `None` when one cannot be compared. `captured` are the names
     /// of the values that its subgraphs read from outside.
-    pub(super) fn attributes(&mut self, op: &'g Op, args: &[TermId], captured: &[&str]) -> Option<Vec<(String, AttrKey)>> {
+    pub(super) fn attributes(
+        &mut self,
+        op: &'g Op,
+        site: &Site<'_, 'g>,
+        captured: &[&str],
+    ) -> Option<Vec<(String, AttrKey)>> {
+        let args = site.args;
         let standard = op.domain.is_empty();
-        let shape_of = |t: &Self, i: usize| args.get(i).and_then(|x| (*x != TermId::NONE).then(|| t.shape(*x)).flatten().cloned());
+        let shape_of =
+            |t: &Self, i: usize| args.get(i).and_then(|x| (*x != TermId::NONE).then(|| t.shape(*x)).flatten().cloned());
         let rank = shape_of(self, 0).map(|s| s.len() as i64);
         let kernel = shape_of(self, 1).filter(|_| standard && matches!(op.name.as_str(), "Conv" | "ConvTranspose"));
         let mut out = Vec::new();
@@ -137,8 +145,14 @@ impl<'g> Table<'g> {
             };
             out.push((name.clone(), key));
         }
+        let softmax = matches!(op.name.as_str(), "Softmax" | "LogSoftmax" | "Hardmax");
+        let by_default = if softmax {
+            Some(if site.opset < 13 { 1 } else { -1 })
+        } else {
+            AXES.iter().find(|(o, _)| *o == op.name).map(|(_, axis)| *axis)
+        };
         if standard
-            && let Some((_, axis)) = AXES.iter().find(|(o, _)| *o == op.name)
+            && let Some(axis) = &by_default
             && op.attrs.get("axis").is_none()
         {
             let axis = if *axis < 0 { rank.map_or(*axis, |r| axis + r) } else { *axis };

@@ -165,7 +165,8 @@ fn binary(name: &str, a: &Known, b: &Known) -> Option<Known> {
             let (x, y) = (extents(a)?, extents(b)?);
             let pairs = p.iter().zip(&q).map(|(i, j)| (&x[*i], &y[*j]));
             if result == DType::Bool {
-                let equal = |(x, y): (&Dim, &Dim)| if name == "Equal" { decided_equal(x, y).map(|v| v as i64) } else { None };
+                let equal =
+                    |(x, y): (&Dim, &Dim)| if name == "Equal" { decided_equal(x, y).map(|v| v as i64) } else { None };
                 return Some(Known::ints(result, dims, pairs.map(equal).collect::<Option<_>>()?));
             }
             Some(Known::extents(DType::I64, dims, pairs.map(|(x, y)| extent_binary(name, x, y)).collect::<Option<_>>()?))
@@ -252,7 +253,13 @@ fn float_binary(
     let mut out = Vec::new();
     for (x, y) in pairs {
         let v = match name {
-            "Mul" if x == 0.0 || y == 0.0 => if x.is_nan() || y.is_nan() { 0.0 } else { x * y },
+            "Mul" if x == 0.0 || y == 0.0 => {
+                if x.is_nan() || y.is_nan() {
+                    0.0
+                } else {
+                    x * y
+                }
+            }
             _ if x.is_nan() || y.is_nan() => f64::NAN,
             "Add" => x + y,
             "Sub" => x - y,

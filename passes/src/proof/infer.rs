@@ -8,9 +8,32 @@ use crate::ops::{self, Infer};
 /// Operators whose operands broadcast, and how many of their last axes do not.
 fn broadcasts(op: &Op) -> Option<usize> {
     const ELEMENTS: &[&str] = &[
-        "Add", "Sub", "Mul", "Div", "Pow", "Mod", "And", "Or", "Xor", "Equal", "Less", "Greater", "LessOrEqual",
-        "GreaterOrEqual", "Max", "Min", "Sum", "Mean", "Where", "PRelu", "BitShift", "BitwiseAnd", "BitwiseOr", "BitwiseXor",
-        "BiasGelu", "SkipLayerNormalization",
+        "Add",
+        "Sub",
+        "Mul",
+        "Div",
+        "Pow",
+        "Mod",
+        "And",
+        "Or",
+        "Xor",
+        "Equal",
+        "Less",
+        "Greater",
+        "LessOrEqual",
+        "GreaterOrEqual",
+        "Max",
+        "Min",
+        "Sum",
+        "Mean",
+        "Where",
+        "PRelu",
+        "BitShift",
+        "BitwiseAnd",
+        "BitwiseOr",
+        "BitwiseXor",
+        "BiasGelu",
+        "SkipLayerNormalization",
     ];
     match op.name.as_str() {
         "MatMul" | "FusedMatMul" => Some(2),
@@ -45,7 +68,12 @@ pub(super) fn types(t: &mut Table, side: &Side, id: NodeId, op: &Op, args: &[Ter
         let shape = match (own.map(|ty| &ty.shape), &fact.shape) {
             (Some(own), Some(fact)) if own.len() == fact.len() && broadcasts(op).is_none() => {
                 let open = |d: &Dim| d.symbols().any(|s| s.starts_with('?')) && !t.is_definite(d);
-                Some(own.iter().zip(fact).map(|(o, f)| if open(o) && is_solid(t, f) { f.clone() } else { o.clone() }).collect())
+                Some(
+                    own.iter()
+                        .zip(fact)
+                        .map(|(o, f)| if open(o) && is_solid(t, f) { f.clone() } else { o.clone() })
+                        .collect(),
+                )
             }
             (Some(own), _) => Some(own.clone()),
             (None, Some(fact)) => {
@@ -74,9 +102,9 @@ fn small_ints(t: &mut Table, a: TermId) -> Option<Vec<i64>> {
 fn is_solid(t: &Table, d: &Dim) -> bool {
     let ours = |s: &str| {
         t.symbols.contains(s)
-            || s.split(|c: char| !c.is_alphanumeric() && !"_.:".contains(c)).all(|word| {
-                word.is_empty() || word.chars().all(|c| c.is_ascii_digit()) || t.symbols.contains(word)
-            }) && !s.starts_with('?')
+            || s.split(|c: char| !c.is_alphanumeric() && !"_.:".contains(c))
+                .all(|word| word.is_empty() || word.chars().all(|c| c.is_ascii_digit()) || t.symbols.contains(word))
+                && !s.starts_with('?')
     };
     d.symbols().all(ours)
 }
@@ -161,7 +189,8 @@ fn computed_shape(t: &mut Table, op: &Op, args: &[TermId], operands: &[Option<Te
         }
         "DequantizeLinear" => {
             let scale = operands.get(1)?.clone()?;
-            (op.attrs.int("output_dtype", 0) == 0).then_some(vec![TensorType::new(scale.dtype, operands.first()?.clone()?.shape)])
+            (op.attrs.int("output_dtype", 0) == 0)
+                .then_some(vec![TensorType::new(scale.dtype, operands.first()?.clone()?.shape)])
         }
         _ => None,
     }

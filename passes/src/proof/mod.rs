@@ -27,6 +27,7 @@ mod infer;
 mod known;
 mod movement;
 mod parting;
+mod rules;
 mod subgraph;
 mod term;
 mod versions;

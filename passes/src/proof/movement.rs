@@ -34,6 +34,11 @@ impl Table<'_> {
                     return t;
                 }
             }
+            Head::Op(_) | Head::Sum(_) => {
+                if let Some(t) = self.reshape_scaled(x, &shape) {
+                    return t;
+                }
+            }
             _ => {}
         }
         let known = self.known(x).zip(known_dims);
@@ -44,6 +49,32 @@ impl Table<'_> {
             return self.with_known(t, k);
         }
         t
+    }
+
+    /// A reshape of a scaled value, or of a sum of values of one type, is one of these values.
+    fn reshape_scaled(&mut self, x: TermId, shape: &Shape) -> Option<TermId> {
+        let (head, args) = (self.head(x).clone(), self.term(x).args.clone());
+        let (ty, dtype) = (self.ty(x), self.dtype(x)?);
+        let to = Some(TensorType::new(dtype, shape.clone()));
+        match head {
+            Head::Op(k) if k.name == "Mul" => {
+                let scalar = |t: &Self, c: TermId| t.as_const(c).is_some() && t.shape(c).is_some_and(Vec::is_empty);
+                let [a, b] = args[..] else { return None };
+                let (c, v) = if scalar(self, a) { (a, b) } else { (b, a) };
+                if !scalar(self, c) || !self.same_type(v, &ty) {
+                    return None;
+                }
+                let v = self.reshape(v, shape.clone());
+                let known = self.mul_rules(c, v, &to);
+                Some(known.unwrap_or_else(|| self.commuting(Head::Op(k), c, v, to.map_or(ValueType::default(), Into::into))))
+            }
+            Head::Sum(bits) if args.iter().all(|a| self.same_type(*a, &ty)) => {
+                let terms: Vec<(TermId, f64)> =
+                    args.iter().zip(bits).map(|(a, b)| (self.reshape(*a, shape.clone()), f64::from_bits(b))).collect();
+                self.reassociated(&terms, &to)
+            }
+            _ => None,
+        }
     }
 
     /// A reshape of a joint along its outermost axis is a joint of reshapes, where the parts stay parts.

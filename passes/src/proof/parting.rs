@@ -18,7 +18,7 @@ struct Pair {
 
 /// The earliest pair, in the first graph's order, whose operands agree and which still differ.
 pub(super) fn find(t: &Table, sides: [&Side; 2], output: &str, x: TermId, y: TermId) -> Option<Parting> {
-    let place = |v: Option<ValueId>| v.map_or(usize::MAX, |v| v.node.index());
+    let place = |v: Option<ValueId>| v.map_or(usize::MAX, |v| sides[0].place(v));
     let value = |i: usize| sides[i].graph.outputs().iter().map(|o| o.value).find(|v| sides[i].graph.name(*v) == output);
     let mut open = vec![Pair { terms: [x, y], values: [value(0), value(1)] }];
     let mut seen = HashSet::new();
@@ -173,7 +173,9 @@ fn difference(p: &Head, q: &Head) -> String {
 fn operators(k: &OpKey, l: &OpKey) -> String {
     for (name, a) in &k.attrs {
         match l.attrs.iter().find(|(n, _)| n == name) {
-            None => return format!("attribute `{name}` of {} is {} in one graph and left out in the other", k.name, show(a)),
+            None => {
+                return format!("attribute `{name}` of {} is {} in one graph and left out in the other", k.name, show(a));
+            }
             Some((_, b)) if a != b => return format!("attribute `{name}` of {} is {} and {}", k.name, show(a), show(b)),
             _ => {}
         }

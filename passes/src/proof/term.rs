@@ -95,6 +95,8 @@ pub(super) struct Term {
 pub(super) struct Info {
     /// Type; extents that nothing names are symbols of their own.
     pub(super) ty: ValueType,
+    /// Is it computed from an input?
+    pub(super) fed: bool,
     /// Elements, as far as they are known.
     pub(super) known: Option<Rc<Known>>,
     /// First value of each graph that is this term.
@@ -156,11 +158,14 @@ impl<'g> Table<'g> {
 
     /// The term with this head and these operands; its type is only used when it is new.
     pub(super) fn intern(&mut self, head: Head, args: impl Into<Args>, ty: ValueType) -> TermId {
-        let (at, new) = self.terms.insert_full(Term { head, args: args.into() });
+        let args: Args = args.into();
+        let starts = matches!(head, Head::Input(_) | Head::Unique(_));
+        let fed = starts || args.iter().any(|a| *a != TermId::NONE && self.info(*a).fed);
+        let (at, new) = self.terms.insert_full(Term { head, args });
         if new {
             let open = ty.shape.iter().flatten().flat_map(Dim::symbols).filter(|s| s.starts_with('?'));
             self.owned.extend(open.map(str::to_string));
-            self.info.push(Info { ty, ..Info::default() });
+            self.info.push(Info { ty, fed, ..Info::default() });
         }
         TermId(at as u32)
     }
