@@ -12,6 +12,7 @@ mod mutations;
 mod ops;
 mod opset;
 mod passes;
+mod proof;
 mod router;
 mod train_loop;
 mod zoo;

@@ -68,12 +68,10 @@ pub(super) fn types(t: &mut Table, side: &Side, id: NodeId, op: &Op, args: &[Ter
         let shape = match (own.map(|ty| &ty.shape), &fact.shape) {
             (Some(own), Some(fact)) if own.len() == fact.len() && broadcasts(op).is_none() => {
                 let open = |d: &Dim| d.symbols().any(|s| s.starts_with('?')) && !t.is_definite(d);
-                Some(
-                    own.iter()
-                        .zip(fact)
-                        .map(|(o, f)| if open(o) && is_solid(t, f) { f.clone() } else { o.clone() })
-                        .collect(),
-                )
+                let taken = own.iter().zip(fact).map(|(o, f)| if open(o) && is_solid(t, f) { f } else { o });
+                let shape: Shape = taken.cloned().collect();
+                declared |= shape != *own;
+                Some(shape)
             }
             (Some(own), _) => Some(own.clone()),
             (None, Some(fact)) => {
@@ -84,7 +82,7 @@ pub(super) fn types(t: &mut Table, side: &Side, id: NodeId, op: &Op, args: &[Ter
         };
         out.push(ValueType { dtype, shape });
     }
-    if declared && !op.domain.is_empty() {
+    if declared && g.results(id).any(|v| g.value(v).ty.shape.is_some()) {
         t.granted.insert(Granted::Declared(op.full_name()));
     }
     out

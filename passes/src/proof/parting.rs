@@ -14,13 +14,15 @@ const MOST: usize = 1 << 18;
 struct Pair {
     terms: [TermId; 2],
     values: [Option<ValueId>; 2],
+    /// Place of the operator in the first graph; a constant's is its reader's.
+    place: usize,
 }
 
 /// The earliest pair, in the first graph's order, whose operands agree and which still differ.
 pub(super) fn find(t: &Table, sides: [&Side; 2], output: &str, x: TermId, y: TermId) -> Option<Parting> {
     let place = |v: Option<ValueId>| v.map_or(usize::MAX, |v| sides[0].place(v));
     let value = |i: usize| sides[i].graph.outputs().iter().map(|o| o.value).find(|v| sides[i].graph.name(*v) == output);
-    let mut open = vec![Pair { terms: [x, y], values: [value(0), value(1)] }];
+    let mut open = vec![Pair { terms: [x, y], values: [value(0), value(1)], place: place(value(0)) }];
     let mut seen = HashSet::new();
     let mut best: Option<(usize, Pair, String)> = None;
     while let Some(mut pair) = open.pop() {
@@ -30,15 +32,18 @@ pub(super) fn find(t: &Table, sides: [&Side; 2], output: &str, x: TermId, y: Ter
         }
         if let (Some(v), Some(w)) = (origin(t, x, 0), origin(t, y, 1)) {
             pair.values = [Some(v), Some(w)];
+            if t.as_const(x).is_none() || t.as_const(y).is_none() {
+                pair.place = place(Some(v));
+            }
         }
-        match compare(t, x, y) {
+        match compare(t, sides, x, y) {
             Compared::Here(why) => {
-                let at = place(pair.values[0]);
+                let at = pair.place;
                 if best.as_ref().is_none_or(|(b, ..)| at < *b) {
                     best = Some((at, pair, why));
                 }
             }
-            Compared::Below(pairs) => open.extend(pairs.into_iter().map(|terms| Pair { terms, values: pair.values })),
+            Compared::Below(pairs) => open.extend(pairs.into_iter().map(|terms| Pair { terms, ..pair })),
         }
     }
     let (_, pair, why) = best?;
@@ -61,7 +66,7 @@ enum Compared {
     Below(Vec<[TermId; 2]>),
 }
 
-fn compare(t: &Table, x: TermId, y: TermId) -> Compared {
+fn compare(t: &Table, sides: [&Side; 2], x: TermId, y: TermId) -> Compared {
     if x == TermId::NONE || y == TermId::NONE {
         return Compared::Here("an optional operand is there in one graph only".into());
     }
@@ -88,17 +93,19 @@ fn compare(t: &Table, x: TermId, y: TermId) -> Compared {
         return Compared::Here("values that are drawn anew in each run".into());
     }
     let pairs = if commutes(&p.head) {
-        // What both have is matched; the rest is paired in order, those of one kind first.
+        // What both have is matched; the rest is paired by name, then by kind, then in order.
         let mut left: Vec<TermId> = p.args.iter().copied().filter(|a| !q.args.contains(a)).collect();
         let mut right: Vec<TermId> = q.args.iter().copied().filter(|a| !p.args.contains(a)).collect();
         let mut pairs = Vec::new();
-        left.retain(|a| match right.iter().position(|b| kind(t, *a) == kind(t, *b)) {
-            Some(i) => {
-                pairs.push([*a, right.remove(i)]);
-                false
-            }
-            None => true,
-        });
+        for round in 0..2 {
+            left.retain(|a| match right.iter().position(|b| alike(t, sides, *a, *b, round == 0)) {
+                Some(i) => {
+                    pairs.push([*a, right.remove(i)]);
+                    false
+                }
+                None => true,
+            });
+        }
         pairs.extend(left.into_iter().zip(right).map(|(a, b)| [a, b]));
         pairs
     } else {
@@ -110,8 +117,16 @@ fn compare(t: &Table, x: TermId, y: TermId) -> Compared {
     Compared::Below(pairs)
 }
 
-fn kind(t: &Table, x: TermId) -> String {
-    if x == TermId::NONE { String::new() } else { what(t.head(x)) }
+/// Do two terms have one name, or are they of one kind?
+fn alike(t: &Table, sides: [&Side; 2], a: TermId, b: TermId, by_name: bool) -> bool {
+    if a == TermId::NONE || b == TermId::NONE {
+        return false;
+    }
+    if by_name {
+        let (v, w) = (origin(t, a, 0), origin(t, b, 1));
+        return v.zip(w).is_some_and(|(v, w)| sides[0].graph.name(v) == sides[1].graph.name(w));
+    }
+    what(t.head(a)) == what(t.head(b)) && t.ty(a) == t.ty(b)
 }
 
 fn commutes(h: &Head) -> bool {

@@ -17,7 +17,7 @@ use indexmap::{IndexMap, IndexSet};
 
 /// How a router's weighted sums are computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Lowering {
+pub enum Lowering {
     /// One `Mul` a pair, then `Add`s.
     Pairwise,
     /// Blocks of so many sources, stacked and multiplied.
@@ -49,6 +49,8 @@ struct RouterView {
     routes: Vec<NodeId>,
     cotangents: Vec<NodeId>,
     weights: Vec<NodeId>,
+    /// The lowering to take, whatever the size.
+    lowering: Option<Lowering>,
 }
 
 /// The weight rule's values, in plain operators.
@@ -66,6 +68,14 @@ struct Weights {
 /// # Errors
 /// When a node cannot be built; that is a fault of this tool.
 pub fn lower_routes(g: &mut Graph) -> Result<(), BuildError> {
+    lower_routes_by(g, None)
+}
+
+/// As [`lower_routes`], with one lowering for every router; by size if none is given.
+///
+/// # Errors
+/// As [`lower_routes`].
+pub fn lower_routes_by(g: &mut Graph, lowering: Option<Lowering>) -> Result<(), BuildError> {
     let mut routers: IndexMap<(i64, ValueId), RouterView> = IndexMap::new();
     for id in g.topological_order().unwrap_or_default() {
         let Some(op) = g.op(id).filter(|o| o.domain == ANCRE && o.name.starts_with("Route")) else { continue };
@@ -81,6 +91,7 @@ pub fn lower_routes(g: &mut Graph) -> Result<(), BuildError> {
             routes: Vec::new(),
             cotangents: Vec::new(),
             weights: Vec::new(),
+            lowering,
         });
         match op.name.as_str() {
             "Route" => view.routes.push(id),
@@ -105,7 +116,7 @@ fn lower_router(g: &mut Graph, view: &RouterView) -> Result<(), BuildError> {
         let sources: Vec<ValueId> = b.graph.operands(*longest).iter().skip(2).flatten().copied().collect();
         let targets: Vec<(i64, usize)> =
             rows.iter().map(|(row, n)| (*row, attrs(&b, *n).ints("columns").map_or(0, <[i64]>::len))).collect();
-        let sums = triangular(&mut b, weights.matrix, &targets, &sources)?;
+        let sums = triangular(&mut b, view.lowering, weights.matrix, &targets, &sources)?;
         for ((_, node), mut sum) in rows.iter().zip(sums) {
             if weights.offset.is_some() {
                 let nearest = b.graph.operands(*node).iter().flatten().last().copied();
@@ -202,6 +213,7 @@ fn emit_weights(b: &mut Builder, view: &RouterView) -> Result<Weights, BuildErro
 /// `target_t = Σ_{s < n_t} A[row_t, s] · source_s` for targets (row_t, n_t) with n_t not decreasing and rows ascending by one.
 fn triangular(
     b: &mut Builder,
+    lowering: Option<Lowering>,
     a: ValueId,
     targets: &[(i64, usize)],
     sources: &[ValueId],
@@ -210,7 +222,7 @@ fn triangular(
     let ty = b.ty(like)?;
     let a = b.cast(a, ty.dtype)?;
     let rows = b.ty(a)?.shape[0].known().unwrap_or(0);
-    let size = match Lowering::choose(sources.len()) {
+    let size = match lowering.unwrap_or_else(|| Lowering::choose(sources.len())) {
         Lowering::Pairwise => return pairwise(b, a, targets, sources),
         Lowering::TwoLevel(size) => size,
     };
@@ -334,7 +346,7 @@ fn lower_cotangents(
     let m = b.op_with("Gather", Attrs::new().with("axis", 1), &[m, reversed_columns])?;
     let m = b.transpose(m, &[1, 0])?;
     let targets: Vec<(i64, usize)> = columns.iter().map(|(column, _, rows)| (c as i64 - 1 - column, rows.len())).collect();
-    let sums = triangular(b, m, &targets, &sources)?;
+    let sums = triangular(b, view.lowering, m, &targets, &sources)?;
     for ((column, node, _), mut sum) in columns.into_iter().zip(sums) {
         if weights.offset.is_some()
             && let Some(ct) = by_row.get(&(column - own))
