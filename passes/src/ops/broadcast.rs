@@ -47,18 +47,19 @@ pub fn unbroadcast(b: &mut Builder, ct: ValueId, operand: ValueId) -> Built {
     }
     // One reduction without kept axes when only leading ones go; otherwise keep, then drop the leading ones by a reshape.
     if axes.len() == lead {
-        return sum_leading(b, ct, lead, &to);
+        return sum_leading(b, ct, lead, 64);
     }
     let kept = b.reduce_sum(ct, &axes, true)?;
     if lead == 0 { Ok(kept) } else { b.squeeze(kept, &(0..lead as i64).collect::<Vec<_>>()) }
 }
 
 /// Sum over leading axes. A row of ones times the matrix of the rest: several times faster than `ReduceSum` over rows on the
-/// CPU provider where the rows are long, and one kernel on every other.
-fn sum_leading(b: &mut Builder, v: ValueId, lead: usize, to: &TensorType) -> Built {
+/// CPU provider where the rows are long (`narrow` or more elements), and one kernel on every other.
+fn sum_leading(b: &mut Builder, v: ValueId, lead: usize, narrow: i64) -> Built {
     let from = b.ty(v)?;
+    let to = TensorType::new(from.dtype, &from.shape[lead..]);
     let columns = to.elements();
-    let Some(width) = columns.known().filter(|n| *n >= 64 && matches!(from.dtype, DType::F32 | DType::F64)) else {
+    let Some(width) = columns.known().filter(|n| *n >= narrow && matches!(from.dtype, DType::F32 | DType::F64)) else {
         return b.reduce_sum(v, &(0..lead as i64).collect::<Vec<_>>(), false);
     };
     let rows = from.shape[..lead].iter().fold(Dim::from(1), |n, d| &n * d);
@@ -67,4 +68,10 @@ fn sum_leading(b: &mut Builder, v: ValueId, lead: usize, to: &TensorType) -> Bui
     let sum = b.matmul(ones, matrix)?;
     let target: Vec<i64> = to.known_dims().unwrap_or_default();
     b.reshape(sum, &target, &to.shape)
+}
+
+/// Sum over the batch of products. Measured with 16 and 64 samples: below two thousand elements the two ways differ by ten
+/// microseconds, at 36 thousand by a factor of two to ten.
+pub(super) fn sum_batch(b: &mut Builder, products: ValueId) -> Built {
+    sum_leading(b, products, 1, 2048)
 }

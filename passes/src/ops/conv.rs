@@ -4,7 +4,8 @@
 //! to operators whose CUDA kernels are of the ordinary kind.
 
 use super::batch_norm_train::channel_reduce;
-use super::matmul::contract_batch;
+use super::broadcast::sum_batch;
+use super::matmul::{contract_batch, is_long};
 use super::sample::floats;
 use super::window::{Window, crop_like, pad_spatial, slice};
 use super::*;
@@ -250,6 +251,12 @@ pub(super) fn weight_gradient(b: &mut Builder, x: ValueId, ct: ValueId, w: Value
         let ordered = b.transpose(spread, &[0, 2, 1])?;
         return b.reshape_like(ordered, w);
     }
+    if group == 1 && seen.len() > 1 && !ct_ty.shape[0].is_one() {
+        let area = ct_ty.shape[2..].iter().fold(Dim::from(1), |a, d| &a * d);
+        if !is_long(&ct_ty.shape[1], &x_ty.shape[1], &area) {
+            return summed_once(b, &seen, ct, w);
+        }
+    }
     let mut products = Vec::new();
     for v in &seen {
         let product = channel_products(b, *v, ct, group)?;
@@ -259,17 +266,37 @@ pub(super) fn weight_gradient(b: &mut Builder, x: ValueId, ct: ValueId, w: Value
     b.reshape_like(joined, w)
 }
 
+/// The taps' products of all samples side by side, so that one sum over the batch serves all taps.
+fn summed_once(b: &mut Builder, seen: &[ValueId], ct: ValueId, w: ValueId) -> Built {
+    let ct = flat_windows(b, ct)?;
+    let mut products = Vec::new();
+    for v in seen {
+        let flat = flat_windows(b, *v)?;
+        let transposed = b.transpose_last(flat)?;
+        products.push(b.matmul(ct, transposed)?);
+    }
+    let joined = b.concat(&products, 1)?;
+    let sum = sum_batch(b, joined)?;
+    let spread = split_axis(b, sum, 0, seen.len() as i64)?;
+    let ordered = b.transpose(spread, &[1, 2, 0])?;
+    b.reshape_like(ordered, w)
+}
+
+/// [N, C, ..] as [N, C, windows].
+fn flat_windows(b: &mut Builder, v: ValueId) -> Built {
+    let ty = b.ty(v)?;
+    if ty.rank() == 3 {
+        return Ok(v);
+    }
+    let area = ty.shape[2..].iter().fold(Dim::from(1), |a, d| &a * d);
+    let shape = [ty.shape[0].clone(), ty.shape[1].clone(), area];
+    reshape_around(b, v, &shape)
+}
+
 /// Σ over batch and windows of ȳ's times x's channels within each group: [O, C / G] from [N, O, ..] and [N, C, ..].
 fn channel_products(b: &mut Builder, x: ValueId, ct: ValueId, group: i64) -> Built {
     let flat = |b: &mut Builder, v: ValueId| -> Built {
-        let ty = b.ty(v)?;
-        let area = ty.shape[2..].iter().fold(Dim::from(1), |a, d| &a * d);
-        let flat = if ty.rank() == 3 {
-            v
-        } else {
-            let shape = [ty.shape[0].clone(), ty.shape[1].clone(), area];
-            reshape_around(b, v, &shape)?
-        };
+        let flat = flat_windows(b, v)?;
         if group == 1 { Ok(flat) } else { split_axis(b, flat, 1, group) }
     };
     let (ct, x) = (flat(b, ct)?, flat(b, x)?);

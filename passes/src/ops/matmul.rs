@@ -1,6 +1,6 @@
 //! `MatMul`: z = x · y over the last two axes with numpy's batching; a vector operand is a row (left) or a column (right).
 
-use super::broadcast::{broadcast, unbroadcast};
+use super::broadcast::{broadcast, sum_batch, unbroadcast};
 use super::sample::floats;
 use super::*;
 use crate::ir::build::{Builder, Built};
@@ -161,6 +161,14 @@ pub(super) fn gemm(b: &mut Builder, x: ValueId, y: ValueId, trans_x: bool, trans
     b.op_with("Gemm", attrs, &[x, y])
 }
 
+/// Is it better to gather a batch of products [M, P] · [P, K] into one long product than to sum them?
+pub(super) fn is_long(m: &Dim, k: &Dim, inner: &Dim) -> bool {
+    match (m.known(), k.known(), inner.known()) {
+        (Some(m), Some(k), Some(p)) => m * k > 6 * p * (m + k),
+        _ => false,
+    }
+}
+
 /// Σ_batch A Bᵀ for A [batch, .., M, P] and B [batch, .., K, P], to [.., M, K].
 ///
 /// Either a batch of products and a sum, or both transposed and one long product. The first writes batch · M · K numbers, the
@@ -175,14 +183,11 @@ pub(super) fn contract_batch(b: &mut Builder, lhs: ValueId, rhs: ValueId) -> Bui
         let product = b.matmul(lhs, transposed)?;
         return b.squeeze(product, &[0]);
     }
-    let long = match (m.known(), k.known(), inner.known()) {
-        (Some(m), Some(k), Some(p)) => m * k > 6 * p * (m + k),
-        _ => false,
-    };
+    let long = is_long(&m, &k, &inner);
     if !long {
         let transposed = b.transpose_last(rhs)?;
         let product = b.matmul(lhs, transposed)?;
-        return b.reduce_sum(product, &[0], false);
+        return sum_batch(b, product);
     }
     // [batch, .., M, P] -> [.., M, batch, P] -> [.., M, batch · P].
     let mut perm: Vec<i64> = (1..rank - 1).collect();

@@ -432,3 +432,87 @@ fn pad_zeros(b: &mut Builder, m: ValueId, id: i64, axis: usize, around: [i64; 2]
     }
     b.concat(&parts, axis as i64)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::analysis::residual::find_residuals;
+    use crate::transform::route::{ChainChoice, Form, Granularity, Init, Normalize, RouteOptions, Rule, Scope, route_skips};
+
+    /// `h ← h + tanh(h w)`, so many times, routed with a gate: the graph and each route's name with its nearest state's.
+    fn gated_chain(blocks: usize) -> (Graph, Vec<(String, String)>) {
+        let mut g = Graph::default();
+        let ty = TensorType::new(DType::F32, vec![Dim::from(2), Dim::from(8)]);
+        let mut h = g.add_input("x", ty.into(), None);
+        let mut b = Builder::new(&mut g, "");
+        for k in 0..blocks {
+            b.prefix = format!("block{k}");
+            let w = b.graph.add_initializer(&format!("w{k}"), Tensor::f32s(&[8, 8], &[0.1 * k as f32; 64]), false);
+            let mixed = b.matmul(h, w).expect("a product");
+            let branch = b.op("Tanh", &[mixed]).expect("a branch");
+            h = b.add(h, branch).expect("a skip");
+        }
+        g.add_output(h, None);
+        let options = RouteOptions {
+            form: Form::Reassign,
+            granularity: Granularity::Add,
+            scope: Scope::Stage,
+            rule: Rule::Gated,
+            normalize: Normalize::Incoming,
+            init: Init::Uniform,
+            tau: 0.01,
+            chains: ChainChoice::All,
+        };
+        let chains = find_residuals(&g).chains;
+        let routers = route_skips(&mut g, &chains, &options).expect("a router").routers;
+        let named = routers[0]
+            .rows
+            .iter()
+            .map(|(row, route)| (g.name(*route).to_string(), g.name(routers[0].states[*row]).to_string()));
+        let named = named.collect();
+        (g, named)
+    }
+
+    /// Matrix products may be rounded to ten bits (TF32). The one-hot part of a gated route must not pass through one: it is
+    /// the nearest state itself, added, and what the products are given is zero at one-hot.
+    #[test]
+    fn the_one_hot_part_of_a_gated_route_is_a_plain_addition_in_every_lowering() {
+        let cases = [(4, Lowering::Pairwise), (9, Lowering::TwoLevel(4)), (20, Lowering::TwoLevel(8))];
+        for (blocks, lowering) in cases {
+            let (mut g, routes) = gated_chain(blocks);
+            assert_eq!(Lowering::choose(blocks), lowering);
+            lower_routes(&mut g).expect("lowered");
+            assert_eq!(routes.len(), blocks - 1, "the first row needs no route");
+            for (route, nearest) in routes {
+                let sum = g.find(&route).expect("the route's name stays");
+                assert!(g.is_op(sum.node, "Add"), "{lowering:?}: `{route}` is no addition");
+                let (first, rest) = (g.operand(sum.node, 0), g.operand(sum.node, 1).expect("two operands"));
+                assert_eq!(first, g.find(&nearest), "{lowering:?}: `{route}` does not start from its nearest state");
+                assert!(reads(&g, rest, "ancre/0/weights"), "{lowering:?}: the rest of `{route}` is not by the weights");
+                assert!(!reads(&g, rest, &route));
+            }
+            // weights = gate ⊙ (softmax − onehot): exactly zero at one-hot and at a closed gate.
+            let weights = g.find("ancre/0/weights").expect("the weights");
+            let offset = g.operand(weights.node, 1).expect("two operands");
+            assert!(g.is_op(weights.node, "Mul") && g.is_op(offset.node, "Sub"), "{lowering:?}");
+            let hot = g.operand(offset.node, 1).and_then(|v| g.constant(v));
+            let hot = hot.and_then(|t| t.to_f32().ok()).expect("the one-hot matrix");
+            let diagonal: Vec<f32> = (0..blocks * blocks).map(|i| (i % blocks == i / blocks) as u8 as f32).collect();
+            assert_eq!(hot, diagonal);
+        }
+    }
+
+    /// Does a value depend on another by that name?
+    fn reads(g: &Graph, v: ValueId, name: &str) -> bool {
+        let mut seen = IndexSet::from([v]);
+        let mut next = 0;
+        while let Some(v) = seen.get_index(next).copied() {
+            if g.name(v) == name {
+                return true;
+            }
+            seen.extend(g.reads(v.node));
+            next += 1;
+        }
+        false
+    }
+}
