@@ -1,5 +1,9 @@
 //! The command line.
 
+mod verify;
+
+pub use verify::{EngineArg, VerifyArgs};
+
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
@@ -17,6 +21,7 @@ use std::path::PathBuf;
   ancre-rewrite gpt.onnx --loss next-token --preset paper      ANCRe as published, for training from scratch
   ancre-rewrite mlp.onnx --loss mse --optimizer sgd --momentum 0.9 -o out/
   ancre-rewrite train resnet.ancre.train.onnx --data train.npz --val test.npz --epochs 5 --export deployed.onnx
+  ancre-rewrite verify resnet.onnx resnet.ancre.onnx           are they equivalent? (for CI)
   ancre-rewrite freeze resnet.ancre.onnx --state trained.safetensors -o deployed.onnx
 
 Exit status: 0 success, 1 a check said no, 2 bad usage or bad input."
@@ -35,6 +40,8 @@ pub struct Cli {
 pub enum Command {
     /// Show the residual structure, changing nothing
     Inspect(InspectArgs),
+    /// Are two models equivalent? Or: are a training graph's gradients right?
+    Verify(VerifyArgs),
     /// Write trained state back and bake the router into a deployable model
     Freeze(FreezeArgs),
     /// Train in ONNX Runtime, from the training graph that the main job writes

@@ -4,7 +4,7 @@ use ancre_rewrite::cli::{Cli, Command};
 use ancre_rewrite::error::Failure;
 #[cfg(feature = "ort")]
 use ancre_rewrite::train;
-use ancre_rewrite::{freeze, inspect, report, rewrite};
+use ancre_rewrite::{freeze, inspect, report, rewrite, verify};
 use clap::{CommandFactory, Parser};
 use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -51,6 +51,9 @@ fn run(cli: &Cli) -> Result<(String, u8), Failure> {
         };
         return Ok((text, if done.interrupted { train::interrupt::STATUS } else { 0 }));
     }
+    if let Some(Command::Verify(a)) = &cli.command {
+        return verify::verify(a).map(|answer| (answer.text, answer.status));
+    }
     say(cli).map(|text| (text, 0))
 }
 
@@ -58,6 +61,7 @@ fn say(cli: &Cli) -> Result<String, Failure> {
     match &cli.command {
         #[cfg(feature = "ort")]
         Some(Command::Train(_)) => Ok(String::new()),
+        Some(Command::Verify(_)) => Ok(String::new()),
         Some(Command::Inspect(a)) => Ok(inspect::inspect(a)? + if a.json { "\n" } else { "" }),
         Some(Command::Freeze(a)) => {
             let done = freeze::freeze(a)?;

@@ -19,15 +19,7 @@ const UNBOUNDED: u64 = 10;
 /// Choices of sizes for the symbols of the inputs' shapes, the most natural first; `given` overrides by name. A model that
 /// fails with the first may run with another (an odd size, or one that must be a multiple of a patch).
 pub fn sizes(g: &Graph, given: &Sizes) -> Vec<Sizes> {
-    let mut roles: IndexMap<String, Role> = IndexMap::new();
-    for v in g.required_inputs() {
-        let shape = g.value(v).ty.shape.as_deref().unwrap_or_default();
-        for (axis, d) in shape.iter().enumerate() {
-            for symbol in d.symbols() {
-                roles.entry(symbol.to_string()).or_insert_with(|| Role::guess(symbol, axis, shape.len()));
-            }
-        }
-    }
+    let roles = roles(g);
     let choice = |pick: &dyn Fn(Role) -> i64| -> Sizes {
         let size = |(name, role): (&String, &Role)| (name.clone(), given.get(name).copied().unwrap_or_else(|| pick(*role)));
         roles.iter().map(size).collect()
@@ -48,9 +40,23 @@ pub fn sizes(g: &Graph, given: &Sizes) -> Vec<Sizes> {
     choices
 }
 
+/// What the symbols in the shapes of the inputs count.
+pub(crate) fn roles(g: &Graph) -> IndexMap<String, Role> {
+    let mut roles: IndexMap<String, Role> = IndexMap::new();
+    for v in g.required_inputs() {
+        let shape = g.value(v).ty.shape.as_deref().unwrap_or_default();
+        for (axis, d) in shape.iter().enumerate() {
+            for symbol in d.symbols() {
+                roles.entry(symbol.to_string()).or_insert_with(|| Role::guess(symbol, axis, shape.len()));
+            }
+        }
+    }
+    roles
+}
+
 /// What a symbolic extent counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Role {
+pub(crate) enum Role {
     Batch,
     Sequence,
     Space,
@@ -144,52 +150,76 @@ fn mask(random: &mut Random, shape: &[usize]) -> Vec<f64> {
     values
 }
 
-/// One more than the largest index that everybody who indexes with this value can take; `None` when nobody does.
-fn index_bound(g: &Graph, v: ValueId, sizes: &Sizes) -> Option<u64> {
+/// Who reads a value, directly or after operators that only move its elements: as (node, operand).
+fn readers(g: &Graph, v: ValueId) -> Vec<(NodeId, usize)> {
     let mut seen = HashSet::new();
     let mut open = vec![v];
-    let mut bound: Option<u64> = None;
+    let mut found = Vec::new();
     while let Some(v) = open.pop() {
         if !seen.insert(v) {
             continue;
         }
         for (node, operand) in g.uses(v) {
             let Some(op) = g.op(node) else { continue };
-            let extent = |operand: usize, axis: i64| -> Option<u64> {
-                let ty = g.tensor_type(g.operand(node, operand)?)?;
-                let d = ty.shape.get(ty.axis(axis)?)?.eval(&|s| sizes.get(s).copied())?;
-                u64::try_from(d).ok()
-            };
-            let limit = match (op.name.as_str(), operand) {
-                ("Gather" | "GatherElements" | "ScatterElements" | "Scatter", 1) => extent(0, op.attrs.int("axis", 0)),
-                // ids into the table of words, segments into their own
-                ("EmbedLayerNormalization", 0) => extent(2, 0),
-                ("EmbedLayerNormalization", 1) => extent(4, 0),
-                ("GatherND" | "ScatterND", 1) => extent(0, op.attrs.int("batch_dims", 0)),
-                ("OneHot", 0) => g
-                    .operand(node, 1)
-                    .and_then(|depth| g.constant(depth)?.to_i64().ok()?.first().map(|d| *d as u64))
-                    .or_else(|| result_extent(g, node, op.attrs.int("axis", -1), sizes)),
-                // One-hot by comparison with 0, 1, 2, …
-                ("Equal", side) => g
-                    .operand(node, 1 - side.min(1))
-                    .and_then(|classes| constant_ints(g, classes).filter(|c| c.len() > 1))
-                    .and_then(|classes| u64::try_from(classes.iter().max()? + 1).ok()),
-                ("SoftmaxCrossEntropyLoss" | "NegativeLogLikelihoodLoss", 1) => extent(0, 1),
-                (
-                    "Cast" | "Identity" | "Reshape" | "Unsqueeze" | "Squeeze" | "Flatten" | "Transpose" | "Slice" | "Expand"
-                    | "Concat" | "Split" | "Tile" | "Where" | "Clip" | "Min" | "Max" | "Mod" | "Pad",
-                    _,
-                ) => {
-                    open.extend(g.results(node));
-                    None
+            match op.name.as_str() {
+                "Cast" | "Identity" | "Reshape" | "Unsqueeze" | "Squeeze" | "Flatten" | "Transpose" | "Slice" | "Expand"
+                | "Concat" | "Split" | "Tile" | "Where" | "Clip" | "Min" | "Max" | "Mod" | "Pad" => {
+                    open.extend(g.results(node))
                 }
-                _ => None,
-            };
-            bound = [bound, limit].into_iter().flatten().min();
+                _ => found.push((node, operand)),
+            }
         }
     }
-    bound.filter(|b| *b > 0)
+    found
+}
+
+/// The constant tables that an input indexes by row: a row of the table for each of its elements.
+pub(crate) fn indexed_tables(g: &Graph, v: ValueId) -> Vec<ValueId> {
+    let table = |(node, operand): (NodeId, usize)| {
+        let op = g.op(node)?;
+        let place = match (op.name.as_str(), operand) {
+            ("Gather", 1) if op.attrs.int("axis", 0) == 0 => 0,
+            ("EmbedLayerNormalization", 0) => 2,
+            ("EmbedLayerNormalization", 1) => 4,
+            _ => return None,
+        };
+        g.operand(node, place).filter(|t| g.initializer(*t).is_some_and(|t| !t.dims().is_empty()))
+    };
+    let mut tables: Vec<ValueId> = readers(g, v).into_iter().filter_map(table).collect();
+    tables.sort_unstable();
+    tables.dedup();
+    tables
+}
+
+/// One more than the largest index that everybody who indexes with this value can take; `None` when nobody does.
+fn index_bound(g: &Graph, v: ValueId, sizes: &Sizes) -> Option<u64> {
+    let limit = |(node, operand): (NodeId, usize)| -> Option<u64> {
+        let op = g.op(node)?;
+        let extent = |operand: usize, axis: i64| -> Option<u64> {
+            let ty = g.tensor_type(g.operand(node, operand)?)?;
+            let d = ty.shape.get(ty.axis(axis)?)?.eval(&|s| sizes.get(s).copied())?;
+            u64::try_from(d).ok()
+        };
+        match (op.name.as_str(), operand) {
+            ("Gather" | "GatherElements" | "ScatterElements" | "Scatter", 1) => extent(0, op.attrs.int("axis", 0)),
+            // ids into the table of words, segments into their own
+            ("EmbedLayerNormalization", 0) => extent(2, 0),
+            ("EmbedLayerNormalization", 1) => extent(4, 0),
+            ("GatherND" | "ScatterND", 1) => extent(0, op.attrs.int("batch_dims", 0)),
+            ("OneHot", 0) => g
+                .operand(node, 1)
+                .and_then(|depth| g.constant(depth)?.to_i64().ok()?.first().map(|d| *d as u64))
+                .or_else(|| result_extent(g, node, op.attrs.int("axis", -1), sizes)),
+            // One-hot by comparison with 0, 1, 2, …
+            ("Equal", side) => g
+                .operand(node, 1 - side.min(1))
+                .and_then(|classes| constant_ints(g, classes).filter(|c| c.len() > 1))
+                .and_then(|classes| u64::try_from(classes.iter().max()? + 1).ok()),
+            ("SoftmaxCrossEntropyLoss" | "NegativeLogLikelihoodLoss", 1) => extent(0, 1),
+            _ => None,
+        }
+    };
+    readers(g, v).into_iter().filter_map(limit).filter(|b| *b > 0).min()
 }
 
 fn result_extent(g: &Graph, node: NodeId, axis: i64, sizes: &Sizes) -> Option<u64> {
@@ -198,12 +228,12 @@ fn result_extent(g: &Graph, node: NodeId, axis: i64, sizes: &Sizes) -> Option<u6
 }
 
 /// A small generator (splitmix64), one stream for each input.
-struct Random {
+pub(crate) struct Random {
     state: u64,
 }
 
 impl Random {
-    fn new(seed: u64, name: &str) -> Random {
+    pub(crate) fn new(seed: u64, name: &str) -> Random {
         // FNV-1a of the name, so that an input's values do not depend on which others there are.
         let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ b as u64).wrapping_mul(0x100_0000_01b3));
         let mut random = Random { state: seed ^ hash };
@@ -223,12 +253,12 @@ impl Random {
         ((self.next() >> 11) as f64 + 0.5) / (1u64 << 53) as f64
     }
 
-    fn below(&mut self, bound: u64) -> u64 {
+    pub(crate) fn below(&mut self, bound: u64) -> u64 {
         (self.unit() * bound as f64) as u64
     }
 
     /// Standard normal (Box–Muller).
-    fn normal(&mut self) -> f64 {
+    pub(crate) fn normal(&mut self) -> f64 {
         let radius = (-2.0 * self.unit().ln()).sqrt();
         radius * (std::f64::consts::TAU * self.unit()).cos()
     }

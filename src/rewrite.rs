@@ -264,7 +264,10 @@ pub fn rewrite(a: &RewriteArgs) -> Result<Outcome, Failure> {
 }
 
 /// `--dim` must name symbols of the inputs' shapes.
-fn check_dims(g: &Graph, dims: &Sizes) -> Result<(), Failure> {
+///
+/// # Errors
+/// The first that does not.
+pub fn check_dims(g: &Graph, dims: &Sizes) -> Result<(), Failure> {
     let mut symbols: Vec<String> = g
         .required_inputs()
         .filter_map(|v| g.value(v).ty.shape.clone())

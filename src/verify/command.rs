@@ -1,0 +1,122 @@
+//! The verb.
+
+use super::{
+    ProofMode, Subject, Tolerance, Verdict, VerifyOptions, arrays, compare_subjects, gradient, junit, memory, report,
+};
+use crate::cli::{EngineArg, VerifyArgs};
+use crate::engine::Tensors;
+use crate::error::Failure;
+use crate::files::Outputs;
+use crate::{options, rewrite};
+use std::path::Path;
+use std::time::Instant;
+
+/// What the verb says, and the exit status.
+pub struct Answer {
+    /// For stdout.
+    pub text: String,
+    /// 0: equivalent, 1: not.
+    pub status: u8,
+}
+
+/// Runs `verify`.
+///
+/// # Errors
+/// Bad usage, bad input, or an engine that cannot run a model.
+pub fn verify(args: &VerifyArgs) -> Result<Answer, Failure> {
+    let answer = attempt(args);
+    if let Err(failure) = &answer {
+        report::annotate_failure(args, failure);
+        // A CI job shows its JUnit file also when the check could not be made.
+        if let Some(path) = &args.junit {
+            write(path, &junit::failed(args, failure)?)?;
+        }
+    }
+    answer
+}
+
+fn attempt(args: &VerifyArgs) -> Result<Answer, Failure> {
+    if let Some(train) = &args.gradient {
+        return check_gradient(args, train);
+    }
+    let (Some(a), Some(b)) = (&args.a, &args.b) else {
+        return Err(Failure::input("two models are compared").help("ancre-rewrite verify A.onnx B.onnx"));
+    };
+    let clock = Instant::now();
+    let mut o = verify_options(args)?;
+    let _watch = o.max_memory.map(memory::Watch::new);
+    let (a, b) = (Subject::read(a)?, Subject::read(b)?);
+    rewrite::check_dims(&a.graph, &o.dims).map_err(|e| e.at(&a.path))?;
+    o.given = arrays::read_inputs(&args.input, &a.graph)?;
+    let verdict = compare_subjects(&a, &b, &o)?;
+    let seconds = clock.elapsed().as_secs_f64();
+    report::annotate(&a, &b, &verdict);
+    if let Some(path) = &args.junit {
+        write(path, &junit::of_verdict(&a, &b, &verdict, &o, seconds)?)?;
+    }
+    let text = if args.json {
+        format!("{}\n", report::json(&a, &b, &verdict, &o, seconds))
+    } else if args.quiet && verdict.equivalent {
+        String::new()
+    } else {
+        report::text(&a, &b, &verdict, &o, args.verbose)
+    };
+    Ok(Answer { text, status: status(&verdict) })
+}
+
+fn check_gradient(args: &VerifyArgs, train: &Path) -> Result<Answer, Failure> {
+    let clock = Instant::now();
+    let mut o = verify_options(args)?;
+    o.engine = args.engine.unwrap_or(EngineArg::Ort);
+    o.trials = args.trials.unwrap_or(3) as usize;
+    let _watch = o.max_memory.map(memory::Watch::new);
+    let train = Subject::read(train)?;
+    rewrite::check_dims(&train.graph, &o.dims).map_err(|e| e.at(&train.path))?;
+    o.given = arrays::read_inputs(&args.input, &train.graph)?;
+    let reports = gradient::check(&train, &o)?;
+    let failures = gradient::report::failures(&reports);
+    report::annotate_lines(&train.path, "wrong gradient", failures.iter().map(|(_, message)| message.as_str()));
+    if let Some(path) = &args.junit {
+        write(path, &junit::of_gradients(&train.path, &reports, clock.elapsed().as_secs_f64())?)?;
+    }
+    let text = if args.json {
+        format!("{}\n", gradient::report::json(&train.path, &reports, &o))
+    } else if args.quiet && failures.is_empty() {
+        String::new()
+    } else {
+        gradient::report::text(&train.path, &reports, args.verbose)
+    };
+    Ok(Answer { text, status: !failures.is_empty() as u8 })
+}
+
+fn status(verdict: &Verdict) -> u8 {
+    !verdict.equivalent as u8
+}
+
+fn write(path: &Path, text: &str) -> Result<(), Failure> {
+    let mut outputs = Outputs::default();
+    outputs.add_bytes(text.as_bytes(), path)?;
+    outputs.commit()
+}
+
+fn verify_options(args: &VerifyArgs) -> Result<VerifyOptions, Failure> {
+    let number = |value: Option<f64>, name: &str| match value {
+        Some(v) if !(v.is_finite() && v >= 0.0) => Err(Failure::input(format!("{name} {v}: a number from 0 on is needed"))),
+        v => Ok(v.unwrap_or(1e-5)),
+    };
+    Ok(VerifyOptions {
+        proof: match (args.proof, args.no_proof) {
+            (true, _) => ProofMode::Only,
+            (_, true) => ProofMode::Never,
+            _ => ProofMode::First,
+        },
+        reassociate: args.reassociate,
+        engine: args.engine.unwrap_or(EngineArg::Tract),
+        trials: args.trials.unwrap_or(8) as usize,
+        seed: args.seed.unwrap_or(0),
+        tolerance: Tolerance { atol: number(args.atol, "--atol")?, rtol: number(args.rtol, "--rtol")? },
+        dims: options::dims(&args.dim)?,
+        given: Tensors::new(),
+        max_memory: args.max_memory.as_deref().map(memory::parse_size).transpose()?,
+    })
+}

@@ -1,0 +1,125 @@
+//! The loss as a function of the trained tensors, in an engine of its own.
+
+use super::widen::{loss_graph, spell_out, widen};
+use super::{State, Training};
+use crate::engine::{Engine, Session, Tensors};
+use crate::error::Failure;
+use crate::tensor::NpTensor;
+use ancre_passes::ir::{DType, Graph};
+use ancre_passes::onnx;
+use ancre_passes::transform::eliminate;
+use std::collections::HashSet;
+
+/// The loss graph, loaded.
+pub(super) struct Losses {
+    session: Box<dyn Session>,
+    /// Name of the engine.
+    pub(super) engine: &'static str,
+    /// `float64` or `float32`.
+    pub(super) precision: &'static str,
+    /// Largest relative error of a directional derivative.
+    pub(super) tolerance: f64,
+    /// Step, as a part of a tensor's scale.
+    step: f64,
+    /// Name of the loss.
+    loss: String,
+    /// The loss at the point.
+    value: f64,
+    /// Inputs the loss depends on.
+    read: HashSet<String>,
+    pub(super) notes: Vec<String>,
+}
+
+impl Losses {
+    /// Loads the loss in float64, or as it is where the engine cannot do that.
+    pub(super) fn new(t: &Training, engine: &dyn Engine) -> Result<Losses, Failure> {
+        let path = &t.subject.path;
+        let (mut narrow, loss) = loss_graph(&t.subject.graph).map_err(|e| Failure::input(e).at(path))?;
+        let mut wide = narrow.clone();
+        let attempt = widen(&mut wide).and_then(|()| {
+            spell_out(&mut wide);
+            eliminate::eliminate_dead(&mut wide, |_, _| false);
+            Losses::load(t, &wide, &loss, engine, true)
+        });
+        match attempt {
+            Ok(losses) => Ok(losses),
+            Err(why) => {
+                spell_out(&mut narrow);
+                eliminate::eliminate_dead(&mut narrow, |_, _| false);
+                let mut losses = Losses::load(t, &narrow, &loss, engine, false).map_err(|e| {
+                    let other = if engine.name() == "tract" { "tract" } else { "ort" };
+                    Failure::check(format!("{} cannot run the loss: {e}", engine.name()))
+                        .help(format!("--engine {other} computes the gradients in this engine and the losses in the other"))
+                        .at(path)
+                })?;
+                losses.notes.push(format!("losses in float32, as {} cannot run them in float64: {why}", engine.name()));
+                Ok(losses)
+            }
+        }
+    }
+
+    fn load(t: &Training, g: &Graph, loss: &str, engine: &dyn Engine, wide: bool) -> Result<Losses, String> {
+        let bytes = onnx::emit(g).and_then(|e| e.to_bytes()).map_err(|e| e.to_string())?;
+        let session = engine.load(&bytes, t.subject.path.parent()).map_err(|e| e.to_string())?;
+        let read = g.inputs().iter().map(|n| g.name(g.result(*n, 0)).to_string()).collect();
+        let mut losses = Losses {
+            session,
+            engine: engine.name(),
+            precision: if wide { "float64" } else { "float32" },
+            // In float32 a step must be large enough that the loss changes by more than its rounding.
+            tolerance: if wide { 1e-3 } else { 5e-2 },
+            step: if wide { 1e-4 } else { 0.1 },
+            loss: loss.to_string(),
+            value: 0.0,
+            read,
+            notes: Vec::new(),
+        };
+        let at_point = losses.at(&t.feeds(0.0))?;
+        losses.value = at_point;
+        if at_point.is_finite() { Ok(losses) } else { Err(format!("the loss is {at_point}")) }
+    }
+
+    fn at(&mut self, feeds: &Tensors) -> Result<f64, String> {
+        let mut fed = Tensors::new();
+        for (name, t) in feeds.iter().filter(|(n, _)| self.read.contains(*n)) {
+            let t = match self.precision {
+                "float64" if t.dtype().is_float() => {
+                    NpTensor::from_f64s(DType::F64, t.shape(), &t.to_f64()).ok_or("a tensor cannot be widened")?
+                }
+                _ => t.clone(),
+            };
+            fed.insert(name.clone(), t);
+        }
+        let out = self.session.run(&fed).map_err(|e| e.to_string())?;
+        out.get(&self.loss).and_then(|t| t.to_f64().first().copied()).ok_or_else(|| "the loss did not come back".to_string())
+    }
+
+    /// Does the loss depend on the number of the step, as dropout's masks do?
+    pub(super) fn depends_on(&self, t: &Training) -> bool {
+        t.states.iter().any(|s| s.kind == "counter" && self.read.contains(&s.input))
+    }
+
+    /// What the rounding of the loss alone may do to a difference.
+    pub(super) fn noise(&self, scale: f64) -> f64 {
+        let unit = if self.precision == "float64" { f64::EPSILON } else { f32::EPSILON as f64 };
+        4.0 * unit * self.value.abs() / (self.step * scale)
+    }
+
+    /// The central difference of the loss along a direction of one tensor.
+    pub(super) fn difference(&mut self, t: &Training, s: &State, direction: &[f64], scale: f64) -> Result<f64, Failure> {
+        let h = self.step * scale;
+        let base = &t.point[&s.input];
+        let values = base.to_f64();
+        let dtype = if self.precision == "float64" { DType::F64 } else { base.dtype() };
+        let mut losses = [0.0; 2];
+        for (loss, sign) in losses.iter_mut().zip([1.0, -1.0]) {
+            let moved: Vec<f64> = values.iter().zip(direction).map(|(w, d)| w + sign * h * d).collect();
+            let mut feeds = t.feeds(0.0);
+            feeds.extend(NpTensor::from_f64s(dtype, base.shape(), &moved).map(|m| (s.input.clone(), m)));
+            *loss = self
+                .at(&feeds)
+                .map_err(|e| Failure::check(format!("{} cannot run the loss: {e}", self.engine)).at(&t.subject.path))?;
+        }
+        Ok((losses[0] - losses[1]) / (2.0 * h))
+    }
+}

@@ -1,0 +1,448 @@
+//! Are the gradients of a training graph the derivatives of its loss, and are its updates what its optimiser says?
+//!
+//! Gradients come from the file as it is, in one engine: from its `.grad` outputs, or else from what a first step does to the
+//! moments. Losses come from the file's forward part, in the other engine and, where that engine can, in float64. For every
+//! trained tensor g·d must be (L(w + h·d) − L(w − h·d)) / 2h along the gradient itself and along random directions. The point
+//! is not the start of training, at which gates are zero and much of the gradient is too, but a random one beside it.
+
+mod formula;
+mod losses;
+pub mod report;
+mod updates;
+mod widen;
+
+use super::numeric::engines;
+use super::{Subject, VerifyOptions};
+use crate::cli::EngineArg;
+use crate::engine::{Engine, Session, Tensors};
+use crate::error::Failure;
+use crate::random_inputs::{self, Random, Sizes};
+use crate::tensor::NpTensor;
+use ancre_passes::ir::DType;
+use formula::Optimizer;
+use losses::Losses;
+use serde::{Deserialize, Serialize};
+use std::collections::HashMap;
+use std::time::Instant;
+pub use updates::UpdateCheck;
+
+/// A state tensor as `ancre.state` describes it.
+#[derive(Clone, Debug, Deserialize)]
+pub struct State {
+    /// Its name.
+    pub name: String,
+    /// The graph input that takes it.
+    pub input: String,
+    /// The graph output that gives its next value.
+    pub output: Option<String>,
+    /// `parameter`, `logits`, `gate`, `moment`, …
+    pub kind: String,
+    /// Is it trained?
+    pub trainable: bool,
+    /// Its full shape.
+    pub shape: Vec<i64>,
+}
+
+impl State {
+    fn is_router(&self) -> bool {
+        self.kind == "logits" || self.kind == "gate"
+    }
+}
+
+/// One trained tensor's gradient against finite differences.
+#[derive(Clone, Debug, Serialize)]
+pub struct TensorCheck {
+    /// The tensor.
+    pub name: String,
+    /// `parameter`, `logits` or `gate`.
+    pub kind: String,
+    /// Norm of its gradient.
+    pub norm: f64,
+    /// g·d of the direction that fits worst.
+    pub directional: f64,
+    /// The finite difference along it.
+    pub finite_difference: f64,
+    /// Their difference, relative to a typical derivative in a random direction.
+    pub error: f64,
+    /// Is the error within the tolerance?
+    pub passed: bool,
+}
+
+/// What the check of one engine's gradients showed.
+#[derive(Clone, Debug)]
+pub struct GradientReport {
+    /// Engine that computed the gradients.
+    pub gradients: &'static str,
+    /// Engine that computed the losses.
+    pub losses: &'static str,
+    /// `float64`, or `float32` where that engine cannot.
+    pub precision: &'static str,
+    /// Where the gradients were read: `.grad outputs` or the first step's moments.
+    pub source: String,
+    /// Largest error allowed.
+    pub tolerance: f64,
+    /// Every trained tensor.
+    pub tensors: Vec<TensorCheck>,
+    /// Every state that an optimiser's step changes.
+    pub updates: Vec<UpdateCheck>,
+    /// Directions for each tensor.
+    pub directions: usize,
+    /// Extents of symbols.
+    pub sizes: Sizes,
+    /// Seconds.
+    pub seconds: f64,
+    /// Things a person should know.
+    pub notes: Vec<String>,
+}
+
+impl GradientReport {
+    /// Did everything pass?
+    pub fn passed(&self) -> bool {
+        self.tensors.iter().all(|t| t.passed) && self.updates.iter().all(|u| u.passed)
+    }
+}
+
+/// A training graph with what it says about itself.
+pub(super) struct Training<'s> {
+    subject: &'s Subject,
+    states: Vec<State>,
+    optimizer: Option<Optimizer>,
+    /// What its required inputs are fed, `lr` aside.
+    inputs: Tensors,
+    /// The random point: every trained tensor.
+    point: Tensors,
+    /// Defaults of the other states that have none in the file.
+    rest: Tensors,
+    /// How far elements of a trained tensor move naturally.
+    scales: HashMap<String, f64>,
+    sizes: Sizes,
+    seed: u64,
+}
+
+impl Training<'_> {
+    fn trained(&self) -> impl Iterator<Item = &State> {
+        self.states.iter().filter(|s| s.trainable)
+    }
+
+    /// The learning rate's input, if there is one.
+    fn lr(&self) -> Option<String> {
+        let g = &self.subject.graph;
+        let stated = self.optimizer.as_ref().and_then(|o| o.lr.clone());
+        let names = stated.into_iter().chain(["lr".to_string(), "ancre.lr".to_string()]);
+        names.into_iter().find(|n| g.find(n).is_some_and(|v| g.required_inputs().any(|i| i == v)))
+    }
+
+    /// Everything a step is fed.
+    fn feeds(&self, lr: f64) -> Tensors {
+        let mut feeds = self.inputs.clone();
+        feeds.extend(self.point.iter().chain(&self.rest).map(|(n, t)| (n.clone(), t.clone())));
+        if let Some(name) = self.lr() {
+            feeds.extend(NpTensor::f32s(&[], &[lr as f32]).map(|t| (name, t)));
+        }
+        feeds
+    }
+}
+
+/// Checks a training graph; with both engines, the gradients of either.
+///
+/// # Errors
+/// When the file is no training graph, or an engine cannot run it.
+pub fn check(subject: &Subject, o: &VerifyOptions) -> Result<Vec<GradientReport>, Failure> {
+    let which: &[(EngineArg, EngineArg)] = match o.engine {
+        EngineArg::Ort => &[(EngineArg::Ort, EngineArg::Tract)],
+        EngineArg::Tract => &[(EngineArg::Tract, EngineArg::Ort)],
+        EngineArg::Both => &[(EngineArg::Ort, EngineArg::Tract), (EngineArg::Tract, EngineArg::Ort)],
+    };
+    let mut reports = Vec::new();
+    for (of_gradients, of_losses) in which {
+        let one = |e| engines(e).map(|mut all| all.remove(0)).map_err(no_independent);
+        reports.push(check_with(subject, one(*of_gradients)?.as_ref(), one(*of_losses)?.as_ref(), o)?);
+    }
+    Ok(reports)
+}
+
+fn no_independent(e: Failure) -> Failure {
+    Failure { what: format!("gradients and losses are computed in two engines: {}", e.what), ..e }
+}
+
+fn check_with(
+    subject: &Subject,
+    gradients: &dyn Engine,
+    losses: &dyn Engine,
+    o: &VerifyOptions,
+) -> Result<GradientReport, Failure> {
+    let clock = Instant::now();
+    let mut training = read(subject, o)?;
+    let mut session =
+        gradients.load(&subject.bytes, subject.path.parent()).map_err(|e| cannot(subject, gradients, &e.to_string()))?;
+    find_sizes(&mut training, session.as_mut(), gradients, o)?;
+    let (of_point, source) = gradients_at_point(&training, session.as_mut(), gradients)?;
+    let mut losses = Losses::new(&training, losses)?;
+    let mut report = GradientReport {
+        gradients: gradients.name(),
+        losses: losses.engine,
+        precision: losses.precision,
+        source,
+        tolerance: losses.tolerance,
+        tensors: Vec::new(),
+        updates: Vec::new(),
+        directions: o.trials.max(1),
+        sizes: training.sizes.clone(),
+        seconds: 0.0,
+        notes: std::mem::take(&mut losses.notes),
+    };
+    report.tensors = check_tensors(&training, &of_point, &mut losses, report.directions)?;
+    match &training.optimizer {
+        Some(opt) if opt.kind != "none" => {
+            if losses.depends_on(&training) {
+                report.notes.push(
+                    "the loss depends on the step (dropout): gradients and updates are those of the first step".into(),
+                );
+            }
+            report.updates = updates::check(&training, opt, &of_point, session.as_mut(), losses.depends_on(&training))
+                .map_err(|e| cannot(subject, gradients, &e))?;
+        }
+        Some(_) => report.notes.push("the graph updates nothing (optimizer none)".into()),
+        None => report.notes.push("no `ancre.optimizer` in the metadata: updates were not checked".into()),
+    }
+    report.seconds = clock.elapsed().as_secs_f64();
+    Ok(report)
+}
+
+fn cannot(s: &Subject, e: &dyn Engine, why: &str) -> Failure {
+    let other =
+        if e.name() == "tract" { "--engine ort computes the gradients in ONNX Runtime" } else { "--dim NAME=N, or --input" };
+    Failure::check(format!("{} cannot run it: {why}", e.name())).help(other).at(&s.path)
+}
+
+/// Reads what the file says about itself and draws the point.
+fn read<'s>(subject: &'s Subject, o: &VerifyOptions) -> Result<Training<'s>, Failure> {
+    let g = &subject.graph;
+    let unfit = |what: String| Failure::input(what).at(&subject.path);
+    let text = g.metadata.get("ancre.state").ok_or_else(|| {
+        unfit("has no `ancre.state` in its metadata, so it is no training graph of this tool".into())
+            .help("ancre-rewrite MODEL writes STEM.ancre.train.onnx")
+    })?;
+    let states: Vec<State> =
+        serde_json::from_str(text).map_err(|e| unfit(format!("`ancre.state` in its metadata cannot be read: {e}")))?;
+    let optimizer = g
+        .metadata
+        .get("ancre.optimizer")
+        .map(|t| serde_json::from_str(t).map_err(|e| unfit(format!("`ancre.optimizer` cannot be read: {e}"))))
+        .transpose()?;
+    if !states.iter().any(|s| s.trainable) {
+        return Err(unfit("trains nothing: no state is trainable".into()));
+    }
+    let tau = g
+        .metadata
+        .get("ancre.router")
+        .and_then(|t| serde_json::from_str::<serde_json::Value>(t).ok())
+        .and_then(|r| r["tau"].as_f64());
+    let mut t = Training {
+        subject,
+        states,
+        optimizer,
+        inputs: Tensors::new(),
+        point: Tensors::new(),
+        rest: Tensors::new(),
+        scales: HashMap::new(),
+        sizes: Sizes::new(),
+        seed: o.seed,
+    };
+    let stored = separate_state(&t)?;
+    let mut scales = HashMap::new();
+    for s in t.states.clone() {
+        let v = g.find(&s.input).ok_or_else(|| unfit(format!("has no input `{}`, which its metadata lists", s.input)))?;
+        let default = match (stored.get(&s.input), g.initializer(v)) {
+            (Some(t), _) => t.clone(),
+            (None, Some(constant)) => NpTensor::from_constant(constant).map_err(unfit)?,
+            (None, None) => {
+                return Err(unfit(format!("state `{}` has no value in the file", s.input))
+                    .help("--input NAME=FILE.npy, or keep STEM.state.safetensors beside it"));
+            }
+        };
+        if s.trainable {
+            let scale = scale_of(&s, &default, tau.unwrap_or(1.0));
+            t.point.insert(s.input.clone(), beside(&default, scale, o.seed, &s.name));
+            scales.insert(s.name.clone(), scale);
+        } else if g.initializer(v).is_none() {
+            t.rest.insert(s.input.clone(), default);
+        }
+    }
+    t.scales = scales;
+    Ok(t)
+}
+
+/// The state that `--state separate` wrote beside the graph: `X.state.safetensors` for `X.train.onnx`.
+fn separate_state(t: &Training) -> Result<Tensors, Failure> {
+    let g = &t.subject.graph;
+    let required = |s: &State| g.find(&s.input).is_some_and(|v| g.initializer(v).is_none());
+    let path = &t.subject.path;
+    let stem = path.file_stem().and_then(|s| s.to_str()).unwrap_or_default();
+    let file = path.with_file_name(format!("{}.state.safetensors", stem.strip_suffix(".train").unwrap_or(stem)));
+    if !t.states.iter().any(required) || !file.is_file() {
+        return Ok(Tensors::new());
+    }
+    let fail = |e: String| Failure::input(e).at(&file);
+    let bytes = std::fs::read(&file).map_err(|e| fail(format!("cannot be read: {e}")))?;
+    let all = safetensors::SafeTensors::deserialize(&bytes).map_err(|e| fail(format!("is no .safetensors: {e}")))?;
+    let mut out = Tensors::new();
+    for (name, view) in all.tensors() {
+        let dtype = match view.dtype() {
+            safetensors::Dtype::F32 => DType::F32,
+            safetensors::Dtype::F64 => DType::F64,
+            safetensors::Dtype::F16 => DType::F16,
+            safetensors::Dtype::BF16 => DType::BF16,
+            safetensors::Dtype::I64 => DType::I64,
+            other => return Err(fail(format!("`{name}` has element type {other:?}"))),
+        };
+        out.extend(NpTensor::new(dtype, view.shape(), view.data().to_vec()).map(|t| (name, t)));
+    }
+    Ok(out)
+}
+
+/// How far an element may move so that the loss changes, but not out of all proportion.
+fn scale_of(s: &State, default: &NpTensor, tau: f64) -> f64 {
+    let values = default.to_f64();
+    let rms = (values.iter().map(|v| v * v).sum::<f64>() / values.len().max(1) as f64).sqrt();
+    match s.kind.as_str() {
+        "logits" => 0.5 * tau,
+        "gate" => 0.3,
+        _ => 0.05 * rms.max(0.2),
+    }
+}
+
+fn beside(t: &NpTensor, scale: f64, seed: u64, name: &str) -> NpTensor {
+    let mut random = Random::new(seed, name);
+    let values: Vec<f64> = t.to_f64().into_iter().map(|v| v + scale * random.normal()).collect();
+    NpTensor::from_f64s(t.dtype(), t.shape(), &values).unwrap_or_else(|| t.clone())
+}
+
+/// Chooses sizes and inputs with which the graph runs.
+fn find_sizes(t: &mut Training, session: &mut dyn Session, engine: &dyn Engine, o: &VerifyOptions) -> Result<(), Failure> {
+    let g = &t.subject.graph;
+    let mut why = None;
+    let is_state: Vec<String> = t.states.iter().map(|s| s.input.clone()).collect();
+    let lr = t.lr();
+    for sizes in random_inputs::sizes(g, &o.dims) {
+        let mut inputs = Tensors::new();
+        for v in g.required_inputs() {
+            let name = g.name(v);
+            if is_state.iter().any(|s| s == name) || lr.as_deref() == Some(name) {
+                continue;
+            }
+            let made = match o.given.get(name) {
+                Some(t) => t.clone(),
+                None => {
+                    random_inputs::random_input(g, v, &sizes, o.seed).map_err(|e| Failure::input(e).at(&t.subject.path))?
+                }
+            };
+            inputs.insert(name.to_string(), made);
+        }
+        t.inputs = inputs;
+        if let Some(limit) = o.max_memory {
+            let needed = super::memory::estimate(g, &sizes);
+            if needed > limit {
+                return Err(super::memory::exceeded("running it needs about", needed, limit).at(&t.subject.path));
+            }
+        }
+        match session.run(&t.feeds(0.0)) {
+            Ok(_) => {
+                t.sizes = sizes;
+                return Ok(());
+            }
+            Err(e) => why = why.or(Some(e.to_string())),
+        }
+    }
+    Err(cannot(t.subject, engine, &why.unwrap_or_default()))
+}
+
+type Gradients = HashMap<String, Vec<f64>>;
+
+/// The gradient of every trained tensor at the point, and where it was read.
+fn gradients_at_point(t: &Training, session: &mut dyn Session, engine: &dyn Engine) -> Result<(Gradients, String), Failure> {
+    // Plain SGD shows its gradient only in how far it moves: far enough that rounding does not count.
+    let lr = if t.optimizer.as_ref().is_some_and(|o| o.kind == "sgd") { 1024.0 } else { 1e-3 };
+    let out = session.run(&t.feeds(lr)).map_err(|e| cannot(t.subject, engine, &e.to_string()))?;
+    let direct = |s: &State| [format!("{}.grad", s.name), format!("ancre.{}.grad", s.name)].iter().find_map(|n| out.get(n));
+    if t.trained().all(|s| direct(s).is_some()) {
+        let all = t.trained().filter_map(|s| Some((s.name.clone(), direct(s)?.to_f64()))).collect();
+        return Ok((all, "the .grad outputs".into()));
+    }
+    let missing = |what: &str| {
+        Failure::input(format!("gives no gradients: it has no .grad outputs, and {what}"))
+            .help("emit it with --grad-outputs")
+            .at(&t.subject.path)
+    };
+    let o = t.optimizer.as_ref().ok_or_else(|| missing("no `ancre.optimizer` in its metadata"))?;
+    let norm = ["grad_norm", "ancre.grad_norm"].iter().find_map(|n| out.get(*n)?.to_f64().first().copied()).unwrap_or(0.0);
+    let output: HashMap<&str, &str> =
+        t.states.iter().filter_map(|s| Some((s.name.as_str(), s.output.as_deref()?))).collect();
+    let next = |name: &str| out.get(*output.get(name)?).map(NpTensor::to_f64);
+    let mut all = Gradients::new();
+    for s in t.trained() {
+        let w = t.point[&s.input].to_f64();
+        let g = o.gradient_from_step(&s.name, s.is_router(), &w, &next, norm, lr);
+        all.insert(s.name.clone(), g.ok_or_else(|| missing(&format!("the optimiser `{}` shows none", o.kind)))?);
+    }
+    let from = match o.moments() {
+        _ if o.micro_batches() > 1 => "the first micro-batch's accumulators".to_string(),
+        [] => "how far the first step moves".to_string(),
+        [first, ..] => format!("the first step's `{first}`"),
+    };
+    Ok((all, from))
+}
+
+/// Finite differences of the loss along directions of each tensor.
+fn check_tensors(
+    t: &Training,
+    gradients: &Gradients,
+    losses: &mut Losses,
+    directions: usize,
+) -> Result<Vec<TensorCheck>, Failure> {
+    let squares = |g: &[f64]| g.iter().map(|v| v * v).sum::<f64>();
+    let count: usize = gradients.values().map(Vec::len).sum();
+    let typical = (gradients.values().map(|g| squares(g)).sum::<f64>() / count.max(1) as f64).sqrt();
+    let mut checks = Vec::new();
+    for s in t.trained() {
+        let g = &gradients[&s.name];
+        let norm = squares(g).sqrt();
+        let n = g.len() as f64;
+        let mut worst: Option<TensorCheck> = None;
+        for i in 0..directions {
+            let d = direction(i, g, t.seed, &s.name);
+            let along: f64 = g.iter().zip(&d).map(|(g, d)| g * d).sum();
+            let difference = losses.difference(t, s, &d, t.scales[&s.name])?;
+            // What g·d is for a random d; a gradient that vanishes next to the others need not be exact.
+            let usual = (norm / n.sqrt()).max(0.01 * typical) * squares(&d).sqrt();
+            let miss = (along - difference).abs() - losses.noise(t.scales[&s.name]);
+            let miss = if miss < 0.0 { 0.0 } else { miss };
+            // Along the gradient itself g·d is far larger than along random directions.
+            let error = if usual > 0.0 { miss / usual.max(along.abs()) } else { miss };
+            let passed = error <= losses.tolerance;
+            if worst.as_ref().is_none_or(|w| error.is_nan() || error > w.error) {
+                worst = Some(TensorCheck {
+                    name: s.name.clone(),
+                    kind: s.kind.clone(),
+                    norm,
+                    directional: along,
+                    finite_difference: difference,
+                    error,
+                    passed,
+                });
+            }
+        }
+        checks.extend(worst);
+    }
+    Ok(checks)
+}
+
+/// A direction whose elements are about one in size: the first is random, the second the gradient's own, the others random.
+fn direction(i: usize, g: &[f64], seed: u64, name: &str) -> Vec<f64> {
+    let size = (g.iter().map(|v| v * v).sum::<f64>() / g.len().max(1) as f64).sqrt();
+    if i == 1 && size > 0.0 && size.is_finite() {
+        return g.iter().map(|v| v / size).collect();
+    }
+    let mut random = Random::new(seed.wrapping_add(1 + i as u64), name);
+    g.iter().map(|_| random.normal()).collect()
+}

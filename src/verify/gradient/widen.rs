@@ -1,0 +1,309 @@
+//! A graph in double precision: finite differences of a float32 loss drown in its rounding.
+
+use ancre_passes::ir::{Attr, Attrs, DType, Graph, Kind, NodeId, Op, Tensor, TensorType, ValueId, ValueType};
+use std::collections::HashSet;
+
+fn is_narrow(t: DType) -> bool {
+    matches!(t, DType::F32 | DType::F16 | DType::BF16)
+}
+
+/// Computes in float64 what the graph computes in narrower floats.
+///
+/// # Errors
+/// Names what cannot be widened.
+pub(super) fn widen(g: &mut Graph) -> Result<(), String> {
+    let all: HashSet<ValueId> = g.nodes().flat_map(|n| g.results(n)).collect();
+    g.forget_declarations(&all);
+    for n in g.nodes().collect::<Vec<_>>() {
+        widen_node(g, n)?;
+        for v in g.results(n) {
+            let ty = &g.value(v).ty;
+            if ty.dtype.is_some_and(is_narrow) {
+                let wide = ValueType { dtype: Some(DType::F64), shape: ty.shape.clone() };
+                g.set_type(v, wide);
+            }
+        }
+    }
+    for n in g.nodes().collect::<Vec<_>>() {
+        keep_narrow_operands(g, n)?;
+    }
+    Ok(())
+}
+
+/// Spells out what the embedded engine cannot do with float64, or with parameters that are fed.
+pub(super) fn spell_out(g: &mut Graph) {
+    for n in g.nodes().collect::<Vec<_>>() {
+        spell_node(g, n);
+    }
+}
+
+fn wide(t: &Tensor) -> Result<Tensor, String> {
+    Ok(Tensor::floats(DType::F64, t.dims(), &t.to_f64().map_err(|e| e.to_string())?))
+}
+
+fn widen_node(g: &mut Graph, n: NodeId) -> Result<(), String> {
+    let site = g.site(n);
+    match &mut g.node_mut(n).kind {
+        Kind::Input(_) => {}
+        Kind::Initializer { tensor, overridable } => {
+            if is_narrow(tensor.dtype()) {
+                let (tensor, overridable) = (wide(tensor)?, *overridable);
+                let v = g.result(n, 0);
+                let shape = g.value(v).ty.shape.clone();
+                g.set_initializer(v, tensor, overridable);
+                g.set_type(v, ValueType { dtype: Some(DType::F64), shape });
+            }
+        }
+        Kind::Op(op) => {
+            if op.attrs.0.values().any(|a| matches!(a, Attr::Opaque(p) if p.g.is_some() || !p.graphs.is_empty())) {
+                return Err(format!("{site} has a subgraph"));
+            }
+            let mut changed = false;
+            for key in ["to", "dtype", "stash_type"] {
+                if let Some(Attr::Int(code)) = op.attrs.0.get_mut(key)
+                    && DType::from_onnx(*code as i32).is_some_and(is_narrow)
+                {
+                    *code = DType::F64.onnx() as i64;
+                    changed = true;
+                }
+            }
+            if op.is("ConstantOfShape") && op.attrs.get("value").is_none() {
+                op.attrs.0.insert("value".into(), Attr::Tensor(Tensor::floats(DType::F64, &[1], &[0.0])));
+                changed = true;
+            }
+            if op.is("Constant") {
+                let spelled = match (op.attrs.get("value_float"), op.attrs.get("value_floats")) {
+                    (Some(Attr::Float(v)), _) => Some((vec![], vec![*v as f64])),
+                    (_, Some(Attr::Floats(v))) => Some((vec![v.len() as i64], v.iter().map(|v| *v as f64).collect())),
+                    _ => None,
+                };
+                if let Some((dims, values)) = spelled {
+                    op.attrs = Attrs::new().with("value", Tensor::floats(DType::F64, &dims, &values));
+                    changed = true;
+                }
+            }
+            for a in op.attrs.0.values_mut() {
+                if let Attr::Tensor(t) = a
+                    && is_narrow(t.dtype())
+                {
+                    *a = Attr::Tensor(wide(t)?);
+                    changed = true;
+                }
+            }
+            op.attrs_changed |= changed;
+        }
+    }
+    Ok(())
+}
+
+/// Some operands are float32 by definition, whatever the data is.
+fn keep_narrow_operands(g: &mut Graph, n: NodeId) -> Result<(), String> {
+    if !g.is_op(n, "Resize") {
+        return Ok(());
+    }
+    for operand in 1..g.node(n).operand_count().min(3) {
+        let Some(v) = g.operand(n, operand) else { continue };
+        let t = g.constant(v).ok_or_else(|| format!("{} has scales that are computed", g.site(n)))?;
+        let t = Tensor::floats(DType::F32, t.dims(), &t.to_f64().map_err(|e| e.to_string())?);
+        let narrow = g.add_initializer("narrow", t, false);
+        g.set_operand(n, operand, Some(narrow));
+    }
+    Ok(())
+}
+
+/// Appends operators on values of one type.
+struct Formula<'g> {
+    g: &'g mut Graph,
+    ty: ValueType,
+}
+
+impl Formula<'_> {
+    fn op(&mut self, name: &str, operands: &[ValueId]) -> ValueId {
+        let operands: Vec<Option<ValueId>> = operands.iter().copied().map(Some).collect();
+        let n = self.g.add_op("", Op::new(name, Attrs::new()), &operands);
+        self.g.push_result(n, "wide", self.ty.clone())
+    }
+
+    fn number(&mut self, v: f64) -> ValueId {
+        let dtype = self.ty.dtype.unwrap_or(DType::F64);
+        self.g.add_initializer("number", Tensor::floats(dtype, &[], &[v]), false)
+    }
+
+    fn scale(&mut self, x: ValueId, c: f64) -> ValueId {
+        let c = self.number(c);
+        self.op("Mul", &[x, c])
+    }
+
+    fn shift(&mut self, x: ValueId, c: f64) -> ValueId {
+        let c = self.number(c);
+        self.op("Add", &[x, c])
+    }
+
+    fn between(&mut self, x: ValueId, low: f64, high: f64) -> ValueId {
+        let (low, high) = (self.number(low), self.number(high));
+        let x = self.op("Max", &[x, low]);
+        self.op("Min", &[x, high])
+    }
+
+    /// A vector along axis 1 of values of this rank.
+    fn along_channels(&mut self, v: ValueId, rank: usize) -> ValueId {
+        let mut target = vec![1i64; rank];
+        target[1] = -1;
+        let target = self.g.add_initializer("channels", Tensor::i64s(&[rank as i64], &target), false);
+        self.op("Reshape", &[v, target])
+    }
+
+    /// (x − mean) / √(var + ε) · scale + bias.
+    fn batch_norm(&mut self, operands: &[ValueId], rank: usize, epsilon: f64) -> ValueId {
+        let [scale, bias, mean, var] = [1, 2, 3, 4].map(|i| self.along_channels(operands[i], rank));
+        let centred = self.op("Sub", &[operands[0], mean]);
+        let var = self.shift(var, epsilon);
+        let deviation = self.op("Sqrt", &[var]);
+        let unit = self.op("Div", &[centred, deviation]);
+        let scaled = self.op("Mul", &[unit, scale]);
+        self.op("Add", &[scaled, bias])
+    }
+
+    fn sigmoid(&mut self, x: ValueId) -> ValueId {
+        let half = self.scale(x, 0.5);
+        let t = self.op("Tanh", &[half]);
+        let t = self.scale(t, 0.5);
+        self.shift(t, 0.5)
+    }
+
+    /// Abramowitz and Stegun 7.1.26, within 1.5e-7: a smooth function whose differences are those of erf well within the check.
+    fn erf(&mut self, x: ValueId) -> ValueId {
+        const P: f64 = 0.3275911;
+        const A: [f64; 5] = [0.254829592, -0.284496736, 1.421413741, -1.453152027, 1.061405429];
+        let size = self.op("Abs", &[x]);
+        let below = self.scale(size, P);
+        let below = self.shift(below, 1.0);
+        let t = self.op("Reciprocal", &[below]);
+        let mut sum = self.scale(t, A[4]);
+        for a in A[..4].iter().rev() {
+            sum = self.shift(sum, *a);
+            sum = self.op("Mul", &[sum, t]);
+        }
+        let square = self.op("Mul", &[x, x]);
+        let square = self.scale(square, -1.0);
+        let decay = self.op("Exp", &[square]);
+        let tail = self.op("Mul", &[sum, decay]);
+        let tail = self.scale(tail, -1.0);
+        let size = self.shift(tail, 1.0);
+        let sign = self.op("Sign", &[x]);
+        self.op("Mul", &[sign, size])
+    }
+}
+
+fn spell_node(g: &mut Graph, n: NodeId) {
+    let Some(op) = g.op(n).filter(|o| o.domain.is_empty()).cloned() else { return };
+    let operands: Option<Vec<ValueId>> = g.operands(n).into_iter().collect();
+    let Some(x) = g.operand(n, 0) else { return };
+    let y = g.result(n, 0);
+    let ty = g.value(y).ty.clone();
+    let rank = ty.shape.as_ref().map_or(0, |s| s.len());
+    let is_wide = ty.dtype == Some(DType::F64);
+    let mut f = Formula { g, ty };
+    if op.name == "BatchNormalization" {
+        if let Some(operands) = operands.filter(|o| o.len() == 5 && rank >= 2 && f.g.node(n).results().len() == 1) {
+            let new = f.batch_norm(&operands, rank, op.attrs.float("epsilon", 1e-5) as f64);
+            f.g.redirect(y, new);
+        }
+        return;
+    }
+    if op.name == "IsNaN" && f.g.value(x).ty.dtype == Some(DType::F64) {
+        let equal = f.op("Equal", &[x, x]);
+        let new = f.op("Not", &[equal]);
+        f.g.redirect(y, new);
+        return;
+    }
+    if op.name == "CumSum" && f.g.value(x).ty.dtype == Some(DType::I64) {
+        // To tract a shape is no number until it is cast.
+        let attrs = Attrs::new().with("to", DType::I64.onnx() as i64);
+        let cast = f.g.add_op("", Op::new("Cast", attrs), &[Some(x)]);
+        let number = f.g.push_result(cast, "number", f.ty.clone());
+        f.g.set_operand(n, 0, Some(number));
+        return;
+    }
+    if !is_wide {
+        return;
+    }
+    let new = match op.name.as_str() {
+        "Erf" => f.erf(x),
+        "Sigmoid" => f.sigmoid(x),
+        "HardSigmoid" => {
+            let line = f.scale(x, op.attrs.float("alpha", 0.2) as f64);
+            let line = f.shift(line, op.attrs.float("beta", 0.5) as f64);
+            f.between(line, 0.0, 1.0)
+        }
+        "HardSwish" => {
+            let line = f.scale(x, 1.0 / 6.0);
+            let line = f.shift(line, 0.5);
+            let gate = f.between(line, 0.0, 1.0);
+            f.op("Mul", &[x, gate])
+        }
+        "LeakyRelu" => {
+            let zero = f.number(0.0);
+            let above = f.op("Max", &[x, zero]);
+            let below = f.op("Min", &[x, zero]);
+            let below = f.scale(below, op.attrs.float("alpha", 0.01) as f64);
+            f.op("Add", &[above, below])
+        }
+        _ => return,
+    };
+    f.g.redirect(y, new);
+}
+
+/// A loss graph: the forward part of a training graph, up to its first output.
+pub(super) fn loss_graph(train: &Graph) -> Result<(Graph, String), String> {
+    let loss = train.outputs().first().ok_or("the graph has no output")?.value;
+    let ty = train.tensor_type(loss).unwrap_or(TensorType::fixed(DType::F32, &[]));
+    if ty.shape.iter().any(|d| !d.is_one()) || !ty.dtype.is_float() {
+        return Err(format!("the first output `{}` is no scalar loss but {}", train.name(loss), ValueType::from(ty)));
+    }
+    let mut g = train.clone();
+    g.clear_outputs();
+    g.add_output(loss, None);
+    ancre_passes::transform::eliminate::eliminate_dead(&mut g, |_, _| false);
+    let name = train.name(loss).to_string();
+    Ok((g, name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::{Tensors, tract};
+    use crate::tensor::NpTensor;
+    use ancre_passes::onnx;
+
+    fn apply(op: &str, attrs: Attrs, x: &[f64]) -> Vec<f64> {
+        let mut g = Graph::default();
+        let v = g.add_input("x", TensorType::fixed(DType::F32, &[x.len() as i64]).into(), None);
+        let n = g.add_op("", Op::new(op, attrs), &[Some(v)]);
+        let y = g.push_result(n, "y", TensorType::fixed(DType::F32, &[x.len() as i64]).into());
+        g.add_output(y, None);
+        widen(&mut g).unwrap();
+        spell_out(&mut g);
+        let model = onnx::emit(&g).unwrap().to_bytes().unwrap();
+        let x = NpTensor::from_f64s(DType::F64, &[x.len()], x).unwrap();
+        let out = tract().load(&model, None).unwrap().run(&Tensors::from([("x".to_string(), x)])).unwrap();
+        assert_eq!(out["y"].dtype(), DType::F64);
+        out["y"].to_f64()
+    }
+
+    #[test]
+    fn formulas_are_the_functions() {
+        let x = [-3.0, -0.7, 0.0, 0.3, 2.0];
+        let close = |got: Vec<f64>, want: [f64; 5], tolerance: f64| {
+            for (g, w) in got.iter().zip(want) {
+                assert!((g - w).abs() < tolerance, "{got:?} {want:?}");
+            }
+        };
+        close(apply("Sigmoid", Attrs::new(), &x), x.map(|v| 1.0 / (1.0 + (-v).exp())), 1e-14);
+        // Values of erf from a table.
+        let erf = [-0.9999779095030014, -0.6778011938374185, 0.0, 0.3286267594591274, 0.9953222650189527];
+        close(apply("Erf", Attrs::new(), &x), erf, 1.5e-7);
+        close(apply("HardSwish", Attrs::new(), &x), x.map(|v| v * (v / 6.0 + 0.5).clamp(0.0, 1.0)), 1e-14);
+        close(apply("LeakyRelu", Attrs::new().with("alpha", 0.25f32), &x), x.map(|v| v.max(0.25 * v)), 1e-14);
+    }
+}

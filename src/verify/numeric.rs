@@ -1,0 +1,284 @@
+//! Runs two models on the same inputs and compares their outputs.
+//!
+//! One model is loaded at a time: A runs on all inputs, then B. With both engines each of them runs both models; that engines
+//! agree with one another is reported, but is no part of the verdict: if A and B agree in one engine, tract's A is as far from
+//! ONNX Runtime's B as from its own A.
+
+use super::compare::{Comparison, Report, Tolerance, compare_all};
+use super::inputs::{Coverage, Planner, Trial};
+use super::{Subject, VerifyOptions, memory};
+use crate::engine::{self, Engine, EngineError, Session, Tensors};
+use crate::error::Failure;
+use crate::random_inputs::{self, Sizes};
+use std::time::Instant;
+
+/// Where A and B differ.
+#[derive(Clone, Debug)]
+pub struct Failing {
+    /// The engine that shows it.
+    pub engine: &'static str,
+    /// The input that shows it.
+    pub trial: Trial,
+    /// The output and how far it is off; or why B gives none.
+    pub what: String,
+    /// Do both models run on that input?
+    pub both_run: bool,
+}
+
+/// What an engine took.
+#[derive(Clone, Copy, Debug)]
+pub struct Cost {
+    /// The engine.
+    pub engine: &'static str,
+    /// Seconds of loading and running A.
+    pub a: f64,
+    /// Seconds of loading and running B.
+    pub b: f64,
+}
+
+/// What running the models showed.
+#[derive(Clone, Debug, Default)]
+pub struct NumericReport {
+    /// The verdict and the worst of each output over trials and engines.
+    pub report: Report,
+    /// Trials, as people read them, each with what it showed.
+    pub trials: Vec<(String, Comparison)>,
+    /// Engines and their cost.
+    pub costs: Vec<Cost>,
+    /// The first input on which A and B differ.
+    pub failing: Option<Failing>,
+    /// Tables that integer inputs index.
+    pub coverage: Vec<Coverage>,
+    /// How far the two engines' results of A lie apart.
+    pub engines_apart: Option<Comparison>,
+    /// Things a person should know.
+    pub notes: Vec<String>,
+}
+
+/// The engines an option stands for.
+///
+/// # Errors
+/// When ONNX Runtime is asked for and there is none.
+pub fn engines(which: crate::cli::EngineArg) -> Result<Vec<Box<dyn Engine>>, Failure> {
+    use crate::cli::EngineArg;
+    let ort = || engine::ort().map_err(|e| Failure::input(e.to_string()));
+    Ok(match which {
+        EngineArg::Tract => vec![engine::tract()],
+        EngineArg::Ort => vec![ort()?],
+        EngineArg::Both => vec![engine::tract(), ort()?],
+    })
+}
+
+/// Runs A and B and compares.
+///
+/// # Errors
+/// When an engine cannot run a model, or no input can be made up.
+pub fn compare_models(a: &Subject, b: &Subject, o: &VerifyOptions) -> Result<NumericReport, Failure> {
+    let mut found = NumericReport::default();
+    let mut trials: Option<Vec<Trial>> = None;
+    let mut of_first_engine: Option<Vec<Tensors>> = None;
+    for e in engines(o.engine)? {
+        let clock = Instant::now();
+        let (trials, of_a) = run_reference(e.as_ref(), a, b, o, &mut trials, &mut found)?;
+        let seconds_of_a = clock.elapsed().as_secs_f64();
+        let clock = Instant::now();
+        run_other(e.as_ref(), b, trials, &of_a, o.tolerance, &mut found)?;
+        found.costs.push(Cost { engine: e.name(), a: seconds_of_a, b: clock.elapsed().as_secs_f64() });
+        match &of_first_engine {
+            None => of_first_engine = Some(of_a),
+            Some(first) => {
+                let mut apart = Comparison::default();
+                for (x, y) in first.iter().zip(&of_a) {
+                    compare_all(x, y, o.tolerance).iter().for_each(|c| apart.and(&c.verdict));
+                }
+                found.engines_apart = Some(apart);
+            }
+        }
+    }
+    // Every engine took the same trials.
+    found.report.trials = trials.map_or(0, |t| t.len());
+    Ok(found)
+}
+
+/// A's outputs for every trial; the trials are made with the first engine.
+fn run_reference<'t>(
+    e: &dyn Engine,
+    a: &Subject,
+    b: &Subject,
+    o: &VerifyOptions,
+    trials: &'t mut Option<Vec<Trial>>,
+    found: &mut NumericReport,
+) -> Result<(&'t [Trial], Vec<Tensors>), Failure> {
+    let mut session = load(e, a)?;
+    let made = match trials.take() {
+        Some(made) => made,
+        None => make_trials(e, session.as_mut(), a, b, o, found)?,
+    };
+    let made: &'t [Trial] = trials.insert(made);
+    let outputs = in_order(made, |trial| session.run(&trial.inputs).map_err(|error| cannot_run(e, a, trial, &error)))?;
+    Ok((made, outputs))
+}
+
+/// Results by trial; trials of the same extents run one after the other, since an engine may plan for each anew.
+fn in_order<T>(trials: &[Trial], mut run: impl FnMut(&Trial) -> Result<T, Failure>) -> Result<Vec<T>, Failure> {
+    let mut order: Vec<usize> = (0..trials.len()).collect();
+    order.sort_by_key(|i| trials.iter().position(|t| t.sizes == trials[*i].sizes));
+    let mut results: Vec<(usize, T)> = Vec::new();
+    for i in order {
+        results.push((i, run(&trials[i])?));
+    }
+    results.sort_by_key(|(i, _)| *i);
+    Ok(results.into_iter().map(|(_, t)| t).collect())
+}
+
+fn make_trials(
+    e: &dyn Engine,
+    session: &mut dyn Session,
+    a: &Subject,
+    b: &Subject,
+    o: &VerifyOptions,
+    found: &mut NumericReport,
+) -> Result<Vec<Trial>, Failure> {
+    let unfit = |why: String| Failure::input(why).at(&a.path);
+    let mut planner = Planner::new(&a.graph, &b.graph, &o.given, o.seed);
+    let fixed = fixed_sizes(a, b, o)?;
+    let mut first: Option<Trial> = None;
+    let mut why: Option<Failure> = None;
+    for sizes in random_inputs::sizes(&a.graph, &fixed) {
+        let trial = planner.first(&sizes).map_err(unfit)?;
+        check_memory(a, b, &sizes, o)?;
+        match session.run(&trial.inputs) {
+            Ok(_) => {
+                first = Some(trial);
+                break;
+            }
+            Err(error) => why = why.or(Some(cannot_run(e, a, &trial, &error))),
+        }
+    }
+    let Some(first) = first else {
+        return Err(why.unwrap_or_else(|| unfit("no input can be made up".into())));
+    };
+    let mut other = None;
+    if first.style != super::inputs::Style::Given && o.trials > 1 {
+        for sizes in planner.other_sizes(&first.sizes, &fixed) {
+            let runs = check_memory(a, b, &sizes, o).is_ok()
+                && planner.probe(&sizes).is_ok_and(|inputs| session.run(&inputs).is_ok());
+            if runs {
+                other = Some(sizes);
+                break;
+            }
+        }
+    }
+    let trials = planner.trials(first, other.as_ref(), o.trials).map_err(unfit)?;
+    found.coverage = planner.coverage();
+    Ok(trials)
+}
+
+/// Extents that are not free: the user's, those of the user's arrays, and those that B fixes.
+fn fixed_sizes(a: &Subject, b: &Subject, o: &VerifyOptions) -> Result<Sizes, Failure> {
+    let mut fixed = o.dims.clone();
+    for v in a.graph.required_inputs() {
+        let name = a.graph.name(v);
+        let (Some(t), Some(shape)) = (o.given.get(name), &a.graph.value(v).ty.shape) else { continue };
+        let fits = t.shape().len() == shape.len()
+            && t.shape().iter().zip(shape).all(|(n, d)| d.known().is_none_or(|d| d == *n as i64));
+        if !fits || a.graph.value(v).ty.dtype.is_some_and(|d| d != t.dtype()) {
+            return Err(Failure::input(format!(
+                "--input {name}: the array is {}{:?}, the model takes {}",
+                t.dtype(),
+                t.shape(),
+                a.graph.value(v).ty
+            ))
+            .help("save it with that type (numpy: astype) and shape"));
+        }
+        for (n, d) in t.shape().iter().zip(shape) {
+            if let Some(symbol) = super::interface::plain_symbol(d) {
+                fixed.entry(symbol).or_insert(*n as i64);
+            }
+        }
+    }
+    for (symbol, n) in super::interface::fixed_by_other(&a.graph, &b.graph) {
+        fixed.entry(symbol).or_insert(n);
+    }
+    Ok(fixed)
+}
+
+fn check_memory(a: &Subject, b: &Subject, sizes: &Sizes, o: &VerifyOptions) -> Result<(), Failure> {
+    let Some(limit) = o.max_memory else { return Ok(()) };
+    for s in [a, b] {
+        let needed = memory::estimate(&s.graph, sizes);
+        if needed > limit {
+            return Err(memory::exceeded("running it needs about", needed, limit).at(&s.path));
+        }
+    }
+    Ok(())
+}
+
+/// Runs B on every trial and compares with A's outputs.
+fn run_other(
+    e: &dyn Engine,
+    b: &Subject,
+    trials: &[Trial],
+    of_a: &[Tensors],
+    tolerance: Tolerance,
+    found: &mut NumericReport,
+) -> Result<(), Failure> {
+    let mut session = load(e, b)?;
+    let mut has_run = false;
+    let compared = in_order(trials, |trial| match session.run(&trial.inputs) {
+        Ok(outputs) => {
+            has_run = true;
+            Ok(Ok(outputs))
+        }
+        Err(error) => Ok(Err(error)),
+    })?;
+    if !has_run && let Some((Err(error), trial)) = compared.first().zip(trials.first()) {
+        return Err(cannot_run(e, b, trial, error).help("if A runs and B does not, B is not equivalent"));
+    }
+    for ((trial, want), got) in trials.iter().zip(of_a).zip(compared) {
+        let label = format!("{}, {}", e.name(), trial.label());
+        match got {
+            Ok(got) => {
+                let comparisons = compare_all(&got, want, tolerance);
+                let mut verdict = Comparison::default();
+                comparisons.iter().for_each(|c| verdict.and(&c.verdict));
+                if let Some(c) = comparisons.iter().find(|c| !c.verdict.equivalent)
+                    && found.failing.is_none()
+                {
+                    let what = format!("output `{}` differs by {:.3e}", c.name, c.verdict.max_abs);
+                    found.failing = Some(Failing { engine: e.name(), trial: trial.clone(), what, both_run: true });
+                }
+                found.trials.push((label, verdict));
+                found.report.add(comparisons);
+            }
+            Err(error) => {
+                let verdict = Comparison { equivalent: false, max_abs: f64::INFINITY, max_rel: f64::INFINITY };
+                found.report.verdict.and(&verdict);
+                found.notes.push(format!("A runs with {} and B does not: {error}", trial.label()));
+                let what = format!("A runs, B does not: {error}");
+                found.trials.push((label, verdict));
+                found.failing.get_or_insert(Failing { engine: e.name(), trial: trial.clone(), what, both_run: false });
+            }
+        }
+    }
+    Ok(())
+}
+
+fn load(e: &dyn Engine, s: &Subject) -> Result<Box<dyn Session>, Failure> {
+    e.load(&s.bytes, s.path.parent()).map_err(|error| engine_failure(e, s, error.to_string()))
+}
+
+fn cannot_run(e: &dyn Engine, s: &Subject, trial: &Trial, error: &EngineError) -> Failure {
+    let text = error.to_string();
+    engine_failure(e, s, if trial.sizes.is_empty() { text } else { format!("{text} (input: {})", trial.label()) })
+}
+
+/// Status 1, as when the main job's check cannot be made.
+pub(super) fn engine_failure(e: &dyn Engine, s: &Subject, why: String) -> Failure {
+    let other = if e.name() == "tract" {
+        "--engine ort (needs ONNX Runtime); --dim NAME=N if an input's extent is at fault"
+    } else {
+        "--engine tract; --dim NAME=N if an input's extent is at fault"
+    };
+    Failure::check(format!("{} cannot run it: {why}", e.name())).help(other).at(&s.path)
+}
