@@ -92,3 +92,21 @@ pub fn pre_ln(depth: usize) -> Result<Graph, BuildError> {
         if i % 2 == 0 { n.attention_block(i, x) } else { n.mlp_block(i, x) }
     })
 }
+
+/// Blocks that cost little more than a copy, `h + pool(h)` with a window of one, over states of the given extents: what takes
+/// time in it is the router.
+///
+/// # Errors
+/// None, unless the operators' rules are at fault.
+pub fn pooled_chain(depth: usize, dims: [i64; 4]) -> Result<Graph, BuildError> {
+    let mut g = Graph::default();
+    let mut h = g.add_input("x", TensorType::fixed(DType::F32, &dims).into(), None);
+    let mut b = Builder::new(&mut g, "");
+    for i in 0..depth {
+        b.prefix = format!("block/{i}");
+        let branch = b.op_with("AveragePool", Attrs::new().with("kernel_shape", vec![1, 1]), &[h])?;
+        h = b.add(h, branch)?;
+    }
+    g.add_output(h, None);
+    Ok(g)
+}

@@ -9,13 +9,17 @@ mod nets;
 use ancre_passes::analysis::residual::find_residuals;
 use ancre_passes::ir::{Graph, SharedBytes};
 use ancre_passes::transform::loss::{LossKind, LossOptions};
+use ancre_passes::transform::lower_routes::{Lowering, lower_routes_by};
 use ancre_passes::transform::optimizer::{OptimizerKind, OptimizerOptions};
 use ancre_passes::transform::route::{
     ChainChoice, Form, Granularity, Init, Normalize, RouteOptions, Router, Rule, Scope, route_skips,
 };
 use ancre_passes::transform::training::{TrainableChoice, TrainingOptions, build_training_graph};
 use ancre_passes::{onnx, pipeline};
+use ancre_rewrite::engine::Tensors;
+use ancre_rewrite::tensor::NpTensor;
 use ancre_rewrite::{engine, files};
+use divan::counter::ItemsCount;
 use divan::{Bencher, black_box};
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -168,4 +172,80 @@ fn emit(b: Bencher, case: &Case) {
     let (mut g, _) = case.routed();
     pipeline::lower_forward(&mut g, |_, _| false).unwrap();
     b.bench_local(|| onnx::emit(black_box(&g)).unwrap().to_bytes().unwrap());
+}
+
+/// Everything between a typed model and the two files' bytes. The counter is in nodes written: a thousand nodes a millisecond
+/// are 1 Mitem/s.
+#[divan::bench(args = cases(), max_time = 2)]
+fn emission(b: Bencher, case: &Case) {
+    let g = case.typed();
+    let chains = find_residuals(&g).chains;
+    let options = training_options(&g);
+    let run = |mut g: Graph| {
+        let routers = route_skips(&mut g, &chains, &route_options()).unwrap().routers;
+        let training = build_training_graph(g.clone(), &routers, &options).map(|t| t.graph).ok();
+        pipeline::lower_forward(&mut g, |_, _| false).unwrap();
+        let mut nodes = 0;
+        for g in [Some(g), training].into_iter().flatten() {
+            nodes += g.op_count();
+            black_box(onnx::emit(&g).unwrap().to_bytes().unwrap());
+        }
+        nodes
+    };
+    let nodes = run(g.clone());
+    b.counter(ItemsCount::new(nodes)).with_inputs(|| g.clone()).bench_local_values(run);
+}
+
+/// A router in ONNX Runtime: K rows over states of M floats, by each lowering and without one. What `Lowering::choose` says should
+/// be the fastest, or near it, in each column of K.
+#[divan::bench(args = lowerings(), max_time = 2)]
+fn lowering(b: Bencher, case: &Lowered) {
+    let mut g = nets::pooled_chain(case.blocks, case.dims).unwrap();
+    let model = match case.by {
+        None => onnx::emit(&g).unwrap().to_bytes().unwrap(),
+        Some(by) => {
+            let chains = find_residuals(&g).chains;
+            route_skips(&mut g, &chains, &route_options()).unwrap();
+            lower_routes_by(&mut g, by).unwrap();
+            onnx::emit(&g).unwrap().to_bytes().unwrap()
+        }
+    };
+    // Without a runtime there is nothing to measure.
+    let Ok(runtime) = engine::ort() else { return };
+    let mut session = runtime.load(&model, None).unwrap();
+    let shape: Vec<usize> = case.dims.iter().map(|n| *n as usize).collect();
+    let x = NpTensor::f32s(&shape, &vec![0.01; shape.iter().product()]).unwrap();
+    let inputs = Tensors::from([("x".to_string(), x)]);
+    b.bench_local(|| session.run(black_box(&inputs)).unwrap());
+}
+
+struct Lowered {
+    blocks: usize,
+    dims: [i64; 4],
+    /// `None`: without a router; `Some(None)`: as the tool chooses.
+    by: Option<Option<Lowering>>,
+    name: &'static str,
+}
+
+impl fmt::Display for Lowered {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "K={} M={} {}", self.blocks, self.dims.iter().product::<i64>(), self.name)
+    }
+}
+
+fn lowerings() -> Vec<Lowered> {
+    let ways = [
+        ("no router", None),
+        ("as chosen", Some(None)),
+        ("pairs", Some(Some(Lowering::Pairwise))),
+        ("blocks of 4", Some(Some(Lowering::TwoLevel(4)))),
+        ("blocks of 8", Some(Some(Lowering::TwoLevel(8)))),
+        ("one block", Some(Some(Lowering::TwoLevel(1 << 20)))),
+    ];
+    let sizes =
+        [(3, [64, 16, 32, 32]), (8, [2, 256, 8, 64]), (18, [16, 16, 32, 32]), (24, [1, 256, 8, 64]), (64, [1, 64, 4, 64])];
+    sizes
+        .into_iter()
+        .flat_map(|(blocks, dims)| ways.into_iter().map(move |(name, by)| Lowered { blocks, dims, by, name }))
+        .collect()
 }
