@@ -14,5 +14,6 @@ mod opset;
 mod passes;
 mod proof;
 mod router;
+mod train;
 mod train_loop;
 mod zoo;

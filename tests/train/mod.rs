@@ -1,0 +1,313 @@
+//! `train` as a process: what it writes, what it says, and that nothing is lost when it is stopped, however it is stopped.
+
+mod interruption;
+
+use crate::common::{Ran, Random, emit, open_file, runtime, text, tool, tool_ok};
+use ancre_passes::ir::build::Builder;
+use ancre_passes::ir::{DType, Dim, Graph, Tensor, TensorType, ValueId};
+use ancre_rewrite::engine::{Session, Tensors, tract};
+use ancre_rewrite::tensor::NpTensor;
+use ancre_rewrite::train::checkpoint;
+use safetensors::tensor::{Dtype, TensorView};
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+use tempfile::TempDir;
+
+const FEATURES: usize = 6;
+const CLASSES: usize = 4;
+
+/// A residual network with dropout in its branches: input `x` [batch, 6], output `y` [batch, 4].
+fn network(batch: Option<i64>) -> Graph {
+    let mut g = Graph::default();
+    g.opsets.insert(String::new(), 18);
+    let rows = batch.map_or(Dim::symbol("batch"), Dim::from);
+    let x = g.add_input("x", TensorType::new(DType::F32, vec![rows, Dim::from(FEATURES as i64)]).into(), None);
+    let mut random = Random(11);
+    let mut b = Builder::new(&mut g, "net");
+    let mut h = linear(&mut b, &mut random, x, FEATURES, 12, "stem");
+    for block in 0..4 {
+        let name = format!("block{block}");
+        b.prefix = name.clone();
+        let inner = linear(&mut b, &mut random, h, 12, 12, &format!("{name}.0"));
+        let inner = b.op("Tanh", &[inner]).unwrap();
+        let ratio = b.scalar(DType::F32, 0.2);
+        let inner = b.op("Dropout", &[inner, ratio]).unwrap();
+        let branch = linear(&mut b, &mut random, inner, 12, 12, &format!("{name}.1"));
+        h = b.add(h, branch).unwrap();
+    }
+    b.prefix = "head".into();
+    let y = linear(&mut b, &mut random, h, 12, CLASSES, "head");
+    g.rename(y, "y");
+    g.add_output(y, None);
+    g
+}
+
+fn linear(b: &mut Builder, random: &mut Random, x: ValueId, from: usize, to: usize, name: &str) -> ValueId {
+    let scale = 1.0 / (from as f64).sqrt();
+    let values: Vec<f64> = random.normals(from * to).into_iter().map(|v| v * scale).collect();
+    let w = Tensor::floats(DType::F32, &[from as i64, to as i64], &values);
+    let w = b.graph.add_initializer(&format!("{name}.weight"), w, false);
+    let bias = Tensor::floats(DType::F32, &[to as i64], &vec![0.0; to]);
+    let bias = b.graph.add_initializer(&format!("{name}.bias"), bias, false);
+    let product = b.matmul(x, w).unwrap();
+    b.add(product, bias).unwrap()
+}
+
+/// Points around one centre a class.
+fn samples(count: usize, seed: u64) -> Tensors {
+    let mut centres = Random(5);
+    let centres: Vec<Vec<f64>> = (0..CLASSES).map(|_| centres.normals(FEATURES)).collect();
+    let mut random = Random(seed);
+    let labels: Vec<i64> = (0..count).map(|_| random.below(CLASSES) as i64).collect();
+    let points = labels.iter().flat_map(|l| {
+        let noise = random.normals(FEATURES);
+        centres[*l as usize].iter().zip(noise).map(|(c, n)| (c + 0.5 * n) as f32).collect::<Vec<_>>()
+    });
+    let x = NpTensor::f32s(&[count, FEATURES], &points.collect::<Vec<_>>()).unwrap();
+    Tensors::from([("x".to_string(), x), ("labels".to_string(), NpTensor::i64s(&[count], &labels).unwrap())])
+}
+
+fn write_samples(path: &Path, set: &Tensors) {
+    let views = set.iter().map(|(name, t)| {
+        let dtype = if t.dtype() == DType::I64 { Dtype::I64 } else { Dtype::F32 };
+        (name.clone(), TensorView::new(dtype, t.shape().to_vec(), t.bytes()).unwrap())
+    });
+    safetensors::serialize_to_file(views.collect::<Vec<_>>(), None, path).unwrap();
+}
+
+/// A folder with a model's graphs and data.
+struct Folder {
+    dir: TempDir,
+}
+
+impl Folder {
+    fn new(batch: Option<i64>, flags: &[&str]) -> Folder {
+        runtime();
+        let folder = Folder { dir: tempfile::tempdir().unwrap() };
+        let model = folder.path("net.onnx");
+        std::fs::write(&model, emit(&network(batch))).unwrap();
+        let own = ["--verify", "none", "--loss", "cross-entropy"];
+        tool_ok(&[&[text(&model)], strings(&own).as_slice(), strings(flags).as_slice()].concat());
+        write_samples(&folder.path("train.safetensors"), &samples(90, 1));
+        write_samples(&folder.path("val.safetensors"), &samples(30, 2));
+        folder
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// `train` on the training data, one thread, with checkpoints and log in the folder `run`.
+    fn arguments(&self, run: &str, more: &[&str]) -> Vec<String> {
+        let own = [
+            "train".into(),
+            text(&self.path("net.ancre.train.onnx")),
+            "--data".into(),
+            text(&self.path("train.safetensors")),
+            "--out".into(),
+            text(&self.path(run)),
+            "--threads".into(),
+            "1".into(),
+            "--device".into(),
+            "cpu".into(),
+        ];
+        [&own, strings(more).as_slice()].concat()
+    }
+
+    fn train(&self, run: &str, more: &[&str]) -> Ran {
+        tool(&self.arguments(run, more))
+    }
+
+    fn log(&self, run: &str) -> Vec<Value> {
+        let log = std::fs::read_to_string(self.path(run).join("log.jsonl")).unwrap();
+        log.lines().map(|l| serde_json::from_str(l).unwrap_or_else(|e| panic!("{l}: {e}"))).collect()
+    }
+
+    /// The newest state of a run.
+    fn last(&self, run: &str) -> Tensors {
+        checkpoint::read(&self.path(run).join("last.safetensors")).unwrap().0
+    }
+}
+
+fn strings(all: &[&str]) -> Vec<String> {
+    all.iter().map(|s| s.to_string()).collect()
+}
+
+/// Loss and accuracy of a classifier's output.
+fn judge(logits: &NpTensor, labels: &[i64]) -> (f64, f64) {
+    let (mut loss, mut right) = (0.0, 0);
+    for (row, label) in logits.to_f64().chunks(CLASSES).zip(labels) {
+        let top = row.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        loss += row.iter().map(|v| (v - top).exp()).sum::<f64>().ln() + top - row[*label as usize];
+        right += usize::from(row.iter().position(|v| *v == top) == Some(*label as usize));
+    }
+    (loss / labels.len() as f64, right as f64 / labels.len() as f64)
+}
+
+#[test]
+fn a_run_learns_validates_logs_and_exports() {
+    let f = Folder::new(None, &[]);
+    let exported = f.path("deployed.onnx");
+    let val = text(&f.path("val.safetensors"));
+    let more = ["--val", &val, "--epochs", "6", "--batch-size", "16", "--lr", "0.02", "--schedule", "cosine", "--json"];
+    let report = f.train("run", &[&more[..], &["--export", &text(&exported)]].concat()).json();
+    // 90 samples in batches of 16: six a epoch, the last one of ten.
+    assert_eq!(
+        (report["steps"].as_u64(), report["samples"].as_u64(), report["device"].as_str()),
+        (Some(36), Some(540), Some("cpu"))
+    );
+    assert!(report["validation"]["accuracy"].as_f64().unwrap() > 0.8, "{report}");
+    assert!(report["host_bytes_per_step"]["fed"].as_u64().unwrap() < 16 * 40, "the state went over the host: {report}");
+
+    let log = f.log("run");
+    assert_eq!(log.len(), 36);
+    for (i, line) in log.iter().enumerate() {
+        assert_eq!(line["step"].as_u64(), Some(i as u64 + 1));
+        for key in ["loss", "lr", "grad_norm", "seconds", "samples_per_second", "accuracy"] {
+            assert!(line[key].as_f64().is_some(), "{key} is missing: {line}");
+        }
+        assert_eq!(line.get("val_loss").is_some(), (i + 1) % 6 == 0, "{line}");
+    }
+    assert!(log[35]["loss"].as_f64() < log[0]["loss"].as_f64() && log[35]["lr"].as_f64().unwrap() < 1e-9);
+
+    // The validation is that of the forward graph with the state in it; so is the deployed model, in both engines.
+    let set = samples(30, 2);
+    let input = Tensors::from([("x".to_string(), set["x"].clone())]);
+    let in_ort = open_file(&exported).run(&input).unwrap();
+    let bytes = std::fs::read(&exported).unwrap();
+    let in_tract = tract().load(&bytes, None).unwrap().run(&input).unwrap();
+    for (a, b) in in_ort["y"].to_f64().iter().zip(in_tract["y"].to_f64()) {
+        assert!((a - b).abs() < 1e-4, "ONNX Runtime {a}, tract {b}");
+    }
+    let (loss, accuracy) = judge(&in_ort["y"], &set["labels"].to_i64());
+    let best = &report["best"];
+    assert!((loss - best["loss"].as_f64().unwrap()).abs() < 1e-4, "{loss} deployed, validated {best}");
+    assert!((accuracy - best["accuracy"].as_f64().unwrap()).abs() < 1e-9, "{accuracy} deployed, validated {best}");
+    assert!(!bytes.windows(7).any(|w| w == b".logits"), "the deployed model still holds its router");
+    // Four blocks in a chain: 0 + 1 + 2 + 3 earlier states besides each skip's own.
+    assert_eq!(report["shortcuts"].as_array().unwrap().len(), 6);
+}
+
+#[test]
+fn an_evaluation_graph_validates_as_what_is_made_without_it() {
+    let losses: Vec<f64> = [&[][..], &["--eval-graph"]]
+        .iter()
+        .map(|flags| {
+            let f = Folder::new(None, flags);
+            let val = text(&f.path("val.safetensors"));
+            let report = f.train("run", &["--val", &val, "--steps", "3", "--json"]).json();
+            report["validation"]["loss"].as_f64().unwrap()
+        })
+        .collect();
+    assert!((losses[0] - losses[1]).abs() < 1e-6, "{losses:?}");
+}
+
+#[test]
+fn without_a_terminal_progress_is_lines_on_standard_error() {
+    let f = Folder::new(None, &[]);
+    let ran = f.train("run", &["--epochs", "2"]);
+    assert_eq!(ran.status, 0, "{}", ran.err);
+    assert!(ran.err.lines().filter(|l| l.starts_with("epoch ")).count() >= 2, "{}", ran.err);
+    assert!(!ran.err.contains('\x1b') && !ran.err.contains('\r') && ran.out.starts_with("trained"), "{}", ran.err);
+    let quiet = f.train("quiet", &["--epochs", "1", "--quiet"]);
+    assert_eq!((quiet.out.as_str(), quiet.err.as_str()), ("", ""));
+}
+
+#[test]
+fn a_diverging_run_stops_with_the_step_and_keeps_the_last_good_checkpoint() {
+    let f = Folder::new(None, &["--optimizer", "sgd"]);
+    let ran = f.train("run", &["--epochs", "9", "--lr", "1e30", "--save-every", "1"]);
+    assert_eq!(ran.status, 1, "{}", ran.err);
+    assert!(ran.err.contains("diverged at step ") && ran.err.contains("--lr"), "{}", ran.err);
+    let step: u64 = ran.err.split("diverged at step ").nth(1).unwrap().split(' ').next().unwrap().parse().unwrap();
+    assert!((1..10).contains(&step), "{}", ran.err);
+    if step > 1 {
+        assert!(ran.err.contains(&format!("of step {}, is kept", step - 1)), "{}", ran.err);
+        assert!(f.last("run").values().all(|t| t.to_f64().iter().all(|v| v.is_finite())));
+    }
+    assert_eq!(f.log("run").len() as u64, step - 1);
+}
+
+#[test]
+fn a_fixed_batch_is_kept_to() {
+    let f = Folder::new(Some(8), &["--batch", "keep", "--eval-graph"]);
+    let ran = f.train("run", &["--batch-size", "4"]);
+    assert!(ran.status == 2 && ran.err.contains("exactly 8"), "{}", ran.err);
+    let val = text(&f.path("val.safetensors"));
+    let ran = f.train("run", &["--val", &val, "--json"]);
+    // 90 samples: eleven whole batches.
+    assert_eq!((ran.json()["steps"].as_u64(), ran.json()["samples"].as_u64()), (Some(11), Some(88)));
+    assert!(ran.err.contains("leaves out 6 of 30"), "{}", ran.err);
+}
+
+#[test]
+fn a_graph_without_state_takes_it_from_the_file_beside_it() {
+    let (inline, separate) = (Folder::new(None, &[]), Folder::new(None, &["--state", "separate"]));
+    let more = ["--steps", "5", "--val", &text(&inline.path("val.safetensors"))];
+    for f in [&inline, &separate] {
+        assert_eq!(f.train("run", &more).status, 0);
+    }
+    assert_eq!(inline.last("run"), separate.last("run"));
+    std::fs::rename(separate.path("net.ancre.state.safetensors"), separate.path("moved.safetensors")).unwrap();
+    let ran = separate.train("other", &more);
+    assert!(ran.status == 2 && ran.err.contains("--state"), "{}", ran.err);
+    let moved = text(&separate.path("moved.safetensors"));
+    assert_eq!(separate.train("other", &[&more[..], &["--state", &moved]].concat()).status, 0);
+    assert_eq!(inline.last("run"), separate.last("other"));
+}
+
+#[test]
+fn what_cannot_work_is_refused_before_the_first_step() {
+    let f = Folder::new(None, &["--optimizer", "sgd"]);
+    let empty = f.path("empty.safetensors");
+    write_samples(&empty, &samples(0, 1));
+    let (val, export) = (text(&f.path("val.safetensors")), text(&f.path("net.ancre.onnx")));
+    let refused: [(&[&str], &str); 8] = [
+        (&["--epochs", "0"], "nothing to do"),
+        (&["--epochs", "1", "--steps", "1"], "cannot be used with"),
+        (&["--lr", "0"], "--lr 0"),
+        (&["--lr", "0.1", "--min-lr", "0.2"], "above --lr"),
+        (&["--batch-size", "91", "--drop-last"], "fewer than one batch of 91"),
+        (&["--export", &export], "would replace"),
+        (&["--eval-graph", &export, "--val", &val], "ancre.onnx"),
+        (&["--no-such-flag"], "--no-such-flag"),
+    ];
+    for (more, said) in refused {
+        let ran = f.train("run", more);
+        assert!(ran.status == 2 && ran.err.contains(said), "{more:?}: status {}: {}", ran.status, ran.err);
+    }
+    assert!(!f.path("run").join("last.safetensors").exists());
+    let mut a = f.arguments("run", &[]);
+    a[3] = text(&empty);
+    let ran = tool(&a);
+    assert!(ran.status == 2 && ran.err.contains("empty.safetensors"), "{}", ran.err);
+    for (graph, said) in
+        [("net.onnx", "no training graph"), ("net.ancre.onnx", "no training graph"), ("none.onnx", "none.onnx")]
+    {
+        a[1] = text(&f.path(graph));
+        let ran = tool(&a);
+        assert!(ran.status == 2 && ran.err.contains(said), "{graph}: {}", ran.err);
+    }
+}
+
+#[test]
+fn the_device_is_said_and_cuda_is_never_replaced_in_silence() {
+    let f = Folder::new(None, &[]);
+    let mut a = f.arguments("run", &["--steps", "1", "--json"]);
+    let device = a.iter().position(|x| x == "cpu").unwrap();
+    a[device] = "gpu".into();
+    let ran = tool(&a);
+    assert!(ran.status == 2 && ran.err.contains("auto, cpu, cuda or cuda:N"), "{}", ran.err);
+    a[device] = "auto".into();
+    let ran = tool(&a);
+    let used = ran.json()["device"].as_str().unwrap().to_string();
+    if used == "cpu" {
+        assert!(ran.err.contains("runs on the CPU: "), "{}", ran.err);
+        a[device] = "cuda".into();
+        a.push("--overwrite".into());
+        let ran = tool(&a);
+        assert!(ran.status == 2 && ran.err.contains("--device cuda:0 cannot be used"), "{}", ran.err);
+    } else {
+        assert_eq!(used, "cuda:0");
+    }
+}
