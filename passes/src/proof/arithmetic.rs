@@ -36,11 +36,22 @@ impl Table<'_> {
         !self.is_float(x) || matches!(self.head(x), Head::Zero(..)) || self.info(x).fed || self.known(x).is_some()
     }
 
-    /// Notes that a finite value was multiplied by zero.
+    /// Notes that a finite value was multiplied by zero: what it is made of, if it only moves that about.
     fn zero_product(&mut self, x: TermId) {
-        if self.is_float(x) && self.as_const(x).is_none() && !matches!(self.head(x), Head::Zero(..)) {
-            self.zeroed.insert(x);
+        let mut open = vec![x];
+        while let Some(x) = open.pop() {
+            if !self.is_float(x) || !self.info(x).fed || self.zeroed.contains(&x) {
+                continue;
+            }
             self.granted.insert(Granted::SignOfZero);
+            match self.head(x) {
+                Head::Concat(_) | Head::Reshape(_) | Head::Slice { .. } | Head::Transpose(_) => {
+                    open.extend(self.term(x).args.iter().rev().copied());
+                }
+                _ => {
+                    self.zeroed.insert(x);
+                }
+            }
         }
     }
 
