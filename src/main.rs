@@ -21,9 +21,15 @@ fn main() -> ExitCode {
     });
     match done {
         Ok((text, status)) => {
-            // A closed pipe (`| head`) is no error of ours.
-            let _ = std::io::stdout().write_all(text.as_bytes());
-            ExitCode::from(status)
+            let mut out = std::io::stdout().lock();
+            match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+                // A closed pipe (`| head`) is no error of ours.
+                Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => {
+                    eprintln!("error: the report cannot be written: {e}");
+                    ExitCode::from(2)
+                }
+                _ => ExitCode::from(status),
+            }
         }
         Err(e) => {
             eprintln!("error: {e}");

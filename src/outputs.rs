@@ -90,8 +90,12 @@ impl Outputs {
         if path.is_dir() {
             return Err(cannot(path, "it is a directory"));
         }
+        // A device or a pipe would be replaced by a file, not written to.
+        if fs::metadata(path).is_ok_and(|m| !m.is_file()) {
+            return Err(cannot(path, "it is no regular file"));
+        }
         if self.sources.iter().any(|s| is_same_file(s, path)) {
-            return Err(cannot(path, "it is the input, or holds its data").help("choose another output with -o"));
+            return Err(cannot(path, "it is the input, or holds its data"));
         }
         let dir = parent(path);
         self.make_dir(dir).map_err(|e| cannot(path, e))?;
@@ -200,7 +204,7 @@ impl Drop for Outputs {
 }
 
 fn cannot(path: &Path, e: impl std::fmt::Display) -> Failure {
-    Failure::input(format!("cannot be written: {e}")).at(path)
+    Failure::input(format!("cannot be written: {e}")).at(path).help("choose another place with -o")
 }
 
 fn parent(path: &Path) -> &Path {

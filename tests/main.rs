@@ -13,6 +13,7 @@ mod ops;
 mod opset;
 mod passes;
 mod proof;
+mod roundtrip;
 mod router;
 mod train;
 mod train_loop;

@@ -14,7 +14,9 @@ pub fn draw(g: &Graph, s: &ResidualStructure) -> String {
     let mut ends: HashMap<NodeId, String> = HashMap::new();
     for c in &s.chains {
         let _ = writeln!(text, "  subgraph cluster_chain{} {{", c.id);
-        let title = format!("chain {}: {} blocks, {}, post {}", c.id, c.joins.len(), c.ty, c.post.name());
+        let (k, post) = (c.joins.len(), c.post.name());
+        let after = if post == "none" { String::new() } else { format!(", then {post}") };
+        let title = format!("chain {}: {k} {}, {}{after}", c.id, if k == 1 { "block" } else { "blocks" }, c.ty);
         let _ = writeln!(text, "    label={}; style=rounded; color=gray;", quoted(&title));
         for (k, v) in c.states.iter().enumerate() {
             let id = format!("c{}h{k}", c.id);

@@ -409,15 +409,20 @@ impl Tensor {
 /// Element type and number of elements of a message.
 fn described(proto: &TensorProto) -> Result<(DType, usize), TensorError> {
     let fail = |what: String| TensorError { name: proto.name.clone(), what };
-    let dtype = DType::from_onnx(proto.data_type)
-        .ok_or_else(|| fail(format!("element type {} is not known to this tool", proto.data_type)))?;
+    let dtype = DType::from_onnx(proto.data_type).ok_or_else(|| {
+        fail(format!(
+            "element type {} is not known to this tool (1 to 26 are); the file is damaged or too new",
+            proto.data_type
+        ))
+    })?;
     let mut elements: usize = 1;
     for d in &proto.dims {
-        let d = usize::try_from(*d).map_err(|_| fail(format!("negative dimension in {:?}", proto.dims)))?;
+        let d =
+            usize::try_from(*d).map_err(|_| fail(format!("negative dimension in {:?}; the file is damaged", proto.dims)))?;
         elements = elements
             .checked_mul(d)
             .filter(|n| *n < (1 << 48))
-            .ok_or_else(|| fail(format!("absurd size {:?}", proto.dims)))?;
+            .ok_or_else(|| fail(format!("absurd size {:?}; the file is damaged", proto.dims)))?;
     }
     Ok((dtype, elements))
 }

@@ -1,0 +1,133 @@
+//! Which files are written, where, and how; freezing.
+
+use super::{folder, has_keys, with};
+use crate::common::{data, listing, text, tool, tool_ok, write_npz};
+use onnx_protobuf::{Message, ModelProto};
+use std::path::Path;
+
+#[test]
+fn the_same_input_gives_the_same_bytes() {
+    let (dir, model) = folder();
+    let run = |name: &str| {
+        let out = format!("{}/{name}/", dir.path().display());
+        tool_ok(&with(&model, &["--loss", "mse", "--grad-outputs", "--out", &out]));
+        ["net.ancre.onnx", "net.ancre.train.onnx"].map(|f| std::fs::read(Path::new(&out).join(f)).unwrap())
+    };
+    assert!(run("first") == run("second"));
+    let report = || {
+        let mut r = tool_ok(&with(&model, &["--loss", "mse", "--dry-run", "--json"])).json();
+        r.as_object_mut().unwrap().shift_remove("seconds");
+        r.to_string()
+    };
+    assert_eq!(report(), report());
+}
+
+#[test]
+fn a_larger_model_gives_the_same_bytes_twice() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = data("golden/resnet/cascaded_alt.onnx");
+    let run = |name: &str| {
+        let out = format!("{}/{name}/", dir.path().display());
+        tool_ok(&with(&model, &["--loss", "cross-entropy", "--verify", "none", "--out", &out]));
+        ["cascaded_alt.ancre.onnx", "cascaded_alt.ancre.train.onnx"].map(|f| std::fs::read(Path::new(&out).join(f)).unwrap())
+    };
+    assert!(run("first") == run("second"));
+}
+
+#[test]
+fn a_dry_run_writes_nothing() {
+    let (dir, model) = folder();
+    let report = tool_ok(&with(
+        &model,
+        &["--dry-run", "--json", "--loss", "mse", "--out", &format!("{}/new/", dir.path().display())],
+    ));
+    assert_eq!(report.json()["outputs"].as_array().unwrap().len(), 2);
+    assert_eq!(listing(dir.path()), ["net.onnx"]);
+    assert!(!dir.path().join("new").exists());
+}
+
+#[test]
+fn outputs_are_named_as_asked() {
+    let (dir, model) = folder();
+    let root = dir.path();
+    let go = |out: &str| tool_ok(&with(&model, &["--loss", "mse", "-o", &format!("{}/{out}", root.display())]));
+    let exists = |name: &str| assert!(root.join(name).is_file(), "{name} of {:?}", listing(root));
+    tool_ok(&with(&model, &["--loss", "mse"]));
+    exists("net.ancre.onnx");
+    exists("net.ancre.train.onnx");
+    std::fs::create_dir(root.join("there")).unwrap();
+    go("there");
+    exists("there/net.ancre.onnx");
+    exists("there/net.ancre.train.onnx");
+    go("new/deep/");
+    exists("new/deep/net.ancre.onnx");
+    go("named.onnx");
+    exists("named.onnx");
+    exists("named.train.onnx");
+    go("made/v1.2.onnx");
+    exists("made/v1.2.onnx");
+    exists("made/v1.2.train.onnx");
+    assert!(!listing(root).iter().any(|n| n.starts_with(".ancre-")), "{:?}", listing(root));
+}
+
+#[test]
+fn an_existing_output_is_replaced_whole() {
+    let (dir, model) = folder();
+    let out = dir.path().join("net.ancre.onnx");
+    std::fs::write(&out, vec![7; 1 << 20]).unwrap();
+    tool_ok(&with(&model, &["--no-train"]));
+    let bytes = std::fs::read(&out).unwrap();
+    assert!(bytes.len() < 1 << 20 && ModelProto::parse_from_bytes(&bytes).is_ok());
+    // A failure leaves the old one.
+    let ran = tool(&with(&model, &["--no-train", "--chains", "9"]));
+    assert_eq!(ran.status, 2);
+    assert_eq!(std::fs::read(&out).unwrap(), bytes);
+}
+
+#[test]
+fn quiet_is_quiet() {
+    let (_dir, model) = folder();
+    let ran = tool_ok(&with(&model, &["-q", "--loss", "mse"]));
+    assert_eq!((ran.out.as_str(), ran.err.as_str()), ("", ""));
+    assert!(!tool(&with(&model, &["-q", "--chains", "9"])).err.is_empty(), "an error is said even so");
+}
+
+// ---- freeze -----------------------------------------------------------------------------------------------------------
+
+#[test]
+fn freezing_needs_something_to_freeze() {
+    let (dir, model) = folder();
+    tool_ok(&with(&model, &["--no-train"]));
+    let path = |name: &str| text(&dir.path().join(name));
+    write_npz(Path::new(&path("shape.npz")), &[("head.bias".into(), vec![4], vec![0.0; 4])]);
+    write_npz(Path::new(&path("other.npz")), &[("somebody".into(), vec![4], vec![0.0; 4])]);
+    let before = listing(dir.path());
+    let routed = path("net.ancre.onnx");
+    for (arguments, word) in [
+        (vec![text(&model)], "no router"),
+        (vec![routed.clone(), "--state".into(), path("missing.safetensors")], "missing.safetensors"),
+        (vec![routed.clone(), "--state".into(), path("shape.npz")], "head.bias"),
+        (vec![routed.clone(), "--state".into(), path("other.npz")], "other.npz"),
+        (vec![routed.clone(), "--prune".into(), "2".into()], "--prune"),
+        (vec![routed.clone(), "--prune".into(), "nan".into()], "--prune"),
+        (vec![routed.clone(), "--prune".into(), "0.1".into(), "--keep-router".into()], "--keep-router"),
+    ] {
+        let ran = tool(&[&["freeze".to_string()], &arguments[..]].concat());
+        assert_eq!(ran.status, 2, "{arguments:?}: {}", ran.err);
+        assert!(ran.err.contains(word), "{arguments:?}: {}", ran.err);
+    }
+    assert_eq!(listing(dir.path()), before);
+    let ran = tool_ok(&["freeze", &routed, "--json"]);
+    has_keys(&ran.json(), &["output", "restored", "unused", "router"]);
+    assert!(dir.path().join("net.frozen.onnx").is_file());
+}
+
+#[test]
+fn an_untrained_gated_router_freezes_to_the_source() {
+    let (dir, model) = folder();
+    tool_ok(&with(&model, &["--no-train"]));
+    tool_ok(&["freeze", &text(&dir.path().join("net.ancre.onnx"))]);
+    let nodes =
+        |name: &str| ModelProto::parse_from_bytes(&std::fs::read(dir.path().join(name)).unwrap()).unwrap().graph.node.len();
+    assert_eq!(nodes("net.frozen.onnx"), nodes("net.onnx"));
+}
