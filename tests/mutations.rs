@@ -96,7 +96,7 @@ fn work_on(bytes: Vec<u8>, depth: Depth) -> Result<(), String> {
     let routers = route_skips(&mut g, &chains, &options).map_err(|e| e.to_string())?.routers;
     if depth == Depth::Train {
         let model = Path::new("damaged.onnx");
-        let built = ancre_rewrite::training_files::build(&arguments, model, g.clone(), &routers, &mut Vec::new());
+        let built = ancre_rewrite::training_files::build(&arguments, model, g.clone(), &routers, &|_| None, &mut Vec::new());
         if let Ok(Ok(files)) = built {
             write(&files.training.graph)?;
         }
