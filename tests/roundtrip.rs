@@ -9,6 +9,7 @@ use onnx_protobuf::{
     AttributeProto, FunctionProto, GraphProto, Message, ModelProto, NodeProto, OperatorSetIdProto, StringStringEntryProto,
     TensorAnnotation, TensorProto, TensorShapeProto, TypeProto, ValueInfoProto, tensor_shape_proto, type_proto,
 };
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 fn parse(path: &Path) -> ModelProto {
@@ -38,10 +39,20 @@ fn a_model_that_is_not_rewritten_is_the_same_message() {
     assert!(files.len() > 24, "{} files", files.len());
     for path in files {
         let bytes = std::fs::read(&path).unwrap();
-        let source = ModelProto::parse_from_bytes(&bytes).unwrap();
+        let mut source = ModelProto::parse_from_bytes(&bytes).unwrap();
+        forget_what_is_not_there(&mut source);
         let g = onnx::read(&SharedBytes::new(bytes), None).unwrap();
         assert!(ModelProto::parse_from_bytes(&emit(&g)).unwrap() == source, "{} changes", path.display());
     }
+}
+
+/// Drops declarations of values that the graph does not have: the only thing that is not written again.
+fn forget_what_is_not_there(m: &mut ModelProto) {
+    let g = m.graph.as_mut().unwrap();
+    let mut there: HashSet<&str> = g.node.iter().flat_map(|n| &n.output).map(String::as_str).collect();
+    there.extend(g.input.iter().map(|i| i.name.as_str()));
+    there.extend(g.initializer.iter().map(|t| t.name.as_str()));
+    g.value_info.retain(|i| there.contains(i.name.as_str()));
 }
 
 fn names(names: &[&str]) -> Vec<String> {
@@ -232,7 +243,8 @@ fn everything_a_model_may_hold_survives() {
     let emitted = through_the_tool(&path);
     // What is declared of a value that is not there goes, nothing else does.
     let mut expected = source.clone();
-    expected.graph.as_mut().unwrap().value_info.truncate(1);
+    forget_what_is_not_there(&mut expected);
+    assert_eq!(expected.graph.value_info.len(), 1);
     assert!(emitted == expected, "{emitted:#?}");
 
     let mut feeds = Tensors::from([("x".to_string(), floats(DType::F32, &[2, 3], &[1.0, -2.0, 0.5, 0.1, 0.0, -0.3]))]);

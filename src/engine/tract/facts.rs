@@ -182,7 +182,7 @@ impl Walk<'_> {
         let rank = self.g.operand(node, 0).and_then(|v| self.facts.get(&v)).and_then(|f| f.shape.rank().concretize());
         let last_by_default = matches!(op.name.as_str(), "LayerNormalization" | "RMSNormalization");
         let axis = op.attrs.int("axis", if last_by_default { -1 } else { 0 });
-        rank.is_none_or(|rank| axis + rank >= 0)
+        rank.is_none_or(|rank| axis >= -rank)
     }
 
     fn type_of(&self, v: ValueId) -> ValueType {
