@@ -23,6 +23,7 @@ use std::path::PathBuf;
   ancre-rewrite train resnet.ancre.train.onnx --data train.npz --val test.npz --epochs 5 --export deployed.onnx
   ancre-rewrite verify resnet.onnx resnet.ancre.onnx           are they equivalent? (for CI)
   ancre-rewrite freeze resnet.ancre.onnx --state trained.safetensors -o deployed.onnx
+  ancre-rewrite runtime install                                fetch a stock ONNX Runtime for training
 
 Exit status: 0 success, 1 a check said no, 2 bad usage or bad input."
 )]
@@ -47,6 +48,8 @@ pub enum Command {
     /// Train in ONNX Runtime, from the training graph that the main job writes
     #[cfg(feature = "ort")]
     Train(Box<crate::train::TrainArgs>),
+    /// Show which ONNX Runtime is used, or fetch one with pip
+    Runtime(RuntimeArgs),
     /// Print shell completions
     Completions {
         /// Which shell
@@ -93,6 +96,45 @@ pub struct FreezeArgs {
     /// One JSON document on stdout
     #[arg(long)]
     pub json: bool,
+}
+
+/// `runtime`.
+#[derive(Args, Debug)]
+#[command(
+    args_conflicts_with_subcommands = true,
+    after_help = "The library is looked for in this order: ORT_DYLIB_PATH, what `runtime install` fetched, the package onnxruntime of the Python in use, \
+                  the system's library path."
+)]
+pub struct RuntimeArgs {
+    /// [default: show]
+    #[command(subcommand)]
+    pub command: Option<RuntimeCommand>,
+    /// One JSON document on stdout
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What `runtime` does.
+#[derive(Subcommand, Debug)]
+pub enum RuntimeCommand {
+    /// Which library is used, its version and providers, and how it was found
+    Show {
+        /// One JSON document on stdout
+        #[arg(long)]
+        json: bool,
+    },
+    /// Fetch the pip wheel and keep its libraries in the user's cache; no Python environment is modified
+    Install {
+        /// The wheel with the CUDA provider
+        #[arg(long)]
+        cuda: bool,
+        /// Version [default: the newest]
+        #[arg(long, value_name = "V")]
+        version: Option<String>,
+        /// One JSON document on stdout
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 #[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]

@@ -15,6 +15,7 @@ pub mod prove;
 pub mod random_inputs;
 pub mod report;
 pub mod rewrite;
+pub mod runtime;
 pub mod start;
 pub mod tensor;
 pub mod train;

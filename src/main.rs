@@ -4,7 +4,7 @@ use ancre_rewrite::cli::{Cli, Command};
 use ancre_rewrite::error::Failure;
 #[cfg(feature = "ort")]
 use ancre_rewrite::train;
-use ancre_rewrite::{freeze, inspect, report, rewrite, verify};
+use ancre_rewrite::{freeze, inspect, report, rewrite, runtime, verify};
 use clap::{CommandFactory, Parser};
 use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -76,6 +76,7 @@ fn say(cli: &Cli) -> Result<String, Failure> {
             }
             Ok(report::frozen(&done))
         }
+        Some(Command::Runtime(a)) => runtime::runtime(a),
         Some(Command::Completions { shell }) => {
             let mut out = Vec::new();
             clap_complete::generate(*shell, &mut Cli::command(), "ancre-rewrite", &mut out);

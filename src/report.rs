@@ -226,13 +226,17 @@ fn next_text(out: &mut String, o: &Outcome) {
 /// The report of `freeze` for people.
 pub fn frozen(f: &crate::freeze::Frozen) -> String {
     let mut out = String::new();
-    if f.restored > 0 {
+    if let Some(s) = &f.restored {
         let _ = writeln!(
             out,
             "state     {} tensors written back; {} entries belong to training only",
-            f.restored,
-            f.unused.len()
+            s.tensors,
+            s.unused.len()
         );
+        if let Some(first) = s.kept.first() {
+            let _ =
+                writeln!(out, "          {} parameters are not in it and stay as they were (`{first}`, …)", s.kept.len());
+        }
     }
     if let Some(b) = &f.baked {
         let _ = writeln!(
@@ -240,6 +244,19 @@ pub fn frozen(f: &crate::freeze::Frozen) -> String {
             "router    baked in: {} edges kept, {} dropped (at most {:.1e} of a row's weight)",
             b.kept, b.dropped, b.worst_drop
         );
+    }
+    match f.drift.as_ref().map(|d| &d.measured) {
+        Some(Ok((engine, c))) => {
+            let (abs, part) = (c.max_abs, c.max_rel * 100.0);
+            let _ = writeln!(
+                out,
+                "drift     pruning moves the outputs by up to {abs:.1e} ({part:.1}% of the largest value; {engine})"
+            );
+        }
+        Some(Err(why)) => {
+            let _ = writeln!(out, "drift     of pruning not measured: {why}");
+        }
+        None => {}
     }
     let _ = writeln!(out, "frozen    {}  ({}, {} nodes)", f.path.display(), bytes(f.bytes), f.nodes);
     out

@@ -1,6 +1,6 @@
 //! Fetches a stock ONNX Runtime: downloads its pip wheel and keeps the shared libraries. No Python environment is modified.
 
-use super::ort;
+use super::locate;
 use crate::error::Failure;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -10,25 +10,28 @@ use std::process::{Command, Stdio};
 const PYTHONS: [&str; 2] = if cfg!(windows) { ["python", "python3"] } else { ["python3", "python"] };
 
 /// Downloads a wheel (the newest one without a `version`; the one with CUDA providers if asked) and unpacks its libraries into
-/// the user's cache, where [`ort::locate`] finds them. Returns the library. What is already there is not fetched again.
+/// the user's cache, where [`locate::locate`] finds them. Returns the library. What is already there is not fetched again.
 ///
 /// # Errors
 /// Without a Python that has pip, without network, or when the version does not exist for this platform.
 pub fn install(version: Option<&str>, cuda: bool) -> Result<PathBuf, Failure> {
-    let cache = ort::cache_dir().ok_or_else(|| {
+    let cache = locate::cache_dir().ok_or_else(|| {
         Failure::check(
             "the user's cache directory is unknown: neither XDG_CACHE_HOME nor HOME (Windows: LOCALAPPDATA) is set",
         )
     })?;
-    if let Some(version) = version {
-        if version.is_empty() || !version.chars().all(|c| c.is_ascii_alphanumeric() || c == '.') {
-            return Err(Failure::input(format!("`{version}` is no version; one such as 1.24.1 was expected")));
-        }
-        if let Some(library) = library_in(&cache.join(folder(version, cuda))) {
-            return Ok(library);
-        }
+    let strange = |v: &&str| v.is_empty() || !v.chars().all(|c| c.is_ascii_alphanumeric() || c == '.');
+    if let Some(version) = version.filter(strange) {
+        return Err(Failure::input(format!("`{version}` is no version; one such as 1.24.1 was expected")));
     }
     let fail = |what: &str, e: std::io::Error| Failure::check(format!("{what} failed: {e}")).at(&cache);
+    let choose = |folder: &str| locate::choose(&cache, folder).map_err(|e| fail("remembering the choice", e));
+    if let Some(folder) = version.map(|v| folder(v, cuda))
+        && let Some(library) = library_in(&cache.join(&folder))
+    {
+        choose(&folder)?;
+        return Ok(library);
+    }
     std::fs::create_dir_all(&cache).map_err(|e| fail("making the cache directory", e))?;
     // On the destination's file system, so that the last step is one rename; outside the folder that is searched for libraries.
     let beside = cache.parent().unwrap_or(&cache);
@@ -55,6 +58,7 @@ pub fn install(version: Option<&str>, cuda: bool) -> Result<PathBuf, Failure> {
         // Another process may have been faster; anything else is an error.
         library_in(&destination).ok_or_else(|| fail("moving the libraries into place", e))?;
     }
+    choose(&folder(&version, cuda))?;
     library_in(&destination).ok_or_else(|| Failure::check("the libraries vanished while being installed").at(&destination))
 }
 
@@ -65,7 +69,7 @@ fn folder(version: &str, cuda: bool) -> String {
 fn library_in(dir: &Path) -> Option<PathBuf> {
     let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
     let mut all: Vec<PathBuf> =
-        entries.filter(|e| ort::is_library(&e.file_name().to_string_lossy())).map(|e| e.path()).collect();
+        entries.filter(|e| locate::is_library(&e.file_name().to_string_lossy())).map(|e| e.path()).collect();
     all.sort();
     all.pop()
 }

@@ -5,6 +5,10 @@ pub mod device;
 #[cfg(feature = "ort")]
 pub mod install;
 #[cfg(feature = "ort")]
+pub mod library;
+#[cfg(feature = "ort")]
+pub mod locate;
+#[cfg(feature = "ort")]
 pub mod ort;
 #[cfg(feature = "ort")]
 pub mod stepper;

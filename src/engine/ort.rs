@@ -1,6 +1,8 @@
 //! ONNX Runtime: a stock library of the user's, found and loaded at run time.
 
 use super::device::{self, Device, Optimization};
+use super::locate::PATH_VARIABLE;
+pub use super::locate::{Found, Runtime, cache_dir, locate};
 use super::{Engine, EngineError, Session, Tensors};
 use crate::tensor::NpTensor;
 use ancre_passes::ir::DType;
@@ -13,151 +15,10 @@ use ort::session::{SessionInputValue, SessionOutputs};
 use ort::value::{DynValue, PrimitiveTensorElementType, Tensor, TensorElementType};
 use std::borrow::Cow;
 use std::fmt::{Debug, Display};
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::path::Path;
 use std::sync::OnceLock;
 
 pub(super) const NAME: &str = "ort";
-/// Names the library to use, before everything else.
-const PATH_VARIABLE: &str = "ORT_DYLIB_PATH";
-/// Folder of the user's cache that holds runtimes fetched by this tool.
-const CACHE_FOLDER: [&str; 2] = ["ancre-rewrite", "onnxruntime"];
-
-/// How a library was found.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Found {
-    /// The environment variable `ORT_DYLIB_PATH` names it.
-    Variable,
-    /// It lies in this tool's folder of the user's cache.
-    Cache,
-    /// It belongs to the pip package `onnxruntime` of the Python on the path.
-    Python,
-}
-
-impl Display for Found {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Found::Variable => "environment variable ORT_DYLIB_PATH",
-            Found::Cache => "user cache",
-            Found::Python => "pip package onnxruntime",
-        })
-    }
-}
-
-/// A library that was found.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Runtime {
-    /// The file.
-    pub path: PathBuf,
-    /// Version as the file's name states it; Windows names state none.
-    pub version: Option<String>,
-    /// How it was found.
-    pub found: Found,
-}
-
-/// Finds the library: the variable, then the cache, then the pip package of the `python3` on the path.
-///
-/// # Errors
-/// When there is none; the message says how to get one.
-pub fn locate() -> Result<Runtime, EngineError> {
-    if let Some(path) = std::env::var_os(PATH_VARIABLE).filter(|p| !p.is_empty()).map(PathBuf::from) {
-        if !path.is_file() {
-            let message = format!("{PATH_VARIABLE} names `{}`, which is no file; correct or unset it", path.display());
-            return Err(EngineError::NoRuntime(message));
-        }
-        return Ok(runtime(path, Found::Variable));
-    }
-    let cached = cache_dir().and_then(|dir| newest_library(&dir, 4)).map(|p| runtime(p, Found::Cache));
-    cached.or_else(|| python_library().map(|p| runtime(p, Found::Python))).ok_or_else(|| {
-        EngineError::NoRuntime(format!(
-            "no ONNX Runtime was found: {PATH_VARIABLE} is not set, the cache holds none, and python3 has no package \
-             onnxruntime. Run `ancre-rewrite runtime install`, or `pip install onnxruntime`, or set {PATH_VARIABLE} to \
-             {}",
-            library_names().0
-        ))
-    })
-}
-
-fn runtime(path: PathBuf, found: Found) -> Runtime {
-    let version = path.file_name().and_then(|n| n.to_str()).and_then(version_in).map(str::to_string);
-    Runtime { path, version, found }
-}
-
-/// The folder of the user's cache into which runtimes are fetched.
-pub fn cache_dir() -> Option<PathBuf> {
-    let var = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
-    let base = if cfg!(windows) {
-        var("LOCALAPPDATA")
-    } else if cfg!(target_os = "macos") {
-        var("HOME").map(|h| h.join("Library").join("Caches"))
-    } else {
-        var("XDG_CACHE_HOME").or_else(|| var("HOME").map(|h| h.join(".cache")))
-    };
-    base.map(|b| CACHE_FOLDER.iter().fold(b, |path, part| path.join(part)))
-}
-
-/// Prefix and suffix of the library's file name here.
-fn library_names() -> (&'static str, &'static str, &'static str) {
-    if cfg!(windows) {
-        ("onnxruntime.dll", "onnxruntime", ".dll")
-    } else if cfg!(target_os = "macos") {
-        ("libonnxruntime.dylib", "libonnxruntime", ".dylib")
-    } else {
-        ("libonnxruntime.so", "libonnxruntime", ".so")
-    }
-}
-
-/// Is this the name of the library itself, not of one of its providers? `libonnxruntime.so.1.32.0`,
-/// `libonnxruntime.1.32.0.dylib`, `onnxruntime.dll`.
-pub(crate) fn is_library(name: &str) -> bool {
-    let (_, prefix, suffix) = library_names();
-    name.strip_prefix(prefix).is_some_and(|rest| rest.starts_with('.') && rest.contains(suffix))
-}
-
-/// The version in a library's name.
-fn version_in(name: &str) -> Option<&str> {
-    let start = name.find(|c: char| c.is_ascii_digit())?;
-    let rest = &name[start..];
-    let end = rest.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(rest.len());
-    Some(rest[..end].trim_end_matches('.'))
-}
-
-/// The library with the highest version below a folder.
-fn newest_library(dir: &Path, depth: usize) -> Option<PathBuf> {
-    let order = |p: &PathBuf| -> (Vec<u64>, PathBuf) {
-        // The version may be in the file's name or in a folder's.
-        let text = p.strip_prefix(dir).unwrap_or(p).to_string_lossy().into_owned();
-        let numbers = text.split(|c: char| !c.is_ascii_digit()).filter_map(|n| n.parse().ok()).collect();
-        (numbers, p.clone())
-    };
-    let mut all = Vec::new();
-    collect_libraries(dir, depth, &mut all);
-    all.into_iter().max_by_key(order)
-}
-
-fn collect_libraries(dir: &Path, depth: usize, all: &mut Vec<PathBuf>) {
-    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
-        let path = entry.path();
-        if path.is_dir() {
-            if depth > 0 {
-                collect_libraries(&path, depth - 1, all);
-            }
-        } else if path.file_name().and_then(|n| n.to_str()).is_some_and(is_library) {
-            all.push(path);
-        }
-    }
-}
-
-/// The library in the pip package of the Python on the path. The package is looked up, not imported.
-fn python_library() -> Option<PathBuf> {
-    const ASK: &str = "import importlib.util as u\ns = u.find_spec('onnxruntime')\nprint(s.submodule_search_locations[0])";
-    let names: &[&str] = if cfg!(windows) { &["python", "python3"] } else { &["python3", "python"] };
-    names.iter().find_map(|python| {
-        let out = Command::new(python).args(["-c", ASK]).stdin(Stdio::null()).stderr(Stdio::null()).output().ok()?;
-        let dir = String::from_utf8(out.stdout).ok().filter(|_| out.status.success())?;
-        newest_library(&Path::new(dir.trim()).join("capi"), 0)
-    })
-}
 
 /// The process's ONNX Runtime, loaded at the first call.
 ///
@@ -171,8 +32,8 @@ pub fn environment() -> Result<&'static Environment, EngineError> {
 fn load_library(runtime: &Runtime) -> Result<Environment, EngineError> {
     let fail = |why: String| {
         EngineError::NoRuntime(format!(
-            "the ONNX Runtime at `{}` (found by {}) cannot be used: {why}; install another one (`pip install -U onnxruntime`) \
-             or set {PATH_VARIABLE}",
+            "the ONNX Runtime at `{}` (found by {}) cannot be used: {why}; fetch another one with \
+             `ancre-rewrite runtime install`, or set {PATH_VARIABLE}",
             runtime.path.display(),
             runtime.found
         ))
@@ -541,28 +402,6 @@ mod tests {
             let t = NpTensor::from_f64s(dtype, &[2], &[1.5, -2.0]).unwrap();
             assert_eq!(from_ort("t", &to_ort("t", &t).unwrap()).unwrap(), t);
         }
-    }
-
-    #[test]
-    fn libraries_are_told_from_their_providers() {
-        let (plain, ..) = library_names();
-        assert!(is_library(plain) && !is_library("libonnxruntime_providers_shared.so"));
-        assert_eq!(version_in("libonnxruntime.so.1.32.0"), Some("1.32.0"));
-        assert_eq!(version_in("libonnxruntime.1.32.0.dylib"), Some("1.32.0"));
-        assert_eq!(version_in("onnxruntime.dll"), None);
-    }
-
-    #[test]
-    fn the_newest_library_is_taken() {
-        let dir = tempfile::tempdir().unwrap();
-        let (plain, ..) = library_names();
-        for version in ["1.9.1", "1.24.0", "1.23.2"] {
-            let folder = dir.path().join(version).join("capi");
-            std::fs::create_dir_all(&folder).unwrap();
-            std::fs::write(folder.join(plain), b"").unwrap();
-        }
-        let newest = newest_library(dir.path(), 4).unwrap();
-        assert!(newest.starts_with(dir.path().join("1.24.0")), "{}", newest.display());
     }
 
     #[test]

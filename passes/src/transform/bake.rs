@@ -162,7 +162,8 @@ pub fn bake_router(g: &mut Graph, prune: f64) -> Result<Baked, BakeError> {
             baked.kept += terms.len();
             baked.worst_drop = baked.worst_drop.max(dropped);
             let mut b = Builder::new(g, &format!("ancre/{}/baked_{}", chain.id, row + 1));
-            let new = weighted_sum(&mut b, &terms, old)?;
+            let first_source = chain.columns().next().and_then(|name| b.graph.find(name)).unwrap_or(old);
+            let new = weighted_sum(&mut b, &terms, first_source)?;
             g.replace_uses(old, new, |_| true);
             if g.is_output(old) {
                 g.redirect_output(old, new);
@@ -170,14 +171,13 @@ pub fn bake_router(g: &mut Graph, prune: f64) -> Result<Baked, BakeError> {
             }
         }
     }
-    for key in ["ancre.router", "ancre.chains"] {
-        g.metadata.shift_remove(key);
-    }
-    g.metadata.insert("ancre.frozen".into(), "true".into());
+    // What is deployed is no longer ours to read.
+    g.metadata.retain(|key, _| !key.starts_with("ancre."));
     Ok(baked)
 }
 
-/// Σ w·h: a pass-through for a single weight of one, one product over stacked states otherwise.
+/// Σ w·h: a pass-through for a single weight of one, one product over stacked states otherwise. Without a weight: zeros of the
+/// shape of `like`, a source, so that nothing of the trainable router stays alive.
 fn weighted_sum(b: &mut Builder, terms: &[(ValueId, f64)], like: ValueId) -> Built {
     let ty = b.ty(like)?;
     match terms {

@@ -14,6 +14,7 @@ mod tokens;
 mod wanted;
 
 pub use batches::{Batch, Batches, batches_per_epoch, order};
+pub(crate) use npy::{Array, read_arrays};
 pub use wanted::{Slot, Wanted};
 
 use crate::engine::Tensors;

@@ -12,13 +12,13 @@ const LARGEST_IN_MEMORY: u64 = 256 << 20;
 
 /// An array of a file.
 #[derive(Clone, Debug)]
-pub(super) struct Array {
+pub(crate) struct Array {
     /// Its name in the file, or the file's name.
-    pub(super) name: String,
+    pub(crate) name: String,
     /// Element type.
-    pub(super) dtype: DType,
+    pub(crate) dtype: DType,
     /// Shape.
-    pub(super) shape: Vec<usize>,
+    pub(crate) shape: Vec<usize>,
     /// Column-major?
     fortran: bool,
     /// Most significant byte first?
@@ -60,7 +60,7 @@ impl Array {
     }
 
     /// The whole array, row-major and little-endian.
-    pub(super) fn read_all(&self) -> Vec<u8> {
+    pub(crate) fn read_all(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(self.bytes.len());
         if self.shape.is_empty() {
             out.extend_from_slice(&self.bytes);
@@ -75,6 +75,15 @@ impl Array {
     /// As in messages: `x` float32 [10, 3].
     pub(super) fn text(&self) -> String {
         format!("`{}` {} {:?}", self.name, numpy_name(self.dtype), self.shape)
+    }
+}
+
+/// The arrays of an `.npz` or `.safetensors` file.
+pub(crate) fn read_arrays(path: &Path) -> Result<Vec<Array>, Failure> {
+    match path.extension().and_then(|e| e.to_str()) {
+        Some("npz") => read_npz(path),
+        Some("safetensors") => read_safetensors(path),
+        _ => Err(Failure::input("has an unknown suffix, .safetensors or .npz was expected").at(path)),
     }
 }
 

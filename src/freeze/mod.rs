@@ -1,0 +1,143 @@
+//! `freeze`: trained state back into the forward graph, router baked in.
+
+use crate::cli::FreezeArgs;
+use crate::error::Failure;
+use crate::files::Outputs;
+use crate::random_inputs::{self, Sizes};
+use crate::verify::{Comparison, Tolerance, compare_all};
+use crate::{engine, rewrite};
+use ancre_passes::ir::Graph;
+use ancre_passes::onnx;
+use ancre_passes::transform::{bake, eliminate};
+use serde_json::json;
+use std::path::{Path, PathBuf};
+
+mod restore;
+
+pub use restore::Restored;
+
+/// Random inputs on which the drift of pruning is measured.
+const TRIALS: u64 = 2;
+
+/// What freezing did.
+pub struct Frozen {
+    /// The file written.
+    pub path: PathBuf,
+    /// Its size.
+    pub bytes: u64,
+    /// Operator nodes.
+    pub nodes: usize,
+    /// What the state gave, if there was one.
+    pub restored: Option<Restored>,
+    /// What baking kept and dropped, if the router was baked.
+    pub baked: Option<bake::Baked>,
+    /// How far pruning moved the outputs, if anything was pruned.
+    pub drift: Option<Drift>,
+}
+
+/// How far pruning moved the outputs.
+pub struct Drift {
+    /// Engine that ran both graphs, with the worst difference; or why none could.
+    pub measured: Result<(&'static str, Comparison), String>,
+}
+
+impl Frozen {
+    /// The report.
+    pub fn json(&self) -> serde_json::Value {
+        let state = self.restored.as_ref();
+        let drift = self.drift.as_ref().map(|d| match &d.measured {
+            Ok((engine, c)) => json!({"engine": engine, "max_abs": c.max_abs, "max_rel": c.max_rel, "trials": TRIALS}),
+            Err(why) => json!({"engine": null, "reason": why}),
+        });
+        json!({"output": {"path": self.path, "bytes": self.bytes, "nodes": self.nodes},
+               "restored": state.map_or(0, |s| s.tensors), "unused": state.map(|s| &s.unused), "kept": state.map(|s| &s.kept),
+               "router": self.baked.as_ref().map(|b| json!({"kept": b.kept, "dropped": b.dropped, "worst_dropped": b.worst_drop})),
+               "drift": drift})
+    }
+}
+
+/// Runs `freeze`.
+///
+/// # Errors
+/// When the model was not routed by this tool, or the state does not fit it.
+pub fn freeze(a: &FreezeArgs) -> Result<Frozen, Failure> {
+    if !(a.prune >= 0.0 && a.prune < 1.0) {
+        return Err(Failure::input(format!("--prune {} is out of range [0, 1)", a.prune)));
+    }
+    let (mut g, _) = rewrite::load(&a.model)?;
+    if g.metadata.contains_key("ancre.loss") {
+        return Err(Failure::input("is a training graph")
+            .help("give the forward graph that ancre-rewrite wrote beside it, STEM.ancre.onnx")
+            .at(&a.model));
+    }
+    let routed = g.metadata.contains_key("ancre.router");
+    if !routed && a.state.is_none() {
+        return Err(Failure::input("holds no router and no --state is given: there is nothing to freeze")
+            .help("give the forward graph that ancre-rewrite wrote, STEM.ancre.onnx")
+            .at(&a.model));
+    }
+    let restored = a.state.as_deref().map(|path| restore::restore(&mut g, path)).transpose()?;
+    let (mut baked, mut drift) = (None, None);
+    if routed && !a.keep_router {
+        let unpruned = (a.prune > 0.0).then(|| g.clone());
+        baked = Some(bake_into(&mut g, a.prune, &a.model)?);
+        if let Some(mut whole) = unpruned {
+            let all = bake_into(&mut whole, 0.0, &a.model)?;
+            if baked.as_ref().is_some_and(|b| b.dropped > all.dropped) {
+                drift = Some(Drift { measured: measure(&g, &whole, &a.model) });
+            }
+        }
+    }
+    let path = a.output.clone().unwrap_or_else(|| {
+        let stem = a.model.file_stem().and_then(|s| s.to_str()).unwrap_or("model");
+        a.model.with_file_name(format!("{}.frozen.onnx", stem.trim_end_matches(".ancre")))
+    });
+    let emission = onnx::emit(&g).map_err(|e| Failure::input(e.to_string()).at(&path))?;
+    let spared: Vec<&Path> = [Some(a.model.as_path()), a.state.as_deref()].into_iter().flatten().collect();
+    let mut outputs = Outputs::sparing(&spared);
+    let bytes = outputs.add_model(&emission, &path)?;
+    let nodes = emission.nodes;
+    outputs.commit()?;
+    Ok(Frozen { path, bytes, nodes, restored, baked, drift })
+}
+
+fn bake_into(g: &mut Graph, prune: f64, model: &Path) -> Result<bake::Baked, Failure> {
+    let baked = bake::bake_router(g, prune).map_err(|e| Failure::input(e.to_string()).at(model))?;
+    eliminate::eliminate_dead(g, |_, _| false);
+    Ok(baked)
+}
+
+/// Runs the pruned and the whole graph on the same random inputs, in tract or, where tract cannot, in ONNX Runtime.
+fn measure(pruned: &Graph, whole: &Graph, model: &Path) -> Result<(&'static str, Comparison), String> {
+    let emit = |g: &Graph| onnx::emit(g).and_then(|e| e.to_bytes()).map_err(|e| e.to_string());
+    let (a, b) = (emit(pruned)?, emit(whole)?);
+    let mut why = Vec::new();
+    for engine in [Ok(engine::tract()), engine::ort()] {
+        let run = || -> Result<(&'static str, Comparison), String> {
+            let engine = engine.map_err(|e| e.to_string())?;
+            let load = |bytes| engine.load(bytes, model.parent()).map_err(|e| e.to_string());
+            let (mut a, mut b) = (load(&a)?, load(&b)?);
+            let mut first = None;
+            for sizes in random_inputs::sizes(whole, &Sizes::new()) {
+                let mut worst = Comparison::default();
+                let mut trials = (0..TRIALS).map(|seed| {
+                    let inputs = random_inputs::random_inputs(whole, &sizes, seed)?;
+                    let (a, b) = (a.run(&inputs), b.run(&inputs));
+                    let (a, b) = (a.map_err(|e| e.to_string())?, b.map_err(|e| e.to_string())?);
+                    compare_all(&a, &b, Tolerance::default()).iter().for_each(|c| worst.and(&c.verdict));
+                    Ok::<(), String>(())
+                });
+                match trials.find_map(Result::err) {
+                    None => return Ok((engine.name(), worst)),
+                    Some(e) => first = first.or(Some(e)),
+                }
+            }
+            Err(first.unwrap_or_default())
+        };
+        match run() {
+            Ok(found) => return Ok(found),
+            Err(e) => why.push(e),
+        }
+    }
+    Err(why.join("; "))
+}

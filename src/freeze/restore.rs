@@ -1,0 +1,134 @@
+//! A trained state back into a forward graph: by name, each tensor of the right shape, none that belongs elsewhere.
+
+use crate::error::Failure;
+use crate::train::data::{Array, read_arrays};
+use ancre_passes::analysis::roles::initializer_roles;
+use ancre_passes::ir::{Graph, Tensor, ValueId};
+use ancre_passes::transform::route::Rule;
+use ancre_passes::transform::{bake, separate};
+use std::collections::HashSet;
+use std::path::Path;
+
+/// Suffixes of the optimiser's tensors, after the name of the parameter they belong to.
+const MOMENTS: [&str; 4] = [".exp_avg", ".exp_avg_sq", ".momentum_buffer", ".accumulator"];
+
+/// What a state gave.
+#[derive(Clone, Debug, Default)]
+pub struct Restored {
+    /// Tensors written back.
+    pub tensors: usize,
+    /// Entries that belong to training only: moments, accumulators, counters.
+    pub unused: Vec<String>,
+    /// Parameters of the model that the state does not hold: they did not train and stay as they were.
+    pub kept: Vec<String>,
+}
+
+/// Puts the tensors of a state file into the initializers they belong to.
+///
+/// # Errors
+/// When the file cannot be read, or a tensor is missing, too many, of a wrong shape or type, or not finite.
+pub(super) fn restore(g: &mut Graph, path: &Path) -> Result<Restored, Failure> {
+    let state = read_arrays(path)?;
+    let fail = |what: String| Failure::input(what).at(path);
+    let names: Vec<&str> = state.iter().map(|a| key(a)).collect();
+    // Parameters that the training graph separated from a tensor the exporter had merged. That names remain, those of the
+    // optimiser's tensors, is no error.
+    let _ = separate::separate_in_forward(g, names.iter().copied());
+    let held: HashSet<&str> = names.iter().copied().collect();
+    let mut done = Restored::default();
+    let mut strange = Vec::new();
+    for (array, name) in state.iter().zip(&names) {
+        match g.find(name).filter(|v| g.initializer(*v).is_some()) {
+            Some(v) => {
+                write(g, v, array).map_err(|e| fail(format!("tensor `{}` {e}", array.name)).help(ELSEWHERE))?;
+                done.tensors += 1;
+            }
+            None if is_of_training(g, name) => done.unused.push(array.name.clone()),
+            None => strange.push(format!("`{}`", array.name)),
+        }
+    }
+    if done.tensors == 0 {
+        return Err(fail("holds no tensor of the model".into())
+            .help("its names must be those of the training graph's state inputs, and it must come from this model's training graph"));
+    }
+    if !strange.is_empty() {
+        let more = if strange.len() > 3 { format!(" and {} more", strange.len() - 3) } else { String::new() };
+        let listed = strange.iter().take(3).cloned().collect::<Vec<_>>().join(", ");
+        return Err(fail(format!("holds {listed}{more}, of which the model has nothing")).help(ELSEWHERE));
+    }
+    missing(g, &names, &held).map_err(|e| fail(e).help(ELSEWHERE))?;
+    done.kept = initializer_roles(g)
+        .into_iter()
+        .filter(|(v, role)| role.trains() && !held.contains(g.name(*v)))
+        .map(|(v, _)| g.name(v).to_string())
+        .collect();
+    Ok(done)
+}
+
+const ELSEWHERE: &str =
+    "give the whole state that this model's own training graph handed out, and the forward graph that was written with it";
+
+/// The name of the state tensor that an entry holds.
+fn key(array: &Array) -> &str {
+    array.name.strip_suffix(".next").unwrap_or(&array.name)
+}
+
+/// Is this the name of a tensor that only training needs?
+fn is_of_training(g: &Graph, name: &str) -> bool {
+    let of_known =
+        |suffix: &str| name.strip_suffix(suffix).is_some_and(|n| g.find(n).is_some_and(|v| g.initializer(v).is_some()));
+    name == "ancre.step" || MOMENTS.iter().any(|suffix| of_known(suffix))
+}
+
+/// The router's tensors, and every parameter whose moments are there, must be there too. A chain that the loss does not depend
+/// on does not train, so one of several may be absent.
+fn missing(g: &Graph, names: &[&str], held: &HashSet<&str>) -> Result<(), String> {
+    if let Ok(record) = bake::read_record(g)
+        && record.parametrization != Rule::Constant
+    {
+        let own = |c: &bake::ChainRecord| [Some(c.logits.clone()), c.gate.clone()].into_iter().flatten().collect::<Vec<_>>();
+        let absent = |c: &bake::ChainRecord| own(c).into_iter().find(|n| !held.contains(n.as_str()));
+        let none_of = |c: &bake::ChainRecord| own(c).iter().all(|n| !held.contains(n.as_str()));
+        let part = record.chains.iter().filter(|c| !none_of(c)).find_map(absent);
+        let all = record.chains.iter().all(none_of).then(|| record.chains.iter().find_map(absent)).flatten();
+        if let Some(name) = part.or(all) {
+            return Err(format!("lacks the router's `{name}`"));
+        }
+    }
+    let owner = |name: &&str| {
+        MOMENTS.iter().find_map(|suffix| name.strip_suffix(suffix)).filter(|n| !held.contains(n)).map(String::from)
+    };
+    match names.iter().find_map(owner) {
+        Some(name) => Err(format!("lacks `{name}`, of which it holds the optimiser's tensors")),
+        None => Ok(()),
+    }
+}
+
+/// Writes one tensor.
+fn write(g: &mut Graph, v: ValueId, array: &Array) -> Result<(), String> {
+    let Some(old) = g.initializer(v) else { return Ok(()) };
+    let dims: Vec<i64> = array.shape.iter().map(|d| *d as i64).collect();
+    if old.dims() != dims {
+        return Err(format!("has shape {dims:?}, the model's tensor has {:?}", old.dims()));
+    }
+    let dtype = old.dtype();
+    if dtype.is_float() != array.dtype.is_float() {
+        return Err(format!("has element type {}, the model's tensor has {dtype}", array.dtype));
+    }
+    let given = Tensor::from_bytes(array.dtype, &dims, array.read_all());
+    let finite =
+        |t: &Tensor| t.to_f64().map(|v| v.iter().all(|x| x.is_finite())).map_err(|e| format!("cannot be read: {e}"));
+    if array.dtype.is_float() && !finite(&given)? {
+        return Err("holds values that are no numbers (NaN or infinite): the run diverged; use an earlier checkpoint".into());
+    }
+    let new = if array.dtype == dtype {
+        given
+    } else if dtype.is_float() {
+        // A master copy in float32 of a tensor of 16 bits.
+        Tensor::floats(dtype, &dims, &given.to_f64().map_err(|e| format!("cannot be read: {e}"))?)
+    } else {
+        return Err(format!("has element type {}, the model's tensor has {dtype}", array.dtype));
+    };
+    g.set_initializer(v, new, false);
+    Ok(())
+}
