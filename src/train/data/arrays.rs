@@ -2,7 +2,7 @@
 
 use super::augment::Augment;
 use super::check::check_target;
-use super::convert::{Conversion, conversion, convert, numbers, numpy_name};
+use super::convert::{Conversion, conversion, convert, numpy_name};
 use super::npy::Array;
 use super::wanted::{Slot, Wanted};
 use super::{DataOptions, Dataset};
@@ -165,8 +165,13 @@ impl Feed {
         let Some(augment) = &self.augment else {
             return NpTensor::new(self.slot.dtype, &shape, convert(bytes, self.array.dtype, self.slot.dtype, self.how));
         };
-        let scale = if self.how == Conversion::Pixels { 255.0 } else { 1.0 };
-        let mut pixels: Vec<f32> = numbers(&bytes, self.array.dtype).into_iter().map(|v| v as f32 / scale).collect();
+        let how = match self.how {
+            Conversion::Pixels => Conversion::Pixels,
+            _ if self.array.dtype == DType::F32 => Conversion::Same,
+            _ => Conversion::Round,
+        };
+        let bytes = convert(bytes, self.array.dtype, DType::F32, how);
+        let mut pixels: Vec<f32> = bytes.as_chunks::<4>().0.iter().map(|c| f32::from_le_bytes(*c)).collect();
         let size = pixels.len() / rows.len().max(1);
         for (row, sample) in rows.iter().zip(pixels.chunks_exact_mut(size.max(1))) {
             augment.apply(sample, &self.shape, *row, epoch);

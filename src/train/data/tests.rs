@@ -44,7 +44,8 @@ enum Values {
 }
 use Values::*;
 
-type Arrays<'a> = &'a [(&'a str, Vec<usize>, Values)];
+type Named = (&'static str, Vec<usize>, Values);
+type Arrays<'a> = &'a [Named];
 
 /// Writes arrays as an `.npz`.
 fn npz(dir: &Path, arrays: Arrays, compressed: bool) -> PathBuf {
@@ -179,7 +180,7 @@ fn what_does_not_fit_is_refused_with_names_and_advice() {
     let y = |labels: &[i64]| ("labels", vec![labels.len()], I64(labels.to_vec()));
     let none = DataOptions::default();
     let ten = |name: &'static str, shape: &[usize], v: Values| (name, shape.to_vec(), v);
-    let cases: Vec<(Vec<(&str, Vec<usize>, Values)>, Vec<&str>)> = vec![
+    let cases: Vec<(Vec<Named>, Vec<&str>)> = vec![
         (vec![x(2)], vec!["no array for the target `labels` int64 [N]", "`x` float32 [2, 2]"]),
         (vec![ten("features", &[2, 2], F32(vec![0.0; 4])), y(&[0, 0])], vec!["input `x`", "rename `features` to `x`"]),
         (vec![ten("x", &[2, 3], F32(vec![0.0; 6])), y(&[0, 0])], vec!["`x` float32 [2, 3]", "`x` float32 [N, 2]"]),
@@ -357,4 +358,30 @@ fn token_files_that_do_not_fit_are_refused() {
     refused(&path, &language_model(3), &none, &["3 bytes, an odd number"]);
     std::fs::write(&path, []).unwrap();
     refused(&path, &language_model(3), &none, &["holds 0 tokens"]);
+}
+
+#[test]
+fn the_data_sets_that_are_shipped_open() {
+    let data = |name: &str| Path::new(env!("CARGO_MANIFEST_DIR")).join("models").join("data").join(name);
+    let digits = Wanted {
+        inputs: vec![slot("input", DType::F32, &[1, 8, 8])],
+        target: slot("labels", DType::I64, &[]),
+        ..images([1, 8, 8], 10)
+    };
+    for (name, count) in [("digits_train.npz", 1437), ("digits_val.npz", 360)] {
+        let set = opened(&data(name), &digits, &DataOptions::default());
+        let all: Vec<usize> = (0..set.len()).collect();
+        let batch = set.batch(&all, 0).unwrap();
+        assert_eq!((set.len(), batch["input"].shape()), (count, &[count, 1, 8, 8][..]));
+        let pixels = batch["input"].to_f32();
+        assert!(pixels.iter().all(|v| (0.0..=1.0).contains(v)) && pixels.contains(&1.0));
+        let labels = batch["labels"].to_i64();
+        assert!((0..10).all(|c| labels.iter().filter(|l| **l == c).count() * 12 > count), "{name} lacks a class");
+    }
+    let text =
+        wanted(vec![slot("input_ids", DType::I64, &[-1])], slot("labels", DType::I64, &[-1]), Some(256), "next-token");
+    let o = DataOptions { window: Some(64), ..Default::default() };
+    let set = opened(&data("coriolanus_train.bin"), &text, &o);
+    let start: Vec<u8> = set.batch(&[0], 0).unwrap()["input_ids"].to_i64().iter().map(|t| *t as u8).collect();
+    assert!(set.len() == 1250 && start.starts_with(b"First Citizen:\n"));
 }

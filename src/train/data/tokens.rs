@@ -15,7 +15,7 @@ pub(super) struct TokenSet {
     window: usize,
     stride: usize,
     samples: usize,
-    fills: Vec<(Slot, Fill)>,
+    fills: Fills,
     notices: Vec<String>,
 }
 
@@ -98,10 +98,13 @@ impl TokenSet {
     }
 }
 
+/// Inputs with what each is fed.
+type Fills = Vec<(Slot, Fill)>;
+
 /// What each input is fed, and the input of the ids.
-fn fills(wanted: &Wanted) -> Result<(Vec<(Slot, Fill)>, &Slot), Failure> {
+fn fills(wanted: &Wanted) -> Result<(Fills, &Slot), Failure> {
     let help = "give arrays named like the inputs instead (.npz, .safetensors, a directory of .npy files)";
-    let mut fills: Vec<(Slot, Fill)> = Vec::new();
+    let mut fills = Fills::new();
     let mut ids: Vec<&Slot> = Vec::new();
     for slot in &wanted.inputs {
         let name = slot.name.to_ascii_lowercase();
