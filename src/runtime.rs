@@ -10,18 +10,15 @@ use crate::error::Failure;
 #[cfg(feature = "ort")]
 pub fn runtime(a: &RuntimeArgs) -> Result<String, Failure> {
     use crate::cli::RuntimeCommand;
-    let (json, notice) = match &a.command {
-        None => (a.json, None),
-        Some(RuntimeCommand::Show { json }) => (*json, None),
+    let json = match &a.command {
+        None => a.json,
+        Some(RuntimeCommand::Show { json }) => *json,
         Some(RuntimeCommand::Install { cuda, version, json }) => {
             with_library::fetch(version.as_deref(), *cuda)?;
-            (*json, cuda.then(with_library::no_gpu).flatten())
+            *json
         }
     };
     let shown = with_library::show()?;
-    if let Some(notice) = notice {
-        eprintln!("notice: {notice}");
-    }
     Ok(if json { format!("{}\n", shown.json()) } else { shown.text() })
 }
 
@@ -36,9 +33,13 @@ pub fn runtime(_: &RuntimeArgs) -> Result<String, Failure> {
 
 #[cfg(feature = "ort")]
 mod with_library {
+    use crate::engine::device::{Device, without_cuda};
     use crate::engine::locate::{self, Found, Runtime};
+    use crate::engine::ort::OrtEngine;
     use crate::engine::{EngineError, install, library};
     use crate::error::Failure;
+    use ancre_passes::ir::{Attrs, DType, Graph, Op, TensorType};
+    use ancre_passes::onnx;
     use serde_json::{Value, json};
     use std::path::Path;
 
@@ -47,17 +48,23 @@ mod with_library {
         runtime: Runtime,
         version: String,
         providers: Vec<String>,
+        /// Does a graph run on CUDA here? Else why not.
+        cuda: Result<(), String>,
     }
 
     impl Shown {
         pub(super) fn json(&self) -> Value {
             json!({"library": self.runtime.path, "version": self.version, "providers": self.providers,
-                   "found": self.runtime.found.name()})
+                   "found": self.runtime.found.name(), "cuda": {"works": self.cuda.is_ok(), "reason": self.cuda.as_ref().err()}})
         }
 
         pub(super) fn text(&self) -> String {
+            let cuda = match &self.cuda {
+                Ok(()) => "works".to_string(),
+                Err(why) => format!("does not work: {why}"),
+            };
             format!(
-                "library    {}\nversion    {}\nproviders  {}\nfound by   {}\n",
+                "library    {}\nversion    {}\nproviders  {}\nfound by   {}\nCUDA       {cuda}\n",
                 self.runtime.path.display(),
                 self.version,
                 self.providers.join(", "),
@@ -74,7 +81,29 @@ mod with_library {
         let runtime = locate::locate().map_err(failure)?;
         let version = library::version(&runtime).map_err(failure)?;
         let providers = library::providers().map_err(failure)?;
-        Ok(Shown { runtime, version, providers })
+        let cuda = cuda().map_err(failure)?;
+        Ok(Shown { runtime, version, providers, cuda })
+    }
+
+    /// Tries the CUDA provider on the smallest of graphs.
+    fn cuda() -> Result<Result<(), String>, EngineError> {
+        if let Some(why) = without_cuda()? {
+            return Ok(Err(why));
+        }
+        let mut g = Graph::default();
+        let ty = TensorType::fixed(DType::F32, &[1]);
+        let x = g.add_input("x", ty.clone().into(), None);
+        let node = g.add_op("relu", Op::new("Relu", Attrs::new()), &[Some(x)]);
+        let y = g.push_result(node, "y", ty.into());
+        g.add_output(y, None);
+        let model = onnx::emit(&g).and_then(|e| e.to_bytes());
+        let model = model.map_err(|e| EngineError::Load { engine: "ort", why: e.to_string() })?;
+        let engine = OrtEngine { device: Device::Cuda(0), ..OrtEngine::default() };
+        Ok(engine.open(&model, None).map(|_| ()).map_err(|e| {
+            let text = e.to_string();
+            let short = text.lines().next().unwrap_or_default().to_string();
+            if gpu_is_seen() { short } else { "this machine shows no NVIDIA GPU (its driver is not loaded)".into() }
+        }))
     }
 
     pub(super) fn fetch(version: Option<&str>, cuda: bool) -> Result<(), Failure> {
@@ -89,17 +118,13 @@ mod with_library {
         Ok(())
     }
 
-    /// The reason why the CUDA provider cannot work here, as far as it shows without loading it.
-    pub(super) fn no_gpu() -> Option<String> {
-        let seen = if cfg!(windows) {
-            std::env::var_os("SystemRoot").is_some_and(|r| Path::new(&r).join("System32").join("nvcuda.dll").is_file())
-        } else {
-            // The second one is a GPU seen from within WSL.
-            ["/dev/nvidiactl", "/dev/dxg"].iter().any(|p| Path::new(p).exists())
-        };
-        (!seen).then(|| {
-            "this machine shows no NVIDIA GPU (its driver is not loaded): graphs will run on the CPU until there is one"
-                .into()
-        })
+    /// Is the driver of an NVIDIA GPU loaded, as far as files tell?
+    fn gpu_is_seen() -> bool {
+        if cfg!(windows) {
+            return std::env::var_os("SystemRoot")
+                .is_some_and(|r| Path::new(&r).join("System32").join("nvcuda.dll").is_file());
+        }
+        // The second one is a GPU seen from within WSL.
+        ["/dev/nvidiactl", "/dev/dxg"].iter().any(|p| Path::new(p).exists())
     }
 }

@@ -6,6 +6,7 @@ mod batch;
 mod cli;
 mod common;
 mod dropout;
+mod data;
 mod freeze;
 mod golden;
 mod losses;

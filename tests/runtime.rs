@@ -14,7 +14,9 @@ fn alone(cache: &Path, path: Option<&str>, variables: &[(&str, &Path)], argument
     if let Some(path) = path {
         command.env("PATH", path);
     }
-    variables.iter().for_each(|(name, value)| drop(command.env(name, value)));
+    for (name, value) in variables {
+        command.env(name, value);
+    }
     let out = command.stdin(Stdio::null()).output().unwrap();
     let said = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     Ran { status: out.status.code().unwrap_or(-1), out: said(&out.stdout), err: said(&out.stderr) }
@@ -38,6 +40,7 @@ fn the_library_in_use_is_shown() {
     assert_eq!((shown["found"].as_str(), shown["library"].as_str()), (Some("variable"), runtime().to_str()));
     assert!(shown["version"].as_str().unwrap().starts_with("1."), "{shown}");
     assert!(shown["providers"].as_array().unwrap().iter().any(|p| p == "CPUExecutionProvider"), "{shown}");
+    assert!(shown["cuda"]["works"].is_boolean(), "{shown}");
     // The same library where the system's loader looks.
     if cfg!(target_os = "linux") {
         let variables = [("LD_LIBRARY_PATH", runtime().parent().unwrap())];

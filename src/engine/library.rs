@@ -16,7 +16,7 @@ pub fn version(runtime: &Runtime) -> Result<String, EngineError> {
     // SAFETY: `OrtGetApiBase` has this type in every release, its table and the string it gives are static. The library stays
     // loaded: sessions use it too.
     unsafe {
-        let library = libloading::Library::new(&runtime.path).map_err(|e| fail(e.to_string()))?;
+        let library = libloading::Library::new(&runtime.path).map_err(|e| fail(because(&e)))?;
         let base: libloading::Symbol<'_, unsafe extern "C" fn() -> *const sys::OrtApiBase> =
             library.get(b"OrtGetApiBase").map_err(|_| fail("it is no ONNX Runtime".into()))?;
         let base = base().as_ref().ok_or_else(|| fail("it offers no interface".into()))?;
@@ -49,4 +49,9 @@ pub fn providers() -> Result<Vec<String>, EngineError> {
         }
     }
     Ok(found)
+}
+
+/// An error with what it comes from: the loader's own words are behind its first ones.
+fn because(e: &dyn std::error::Error) -> String {
+    e.source().map_or_else(|| e.to_string(), |source| format!("{e}: {source}"))
 }

@@ -59,7 +59,7 @@ pub(super) fn restore(g: &mut Graph, path: &Path) -> Result<Restored, Failure> {
     missing(g, &names, &held).map_err(|e| fail(e).help(ELSEWHERE))?;
     done.kept = initializer_roles(g)
         .into_iter()
-        .filter(|(v, role)| role.trains() && !held.contains(g.name(*v)))
+        .filter(|(v, role)| role.trains() && !held.contains(g.name(*v)) && !g.name(*v).starts_with("ancre"))
         .map(|(v, _)| g.name(v).to_string())
         .collect();
     Ok(done)
