@@ -5,8 +5,8 @@
 mod batch;
 mod cli;
 mod common;
-mod dropout;
 mod data;
+mod dropout;
 mod freeze;
 mod golden;
 mod losses;
