@@ -20,7 +20,6 @@ DATA = HERE / "data"
 NETWORKS = {
     "cascaded (`--chains none`)": ["--chains", "none"],
     "ANCRe (`--preset paper`)": ["--preset", "paper"],
-    "ANCRe, `--preset paper --tau 0.1`": ["--preset", "paper", "--tau", "0.1"],
     "routed (default preset)": [],
 }
 TASKS = {
@@ -29,14 +28,14 @@ TASKS = {
         "rewrite": ["--classes", "10", "--batch", "dynamic"],
         "train": ["--data", "digits_train.npz", "--val", "digits_val.npz"],
         "course": ["--batch-size", "32", "--lr", "2e-3"],
-        "steps": 440,
+        "steps": 225,
     },
     "text": {
         "model": "gpt2",
         "rewrite": ["--loss", "next-token"],
         "train": ["--data", "coriolanus_train.bin", "--val", "coriolanus_val.bin"],
-        "course": ["--window", "64", "--batch-size", "16", "--lr", "5e-3"],
-        "steps": 390,
+        "course": ["--window", "32", "--batch-size", "16", "--lr", "5e-3"],
+        "steps": 300,
     },
 }
 

@@ -168,8 +168,9 @@ pub fn build_training_graph(mut g: Graph, routers: &[Router], o: &TrainingOption
     if let Some(to) = o.batch {
         rebatch(&mut g, to)?;
     }
-    let own: HashSet<String> =
-        g.nodes().filter_map(|n| g.initializer(g.result(n, 0)).map(|_| g.node(n).name.clone())).collect();
+    // By the values' names: those of separated parameters are not their nodes'.
+    let all = g.nodes().map(|n| g.result(n, 0)).filter(|v| g.initializer(*v).is_some());
+    let own: HashSet<String> = all.map(|v| g.name(v).to_string()).collect();
     legalize::decompose_contrib(&mut g);
     legalize::to_opset(&mut g, o.opset.unwrap_or(legalize::TARGET).max(legalize::LOWEST))?;
     after(&g, "legalize")?;

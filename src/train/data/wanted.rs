@@ -2,7 +2,7 @@
 
 use super::convert::numpy_name;
 use crate::error::Failure;
-use ancre_passes::ir::{DType, Dim, Graph, ValueId};
+use ancre_passes::ir::{DType, Dim, Graph, Output, ValueId};
 use serde_json::Value;
 
 /// What a training graph wants to be fed, per sample.
@@ -133,22 +133,30 @@ fn is_rate(g: &Graph, v: ValueId) -> bool {
     matches!(g.name(v), "lr" | "ancre.lr") && g.tensor_type(v).is_some_and(|t| t.rank() == 0)
 }
 
-/// Extent of the class axis of the output that the loss reads: the recorded one, or the only output that has the target's shape
-/// and one axis more.
+/// Extent of the class axis of the output that the loss reads: the recorded one, or the only one that has the target's axes and
+/// one more.
 fn classes(g: &Graph, target: ValueId, record: &Value) -> Option<usize> {
-    if let Some(n) = record["classes"].as_u64() {
-        return usize::try_from(n).ok();
-    }
-    let labels = g.tensor_type(target)?;
+    let rank = g.tensor_type(target)?.rank() + 1;
+    let name = record["output"].as_str();
     let own = |name: &str| name.ends_with(".next") || name.ends_with(".grad");
-    let mut found = g.outputs().iter().filter(|o| !own(g.name(o.value))).filter_map(|o| {
-        let ty = g.tensor_type(o.value).filter(|t| t.dtype.is_float() && t.rank() == labels.rank() + 1)?;
-        [ty.rank() - 1, 1].into_iter().find_map(|axis| {
-            let mut shape = ty.shape.clone();
-            let dim = shape.remove(axis);
-            (shape == labels.shape).then(|| dim.known()).flatten()
-        })
+    let mut found = g.outputs().iter().filter_map(|o| {
+        let of = g.name(o.value);
+        let asked = name.map_or(!own(of), |name| name == of);
+        declared(g, o).filter(|shape| asked && shape.len() == rank)
     });
-    let one = found.next().and_then(|n| usize::try_from(n).ok());
-    one.filter(|_| found.next().is_none())
+    let shape = found.next().filter(|_| found.next().is_none())?;
+    // Token logits have their classes last, [N, C, d1, …] on axis 1.
+    let ids = || g.required_inputs().any(|v| v != target && matches!(g.value(v).ty.dtype, Some(DType::I64 | DType::I32)));
+    let last = record["kind"] == "next-token" || (rank == 3 && ids());
+    shape[if last { rank - 1 } else { 1 }]
+}
+
+/// The shape of an output as the file declares it, else as it was found.
+fn declared(g: &Graph, o: &Output) -> Option<Vec<Option<usize>>> {
+    if let Some(info) = o.info.as_deref().filter(|i| i.type_.has_tensor_type()) {
+        let dims = &info.type_.tensor_type().shape.dim;
+        return Some(dims.iter().map(|d| usize::try_from(d.dim_value()).ok().filter(|n| *n > 0)).collect());
+    }
+    let ty = g.tensor_type(o.value)?;
+    Some(ty.shape.iter().map(|d| d.known().and_then(|n| usize::try_from(n).ok())).collect())
 }
