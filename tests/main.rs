@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, unreachable_pub)]
 
 mod batch;
+mod choices;
 mod cli;
 mod common;
 mod data;

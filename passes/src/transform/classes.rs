@@ -61,7 +61,20 @@ pub fn replace_classifier(g: &mut Graph, output: ValueId, classes: i64, seed: u6
         fresh.push(renew(g, (node, operand), |name| Fresh::new(seed, name).uniform(ty.dtype, &dims, bound)));
     }
     let input = g.name(head.input).to_string();
+    let shape = g.value(output).ty.shape.clone();
     follow(g, head.node, before, classes)?;
+    let counts = |(old, new): (&Dim, &Dim)| old.known() == Some(before) && new.known() == Some(classes);
+    if before != classes
+        && let (Some(old), Some(new)) = (shape, g.value(output).ty.shape.clone())
+    {
+        let changed: Vec<_> = old.iter().zip(&new).filter(|(old, new)| old != new).collect();
+        if old.len() != new.len() || changed.len() != 1 || !counts(changed[0]) {
+            return Err(format!(
+                "output `{out_name}` of type {} has no axis that counts {before} classes: {site}, the last linear map, is no classifier",
+                g.value(output).ty
+            ));
+        }
+    }
     Ok(Replaced { node: site.name, input, before, features, fresh })
 }
 

@@ -169,8 +169,12 @@ pub fn build_training_graph(mut g: Graph, routers: &[Router], o: &TrainingOption
         rebatch(&mut g, to)?;
     }
     // By the values' names: those of separated parameters are not their nodes'.
-    let all = g.nodes().map(|n| g.result(n, 0)).filter(|v| g.initializer(*v).is_some());
-    let own: HashSet<String> = all.map(|v| g.name(v).to_string()).collect();
+    let own: HashSet<String> = g
+        .nodes()
+        .map(|n| g.result(n, 0))
+        .filter(|v| g.contains(*v) && g.initializer(*v).is_some())
+        .map(|v| g.name(v).to_string())
+        .collect();
     legalize::decompose_contrib(&mut g);
     legalize::to_opset(&mut g, o.opset.unwrap_or(legalize::TARGET).max(legalize::LOWEST))?;
     after(&g, "legalize")?;
