@@ -149,20 +149,19 @@ fn holds_positions(g: &Graph, v: ValueId, depth: usize) -> bool {
     g.operands(v.node).iter().take(data).flatten().any(|o| holds_positions(g, *o, depth - 1))
 }
 
-/// A square constant with one value on and below the diagonal and another above it.
+/// A square constant that holds one value above the diagonal and others on and next to it: a causal mask, perhaps of a sliding
+/// window, perhaps with position biases added.
 fn is_triangular(t: &ancre_passes::ir::Tensor) -> bool {
     let dims = t.dims();
-    let [.., rows, columns] = dims else { return false };
-    if rows != columns
-        || *rows < 2
-        || dims[..dims.len() - 2].iter().any(|d| *d != 1)
-        || *rows > 8192
-        || t.external().is_some()
-    {
+    let [outer @ .., rows, columns] = dims else { return false };
+    if rows != columns || !(2..=4096).contains(rows) || outer.iter().any(|d| *d != 1) {
         return false;
     }
+    // Its file may be missing: then nothing is known.
     let Ok(values) = t.to_f64() else { return false };
     let n = *rows as usize;
-    let (below, above) = (values[0], values[1]);
-    below != above && (0..n * n).all(|i| values[i] == if i % n > i / n { above } else { below })
+    let above = values[1];
+    (0..n * n).all(|i| (i % n <= i / n) || values[i] == above)
+        && (0..n).all(|i| values[i * n + i] != above)
+        && (1..n).all(|i| values[i * n + i - 1] != above)
 }

@@ -17,6 +17,7 @@ mod opset;
 mod passes;
 mod proof;
 mod roundtrip;
+mod recurrent;
 mod router;
 mod train;
 mod runtime;

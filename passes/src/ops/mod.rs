@@ -5,17 +5,21 @@
 //! they rewrite.
 
 pub mod broadcast;
+mod coverage;
 mod listed;
 mod place;
 mod pullback;
 mod sample;
+mod unruled;
 mod window;
 
 pub use batch_norm_train::lower as lower_batch_norm_train;
+pub use coverage::operator_table;
 pub use place::sum_terms;
 pub use pullback::{Contribution, Cotangents, GradError, Pullback};
 pub(crate) use route::ROUTE_SOURCES;
 pub use sample::{Sample, SampleOperand};
+pub use unruled::{unruled, why_no_rule};
 
 use crate::ir::{Attrs, DType, Dim, Graph, Op, TensorType, ValueId};
 use std::collections::HashMap;

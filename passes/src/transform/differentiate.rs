@@ -38,10 +38,7 @@ pub fn differentiate(g: &mut Graph, loss: ValueId, wrt: &[ValueId]) -> Result<Gr
             Some(Derivative::Zero) => continue,
             Some(Derivative::Pullback) => {}
             Some(Derivative::None(reason)) => return Err(no_pullback(b.graph, id, wrt, loss, reason)),
-            None => {
-                let reason = "this tool has no rule for the operator; freeze what lies before it, or replace it";
-                return Err(no_pullback(b.graph, id, wrt, loss, reason));
-            }
+            None => return Err(no_pullback(b.graph, id, wrt, loss, ops::why_no_rule(&op))),
         }
         let Some(rule) = rule else { continue };
         b.prefix = format!("grad/{}", site.name);

@@ -79,7 +79,10 @@ fn convert(
     let axes: Vec<usize> = (0..rank).filter(|a| *a != 1).collect();
     let dtype = b.ty(mean)?.dtype;
     let n = b.extent(x, &axes, dtype)?;
+    // A single element has no deviation: its variance stays 0 rather than become 0 / 0.
     let less = b.shift(n, -1.0)?;
+    let one = b.scalar(dtype, 1.0);
+    let less = b.op("Max", &[less, one])?;
     let unbias = b.div(n, less)?;
     let (batch_mean, batch_var) = (b.cast(batch_mean, dtype)?, b.cast(batch_var, dtype)?);
     let unbiased = b.mul(batch_var, unbias)?;

@@ -5,6 +5,7 @@ use super::flow::Flow;
 use super::join::Finder;
 use super::layout::restores;
 use super::reason::reason;
+use super::transient::bridge;
 use super::{Chain, Join, JoinKind, Post, Rejected, ResidualStructure};
 use crate::ir::{NodeId, ValueId, ValueType};
 use smallvec::SmallVec;
@@ -14,13 +15,25 @@ use std::collections::{HashMap, HashSet};
 const LONGEST_POST: usize = 40;
 
 /// A value as a function of one join's sum alone.
-struct Link {
+#[derive(Clone)]
+pub(super) struct Link {
     /// The join's add.
-    from: NodeId,
+    pub(super) from: NodeId,
     /// The operators between, in order, without copies and rearrangements.
     ops: Vec<String>,
-    /// The rearrangements between cancel out.
+    /// The rearrangements between, in order.
+    pub(super) rearranging: Vec<NodeId>,
+    /// They cancel out.
     restored: bool,
+}
+
+/// Identity joins that follow each other, with what links each state to the sum before.
+#[derive(Clone, Default)]
+pub(super) struct Run {
+    pub(super) joins: Vec<Join>,
+    pub(super) links: Vec<Option<Link>>,
+    /// The last state, where it is not what follows the last sum anyway.
+    pub(super) end: Option<ValueId>,
 }
 
 /// Orders the joins into chains and explains the remaining adds.
@@ -38,7 +51,7 @@ pub(super) fn build(f: &Flow, finder: Finder) -> ResidualStructure {
     joins.sort_by_key(|j| f.place_of(j.node));
     let sums: HashMap<NodeId, JoinKind> = joins.iter().map(|j| (j.node, j.kind)).collect();
     let mut last_of: HashMap<NodeId, usize> = HashMap::new();
-    let mut open: Vec<(Vec<Join>, Vec<Option<Link>>)> = Vec::new();
+    let mut runs: Vec<Run> = Vec::new();
     for join in joins {
         if join.kind == JoinKind::Projection {
             structure.projections.push(join);
@@ -46,20 +59,21 @@ pub(super) fn build(f: &Flow, finder: Finder) -> ResidualStructure {
         }
         let link = link(f, join.state, &sums);
         let continued = link.as_ref().filter(|l| l.restored).and_then(|l| last_of.remove(&l.from)).filter(|c| {
-            let (a, b) = (open[*c].0[0].state, join.state);
+            let (a, b) = (runs[*c].joins[0].state, join.state);
             let dtypes = [a, b].map(|v| f.g.value(v).ty.dtype);
             f.may_agree(a, b) && (dtypes[0] == dtypes[1] || dtypes.contains(&None))
         });
         let c = continued.unwrap_or_else(|| {
-            open.push((Vec::new(), Vec::new()));
-            open.len() - 1
+            runs.push(Run::default());
+            runs.len() - 1
         });
         last_of.insert(join.node, c);
-        open[c].0.push(join);
-        open[c].1.push(link);
+        runs[c].joins.push(join);
+        runs[c].links.push(link);
     }
-    open.sort_by_key(|(joins, _)| first_add(f, &joins[0]));
-    structure.chains = open.into_iter().enumerate().map(|(id, (joins, links))| chain(f, &sums, id, joins, links)).collect();
+    let mut runs = bridge(f, runs);
+    runs.sort_by_key(|r| first_add(f, &r.joins[0]));
+    structure.chains = runs.into_iter().enumerate().map(|(id, run)| chain(f, &sums, id, run)).collect();
     structure
 }
 
@@ -97,7 +111,8 @@ fn link(f: &Flow, v: ValueId, sums: &HashMap<NodeId, JoinKind>) -> Option<Link> 
             }
             ops.reverse();
             rearranging.reverse();
-            return Some(Link { from: only.node, ops, restored: restores(f, *only, &rearranging) });
+            let restored = restores(f, *only, &rearranging);
+            return Some(Link { from: only.node, ops, rearranging, restored });
         }
         let latest = open.iter().map(|v| v.node).max_by_key(|n| f.place_of(*n))?;
         let op = f.g.op(latest)?;
@@ -120,7 +135,8 @@ fn link(f: &Flow, v: ValueId, sums: &HashMap<NodeId, JoinKind>) -> Option<Link> 
     None
 }
 
-fn chain(f: &Flow, sums: &HashMap<NodeId, JoinKind>, id: usize, joins: Vec<Join>, links: Vec<Option<Link>>) -> Chain {
+fn chain(f: &Flow, sums: &HashMap<NodeId, JoinKind>, id: usize, run: Run) -> Chain {
+    let Run { joins, links, end: last } = run;
     let inner: Vec<&Link> = links.iter().skip(1).flatten().collect();
     // With a single block, what made its state is the evidence.
     let ops: Vec<String> = match (inner.last(), links.first().and_then(Option::as_ref)) {
@@ -148,7 +164,7 @@ fn chain(f: &Flow, sums: &HashMap<NodeId, JoinKind>, id: usize, joins: Vec<Join>
             }
         }
     };
-    states.push(after.unwrap_or(end));
+    states.push(last.or(after).unwrap_or(end));
     let ty = chain_type(f, &states);
     let scaled = joins.iter().any(|j| j.scaled_skip || j.scaled_branch);
     let period = period(&joins);

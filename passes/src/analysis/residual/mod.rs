@@ -26,8 +26,8 @@
 //! - `x + f(x) + g(x)`, written as two adds of which the first is read by the second only, is one join.
 //!
 //! Joins form a *chain* while each state is the previous join's sum, or a function of that alone without mixing operators
-//! (activation, normalisation): the chain's `post`. Rearrangements between two adds must cancel out; one that lasts, such as
-//! another partition into windows, starts a new chain even if the shape is the same.
+//! (activation, normalisation): the chain's `post`. Rearrangements between two adds must cancel out, or be undone after a single
+//! add; one that lasts, such as another partition into windows, starts a new chain even if the shape is the same.
 
 mod branch;
 mod chains;
@@ -40,6 +40,7 @@ mod reason;
 mod skip;
 #[cfg(test)]
 mod tests;
+mod transient;
 
 use crate::ir::{Graph, NodeId, ValueId, ValueType};
 

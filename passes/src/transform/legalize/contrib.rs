@@ -9,6 +9,24 @@ use super::{Replaced, Rule, Source};
 use crate::ir::build::{BuildError, Builder};
 use crate::ir::{Attrs, DType, Dim, Op, ValueId};
 
+/// The operators that have a rule here, and what they become.
+pub(super) const DECOMPOSED: &[(&str, &str)] = &[
+    ("Attention", "MatMul, Softmax, MatMul; without a key cache"),
+    ("BiasGelu", "Add, Gelu"),
+    ("EmbedLayerNormalization", "Gather, Add, LayerNormalization"),
+    ("FastGelu", "Mul, Tanh"),
+    ("FusedMatMul", "Transpose, MatMul, Mul"),
+    ("Gelu", "Erf, Mul"),
+    ("LayerNormalization", "the standard operator"),
+    ("MultiHeadAttention", "MatMul, Softmax, MatMul; without a key cache"),
+    ("QuickGelu", "Sigmoid, Mul"),
+    ("RotaryEmbedding", "Mul, Add"),
+    ("SimplifiedLayerNormalization", "ReduceMean, Sqrt, Div, Mul"),
+    ("SkipLayerNormalization", "Add, LayerNormalization"),
+    ("SkipSimplifiedLayerNormalization", "Add, ReduceMean, Sqrt, Div, Mul"),
+    ("TransposeMatMul", "Transpose, MatMul, Mul"),
+];
+
 /// The rule of an operator. A few of these the runtime also accepts in the standard domain.
 pub(super) fn rule_of(op: &Op) -> Option<Rule> {
     let plain = match op.name.as_str() {
@@ -45,6 +63,13 @@ pub(super) fn rule_of(op: &Op) -> Option<Rule> {
         "MultiHeadAttention" => multi_head_attention,
         _ => return None,
     })
+}
+
+#[test]
+fn every_listed_operator_has_a_rule() {
+    let missing =
+        DECOMPOSED.iter().filter(|(name, _)| rule_of(&Op::in_domain("com.microsoft", name, Attrs::new())).is_none());
+    assert_eq!(missing.count(), 0);
 }
 
 fn one(v: Result<ValueId, BuildError>) -> Replaced {

@@ -5,13 +5,27 @@
 //! Swish               x · σ(α x)
 //! RMSNormalization    x / √(mean(x²) + ε) · scale
 //! GroupNormalization  (x − mean) / √(var + ε) over groups of channels, then scale and bias
-//! Attention, RotaryEmbedding: see `attention`
+//! Attention, RotaryEmbedding: see `attention`; LSTM, GRU, RNN: see `recurrent`; DFT: see `fourier`
 //! ```
 
-use super::attention;
 use super::{Replaced, Rule, Source};
+use super::{attention, fourier, recurrent};
 use crate::ir::build::{Builder, Built};
 use crate::ir::{Attrs, DType, Dim, Op, ValueId};
+
+/// The operators that have a rule here, and what they become.
+pub(super) const DECOMPOSED: &[(&str, &str)] = &[
+    ("Attention", "MatMul, Softmax, MatMul; without a key cache"),
+    ("DFT", "MatMul with tables of cosines and sines; up to 2048 places, of known number"),
+    ("GRU", "unrolled: MatMul, Sigmoid, Tanh; up to 256 steps, of known number"),
+    ("Gelu", "Erf or Tanh, Mul"),
+    ("GroupNormalization", "ReduceMean, Sub, Sqrt, Div, Mul, Add"),
+    ("LSTM", "unrolled: MatMul, Sigmoid, Tanh; up to 256 steps, of known number"),
+    ("RMSNormalization", "ReduceMean, Sqrt, Div, Mul"),
+    ("RNN", "unrolled: MatMul, Tanh; up to 256 steps, of known number"),
+    ("RotaryEmbedding", "Mul, Add"),
+    ("Swish", "Sigmoid, Mul"),
+];
 
 /// The rule of an operator, in the meaning it has in the source's operator set.
 pub(super) fn rule_of(from: i64) -> impl Fn(&Op) -> Option<Rule> {
@@ -27,6 +41,11 @@ pub(super) fn rule_of(from: i64) -> impl Fn(&Op) -> Option<Rule> {
             "GroupNormalization" => group_normalization,
             "Attention" => attention::standard,
             "RotaryEmbedding" => attention::rotary,
+            "LSTM" => recurrent::lstm,
+            "GRU" => recurrent::gru,
+            "RNN" => recurrent::rnn,
+            "DFT" if from < 20 => fourier::dft_17,
+            "DFT" => fourier::dft,
             _ => return None,
         })
     }

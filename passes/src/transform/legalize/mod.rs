@@ -16,7 +16,9 @@
 mod attention;
 mod contrib;
 mod decompose;
+mod fourier;
 mod needs;
+mod recurrent;
 mod upgrade;
 
 use crate::analysis::facts::{infer_node, is_resolved, merge};
@@ -106,6 +108,12 @@ pub fn convert(g: &mut Graph, to: i64) -> Result<(), String> {
 /// Runs before [`to_opset`], which may have to raise the operator set for what is built here.
 pub fn decompose_contrib(g: &mut Graph) -> usize {
     replace_each(g, contrib::rule_of)
+}
+
+/// Operators that are written as others before a training graph is built: operator set, operator, as what.
+pub fn decomposed() -> impl Iterator<Item = (&'static str, &'static str, &'static str)> {
+    let standard = decompose::DECOMPOSED.iter().map(|(op, form)| ("", *op, *form));
+    standard.chain(contrib::DECOMPOSED.iter().map(|(op, form)| ("com.microsoft", *op, *form)))
 }
 
 /// What a node is replaced by: a value for each result that is read; `None` to keep the node.

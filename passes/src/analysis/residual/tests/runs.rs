@@ -97,6 +97,69 @@ fn windows_of_another_kind_start_a_chain() {
     assert_eq!(states(&g, &s.chains[1]), ["vw", "n", "q", "h4"]);
 }
 
+/// Blocks that add over [1, 2, 8, 6] and over [1, 16, 6] in turn; the last one may be followed by the first form.
+fn alternating(end: &str) -> Graph {
+    let block = |k: usize, x: &str| {
+        format!(
+            "a{k} = MatMul {x} wa{k}:6x6
+            u{k} = Add {x} a{k}
+            t{k} = Reshape u{k} st:3 ! 1x16x6
+            b{k} = MatMul t{k} wb{k}:6x6
+            v{k} = Add t{k} b{k}\n"
+        )
+    };
+    net(&format!(
+        "x = input f32 1x2x8x6
+        {}h1 = Reshape v1 sh:4 ! 1x2x8x6
+        {}{end}",
+        block(1, "x"),
+        block(2, "h1")
+    ))
+}
+
+#[test]
+fn a_form_that_lasts_for_one_add_is_seen_through() {
+    let g = alternating("h2 = Reshape v2 sh:4 ! 1x2x8x6\n y = MatMul h2 wy:6x6\n output y");
+    let s = find_residuals(&g);
+    assert_eq!(chains(&s), [4]);
+    assert_eq!(states(&g, &s.chains[0]), ["x", "u1", "h1", "u2", "h2"]);
+    let second = &s.chains[0].joins[1];
+    assert_eq!((g.name(second.state), second.entry, second.direct), ("u1", (g.find("t1").unwrap().node, 0), false));
+    assert_eq!(s.chains[0].ty, TensorType::fixed(DType::F32, &[1, 2, 8, 6]).into());
+
+    // The last sum never takes the first form again.
+    let g = alternating("y = MatMul v2 wy:6x6\n output y");
+    assert_eq!(chains(&find_residuals(&g)), [1, 1, 1, 1]);
+}
+
+#[test]
+fn a_convolution_between_blocks_over_tokens_is_seen_through() {
+    let tokens = |k: usize, x: &str| {
+        format!("a{k} = MatMul {x} wa{k}:6x6\n u{k} = Add {x} a{k}\n b{k} = MatMul u{k} wb{k}:6x6\n v{k} = Add u{k} b{k}\n")
+    };
+    let convolved = |k: usize, x: &str| {
+        format!(
+            "t{k} = Transpose {x} perm=0,2,1
+            m{k} = Reshape t{k} sm:4 ! 1x6x4x4
+            c{k} = Conv m{k} wc{k}:6x6x1x1
+            p{k} = Add c{k} m{k}
+            f{k} = Reshape p{k} sf:3 ! 1x6x16
+            h{k} = Transpose f{k} perm=0,2,1\n"
+        )
+    };
+    let end = "y = MatMul v2 wy:6x6\n output y";
+    let g = net(&format!("x = input f32 1x16x6\n {}{}{}{end}", tokens(1, "x"), convolved(1, "v1"), tokens(2, "h1")));
+    let s = find_residuals(&g);
+    assert_eq!(chains(&s), [5]);
+    assert_eq!(states(&g, &s.chains[0]), ["x", "u1", "v1", "h1", "u2", "v2"]);
+
+    // Also as the first block of the run.
+    let g = net(&format!("x = input f32 1x16x6\n {}{}{end}", convolved(1, "x"), tokens(2, "h1")));
+    let s = find_residuals(&g);
+    assert_eq!(chains(&s), [3]);
+    assert_eq!(states(&g, &s.chains[0]), ["x", "h1", "u2", "v2"]);
+}
+
 #[test]
 fn units_repeat_with_a_partial_one_at_the_end() {
     let mut text = String::from("h0 = input f32 1x8\n");

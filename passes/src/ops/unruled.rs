@@ -1,0 +1,98 @@
+//! Operators that are known, kept and emitted, but have no rule here, and so no derivative: why, and what to do.
+
+use crate::ir::Op;
+
+const BODY: &str = "its body is a graph of its own, which is kept but not differentiated; export the model without control flow (a traced \
+     module with fixed lengths), or freeze what lies before it";
+const RECURRENT: &str = "a recurrence is unrolled into products only where its sequence length is a known number up to 256, its \
+     activations are the defaults and no sequence lengths or peepholes are given; export it with a fixed length, or freeze what lies \
+     before it";
+const PLACES: &str = "it reads at computed, fractional places, and stock runtimes have no operator for the adjoint; freeze what lies before it";
+const QUANTISED: &str = "it computes with quantised numbers; train the float model and quantise afterwards";
+const FOURIER: &str = "a Fourier transform is written as products only where its length is a known number up to 2048; fix the length when exporting";
+const SELECTS: &str =
+    "how many elements it selects depends on the data, so its adjoint has no static form; freeze what lies before it";
+const SEQUENCE: &str = "it works on a sequence or optional, not on a tensor; export the model with plain tensors";
+const FUSED: &str = "a fused operator of ONNX Runtime without a plain form here; save the model before the runtime's optimiser, or with fewer fusions";
+
+/// Operator set, operators, reason.
+const REASONS: &[(&str, &[&str], &str)] = &[
+    ("", &["If", "Loop", "Scan", "SequenceMap"], BODY),
+    ("", &["LSTM", "GRU", "RNN"], RECURRENT),
+    ("", &["GridSample", "RoiAlign", "MaxRoiPool", "DeformConv", "AffineGrid", "Col2Im", "MaxUnpool"], PLACES),
+    (
+        "",
+        &[
+            "QuantizeLinear",
+            "DequantizeLinear",
+            "DynamicQuantizeLinear",
+            "QLinearConv",
+            "QLinearMatMul",
+            "ConvInteger",
+            "MatMulInteger",
+        ],
+        QUANTISED,
+    ),
+    ("", &["DFT", "STFT"], FOURIER),
+    ("", &["Compress", "Unique", "NonMaxSuppression", "StringNormalizer", "TfIdfVectorizer"], SELECTS),
+    (
+        "",
+        &[
+            "SequenceConstruct",
+            "SequenceAt",
+            "SequenceEmpty",
+            "SequenceInsert",
+            "SequenceErase",
+            "SequenceLength",
+            "SplitToSequence",
+            "ConcatFromSequence",
+            "Optional",
+            "OptionalGetElement",
+            "OptionalHasElement",
+        ],
+        SEQUENCE,
+    ),
+    (
+        "com.microsoft",
+        &[
+            "QLinearAdd",
+            "QLinearMul",
+            "QLinearConcat",
+            "QLinearAveragePool",
+            "QLinearGlobalAveragePool",
+            "QLinearSigmoid",
+            "QLinearLeakyRelu",
+            "QAttention",
+            "QGemm",
+            "MatMulNBits",
+            "DynamicQuantizeMatMul",
+        ],
+        QUANTISED,
+    ),
+    (
+        "com.microsoft",
+        &[
+            "GroupQueryAttention",
+            "FusedConv",
+            "FusedGemm",
+            "NhwcFusedConv",
+            "SkipGroupNorm",
+            "PackedAttention",
+            "MoE",
+            "QMoE",
+        ],
+        FUSED,
+    ),
+];
+
+/// Every operator listed here: operator set, operator, reason.
+pub fn unruled() -> impl Iterator<Item = (&'static str, &'static str, &'static str)> {
+    REASONS.iter().flat_map(|(domain, ops, why)| ops.iter().map(move |op| (*domain, *op, *why)))
+}
+
+/// Why an operator without a rule has no derivative.
+pub fn why_no_rule(op: &Op) -> &'static str {
+    let domain = if op.domain == "ai.onnx" { "" } else { op.domain.as_str() };
+    let known = unruled().find(|(d, name, _)| *d == domain && *name == op.name);
+    known.map_or("this tool has no rule for the operator; freeze what lies before it, or replace it", |(_, _, why)| why)
+}
