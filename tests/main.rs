@@ -19,7 +19,7 @@ mod proof;
 mod recurrent;
 mod roundtrip;
 mod router;
-mod train;
 mod runtime;
+mod train;
 mod train_loop;
 mod zoo;

@@ -40,10 +40,7 @@ pub(super) fn bridge(f: &Flow, runs: Vec<Run>) -> Vec<Run> {
     }
     let mut left: Vec<Option<Run>> = runs.into_iter().map(Some).collect();
     let mut bridged = Vec::new();
-    for first in 0..left.len() {
-        if follows[first] {
-            continue;
-        }
+    for (first, _) in follows.iter().enumerate().filter(|(_, follows)| !**follows) {
         let places: Vec<usize> = std::iter::successors(Some(first), |i| follower[*i]).collect();
         let sequence: Vec<Run> = places.into_iter().filter_map(|i| left[i].take()).collect();
         match in_one_form(f, &sequence) {
