@@ -30,7 +30,7 @@ pub struct Restored {
 pub(super) fn restore(g: &mut Graph, path: &Path) -> Result<Restored, Failure> {
     let state = read_arrays(path)?;
     let fail = |what: String| Failure::input(what).at(path);
-    let names: Vec<&str> = state.iter().map(|a| key(a)).collect();
+    let names: Vec<&str> = state.iter().map(key).collect();
     // Parameters that the training graph separated from a tensor the exporter had merged. That names remain, those of the
     // optimiser's tensors, is no error.
     let _ = separate::separate_in_forward(g, names.iter().copied());
