@@ -23,8 +23,12 @@ fn graph(opset: i64, op: Op, x: &[i64], operands: Vec<Option<Tensor>>, results: 
     g
 }
 
+/// ONNX Runtime's own transform errs by up to 4e-6 on these inputs against float64, the products by 2e-7.
+const TRANSFORM: f64 = 1e-5;
+const RECURRENCE: f64 = 2e-6;
+
 /// Runs the graph before and after legalisation; the operator must be gone.
-fn check(what: &str, mut g: Graph, x: &[usize]) {
+fn check(what: &str, mut g: Graph, x: &[usize], tolerance: f64) {
     let mut random = Random(3);
     let feeds = Tensors::from([("x".to_string(), floats(DType::F32, x, &random.normals(x.iter().product())))]);
     let want = open(&emit(&g)).unwrap().run(&feeds).unwrap();
@@ -37,7 +41,7 @@ fn check(what: &str, mut g: Graph, x: &[usize]) {
     for (name, want) in &want {
         assert_eq!(got[name].shape(), want.shape(), "{what}: `{name}`");
         let error = max_abs(&got[name].to_f64(), &want.to_f64());
-        assert!(error < 2e-6, "{what}: `{name}` is off by {error:.1e}");
+        assert!(error < tolerance, "{what}: `{name}` is off by {error:.1e}");
     }
 }
 
@@ -75,7 +79,7 @@ fn recurrences_unroll() {
                 let (all, last) = ([steps, d, batch, hidden], [d, batch, hidden]);
                 let results: &[&[i64]] = if name == "LSTM" { &[&all, &last, &last] } else { &[&all, &last] };
                 let g = graph(17, Op::new(name, attrs), &[steps, batch, width], operands, results);
-                check(&format!("{name} {direction} {full} {reset}"), g, &[5, 2, 3]);
+                check(&format!("{name} {direction} {full} {reset}"), g, &[5, 2, 3], RECURRENCE);
             }
         }
     }
@@ -91,10 +95,11 @@ fn fourier_transforms_become_products() {
                 result[axis as usize] = result[axis as usize] / 2 + 1;
             }
             let g = graph(17, Op::new("DFT", attrs), &[2, 6, 5, parts], Vec::new(), &[&result]);
-            check(&format!("DFT axis {axis}, {parts} parts, {inverse} {onesided}"), g, &[2, 6, 5, parts as usize]);
+            let what = format!("DFT axis {axis}, {parts} parts, {inverse} {onesided}");
+            check(&what, g, &[2, 6, 5, parts as usize], TRANSFORM);
         }
     }
     let axis = Some(Tensor::i64s(&[], &[-3]));
     let g = graph(20, Op::new("DFT", Attrs::new()), &[2, 6, 5, 1], vec![None, axis], &[&[2, 6, 5, 2]]);
-    check("DFT of opset 20", g, &[2, 6, 5, 1]);
+    check("DFT of opset 20", g, &[2, 6, 5, 1], TRANSFORM);
 }
