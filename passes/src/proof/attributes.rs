@@ -34,7 +34,9 @@ const DEFAULTS: &[(&str, &str, Default)] = &[
     ("", "block_size", Default::Int(0)),
     ("", "output_dtype", Default::Int(0)),
     ("", "precision", Default::Int(0)),
-    ("", "reduction", Default::Str("none")),
+    // Losses have the mean by default.
+    ("ScatterND", "reduction", Default::Str("none")),
+    ("ScatterElements", "reduction", Default::Str("none")),
     ("Conv", "pads", Default::Zeros),
     ("ConvTranspose", "pads", Default::Zeros),
     ("MaxPool", "pads", Default::Zeros),
@@ -160,5 +162,18 @@ impl<'g> Table<'g> {
         }
         out.sort_by(|a, b| a.0.cmp(&b.0));
         Some(out)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_default_is_one_operator_s() {
+        let none = Attr::Str("none".into());
+        assert!(is_default("ScatterND", "reduction", &none));
+        assert!(!is_default("SoftmaxCrossEntropyLoss", "reduction", &none));
+        assert!(is_default("Gemm", "alpha", &Attr::Float(1.0)) && !is_default("LeakyRelu", "alpha", &Attr::Float(1.0)));
     }
 }

@@ -70,7 +70,13 @@ impl<'g> Constants<'g> {
     fn of_bytes_or_message(&mut self, t: &'g Tensor) -> ConstId {
         let content = match (t.dtype().size(), t.bytes()) {
             (Some(size), Ok(bytes)) if bytes.len() == size * t.len() => Content::Elements(Rc::new(bytes)),
-            _ => Content::Message(message(t)),
+            // Packed elements of less than a byte.
+            (_, Ok(bytes)) => Content::Message(bytes.into_owned()),
+            // Without a message to compare it is equal to nothing.
+            (_, Err(_)) => match message(t) {
+                Some(m) => Content::Message(m),
+                None => Content::Missing(format!("constant {}", self.all.len())),
+            },
         };
         self.intern(t.dtype(), t.dims().to_vec(), content)
     }
@@ -218,12 +224,11 @@ impl<'g> Constants<'g> {
 }
 
 /// The message of a tensor without its name.
-fn message(t: &Tensor) -> Vec<u8> {
-    let Some(p) = t.message() else { return Vec::new() };
-    let mut p = p.clone();
+fn message(t: &Tensor) -> Option<Vec<u8>> {
+    let mut p = t.message()?.clone();
     p.name.clear();
     p.doc_string.clear();
-    p.write_to_bytes().unwrap_or_default()
+    p.write_to_bytes().ok()
 }
 
 /// A hash that only sorts candidates; four lanes keep it at the speed of memory.
@@ -244,4 +249,21 @@ fn hash(bytes: &[u8]) -> u64 {
         h = (h ^ *b as u64).wrapping_mul(K).rotate_left(23);
     }
     h
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ir::SharedBytes;
+    use onnx_protobuf::TensorProto;
+
+    #[test]
+    fn packed_elements_are_told_apart() {
+        let head = TensorProto { dims: vec![4], data_type: 22, ..Default::default() };
+        let of = |bytes: [u8; 2]| Tensor::from_slice(head.clone(), SharedBytes::new(bytes.to_vec())).unwrap();
+        let (a, b, c) = (of([1, 2]), of([1, 3]), of([1, 2]));
+        let mut constants = Constants::default();
+        let (a, b, c) = (constants.of_tensor(&a), constants.of_tensor(&b), constants.of_tensor(&c));
+        assert!(a != b && a == c);
+    }
 }
