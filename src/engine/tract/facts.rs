@@ -175,14 +175,15 @@ impl Walk<'_> {
         .flatten()
     }
 
-    /// Is the axis of the first operand, counted from its end, there? Some of tract's rules count up to it unchecked, and
-    /// below zero that is 2^64 steps.
+    /// Is the axis of the first operand there (`Flatten`'s may be one past the last)? Some of tract's rules count up to it
+    /// unchecked, and a damaged one is up to 2^64 steps away.
     fn axis_exists(&self, node: NodeId) -> bool {
         let Some(op) = self.g.op(node) else { return false };
         let rank = self.g.operand(node, 0).and_then(|v| self.facts.get(&v)).and_then(|f| f.shape.rank().concretize());
         let last_by_default = matches!(op.name.as_str(), "LayerNormalization" | "RMSNormalization");
         let axis = op.attrs.int("axis", if last_by_default { -1 } else { 0 });
-        rank.is_none_or(|rank| axis >= -rank)
+        let most = rank.unwrap_or(64);
+        (-most..=most).contains(&axis)
     }
 
     fn type_of(&self, v: ValueId) -> ValueType {

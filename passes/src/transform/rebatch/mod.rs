@@ -1,11 +1,11 @@
 //! Rebuilds a graph for another batch: a file exported with batch 1 (or 8) baked into its shapes becomes one for any batch, or for
 //! a batch of N.
 //!
-//! Nothing here looks for patterns of models. Every value that depends on the samples has a [`Place`]: the axis that counts them,
+//! Nothing here looks for patterns of models. Every value that depends on the samples has a `Place`: the axis that counts them,
 //! and what that axis counts beside them (`B·64` windows, `197·B` tokens). The places of the inputs are known; each operator's rule
-//! ([`rules`]) says where the samples go, and refuses where it would mix them (a softmax over them, a contraction, a squeeze).
+//! (`rules`) says where the samples go, and refuses where it would mix them (a softmax over them, a contraction, a squeeze).
 //! By induction sample `b` of every value is what the source computes for that sample alone. What such a rule asks to be changed
-//! in the graph is an [`Edit`]: a shape that names the old extent, a constant that must be repeated, an index that names the one
+//! in the graph is an `Edit`: a shape that names the old extent, a constant that must be repeated, an index that names the one
 //! sample there was.
 //!
 //! A `Reshape` leaves open which of several axes counts the samples (`[1, 1, 32]`, or `[197, 768]` after `[197, 1, 768]`); the
