@@ -1,0 +1,453 @@
+//! Where each operator puts the samples of its operands, and which operators would mix them.
+
+mod moves;
+mod products;
+mod shapes;
+
+use super::edit::Edit;
+use super::integers::{self, Integers};
+use super::place::Place;
+use super::{Analysis, Refusal};
+use crate::ir::{ANCRE, Dim, NodeId, Operands};
+use crate::ops::ROUTE_SOURCES;
+
+/// Operators that compute each element of the broadcast of their operands by itself.
+const ELEMENTWISE: &[&str] = &[
+    "Abs",
+    "Acos",
+    "Acosh",
+    "Add",
+    "And",
+    "Asin",
+    "Asinh",
+    "Atan",
+    "Atanh",
+    "BitShift",
+    "BitwiseAnd",
+    "BitwiseNot",
+    "BitwiseOr",
+    "BitwiseXor",
+    "Cast",
+    "Ceil",
+    "Celu",
+    "Cos",
+    "Cosh",
+    "Div",
+    "Dropout",
+    "Elu",
+    "Equal",
+    "Erf",
+    "Exp",
+    "Floor",
+    "Gelu",
+    "Greater",
+    "GreaterOrEqual",
+    "HardSigmoid",
+    "HardSwish",
+    "Identity",
+    "IsInf",
+    "IsNaN",
+    "LeakyRelu",
+    "Less",
+    "LessOrEqual",
+    "Log",
+    "Max",
+    "Mean",
+    "Min",
+    "Mish",
+    "Mod",
+    "Mul",
+    "Neg",
+    "Not",
+    "Or",
+    "PRelu",
+    "Pow",
+    "Reciprocal",
+    "Relu",
+    "Round",
+    "Selu",
+    "Shrink",
+    "Sigmoid",
+    "Sign",
+    "Sin",
+    "Sinh",
+    "Softplus",
+    "Softsign",
+    "Sqrt",
+    "Sub",
+    "Sum",
+    "Swish",
+    "Tan",
+    "Tanh",
+    "ThresholdedRelu",
+    "Where",
+    "Xor",
+    "Clip",
+    "RandomNormalLike",
+    "RandomUniformLike",
+    "Bernoulli",
+    // of com.microsoft
+    "BiasGelu",
+    "FastGelu",
+    "QuickGelu",
+];
+
+/// Operators that take the samples of their first operand along axis 0, and whose others are parameters.
+const SAMPLES_FIRST: &[&str] = &[
+    "AveragePool",
+    "Conv",
+    "ConvTranspose",
+    "DeformConv",
+    "DepthToSpace",
+    "GlobalAveragePool",
+    "GlobalLpPool",
+    "GlobalMaxPool",
+    "GroupNormalization",
+    "InstanceNormalization",
+    "LRN",
+    "LpPool",
+    "MaxPool",
+    "SpaceToDepth",
+];
+
+/// Operators along one axis.
+const ALONG_AXIS: &[&str] = &["ArgMax", "ArgMin", "CumSum", "Hardmax", "LogSoftmax", "LpNormalization", "Softmax", "TopK"];
+
+/// Operators all of whose operands that carry samples, and all of whose results, carry them along axis 0.
+const ALL_FIRST: &[&str] =
+    &["Attention", "GridSample", "EmbedLayerNormalization", "MultiHeadAttention", "GroupQueryAttention", "PackedAttention"];
+
+/// What a rule found.
+pub(super) enum Outcome {
+    /// The places of the results' samples.
+    Places(Vec<Option<Place>>),
+    /// Integers that depend on the batch.
+    Integers(Integers),
+}
+
+type Found = Result<Outcome, Refusal>;
+
+/// A node whose rule is applied.
+pub(super) struct Rule<'r, 'g> {
+    pub(super) a: &'r Analysis<'g>,
+    pub(super) id: NodeId,
+    pub(super) operands: &'r Operands,
+    /// What has to change.
+    pub(super) edits: Vec<Edit>,
+    /// Number of answers.
+    pub(super) answers: usize,
+    /// Which of them to take.
+    pub(super) answer: usize,
+}
+
+impl Rule<'_, '_> {
+    pub(super) fn apply(&mut self) -> Found {
+        let g = self.a.g;
+        let op = g.op(self.id).ok_or("it is no operator")?;
+        let name = op.name.as_str();
+        if op.is_ancre("Route") {
+            let sources: Vec<usize> = (ROUTE_SOURCES..self.operands.len()).collect();
+            return self.elementwise(&sources);
+        }
+        if op.domain == ANCRE {
+            return Err("no rule says where it puts the samples".into());
+        }
+        // Integers about shapes are no values of the samples.
+        if let Some(i) =
+            integers::evaluate(self.a, self.id).filter(|_| self.placed().is_empty() || name == "Shape" || name == "Size")
+        {
+            return Ok(Outcome::Integers(i));
+        }
+        if let Some(found) = self.by_shape(name)? {
+            return Ok(found);
+        }
+        if let Some(i) = (0..self.operands.len()).find(|i| self.depends(*i)) {
+            // Whatever it is computed from them, it is no longer known.
+            if self.placed().is_empty() && !self.float_result() {
+                return Ok(Outcome::Integers(Integers::Depends));
+            }
+            return Err(format!("operand {i} is computed from the number of samples"));
+        }
+        let everything: Vec<usize> = (0..self.operands.len()).filter(|i| self.operands[*i].is_some()).collect();
+        match name {
+            n if ELEMENTWISE.contains(&n) => self.elementwise(&everything),
+            "CastLike" | "QuantizeLinear" | "DequantizeLinear" => self.elementwise(&[0]),
+            n if SAMPLES_FIRST.contains(&n) => self.samples_first(),
+            n if ALONG_AXIS.contains(&n) => self.along_axis(n),
+            n if ALL_FIRST.contains(&n) => self.all_first(),
+            n if n.starts_with("Reduce") => self.reduce(),
+            "BatchNormalization" => self.batch_normalization(),
+            "LayerNormalization" | "RMSNormalization" | "SimplifiedLayerNormalization" => self.layer_normalization(),
+            "SkipLayerNormalization" | "SkipSimplifiedLayerNormalization" => self.skip_layer_normalization(),
+            "MatMul" | "FusedMatMul" => self.matmul(),
+            "Gemm" => self.gemm(),
+            "Einsum" => self.einsum(),
+            "Transpose" => self.transpose(),
+            "Squeeze" | "Unsqueeze" => self.squeeze(name == "Unsqueeze"),
+            "Flatten" => self.flatten(),
+            "Concat" => self.concat(),
+            "Split" => self.keeps_axis("it splits the samples", |r, p| r.axis_attr(0).map(|a| a != p.axis)),
+            "Slice" => self.slice(),
+            "Pad" => self.pad(),
+            "Trilu" => self.keeps_axis("it is triangular over the samples", |r, p| Ok(p.axis + 2 < r.rank(0)?)),
+            "Gather" => self.gather(),
+            "GatherElements" | "ScatterElements" => self.elements_along(name),
+            "GatherND" => self.gather_nd(),
+            "OneHot" => self.one_hot(),
+            "RotaryEmbedding" => self.rotary(),
+            _ => Err("no rule says whether it keeps the samples of a batch apart".into()),
+        }
+    }
+
+    // ---- reading ----------------------------------------------------------------------------------------------------
+
+    pub(super) fn place(&self, i: usize) -> Option<&Place> {
+        self.a.places.get(&self.operands.get(i).copied().flatten()?)
+    }
+
+    fn placed(&self) -> Vec<usize> {
+        (0..self.operands.len()).filter(|i| self.place(*i).is_some()).collect()
+    }
+
+    fn need(&self, i: usize) -> Result<Place, Refusal> {
+        self.place(i).cloned().ok_or_else(|| format!("operand {i} carries no samples, but another one does"))
+    }
+
+    /// No operand but these may carry samples.
+    fn only(&self, which: &[usize]) -> Result<(), Refusal> {
+        match self.placed().into_iter().find(|i| !which.contains(i)) {
+            Some(i) => Err(format!("its operand {i}, a parameter of the operator, depends on the samples")),
+            None => Ok(()),
+        }
+    }
+
+    pub(super) fn shape(&self, i: usize) -> Result<Vec<Dim>, Refusal> {
+        let v = self.operands.get(i).copied().flatten().ok_or_else(|| format!("operand {i} is missing"))?;
+        self.a.shape(v)
+    }
+
+    fn rank(&self, i: usize) -> Result<usize, Refusal> {
+        Ok(self.shape(i)?.len())
+    }
+
+    fn result_shape(&self) -> Result<Vec<Dim>, Refusal> {
+        self.a.shape(self.a.g.result(self.id, 0))
+    }
+
+    fn integers(&self, i: usize) -> Option<&Integers> {
+        self.a.integers.get(&self.operands.get(i).copied().flatten()?)
+    }
+
+    fn depends(&self, i: usize) -> bool {
+        self.integers(i).is_some_and(|n| n.depends(&self.a.batch))
+    }
+
+    fn float_result(&self) -> bool {
+        self.a.g.is_float(self.a.g.result(self.id, 0))
+    }
+
+    fn int(&self, name: &str, default: i64) -> i64 {
+        self.a.g.op(self.id).map_or(default, |op| op.attrs.int(name, default))
+    }
+
+    fn opset(&self) -> i64 {
+        self.a.g.opsets.get("").copied().unwrap_or(18)
+    }
+
+    /// The attribute `axis`, counted from the front of operand 0.
+    fn axis_attr(&self, default: i64) -> Result<usize, Refusal> {
+        let (axis, rank) = (self.int("axis", default), self.rank(0)? as i64);
+        usize::try_from(if axis < 0 { axis + rank } else { axis }).map_err(|_| format!("its axis {axis} is out of range"))
+    }
+
+    /// A list of integers given as an attribute or an operand.
+    fn listed(&self, name: &str, operand: usize) -> Result<Option<Vec<i64>>, Refusal> {
+        if let Some(list) = self.a.g.op(self.id).and_then(|op| op.attrs.ints(name)) {
+            return Ok(Some(list.to_vec()));
+        }
+        if self.operands.get(operand).copied().flatten().is_none() {
+            return Ok(None);
+        }
+        let numbers = self.integers(operand).and_then(Integers::numbers);
+        numbers.map(Some).ok_or_else(|| format!("its {name} are computed in the graph"))
+    }
+
+    fn all(&self, p: Place) -> Found {
+        let results = self.a.g.node(self.id).results().len();
+        Ok(Outcome::Places(vec![Some(p); results]))
+    }
+
+    // ---- broadcasting -------------------------------------------------------------------------------------------------
+
+    /// Lets an operand without samples meet one with samples along `axis` of its own: by broadcasting where its extent is 1, else
+    /// repeated for every sample.
+    fn meet(&mut self, i: usize, axis: usize, p: &Place, broadcasts: bool) -> Result<(), Refusal> {
+        let d = self.shape(i)?.get(axis).cloned().ok_or("an operand has too few axes")?;
+        if d.is_one() && (broadcasts || self.a.before != 1) && (p.is_pure() || broadcasts) {
+            return if broadcasts { Ok(()) } else { self.repeat(i, axis, p) };
+        }
+        if self.a.before == 1 {
+            return if d == p.beside() { self.repeat(i, axis, p) } else { Err(self.odd(i, &d, p)) };
+        }
+        if d == p.extent(&Dim::from(self.a.before)) && p.is_pure() {
+            if !self.equal_along(i, axis) {
+                return Err(format!("operand {i} is a constant that differs from sample to sample"));
+            }
+            self.edits.push(Edit::First { operand: i, axis });
+            return if broadcasts { Ok(()) } else { self.repeat(i, axis, p) };
+        }
+        Err(self.odd(i, &d, p))
+    }
+
+    fn odd(&self, i: usize, d: &Dim, p: &Place) -> Refusal {
+        format!("operand {i} has extent {d} where the samples lie ({} for each sample)", p.beside())
+    }
+
+    fn repeat(&mut self, i: usize, axis: usize, p: &Place) -> Result<(), Refusal> {
+        if !p.outer.is_one() {
+            return Err(format!("operand {i} would have to be repeated inside an axis"));
+        }
+        self.edits.push(Edit::Repeat { operand: i, axis });
+        Ok(())
+    }
+
+    /// A constant whose parts for all samples are equal; what is no constant is taken for such.
+    fn equal_along(&self, i: usize, axis: usize) -> bool {
+        let Some(t) = self.operands[i].and_then(|v| self.a.g.constant(v)) else { return true };
+        let Ok(values) = t.to_f64() else { return true };
+        let inner: i64 = t.dims()[axis + 1..].iter().product();
+        let n = t.dims()[axis];
+        values.chunks((inner * n).max(1) as usize).all(|block| {
+            let first = &block[..inner as usize];
+            block.chunks(inner.max(1) as usize).all(|part| part == first)
+        })
+    }
+
+    /// Aligns operands from their last axes; those with samples must have them at one place of a result of that rank.
+    fn aligned(&mut self, which: &[usize], rank: usize) -> Result<Place, Refusal> {
+        let mut found: Option<(usize, Place)> = None;
+        for &i in which {
+            let Some(p) = self.place(i) else { continue };
+            let p = p.at(p.axis + rank - self.rank(i)?.min(rank));
+            match &found {
+                Some((other, q)) if *q != p => {
+                    return Err(format!(
+                        "operands {other} and {i} have the samples in different places (axes {} and {} of the result)",
+                        q.axis, p.axis
+                    ));
+                }
+                _ => found = Some((i, p)),
+            }
+        }
+        let (_, p) = found.ok_or("no operand carries samples")?;
+        for &i in which {
+            if self.place(i).is_none() {
+                let missing = rank - self.rank(i)?.min(rank);
+                if p.axis >= missing {
+                    self.meet(i, p.axis - missing, &p, true)?;
+                }
+            }
+        }
+        Ok(p)
+    }
+
+    fn elementwise(&mut self, which: &[usize]) -> Found {
+        let rank = self.result_shape()?.len();
+        let p = self.aligned(which, rank)?;
+        self.all(p)
+    }
+
+    // ---- operators ----------------------------------------------------------------------------------------------------
+
+    /// The first operand's place, if the condition holds for it.
+    fn keeps_axis(&mut self, why: &str, holds: impl Fn(&Self, &Place) -> Result<bool, Refusal>) -> Found {
+        self.only(&[0])?;
+        let p = self.need(0)?;
+        if holds(self, &p)? { self.all(p) } else { Err(why.into()) }
+    }
+
+    fn samples_first(&mut self) -> Found {
+        let g = self.a.g;
+        let second = g.results(self.id).nth(1);
+        if g.is_op(self.id, "MaxPool") && second.is_some_and(|v| !g.uses(v).is_empty() || g.is_output(v)) {
+            return Err("its indices count over all samples".into());
+        }
+        self.keeps_axis("the samples do not lie along axis 0", |_, p| Ok(p.axis == 0))
+    }
+
+    fn all_first(&mut self) -> Found {
+        for i in self.placed() {
+            if self.place(i).is_some_and(|p| *p != Place::pure(0)) {
+                return Err(format!("the samples of operand {i} do not lie along axis 0"));
+            }
+        }
+        let (name, first) = (self.a.g.op(self.id).map(|o| o.name.clone()).unwrap_or_default(), self.rank(0)?);
+        for i in 0..self.operands.len() {
+            // Parameters have fewer axes than what they are applied to; masks broadcast.
+            let other = self.operands[i].is_some() && self.place(i).is_none();
+            let mask = name == "Attention" && i == 3;
+            if other && !mask && (name == "Attention" || name == "GridSample") && self.rank(i)? >= first {
+                self.meet(i, 0, &Place::pure(0), false)?;
+            } else if other && mask && self.rank(i)? == 4 {
+                self.meet(i, 0, &Place::pure(0), true)?;
+            }
+        }
+        self.all(Place::pure(0))
+    }
+
+    fn along_axis(&mut self, name: &str) -> Found {
+        let old = self.opset() < 13 && name.ends_with("max") && !name.starts_with("Arg");
+        let axis = match name {
+            "CumSum" => {
+                let axis = self.listed("axis", 1)?.and_then(|a| a.first().copied()).ok_or("its axis is unknown")?;
+                (if axis < 0 { axis + self.rank(0)? as i64 } else { axis }) as usize
+            }
+            "ArgMax" | "ArgMin" => self.axis_attr(0)?,
+            _ => self.axis_attr(if old { 1 } else { -1 })?,
+        };
+        self.only(&[0])?;
+        let mut p = self.need(0)?;
+        if p.axis == axis || (old && p.axis > axis) {
+            return Err("it computes over the samples".into());
+        }
+        if name.starts_with("Arg") && self.int("keepdims", 1) == 0 && p.axis > axis {
+            p.axis -= 1;
+        }
+        self.all(p)
+    }
+
+    fn reduce(&mut self) -> Found {
+        self.only(&[0])?;
+        let (mut p, rank) = (self.need(0)?, self.rank(0)? as i64);
+        let axes = match self.listed("axes", 1)? {
+            Some(axes) if !axes.is_empty() => axes,
+            _ if self.int("noop_with_empty_axes", 0) == 1 => return self.all(p),
+            _ => return Err("it reduces over everything, the samples too".into()),
+        };
+        let axes: Vec<usize> = axes.iter().map(|a| (if *a < 0 { a + rank } else { *a }) as usize).collect();
+        if axes.contains(&p.axis) {
+            return Err("it reduces over the samples".into());
+        }
+        if self.int("keepdims", 1) == 0 {
+            p.axis -= axes.iter().filter(|a| **a < p.axis).count();
+        }
+        self.all(p)
+    }
+
+    fn batch_normalization(&mut self) -> Found {
+        if self.int("training_mode", 0) == 1 {
+            return Err("it is in training mode and normalises over the samples".into());
+        }
+        self.keeps_axis("the samples lie along the channels", |_, p| Ok(p.axis != 1))
+    }
+
+    fn layer_normalization(&mut self) -> Found {
+        self.keeps_axis("it normalises over the samples", |r, p| Ok(p.axis < r.axis_attr(-1)?))
+    }
+
+    fn skip_layer_normalization(&mut self) -> Found {
+        let p = self.aligned(&[0, 1], self.rank(0)?)?;
+        self.only(&[0, 1])?;
+        if p.axis + 1 == self.rank(0)? { Err("it normalises over the samples".into()) } else { self.all(p) }
+    }
+}

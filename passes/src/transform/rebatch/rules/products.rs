@@ -1,0 +1,103 @@
+//! Contractions: where the samples of a product go.
+
+use super::super::place::Place;
+use super::Found;
+use super::Rule;
+
+impl Rule<'_, '_> {
+    pub(super) fn matmul(&mut self) -> Found {
+        let (ra, rb) = (self.rank(0)?, self.rank(1)?);
+        let flipped = |name: &str| self.int(name, 0) == 1;
+        if flipped("transBatchA") || flipped("transBatchB") {
+            return Err("its batch axes are transposed".into());
+        }
+        let rank = ra.max(rb).max(2);
+        // Axes of a product of matrices; a vector is a row on the left, a column on the right.
+        let (rows, inner_a) = if flipped("transA") { (ra - 1, ra.wrapping_sub(2)) } else { (ra.wrapping_sub(2), ra - 1) };
+        let (inner_b, columns) = if flipped("transB") { (rb - 1, rb.wrapping_sub(2)) } else { (rb.wrapping_sub(2), rb - 1) };
+        let mut found: Option<Place> = None;
+        for (i, r) in [(0, ra), (1, rb)] {
+            let Some(p) = self.place(i).cloned() else { continue };
+            let (kept, contracted, to) = if i == 0 { (rows, inner_a, rank - 2) } else { (columns, inner_b, rank - 1) };
+            let axis = match p.axis {
+                x if r == 1 || x == contracted => return Err(format!("it contracts the samples of operand {i}")),
+                x if x == kept => to,
+                x => x + rank - r,
+            };
+            let p = p.at(axis);
+            if found.as_ref().is_some_and(|q| *q != p) {
+                return Err("it multiplies samples with other samples".into());
+            }
+            found = Some(p);
+        }
+        let mut p = found.ok_or("no operand carries samples")?;
+        if self.placed().len() == 2 && p.axis + 2 >= rank {
+            return Err("it multiplies samples with other samples".into());
+        }
+        if p.axis + 2 < rank {
+            for (i, r) in [(0, ra), (1, rb)] {
+                let missing = rank - r.max(2).min(rank);
+                if self.place(i).is_none() && r > 2 && p.axis >= missing {
+                    self.meet(i, p.axis - missing, &p, true)?;
+                }
+            }
+        }
+        // The result has no axis for a vector.
+        if rb == 1 && p.axis == rank - 1 || ra == 1 && p.axis == rank - 2 {
+            return Err("it contracts the samples".into());
+        }
+        if ra == 1 && p.axis == rank - 1 {
+            p.axis -= 1;
+        }
+        self.all(p)
+    }
+
+    pub(super) fn gemm(&mut self) -> Found {
+        let (rows, columns) = (self.int("transA", 0) as usize, 1 - self.int("transB", 0) as usize);
+        let p = match (self.place(0).cloned(), self.place(1).cloned()) {
+            (Some(p), None) if p.axis == rows => p.at(0),
+            (None, Some(p)) if p.axis == columns => p.at(1),
+            (None, None) => return Err("only its bias depends on the samples".into()),
+            (Some(_), Some(_)) => return Err("it multiplies samples with other samples".into()),
+            _ => return Err("it contracts the samples".into()),
+        };
+        if self.operands.get(2).copied().flatten().is_some() {
+            let missing = 2 - self.rank(2)?.min(2);
+            match self.place(2) {
+                Some(q) if q.at(q.axis + missing) != p => return Err("its bias has the samples elsewhere".into()),
+                Some(_) => {}
+                None if p.axis >= missing => self.meet(2, p.axis - missing, &p, true)?,
+                None => {}
+            }
+        }
+        self.all(p)
+    }
+
+    pub(super) fn einsum(&mut self) -> Found {
+        let equation = self.a.g.op(self.id).map(|op| op.attrs.str("equation", "").replace(' ', "")).unwrap_or_default();
+        let (inputs, output) = equation.split_once("->").ok_or("its equation names no result")?;
+        if equation.contains('.') {
+            return Err("its equation has an ellipsis".into());
+        }
+        let terms: Vec<Vec<char>> = inputs.split(',').map(|t| t.chars().collect()).collect();
+        let mut found: Option<(char, Place)> = None;
+        for (i, term) in terms.iter().enumerate() {
+            let Some(p) = self.place(i).cloned() else { continue };
+            let label = *term.get(p.axis).ok_or("its equation does not fit its operands")?;
+            if found.as_ref().is_some_and(|(l, q)| *l != label || q.beside() != p.beside() || q.outer != p.outer) {
+                return Err("it multiplies samples with other samples".into());
+            }
+            found = Some((label, p));
+        }
+        let (label, p) = found.ok_or("no operand carries samples")?;
+        let axis = output.chars().position(|c| c == label).ok_or("it contracts the samples")?;
+        for (i, term) in terms.iter().enumerate() {
+            if self.place(i).is_none()
+                && let Some(own) = term.iter().position(|c| *c == label)
+            {
+                self.meet(i, own, &p, false)?;
+            }
+        }
+        self.all(p.at(axis))
+    }
+}
