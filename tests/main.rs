@@ -22,4 +22,5 @@ mod router;
 mod runtime;
 mod train;
 mod train_loop;
+mod verify;
 mod zoo;
