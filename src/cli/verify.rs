@@ -42,7 +42,7 @@ pub struct VerifyArgs {
     /// A proof may take sums of floats for equal in whatever order they are added
     #[arg(long)]
     pub reassociate: bool,
-    /// Engine that runs the models; both: each of them, A against B in either [default: tract]
+    /// Engine that runs the models; both: each of them, A against B in either [default: tract, or ONNX Runtime where tract cannot run them]
     #[arg(long)]
     pub engine: Option<EngineArg>,
     /// Number of inputs tried, the first ones random, then zeros, ties, large and small magnitudes, flipped signs [default: 8]
@@ -52,10 +52,10 @@ pub struct VerifyArgs {
     #[arg(long, value_name = "N")]
     pub seed: Option<u64>,
     /// Outputs may differ by atol + rtol * (the output's largest magnitude) [default: 1e-5]
-    #[arg(long, value_name = "X")]
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
     pub atol: Option<f64>,
     /// [default: 1e-5]
-    #[arg(long, value_name = "X")]
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
     pub rtol: Option<f64>,
     /// Feed an input from a file: NAME=FILE.npy, NAME=FILE.npz (the array of that name), or FILE.npz (all its arrays) (repeatable)
     #[arg(long, value_name = "NAME=FILE")]

@@ -67,7 +67,7 @@ fn attempt(args: &VerifyArgs) -> Result<Answer, Failure> {
 fn check_gradient(args: &VerifyArgs, train: &Path) -> Result<Answer, Failure> {
     let clock = Instant::now();
     let mut o = verify_options(args)?;
-    o.engine = args.engine.unwrap_or(EngineArg::Ort);
+    o.engine = Some(args.engine.unwrap_or(EngineArg::Ort));
     o.trials = args.trials.unwrap_or(3) as usize;
     let _watch = o.max_memory.map(memory::Watch::new);
     let train = Subject::read(train)?;
@@ -111,7 +111,7 @@ fn verify_options(args: &VerifyArgs) -> Result<VerifyOptions, Failure> {
             _ => ProofMode::First,
         },
         reassociate: args.reassociate,
-        engine: args.engine.unwrap_or(EngineArg::Tract),
+        engine: args.engine,
         trials: args.trials.unwrap_or(8) as usize,
         seed: args.seed.unwrap_or(0),
         tolerance: Tolerance { atol: number(args.atol, "--atol")?, rtol: number(args.rtol, "--rtol")? },

@@ -55,7 +55,7 @@ pub fn of_verdict(a: &Subject, b: &Subject, v: &Verdict, o: &VerifyOptions, seco
         suite.add_test_case(case);
     }
     if let Some(n) = &v.numeric {
-        suite.add_property(("engine", engine_name(o.engine)));
+        suite.add_property(("engine", engine_name(n)));
         suite.add_property(("trials", n.report.trials.to_string().as_str()));
         suite.add_property(("seed", o.seed.to_string().as_str()));
         let place = v.divergence.as_ref().map(divergence_line);

@@ -94,8 +94,8 @@ pub struct VerifyOptions {
     pub proof: ProofMode,
     /// May a proof take sums of floats for equal in whatever order they are added?
     pub reassociate: bool,
-    /// Engine or engines of the numeric comparison.
-    pub engine: EngineArg,
+    /// Engine or engines of the numeric comparison; `None`: tract, or ONNX Runtime where tract cannot run a model.
+    pub engine: Option<EngineArg>,
     /// Inputs to compare on.
     pub trials: usize,
     /// Seed of everything random.
@@ -115,7 +115,7 @@ impl Default for VerifyOptions {
         VerifyOptions {
             proof: ProofMode::First,
             reassociate: false,
-            engine: EngineArg::Tract,
+            engine: None,
             trials: 8,
             seed: 0,
             tolerance: Tolerance::default(),

@@ -69,15 +69,38 @@ pub fn engines(which: crate::cli::EngineArg) -> Result<Vec<Box<dyn Engine>>, Fai
     })
 }
 
-/// Runs A and B and compares.
+/// Runs A and B and compares: in the engine or engines asked for; else in tract, or in ONNX Runtime where tract cannot run one of
+/// them and there is a runtime.
 ///
 /// # Errors
 /// When an engine cannot run a model, or no input can be made up.
 pub fn compare_models(a: &Subject, b: &Subject, o: &VerifyOptions) -> Result<NumericReport, Failure> {
+    if let Some(which) = o.engine {
+        return compare_in(engines(which)?, a, b, o);
+    }
+    let in_tract = compare_in(vec![engine::tract()], a, b, o);
+    let why = match &in_tract {
+        Err(e) => e.to_string().lines().next().unwrap_or_default().to_string(),
+        Ok(found) => match found.failing.as_ref().filter(|f| !f.both_run) {
+            Some(failing) => format!("tract: {}", failing.what),
+            None => return in_tract,
+        },
+    };
+    let Ok(ort) = engine::ort() else { return in_tract };
+    match compare_in(vec![ort], a, b, o) {
+        Ok(mut found) => {
+            found.notes.insert(0, format!("compared in ONNX Runtime, since tract cannot run both models: {why}"));
+            Ok(found)
+        }
+        Err(_) => in_tract,
+    }
+}
+
+fn compare_in(engines: Vec<Box<dyn Engine>>, a: &Subject, b: &Subject, o: &VerifyOptions) -> Result<NumericReport, Failure> {
     let mut found = NumericReport::default();
     let mut trials: Option<Vec<Trial>> = None;
     let mut of_first_engine: Option<Vec<Tensors>> = None;
-    for e in engines(o.engine)? {
+    for e in engines {
         let clock = Instant::now();
         let (trials, of_a) = run_reference(e.as_ref(), a, b, o, &mut trials, &mut found)?;
         let seconds_of_a = clock.elapsed().as_secs_f64();

@@ -4,7 +4,7 @@ use super::compare::{Comparison, OutputComparison};
 use super::divergence::Divergence;
 use super::numeric::NumericReport;
 use super::{Subject, Verdict, VerifyOptions};
-use crate::cli::{EngineArg, VerifyArgs};
+use crate::cli::VerifyArgs;
 use crate::error::Failure;
 use serde::Serializer;
 use serde_json::{Value, json};
@@ -15,12 +15,11 @@ pub(super) fn number<S: Serializer>(v: &f64, s: S) -> Result<S::Ok, S::Error> {
     if v.is_finite() { s.serialize_f64(*v) } else { s.serialize_none() }
 }
 
-/// Name of the engine or engines.
-pub fn engine_name(e: EngineArg) -> &'static str {
-    match e {
-        EngineArg::Tract => "tract",
-        EngineArg::Ort => "ort",
-        EngineArg::Both => "both",
+/// Name of the engine or engines that ran the models.
+pub fn engine_name(ran: &NumericReport) -> &'static str {
+    match ran.costs.as_slice() {
+        [one] => one.engine,
+        _ => "both",
     }
 }
 
@@ -37,7 +36,7 @@ pub fn json(a: &Subject, b: &Subject, v: &Verdict, o: &VerifyOptions, seconds: f
         "outputs": outputs,
         "first_divergence": v.divergence.as_ref().map(|d| json!(d)).or_else(|| parting_json(v)),
         "trials": ran.map_or(0, |n| n.report.trials),
-        "engine": ran.map(|_| engine_name(o.engine)),
+        "engine": ran.map(engine_name),
         "seed": o.seed,
         "tolerance": {"atol": o.tolerance.atol, "rtol": o.tolerance.rtol},
         "failing": ran.and_then(|n| n.failing.as_ref()).map(|f| json!({"engine": f.engine, "input": f.trial.label(), "what": f.what})),

@@ -247,13 +247,7 @@ fn wrong_axis(g: &mut GraphProto, r: &mut Random) -> Option<String> {
     let a = n.attribute.iter_mut().find(|a| a.name == "axis" || a.name == "axes" || a.name == "perm")?;
     match a.name.as_str() {
         "axis" => {
-            a.i += if a.i > 0 || a.i < -1 {
-                -1
-            } else if a.i == -1 {
-                -1
-            } else {
-                1
-            }
+            a.i += if a.i == 0 { 1 } else { -1 };
         }
         "axes" => *a.ints.first_mut()? -= 1,
         _ => {

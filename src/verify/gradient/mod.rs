@@ -148,7 +148,7 @@ impl Training<'_> {
 /// # Errors
 /// When the file is no training graph, or an engine cannot run it.
 pub fn check(subject: &Subject, o: &VerifyOptions) -> Result<Vec<GradientReport>, Failure> {
-    let which: &[(EngineArg, EngineArg)] = match o.engine {
+    let which: &[(EngineArg, EngineArg)] = match o.engine.unwrap_or(EngineArg::Ort) {
         EngineArg::Ort => &[(EngineArg::Ort, EngineArg::Tract)],
         EngineArg::Tract => &[(EngineArg::Tract, EngineArg::Ort)],
         EngineArg::Both => &[(EngineArg::Ort, EngineArg::Tract), (EngineArg::Tract, EngineArg::Ort)],

@@ -164,6 +164,19 @@ impl Formula<'_> {
         self.op("Add", &[scaled, bias])
     }
 
+    /// Σ|x²|: written so that tract, whose mean of squares is float32 whatever it is given, does not take it for one.
+    fn sum_of_squares(&mut self, op: &Op, operands: &[Option<ValueId>]) -> Option<ValueId> {
+        let x = (*operands.first()?)?;
+        let x_ty = self.g.value(x).ty.clone();
+        let result = std::mem::replace(&mut self.ty, x_ty);
+        let square = self.op("Mul", &[x, x]);
+        let size = self.op("Abs", &[square]);
+        self.ty = result;
+        let operands = [&[Some(size)], &operands[1..]].concat();
+        let n = self.g.add_op("", Op::new("ReduceSum", op.attrs.clone()), &operands);
+        Some(self.g.push_result(n, "wide", self.ty.clone()))
+    }
+
     fn sigmoid(&mut self, x: ValueId) -> ValueId {
         let half = self.scale(x, 0.5);
         let t = self.op("Tanh", &[half]);
@@ -228,6 +241,22 @@ fn spell_node(g: &mut Graph, n: NodeId) {
     if !is_wide {
         return;
     }
+    if ["ReduceMean", "ReduceSum", "GlobalAveragePool"].contains(&op.name.as_str()) && is_square(f.g, x) {
+        f.ty = f.g.value(x).ty.clone();
+        let size = f.op("Abs", &[x]);
+        f.g.set_operand(n, 0, Some(size));
+        return;
+    }
+    if op.name == "ReduceSumSquare" || op.name == "ReduceL2" {
+        let operands = f.g.operands(n).to_vec();
+        if let Some(mut new) = f.sum_of_squares(&op, &operands) {
+            if op.name == "ReduceL2" {
+                new = f.op("Sqrt", &[new]);
+            }
+            f.g.redirect(y, new);
+        }
+        return;
+    }
     let new = match op.name.as_str() {
         "Erf" => f.erf(x),
         "Sigmoid" => f.sigmoid(x),
@@ -252,6 +281,17 @@ fn spell_node(g: &mut Graph, n: NodeId) {
         _ => return,
     };
     f.g.redirect(y, new);
+}
+
+/// Is a value the square of another?
+fn is_square(g: &Graph, v: ValueId) -> bool {
+    let Some(op) = g.op(v.node).filter(|o| o.domain.is_empty()) else { return false };
+    let (x, y) = (g.operand(v.node, 0), g.operand(v.node, 1));
+    match op.name.as_str() {
+        "Mul" => x == y,
+        "Pow" => y.and_then(|y| g.constant(y)?.scalar()) == Some(2.0),
+        _ => false,
+    }
 }
 
 /// A loss graph: the forward part of a training graph, up to its first output.
@@ -289,6 +329,26 @@ mod tests {
         let out = tract().load(&model, None).unwrap().run(&Tensors::from([("x".to_string(), x)])).unwrap();
         assert_eq!(out["y"].dtype(), DType::F64);
         out["y"].to_f64()
+    }
+
+    #[test]
+    fn means_of_squares_are_in_double_precision() {
+        let x = [1.0 + 1e-10, 2.0, 0.5];
+        let mut g = Graph::default();
+        let ty = TensorType::fixed(DType::F32, &[3]);
+        let v = g.add_input("x", ty.clone().into(), None);
+        let square = g.add_op("", Op::new("Mul", Attrs::new()), &[Some(v), Some(v)]);
+        let square = g.push_result(square, "square", ty.into());
+        let n = g.add_op("", Op::new("ReduceMean", Attrs::new().with("keepdims", 0)), &[Some(square)]);
+        let y = g.push_result(n, "y", TensorType::fixed(DType::F32, &[]).into());
+        g.add_output(y, None);
+        widen(&mut g).unwrap();
+        spell_out(&mut g);
+        let model = onnx::emit(&g).unwrap().to_bytes().unwrap();
+        let fed = NpTensor::from_f64s(DType::F64, &[3], &x).unwrap();
+        let out = tract().load(&model, None).unwrap().run(&Tensors::from([("x".to_string(), fed)])).unwrap();
+        let want = x.iter().map(|v| v * v).sum::<f64>() / 3.0;
+        assert!((out["y"].to_f64()[0] - want).abs() < 1e-15, "{} {want}", out["y"].to_f64()[0]);
     }
 
     #[test]
