@@ -31,7 +31,8 @@ struct Base {
 fn models() -> Vec<PathBuf> {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("models");
     let mut all: Vec<PathBuf> = std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().path()).collect();
-    all.retain(|p| p.extension().is_some_and(|e| e == "onnx"));
+    // Not what the tool wrote beside them, which the README's first command does.
+    all.retain(|p| p.extension().is_some_and(|e| e == "onnx") && !p.to_string_lossy().contains(".ancre."));
     all.sort();
     all
 }
