@@ -68,7 +68,7 @@ impl Losses {
             precision: if wide { "float64" } else { "float32" },
             // In float32 a step must be large enough that the loss changes by more than its rounding.
             tolerance: if wide { 1e-3 } else { 5e-2 },
-            step: if wide { 1e-4 } else { 0.1 },
+            step: if wide { 2e-6 } else { 0.1 },
             loss: loss.to_string(),
             value: 0.0,
             read,

@@ -164,6 +164,36 @@ impl Formula<'_> {
         self.op("Add", &[scaled, bias])
     }
 
+    /// Mean over the last axes, which stay with extent one.
+    fn mean(&mut self, x: ValueId, axes: &[i64]) -> ValueId {
+        let by_input = self.g.opsets.get("").is_none_or(|v| *v >= 18);
+        let (attrs, operands) = if by_input {
+            let axes = self.g.add_initializer("axes", Tensor::i64s(&[axes.len() as i64], axes), false);
+            (Attrs::new(), vec![Some(x), Some(axes)])
+        } else {
+            (Attrs::new().with("axes", axes), vec![Some(x)])
+        };
+        let n = self.g.add_op("", Op::new("ReduceMean", attrs.with("keepdims", 1)), &operands);
+        let ty = ValueType { dtype: self.ty.dtype, shape: None };
+        self.g.push_result(n, "mean", ty)
+    }
+
+    /// (x − mean) / √(mean |(x − mean)²| + ε) · scale + bias over the axes from `axis` on.
+    fn layer_norm(&mut self, operands: &[ValueId], axis: i64, rank: usize, epsilon: f64) -> ValueId {
+        let first = if axis < 0 { axis + rank as i64 } else { axis };
+        let axes: Vec<i64> = (first..rank as i64).collect();
+        let mean = self.mean(operands[0], &axes);
+        let centred = self.op("Sub", &[operands[0], mean]);
+        let square = self.op("Mul", &[centred, centred]);
+        let size = self.op("Abs", &[square]);
+        let variance = self.mean(size, &axes);
+        let variance = self.shift(variance, epsilon);
+        let deviation = self.op("Sqrt", &[variance]);
+        let unit = self.op("Div", &[centred, deviation]);
+        let scaled = self.op("Mul", &[unit, operands[1]]);
+        operands.get(2).map_or(scaled, |bias| self.op("Add", &[scaled, *bias]))
+    }
+
     /// Σ|x²|: written so that tract, whose mean of squares is float32 whatever it is given, does not take it for one.
     fn sum_of_squares(&mut self, op: &Op, operands: &[Option<ValueId>]) -> Option<ValueId> {
         let x = (*operands.first()?)?;
@@ -220,6 +250,14 @@ fn spell_node(g: &mut Graph, n: NodeId) {
     if op.name == "BatchNormalization" {
         if let Some(operands) = operands.filter(|o| o.len() == 5 && rank >= 2 && f.g.node(n).results().len() == 1) {
             let new = f.batch_norm(&operands, rank, op.attrs.float("epsilon", 1e-5) as f64);
+            f.g.redirect(y, new);
+        }
+        return;
+    }
+    let is_single = f.g.results(n).skip(1).all(|v| f.g.uses(v).is_empty() && !f.g.is_output(v));
+    if op.name == "LayerNormalization" && is_wide && is_single && rank > 0 {
+        if let Some(operands) = operands.filter(|o| o.len() >= 2) {
+            let new = f.layer_norm(&operands, op.attrs.int("axis", -1), rank, op.attrs.float("epsilon", 1e-5) as f64);
             f.g.redirect(y, new);
         }
         return;
