@@ -2,8 +2,9 @@
 
 pub use crate::outputs::Outputs;
 
+use crate::arrays;
 use crate::error::Failure;
-use ancre_passes::ir::{Graph, Kind, SharedBytes};
+use ancre_passes::ir::{DType, Graph, Kind, SharedBytes};
 use ancre_passes::onnx;
 use ancre_passes::transform::inline::inline;
 use indexmap::IndexMap;
@@ -80,59 +81,22 @@ pub fn check_external(g: &Graph, path: &Path) -> Result<(), Failure> {
 /// Named float32 arrays with their shapes.
 pub type Arrays = IndexMap<String, (Vec<usize>, Vec<f32>)>;
 
-/// Reads the float arrays of an .npz or .safetensors file.
+/// Reads the float arrays of an .npz or .safetensors file, and the counters that travel with them.
 ///
 /// # Errors
-/// When the file cannot be read or holds another element type than float32 or float64.
+/// When the file cannot be read or holds another element type than float32, float64 or int64.
 pub fn read_arrays(path: &Path) -> Result<Arrays, Failure> {
-    let fail = |e: String| Failure::input(e).at(path);
-    match path.extension().and_then(|e| e.to_str()) {
-        Some("npz") => {
-            let file = std::fs::File::open(path).map_err(|e| fail(format!("cannot be read: {e}")))?;
-            let mut npz = ndarray_npy::NpzReader::new(file).map_err(|e| fail(format!("is not a readable .npz: {e}")))?;
-            let names = npz.names().map_err(|e| fail(e.to_string()))?;
-            let mut out = Arrays::new();
-            for name in names {
-                let key = name.trim_end_matches(".npy").to_string();
-                let array: Result<ndarray::ArrayD<f32>, _> = npz.by_name(&name);
-                let array = match array {
-                    Ok(a) => a,
-                    Err(_) => npz
-                        .by_name::<ndarray::OwnedRepr<f64>, ndarray::IxDyn>(&name)
-                        .map(|a| a.mapv(|v| v as f32))
-                        .map_err(|e| fail(format!("`{key}` is not a float array: {e}")))?,
-                };
-                out.insert(key, (array.shape().to_vec(), array.iter().copied().collect()));
-            }
-            out.sort_keys();
-            Ok(out)
-        }
-        Some("safetensors") => {
-            let bytes = read_bytes(path)?;
-            let tensors = safetensors::SafeTensors::deserialize(&bytes)
-                .map_err(|e| fail(format!("is not a readable .safetensors: {e}")))?;
-            let mut out = Arrays::new();
-            for (name, view) in tensors.tensors() {
-                let values = match view.dtype() {
-                    safetensors::Dtype::F32 => {
-                        view.data().as_chunks::<4>().0.iter().map(|c| f32::from_le_bytes(*c)).collect()
-                    }
-                    safetensors::Dtype::F64 => {
-                        view.data().as_chunks::<8>().0.iter().map(|c| f64::from_le_bytes(*c) as f32).collect()
-                    }
-                    // Counters travel in the same file.
-                    safetensors::Dtype::I64 => {
-                        view.data().as_chunks::<8>().0.iter().map(|c| i64::from_le_bytes(*c) as f32).collect()
-                    }
-                    other => return Err(fail(format!("`{name}` has element type {other:?}, float32 was expected"))),
-                };
-                out.insert(name, (view.shape().to_vec(), values));
-            }
-            out.sort_keys();
-            Ok(out)
-        }
-        _ => Err(fail("has an unknown suffix, .npz or .safetensors was expected".into())),
-    }
+    let named = arrays::read_arrays(path)?.into_iter().map(|array| {
+        let usable = matches!(array.dtype, DType::F32 | DType::F64 | DType::I64);
+        let tensor = array.tensor().filter(|_| usable).ok_or_else(|| {
+            let has = arrays::numpy_name(array.dtype);
+            Failure::input(format!("`{}` has element type {has}, float32 was expected", array.name)).at(path)
+        })?;
+        Ok((array.name, (array.shape, tensor.to_f64().into_iter().map(|v| v as f32).collect())))
+    });
+    let mut all = named.collect::<Result<Arrays, Failure>>()?;
+    all.sort_keys();
+    Ok(all)
 }
 
 #[cfg(test)]

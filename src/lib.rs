@@ -1,5 +1,6 @@
 //! `ancre-rewrite` as a library: everything of the tool that touches the outside world. The graph work is in `ancre-passes`.
 
+mod arrays;
 pub mod auto_loss;
 pub mod batch;
 pub mod cli;
@@ -18,6 +19,7 @@ pub mod rewrite;
 pub mod runtime;
 pub mod start;
 pub mod tensor;
+#[cfg(feature = "ort")]
 pub mod train;
 pub mod training_files;
 pub mod verify;

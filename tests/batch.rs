@@ -1,20 +1,16 @@
 //! `--batch`: files with a batch in their shapes are rebuilt for another one; each sample comes out as it does alone, in the forward
 //! graph and, through loss and gradients, in the training graph.
 
-use crate::common::{max_abs, open_file, text, tool, tool_ok};
+use crate::common::{max_abs, model, open_file, text, tool, tool_ok};
 use ancre_rewrite::engine::{Session, Tensors};
 use ancre_rewrite::files::read_model;
 use ancre_rewrite::random_inputs::{self, Sizes};
 use ancre_rewrite::rewrite;
 use ancre_rewrite::tensor::NpTensor;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// Models of `models/` that were exported with batch 1.
 const FIXED: [&str; 4] = ["efficientnet", "llama", "resnet_cifar_folded", "swin"];
-
-fn model(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("models").join(format!("{name}.onnx"))
-}
 
 /// Random inputs of a model for a batch.
 fn inputs(path: &Path, batch: i64) -> Tensors {

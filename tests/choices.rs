@@ -1,7 +1,7 @@
 //! What trains, and from what: `--classes`, `--freeze-backbone`, `--reinit`, `--trainable`, `--frozen`, the loss that a model shows,
 //! the evaluation graph and separate state.
 
-use crate::common::{emit, floats, max_abs, open_file, text, tool, tool_ok};
+use crate::common::{emit, floats, max_abs, model, open_file, text, tool, tool_ok};
 use ancre_passes::ir::{Attrs, DType, Dim, Graph, Op, Tensor, TensorType};
 use ancre_rewrite::engine::{Session, Tensors};
 use ancre_rewrite::files::read_model;
@@ -10,10 +10,6 @@ use ancre_rewrite::tensor::NpTensor;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
-
-fn model(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("models").join(format!("{name}.onnx"))
-}
 
 /// Runs the tool on a model, unverified; the folder, the report and the path of an output.
 fn built(name: &str, flags: &[&str]) -> (TempDir, Value) {

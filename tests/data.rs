@@ -1,20 +1,16 @@
 //! Data sets against training graphs as the tool writes them: what the graphs want is read from the files, and what does not fit
 //! is refused by the verb before anything is written.
 
-use crate::common::{listing, text, tool, tool_ok, write_npz};
+use crate::common::{listing, model, text, tool, tool_ok, write_npz};
 use ancre_rewrite::files::read_model;
 use ancre_rewrite::train::data::{DataOptions, Wanted, open};
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
-fn models() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("models")
-}
-
 /// The training graph of a model.
-fn training_graph(model: &str, flags: &[&str]) -> (TempDir, PathBuf) {
+fn training_graph(name: &str, flags: &[&str]) -> (TempDir, PathBuf) {
     let dir = tempfile::tempdir().unwrap();
-    let source = text(&models().join(format!("{model}.onnx")));
+    let source = text(&model(name));
     let out = text(&dir.path().join("m.onnx"));
     tool_ok(&[&[source.as_str(), "-o", &out, "--verify", "none"], flags].concat());
     let train = dir.path().join("m.train.onnx");
@@ -38,14 +34,16 @@ fn a_training_graph_tells_what_it_wants() {
         let listed: Vec<String> = w.inputs.iter().map(|s| s.text()).collect();
         assert_eq!((listed.join(", ").as_str(), w.target.text().as_str(), w.classes), (inputs, target, classes), "{model}");
     }
-    let e = Wanted::of(&read_model(&models().join("vit.onnx")).unwrap().0).unwrap_err().to_string();
+    let e = Wanted::of(&read_model(&model("vit")).unwrap().0).unwrap_err().to_string();
     assert!(e.contains("no training graph") && e.contains("STEM.ancre.train.onnx"), "{e}");
 }
 
 #[test]
 fn the_text_fits_the_language_models() {
     let (_dir, train) = training_graph("llama", &[]);
-    let set = open(&models().join("data").join("coriolanus_val.bin"), &wanted(&train), &DataOptions::default()).unwrap();
+    let set =
+        open(&model("gpt2").with_file_name("data").join("coriolanus_val.bin"), &wanted(&train), &DataOptions::default())
+            .unwrap();
     let batch = set.batch(&[0, 999], 0).unwrap();
     assert_eq!((set.len(), batch["attention_mask"].to_i64()), (1000, vec![1; 16]));
     assert_eq!(batch["labels"], batch["input_ids"]);

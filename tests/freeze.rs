@@ -1,7 +1,7 @@
 //! `freeze` against its contract: states of every kind of router go back into the forward graph, what comes out runs in both
 //! engines and bears no trace of training; a state that does not fit is refused.
 
-use crate::common::{Random, emit, max_abs, open, open_file, text, tool, tool_ok, write_npz};
+use crate::common::{Random, emit, max_abs, model, open, open_file, text, tool, tool_ok, write_npz};
 use ancre_passes::ir::{Attrs, DType, Dim, Graph, Kind, Op, Tensor, TensorType, ValueId};
 use ancre_rewrite::engine::{Session, Tensors, tract};
 use ancre_rewrite::files::read_model;
@@ -19,8 +19,8 @@ struct Trained {
 }
 
 impl Trained {
-    fn new(model: &str, flags: &[&str]) -> Trained {
-        Trained::of(&Path::new(env!("CARGO_MANIFEST_DIR")).join("models").join(format!("{model}.onnx")), flags)
+    fn new(name: &str, flags: &[&str]) -> Trained {
+        Trained::of(&model(name), flags)
     }
 
     fn of(source: &Path, flags: &[&str]) -> Trained {
@@ -267,8 +267,7 @@ fn a_pruned_router_costs_nothing() {
     let (k, width) = (logits.shape()[0], logits.shape()[1]);
     let values: Vec<f64> = (0..k * width).map(|i| if i / width == i % width { 0.0 } else { -1.0 }).collect();
     t.state.insert("ancre.0.logits".into(), NpTensor::from_f64s(DType::F32, &[k, width], &values).unwrap());
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("models").join("deep_mlp.onnx");
-    let source = nodes(&read_model(&source).unwrap().0);
+    let source = nodes(&read_model(&model("deep_mlp")).unwrap().0);
     t.freeze(&[]);
     assert!(nodes(&t.graph("frozen.onnx")) > source);
     t.freeze(&["--prune", "0.01"]);

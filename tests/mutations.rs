@@ -7,7 +7,7 @@ mod mutant;
 
 use crate::common::Random;
 use crate::common::nets::{Plan, network};
-use crate::common::{data, emit, listing, text, tool};
+use crate::common::{data, emit, listing, model, text, tool};
 use ancre_passes::analysis::residual::find_residuals;
 use ancre_passes::ir::{Graph, SharedBytes, verify};
 use ancre_passes::transform::route::route_skips;
@@ -156,10 +156,6 @@ fn survives_mutants(base: &[u8], cases: usize, seed: u64, depth: Depth) {
     assert!(accepted > 0 && accepted < cases, "{accepted} of {cases} were accepted: the damage tests nothing");
 }
 
-fn of_models(name: &str) -> Vec<u8> {
-    std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("models").join(name)).unwrap()
-}
-
 #[test]
 fn a_damaged_network_is_an_error_or_a_graph() {
     let plan = Plan { width: 3, normed: true, ..Plan::of(3) };
@@ -192,7 +188,7 @@ fn a_wrong_export_is_an_error_or_a_graph() {
     let models =
         ["resnet_cifar_folded", "gpt2", "swin", "resnet_cifar_qdq", "bert_ort", "keras_resnetv2_nhwc", "llama_past"];
     for (i, name) in models.into_iter().enumerate() {
-        survives_mutants(&of_models(&format!("{name}.onnx")), 16, 30 + i as u64, Depth::Rewrite);
+        survives_mutants(&std::fs::read(model(name)).unwrap(), 16, 30 + i as u64, Depth::Rewrite);
     }
 }
 

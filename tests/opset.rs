@@ -1,12 +1,7 @@
 //! `--opset`: the forward graph in another operator set computes the same, the training graph follows or says why not.
 
-use crate::common::{open_file, text, tool, tool_ok};
+use crate::common::{model, open_file, text, tool, tool_ok};
 use ancre_rewrite::files::read_model;
-use std::path::{Path, PathBuf};
-
-fn model(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("models").join(format!("{name}.onnx"))
-}
 
 #[test]
 fn the_forward_graph_computes_the_same_in_another_operator_set() {

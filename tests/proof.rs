@@ -1,6 +1,6 @@
 //! Every model of `models/`, routed in every way that keeps its function, is proved equal to its source; changed ones are not.
 
-use crate::common::{Random, emit, max_abs, open};
+use crate::common::{Random, emit, max_abs, models, open};
 use ancre_passes::analysis::residual::find_residuals;
 use ancre_passes::ir::{Attr, Graph, Kind, NodeId, SharedBytes, Tensor};
 use ancre_passes::onnx;
@@ -12,16 +12,7 @@ use ancre_passes::transform::route::{
 };
 use ancre_rewrite::engine::{self, Session};
 use ancre_rewrite::random_inputs;
-use std::path::{Path, PathBuf};
-
-fn models() -> Vec<PathBuf> {
-    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("models");
-    let mut all: Vec<PathBuf> = std::fs::read_dir(dir).unwrap().flatten().map(|e| e.path()).collect();
-    all.retain(|p| p.extension().is_some_and(|e| e == "onnx") && !p.to_string_lossy().contains(".ancre."));
-    all.sort();
-    assert!(all.len() > 20, "{} models", all.len());
-    all
-}
+use std::path::Path;
 
 fn read(bytes: Vec<u8>) -> Graph {
     let mut g = onnx::read(&SharedBytes::new(bytes), None).unwrap();

@@ -1,6 +1,6 @@
 //! Reading and writing without a rewrite: nothing is lost, whatever is in the file.
 
-use crate::common::{data, emit, floats, listing, open, text, tool_ok};
+use crate::common::{data, emit, floats, listing, models, onnx_files, open, text, tool_ok};
 use ancre_passes::ir::{DType, SharedBytes};
 use ancre_passes::onnx;
 use ancre_rewrite::engine::{Session, Tensors};
@@ -10,7 +10,7 @@ use onnx_protobuf::{
     TensorAnnotation, TensorProto, TensorShapeProto, TypeProto, ValueInfoProto, tensor_shape_proto, type_proto,
 };
 use std::collections::HashSet;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 fn parse(path: &Path) -> ModelProto {
     ModelProto::parse_from_bytes(&std::fs::read(path).unwrap()).unwrap()
@@ -25,16 +25,9 @@ fn through_the_tool(model: &Path) -> ModelProto {
     parse(Path::new(&out))
 }
 
-fn onnx_files(dir: &Path) -> Vec<PathBuf> {
-    let mut all: Vec<PathBuf> = std::fs::read_dir(dir).unwrap().flatten().map(|e| e.path()).collect();
-    all.retain(|p| p.extension().is_some_and(|e| e == "onnx") && !text(p).contains(".ancre."));
-    all.sort();
-    all
-}
-
 #[test]
 fn a_model_that_is_not_rewritten_is_the_same_message() {
-    let mut files = onnx_files(&Path::new(env!("CARGO_MANIFEST_DIR")).join("models"));
+    let mut files = models();
     files.extend(["llama", "mlp", "resnet"].iter().flat_map(|f| onnx_files(&data("golden").join(f))));
     assert!(files.len() > 24, "{} files", files.len());
     for path in files {

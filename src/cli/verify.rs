@@ -57,7 +57,7 @@ pub struct VerifyArgs {
     /// [default: 1e-5]
     #[arg(long, value_name = "X", allow_negative_numbers = true)]
     pub rtol: Option<f64>,
-    /// Feed an input from a file: NAME=FILE.npy, NAME=FILE.npz (the array of that name), or FILE.npz (all its arrays) (repeatable)
+    /// Feed an input from a file: NAME=FILE.npy, NAME=FILE.npz (the array of that name), or FILE.npz (all its arrays); .safetensors as .npz (repeatable)
     #[arg(long, value_name = "NAME=FILE")]
     pub input: Vec<String>,
     /// Extent of a symbolic input dimension (repeatable)

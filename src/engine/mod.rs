@@ -183,6 +183,19 @@ mod samples {
         assert_eq!((y["y"].dtype(), y["y"].to_i64()), (DType::I64, vec![3, 2]));
     }
 
+    /// Sums over a shape, as decoders count positions, along an axis given as a tensor of one element.
+    pub(super) fn running_sums_of_shapes(engine: &dyn Engine) {
+        let mut g = Graph::default();
+        let v = input(&mut g);
+        let shape = g.add_op("", Op::new("Shape", Attrs::new()), &[Some(v)]);
+        let extents = g.push_result(shape, "extents", ValueType::from(TensorType::fixed(DType::I64, &[2])));
+        let axis = g.add_initializer("axis", Tensor::i64s(&[1], &[-1]), false);
+        let op = Op::new("CumSum", Attrs::new().with("reverse", 1));
+        let model = finish(g, "sum", op, &[extents, axis], TensorType::fixed(DType::I64, &[2]));
+        let y = engine.load(&model, None).unwrap().run(&Tensors::from([x(&[0.0; 6])])).unwrap();
+        assert_eq!((y["y"].dtype(), y["y"].to_i64()), (DType::I64, vec![5, 2]));
+    }
+
     pub(super) fn external(engine: &dyn Engine) {
         use onnx_protobuf::{StringStringEntryProto, TensorProto, tensor_proto::DataLocation};
         let dir = tempfile::tempdir().unwrap();

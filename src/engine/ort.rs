@@ -376,6 +376,7 @@ mod tests {
         samples::wrong_inputs(&engine);
         samples::unknown_operator(&engine);
         samples::shapes(&engine);
+        samples::running_sums_of_shapes(&engine);
         samples::external(&engine);
     }
 

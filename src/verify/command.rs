@@ -1,7 +1,7 @@
 //! The verb.
 
 use super::{
-    ProofMode, Subject, Tolerance, Verdict, VerifyOptions, arrays, compare_subjects, gradient, junit, memory, report,
+    ProofMode, Subject, Tolerance, Verdict, VerifyOptions, compare_subjects, given, gradient, junit, memory, report,
 };
 use crate::cli::{EngineArg, VerifyArgs};
 use crate::engine::Tensors;
@@ -47,7 +47,7 @@ fn attempt(args: &VerifyArgs) -> Result<Answer, Failure> {
     let _watch = o.max_memory.map(memory::Watch::new);
     let (a, b) = (Subject::read(a)?, Subject::read(b)?);
     rewrite::check_dims(&a.graph, &o.dims).map_err(|e| e.at(&a.path))?;
-    o.given = arrays::read_inputs(&args.input, &a.graph)?;
+    o.given = given::read_inputs(&args.input, &a.graph)?;
     let verdict = compare_subjects(&a, &b, &o)?;
     let seconds = clock.elapsed().as_secs_f64();
     report::annotate(&a, &b, &verdict);
@@ -72,7 +72,7 @@ fn check_gradient(args: &VerifyArgs, train: &Path) -> Result<Answer, Failure> {
     let _watch = o.max_memory.map(memory::Watch::new);
     let train = Subject::read(train)?;
     rewrite::check_dims(&train.graph, &o.dims).map_err(|e| e.at(&train.path))?;
-    o.given = arrays::read_inputs(&args.input, &train.graph)?;
+    o.given = given::read_inputs(&args.input, &train.graph)?;
     let reports = gradient::check(&train, &o)?;
     let failures = gradient::report::failures(&reports);
     report::annotate_lines(&train.path, "wrong gradient", failures.iter().map(|(_, message)| message.as_str()));

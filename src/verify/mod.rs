@@ -1,10 +1,10 @@
 //! `verify`: are two models the same function? Interfaces first, then a proof, then outputs on chosen inputs; where outputs
 //! differ, the earliest value at which the models part.
 
-pub mod arrays;
 pub mod command;
 mod compare;
 pub mod divergence;
+mod given;
 pub mod gradient;
 pub mod inputs;
 pub mod interface;

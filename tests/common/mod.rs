@@ -96,6 +96,26 @@ pub fn data(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join(path)
 }
 
+/// The models that come with the tool: not what it wrote beside them, which the README's first command does.
+pub fn models() -> Vec<PathBuf> {
+    let all = onnx_files(&Path::new(env!("CARGO_MANIFEST_DIR")).join("models"));
+    assert!(all.len() > 20, "{} models", all.len());
+    all
+}
+
+/// One of the models that come with the tool: `gpt2`.
+pub fn model(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("models").join(format!("{name}.onnx"))
+}
+
+/// The `.onnx` files of a folder that are no rewritten models, sorted.
+pub fn onnx_files(dir: &Path) -> Vec<PathBuf> {
+    let mut all: Vec<PathBuf> = std::fs::read_dir(dir).unwrap().flatten().map(|e| e.path()).collect();
+    all.retain(|p| p.extension().is_some_and(|e| e == "onnx") && !text(p).contains(".ancre."));
+    all.sort();
+    all
+}
+
 /// A path as an argument.
 pub fn text(path: &Path) -> String {
     path.to_str().unwrap().to_string()

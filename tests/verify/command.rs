@@ -7,7 +7,7 @@ use serde_json::Value;
 use std::path::{Path, PathBuf};
 
 fn model(name: &str) -> String {
-    text(&Path::new(env!("CARGO_MANIFEST_DIR")).join("models").join(name))
+    text(&crate::common::model(name))
 }
 
 fn write(dir: &Path, name: &str, bytes: &[u8]) -> String {
@@ -34,9 +34,9 @@ fn json(ran: &Ran) -> Value {
 fn a_rewrite_is_equivalent_to_its_source() {
     let dir = tempfile::tempdir().unwrap();
     let out = text(&dir.path().join("r.onnx"));
-    tool_ok(&[&model("deep_mlp.onnx"), "--no-train", "--verify", "none", "-o", &out]);
+    tool_ok(&[&model("deep_mlp"), "--no-train", "--verify", "none", "-o", &out]);
     for engine in ["tract", "ort", "both"] {
-        let report = tool_ok(&["verify", &model("deep_mlp.onnx"), &out, "--no-proof", "--json", "--engine", engine]).json();
+        let report = tool_ok(&["verify", &model("deep_mlp"), &out, "--no-proof", "--json", "--engine", engine]).json();
         assert_eq!(
             (&report["equivalent"], &report["method"], &report["engine"]),
             (&true.into(), &"numeric".into(), &engine.into())

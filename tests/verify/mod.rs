@@ -4,7 +4,7 @@ mod command;
 mod harmless;
 mod mutate;
 
-use crate::common::{Random, runtime};
+use crate::common::{Random, models, runtime};
 use ancre_passes::ir::Graph;
 use ancre_rewrite::engine::ort::{OrtEngine, OrtSession};
 use ancre_rewrite::engine::{Session, Tensors};
@@ -15,7 +15,7 @@ use ancre_rewrite::{cli::Cli, rewrite};
 use clap::Parser;
 use onnx_protobuf::{Message, ModelProto};
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// A model and its rewrite, which at the start computes the same.
 struct Base {
@@ -26,15 +26,6 @@ struct Base {
     types: Graph,
     /// Inputs that `verify` does not use, with the source's outputs in ONNX Runtime.
     judged: Vec<(Tensors, Tensors)>,
-}
-
-fn models() -> Vec<PathBuf> {
-    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("models");
-    let mut all: Vec<PathBuf> = std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().path()).collect();
-    // Not what the tool wrote beside them, which the README's first command does.
-    all.retain(|p| p.extension().is_some_and(|e| e == "onnx") && !p.to_string_lossy().contains(".ancre."));
-    all.sort();
-    all
 }
 
 fn ort(bytes: &[u8]) -> Result<OrtSession, String> {

@@ -1,6 +1,7 @@
 //! tract: the source of shape facts, and the embedded engine that proves a rewrite.
 
 mod facts;
+mod operators;
 mod run;
 
 pub use facts::TractOracle;
@@ -10,29 +11,11 @@ use ancre_passes::ir::DType;
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Once;
-use tract_onnx::model::{Onnx, ParsingContext};
-use tract_onnx::pb::{NodeProto, TensorProto};
+use tract_onnx::model::Onnx;
 use tract_onnx::prelude::{DatumType, Tensor, TractResult};
-use tract_onnx::tract_hir::infer::InferenceOp;
-use tract_onnx::tract_hir::internal::{IntoArcTensor, anyhow, ensure, expand, f16, tensor0};
-use tract_onnx::tract_hir::ops::array::ConstantOfShape;
+use tract_onnx::tract_hir::internal::{anyhow, f16};
 
-/// tract's ONNX reader, set up so that declared types cannot mislead it.
-fn framework() -> Onnx {
-    let mut framework = tract_onnx::onnx().with_ignore_value_info(true).with_ignore_output_shapes(true);
-    framework.op_register.insert("ConstantOfShape", constant_of_shape);
-    framework
-}
-
-/// As tract's own, which fills with float64 zeros when no value is given; ONNX asks for float32.
-fn constant_of_shape(cx: &ParsingContext, node: &NodeProto) -> TractResult<(Box<dyn InferenceOp>, Vec<String>)> {
-    let value = match node.get_attr_opt::<&TensorProto>("value")? {
-        Some(value) => cx.load_tensor(value)?,
-        None => tensor0(0f32),
-    };
-    ensure!(value.len() == 1, "the value to fill with must be one number");
-    Ok((expand(ConstantOfShape::new(value.into_shape(&[])?.into_arc_tensor())), vec![]))
-}
+use operators::framework;
 
 /// Does tract know this operator? It looks at the name only, which may mean something else in another domain.
 fn is_known(framework: &Onnx, domain: &str, name: &str) -> bool {

@@ -252,6 +252,11 @@ mod tests {
     }
 
     #[test]
+    fn a_shape_is_summed() {
+        samples::running_sums_of_shapes(&TractEngine);
+    }
+
+    #[test]
     fn external_data_is_found() {
         samples::external(&TractEngine);
     }

@@ -2,10 +2,11 @@
 
 use super::augment::Augment;
 use super::check::check_target;
-use super::convert::{Conversion, conversion, convert, numpy_name};
-use super::npy::Array;
+use super::convert::{Conversion, conversion, convert};
 use super::wanted::{Slot, Wanted};
 use super::{DataOptions, Dataset};
+use crate::arrays::Array;
+use crate::arrays::numpy_name;
 use crate::engine::Tensors;
 use crate::error::Failure;
 use crate::tensor::NpTensor;

@@ -1,8 +1,9 @@
 //! Checks that read every label, before the first step.
 
-use super::convert::{integers, numbers, numpy_name};
-use super::npy::Array;
+use super::convert::{integers, numbers};
 use super::wanted::Wanted;
+use crate::arrays::Array;
+use crate::arrays::numpy_name;
 use ancre_passes::ir::DType;
 
 /// Checks the target's values: class labels within the classes, binary targets within 0 and 1, integers that a float target

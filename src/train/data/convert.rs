@@ -72,26 +72,6 @@ pub(super) fn convert(bytes: Vec<u8>, from: DType, to: DType, how: Conversion) -
     }
 }
 
-/// The name by which numpy, and so everyone who makes a data set, knows a type.
-pub(super) fn numpy_name(t: DType) -> &'static str {
-    match t {
-        DType::F32 => "float32",
-        DType::F64 => "float64",
-        DType::F16 => "float16",
-        DType::BF16 => "bfloat16",
-        DType::I64 => "int64",
-        DType::I32 => "int32",
-        DType::I16 => "int16",
-        DType::I8 => "int8",
-        DType::U64 => "uint64",
-        DType::U32 => "uint32",
-        DType::U16 => "uint16",
-        DType::U8 => "uint8",
-        DType::Bool => "bool",
-        other => other.name(),
-    }
-}
-
 /// Elements of an integer or boolean type.
 pub(super) fn integers(bytes: &[u8], from: DType) -> Box<dyn Iterator<Item = i64> + '_> {
     macro_rules! read {

@@ -7,16 +7,15 @@ mod batches;
 mod check;
 mod convert;
 mod images;
-mod npy;
 #[cfg(test)]
 mod tests;
 mod tokens;
 mod wanted;
 
 pub use batches::{Batch, Batches, batches_per_epoch, order};
-pub(crate) use npy::{Array, read_arrays};
 pub use wanted::{Slot, Wanted};
 
+use crate::arrays::{holds_arrays, read_arrays, read_dir};
 use crate::engine::Tensors;
 use crate::error::Failure;
 use std::path::Path;
@@ -85,9 +84,8 @@ pub fn open(path: &Path, wanted: &Wanted, o: &DataOptions) -> Result<Arc<dyn Dat
     let meta = std::fs::metadata(path).map_err(|e| Failure::input(format!("cannot be read: {e}")).at(path).help(FORMS))?;
     let unknown = || Failure::input("is no data set of a known form").at(path).help(FORMS);
     let set: Arc<dyn Dataset> = match (meta.is_dir(), suffix.as_str()) {
-        (true, _) if npy::holds_arrays(path)? => Arc::new(arrays::ArraySet::open(path, npy::read_dir(path)?, wanted, o)?),
-        (false, "npz") => Arc::new(arrays::ArraySet::open(path, npy::read_npz(path)?, wanted, o)?),
-        (false, "safetensors") => Arc::new(arrays::ArraySet::open(path, npy::read_safetensors(path)?, wanted, o)?),
+        (true, _) if holds_arrays(path)? => Arc::new(arrays::ArraySet::open(path, read_dir(path)?, wanted, o)?),
+        (false, "npz" | "safetensors") => Arc::new(arrays::ArraySet::open(path, read_arrays(path)?, wanted, o)?),
         (true, _) if images::holds_folders(path)? => Arc::new(images::ImageSet::open(path, wanted, o)?),
         (false, "bin") => Arc::new(tokens::TokenSet::open(path, wanted, o)?),
         _ => return Err(unknown()),

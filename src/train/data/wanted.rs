@@ -1,6 +1,6 @@
 //! What a training graph wants to be fed.
 
-use super::convert::numpy_name;
+use crate::arrays::numpy_name;
 use crate::error::Failure;
 use ancre_passes::ir::{DType, Dim, Graph, Output, ValueId};
 use serde_json::Value;

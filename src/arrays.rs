@@ -1,7 +1,7 @@
 //! Arrays in files: `.npy`, `.npz`, `.safetensors`. They are mapped, not read: what is larger than memory works.
 
-use super::convert::numpy_name;
 use crate::error::Failure;
+use crate::tensor::NpTensor;
 use ancre_passes::ir::{DType, SharedBytes};
 use std::fs::File;
 use std::io::{Read, Seek};
@@ -28,12 +28,12 @@ pub(crate) struct Array {
 
 impl Array {
     /// Elements of one sample: what one step along the first axis covers.
-    pub(super) fn row_len(&self) -> usize {
+    pub(crate) fn row_len(&self) -> usize {
         self.shape.iter().skip(1).product()
     }
 
     /// Appends the bytes of one sample, row-major and little-endian.
-    pub(super) fn read_row(&self, row: usize, out: &mut Vec<u8>) {
+    pub(crate) fn read_row(&self, row: usize, out: &mut Vec<u8>) {
         let size = self.dtype.size().unwrap_or(1);
         let count = self.row_len();
         let start = out.len();
@@ -72,23 +72,29 @@ impl Array {
         out
     }
 
+    /// The array as a tensor; `None` when its elements have no byte size.
+    pub(crate) fn tensor(&self) -> Option<NpTensor> {
+        NpTensor::new(self.dtype, &self.shape, self.read_all())
+    }
+
     /// As in messages: `x` float32 [10, 3].
-    pub(super) fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         format!("`{}` {} {:?}", self.name, numpy_name(self.dtype), self.shape)
     }
 }
 
 /// The arrays of an `.npz` or `.safetensors` file.
 pub(crate) fn read_arrays(path: &Path) -> Result<Vec<Array>, Failure> {
-    match path.extension().and_then(|e| e.to_str()) {
-        Some("npz") => read_npz(path),
-        Some("safetensors") => read_safetensors(path),
+    let suffix = path.extension().and_then(|e| e.to_str()).unwrap_or_default().to_ascii_lowercase();
+    match suffix.as_str() {
+        "npz" => read_npz(path),
+        "safetensors" => read_safetensors(path),
         _ => Err(Failure::input("has an unknown suffix, .safetensors or .npz was expected").at(path)),
     }
 }
 
 /// Has a directory files of arrays?
-pub(super) fn holds_arrays(dir: &Path) -> Result<bool, Failure> {
+pub(crate) fn holds_arrays(dir: &Path) -> Result<bool, Failure> {
     Ok(!npy_files(dir)?.is_empty())
 }
 
@@ -101,11 +107,12 @@ fn npy_files(dir: &Path) -> Result<Vec<PathBuf>, Failure> {
 }
 
 /// The arrays of a directory, each named like its file.
-pub(super) fn read_dir(dir: &Path) -> Result<Vec<Array>, Failure> {
+pub(crate) fn read_dir(dir: &Path) -> Result<Vec<Array>, Failure> {
     npy_files(dir)?.iter().map(|p| read_npy(p)).collect()
 }
 
-fn read_npy(path: &Path) -> Result<Array, Failure> {
+/// The array of an `.npy` file, named like the file.
+pub(crate) fn read_npy(path: &Path) -> Result<Array, Failure> {
     let name = path.file_stem().and_then(|s| s.to_str()).unwrap_or_default();
     let bytes = File::open(path).and_then(|mut f| SharedBytes::of_file(&mut f));
     let bytes = bytes.map_err(|e| Failure::input(format!("cannot be read: {e}")).at(path))?;
@@ -113,7 +120,7 @@ fn read_npy(path: &Path) -> Result<Array, Failure> {
 }
 
 /// The arrays of an `.npz`. What is stored is mapped where it lies; what is compressed has to be unpacked first.
-pub(super) fn read_npz(path: &Path) -> Result<Vec<Array>, Failure> {
+fn read_npz(path: &Path) -> Result<Vec<Array>, Failure> {
     let fail = |what: String| Failure::input(what).at(path);
     let unreadable = |e: std::io::Error| fail(format!("cannot be read: {e}"));
     let mut file = File::open(path).map_err(unreadable)?;
@@ -152,7 +159,7 @@ fn unpack(entry: &mut zip::read::ZipFile<'_, impl Read + Seek>) -> std::io::Resu
 }
 
 /// The tensors of a `.safetensors` file.
-pub(super) fn read_safetensors(path: &Path) -> Result<Vec<Array>, Failure> {
+fn read_safetensors(path: &Path) -> Result<Vec<Array>, Failure> {
     let fail = |what: String| Failure::input(what).at(path);
     let bytes = File::open(path).and_then(|mut f| SharedBytes::of_file(&mut f));
     let bytes = bytes.map_err(|e| fail(format!("cannot be read: {e}")))?;
@@ -245,6 +252,26 @@ fn element_type(code: &str) -> Result<(bool, DType), String> {
         }
     };
     Ok((order == ">", dtype))
+}
+
+/// The name by which numpy, and so everyone who makes a data set, knows a type.
+pub(crate) fn numpy_name(t: DType) -> &'static str {
+    match t {
+        DType::F32 => "float32",
+        DType::F64 => "float64",
+        DType::F16 => "float16",
+        DType::BF16 => "bfloat16",
+        DType::I64 => "int64",
+        DType::I32 => "int32",
+        DType::I16 => "int16",
+        DType::I8 => "int8",
+        DType::U64 => "uint64",
+        DType::U32 => "uint32",
+        DType::U16 => "uint16",
+        DType::U8 => "uint8",
+        DType::Bool => "bool",
+        other => other.name(),
+    }
 }
 
 #[cfg(test)]

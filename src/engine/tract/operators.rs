@@ -1,0 +1,76 @@
+//! tract's ONNX reader, with the operators replaced whose reading differs from ONNX.
+
+use tract_onnx::model::{Onnx, ParsingContext};
+use tract_onnx::pb::{NodeProto, TensorProto};
+use tract_onnx::prelude::{DatumType, TractResult};
+use tract_onnx::tract_hir::infer::InferenceOp;
+use tract_onnx::tract_hir::internal::*;
+use tract_onnx::tract_hir::ops::array::ConstantOfShape;
+use tract_onnx::tract_hir::tract_core::ops::array::CumSum as CoreCumSum;
+use tract_onnx::tract_hir::tract_core::ops::cast::cast;
+
+/// tract's ONNX reader, set up so that declared types cannot mislead it.
+pub(super) fn framework() -> Onnx {
+    let mut framework = tract_onnx::onnx().with_ignore_value_info(true).with_ignore_output_shapes(true);
+    framework.op_register.insert("ConstantOfShape", constant_of_shape);
+    framework.op_register.insert("CumSum", cumulative_sum);
+    framework
+}
+
+/// As tract's own, which fills with float64 zeros when no value is given; ONNX asks for float32.
+fn constant_of_shape(cx: &ParsingContext, node: &NodeProto) -> TractResult<(Box<dyn InferenceOp>, Vec<String>)> {
+    let value = match node.get_attr_opt::<&TensorProto>("value")? {
+        Some(value) => cx.load_tensor(value)?,
+        None => tensor0(0f32),
+    };
+    ensure!(value.len() == 1, "the value to fill with must be one number");
+    Ok((expand(ConstantOfShape::new(value.into_shape(&[])?.into_arc_tensor())), vec![]))
+}
+
+fn cumulative_sum(_: &ParsingContext, node: &NodeProto) -> TractResult<(Box<dyn InferenceOp>, Vec<String>)> {
+    let is_set = |name| Ok::<_, TractError>(node.get_attr_opt::<i64>(name)? == Some(1));
+    Ok((expand(CumulativeSum { exclusive: is_set("exclusive")?, reverse: is_set("reverse")? }), vec![]))
+}
+
+/// As tract's own, which neither sums values of its shape arithmetic (positions counted from a mask of ones, as decoders
+/// do) nor takes an axis given as a tensor of one element.
+#[derive(Clone, Debug, Hash, PartialEq, Eq)]
+struct CumulativeSum {
+    exclusive: bool,
+    reverse: bool,
+}
+
+impl Expansion for CumulativeSum {
+    fn name(&self) -> StaticName {
+        "CumSum".into()
+    }
+
+    fn rules<'r, 'p: 'r, 's: 'r>(
+        &'s self,
+        s: &mut Solver<'r>,
+        inputs: &'p [TensorProxy],
+        outputs: &'p [TensorProxy],
+    ) -> InferenceResult {
+        check_input_arity(inputs, 2)?;
+        check_output_arity(outputs, 1)?;
+        s.equals(&inputs[0].shape, &outputs[0].shape)?;
+        s.given(&inputs[0].datum_type, move |s, t| {
+            s.equals(&outputs[0].datum_type, if t == DatumType::TDim { DatumType::I64 } else { t })
+        })
+    }
+
+    fn wire(&self, prefix: &str, model: &mut TypedModel, inputs: &[OutletId]) -> TractResult<TVec<OutletId>> {
+        let axis = model.outlet_fact(inputs[1])?.konst.clone().context("the axis must be a constant")?;
+        ensure!(axis.len() == 1, "the axis must be one number");
+        let axis = axis.cast_to::<i64>()?.try_as_plain_ram()?.as_slice::<i64>()?[0];
+        let fact = model.outlet_fact(inputs[0])?.clone();
+        let rank = fact.rank() as i64;
+        ensure!((-rank..rank).contains(&axis), "the axis {axis} is not one of a tensor of rank {rank}");
+        let mut summed = tvec!(inputs[0]);
+        if fact.datum_type == DatumType::TDim {
+            summed = model.wire_node(format!("{prefix}.whole"), cast(DatumType::I64), &summed)?;
+        }
+        let axis = (if axis < 0 { axis + rank } else { axis }) as usize;
+        model.wire_node(prefix, CoreCumSum { axis, exclusive: self.exclusive, reverse: self.reverse }, &summed)
+    }
+}

@@ -1,0 +1,77 @@
+//! The user's own inputs, from `.npy`, `.npz` and `.safetensors` files.
+
+use crate::arrays::{Array, read_arrays, read_npy};
+use crate::engine::Tensors;
+use crate::error::Failure;
+use crate::tensor::NpTensor;
+use ancre_passes::ir::Graph;
+use std::path::Path;
+
+/// Reads all `--input` options; names must be inputs of the model.
+///
+/// # Errors
+/// The first file that cannot be read, or name that is no input.
+pub(super) fn read_inputs(options: &[String], g: &Graph) -> Result<Tensors, Failure> {
+    let mut given = Tensors::new();
+    for text in options {
+        let (name, file) = match text.split_once('=') {
+            Some((name, file)) if !name.is_empty() => (Some(name), file),
+            _ => (None, text.as_str()),
+        };
+        let path = Path::new(file);
+        let suffix = path.extension().and_then(|e| e.to_str()).unwrap_or_default().to_ascii_lowercase();
+        match (name, suffix.as_str()) {
+            (Some(name), "npy") => {
+                given.insert(name.to_string(), tensor(&read_npy(path)?, path)?);
+            }
+            (Some(name), "npz" | "safetensors") => {
+                let mut all = read_all(path)?;
+                let t = all.swap_remove(name).ok_or_else(|| {
+                    let has = all.keys().cloned().collect::<Vec<_>>().join(", ");
+                    Failure::input(format!("--input {text}: holds no array `{name}`, only {has}")).at(path)
+                })?;
+                given.insert(name.to_string(), t);
+            }
+            (None, "npz" | "safetensors") => given.extend(read_all(path)?),
+            _ => {
+                let forms = "NAME=FILE.npy, NAME=FILE.npz or FILE.npz (or .safetensors) was expected";
+                return Err(Failure::input(format!("--input `{text}` is of no such form: {forms}")));
+            }
+        }
+    }
+    let inputs: Vec<&str> = g.required_inputs().map(|v| g.name(v)).collect();
+    match given.keys().find(|name| !inputs.contains(&name.as_str())) {
+        None => Ok(given),
+        Some(name) => Err(Failure::input(format!("--input {name}: the model's inputs are {}", inputs.join(", ")))),
+    }
+}
+
+fn tensor(array: &Array, path: &Path) -> Result<NpTensor, Failure> {
+    let unusable = || Failure::input(format!("array {} has elements that cannot be fed", array.text())).at(path);
+    array.tensor().ok_or_else(unusable)
+}
+
+fn read_all(path: &Path) -> Result<Tensors, Failure> {
+    read_arrays(path)?.iter().map(|a| Ok((a.name.clone(), tensor(a, path)?))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ndarray_npy::WriteNpyExt;
+
+    #[test]
+    fn an_array_is_fed_by_name_and_a_wrong_name_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.npy");
+        ndarray::arr2(&[[1f32, 2.0, 3.0], [4.0, 5.0, 6.5]]).write_npy(std::fs::File::create(&path).unwrap()).unwrap();
+        let mut g = Graph::default();
+        g.add_input("x", ancre_passes::ir::ValueType::default(), None);
+        let fed = read_inputs(&[format!("x={}", path.display())], &g).unwrap();
+        assert_eq!(fed["x"], NpTensor::f32s(&[2, 3], &[1.0, 2.0, 3.0, 4.0, 5.0, 6.5]).unwrap());
+        let e = read_inputs(&[format!("y={}", path.display())], &g).unwrap_err().to_string();
+        assert!(e.contains("`y`") || e.contains("y: the model's inputs are x"), "{e}");
+        std::fs::write(&path, b"PK").unwrap();
+        assert!(read_inputs(&[format!("x={}", path.display())], &g).unwrap_err().to_string().contains("x.npy"));
+    }
+}
