@@ -1,7 +1,7 @@
 //! The region between a state and an add: is it a residual branch?
 
 use super::Why;
-use super::classes::{Class, Mixing};
+use super::classes::{Class, Mixing, clips_at_zero};
 use super::flow::Flow;
 use crate::ir::{NodeId, ValueId};
 use smallvec::SmallVec;
@@ -204,7 +204,8 @@ fn walk(f: &Flow, q: &Question, seeds: Vec<NodeId>, directly: bool, marks: &mut 
 fn is_nonlinear(f: &Flow, n: NodeId, marks: &Marks) -> bool {
     match f.class_of(n) {
         Class::Nonlinear => true,
-        Class::Mixing(m) => matches!(m, Mixing::Attention | Mixing::Recurrent | Mixing::Opaque),
+        Class::Mixing(Mixing::Attention | Mixing::Recurrent | Mixing::Opaque) => true,
+        Class::Mixing(_) | Class::Carry | Class::Add => clips_at_zero(f.g, n),
         Class::Scale => f.reads[n.index()].iter().filter(|(_, v)| marks.contains(v.node)).count() > 1,
         _ => false,
     }

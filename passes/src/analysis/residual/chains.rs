@@ -1,6 +1,6 @@
 //! Runs of identity joins, and what follows each add.
 
-use super::classes::{Class, fused_post};
+use super::classes::{Class, clips_at_zero, fused_post};
 use super::flow::Flow;
 use super::join::Finder;
 use super::layout::restores;
@@ -110,6 +110,7 @@ fn link(f: &Flow, v: ValueId, sums: &HashMap<NodeId, JoinKind>) -> Option<Link> 
                 ops.extend(fused_post(op));
             }
             ops.reverse();
+            ops.dedup_by(|a, b| a == b && a == "Relu");
             rearranging.reverse();
             let restored = restores(f, *only, &rearranging);
             return Some(Link { from: only.node, ops, rearranging, restored });
@@ -124,6 +125,8 @@ fn link(f: &Flow, v: ValueId, sums: &HashMap<NodeId, JoinKind>) -> Option<Link> 
             rearranging.push(latest);
         } else if !matches!(class, Class::Carry | Class::Layout) {
             ops.push(op.name.clone());
+        } else if clips_at_zero(f.g, latest) {
+            ops.push("Relu".into());
         }
         open.retain(|v| v.node != latest);
         for (_, v) in &f.reads[latest.index()] {
@@ -206,6 +209,7 @@ fn after_post(f: &Flow, sums: &HashMap<NodeId, JoinKind>, sum: ValueId, ops: &[S
     if fused.is_some() && ops.len() == 1 {
         return Some(f.g.result(sum.node, 0));
     }
+    let dtype = f.g.value(sum).ty.dtype;
     let mut seen = vec![sum];
     let mut next = 0;
     while next < seen.len() && next < LONGEST_POST {
@@ -220,7 +224,10 @@ fn after_post(f: &Flow, sums: &HashMap<NodeId, JoinKind>, sum: ValueId, ops: &[S
                     continue;
                 }
                 let made = link(f, out, sums);
-                if made.as_ref().is_some_and(|l| l.from == sum.node && l.ops == ops) {
+                // A quantised state is carried on, and added, as the numbers its integers stand for.
+                let of_the_type = !f.g.is_op(out.node, "QuantizeLinear")
+                    && f.g.value(out).ty.dtype.is_none_or(|t| dtype.is_none_or(|d| d == t));
+                if of_the_type && made.as_ref().is_some_and(|l| l.from == sum.node && l.ops == ops) {
                     return Some(out);
                 }
                 seen.push(out);

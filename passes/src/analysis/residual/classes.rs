@@ -1,6 +1,6 @@
 //! What an operator does to the values that pass through it, as far as the residual structure is concerned.
 
-use crate::ir::{Graph, NodeId, Op};
+use crate::ir::{DType, Graph, NodeId, Op};
 
 /// The kinds of operators that the analysis tells apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -126,6 +126,26 @@ pub(super) fn reads_data(op: &Op, operand: usize) -> bool {
             )
     ) || (op.name.starts_with("Reduce") && operand > 0);
     !described
+}
+
+/// Does the operator round to integers of which none stands for a number below zero? A quantised network spells its ReLU that
+/// way: the zero point is the type's lowest value.
+pub(super) fn clips_at_zero(g: &Graph, node: NodeId) -> bool {
+    let zero_point = match g.op(node).map(|op| op.name.as_str()) {
+        Some("QuantizeLinear") => 2,
+        Some("QLinearConv" | "QLinearMatMul" | "QLinearAdd" | "QLinearMul") => 7,
+        Some("QGemm") => 8,
+        _ => return false,
+    };
+    let Some(v) = g.operand(node, zero_point) else { return false };
+    let Some(t) = g.constant(v) else { return false };
+    let lowest = match t.dtype() {
+        DType::U8 | DType::U16 => 0,
+        DType::I8 => i64::from(i8::MIN),
+        DType::I16 => i64::from(i16::MIN),
+        _ => return false,
+    };
+    !t.is_empty() && t.to_i64().is_ok_and(|z| z.iter().all(|z| *z == lowest))
 }
 
 /// Addends of an operator that adds: groups of operand numbers, and whether the operator first applies a weight to the group.

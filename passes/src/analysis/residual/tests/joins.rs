@@ -193,6 +193,60 @@ fn casts_and_quantised_pairs_on_the_skip() {
     assert!(s.chains[0].joins[0].direct);
 }
 
+/// A block with a projected skip as quantisation leaves it: the ReLU after the first convolution, and the one after the add,
+/// are the zero points' doing.
+fn quantised_block(zero: u8) -> Graph {
+    let mut g = Graph::default();
+    for (name, z) in [("z", zero), ("m", 128)] {
+        g.add_initializer(name, Tensor::from_bytes(DType::U8, &[], vec![z]), false);
+    }
+    let mut pairs: Vec<String> = Vec::new();
+    let mut pair = |from: &str, to: &str, zero: &str, shape: &str| {
+        pairs.push(format!("q{to} = QuantizeLinear {from} sc:1 {zero}"));
+        format!("{to} = DequantizeLinear q{to} sc:1 {zero} ! {shape}")
+    };
+    let steps = [
+        "x = input f32 1x4x8x8".to_string(),
+        "a = Conv x wa:8x4x1x1 ! 1x8x8x8".into(),
+        pair("a", "ad", "z", "1x8x8x8"),
+        "b = Conv ad wb:8x8x1x1 ! 1x8x8x8".into(),
+        pair("b", "bd", "m", "1x8x8x8"),
+        "p = Conv x wp:8x4x1x1 ! 1x8x8x8".into(),
+        pair("p", "pd", "m", "1x8x8x8"),
+        "h = Add bd pd ! 1x8x8x8".into(),
+        pair("h", "hd", "z", "1x8x8x8"),
+        "c = Conv hd wc:8x8x1x1 ! 1x8x8x8".into(),
+        pair("c", "cd", "m", "1x8x8x8"),
+        "h2 = Add cd hd ! 1x8x8x8".into(),
+        pair("h2", "h2d", "z", "1x8x8x8"),
+        "y = Conv h2d wy:2x8x1x1".into(),
+        "output y".into(),
+    ];
+    let mut at = pairs.into_iter();
+    let lines: Vec<String> = steps
+        .into_iter()
+        .flat_map(|s| if s.contains("DequantizeLinear") { vec![at.next().unwrap(), s] } else { vec![s] })
+        .collect();
+    extend(g, &lines.join("\n"))
+}
+
+#[test]
+fn a_relu_that_quantisation_absorbed() {
+    let g = quantised_block(0);
+    let s = find_residuals(&g);
+    assert_eq!((s.projections.len(), chains(&s)), (1, vec![1]), "{:?}", s.rejected);
+    let c = &s.chains[0];
+    assert_eq!((states(&g, c), c.post.name()), (vec!["hd", "h2d"], "relu"));
+}
+
+#[test]
+fn quantisation_that_leaves_negative_values_is_no_relu() {
+    let g = quantised_block(3);
+    let s = find_residuals(&g);
+    assert_eq!((s.projections.len(), chains(&s)), (0, vec![1]));
+    assert_eq!(s.chains[0].post.name(), "none");
+}
+
 #[test]
 fn a_branch_whose_rest_is_used_beside_the_sum() {
     let g = net("x = input f32 1x4x8x8

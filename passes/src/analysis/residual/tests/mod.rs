@@ -35,7 +35,11 @@ fn operand(g: &mut Graph, word: &str) -> Option<ValueId> {
 
 /// Reads the lines `x = input f32 1x4`, `p = param 1x4`, `a, b = Op operands`, `output a b`. A type after `!` is set by hand.
 fn net(lines: &str) -> Graph {
-    let mut g = Graph::default();
+    extend(Graph::default(), lines)
+}
+
+/// The same on top of constants that are there already.
+fn extend(mut g: Graph, lines: &str) -> Graph {
     g.opsets.insert("com.microsoft".into(), 1);
     for line in lines.lines().map(str::trim).filter(|l| !l.is_empty()) {
         if let Some(names) = line.strip_prefix("output ") {
