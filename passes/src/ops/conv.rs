@@ -4,10 +4,9 @@
 //! to operators whose CUDA kernels are of the ordinary kind.
 
 use super::batch_norm_train::channel_reduce;
-use super::broadcast::sum_batch;
-use super::matmul::{contract_batch, is_long};
+use super::conv_weight::weight_gradient;
 use super::sample::floats;
-use super::window::{Window, crop_like, pad_spatial, slice};
+use super::window::{Window, crop_like, slice};
 use super::*;
 use crate::ir::build::{BuildError, Builder, Built};
 
@@ -99,14 +98,13 @@ impl OpRule for Conv {
 /// The cotangent of a convolution's input, of `like`'s shape.
 ///
 /// At stride 1 a `Conv` of ȳ with the weight's channels swapped and its taps reversed: the forward kernel, without the
-/// transposed convolution's scatter, wherever the reversed copy of the weight is small beside the activations, and always for
-/// single-channel groups. Otherwise `ConvTranspose`. Its pads stay symmetric (others have no CUDA kernel): the rest is cropped.
+/// transposed convolution's scatter (which one thread does), wherever the reversed copy of the weight is small beside the
+/// activations, and always for single-channel groups. Otherwise `ConvTranspose`. Its pads stay symmetric (others have no CUDA kernel): the rest is cropped.
 pub(super) fn input_gradient(b: &mut Builder, ct: ValueId, w: ValueId, like: ValueId, window: &Window, group: i64) -> Built {
     let (w_ty, like_ty) = (b.ty(w)?, b.ty(like)?);
     let rank = window.rank();
-    let area = like_ty.shape[2..].iter().try_fold(1, |a, d| Some(a * d.known()?));
     let fits = (0..rank).all(|i| window.begin[i] < window.reach(i) && window.end[i] < window.reach(i));
-    let cheap = w_ty.shape[1].is_one() || window.taps() == 1 || area.is_none_or(|n| n >= 400);
+    let cheap = w_ty.shape[1].is_one() || window.taps() == 1 || is_small(&w_ty, &b.ty(ct)?, &like_ty);
     if !window.is_strided() && fits && cheap {
         let reversed = adjoint_weight(b, w, group)?;
         let mut pads: Vec<i64> = (0..rank).map(|i| window.reach(i) - 1 - window.begin[i]).collect();
@@ -119,6 +117,17 @@ pub(super) fn input_gradient(b: &mut Builder, ct: ValueId, w: ValueId, like: Val
         return b.op_with("Conv", attrs, &[ct, reversed]);
     }
     transposed(b, ct, w, like, window, group)
+}
+
+/// Is a weight small beside the activations at its two sides? Measured with batches of 8 to 64: the reversed copy costs more than
+/// the transposed convolution's serial scatter once the weight has some half of their elements.
+fn is_small(w: &TensorType, output: &TensorType, input: &TensorType) -> bool {
+    let batch = input.shape[0].known().unwrap_or(8);
+    let elements = |t: &TensorType| t.shape[1..].iter().try_fold(1, |a, d| Some(a * d.known()?));
+    match (w.elements().known(), elements(output), elements(input)) {
+        (Some(w), Some(output), Some(input)) => 2 * w <= batch * (output + input),
+        _ => true,
+    }
 }
 
 /// The same by `ConvTranspose`.
@@ -215,193 +224,4 @@ pub(super) fn reshape_around(b: &mut Builder, v: ValueId, shape: &[Dim]) -> Buil
         return Err(BuildError { op: "Reshape".into(), prefix: b.prefix.clone(), error });
     }
     b.reshape(v, &target, shape)
-}
-
-/// The cotangent of a convolution's weight: for every tap the slice of x that the windows see there, times ȳ, summed over
-/// windows and batch. Slicing tap by tap needs no unfolded copy of x.
-///
-/// Exceptions: few input channels make narrow products, so a strided window is first made a denser one over more channels
-/// (space to depth) and the slices are joined; groups of single channels are element-wise products or, where many taps or
-/// strided slices make those slow, a convolution of x with ȳ as its kernel, batch and channels changing places.
-pub(super) fn weight_gradient(b: &mut Builder, x: ValueId, ct: ValueId, w: ValueId, window: &Window, group: i64) -> Built {
-    let (x_ty, ct_ty, w_ty) = (b.ty(x)?, b.ty(ct)?, b.ty(w)?);
-    let single = w_ty.shape[1].is_one() && group > 1;
-    let fixed = x_ty.shape[2..].iter().chain(&ct_ty.shape[2..]).all(|d| d.known().is_some());
-    let few = group == 1 && w_ty.shape[1].known().is_some_and(|c| c < 8);
-    if single && fixed && (window.is_strided() || window.taps() > 9) {
-        return swapped(b, x, ct, w, window, group);
-    }
-    if few && fixed && window.is_strided() && window.dilations.iter().all(|d| *d == 1) {
-        return space_to_depth(b, x, ct, w, window);
-    }
-    let windows = ct_ty.shape[2..].to_vec();
-    let padded = window.pad(b, x, None)?;
-    let mut seen = Vec::new();
-    for offset in window.offsets() {
-        seen.push(window.tap(b, padded, &offset, &windows)?);
-    }
-    if single && w_ty.shape[0] == x_ty.shape[1] {
-        return depthwise(b, &seen, ct, w);
-    }
-    if few && seen.len() > 1 {
-        let joined = b.concat(&seen, 1)?;
-        // Channels are (tap, channel) there, and (channel, tap) in the weight.
-        let product = channel_products(b, joined, ct, 1)?;
-        let spread = split_axis(b, product, 1, seen.len() as i64)?;
-        let ordered = b.transpose(spread, &[0, 2, 1])?;
-        return b.reshape_like(ordered, w);
-    }
-    if group == 1 && seen.len() > 1 && !ct_ty.shape[0].is_one() {
-        let area = ct_ty.shape[2..].iter().fold(Dim::from(1), |a, d| &a * d);
-        if !is_long(&ct_ty.shape[1], &x_ty.shape[1], &area) {
-            return summed_once(b, &seen, ct, w);
-        }
-    }
-    let mut products = Vec::new();
-    for v in &seen {
-        let product = channel_products(b, *v, ct, group)?;
-        products.push(if seen.len() == 1 { product } else { b.unsqueeze(product, &[-1])? });
-    }
-    let joined = b.concat(&products, -1)?;
-    b.reshape_like(joined, w)
-}
-
-/// The taps' products of all samples side by side, so that one sum over the batch serves all taps.
-fn summed_once(b: &mut Builder, seen: &[ValueId], ct: ValueId, w: ValueId) -> Built {
-    let ct = flat_windows(b, ct)?;
-    let mut products = Vec::new();
-    for v in seen {
-        let flat = flat_windows(b, *v)?;
-        let transposed = b.transpose_last(flat)?;
-        products.push(b.matmul(ct, transposed)?);
-    }
-    let joined = b.concat(&products, 1)?;
-    let sum = sum_batch(b, joined)?;
-    let spread = split_axis(b, sum, 0, seen.len() as i64)?;
-    let ordered = b.transpose(spread, &[1, 2, 0])?;
-    b.reshape_like(ordered, w)
-}
-
-/// [N, C, ..] as [N, C, windows].
-fn flat_windows(b: &mut Builder, v: ValueId) -> Built {
-    let ty = b.ty(v)?;
-    if ty.rank() == 3 {
-        return Ok(v);
-    }
-    let area = ty.shape[2..].iter().fold(Dim::from(1), |a, d| &a * d);
-    let shape = [ty.shape[0].clone(), ty.shape[1].clone(), area];
-    reshape_around(b, v, &shape)
-}
-
-/// Σ over batch and windows of ȳ's times x's channels within each group: [O, C / G] from [N, O, ..] and [N, C, ..].
-fn channel_products(b: &mut Builder, x: ValueId, ct: ValueId, group: i64) -> Built {
-    let flat = |b: &mut Builder, v: ValueId| -> Built {
-        let flat = flat_windows(b, v)?;
-        if group == 1 { Ok(flat) } else { split_axis(b, flat, 1, group) }
-    };
-    let (ct, x) = (flat(b, ct)?, flat(b, x)?);
-    let product = contract_batch(b, ct, x)?;
-    if group == 1 { Ok(product) } else { merge_axes(b, product, 0) }
-}
-
-/// One input and one output channel a group: w̄ at a tap is the sum of ȳ ⊙ slice.
-fn depthwise(b: &mut Builder, seen: &[ValueId], ct: ValueId, w: ValueId) -> Built {
-    let mut sums = Vec::new();
-    for v in seen {
-        let product = b.mul(*v, ct)?;
-        let sum = channel_reduce(b, "ReduceSum", product)?;
-        sums.push(b.unsqueeze(sum, &[1])?);
-    }
-    let joined = b.concat(&sums, 1)?;
-    b.reshape_like(joined, w)
-}
-
-/// x as [C/G, G·N, ..], ȳ as a weight [O, N, ..], stride and dilation exchanged: a convolution whose output is [C/G, O, k..].
-fn swapped(b: &mut Builder, x: ValueId, ct: ValueId, w: ValueId, window: &Window, group: i64) -> Built {
-    let rank = window.rank() as i64;
-    let (x_ty, w_ty) = (b.ty(x)?, b.ty(w)?);
-    let spread = split_axis(b, x, 1, group)?;
-    let perm: Vec<i64> = [2, 1, 0].into_iter().chain(3..3 + rank).collect();
-    let moved = b.transpose(spread, &perm)?;
-    let mut shape = vec![w_ty.shape[1].clone(), &x_ty.shape[0] * &Dim::from(group)];
-    shape.extend_from_slice(&x_ty.shape[2..]);
-    let moved = reshape_around(b, moved, &shape)?;
-    let perm: Vec<i64> = [1, 0].into_iter().chain(2..2 + rank).collect();
-    let kernel = b.transpose(ct, &perm)?;
-    let attrs = Attrs::new()
-        .with("strides", window.dilations.clone())
-        .with("dilations", window.strides.clone())
-        .with("pads", [window.begin.clone(), window.end.clone()].concat())
-        .with("group", group);
-    let wide = b.op_with("Conv", attrs, &[moved, kernel])?;
-    // Where the stride leaves cells of x unused there are more positions than taps.
-    let extents = &b.ty(wide)?.shape[2..];
-    let taps: Vec<Dim> = window.kernel.iter().map(|k| Dim::from(*k)).collect();
-    let cut = if *extents == taps {
-        wide
-    } else {
-        let axes: Vec<i64> = (2..2 + rank).collect();
-        slice(b, wide, &vec![0; window.rank()], &window.kernel, &axes, &vec![1; window.rank()])?
-    };
-    if w_ty.shape[1].is_one() { b.reshape_like(cut, w) } else { b.transpose(cut, &perm) }
-}
-
-/// A strided window over few channels: each block of stride cells becomes channels, and the window one of stride 1.
-fn space_to_depth(b: &mut Builder, x: ValueId, ct: ValueId, w: ValueId, window: &Window) -> Built {
-    let rank = window.rank();
-    let (x_ty, ct_ty, w_ty) = (b.ty(x)?, b.ty(ct)?, b.ty(w)?);
-    let strides = &window.strides;
-    let known = |d: &Dim| d.known().unwrap_or(1);
-    let blocks: Vec<i64> = (0..rank).map(|i| (window.kernel[i] + strides[i] - 1) / strides[i]).collect();
-    let windows: Vec<i64> = ct_ty.shape[2..].iter().map(known).collect();
-    let cells: Vec<i64> = (0..rank).map(|i| windows[i] + blocks[i] - 1).collect();
-    // Cells past the last block are cut by a negative pad.
-    let end: Vec<i64> = (0..rank).map(|i| cells[i] * strides[i] - known(&x_ty.shape[2 + i]) - window.begin[i]).collect();
-    let padded = pad_spatial(b, x, &window.begin, &end, None)?;
-    // [N, C, cells, stride, ..] -> [N, C, stride.., cells..] -> [N, C · strides, cells..].
-    let (n, c) = (x_ty.shape[0].clone(), x_ty.shape[1].clone());
-    let mut spread = vec![n.clone(), c.clone()];
-    for i in 0..rank {
-        spread.extend([Dim::from(cells[i]), Dim::from(strides[i])]);
-    }
-    let blocked = reshape_around(b, padded, &spread)?;
-    let mut perm = vec![0, 1];
-    perm.extend((0..rank as i64).map(|i| 3 + 2 * i));
-    perm.extend((0..rank as i64).map(|i| 2 + 2 * i));
-    let moved = b.transpose(blocked, &perm)?;
-    let phases: i64 = strides.iter().product();
-    let mut shape = vec![n, &c * &Dim::from(phases)];
-    shape.extend(cells.iter().map(|d| Dim::from(*d)));
-    let deep = reshape_around(b, moved, &shape)?;
-    let dense = Window {
-        kernel: blocks.clone(),
-        strides: vec![1; rank],
-        dilations: vec![1; rank],
-        begin: vec![0; rank],
-        end: vec![0; rank],
-        ceil: false,
-    };
-    let mut products = Vec::new();
-    for offset in dense.offsets() {
-        let seen = dense.tap(b, deep, &offset, &ct_ty.shape[2..])?;
-        let product = channel_products(b, seen, ct, 1)?;
-        products.push(b.unsqueeze(product, &[1])?);
-    }
-    let joined = b.concat(&products, 1)?;
-    // [O, blocks.., C, strides..] -> [O, C, block, stride, ..] -> [O, C, taps..], of which the last may be none of the kernel.
-    let mut split = vec![w_ty.shape[0].clone()];
-    split.extend(blocks.iter().map(|d| Dim::from(*d)));
-    split.push(c.clone());
-    split.extend(strides.iter().map(|d| Dim::from(*d)));
-    let split = reshape_around(b, joined, &split)?;
-    let rank = rank as i64;
-    let mut perm = vec![0, rank + 1];
-    for i in 0..rank {
-        perm.extend([1 + i, rank + 2 + i]);
-    }
-    let ordered = b.transpose(split, &perm)?;
-    let mut whole = vec![w_ty.shape[0].clone(), c];
-    whole.extend(blocks.iter().zip(strides).map(|(k, s)| Dim::from(k * s)));
-    let taps = reshape_around(b, ordered, &whole)?;
-    crop_like(b, taps, &vec![0; window.rank()], w)
 }

@@ -1,7 +1,7 @@
 //! `ConvTranspose`: the transpose of a convolution with the same weight [C, O / group, k..], plus a bias.
 
 use super::batch_norm_train::channel_reduce;
-use super::conv::weight_gradient;
+use super::conv_weight::weight_gradient;
 use super::sample::floats;
 use super::window::{Window, crop_like};
 use super::*;

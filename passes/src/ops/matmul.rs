@@ -3,7 +3,7 @@
 use super::broadcast::{broadcast, sum_batch, unbroadcast};
 use super::sample::floats;
 use super::*;
-use crate::ir::build::{Builder, Built};
+use crate::ir::build::{BuildError, Builder, Built};
 
 pub(super) struct MatMul;
 
@@ -174,25 +174,29 @@ pub(super) fn is_long(m: &Dim, k: &Dim, inner: &Dim) -> bool {
 /// Either a batch of products and a sum, or both transposed and one long product. The first writes batch · M · K numbers, the
 /// second moves batch · P · (M + K); measured on the CPU the second wins once the products are some six times as large.
 pub(super) fn contract_batch(b: &mut Builder, lhs: ValueId, rhs: ValueId) -> Built {
-    let (l, r) = (b.ty(lhs)?, b.ty(rhs)?);
+    Ok(contract_batches(b, lhs, &[rhs])?[0])
+}
+
+/// [`contract_batch`] of one A with several B of the same type.
+pub(super) fn contract_batches(b: &mut Builder, lhs: ValueId, all: &[ValueId]) -> Result<Vec<ValueId>, BuildError> {
+    let Some(first) = all.first() else { return Ok(Vec::new()) };
+    let (l, r) = (b.ty(lhs)?, b.ty(*first)?);
     let rank = l.rank() as i64;
     let inner: Dim = l.shape[l.rank() - 1].clone();
     let (m, k) = (l.shape[l.rank() - 2].clone(), r.shape[r.rank() - 2].clone());
-    if l.shape[0].is_one() {
-        let transposed = b.transpose_last(rhs)?;
-        let product = b.matmul(lhs, transposed)?;
-        return b.squeeze(product, &[0]);
-    }
-    let long = is_long(&m, &k, &inner);
-    if !long {
-        let transposed = b.transpose_last(rhs)?;
-        let product = b.matmul(lhs, transposed)?;
-        return sum_batch(b, product);
+    let single = l.shape[0].is_one();
+    if single || !is_long(&m, &k, &inner) {
+        let sum = |rhs: &ValueId| {
+            let transposed = b.transpose_last(*rhs)?;
+            let product = b.matmul(lhs, transposed)?;
+            if single { b.squeeze(product, &[0]) } else { sum_batch(b, product) }
+        };
+        return all.iter().map(sum).collect();
     }
     // [batch, .., M, P] -> [.., M, batch, P] -> [.., M, batch · P].
     let mut perm: Vec<i64> = (1..rank - 1).collect();
     perm.extend([0, rank - 1]);
-    let mut gather = |v: ValueId, ty: &TensorType| -> Built {
+    let gather = |b: &mut Builder, v: ValueId, ty: &TensorType| -> Built {
         let moved = b.transpose(v, &perm)?;
         let mut shape: Vec<Dim> = ty.shape[1..ty.rank() - 1].to_vec();
         // In a `Reshape`, 0 copies an extent.
@@ -201,10 +205,14 @@ pub(super) fn contract_batch(b: &mut Builder, lhs: ValueId, rhs: ValueId) -> Bui
         shape.push(&ty.shape[0] * &inner);
         b.reshape(moved, &target, &shape)
     };
-    let (lhs, rhs) = (gather(lhs, &l)?, gather(rhs, &r)?);
-    if rank == 3 {
-        return gemm(b, lhs, rhs, false, true, 1.0);
-    }
-    let transposed = b.transpose_last(rhs)?;
-    b.matmul(lhs, transposed)
+    let lhs = gather(b, lhs, &l)?;
+    let product = |rhs: &ValueId| {
+        let rhs = gather(b, *rhs, &r)?;
+        if rank == 3 {
+            return gemm(b, lhs, rhs, false, true, 1.0);
+        }
+        let transposed = b.transpose_last(rhs)?;
+        b.matmul(lhs, transposed)
+    };
+    all.iter().map(product).collect()
 }

@@ -5,6 +5,7 @@
 //! they rewrite.
 
 pub mod broadcast;
+mod conv_weight;
 mod coverage;
 mod listed;
 mod place;

@@ -372,15 +372,7 @@ fn lower_weights_cotangent(
     let rows = a.ints("rows").unwrap_or_default().to_vec();
     let operands: Vec<ValueId> = b.graph.operands(node).iter().skip(2).flatten().copied().collect();
     let (states, cts) = operands.split_at(count);
-    let ty = b.ty(states[0])?;
-    let mut stack = |values: &[ValueId]| -> Built {
-        let flat: Vec<ValueId> =
-            values.iter().map(|v| b.reshape(*v, &[1, -1], &[Dim::from(1), ty.elements()])).collect::<Result<_, _>>()?;
-        b.concat(&flat, 0)
-    };
-    let (cts, states) = (stack(cts)?, stack(states)?);
-    let states = b.transpose(states, &[1, 0])?;
-    let mut inner = b.matmul(cts, states)?;
+    let mut inner = inner_products(b, cts, states)?;
     inner = b.cast(inner, DType::F32)?;
     // Rows without a route (the first one) or past the loss have gradient zero.
     let first = rows.first().copied().unwrap_or(0);
@@ -412,6 +404,34 @@ fn lower_weights_cotangent(
     let through = b.mul(p, centred)?;
     let tau = b.scalar(DType::F32, view.tau);
     Ok((b.div(through, tau)?, gate_ct))
+}
+
+/// ⟨row cotangent, state⟩ for all pairs: [rows, states]. Piece by piece (a sample, or a position of a sequence), then the sum
+/// over the pieces: one product of a few rows by a few columns is too narrow for an engine to share out among its threads.
+fn inner_products(b: &mut Builder, cts: &[ValueId], states: &[ValueId]) -> Built {
+    let ty = b.ty(states[0])?;
+    let rank = ty.rank();
+    let (rows, columns) = (cts.len() as i64, states.len() as i64);
+    let lead = if rank == 3 && ty.shape[2].known().is_some() { 2 } else { rank.min(2) / 2 };
+    let pieces = ty.shape[..lead].iter().fold(Dim::from(1), |n, d| &n * d);
+    let piece = ty.shape[lead..].iter().fold(Dim::from(1), |n, d| &n * d);
+    let target = match (lead, piece.known()) {
+        (0, _) => [1, 1, -1],
+        (_, Some(n)) if n > 0 => [-1, 1, n],
+        _ => [0, 1, -1],
+    };
+    let mut stack = |values: &[ValueId]| -> Built {
+        let shape = [pieces.clone(), Dim::from(1), piece.clone()];
+        let flat: Vec<ValueId> = values.iter().map(|v| b.reshape(*v, &target, &shape)).collect::<Result<_, _>>()?;
+        b.concat(&flat, 1)
+    };
+    let (cts, states) = (stack(cts)?, stack(states)?);
+    let states = b.transpose_last(states)?;
+    let products = b.matmul(cts, states)?;
+    let products = b.reshape(products, &[-1, rows * columns], &[pieces, Dim::from(rows * columns)])?;
+    let ones = b.row_of_ones(products)?;
+    let sum = b.matmul(ones, products)?;
+    b.reshape(sum, &[rows, columns], &[Dim::from(rows), Dim::from(columns)])
 }
 
 /// Zeros before and after a matrix along one axis.

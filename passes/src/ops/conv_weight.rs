@@ -1,0 +1,342 @@
+//! The cotangent of a convolution's weight: for every tap what the windows see of x there, times ȳ, summed over windows and
+//! batch.
+
+use super::batch_norm_train::channel_reduce;
+use super::broadcast::sum_batch;
+use super::conv::{merge_axes, reshape_around, split_axis};
+use super::matmul::{contract_batch, contract_batches, is_long};
+use super::window::{Window, crop_like, pad_spatial, slice};
+use crate::ir::build::{Builder, Built};
+use crate::ir::{Attrs, Dim, Tensor, TensorType, ValueId};
+
+/// Cells of a mask that is written out for every row.
+const LARGE_MASK: i64 = 16384;
+
+/// The cotangent of a convolution's weight.
+///
+/// At stride 1 the taps' shifts are shared out between the operands (see [`shifted`]). Strided windows, and extents that are
+/// not known, take one slice of x a tap.
+///
+/// Exceptions: few input channels make narrow products, so a strided window is first made a denser one over more channels
+/// (space to depth) and the slices are joined; groups of single channels are element-wise products or, where many taps or
+/// strided slices make those slow, a convolution of x with ȳ as its kernel, batch and channels changing places.
+pub(super) fn weight_gradient(b: &mut Builder, x: ValueId, ct: ValueId, w: ValueId, window: &Window, group: i64) -> Built {
+    let (x_ty, ct_ty, w_ty) = (b.ty(x)?, b.ty(ct)?, b.ty(w)?);
+    let single = w_ty.shape[1].is_one() && group > 1;
+    let fixed = x_ty.shape[2..].iter().chain(&ct_ty.shape[2..]).all(|d| d.known().is_some());
+    let few = group == 1 && w_ty.shape[1].known().is_some_and(|c| c < 8);
+    if single && fixed && (window.is_strided() || window.taps() > 9) {
+        return swapped(b, x, ct, w, window, group);
+    }
+    if few && fixed && window.is_strided() && window.dilations.iter().all(|d| *d == 1) {
+        return space_to_depth(b, x, ct, w, window);
+    }
+    if !few && !single && fixed && !window.is_strided() && window.taps() > 1 {
+        return shifted(b, x, ct, w, window, group);
+    }
+    let windows = ct_ty.shape[2..].to_vec();
+    let padded = window.pad(b, x, None)?;
+    let mut seen = Vec::new();
+    for offset in window.offsets() {
+        seen.push(window.tap(b, padded, &offset, &windows)?);
+    }
+    if single && w_ty.shape[0] == x_ty.shape[1] {
+        return depthwise(b, &seen, ct, w);
+    }
+    if few && seen.len() > 1 {
+        let joined = b.concat(&seen, 1)?;
+        // Channels are (tap, channel) there, and (channel, tap) in the weight.
+        let product = channel_products(b, joined, ct, 1)?;
+        let spread = split_axis(b, product, 1, seen.len() as i64)?;
+        let ordered = b.transpose(spread, &[0, 2, 1])?;
+        return b.reshape_like(ordered, w);
+    }
+    if group == 1 && seen.len() > 1 && !ct_ty.shape[0].is_one() {
+        let area = ct_ty.shape[2..].iter().fold(Dim::from(1), |a, d| &a * d);
+        if !is_long(&ct_ty.shape[1], &x_ty.shape[1], &area) {
+            return summed_once(b, &seen, ct, w);
+        }
+    }
+    let mut products = Vec::new();
+    for v in &seen {
+        let product = channel_products(b, *v, ct, group)?;
+        products.push(if seen.len() == 1 { product } else { b.unsqueeze(product, &[-1])? });
+    }
+    let joined = b.concat(&products, -1)?;
+    b.reshape_like(joined, w)
+}
+
+/// At stride 1: w̄[d, e] = Σ ȳ[i, j] x[i + d, j + e]. The shift d along the first axis is ȳ's: copies of ȳ laid end to end with
+/// zeros between them are all of its shifts. The shifts e along the others are x's, and where the convolution keeps those
+/// extents they are laid out likewise. A kernel of k × k taps is then one product over 2k copies, where slices tap by tap are k².
+fn shifted(b: &mut Builder, x: ValueId, ct: ValueId, w: ValueId, window: &Window, group: i64) -> Built {
+    let (x_ty, ct_ty, w_ty) = (b.ty(x)?, b.ty(ct)?, b.ty(w)?);
+    let taps = window.kernel[0];
+    let row: i64 = ct_ty.shape[3..].iter().map(known).product();
+    let step = row * window.dilations[0];
+    let length = known(&ct_ty.shape[2]) * row + step * (taps - 1);
+    let flat = flat_windows(b, ct)?;
+    let rows: Vec<(ValueId, i64)> = (0..taps).map(|d| (flat, d * step)).collect();
+    let rows = lay_out(b, &rows, length)?;
+    let rows = by_group(b, rows, group)?;
+
+    let mut across = window.clone();
+    across.kernel[0] = 1;
+    let offsets = across.offsets();
+    let keeps = x_ty.shape[3..] == ct_ty.shape[3..];
+    let places: Vec<i64> = offsets.iter().map(|o| place(&x_ty.shape[2..], window, o)).collect();
+    let area: i64 = x_ty.shape[2..].iter().map(known).product();
+    let seen = if keeps && places.iter().all(|p| (0..=length - area).contains(p)) {
+        let mut copies = Vec::new();
+        for (offset, place) in offsets.iter().zip(&places) {
+            let v = without_wrapped(b, x, window, offset)?;
+            copies.push((flat_windows(b, v)?, *place));
+        }
+        vec![lay_out(b, &copies, length)?]
+    } else {
+        let mut seen = Vec::new();
+        for offset in &offsets {
+            let begin: Vec<i64> = (0..window.rank()).map(|i| window.begin[i] - offset[i]).collect();
+            let mut end: Vec<i64> =
+                (0..window.rank()).map(|i| known(&ct_ty.shape[2 + i]) - known(&x_ty.shape[2 + i]) - begin[i]).collect();
+            end[0] = window.end[0];
+            let v = pad_spatial(b, x, &begin, &end, None)?;
+            seen.push(flat_windows(b, v)?);
+        }
+        seen
+    };
+    let seen = seen.into_iter().map(|v| by_group(b, v, group)).collect::<Result<Vec<_>, _>>()?;
+    let mut products = Vec::new();
+    for product in contract_batches(b, rows, &seen)? {
+        // [O · d, C / G (· e)], one product for each e or one for all.
+        let product = if group == 1 { product } else { merge_axes(b, product, 0)? };
+        products.push(if seen.len() == 1 { product } else { b.unsqueeze(product, &[-1])? });
+    }
+    let joined = b.concat(&products, -1)?;
+    if taps == 1 {
+        return b.reshape_like(joined, w);
+    }
+    let shape = [w_ty.shape[0].clone(), Dim::from(taps), w_ty.shape[1].clone(), Dim::from(offsets.len() as i64)];
+    let spread = reshape_around(b, joined, &shape)?;
+    let ordered = b.transpose(spread, &[0, 2, 1, 3])?;
+    b.reshape_like(ordered, w)
+}
+
+/// Where x begins in a row of the padded x's length, shifted by a tap's offset along every axis but the first.
+fn place(extents: &[Dim], window: &Window, offset: &[i64]) -> i64 {
+    let mut stride = 1;
+    let mut place = 0;
+    for i in (0..extents.len()).rev() {
+        place += stride * if i == 0 { window.begin[0] } else { window.begin[i] - offset[i] };
+        stride *= known(&extents[i]);
+    }
+    place
+}
+
+/// x without the cells that would be carried into the next line or the one before, when all of it is shifted as one vector.
+fn without_wrapped(b: &mut Builder, x: ValueId, window: &Window, offset: &[i64]) -> Built {
+    let ty = b.ty(x)?;
+    let extents: Vec<i64> = ty.shape[2..].iter().map(known).collect();
+    let shifts: Vec<i64> = (0..extents.len()).map(|i| if i == 0 { 0 } else { window.begin[i] - offset[i] }).collect();
+    if shifts.iter().all(|s| *s == 0) {
+        return Ok(x);
+    }
+    let stays = |cell: usize| {
+        let mut rest = cell as i64;
+        (0..extents.len()).rev().all(|i| {
+            let at = rest % extents[i];
+            rest /= extents[i];
+            (0..extents[i]).contains(&(at + shifts[i]))
+        })
+    };
+    // All rows of it: a long run of cells multiplies faster. One row where that would take room in the file.
+    let mut dims: Vec<i64> = [1, 1].iter().chain(&extents).copied().collect();
+    if extents.iter().product::<i64>() > LARGE_MASK {
+        dims[2] = 1;
+    }
+    let count = dims.iter().product::<i64>() as usize;
+    let mask: Vec<f64> = (0..count).map(|cell| f64::from(stays(cell) as u8)).collect();
+    let mask = b.constant("const/mask", Tensor::floats(ty.dtype, &dims, &mask));
+    b.mul(x, mask)
+}
+
+/// Copies [N, C, area], each at its place in a row of so many cells, zeros elsewhere: [N, C · copies, length].
+fn lay_out(b: &mut Builder, copies: &[(ValueId, i64)], length: i64) -> Built {
+    let first = copies[0].0;
+    let ty = b.ty(first)?;
+    let area = known(&ty.shape[2]);
+    let mut parts = Vec::new();
+    let mut at = 0;
+    for (i, (copy, place)) in copies.iter().enumerate() {
+        let begin = i as i64 * length + place;
+        if begin > at {
+            parts.push(zeros(b, first, &ty, begin - at)?);
+        }
+        parts.push(*copy);
+        at = begin + area;
+    }
+    let end = copies.len() as i64 * length;
+    if end > at {
+        parts.push(zeros(b, first, &ty, end - at)?);
+    }
+    let laid = b.concat(&parts, 2)?;
+    let shape = [ty.shape[0].clone(), &ty.shape[1] * &Dim::from(copies.len() as i64), Dim::from(length)];
+    reshape_around(b, laid, &shape)
+}
+
+fn known(d: &Dim) -> i64 {
+    d.known().unwrap_or(1)
+}
+
+/// Zeros [N, C, length] for a value [N, C, ..].
+fn zeros(b: &mut Builder, like: ValueId, ty: &TensorType, length: i64) -> Built {
+    let (batch, channels) = (b.dim_of(like, 0)?, b.dim_of(like, 1)?);
+    let length_of = b.ints(&[length]);
+    let shape = b.shape_from(&[batch, channels, length_of])?;
+    let value = Tensor::floats(ty.dtype, &[1], &[0.0]);
+    let v = b.op_with("ConstantOfShape", Attrs::new().with("value", value), &[shape])?;
+    let full = TensorType::new(ty.dtype, vec![ty.shape[0].clone(), ty.shape[1].clone(), Dim::from(length)]);
+    b.graph.set_type(v, full.into());
+    Ok(v)
+}
+
+/// [N, C, windows] as [N, G, C / G, windows]; as it is for one group.
+fn by_group(b: &mut Builder, v: ValueId, group: i64) -> Built {
+    if group == 1 { Ok(v) } else { split_axis(b, v, 1, group) }
+}
+
+/// The taps' products of all samples side by side, so that one sum over the batch serves all taps.
+fn summed_once(b: &mut Builder, seen: &[ValueId], ct: ValueId, w: ValueId) -> Built {
+    let ct = flat_windows(b, ct)?;
+    let mut products = Vec::new();
+    for v in seen {
+        let flat = flat_windows(b, *v)?;
+        let transposed = b.transpose_last(flat)?;
+        products.push(b.matmul(ct, transposed)?);
+    }
+    let joined = b.concat(&products, 1)?;
+    let sum = sum_batch(b, joined)?;
+    let spread = split_axis(b, sum, 0, seen.len() as i64)?;
+    let ordered = b.transpose(spread, &[1, 2, 0])?;
+    b.reshape_like(ordered, w)
+}
+
+/// [N, C, ..] as [N, C, windows].
+fn flat_windows(b: &mut Builder, v: ValueId) -> Built {
+    let ty = b.ty(v)?;
+    if ty.rank() == 3 {
+        return Ok(v);
+    }
+    let area = ty.shape[2..].iter().fold(Dim::from(1), |a, d| &a * d);
+    let shape = [ty.shape[0].clone(), ty.shape[1].clone(), area];
+    reshape_around(b, v, &shape)
+}
+
+/// Σ over batch and windows of ȳ's times x's channels within each group: [O, C / G] from [N, O, ..] and [N, C, ..].
+fn channel_products(b: &mut Builder, x: ValueId, ct: ValueId, group: i64) -> Built {
+    let (ct, x) = (flat_windows(b, ct)?, flat_windows(b, x)?);
+    let (ct, x) = (by_group(b, ct, group)?, by_group(b, x, group)?);
+    let product = contract_batch(b, ct, x)?;
+    if group == 1 { Ok(product) } else { merge_axes(b, product, 0) }
+}
+
+/// One input and one output channel a group: w̄ at a tap is the sum of ȳ ⊙ slice.
+fn depthwise(b: &mut Builder, seen: &[ValueId], ct: ValueId, w: ValueId) -> Built {
+    let mut sums = Vec::new();
+    for v in seen {
+        let product = b.mul(*v, ct)?;
+        let sum = channel_reduce(b, "ReduceSum", product)?;
+        sums.push(b.unsqueeze(sum, &[1])?);
+    }
+    let joined = b.concat(&sums, 1)?;
+    b.reshape_like(joined, w)
+}
+
+/// x as [C/G, G·N, ..], ȳ as a weight [O, N, ..], stride and dilation exchanged: a convolution whose output is [C/G, O, k..].
+fn swapped(b: &mut Builder, x: ValueId, ct: ValueId, w: ValueId, window: &Window, group: i64) -> Built {
+    let rank = window.rank() as i64;
+    let (x_ty, w_ty) = (b.ty(x)?, b.ty(w)?);
+    let spread = split_axis(b, x, 1, group)?;
+    let perm: Vec<i64> = [2, 1, 0].into_iter().chain(3..3 + rank).collect();
+    let moved = b.transpose(spread, &perm)?;
+    let mut shape = vec![w_ty.shape[1].clone(), &x_ty.shape[0] * &Dim::from(group)];
+    shape.extend_from_slice(&x_ty.shape[2..]);
+    let moved = reshape_around(b, moved, &shape)?;
+    let perm: Vec<i64> = [1, 0].into_iter().chain(2..2 + rank).collect();
+    let kernel = b.transpose(ct, &perm)?;
+    let attrs = Attrs::new()
+        .with("strides", window.dilations.clone())
+        .with("dilations", window.strides.clone())
+        .with("pads", [window.begin.clone(), window.end.clone()].concat())
+        .with("group", group);
+    let wide = b.op_with("Conv", attrs, &[moved, kernel])?;
+    // Where the stride leaves cells of x unused there are more positions than taps.
+    let extents = &b.ty(wide)?.shape[2..];
+    let taps: Vec<Dim> = window.kernel.iter().map(|k| Dim::from(*k)).collect();
+    let cut = if *extents == taps {
+        wide
+    } else {
+        let axes: Vec<i64> = (2..2 + rank).collect();
+        slice(b, wide, &vec![0; window.rank()], &window.kernel, &axes, &vec![1; window.rank()])?
+    };
+    if w_ty.shape[1].is_one() { b.reshape_like(cut, w) } else { b.transpose(cut, &perm) }
+}
+
+/// A strided window over few channels: each block of stride cells becomes channels, and the window one of stride 1.
+fn space_to_depth(b: &mut Builder, x: ValueId, ct: ValueId, w: ValueId, window: &Window) -> Built {
+    let rank = window.rank();
+    let (x_ty, ct_ty, w_ty) = (b.ty(x)?, b.ty(ct)?, b.ty(w)?);
+    let strides = &window.strides;
+    let blocks: Vec<i64> = (0..rank).map(|i| (window.kernel[i] + strides[i] - 1) / strides[i]).collect();
+    let windows: Vec<i64> = ct_ty.shape[2..].iter().map(known).collect();
+    let cells: Vec<i64> = (0..rank).map(|i| windows[i] + blocks[i] - 1).collect();
+    // Cells past the last block are cut by a negative pad.
+    let end: Vec<i64> = (0..rank).map(|i| cells[i] * strides[i] - known(&x_ty.shape[2 + i]) - window.begin[i]).collect();
+    let padded = pad_spatial(b, x, &window.begin, &end, None)?;
+    // [N, C, cells, stride, ..] -> [N, C, stride.., cells..] -> [N, C · strides, cells..].
+    let (n, c) = (x_ty.shape[0].clone(), x_ty.shape[1].clone());
+    let mut spread = vec![n.clone(), c.clone()];
+    for i in 0..rank {
+        spread.extend([Dim::from(cells[i]), Dim::from(strides[i])]);
+    }
+    let blocked = reshape_around(b, padded, &spread)?;
+    let mut perm = vec![0, 1];
+    perm.extend((0..rank as i64).map(|i| 3 + 2 * i));
+    perm.extend((0..rank as i64).map(|i| 2 + 2 * i));
+    let moved = b.transpose(blocked, &perm)?;
+    let phases: i64 = strides.iter().product();
+    let mut shape = vec![n, &c * &Dim::from(phases)];
+    shape.extend(cells.iter().map(|d| Dim::from(*d)));
+    let deep = reshape_around(b, moved, &shape)?;
+    let dense = Window {
+        kernel: blocks.clone(),
+        strides: vec![1; rank],
+        dilations: vec![1; rank],
+        begin: vec![0; rank],
+        end: vec![0; rank],
+        ceil: false,
+    };
+    let mut products = Vec::new();
+    for offset in dense.offsets() {
+        let seen = dense.tap(b, deep, &offset, &ct_ty.shape[2..])?;
+        let product = channel_products(b, seen, ct, 1)?;
+        products.push(b.unsqueeze(product, &[1])?);
+    }
+    let joined = b.concat(&products, 1)?;
+    // [O, blocks.., C, strides..] -> [O, C, block, stride, ..] -> [O, C, taps..], of which the last may be none of the kernel.
+    let mut split = vec![w_ty.shape[0].clone()];
+    split.extend(blocks.iter().map(|d| Dim::from(*d)));
+    split.push(c.clone());
+    split.extend(strides.iter().map(|d| Dim::from(*d)));
+    let split = reshape_around(b, joined, &split)?;
+    let rank = rank as i64;
+    let mut perm = vec![0, rank + 1];
+    for i in 0..rank {
+        perm.extend([1 + i, rank + 2 + i]);
+    }
+    let ordered = b.transpose(split, &perm)?;
+    let mut whole = vec![w_ty.shape[0].clone(), c];
+    whole.extend(blocks.iter().zip(strides).map(|(k, s)| Dim::from(k * s)));
+    let taps = reshape_around(b, ordered, &whole)?;
+    crop_like(b, taps, &vec![0; window.rank()], w)
+}
