@@ -406,28 +406,32 @@ fn lower_weights_cotangent(
     Ok((b.div(through, tau)?, gate_ct))
 }
 
-/// ⟨row cotangent, state⟩ for all pairs: [rows, states]. Piece by piece (a sample, or a position of a sequence), then the sum
-/// over the pieces: one product of a few rows by a few columns is too narrow for an engine to share out among its threads.
+/// Elements of a sample from which on inner products are taken sample by sample.
+const LARGE_SAMPLE: i64 = 4096;
+
+/// ⟨row cotangent, state⟩ for all pairs: [rows, states]. One product; where a sample is large, one for each sample and a sum: a
+/// product of a few rows by a few columns is too narrow for an engine to share out among its threads, however long it is.
 fn inner_products(b: &mut Builder, cts: &[ValueId], states: &[ValueId]) -> Built {
     let ty = b.ty(states[0])?;
-    let rank = ty.rank();
     let (rows, columns) = (cts.len() as i64, states.len() as i64);
-    let lead = if rank == 3 && ty.shape[2].known().is_some() { 2 } else { rank.min(2) / 2 };
-    let pieces = ty.shape[..lead].iter().fold(Dim::from(1), |n, d| &n * d);
-    let piece = ty.shape[lead..].iter().fold(Dim::from(1), |n, d| &n * d);
-    let target = match (lead, piece.known()) {
-        (0, _) => [1, 1, -1],
-        (_, Some(n)) if n > 0 => [-1, 1, n],
-        _ => [0, 1, -1],
+    let sample = ty.shape.iter().skip(1).fold(Dim::from(1), |n, d| &n * d);
+    let (pieces, piece, target) = match sample.known() {
+        Some(n) if n >= LARGE_SAMPLE => (ty.shape[0].clone(), sample, [-1, 1, n]),
+        _ => (Dim::from(1), ty.elements(), [1, 1, -1]),
     };
+    let single = pieces.is_one();
     let mut stack = |values: &[ValueId]| -> Built {
         let shape = [pieces.clone(), Dim::from(1), piece.clone()];
-        let flat: Vec<ValueId> = values.iter().map(|v| b.reshape(*v, &target, &shape)).collect::<Result<_, _>>()?;
-        b.concat(&flat, 1)
+        let (target, shape) = if single { (&target[1..], &shape[1..]) } else { (&target[..], &shape[..]) };
+        let flat: Vec<ValueId> = values.iter().map(|v| b.reshape(*v, target, shape)).collect::<Result<_, _>>()?;
+        b.concat(&flat, if single { 0 } else { 1 })
     };
     let (cts, states) = (stack(cts)?, stack(states)?);
     let states = b.transpose_last(states)?;
     let products = b.matmul(cts, states)?;
+    if single {
+        return Ok(products);
+    }
     let products = b.reshape(products, &[-1, rows * columns], &[pieces, Dim::from(rows * columns)])?;
     let ones = b.row_of_ones(products)?;
     let sum = b.matmul(ones, products)?;
