@@ -90,6 +90,14 @@ impl OpRule for Conv {
             of(a().with("pads", vec![1; 6]), &[1, 2, 3, 4, 3], &[2, 2, 3, 3, 3]),
             of(a().with("strides", vec![2; 3]), &[1, 2, 4, 5, 4], &[2, 2, 2, 2, 2]),
             of(a().with("strides", two(4)), &[2, 3, 8, 8], &[6, 3, 4, 4]),
+            // The weight's gradient by shifts of both operands: extents kept, not kept, kept in part, one axis and three.
+            of(a().with("pads", four(1)), &[2, 8, 5, 4], &[3, 8, 3, 3]),
+            of(a().with("pads", four(2)).with("dilations", two(2)), &[2, 8, 5, 4], &[3, 8, 3, 3]),
+            of(a().with("pads", vec![1, 2, 0, 2]), &[2, 8, 4, 5], &[3, 8, 3, 5]),
+            of(a().with("pads", vec![0, 1, 2, 0]), &[2, 8, 4, 5], &[3, 8, 3, 3]),
+            of(a().with("pads", vec![0, 1, 0, 1]), &[2, 8, 3, 4], &[3, 8, 1, 3]),
+            of(a().with("pads", vec![2, 2]).with("dilations", vec![2]), &[2, 8, 6], &[3, 8, 3]),
+            of(a().with("pads", vec![1; 6]), &[2, 8, 3, 2, 3], &[2, 8, 3, 3, 3]),
             of(a().with("pads", four(2)), &[1, 2, 3, 3], &[2, 2, 2, 2]),
         ]
     }
