@@ -152,6 +152,23 @@ mod samples {
         }
     }
 
+    /// An output that is an input, whose memory an engine may hand on.
+    pub(super) fn handed_on(engine: &dyn Engine) {
+        let mut g = Graph::default();
+        let v = input(&mut g);
+        let twice = g.add_op("twice", Op::new("Add", Attrs::new()), &[Some(v), Some(v)]);
+        let y = g.push_result(twice, "y", ValueType::from(floats()));
+        g.add_output(y, None);
+        g.add_output(v, None);
+        let model = ancre_passes::onnx::emit(&g).unwrap().to_bytes().unwrap();
+        let mut session = engine.load(&model, None).unwrap();
+        for i in 0..20 {
+            let fed = vec![i as f32; 1000];
+            let out = session.run(&Tensors::from([x(&fed)])).unwrap();
+            assert_eq!(out["x"].to_f32(), fed, "run {i}");
+        }
+    }
+
     pub(super) fn wrong_inputs(engine: &dyn Engine) {
         let mut session = engine.load(&sum(), None).unwrap();
         let e = session.run(&Tensors::new()).unwrap_err().to_string();

@@ -240,13 +240,12 @@ impl OrtSession {
         carried: &IndexMap<String, String>,
     ) -> Result<Tensors, EngineError> {
         self.check(feeds.keys().map(String::as_str).chain(state.names()))?;
-        let mut inputs: Vec<(Cow<str>, SessionInputValue)> = Vec::with_capacity(feeds.len() + state.values.len());
-        for (name, t) in feeds {
-            inputs.push((name.as_str().into(), to_ort(name, t)?.into()));
-        }
-        for (name, v) in &state.values {
-            inputs.push((name.as_str().into(), SessionInputValue::from(v)));
-        }
+        // Alive until the outputs are read: an output that is an input as it came shares its memory.
+        let fed: Vec<(&String, DynValue)> =
+            feeds.iter().map(|(name, t)| Ok((name, to_ort(name, t)?))).collect::<Result<_, EngineError>>()?;
+        let all = fed.iter().map(|(name, v)| (*name, v)).chain(&state.values);
+        let inputs: Vec<(Cow<str>, SessionInputValue)> =
+            all.map(|(name, v)| (name.as_str().into(), SessionInputValue::from(v))).collect();
         let mut results = self.session.run(inputs).map_err(run_error)?;
         let next: Vec<(&String, DynValue)> =
             carried.iter().filter_map(|(output, input)| Some((input, results.remove(output)?))).collect();
@@ -373,6 +372,7 @@ mod tests {
         let Some(engine) = engine() else { return };
         samples::overridable(&engine);
         samples::batches(&engine);
+        samples::handed_on(&engine);
         samples::wrong_inputs(&engine);
         samples::unknown_operator(&engine);
         samples::shapes(&engine);

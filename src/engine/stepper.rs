@@ -106,6 +106,8 @@ pub struct Stepper {
     read: usize,
     /// State inputs of the session, by their place in the state.
     fed: Vec<usize>,
+    /// What was fed last: an output that is an input as it came shares its memory.
+    alive: Vec<DynValue>,
     traffic: Traffic,
 }
 
@@ -137,7 +139,7 @@ impl Stepper {
         let fed = carried.keys().enumerate().filter(|(_, n)| taken.contains(n)).map(|(i, _)| i).collect();
         let state = DeviceState { values: carried.keys().map(|n| (n.clone(), None)).collect() };
         let read = read.len();
-        Ok((Stepper { session, device, roles, outputs, read, fed, traffic: Traffic::default() }, state))
+        Ok((Stepper { session, device, roles, outputs, read, fed, alive: Vec::new(), traffic: Traffic::default() }, state))
     }
 
     /// The session.
@@ -200,9 +202,10 @@ impl Stepper {
         match self.device {
             Device::Cpu => {
                 let mut inputs: Vec<(Cow<str>, SessionInputValue)> = Vec::with_capacity(feeds.len() + states.len());
-                inputs.extend(feeds.into_iter().map(|(n, v)| (n.into(), v.into())));
-                inputs.extend(states.into_iter().map(|(n, v)| (n.into(), SessionInputValue::from(v))));
+                let all = feeds.iter().map(|(n, v)| (*n, v)).chain(states);
+                inputs.extend(all.map(|(n, v)| (n.into(), SessionInputValue::from(v))));
                 let results = session.run(inputs).map_err(run_error)?;
+                self.alive = feeds.into_iter().map(|(_, v)| v).collect();
                 Ok(self.roles.iter().copied().zip(results).map(|(role, (_, v))| (role, v)).collect())
             }
             Device::Cuda(_) => {

@@ -234,6 +234,7 @@ mod tests {
     #[test]
     fn the_batch_may_change_from_run_to_run() {
         samples::batches(&TractEngine);
+        samples::handed_on(&TractEngine);
     }
 
     #[test]

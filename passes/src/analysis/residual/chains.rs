@@ -227,7 +227,7 @@ fn after_post(f: &Flow, sums: &HashMap<NodeId, JoinKind>, sum: ValueId, ops: &[S
                 // A quantised state is carried on, and added, as the numbers its integers stand for.
                 let of_the_type = !f.g.is_op(out.node, "QuantizeLinear")
                     && f.g.value(out).ty.dtype.is_none_or(|t| dtype.is_none_or(|d| d == t));
-                if of_the_type && made.as_ref().is_some_and(|l| l.from == sum.node && l.ops == ops) {
+                if of_the_type && made.as_ref().is_some_and(|l| l.from == sum.node && l.restored && l.ops == ops) {
                     return Some(out);
                 }
                 seen.push(out);

@@ -221,10 +221,31 @@ impl<'f, 'g> Finder<'f, 'g> {
         if start.path.iter().any(feeds_branch) {
             return Err(Why::Parallel(start.state));
         }
-        if region.nodes.iter().any(|n| self.join_of.contains_key(n)) {
-            return Err(Why::Fusion(start.state));
+        let inner: SmallVec<[NodeId; 4]> =
+            region.nodes.iter().copied().filter(|n| self.join_of.contains_key(n)).take(2).collect();
+        match inner.as_slice() {
+            [] => Ok(region),
+            [only] if self.is_detail(*only, &region) => Ok(region),
+            _ => Err(Why::Fusion(start.state)),
         }
-        Ok(region)
+    }
+
+    /// Is the join a detail of a branch, rather than a block of its own? A query that is added to what it attends to: around a
+    /// value that the branch makes, projected before the branch ends, nothing being brought to another resolution on the way.
+    fn is_detail(&self, join: NodeId, region: &Region) -> bool {
+        let f = self.f;
+        let Some(j) = self.join_of.get(&join).and_then(|j| self.joins[*j].as_ref()) else { return false };
+        let enlarges = |n: &NodeId| {
+            f.g.op(*n).is_some_and(|op| {
+                matches!(op.name.as_str(), "Resize" | "Upsample" | "DepthToSpace") || op.name.contains("ConvTranspose")
+            })
+        };
+        let maps = |n: &NodeId| matches!(f.class_of(*n), Class::Mixing(m) if m != Mixing::Pool);
+        let last_map = region.nodes.iter().filter(|n| maps(n)).map(|n| f.place_of(*n)).max();
+        j.kind == JoinKind::Identity
+            && region.nodes.contains(&j.state.node)
+            && last_map.is_some_and(|m| m > f.place_of(join))
+            && !region.nodes.iter().any(enlarges)
     }
 
     /// Records a join.

@@ -5,15 +5,20 @@
 //! any mixing operator. Masks and position biases have this property too (the states between them and a later score meet
 //! the score in the next residual add), yet their adds lie inside the branch of a join while they come from outside of it. So
 //! candidates are taken smallest branch first, and none that crosses a join already taken.
+//!
+//! Streams that are computed together exchange what their branches find: one attention over the tokens of two streams,
+//! resolutions that are added to each other. There what goes past the add ends in the branch of a *partner*: an add around
+//! another state that the first add's branch reads as well. Partners are joins together, or none of them is.
 
 use super::branch::{Marks, Region};
-use super::classes::{Class, Mixing};
+use super::classes::{Addend, Class, Mixing, addends};
 use super::flow::Flow;
 use super::join::{Finder, Refusal};
 use super::skip::Start;
 use super::{JoinKind, Why};
-use crate::ir::NodeId;
+use crate::ir::{NodeId, ValueId};
 use smallvec::SmallVec;
+use std::collections::HashSet;
 
 /// Nodes of a branch looked at.
 const LARGEST: usize = 2048;
@@ -25,22 +30,34 @@ struct Candidate {
     operand: usize,
     start: Start,
     region: Region,
+    /// Adds in whose branches ends what goes past this one.
+    partners: Vec<NodeId>,
+}
+
+/// Node sets for the questions about one add.
+struct Sets {
+    /// What the branch is computed from.
+    behind: Marks,
+    /// What depends on the state, then what is computed from the add.
+    after: Marks,
+    seen: Marks,
 }
 
 /// Adds such joins to those found.
 pub(super) fn recover(finder: &mut Finder) {
-    let mut between = Marks::new(finder.f.place.len());
-    let mut after = Marks::new(finder.f.place.len());
+    let marks = || Marks::new(finder.f.place.len());
+    let mut sets = Sets { behind: marks(), after: marks(), seen: marks() };
     let mut candidates = Vec::new();
     for i in 0..finder.adds.len() {
         if !matches!(finder.adds[i].why, Some(Refusal::Branch(_, Why::Leaks(..)))) || finder.is_taken(finder.adds[i].node) {
             continue;
         }
-        match candidate(finder, i, &mut between, &mut after) {
+        match candidate(finder, i, &mut sets) {
             Ok(c) => candidates.push(c),
             Err(refusal) => finder.adds[i].why = Some(refusal),
         }
     }
+    without_lonely(finder, &mut candidates);
     candidates.sort_by_key(|c| c.region.nodes.len());
     for c in candidates {
         match crosses(finder, finder.adds[c.add].node, &c.start) {
@@ -48,6 +65,24 @@ pub(super) fn recover(finder: &mut Finder) {
                 finder.adds[c.add].why = Some(Refusal::Branch(c.operand, Why::Crosses(c.start.state, join)));
             }
             None => finder.accept(c.add, c.start, c.operand, JoinKind::Identity, c.region),
+        }
+    }
+}
+
+/// Drops candidates whose partners are no joins, as long as there are any.
+fn without_lonely(finder: &mut Finder, candidates: &mut Vec<Candidate>) {
+    loop {
+        let known: HashSet<NodeId> = candidates.iter().map(|c| finder.adds[c.add].node).collect();
+        let joined = |n: &NodeId| known.contains(n) || finder.is_taken(*n);
+        let (kept, lonely): (Vec<_>, Vec<_>) =
+            std::mem::take(candidates).into_iter().partition(|c| c.partners.iter().all(joined));
+        *candidates = kept;
+        if lonely.is_empty() {
+            return;
+        }
+        for c in lonely {
+            let stray = c.partners.first().copied().unwrap_or(finder.adds[c.add].node);
+            finder.adds[c.add].why = Some(Refusal::Branch(c.operand, Why::Leaks(c.start.state, stray)));
         }
     }
 }
@@ -62,7 +97,7 @@ fn crosses(finder: &Finder, add: NodeId, start: &Start) -> Option<NodeId> {
     })
 }
 
-fn candidate(finder: &Finder, i: usize, between: &mut Marks, after: &mut Marks) -> Result<Candidate, Refusal> {
+fn candidate(finder: &Finder, i: usize, sets: &mut Sets) -> Result<Candidate, Refusal> {
     let add = finder.adds[i].node;
     let all: SmallVec<[usize; 4]> = finder.adds[i].addends.iter().map(|a| a.operand).collect();
     let mut refusal = None;
@@ -81,8 +116,8 @@ fn candidate(finder: &Finder, i: usize, between: &mut Marks, after: &mut Marks) 
                 refusal.get_or_insert(Refusal::Branch(operand, Why::Crosses(start.state, join)));
                 break;
             }
-            match region(f, add, &others, &start, between, after) {
-                Ok(region) => return Ok(Candidate { add: i, operand, start, region }),
+            match region(finder, add, &others, &start, sets) {
+                Ok((region, partners)) => return Ok(Candidate { add: i, operand, start, region, partners }),
                 Err(why @ Why::Leaks(..)) => leaks = Some(Refusal::Branch(operand, why)),
                 Err(_) => {}
             }
@@ -92,21 +127,22 @@ fn candidate(finder: &Finder, i: usize, between: &mut Marks, after: &mut Marks) 
     Err(refusal.or(leaks).unwrap_or(Refusal::Branch(all[0], Why::Independent)))
 }
 
-/// The nodes between the start and the add, if some mix and all that goes past the add soon meets its result.
+/// The nodes between the start and the add, if some mix and all that goes past the add soon meets its result or ends in the
+/// branches of partners, which are listed.
 fn region(
-    f: &Flow,
+    finder: &Finder,
     add: NodeId,
     branch_operands: &[usize],
     start: &Start,
-    between: &mut Marks,
-    after: &mut Marks,
-) -> Result<Region, Why> {
+    sets: &mut Sets,
+) -> Result<(Region, Vec<NodeId>), Why> {
+    let f = finder.f;
     // Backwards from the branch to everything after the state ...
-    between.clear();
+    sets.behind.clear();
     let first = f.place_of(start.state.node);
     let mut stack: Vec<NodeId> = branch_operands.iter().filter_map(|o| f.g.operand(add, *o)).map(|v| v.node).collect();
     let roots = stack.clone();
-    stack.retain(|n| f.place_of(*n) > first && between.insert(*n));
+    stack.retain(|n| f.place_of(*n) > first && sets.behind.insert(*n));
     let mut back = Vec::new();
     while let Some(n) = stack.pop() {
         back.push(n);
@@ -114,24 +150,24 @@ fn region(
             return Err(Why::Leaks(start.state, n));
         }
         for (_, v) in &f.reads[n.index()] {
-            if f.place_of(v.node) > first && between.insert(v.node) {
+            if f.place_of(v.node) > first && sets.behind.insert(v.node) {
                 stack.push(v.node);
             }
         }
     }
     // ... of which the region is what depends on the state.
     back.sort_unstable_by_key(|n| f.place_of(*n));
-    after.clear();
+    sets.after.clear();
     let mut nodes = Vec::new();
     for n in back {
-        let depends = f.reads[n.index()].iter().any(|(_, v)| *v == start.state || after.contains(v.node));
+        let depends = f.reads[n.index()].iter().any(|(_, v)| *v == start.state || sets.after.contains(v.node));
         if depends && !start.path.contains(&n) {
-            after.insert(n);
+            sets.after.insert(n);
             nodes.push(n);
         }
     }
     let mixes = |n: &NodeId| matches!(f.class_of(*n), Class::Mixing(m) if m != Mixing::Pool);
-    if !roots.iter().any(|n| after.contains(*n)) {
+    if !roots.iter().any(|n| sets.after.contains(*n)) {
         return Err(Why::Independent);
     }
     let mut leaks = Vec::new();
@@ -141,18 +177,56 @@ fn region(
             if start.path.contains(&c) {
                 return Err(Why::Gated(start.state, c));
             }
-            if c != add && !after.contains(c) && !f.spent[c.index()] {
-                leaks.push(c);
+            if c != add && !sets.after.contains(c) && !f.spent[c.index()] {
+                leaks.push((c, r.operand as usize));
             }
         }
     }
-    let stray = leaks.first().copied().unwrap_or(add);
-    descendants(f, add, after);
-    if !nodes.iter().any(mixes) || !meets(f, leaks, after, between) {
-        return Err(Why::Leaks(start.state, stray));
+    let stray = leaks.first().map_or(add, |(n, _)| *n);
+    let leak = Why::Leaks(start.state, stray);
+    let partner = |n: NodeId, operand: usize| is_partner(finder, n, operand, &nodes, &sets.behind);
+    descendants(f, add, &mut sets.after);
+    if !nodes.iter().any(mixes) {
+        return Err(leak);
     }
+    let partners = meets(f, leaks, &sets.after, &mut sets.seen, partner).ok_or(leak)?;
     let mixing = nodes.iter().filter(|n| matches!(f.class_of(**n), Class::Mixing(_))).count();
-    Ok(Region { nodes, mixing, nonlinear: true })
+    Ok((Region { nodes, mixing, nonlinear: true }, partners))
+}
+
+/// Is the node an add that takes its operand up as the branch around a state that is no part of the region, but that what
+/// the region leads to is computed from as well?
+fn is_partner(finder: &Finder, n: NodeId, operand: usize, region: &[NodeId], behind: &Marks) -> bool {
+    let f = finder.f;
+    let (Some(branch), Some(addends)) = (f.g.operand(n, operand), addends(f.g, n)) else { return false };
+    let may_skip =
+        |a: &Addend| a.inner.is_none() && a.operand != operand && f.g.operand(n, a.operand).is_some_and(|v| f.is_live(v));
+    addends.iter().any(|a| a.operand == operand)
+        && addends.iter().filter(|a| may_skip(a)).any(|a| {
+            finder.identity_starts(n, a.operand).iter().any(|s| {
+                !region.contains(&s.state.node)
+                    && f.active_readers(s.state).any(|r| r.consumer != n && behind.contains(r.consumer))
+                    && depends(f, branch, s.state)
+            })
+        })
+}
+
+/// Is a value computed from another, as far as one looks?
+fn depends(f: &Flow, v: ValueId, on: ValueId) -> bool {
+    let first = f.place_of(on.node);
+    let mut seen: HashSet<NodeId> = HashSet::from([v.node]);
+    let mut stack = vec![v.node];
+    while let Some(n) = stack.pop().filter(|_| seen.len() < LARGEST) {
+        for (_, v) in &f.reads[n.index()] {
+            if *v == on {
+                return true;
+            }
+            if f.place_of(v.node) > first && seen.insert(v.node) {
+                stack.push(v.node);
+            }
+        }
+    }
+    false
 }
 
 /// Marks what is computed from an add, as far as one looks.
@@ -170,20 +244,48 @@ fn descendants(f: &Flow, add: NodeId, marks: &mut Marks) {
     }
 }
 
-/// Does every path from the nodes reach a marked node, or end, before it passes a mixing operator?
-fn meets(f: &Flow, from: Vec<NodeId>, marked: &Marks, seen: &mut Marks) -> bool {
+/// Follows every path from these reads. The adds at which paths end that pass a mixing operator first or come upon an add that
+/// is a partner; the others have to reach a marked node, or end. None if one does not.
+fn meets(
+    f: &Flow,
+    from: Vec<(NodeId, usize)>,
+    marked: &Marks,
+    seen: &mut Marks,
+    partner: impl Fn(NodeId, usize) -> bool,
+) -> Option<Vec<NodeId>> {
+    let mut partners = Vec::new();
+    let mut beyond = Vec::new();
+    let mut looked = 0;
+    let ahead = |n: NodeId| f.readers[n.index()].iter().map(|r| (r.consumer, r.operand as usize));
     seen.clear();
     let mut stack = from;
-    let mut looked = 0;
-    while let Some(n) = stack.pop() {
-        if marked.contains(n) || f.spent[n.index()] || !seen.insert(n) {
+    while let Some((n, operand)) = stack.pop() {
+        if marked.contains(n) || f.spent[n.index()] {
             continue;
         }
-        looked += 1;
-        if looked > AHEAD || matches!(f.class_of(n), Class::Mixing(_)) {
-            return false;
+        if f.class_of(n) == Class::Add && partner(n, operand) {
+            partners.push(n);
+        } else if seen.insert(n) {
+            looked += 1;
+            if matches!(f.class_of(n), Class::Mixing(_)) {
+                beyond.push((n, operand));
+            } else {
+                stack.extend(ahead(n));
+            }
         }
-        stack.extend(f.readers[n.index()].iter().map(|r| r.consumer));
     }
-    true
+    // Past a mixing operator nothing but partners will do.
+    seen.clear();
+    while let Some((n, operand)) = beyond.pop() {
+        if f.spent[n.index()] || (f.class_of(n) == Class::Add && partner(n, operand)) {
+            partners.push(n);
+        } else if marked.contains(n) || looked > AHEAD {
+            return None;
+        } else if seen.insert(n) {
+            looked += 1;
+            beyond.extend(ahead(n));
+        }
+    }
+    partners.retain(|n| !f.spent[n.index()]);
+    (looked <= AHEAD).then_some(partners)
 }

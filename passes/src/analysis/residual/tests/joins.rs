@@ -296,3 +296,103 @@ fn conditioning_enters_a_branch_from_outside() {
         output y aux");
     assert_eq!(chains(&find_residuals(&g)), [2]);
 }
+
+/// Two streams with one attention over both, as in a diffusion transformer with text tokens. `last` is what becomes of the
+/// second stream's part of the attention.
+fn two_streams(last: &str) -> String {
+    format!(
+        "x = input f32 1x4x8
+        c = input f32 1x2x8
+        xq = MatMul x wx:8x8
+        cq = MatMul c wc:8x8
+        j = Concat xq cq axis=1
+        jt = Transpose j perm=0,2,1
+        sc = MatMul j jt
+        p = Softmax sc
+        a = MatMul p j
+        ax = Slice a s0:1 e0:1 ! 1x4x8
+        ac = Slice a s1:1 e1:1 ! 1x2x8
+        bx = MatMul ax wo:8x8
+        bc = MatMul ac wp:8x8
+        x1 = Add x bx
+        {last}
+        mx = MatMul x1 wm:8x8
+        nx = Relu mx
+        ox = MatMul nx wn:8x8
+        x2 = Add x1 ox
+        k = Concat x2 c1 axis=1
+        y = MatMul k wy:8x3
+        output y"
+    )
+}
+
+#[test]
+fn streams_that_share_an_attention() {
+    let g = net(&two_streams("c1 = Add c bc"));
+    let s = find_residuals(&g);
+    assert_eq!(chains(&s), [2, 1], "{:?}", s.rejected);
+    assert_eq!(states(&g, &s.chains[0]), ["x", "x1", "x2"]);
+    assert_eq!(states(&g, &s.chains[1]), ["c", "c1"]);
+}
+
+#[test]
+fn streams_that_are_fused_before_they_are_added() {
+    // Each branch is added to the other one's projection before its own skip.
+    let g = net("x = input f32 1x4x8
+        c = input f32 1x4x8
+        f = MatMul x wf:8x8
+        h = MatMul c wh:8x8
+        fh = MatMul f u:8x8
+        hf = MatMul h v:8x8
+        fx = Add f hf
+        hx = Add h fh
+        x1 = Add x fx
+        c1 = Add c hx
+        k = Concat x1 c1 axis=1
+        y = MatMul k wy:8x3
+        output y");
+    let s = find_residuals(&g);
+    assert_eq!(chains(&s), [1, 1], "{:?}", s.rejected);
+    assert_eq!([states(&g, &s.chains[0]), states(&g, &s.chains[1])], [["x", "x1"], ["c", "c1"]]);
+}
+
+#[test]
+fn a_query_that_is_added_to_what_it_attends_to() {
+    let g = net("x = input f32 1x4x8
+        n = LayerNormalization x g:8 b:8
+        s = MatMul n ws:8x6
+        q = MatMul n wq:8x6
+        k = MatMul n wk:8x6
+        kt = Transpose k perm=0,2,1
+        sc = MatMul q kt
+        p = Softmax sc
+        a = MatMul p k
+        r = Add a q
+        o = MatMul r wo:6x6
+        h = Add s o
+        y = MatMul h wy:6x2
+        output y");
+    let s = find_residuals(&g);
+    assert_eq!((chains(&s), s.projections.len()), (vec![1], 1), "{:?}", s.rejected);
+    assert_eq!(g.name(s.projections[0].state), "n");
+}
+
+#[test]
+fn the_last_state_has_the_chain_s_form() {
+    // The last normalisation is left in another arrangement, for the head reads that one.
+    let g = net("x = input f32 1x4x6
+        a = Conv x wa:4x4x1
+        h1 = Add a x
+        t1 = Transpose h1 perm=0,2,1
+        n1 = LayerNormalization t1 g:4 b:4
+        u1 = Transpose n1 perm=0,2,1
+        c = Conv u1 wc:4x4x1
+        h2 = Add c u1
+        t2 = Transpose h2 perm=0,2,1
+        n2 = LayerNormalization t2 g:4 b:4
+        y = MatMul n2 wy:4x3
+        output y");
+    let s = find_residuals(&g);
+    assert_eq!(chains(&s), [2], "{:?}", s.rejected);
+    assert_eq!(states(&g, &s.chains[0]), ["x", "u1", "h2"]);
+}

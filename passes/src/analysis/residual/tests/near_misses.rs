@@ -185,3 +185,43 @@ fn integers_are_not_looked_at() {
     assert!(s.chains.is_empty() && s.rejected.is_empty());
     assert!(explain::why(&g, &s, "k").unwrap().contains("adds integers"));
 }
+
+#[test]
+fn a_stream_that_ends_in_no_skip_of_its_own() {
+    let g = net("x = input f32 1x4x8
+        c = input f32 1x2x8
+        xq = MatMul x wx:8x8
+        cq = MatMul c wc:8x8
+        j = Concat xq cq axis=1
+        r = Relu j
+        ax = Slice r s0:1 e0:1 ! 1x4x8
+        ac = Slice r s1:1 e1:1 ! 1x2x8
+        x1 = Add x ax
+        bc = MatMul ac wp:8x8
+        d = MatMul c wd:8x8
+        c1 = Add d bc
+        k = Concat x1 c1 axis=1
+        y = MatMul k wy:8x3
+        output y");
+    let s = find_residuals(&g);
+    assert_eq!((chains(&s), s.projections.len()), (vec![], 0));
+    let why = &s.rejected.iter().find(|r| g.name(g.result(r.node, 0)) == "x1").unwrap().reason;
+    assert!(why.contains("used past this add"), "{why}");
+}
+
+#[test]
+fn a_projection_around_a_block_at_another_resolution() {
+    let g = net("x = input f32 1x4x8x8
+        l = Conv x wl:6x4x1x1
+        d = Conv x wd:6x4x2x2 strides=2,2
+        a = Conv d wa:6x6x1x1
+        ar = Relu a
+        h = Add ar d
+        p = Conv h wp:6x6x1x1
+        up = Resize p - s:4 ! 1x6x8x8
+        z = Add l up
+        y = Conv z wy:2x6x1x1
+        output y");
+    let s = find_residuals(&g);
+    assert_eq!((chains(&s), s.projections.len()), (vec![1], 0), "a pyramid of features");
+}
