@@ -5,10 +5,12 @@ use crate::cli::{LossArg, RewriteArgs, StateArg};
 use crate::error::Failure;
 use crate::{options, placement};
 use ancre_passes::ir::{DType, Graph, TensorType};
+use ancre_passes::pipeline;
 use ancre_passes::transform::evaluation::build_evaluation_graph;
 use ancre_passes::transform::rebatch::{self, Batch, Current};
 use ancre_passes::transform::route::Router;
 use ancre_passes::transform::training::{StateRecord, Training, build_training_graph};
+use ancre_passes::transform::widen;
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 use serde_json::{Value, json};
@@ -95,6 +97,12 @@ pub fn build(
                 Err(e) => return Ok(Err(format!("no evaluation graph: {e}"))),
             }
         }
+        let widened = widen_bfloat16(&mut training.graph, evaluation.as_mut()).map_err(Failure::input)?;
+        if widened > 0 {
+            notices.push(format!(
+                "{widened} operators of the training graph have no bfloat16 kernel and compute in float32, between casts"
+            ));
+        }
         let state = if a.state == Some(StateArg::Separate) {
             let state = separate_state(&mut training.graph, &training.states).map_err(Failure::input)?;
             if let Some(g) = &mut evaluation {
@@ -148,6 +156,17 @@ pub fn build(
         );
     }
     Ok(built)
+}
+
+/// Casts around what has no bfloat16 kernel; returns how many nodes of the training graph that are.
+fn widen_bfloat16(training: &mut Graph, evaluation: Option<&mut Graph>) -> Result<usize, String> {
+    let widen = |g: &mut Graph| {
+        let gaps = placement::bfloat16_gaps(g);
+        let widened = widen::compute_in_float32(g, &gaps);
+        pipeline::check(g, "widen").map(|()| widened)
+    };
+    evaluation.map_or(Ok(0), widen)?;
+    widen(training)
 }
 
 /// Takes the state's defaults out of a graph, whose state inputs must then be fed; returns them as a .safetensors file, zero moments

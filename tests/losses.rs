@@ -2,6 +2,7 @@
 //! has to keep apart.
 
 use crate::common::{data, emit, floats, max_abs, open_file, read_npz, text, tool, tool_ok};
+use ancre_passes::ir::build::Builder;
 use ancre_passes::ir::{Attrs, DType, Dim, Graph, Op, Tensor, TensorType, ValueId};
 use ancre_rewrite::engine::{Session, Tensors};
 use ancre_rewrite::files::read_model;
@@ -246,4 +247,31 @@ fn half_precision_trains_in_float32() {
     let before = t.initializer(t.find("w").unwrap()).unwrap().to_f64().unwrap();
     let moved = max_abs(&out["w.next"].to_f64(), &before);
     assert!(moved > 1e-7 && moved < 1e-4, "{moved}");
+}
+
+/// ONNX Runtime has bfloat16 kernels for some operators only, on any device: around the others stand casts.
+#[test]
+fn bfloat16_stays_where_there_are_kernels() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut g = Graph::default();
+    let ty = |d: i64| TensorType::new(DType::BF16, [Dim::symbol("n"), Dim::from(d)]);
+    let x = g.add_input("x", ty(3).into(), None);
+    let w = g.add_initializer("w", Tensor::floats(DType::BF16, &[3, 3], &[0.5; 9]), false);
+    let mut b = Builder::new(&mut g, "net");
+    let h = b.matmul(x, w).unwrap();
+    // Its gradient compares, the slice's pads: neither has a bfloat16 kernel.
+    let h = b.op("Relu", &[h]).unwrap();
+    let y = b.slice(h, 1, 0, 2).unwrap();
+    g.add_output(y, None);
+    let source = save(&g, dir.path(), "bfloat.onnx");
+    let ran =
+        tool(&[&text(&source), "--loss", "mse", "--verify", "none", "--json", "-o", &format!("{}/", text(dir.path()))]);
+    let report = ran.json();
+    assert_eq!(report["placement"]["fallbacks"].as_array().map(Vec::len), Some(0), "{report}");
+    assert!(report["notices"].to_string().contains("compute in float32, between casts"), "{}", report["notices"]);
+    let (t, _) = read_model(&dir.path().join("bfloat.ancre.train.onnx")).unwrap();
+    for n in t.nodes().filter(|n| t.is_op(*n, "Greater") || t.is_op(*n, "Pad")) {
+        assert_eq!(t.operand(n, 0).and_then(|v| t.value(v).ty.dtype.or(Some(DType::F32))), Some(DType::F32));
+    }
+    assert!(t.nodes().any(|n| t.is_op(n, "Pad")) && t.nodes().any(|n| t.is_op(n, "Greater")));
 }

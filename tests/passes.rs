@@ -5,7 +5,8 @@ use crate::common::nets::{Plan, network};
 use crate::common::{Random, emit, floats, max_abs, open};
 use crate::golden::{Exporter, Family};
 use ancre_passes::analysis::residual::find_residuals;
-use ancre_passes::ir::{Attrs, DType, Graph, Op, Tensor, ValueId, verify};
+use ancre_passes::ir::build::Builder;
+use ancre_passes::ir::{Attrs, DType, Dim, Graph, Op, Tensor, TensorType, ValueId, verify};
 use ancre_passes::pipeline::{self, Contract, PASSES};
 use ancre_passes::transform::loss::{LossKind, LossOptions, append_loss};
 use ancre_passes::transform::optimizer::{OptimizerKind, OptimizerOptions, StateKind, Trained, append_optimizer};
@@ -13,7 +14,7 @@ use ancre_passes::transform::route::{
     ChainChoice, Form, Granularity, Init, Normalize, RouteOptions, Router, Rule, Scope, one_hot_parameters, route_skips,
 };
 use ancre_passes::transform::training::{TrainableChoice, TrainingOptions, build_training_graph};
-use ancre_passes::transform::{differentiate, eliminate, fold, lower_routes, separate};
+use ancre_passes::transform::{differentiate, eliminate, fold, lower_routes, separate, widen};
 use ancre_rewrite::engine::{self, Session, Tensors, tract};
 use ancre_rewrite::files::read_model;
 
@@ -116,12 +117,37 @@ fn every_pass_s_promise_is_tested() {
         ("separate-parameters", Contract::Exact), // separating_keeps_the_function
         ("legalize", Contract::Rounding),         // zoo::preparing_keeps_the_function
         ("rebatch", Contract::EverySample),       // batch::every_sample_as_by_itself
+        ("widen", Contract::Rounding),            // widening_keeps_the_function
     ];
     for pass in PASSES {
         let known = tested.iter().find(|(name, _)| *name == pass.name);
         let (_, contract) = known.unwrap_or_else(|| panic!("the promise of `{}` has no test", pass.name));
         assert_eq!(*contract, pass.contract, "`{}` promises something else than is tested", pass.name);
     }
+}
+
+/// Between casts to float32 and back, a half-precision network is what it was but for its roundings.
+#[test]
+fn widening_keeps_the_function() {
+    let mut random = Random(5);
+    let mut g = Graph::default();
+    let x = g.add_input("x", TensorType::new(DType::F16, [Dim::symbol("n"), Dim::from(4)]).into(), None);
+    let w = g.add_initializer("w", Tensor::floats(DType::F16, &[4, 4], &random.normals(16)), false);
+    let mut b = Builder::new(&mut g, "net");
+    let h = b.matmul(x, w).unwrap();
+    let t = b.op("Tanh", &[h]).unwrap();
+    let mask = b.op("Greater", &[h, t]).unwrap();
+    let y = b.select(mask, h, t).unwrap();
+    let z = b.add(y, x).unwrap();
+    [y, z].into_iter().for_each(|v| g.add_output(v, None));
+    let feeds = Tensors::from([("x".to_string(), floats(DType::F16, &[3, 4], &random.normals(12)))]);
+    let before = open(&emit(&g)).unwrap().run(&feeds).unwrap();
+    let nodes: Vec<_> = g.topological_order().unwrap().into_iter().filter(|n| g.op(*n).is_some()).collect();
+    assert_eq!(widen::compute_in_float32(&mut g, &nodes), 5);
+    verified(&g, verify::Stage::Open, "widened");
+    let after = open(&emit(&g)).unwrap().run(&feeds).unwrap();
+    assert!(after.values().all(|t| t.dtype() == DType::F16));
+    same(&before, &after, 2e-3, "widened");
 }
 
 #[test]

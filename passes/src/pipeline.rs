@@ -7,7 +7,7 @@
 //!        │
 //!        └──► separate-parameters ──► rebatch ──► legalize ──► fold-constants ──► activate-dropout ──► train-batch-norm
 //!                     ──► append-loss ──► differentiate ──► append-optimizer
-//!                     ──► lower-routes ──► lower-batch-norm ──► eliminate-dead ──► training graph
+//!                     ──► lower-routes ──► lower-batch-norm ──► eliminate-dead ──► widen ──► training graph
 //! ```
 
 use crate::ir::{Graph, NodeId, verify};
@@ -100,7 +100,12 @@ pub const PASSES: &[PassInfo] = &[
         contract: Contract::Rounding,
         what: "replaces training-mode batch normalisation by plain operators",
     },
-    PassInfo { name: "eliminate-dead", contract: Contract::Exact, what: "removes what nobody reads; last" },
+    PassInfo { name: "eliminate-dead", contract: Contract::Exact, what: "removes what nobody reads" },
+    PassInfo {
+        name: "widen",
+        contract: Contract::Rounding,
+        what: "lets bfloat16 operators that the target has no kernels for compute in float32; last, because kernels are asked for by the operators that are emitted",
+    },
 ];
 
 /// Verifies a graph after a pass, in debug builds and tests.

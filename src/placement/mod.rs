@@ -68,6 +68,19 @@ pub fn cuda_fallbacks(g: &Graph) -> Vec<Fallback> {
         .collect()
 }
 
+/// Nodes that touch bfloat16 and have no CUDA kernel for it. They do not run on the CPU instead, which has none either: ONNX
+/// Runtime refuses the whole model.
+pub fn bfloat16_gaps(g: &Graph) -> Vec<NodeId> {
+    let opset = g.opsets.get("").copied().unwrap_or(18);
+    let touches = |id: NodeId| {
+        let operands = g.operands(id);
+        g.results(id).chain(operands.iter().flatten().copied()).any(|v| g.value(v).ty.dtype == Some(DType::BF16))
+    };
+    let mut order = g.topological_order().unwrap_or_default();
+    order.retain(|id| touches(*id) && fallback(g, *id, opset).is_some());
+    order
+}
+
 /// Integer and boolean results from shapes and constants only.
 fn is_shape_arithmetic(g: &Graph, id: NodeId) -> bool {
     let Kind::Op(op) = &g.node(id).kind else { return true };
@@ -102,10 +115,15 @@ fn fallback(g: &Graph, id: NodeId, opset: i64) -> Option<String> {
     }
     let reasons: Vec<String> = rows.iter().filter_map(|k| type_gap(g, id, schema, k)).collect();
     if reasons.len() == rows.len() {
-        return reasons.into_iter().next();
+        let bfloat = g.results(id).all(|v| g.value(v).ty.dtype == Some(DType::BF16));
+        let inlined = schema.3 == 1 && bfloat && BFLOAT_BODIES.contains(&op.name.as_str());
+        return reasons.into_iter().next().filter(|_| !inlined);
     }
     special(op.name.as_str(), &op.attrs)
 }
+
+/// Operators without a bfloat16 kernel whose function body has one for each of its operators: the body is inlined.
+const BFLOAT_BODIES: [&str; 4] = ["ReduceL1", "ReduceL2", "ReduceLogSumExp", "ReduceSumSquare"];
 
 /// The first type of the node that a kernel does not take.
 fn type_gap(g: &Graph, id: NodeId, schema: &Schema, kernel: &Kernel) -> Option<String> {
@@ -130,8 +148,9 @@ fn special(name: &str, attrs: &Attrs) -> Option<String> {
     if name != "ConvTranspose" {
         return None;
     }
-    if attrs.str("auto_pad", "NOTSET") == "SAME_UPPER" {
-        return Some("ConvTranspose with auto_pad = SAME_UPPER".into());
+    let auto = attrs.str("auto_pad", "NOTSET");
+    if auto.starts_with("SAME") {
+        return Some(format!("ConvTranspose with auto_pad = {auto}"));
     }
     let pads = attrs.ints("pads").unwrap_or_default();
     let (begin, end) = pads.split_at(pads.len() / 2);
@@ -165,5 +184,9 @@ mod tests {
         assert_eq!(one(Op::new("Relu", Attrs::new()), DType::U16, 18)[0].why, "the CUDA kernel does not take u16");
         let pads = Attrs::new().with("pads", vec![0, 0, 1, 1]);
         assert_eq!(one(Op::new("ConvTranspose", pads), DType::F32, 18).len(), 1);
+        let lower = Attrs::new().with("auto_pad", "SAME_LOWER");
+        assert_eq!(one(Op::new("ConvTranspose", lower), DType::F32, 18).len(), 1);
+        assert_eq!(one(Op::new("Reciprocal", Attrs::new()), DType::BF16, 18).len(), 1);
+        assert!(one(Op::new("ReduceL1", Attrs::new()), DType::BF16, 18).is_empty());
     }
 }

@@ -21,5 +21,6 @@ pub mod separate;
 pub mod train_batch_norm;
 pub mod training;
 mod update;
+pub mod widen;
 
 pub use differentiate::{Gradients, differentiate};
