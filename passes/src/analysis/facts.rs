@@ -90,6 +90,16 @@ pub fn declared(g: &Graph) -> HashMap<String, ValueType> {
 
 /// The types of a node's results by our own shape rule, from operand types that the caller knows.
 pub fn infer_node(g: &Graph, node: NodeId, type_of: &dyn Fn(ValueId) -> Option<TensorType>) -> Option<Vec<TensorType>> {
+    infer_node_knowing(g, node, type_of, &|v| ops::constant_ints(g, v))
+}
+
+/// As [`infer_node`], with integers (a target shape, axes) that the caller knows.
+pub fn infer_node_knowing(
+    g: &Graph,
+    node: NodeId,
+    type_of: &dyn Fn(ValueId) -> Option<TensorType>,
+    ints_of: &dyn Fn(ValueId) -> Option<Vec<i64>>,
+) -> Option<Vec<TensorType>> {
     let op = g.op(node)?;
     if op.is("Constant") {
         let t = op.attrs.tensor("value")?;
@@ -98,7 +108,7 @@ pub fn infer_node(g: &Graph, node: NodeId, type_of: &dyn Fn(ValueId) -> Option<T
     let rule = ops::rule(op)?;
     let operands = g.operands(node);
     let types: Vec<Option<TensorType>> = operands.iter().map(|v| v.and_then(type_of)).collect();
-    let ints = |i: usize| operands.get(i).copied().flatten().and_then(|v| ops::constant_ints(g, v));
+    let ints = |i: usize| operands.get(i).copied().flatten().and_then(ints_of);
     let present = |i: usize| operands.get(i).is_some_and(Option::is_some);
     rule.infer(&Infer { op, types: &types, ints: &ints, present: &present }).ok()
 }

@@ -4,6 +4,7 @@ pub mod dot;
 pub mod explain;
 pub mod facts;
 pub mod head;
+pub mod integers;
 pub mod report;
 pub mod residual;
 pub mod roles;

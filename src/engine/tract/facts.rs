@@ -2,22 +2,25 @@
 //!
 //! The graph is walked once, producers first, and each node's rule is asked for its results given its operands. Weights are
 //! typed values without bytes, so no external file is read; small integer constants keep their elements, and tract carries
-//! the arithmetic on shapes through, symbols included. A node tract cannot do falls back to our own rule and then to the
-//! source's declaration, so one unknown operator does not lose what follows it.
+//! the arithmetic on shapes through, symbols included. What our own rules say in full is not asked for: tract compiles a plan
+//! for every node of such arithmetic. A node tract cannot do falls back to our own rule and then to the source's declaration,
+//! so one unknown operator does not lose what follows it.
 
 use super::{framework, from_datum, is_known, quietly, to_datum, to_tract};
-use ancre_passes::analysis::facts::{ShapeOracle, declared, infer_node, is_resolved, merge, unnamed_dim};
+use ancre_passes::analysis::facts::{ShapeOracle, declared, infer_node_knowing, is_resolved, merge, unnamed_dim};
+use ancre_passes::analysis::integers::{self, Integers, Known};
 use ancre_passes::ir::{ANCRE, DType, Dim, Graph, Kind, NodeId, Tensor, TensorType, ValueId, ValueType};
 use ancre_passes::onnx::node_message;
+use ancre_passes::ops::constant_ints;
 use indexmap::IndexMap;
 use onnx_protobuf::{GraphProto, Message, ModelProto, OperatorSetIdProto};
 use std::collections::HashMap;
 use std::sync::Arc;
 use tract_onnx::model::{Onnx, ParsingContext};
 use tract_onnx::pb;
-use tract_onnx::prelude::{DatumType, Framework, InferenceFact, InferenceModel, TDim};
+use tract_onnx::prelude::{DatumType, Framework, InferenceFact, InferenceModel, TDim, Tensor as TractTensor};
 use tract_onnx::tract_hir::infer::{Factoid, GenericFactoid, InferenceOp, ShapeFactoid};
-use tract_onnx::tract_hir::internal::{IntoArcTensor, SymbolScope, TVec};
+use tract_onnx::tract_hir::internal::{IntoArcTensor, SymbolScope, TVec, tensor1};
 
 /// Elements above which an integer constant is not part of shape arithmetic.
 const MOST_INTS: usize = 4096;
@@ -32,10 +35,7 @@ impl ShapeOracle for TractOracle {
     fn facts(&self, g: &Graph) -> Result<IndexMap<String, ValueType>, String> {
         let order = g.topological_order().map_err(|site| format!("{site} is on a cycle"))?;
         let framework = framework();
-        let nodes: Vec<NodeId> = order.iter().copied().filter(|n| is_asked(g, *n, &framework)).collect();
-        let model = messages(g, &nodes, &framework)?;
-        let messages = model.graph.as_ref().map(|g| g.node.as_slice()).unwrap_or_default();
-        let asked: HashMap<NodeId, &pb::NodeProto> = nodes.iter().copied().zip(messages).collect();
+        let model = model(g, None, &framework).ok_or("the operator sets cannot be read")?;
         let template = InferenceModel::default();
         let mut walk = Walk {
             g,
@@ -43,6 +43,7 @@ impl ShapeOracle for TractOracle {
             declared: declared(g),
             half_is_brain: !has_type(g, DType::F16),
             facts: HashMap::with_capacity(g.node_bound()),
+            integers: HashMap::new(),
         };
         let context = ParsingContext {
             onnx_operator_set_version: g.opsets.get("").copied().unwrap_or(0),
@@ -53,7 +54,7 @@ impl ShapeOracle for TractOracle {
             template,
         };
         for node in order {
-            walk.visit(node, asked.get(&node).copied(), &context);
+            walk.visit(node, &context);
         }
         Ok(walk.into_types())
     }
@@ -68,23 +69,21 @@ fn has_type(g: &Graph, dtype: DType) -> bool {
     g.nodes().any(|n| g.node(n).results().iter().any(|v| v.ty.dtype == Some(dtype)))
 }
 
-/// The operators' messages in tract's own form.
-fn messages(g: &Graph, nodes: &[NodeId], framework: &Onnx) -> Result<pb::ModelProto, String> {
-    let node = nodes.iter().map(|n| node_message(g, *n)).collect::<Result<Vec<_>, _>>().map_err(|e| e.to_string())?;
-    let opset_import = g
-        .opsets
-        .iter()
-        .filter(|(domain, _)| *domain != ANCRE)
-        .map(|(domain, version)| OperatorSetIdProto { domain: domain.clone(), version: *version, ..Default::default() })
-        .collect();
+/// A model in tract's own form: of one operator, or of none.
+fn model(g: &Graph, node: Option<NodeId>, framework: &Onnx) -> Option<pb::ModelProto> {
+    let version = |(domain, version): (&String, &i64)| OperatorSetIdProto {
+        domain: domain.clone(),
+        version: *version,
+        ..Default::default()
+    };
+    let node = node.map(|n| node_message(g, n)).transpose().ok()?.into_iter().collect();
     let model = ModelProto {
         ir_version: 8,
-        opset_import,
+        opset_import: g.opsets.iter().filter(|(domain, _)| *domain != ANCRE).map(version).collect(),
         graph: Some(GraphProto { node, ..Default::default() }).into(),
         ..Default::default()
     };
-    let bytes = model.write_to_bytes().map_err(|e| e.to_string())?;
-    framework.proto_model_for_read(&mut bytes.as_slice()).map_err(|e| format!("{e:#}"))
+    framework.proto_model_for_read(&mut model.write_to_bytes().ok()?.as_slice()).ok()
 }
 
 struct Walk<'g> {
@@ -94,10 +93,27 @@ struct Walk<'g> {
     /// tract has no bfloat16. Where the graph has no float16 either, that stands in for it.
     half_is_brain: bool,
     facts: HashMap<ValueId, InferenceFact>,
+    /// The arithmetic on shapes that we follow ourselves; `facts` has its elements too.
+    integers: HashMap<ValueId, Integers>,
+}
+
+impl Known for Walk<'_> {
+    fn integers(&self, v: ValueId) -> Option<&Integers> {
+        self.integers.get(&v)
+    }
+
+    /// Polynomials only: in any other form an extent would lose what tract knows about it.
+    fn shape(&self, v: ValueId) -> Option<Vec<Dim>> {
+        self.facts.get(&v)?.shape.concretize()?.iter().map(polynomial).collect()
+    }
+
+    fn result_dims(&self, v: ValueId) -> Option<Vec<i64>> {
+        self.own_rule(v.node)?.first()?.known_dims()
+    }
 }
 
 impl Walk<'_> {
-    fn visit(&mut self, node: NodeId, message: Option<&pb::NodeProto>, context: &ParsingContext) {
+    fn visit(&mut self, node: NodeId, context: &ParsingContext) {
         let g = self.g;
         match &g.node(node).kind {
             Kind::Input(_) => self.learn_types(node, vec![g.value(g.result(node, 0)).ty.clone()]),
@@ -108,7 +124,10 @@ impl Walk<'_> {
                 {
                     return self.constant(g.result(node, 0), tensor, true);
                 }
-                if let Some(facts) = message.and_then(|m| self.ask(node, m, context)) {
+                if self.counts(node) || self.rule_is_enough(node) {
+                    return;
+                }
+                if let Some(facts) = self.ask(node, context) {
                     let results = g.results(node).filter(|v| !g.name(*v).is_empty());
                     self.facts.extend(results.zip(facts));
                 }
@@ -120,10 +139,64 @@ impl Walk<'_> {
         }
     }
 
+    /// What our own shape rule says.
+    fn own_rule(&self, node: NodeId) -> Option<Vec<TensorType>> {
+        let ints_of = |v| self.integers.get(&v).and_then(Integers::numbers).or_else(|| constant_ints(self.g, v));
+        infer_node_knowing(self.g, node, &|v| self.type_of(v).tensor(), &ints_of)
+    }
+
+    /// Is the node's result a few integers that we can tell?
+    fn counts(&mut self, node: NodeId) -> bool {
+        let v = self.g.result(node, 0);
+        let Some(found) = integers::evaluate(self.g, node, self) else { return false };
+        let own = self.own_rule(node);
+        let dtype = own.as_ref().and_then(|types| types.first()).map(|ty| ty.dtype);
+        let fact = dtype.and_then(|dtype| self.counted(dtype, &found));
+        fact.map(|fact| {
+            self.facts.insert(v, fact);
+            self.integers.insert(v, found);
+        })
+        .is_some()
+    }
+
+    /// The fact that carries integers of shape arithmetic.
+    fn counted(&self, dtype: DType, found: &Integers) -> Option<InferenceFact> {
+        let shape: Vec<usize> = found.dims.iter().map(|d| usize::try_from(*d).ok()).collect::<Option<_>>()?;
+        let tensor = match (dtype, found.numbers()) {
+            (DType::I64, Some(n)) => TractTensor::from_shape(&shape, &n),
+            (DType::I32, Some(n)) => TractTensor::from_shape(&shape, &n.iter().map(|v| *v as i32).collect::<Vec<_>>()),
+            (DType::Bool, Some(n)) => TractTensor::from_shape(&shape, &n.iter().map(|v| *v != 0).collect::<Vec<_>>()),
+            (DType::I64, None) => {
+                let extents: Vec<TDim> = found.values.iter().map(|d| tdim(d, &self.symbols)).collect();
+                tensor1(&extents).into_shape(&shape)
+            }
+            _ => return None,
+        };
+        InferenceFact::try_from(tensor.ok()?.into_arc_tensor()).ok()
+    }
+
+    /// Our own rule, which costs a hundredth of tract's inference, where it says all there is to know: the types of results
+    /// that take no part in the arithmetic on shapes.
+    fn rule_is_enough(&mut self, node: NodeId) -> bool {
+        let g = self.g;
+        let known = |v: ValueId| self.facts.get(&v).is_some_and(|f| f.value.concretize().is_some());
+        if g.op(node).is_some_and(|op| op.is("Shape") || op.is("Size")) || g.operands(node).into_iter().flatten().all(known)
+        {
+            return false;
+        }
+        let Some(types) = self.own_rule(node) else { return false };
+        let types: Vec<ValueType> = types.into_iter().map(Into::into).collect();
+        let all = types.len() == g.results(node).count() && types.iter().all(is_resolved);
+        if all {
+            self.learn_types(node, types);
+        }
+        all
+    }
+
     /// What our own rule, else the declaration says of results that tract does not know.
     fn fall_back(&mut self, node: NodeId) {
         let g = self.g;
-        let own = infer_node(g, node, &|v| self.type_of(v).tensor()).unwrap_or_default();
+        let own = self.own_rule(node).unwrap_or_default();
         let types = g.results(node).enumerate().map(|(i, v)| {
             let mut ty = ValueType::default();
             for worse_first in
@@ -146,17 +219,26 @@ impl Walk<'_> {
     }
 
     fn constant(&mut self, v: ValueId, tensor: &Tensor, fixed: bool) {
-        let fact = (fixed && tensor.external().is_none()).then(|| small_constant(tensor)).flatten();
+        let inside = fixed && tensor.external().is_none();
+        if inside
+            && tensor.len() <= MOST_INTS
+            && let Some(found) = integers::of_constant(self.g, v)
+        {
+            self.integers.insert(v, found);
+        }
+        let fact = inside.then(|| small_constant(tensor)).flatten();
         let fact = fact.unwrap_or_else(|| self.fact(&TensorType::fixed(tensor.dtype(), tensor.dims()).into()));
         self.facts.insert(v, fact);
     }
 
     /// Facts of the node's results by tract's rule, or `None` when it has none or fails.
-    fn ask(&self, node: NodeId, message: &pb::NodeProto, context: &ParsingContext) -> Option<Vec<InferenceFact>> {
-        let builder = context.framework.op_register.0.get(&message.op_type)?;
-        if !self.axis_exists(node) {
+    fn ask(&self, node: NodeId, context: &ParsingContext) -> Option<Vec<InferenceFact>> {
+        if !is_asked(self.g, node, context.framework) || !self.axis_exists(node) {
             return None;
         }
+        let own = model(self.g, Some(node), context.framework)?;
+        let message = own.graph.as_ref()?.node.first()?;
+        let builder = context.framework.op_register.0.get(&message.op_type)?;
         quietly(|| {
             let (mut op, captured) = builder(context, message).ok()?;
             let outputs = message.output.iter().filter(|n| !n.is_empty()).count();
@@ -251,13 +333,23 @@ fn tdim(d: &Dim, symbols: &SymbolScope) -> TDim {
 /// tract's expression as our polynomial. What is none (a quotient, a maximum) becomes one symbol named by its text, so that
 /// equal expressions stay equal.
 fn dim(d: &TDim) -> Dim {
+    convert(d, &|other| Some(Dim::symbol(&other.to_string()))).unwrap_or_else(|| Dim::symbol(&d.to_string()))
+}
+
+/// tract's expression if it is a polynomial.
+fn polynomial(d: &TDim) -> Option<Dim> {
+    convert(d, &|_| None)
+}
+
+/// An expression by its parts; `other` says what becomes of those that are no polynomials.
+fn convert(d: &TDim, other: &dyn Fn(&TDim) -> Option<Dim>) -> Option<Dim> {
     match d {
-        TDim::Val(v) => Dim::from(*v),
-        TDim::Sym(s) => Dim::symbol(&s.to_string()),
-        TDim::Add(terms) => terms.iter().fold(Dim::from(0), |sum, t| &sum + &dim(t)),
-        TDim::Mul(factors) => factors.iter().fold(Dim::from(1), |product, f| &product * &dim(f)),
-        TDim::MulInt(c, d) => &Dim::from(*c) * &dim(d),
-        other => Dim::symbol(&other.to_string()),
+        TDim::Val(v) => Some(Dim::from(*v)),
+        TDim::Sym(s) => Some(Dim::symbol(&s.to_string())),
+        TDim::Add(terms) => terms.iter().try_fold(Dim::from(0), |sum, t| Some(&sum + &convert(t, other)?)),
+        TDim::Mul(factors) => factors.iter().try_fold(Dim::from(1), |product, f| Some(&product * &convert(f, other)?)),
+        TDim::MulInt(c, d) => Some(&Dim::from(*c) * &convert(d, other)?),
+        _ => other(d),
     }
 }
 
