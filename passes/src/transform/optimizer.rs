@@ -121,7 +121,8 @@ pub struct Update {
 pub fn append_optimizer(g: &mut Graph, trained: &[Trained], o: &OptimizerOptions) -> Result<Update, BuildError> {
     let mut b = Builder::new(g, "optimizer");
     let mut packs = packs(&mut b, trained)?;
-    let grad_norm = global_norm(&mut b, &packs)?;
+    let squares = squares(&mut b, &packs)?;
+    let grad_norm = norm(&mut b, &squares)?;
     if o.kind == OptimizerKind::None {
         let mut states: Vec<StateTensor> = trained
             .iter()
@@ -148,7 +149,13 @@ pub fn append_optimizer(g: &mut Graph, trained: &[Trained], o: &OptimizerOptions
     }
     if let Some(limit) = o.clip_norm {
         b.prefix = "optimizer".into();
-        let norm = if s.boundary.is_some() { global_norm(&mut b, &packs)? } else { grad_norm };
+        let norm = match s.boundary {
+            Some(_) => {
+                let squares = self::squares(&mut b, &packs)?;
+                norm(&mut b, &squares)?
+            }
+            None => grad_norm,
+        };
         // PyTorch: limit / (norm + 1e-6), at most 1.
         let safe = b.shift(norm, 1e-6)?;
         let ratio = b.from_number_div(limit, safe)?;
@@ -158,10 +165,29 @@ pub fn append_optimizer(g: &mut Graph, trained: &[Trained], o: &OptimizerOptions
             pack.gradient = b.mul(pack.gradient, factor)?;
         }
     }
-    for pack in &packs {
-        pack.update(&mut b, &s, o, &mut states)?;
+    // Runtimes go from outputs to what they need, the last output's node first (ONNX Runtime's default order). The gradients
+    // that come last are therefore used first in the file, else the update that needs the whole backward pass would have all
+    // of it computed, and kept, before the first weight's gradient.
+    let mut kept: Vec<Vec<StateTensor>> = packs.iter().map(|_| Vec::new()).collect();
+    for i in latest_first(b.graph, &packs) {
+        // Its norm with it, or every gradient waits for the norm's turn. Under clipping they all wait for each other anyway.
+        let first = if o.clip_norm.is_none() { Some(squares[i]) } else { None };
+        packs[i].update(&mut b, &s, first, o, &mut kept[i])?;
     }
+    states.extend(kept.into_iter().flatten());
     Ok(Update { grad_norm, lr: Some(lr), states })
+}
+
+/// The packs' numbers, those whose gradient is computed last first.
+fn latest_first(g: &Graph, packs: &[Pack]) -> Vec<usize> {
+    let order = g.topological_order().unwrap_or_default();
+    let mut rank = vec![0; g.node_bound()];
+    for (i, node) in order.into_iter().enumerate() {
+        rank[node.index()] = i;
+    }
+    let mut all: Vec<usize> = (0..packs.len()).collect();
+    all.sort_by_key(|i| std::cmp::Reverse(rank[packs[*i].gradient.node.index()]));
+    all
 }
 
 /// The counter of micro-batches and its next value.
@@ -171,10 +197,13 @@ fn counter(b: &mut Builder, step: ValueId) -> Result<(StateTensor, ValueId), Bui
     Ok((StateTensor { value: step, next: Some(next), kind: StateKind::Counter, trainable: false, shape: vec![] }, next))
 }
 
-fn global_norm(b: &mut Builder, packs: &[Pack]) -> Built {
-    let squares: Vec<ValueId> =
-        packs.iter().map(|p| b.reduce_all("ReduceSumSquare", p.gradient)).collect::<Result<_, _>>()?;
-    let sum = if squares.is_empty() { b.scalar(DType::F32, 0.0) } else { b.sum(&squares)? };
+/// Σ g² of every pack's gradient.
+fn squares(b: &mut Builder, packs: &[Pack]) -> Result<Vec<ValueId>, BuildError> {
+    packs.iter().map(|p| b.reduce_all("ReduceSumSquare", p.gradient)).collect()
+}
+
+fn norm(b: &mut Builder, squares: &[ValueId]) -> Built {
+    let sum = if squares.is_empty() { b.scalar(DType::F32, 0.0) } else { b.sum(squares)? };
     b.sqrt(sum)
 }
 

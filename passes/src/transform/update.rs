@@ -154,11 +154,12 @@ impl Pack<'_> {
         Ok(())
     }
 
-    /// The next value of the members and of their moments.
+    /// The next value of the members and of their moments, not before `first` is known.
     pub(super) fn update(
         &self,
         b: &mut Builder,
         s: &Scalars,
+        first: Option<ValueId>,
         o: &OptimizerOptions,
         states: &mut Vec<StateTensor>,
     ) -> Result<(), BuildError> {
@@ -173,11 +174,14 @@ impl Pack<'_> {
         }
         let next = match (s.step, s.inverse_root) {
             (Some((step, router_step)), Some(inverse_root)) => {
-                let step = if self.is_router() { router_step } else { step };
+                let step = behind(b, first, if self.is_router() { router_step } else { step })?;
                 let keep = s.keep.filter(|_| lambda != 0.0);
                 self.adam(b, w, g, Adam { step, inverse_root, keep, boundary: s.boundary }, o, states)?
             }
-            _ => self.sgd(b, w, g, s, o, states)?,
+            _ => {
+                let lr = behind(b, first, if self.is_router() { s.router_lr } else { s.lr })?;
+                self.sgd(b, w, g, (lr, s.boundary), o, states)?
+            }
         };
         let next = held(b, s.boundary, next, w)?;
         for (t, next) in self.members.iter().zip(self.split(b, next)?) {
@@ -225,7 +229,7 @@ impl Pack<'_> {
         b: &mut Builder,
         w: ValueId,
         g: ValueId,
-        s: &Scalars,
+        (lr, boundary): (ValueId, Option<ValueId>),
         o: &OptimizerOptions,
         states: &mut Vec<StateTensor>,
     ) -> Built {
@@ -234,7 +238,7 @@ impl Pack<'_> {
             let v = self.state(b, "momentum_buffer", StateKind::Moment, states, |b, v| {
                 let kept = b.scale(v, o.momentum)?;
                 let next = b.add(kept, g)?;
-                Ok((next, held(b, s.boundary, next, v)?))
+                Ok((next, held(b, boundary, next, v)?))
             })?;
             direction = v;
             if o.nesterov {
@@ -242,7 +246,7 @@ impl Pack<'_> {
                 direction = b.add(g, ahead)?;
             }
         }
-        let change = b.mul(direction, if self.is_router() { s.router_lr } else { s.lr })?;
+        let change = b.mul(direction, lr)?;
         b.sub(w, change)
     }
 }
@@ -265,6 +269,13 @@ fn held(b: &mut Builder, boundary: Option<ValueId>, next: ValueId, old: ValueId)
         Some(boundary) => b.select(boundary, next, old),
         None => Ok(next),
     }
+}
+
+/// A scalar that is there only once another one is: runtimes order nodes by what they read.
+fn behind(b: &mut Builder, first: Option<ValueId>, scalar: ValueId) -> Built {
+    let Some(first) = first.filter(|v| b.ty(*v).is_ok_and(|t| t.dtype == DType::F32)) else { return Ok(scalar) };
+    let yes = b.constant("const/true", Tensor::bools(&[], &[true]));
+    b.select(yes, scalar, first)
 }
 
 /// β·old + (1 − β)·new.
