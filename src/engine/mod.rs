@@ -213,6 +213,20 @@ mod samples {
         assert_eq!((y["y"].dtype(), y["y"].to_i64()), (DType::I64, vec![5, 2]));
     }
 
+    /// A slice to the largest integer that there is, which went through a cast.
+    pub(super) fn slice_to_the_end(engine: &dyn Engine) {
+        let mut g = Graph::default();
+        let v = input(&mut g);
+        let mut ints = |name: &str, v: i64| g.add_initializer(name, Tensor::i64s(&[1], &[v]), false);
+        let (start, axis, end) = (ints("start", 1), ints("axis", 1), ints("largest", i64::MAX));
+        let cast = g.add_op("", Op::new("Cast", Attrs::new().with("to", 7)), &[Some(end)]);
+        let end = g.push_result(cast, "end", ValueType::from(TensorType::fixed(DType::I64, &[1])));
+        let op = Op::new("Slice", Attrs::new());
+        let model = finish(g, "slice", op, &[v, start, end, axis], TensorType::fixed(DType::F32, &[3, 1]));
+        let y = engine.load(&model, None).unwrap().run(&Tensors::from([x(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0])])).unwrap();
+        assert_eq!(y["y"].to_f64(), [2.0, 4.0, 6.0]);
+    }
+
     pub(super) fn external(engine: &dyn Engine) {
         use onnx_protobuf::{StringStringEntryProto, TensorProto, tensor_proto::DataLocation};
         let dir = tempfile::tempdir().unwrap();

@@ -377,6 +377,7 @@ mod tests {
         samples::unknown_operator(&engine);
         samples::shapes(&engine);
         samples::running_sums_of_shapes(&engine);
+        samples::slice_to_the_end(&engine);
         samples::external(&engine);
     }
 

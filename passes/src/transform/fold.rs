@@ -3,7 +3,7 @@
 //! Values stay in the width they have in the file; float results are rounded to their type once per operator, as an engine
 //! would. Large results are left to the runtime, so that folding never grows a file.
 
-use crate::ir::{DType, Graph, Kind, NodeId, Tensor, ValueId};
+use crate::ir::{DType, Graph, Kind, NodeId, Op, Tensor, ValueId};
 
 /// Largest result that is folded, in elements.
 const LARGEST: usize = 1 << 16;
@@ -13,7 +13,8 @@ const LARGEST: usize = 1 << 16;
 struct Array {
     dtype: DType,
     dims: Vec<i64>,
-    /// Elements; integers and booleans are exact in f64 up to 2^53, beyond which nothing is folded.
+    /// Elements; integers and booleans are exact in f64 up to 2^53. Beyond it only those are read that survive as they are, the
+    /// largest and the smallest integer above all (bounds that mean "to the end"), and nothing is computed with them.
     values: Vec<f64>,
 }
 
@@ -23,8 +24,13 @@ impl Array {
             return None;
         }
         let values = t.to_f64().ok()?;
-        let exact = t.dtype().is_float() || values.iter().all(|v| v.abs() < 9e15);
-        exact.then(|| Array { dtype: t.dtype(), dims: t.dims().to_vec(), values })
+        let survives = t.dtype().is_float() || t.to_i64().ok()?.iter().zip(&values).all(|(i, v)| *i == *v as i64);
+        survives.then(|| Array { dtype: t.dtype(), dims: t.dims().to_vec(), values })
+    }
+
+    /// Can be computed with: no integer is so large that a sum or a product would not be exact.
+    fn is_exact(&self) -> bool {
+        self.dtype.is_float() || self.values.iter().all(|v| v.abs() < 9e15)
     }
 
     fn write(&self) -> Tensor {
@@ -92,7 +98,10 @@ fn evaluate(g: &Graph, id: NodeId) -> Option<Array> {
     let op = g.op(id)?;
     let operands = g.operands(id);
     let operand = |i: usize| operands.get(i).copied().flatten();
-    let get = |i: usize| constant(g, operand(i)?);
+    // Operators that only move elements take every integer, the others those that are exact.
+    let moves = matches!(op.name.as_str(), "Unsqueeze" | "Squeeze" | "Reshape" | "Flatten" | "Concat" | "Gather" | "Slice")
+        || (op.name == "Cast" && casts_to_i64(op));
+    let get = |i: usize| constant(g, operand(i)?).filter(|x| moves || x.is_exact());
     let a = &op.attrs;
     match op.name.as_str() {
         "Shape" => {
@@ -226,6 +235,10 @@ fn evaluate(g: &Graph, id: NodeId) -> Option<Array> {
         }
         _ => None,
     }
+}
+
+fn casts_to_i64(op: &Op) -> bool {
+    DType::from_onnx(op.attrs.int("to", 0) as i32) == Some(DType::I64)
 }
 
 fn reshaped(name: &str, x: &Array, shape: Option<Array>, a: &crate::ir::Attrs) -> Option<Vec<i64>> {

@@ -394,6 +394,27 @@ mod tests {
     }
 
     #[test]
+    fn a_slice_to_the_largest_integer_reaches_the_end() {
+        // Bounds as dynamo writes them before optimisation: Reshape(Cast(2^63 - 1), [-1]).
+        let mut g = Graph::default();
+        let x = input(&mut g, "x", &[Dim::symbol("n"), Dim::from(9)]);
+        let ints =
+            |g: &mut Graph, name: &str, dims: &[i64], v: i64| g.add_initializer(name, Tensor::i64s(dims, &[v]), false);
+        let (largest, minus_one) = (ints(&mut g, "largest", &[], i64::MAX), ints(&mut g, "minus one", &[1], -1));
+        let largest = op(&mut g, Op::new("Cast", Attrs::new().with("to", 7)), &[largest], "cast");
+        let zero = ints(&mut g, "zero", &[1], 0);
+        let (one, two) = (ints(&mut g, "one", &[1], 1), ints(&mut g, "two", &[1], 2));
+        let end = op(&mut g, Op::new("Reshape", Attrs::new().with("allowzero", 0)), &[largest, minus_one], "end");
+        let all = op(&mut g, Op::new("Slice", Attrs::new()), &[x, zero, end, zero, one], "all");
+        let half = op(&mut g, Op::new("Slice", Attrs::new()), &[all, zero, end, one, two], "half");
+        g.add_output(half, None);
+        g.opsets.insert(String::new(), 18);
+        resolve_types(&mut g, Some(&TractOracle));
+        assert_eq!(named(&g, "all"), "f32[n,9]");
+        assert_eq!(named(&g, "half"), "f32[n,5]");
+    }
+
+    #[test]
     fn weights_are_not_read() {
         let mut p = TensorProto { name: "w".into(), dims: vec![8, 3], data_type: 1, ..Default::default() };
         p.data_location = onnx_protobuf::tensor_proto::DataLocation::EXTERNAL.into();

@@ -1,5 +1,6 @@
 //! tract's ONNX reader, with the operators replaced whose reading differs from ONNX.
 
+use std::sync::OnceLock;
 use tract_onnx::model::{Onnx, ParsingContext};
 use tract_onnx::pb::{NodeProto, TensorProto};
 use tract_onnx::prelude::{DatumType, TractResult};
@@ -8,13 +9,56 @@ use tract_onnx::tract_hir::internal::*;
 use tract_onnx::tract_hir::ops::array::ConstantOfShape;
 use tract_onnx::tract_hir::tract_core::ops::array::CumSum as CoreCumSum;
 use tract_onnx::tract_hir::tract_core::ops::cast::cast;
+use tract_onnx::tract_hir::tract_core::ops::identity::Identity;
 
 /// tract's ONNX reader, set up so that declared types cannot mislead it.
 pub(super) fn framework() -> Onnx {
     let mut framework = tract_onnx::onnx().with_ignore_value_info(true).with_ignore_output_shapes(true);
+    framework.op_register.insert("Cast", cast_operator);
     framework.op_register.insert("ConstantOfShape", constant_of_shape);
     framework.op_register.insert("CumSum", cumulative_sum);
     framework
+}
+
+fn cast_operator(cx: &ParsingContext, node: &NodeProto) -> TractResult<(Box<dyn InferenceOp>, Vec<String>)> {
+    static OWN: OnceLock<Onnx> = OnceLock::new();
+    if node.get_attr::<DatumType>("to")? == DatumType::I64 {
+        return Ok((expand(CastToInt64), vec![]));
+    }
+    let own = OWN.get_or_init(tract_onnx::onnx);
+    own.op_register.0.get("Cast").context("tract reads no Cast")?(cx, node)
+}
+
+/// As tract's own, which casts to its shape arithmetic, but what is int64 already stays so: tract would take it through 32 bits,
+/// which makes -1 of the largest integer, the bound of a slice that means "to the end".
+#[derive(Clone, Debug, Hash, PartialEq, Eq)]
+struct CastToInt64;
+
+impl Expansion for CastToInt64 {
+    fn name(&self) -> StaticName {
+        "CastToInt64".into()
+    }
+
+    fn rules<'r, 'p: 'r, 's: 'r>(
+        &'s self,
+        s: &mut Solver<'r>,
+        inputs: &'p [TensorProxy],
+        outputs: &'p [TensorProxy],
+    ) -> InferenceResult {
+        check_input_arity(inputs, 1)?;
+        check_output_arity(outputs, 1)?;
+        s.equals(&inputs[0].shape, &outputs[0].shape)?;
+        s.given(&inputs[0].datum_type, move |s, t| {
+            s.equals(&outputs[0].datum_type, if t == DatumType::I64 { t } else { DatumType::TDim })
+        })
+    }
+
+    fn wire(&self, prefix: &str, model: &mut TypedModel, inputs: &[OutletId]) -> TractResult<TVec<OutletId>> {
+        if model.outlet_fact(inputs[0])?.datum_type == DatumType::I64 {
+            return model.wire_node(prefix, Identity, inputs);
+        }
+        model.wire_node(prefix, cast(DatumType::TDim), inputs)
+    }
 }
 
 /// As tract's own, which fills with float64 zeros when no value is given; ONNX asks for float32.

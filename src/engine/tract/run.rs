@@ -258,6 +258,11 @@ mod tests {
     }
 
     #[test]
+    fn a_slice_to_the_largest_integer_reaches_the_end() {
+        samples::slice_to_the_end(&TractEngine);
+    }
+
+    #[test]
     fn external_data_is_found() {
         samples::external(&TractEngine);
     }

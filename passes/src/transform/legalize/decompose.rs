@@ -5,11 +5,11 @@
 //! Swish               x · σ(α x)
 //! RMSNormalization    x / √(mean(x²) + ε) · scale
 //! GroupNormalization  (x − mean) / √(var + ε) over groups of channels, then scale and bias
-//! Attention, RotaryEmbedding: see `attention`; LSTM, GRU, RNN: see `recurrent`; DFT: see `fourier`
+//! Attention, RotaryEmbedding: see `attention`; LSTM, GRU, RNN: see `recurrent`; DFT: see `fourier`; SequenceAt: see `sequence`
 //! ```
 
 use super::{Replaced, Rule, Source};
-use super::{attention, fourier, recurrent};
+use super::{attention, fourier, recurrent, sequence};
 use crate::ir::build::{Builder, Built};
 use crate::ir::{Attrs, DType, Dim, Op, ValueId};
 
@@ -24,6 +24,7 @@ pub(super) const DECOMPOSED: &[(&str, &str)] = &[
     ("RMSNormalization", "ReduceMean, Sqrt, Div, Mul"),
     ("RNN", "unrolled: MatMul, Tanh; up to 256 steps, of known number"),
     ("RotaryEmbedding", "Mul, Add"),
+    ("SequenceAt", "Slice; of a `SplitToSequence` or `SequenceConstruct` at a constant place"),
     ("Swish", "Sigmoid, Mul"),
 ];
 
@@ -44,6 +45,7 @@ pub(super) fn rule_of(from: i64) -> impl Fn(&Op) -> Option<Rule> {
             "LSTM" => recurrent::lstm,
             "GRU" => recurrent::gru,
             "RNN" => recurrent::rnn,
+            "SequenceAt" => sequence::at,
             "DFT" if from < 20 => fourier::dft_17,
             "DFT" => fourier::dft,
             _ => return None,

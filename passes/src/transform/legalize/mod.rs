@@ -19,6 +19,7 @@ mod decompose;
 mod fourier;
 mod needs;
 mod recurrent;
+mod sequence;
 mod upgrade;
 
 use crate::analysis::facts::{infer_node, is_resolved, merge};

@@ -210,3 +210,28 @@ fn a_constant_bound_keeps_the_operand_s_type() {
     let low = g.operand(producer(&g), 1).unwrap();
     assert_eq!(g.constant(low).map(Tensor::dtype), Some(DType::F16));
 }
+
+#[test]
+fn a_part_of_a_split_sequence_is_a_slice() {
+    // As dynamo writes `x.split(2, 1)` and `x.split((1, 4), 1)` before optimisation.
+    for (split, place, range) in [
+        (Tensor::i64s(&[], &[2]), 1, [2, 4]),
+        (Tensor::i64s(&[], &[2]), -1, [4, 6]),
+        (Tensor::i64s(&[2], &[1, 4]), 1, [1, 5]),
+        (Tensor::i64s(&[2], &[1, 4]), -2, [0, 1]),
+    ] {
+        let mut g = Graph::default();
+        g.opsets.insert(String::new(), 18);
+        let x = g.add_input("x", f32s(&[3, 5]), None);
+        let split = g.add_initializer("split", split, false);
+        let place = g.add_initializer("place", Tensor::i64s(&[], &[place]), false);
+        let parts = g.add_op("n", Op::new("SplitToSequence", Attrs::new().with("axis", 1)), &[Some(x), Some(split)]);
+        let parts = g.push_result(parts, "parts", ValueType::default());
+        let n = g.add_op("at", Op::new("SequenceAt", Attrs::new()), &[Some(parts), Some(place)]);
+        let y = g.push_result(n, "y", ValueType::default());
+        g.add_output(y, None);
+        assert_eq!(legal(&mut g), 18);
+        assert_eq!(ops(&g), ["Slice"]);
+        assert_eq!([ints(&g, 1)[0], ints(&g, 2)[0]], range);
+    }
+}
