@@ -2,6 +2,7 @@
 
 use super::place::{Start, place};
 use super::sample::floats;
+use super::scatter_elements::add_at;
 use super::*;
 use crate::ir::build::{Builder, Built};
 
@@ -115,8 +116,7 @@ pub(super) fn add_slices(b: &mut Builder, ct: ValueId, like: ValueId, indices: V
     let line = b.reshape(indices, &along, &line)?;
     let places = b.expand_like(line, ct)?;
     let zeros = b.zeros_like(like)?;
-    let attrs = Attrs::new().with("axis", axis as i64).with("reduction", "add");
-    let v = b.op_with("ScatterElements", attrs, &[zeros, places, ct])?;
+    let v = add_at(b, zeros, places, ct, axis)?;
     b.graph.set_type(v, ty.into());
     Ok(v)
 }

@@ -1,6 +1,7 @@
 //! `GatherElements`: y[i, j] = x[indices[i, j], j] for axis 0, and so on.
 
 use super::sample::floats;
+use super::scatter_elements::add_at;
 use super::*;
 
 pub(super) struct GatherElements;
@@ -19,9 +20,9 @@ impl OpRule for GatherElements {
     fn pullback(&self, p: &mut Pullback) -> Result<(), GradError> {
         let (x, indices, ct) = (p.operand(0)?, p.operand(1)?, p.ct(0)?);
         let axis = p.attrs().int("axis", 0);
+        let axis = p.ty(0)?.axis(axis).ok_or_else(|| p.unsupported("its axis is out of range"))?;
         let zeros = p.b.zeros_like(x)?;
-        let attrs = Attrs::new().with("axis", axis).with("reduction", "add");
-        let x_ct = p.b.op_with("ScatterElements", attrs, &[zeros, indices, ct])?;
+        let x_ct = add_at(p.b, zeros, indices, ct, axis)?;
         p.accumulate(0, x_ct)
     }
     fn samples(&self) -> Vec<Sample> {

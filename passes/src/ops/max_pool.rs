@@ -1,6 +1,7 @@
 //! `MaxPool`: the maximum of every window. Result 1 is each maximum's place in the flattened operand.
 
 use super::sample::floats;
+use super::scatter_elements::add_at;
 use super::window::Window;
 use super::*;
 
@@ -41,9 +42,11 @@ impl OpRule for MaxPool {
         let (zeros, places, ct) = (flat(p, zeros)?, flat(p, places)?, flat(p, ct)?);
         // Windows that share no cell never write one place twice.
         let apart = (0..window.rank()).all(|i| window.strides[i] >= window.reach(i));
-        let attrs = Attrs::new().with("axis", 0);
-        let attrs = if apart { attrs } else { attrs.with("reduction", "add") };
-        let placed = p.b.op_with("ScatterElements", attrs, &[zeros, places, ct])?;
+        let placed = if apart {
+            p.b.op_with("ScatterElements", Attrs::new().with("axis", 0), &[zeros, places, ct])?
+        } else {
+            add_at(p.b, zeros, places, ct, 0)?
+        };
         let term = p.b.reshape_like(placed, x)?;
         p.accumulate(0, term)
     }

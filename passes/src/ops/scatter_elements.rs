@@ -4,6 +4,7 @@
 
 use super::sample::floats;
 use super::*;
+use crate::ir::build::{Builder, Built};
 
 pub(super) struct ScatterElements;
 
@@ -56,4 +57,15 @@ impl OpRule for ScatterElements {
             ),
         ]
     }
+}
+
+/// `base` with `updates` added at `places` along an axis. Half precision is summed in single precision: ONNX Runtime has no
+/// addition of float16 here on the CPU, nor one of bfloat16 anywhere.
+pub(super) fn add_at(b: &mut Builder, base: ValueId, places: ValueId, updates: ValueId, axis: usize) -> Built {
+    let dtype = b.ty(base)?.dtype;
+    let half = matches!(dtype, DType::F16 | DType::BF16);
+    let (base, updates) = if half { (b.cast(base, DType::F32)?, b.cast(updates, DType::F32)?) } else { (base, updates) };
+    let attrs = Attrs::new().with("axis", axis as i64).with("reduction", "add");
+    let sum = b.op_with("ScatterElements", attrs, &[base, places, updates])?;
+    if half { b.cast(sum, dtype) } else { Ok(sum) }
 }
