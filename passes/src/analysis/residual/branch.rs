@@ -224,7 +224,8 @@ fn starts_like_a_state(f: &Flow, q: &Question, region: &Region) -> bool {
         })
 }
 
-/// The region's mixing operators in order, an attention written out as two products around a softmax as one word.
+/// The region's mixing operators in order, an attention written out as two products around a softmax as one word. A product
+/// across another axis than the last (token mixing) is told from one across the features.
 pub(super) fn signature(f: &Flow, region: &Region, inner: Option<Mixing>, marks: &mut Marks) -> Vec<String> {
     marks.clear();
     for n in &region.nodes {
@@ -244,6 +245,8 @@ pub(super) fn signature(f: &Flow, region: &Region, inner: Option<Mixing>, marks:
         {
             scores.push(score);
             words.push((*n, "Attention"));
+        } else if m == Mixing::MatMul && is_transposed(f, *n, marks) {
+            words.push((*n, "MatMulᵀ"));
         } else {
             words.push((*n, m.name()));
         }
@@ -252,6 +255,29 @@ pub(super) fn signature(f: &Flow, region: &Region, inner: Option<Mixing>, marks:
     let rest = (words.len() > LONGEST_SIGNATURE).then_some("…");
     words.truncate(LONGEST_SIGNATURE);
     words.into_iter().map(|(_, w)| w).chain(rest).chain(inner.map(Mixing::name)).map(str::to_string).collect()
+}
+
+/// Does a product with a weight go across another axis than the last: is the weight on its left, or does its operand come out of
+/// a transposition that takes the last axis elsewhere?
+fn is_transposed(f: &Flow, product: NodeId, region: &Marks) -> bool {
+    let mut at = product;
+    for _ in 0..8 {
+        let mut live = f.reads[at.index()].iter().filter(|(_, v)| f.is_live(*v));
+        let (Some((operand, v)), None) = (live.next(), live.next()) else { return false };
+        if at == product && *operand == 1 && f.g.is_op(product, "MatMul") {
+            return true;
+        }
+        let from = v.node;
+        if !region.contains(from) || matches!(f.class_of(from), Class::Mixing(_)) {
+            return false;
+        }
+        if f.g.is_op(from, "Transpose") {
+            let perm = f.g.op(from).and_then(|op| op.attrs.ints("perm"));
+            return perm.is_none_or(|p| p.last().is_some_and(|last| *last + 1 != p.len() as i64));
+        }
+        at = from;
+    }
+    false
 }
 
 /// The product of queries and keys whose softmax, perhaps rearranged, the value is.

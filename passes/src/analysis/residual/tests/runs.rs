@@ -187,6 +187,29 @@ fn units_repeat_with_a_partial_one_at_the_end() {
 }
 
 #[test]
+fn mixing_tokens_and_mixing_channels_are_two_kinds_of_block() {
+    // An MLP-Mixer: the same two products in every branch, every other time over the transposed state.
+    let mut text = String::from("h0 = input f32 1x6x4\n");
+    for k in 0..6 {
+        let (x, y) = (format!("h{k}"), format!("h{}", k + 1));
+        let mlp = |from: &str, d: usize| {
+            format!("a{k} = MatMul {from} v{k}:{d}x8\n r{k} = Relu a{k}\n b{k} = MatMul r{k} w{k}:8x{d}\n")
+        };
+        text += &if k % 2 == 0 {
+            format!(
+                "s{k} = Transpose {x} perm=0,2,1\n {} t{k} = Transpose b{k} perm=0,2,1\n {y} = Add {x} t{k}\n",
+                mlp(&format!("s{k}"), 6)
+            )
+        } else {
+            format!("{} {y} = Add {x} b{k}\n", mlp(&x, 4))
+        };
+    }
+    let s = find_residuals(&net(&(text + "y = MatMul h6 wy:4x4\n output y")));
+    let chain = &s.chains[0];
+    assert_eq!((chains(&s), chain.period, chain.signature.as_str()), (vec![6], 2, "MatMulᵀ·MatMul | MatMul·MatMul"));
+}
+
+#[test]
 fn a_thousand_blocks_take_linear_time() {
     let deep = |blocks: usize| {
         let mut text = String::from("h0 = input f32 1x2x4\n mask = input f32 1x2x4\n");
