@@ -1,4 +1,4 @@
-//! Recurrences and Fourier transforms written as plain operators compute what ONNX Runtime's own kernels do.
+//! Recurrences, Fourier transforms and sums of blocks written as plain operators compute what ONNX Runtime's own kernels do.
 
 use crate::common::{Random, emit, floats, max_abs, open};
 use ancre_passes::analysis::facts::infer_forward;
@@ -102,4 +102,22 @@ fn fourier_transforms_become_products() {
     let axis = Some(Tensor::i64s(&[], &[-3]));
     let g = graph(20, Op::new("DFT", Attrs::new()), &[2, 6, 5, 1], vec![None, axis], &[&[2, 6, 5, 2]]);
     check("DFT of opset 20", g, &[2, 6, 5, 1], TRANSFORM);
+}
+
+#[test]
+fn sums_of_blocks() {
+    let ints = |v: &[i64]| Some(Tensor::i64s(&[v.len() as i64], v));
+    let row = |v: &[i64]| Attrs::new().with("strides", v.to_vec());
+    for (attrs, image, block, places) in [
+        (Attrs::new(), vec![5, 4], vec![2, 3], 8),
+        (row(&[2, 2]).with("pads", vec![1, 1, 1, 1]), vec![6, 8], vec![3, 3], 12),
+        (row(&[3, 1]).with("dilations", vec![2, 1]).with("pads", vec![0, 1, 1, 0]), vec![9, 4], vec![2, 2], 12),
+        (row(&[2]), vec![8], vec![3], 3),
+    ] {
+        let width = 2 * block.iter().product::<i64>();
+        let shape: Vec<i64> = [2, 2].into_iter().chain(image.iter().copied()).collect();
+        let what = format!("{image:?} of {block:?}");
+        let g = graph(18, Op::new("Col2Im", attrs), &[2, width, places], vec![ints(&image), ints(&block)], &[&shape]);
+        check(&what, g, &[2, width as usize, places as usize], 1e-6);
+    }
 }

@@ -25,10 +25,14 @@ impl OpRule for Pad {
         }
         Ok(vec![TensorType::new(ty.dtype, shape)])
     }
-    /// Padding by a constant: x̄ = the inner part of ȳ, the constant gets the sum of the rest. Other modes are not differentiated.
+    /// Padding by a constant: x̄ = the inner part of ȳ, the constant gets the sum of the rest. Padding by the tensor's own
+    /// elements: the rest is folded back onto those it was copied from.
     fn pullback(&self, p: &mut Pullback) -> Result<(), GradError> {
-        if p.attrs().str("mode", "constant") != "constant" {
-            return Err(p.unsupported("only padding by a constant is differentiated"));
+        match p.attrs().str("mode", "constant") {
+            "constant" => {}
+            "reflect" => return unfold(p, true),
+            "edge" => return unfold(p, false),
+            _ => return Err(p.unsupported("padding by a constant, by reflection or by the edge is differentiated")),
         }
         let (ct, ty) = (p.ct(0)?, p.ty(0)?);
         let listed = p.listed("axes", 3).map_err(|e| TypeError(e.to_string()));
@@ -70,9 +74,53 @@ impl OpRule for Pad {
             Sample::of("Pad", Attrs::new(), vec![floats(&[2, 3]), ints(&[1, 2]), floats(&[]), ints(&[-1])]),
             Sample::of("Pad", Attrs::new(), vec![floats(&[4, 3]), ints(&[-1, 1, 0, -1])]),
             Sample::of("Pad", Attrs::new().with("pads", vec![0, 1, 1, 0]), vec![floats(&[2, 3])]).at(10).shape_only(),
-            Sample::of("Pad", Attrs::new().with("mode", "reflect"), vec![floats(&[4, 4]), ints(&[0, 1, 0, 2])]).shape_only(),
+            Sample::of("Pad", Attrs::new().with("mode", "reflect"), vec![floats(&[4, 4]), ints(&[0, 1, 0, 2])]),
+            Sample::of("Pad", Attrs::new().with("mode", "reflect"), vec![floats(&[2, 3, 4]), ints(&[0, 2, 3, 0, 1, 0])]),
+            Sample::of("Pad", Attrs::new().with("mode", "edge"), vec![floats(&[2, 3, 2]), ints(&[0, 2, 0, 0, 1, 3])]),
         ]
     }
+}
+
+/// The cotangent of padding by reflection, or by the edge: what lies before and after each axis goes back, reversed, to the
+/// elements next to the first and the last, or summed to these themselves.
+fn unfold(p: &mut Pullback, reflects: bool) -> Result<(), GradError> {
+    let ty = p.ty(0)?;
+    let listed = p.listed("axes", 3).map_err(|e| TypeError(e.to_string()));
+    let Some((before, after)) = amounts(&ty, p.listed("pads", 1).ok().flatten(), listed) else {
+        return Err(p.unsupported("its amounts are computed in the graph"));
+    };
+    if before.iter().chain(&after).any(|n| *n < 0) {
+        return Err(p.unsupported("it takes elements away while it repeats others"));
+    }
+    let mut ct = p.ct(0)?;
+    let rank = ty.rank();
+    for axis in (0..rank).filter(|i| before[*i] + after[*i] > 0) {
+        let Some(n) = ty.shape[axis].known() else {
+            return Err(p.unsupported("it repeats elements of an axis whose extent is not known"));
+        };
+        let at = axis as i64;
+        let mut parts = vec![p.b.slice(ct, at, before[axis], before[axis] + n)?];
+        let ends = [
+            (0, before[axis], if reflects { 1 } else { 0 }),
+            (before[axis] + n, after[axis], if reflects { n - 1 - after[axis] } else { n - 1 }),
+        ];
+        for (start, count, place) in ends.into_iter().filter(|(_, count, _)| *count > 0) {
+            let end = p.b.slice(ct, at, start, start + count)?;
+            let (folded, extent) = if reflects {
+                let reversed = p.b.ints(&(0..count).rev().collect::<Vec<_>>());
+                (p.b.op_with("Gather", Attrs::new().with("axis", at), &[end, reversed])?, count)
+            } else {
+                (p.b.reduce_sum(end, &[at], true)?, 1)
+            };
+            let mut amounts = vec![0; 2 * rank];
+            (amounts[axis], amounts[axis + rank]) = (place, n - place - extent);
+            let amounts = p.b.ints(&amounts);
+            parts.push(p.b.op("Pad", &[folded, amounts])?);
+        }
+        ct = p.b.sum(&parts)?;
+    }
+    p.b.graph.set_type(ct, ty.into());
+    p.accumulate(0, ct)
 }
 
 /// What is added before and after each axis; `None` where it is computed in the graph.

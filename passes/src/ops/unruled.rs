@@ -8,6 +8,8 @@ const RECURRENT: &str = "a recurrence is unrolled into products only where its s
      activations are the defaults and no sequence lengths or peepholes are given; export it with a fixed length, or freeze what lies \
      before it";
 const PLACES: &str = "it reads at computed, fractional places, and stock runtimes have no operator for the adjoint; freeze what lies before it";
+const BLOCKS: &str = "a sum of blocks is written as a transposed convolution only where the image, the blocks and the channels are known \
+     numbers; fix the image's size when exporting";
 const QUANTISED: &str = "it computes with quantised numbers; train the float model and quantise afterwards";
 const FOURIER: &str = "a Fourier transform is written as products only where its length is a known number up to 2048; fix the length when exporting";
 const SELECTS: &str =
@@ -19,7 +21,8 @@ const FUSED: &str = "a fused operator of ONNX Runtime without a plain form here;
 const REASONS: &[(&str, &[&str], &str)] = &[
     ("", &["If", "Loop", "Scan", "SequenceMap"], BODY),
     ("", &["LSTM", "GRU", "RNN"], RECURRENT),
-    ("", &["GridSample", "RoiAlign", "MaxRoiPool", "DeformConv", "AffineGrid", "Col2Im", "MaxUnpool"], PLACES),
+    ("", &["GridSample", "RoiAlign", "MaxRoiPool", "DeformConv", "AffineGrid", "MaxUnpool"], PLACES),
+    ("", &["Col2Im"], BLOCKS),
     (
         "",
         &[

@@ -5,17 +5,19 @@
 //! Swish               x · σ(α x)
 //! RMSNormalization    x / √(mean(x²) + ε) · scale
 //! GroupNormalization  (x − mean) / √(var + ε) over groups of channels, then scale and bias
+//! Col2Im              a transposed convolution by the unit kernels
 //! Attention, RotaryEmbedding: see `attention`; LSTM, GRU, RNN: see `recurrent`; DFT: see `fourier`; SequenceAt: see `sequence`
 //! ```
 
 use super::{Replaced, Rule, Source};
 use super::{attention, fourier, recurrent, sequence};
 use crate::ir::build::{Builder, Built};
-use crate::ir::{Attrs, DType, Dim, Op, ValueId};
+use crate::ir::{Attrs, DType, Dim, Op, Tensor, ValueId};
 
 /// The operators that have a rule here, and what they become.
 pub(super) const DECOMPOSED: &[(&str, &str)] = &[
     ("Attention", "MatMul, Softmax, MatMul; without a key cache"),
+    ("Col2Im", "ConvTranspose by the unit kernels; of known sizes"),
     ("DFT", "MatMul with tables of cosines and sines; up to 2048 places, of known number"),
     ("GRU", "unrolled: MatMul, Sigmoid, Tanh; up to 256 steps, of known number"),
     ("Gelu", "Erf or Tanh, Mul"),
@@ -46,6 +48,7 @@ pub(super) fn rule_of(from: i64) -> impl Fn(&Op) -> Option<Rule> {
             "GRU" => recurrent::gru,
             "RNN" => recurrent::rnn,
             "SequenceAt" => sequence::at,
+            "Col2Im" => col2im,
             "DFT" if from < 20 => fourier::dft_17,
             "DFT" => fourier::dft,
             _ => return None,
@@ -92,6 +95,48 @@ fn gelu(b: &mut Builder, s: &Source) -> Replaced {
 
 fn swish(b: &mut Builder, s: &Source) -> Replaced {
     let y = gated(b, s.need(0)?, s.attrs.float("alpha", 1.0) as f64)?;
+    Ok(Some(vec![y]))
+}
+
+/// The sum of overlapping blocks: each block's elements are the channels of a transposed convolution, whose kernels put every
+/// one at its own place.
+fn col2im(b: &mut Builder, s: &Source) -> Replaced {
+    let x = s.need(0)?;
+    let ty = b.ty(x)?;
+    let numbers = |b: &Builder, i: usize| s.get(i).and_then(|v| b.graph.constant(v)?.to_i64().ok());
+    let (Some(image), Some(block)) = (numbers(b, 1), numbers(b, 2)) else { return Ok(None) };
+    let rank = block.len();
+    let of = |name: &str, each: i64, count: usize| s.attrs.ints(name).map_or(vec![each; count], <[i64]>::to_vec);
+    let (strides, dilations, pads) = (of("strides", 1, rank), of("dilations", 1, rank), of("pads", 0, 2 * rank));
+    let size: i64 = block.iter().product();
+    let (Some(channels), Some(places)) = (ty.shape[1].known(), ty.shape[2].known()) else { return Ok(None) };
+    if image.len() != rank || size < 1 || channels % size != 0 || strides.iter().any(|s| *s < 1) {
+        return Ok(None);
+    }
+    let (channels, spans) = (channels / size, |i: usize| dilations[i] * (block[i] - 1) + 1 - pads[i] - pads[i + rank]);
+    let counts: Vec<i64> = (0..rank).map(|i| (image[i] - spans(i)) / strides[i] + 1).collect();
+    if counts.iter().any(|n| *n < 1) || counts.iter().product::<i64>() != places {
+        return Ok(None);
+    }
+    let rest: Vec<i64> = (0..rank).map(|i| image[i] - spans(i) - strides[i] * (counts[i] - 1)).collect();
+    let dims =
+        |first: &[Dim], more: &[i64]| first.iter().cloned().chain(more.iter().map(|n| Dim::from(*n))).collect::<Vec<_>>();
+    let images = &ty.shape[0] * &Dim::from(channels);
+    let flat = b.reshape(x, &[&[-1, size], counts.as_slice()].concat(), &dims(&[images, Dim::from(size)], &counts))?;
+    let unit: Vec<f64> = (0..size * size).map(|i| f64::from(u8::from(i / size == i % size))).collect();
+    let kernels = b.constant("unit", Tensor::floats(ty.dtype, &[&[size, 1], block.as_slice()].concat(), &unit));
+    let attrs = Attrs::new()
+        .with("strides", strides)
+        .with("dilations", dilations)
+        .with("pads", pads)
+        .with("output_padding", rest)
+        .with("kernel_shape", block);
+    let y = b.op_with("ConvTranspose", attrs, &[flat, kernels])?;
+    let y = b.reshape(
+        y,
+        &[&[-1, channels], image.as_slice()].concat(),
+        &dims(&ty.shape[..1], &[&[channels], image.as_slice()].concat()),
+    )?;
     Ok(Some(vec![y]))
 }
 

@@ -118,6 +118,29 @@ fn a_batch_of_several_is_rebuilt_too() {
 }
 
 #[test]
+fn recurrences_keep_samples_apart_and_so_do_what_they_start_from() {
+    let text = "g (float[5, 1, 3] x) => (float[5, 1, 1, 2] y)
+        <float[1, 8, 3] w = {…}, float[1, 8, 2] r = {…}, float[1, 1, 2] h = {…}> {
+        y = LSTM <hidden_size = 2> (x, w, r, , , h, h)
+    }";
+    // The first input's second axis is no batch, so the samples are brought there.
+    let text = text
+        .replace("float[5, 1, 3] x", "float[1, 5, 3] i")
+        .replace("        y = LSTM", "        x = Transpose <perm = [1, 0, 2]> (i)\n        y = LSTM");
+    let g = rebuilt(&text, Batch::Dynamic).unwrap();
+    assert_eq!(shape(&g, "y"), "5,1,batch,2");
+    let n = g.find("y").unwrap().node;
+    let start = g.tensor_type(g.operand(n, 5).unwrap()).unwrap();
+    assert_eq!(start.shape[1].to_string(), "batch");
+    let e = rebuilt(
+        &text.replace("perm = [1, 0, 2]", "perm = [0, 1, 2]").replace("[5, 1, 1, 2] y", "[1, 1, 5, 2] y"),
+        Batch::Dynamic,
+    )
+    .unwrap_err();
+    assert!(e.contains("runs along the samples"), "{e}");
+}
+
+#[test]
 fn what_mixes_samples_is_a_refusal() {
     let one = |node: &str, more: &str| {
         let text =

@@ -95,6 +95,7 @@ const ELEMENTWISE: &[&str] = &[
 /// Operators that take the samples of their first operand along axis 0, and whose others are parameters.
 const SAMPLES_FIRST: &[&str] = &[
     "AveragePool",
+    "Col2Im",
     "Conv",
     "ConvTranspose",
     "DeformConv",
@@ -195,6 +196,7 @@ impl Rule<'_, '_> {
             "GatherND" => self.gather_nd(),
             "OneHot" => self.one_hot(),
             "RotaryEmbedding" => self.rotary(),
+            "LSTM" | "GRU" | "RNN" => self.recurrent(),
             _ => Err("no rule says whether it keeps the samples of a batch apart".into()),
         }
     }

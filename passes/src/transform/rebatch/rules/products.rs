@@ -1,8 +1,7 @@
 //! Contractions: where the samples of a product go.
 
 use super::super::place::Place;
-use super::Found;
-use super::Rule;
+use super::{Found, Outcome, Rule};
 
 impl Rule<'_, '_> {
     pub(super) fn matmul(&mut self) -> Found {
@@ -99,5 +98,30 @@ impl Rule<'_, '_> {
             }
         }
         self.all(p.at(axis))
+    }
+
+    /// A recurrence over the first axis: samples lie along the second, of what it starts from too.
+    pub(super) fn recurrent(&mut self) -> Found {
+        if self.a.g.op(self.id).is_some_and(|op| op.attrs.int("layout", 0) != 0) {
+            return Err("its samples come first, which few engines compute".into());
+        }
+        let p = self.need(0)?;
+        if p.axis != 1 {
+            return Err("it runs along the samples".into());
+        }
+        for (i, q) in [(4, p.at(0)), (5, p.clone()), (6, p.clone())] {
+            match self.place(i) {
+                Some(place) if *place != q => return Err(format!("the samples of operand {i} lie in another place")),
+                Some(_) => {}
+                None if self.operands.get(i).copied().flatten().is_some() => self.meet(i, q.axis, &q, false)?,
+                None => {}
+            }
+        }
+        if let Some(i) = self.placed().into_iter().find(|i| ![0, 4, 5, 6].contains(i)) {
+            return Err(format!("its operand {i}, a parameter of the operator, depends on the samples"));
+        }
+        let places = [Some(p.at(2)), Some(p.clone()), Some(p)];
+        let results = self.a.g.node(self.id).results().len();
+        Ok(Outcome::Places(places.into_iter().take(results).collect()))
     }
 }
