@@ -49,7 +49,16 @@ impl Role {
 fn passes_through(name: &str) -> bool {
     matches!(
         name,
-        "Identity" | "Cast" | "CastLike" | "Transpose" | "Reshape" | "Unsqueeze" | "Squeeze" | "Expand" | "Flatten"
+        "Identity"
+            | "Cast"
+            | "CastLike"
+            | "Transpose"
+            | "Reshape"
+            | "Unsqueeze"
+            | "Squeeze"
+            | "Expand"
+            | "Flatten"
+            | "Slice"
     )
 }
 
@@ -114,6 +123,10 @@ fn role(g: &Graph, v: ValueId, from_input: &[bool]) -> Role {
         // What exporters write for a normalisation without parameters of its own.
         return Role::Frozen("unit scale of a normalisation without parameters");
     }
+    if found.trains() && t.len() == 1 && g.uses(v).iter().all(|(n, _)| g.is_op(*n, "Expand")) {
+        // What fills a first state.
+        return Role::Frozen("scalar constant");
+    }
     let vector_like = matches!(found, Role::Weight | Role::Embedding | Role::NormScale | Role::NormBias);
     if found.trains() && !vector_like {
         if t.len() == 1 {
@@ -156,6 +169,8 @@ fn use_role(g: &Graph, node: NodeId, operand: usize, v: ValueId, from_input: &[b
     match (name, operand) {
         ("Conv" | "ConvTranspose" | "FusedConv", 1) | ("Gemm" | "MatMul" | "FusedMatMul" | "Einsum", 0 | 1) => Role::Weight,
         ("Conv" | "ConvTranspose" | "FusedConv" | "Gemm", 2) => Role::Bias,
+        ("LSTM" | "GRU" | "RNN", 1 | 2) => Role::Weight,
+        ("LSTM" | "GRU" | "RNN", 3) => Role::Bias,
         ("Attention" | "MultiHeadAttention", 1) if op.domain == "com.microsoft" => Role::Weight,
         ("Attention" | "BiasGelu" | "FastGelu", 1 | 2) if op.domain == "com.microsoft" => Role::Bias,
         ("BatchNormalization", 3 | 4) => Role::Statistic,
