@@ -185,14 +185,13 @@ fn use_role(g: &Graph, node: NodeId, operand: usize, v: ValueId, from_input: &[b
         ) => Role::NormScale,
         ("BatchNormalization" | "LayerNormalization" | "InstanceNormalization" | "GroupNormalization", 2) => Role::NormBias,
         ("SkipLayerNormalization" | "EmbedLayerNormalization", _) => Role::NormScale,
-        ("Gather", 0) => {
+        ("Gather" | "GatherND" | "GatherElements", 0) => {
             let by_data = g.operand(node, 1).is_some_and(|i| from_input[i.node.index()]);
             if by_data { Role::Embedding } else { after_gather(g, node, from_input, depth) }
         }
         ("PRelu", 1) => Role::Scale,
         ("Add" | "Sub" | "Sum", _) => {
-            let masks = g.results(node).flat_map(|r| g.uses(r)).any(|(n, _)| g.is_op(n, "Softmax"));
-            if masks {
+            if feeds_softmax(g, node, depth) {
                 Role::Frozen("mask")
             } else if rank <= 1 || per_channel(g, v) {
                 Role::Bias
@@ -212,6 +211,14 @@ fn use_role(g: &Graph, node: NodeId, operand: usize, v: ValueId, from_input: &[b
         ("Div" | "Pow" | "Clip" | "Max" | "Min" | "Equal" | "Greater" | "Less", _) => Role::Frozen("constant of a formula"),
         _ => Role::Frozen("no trained role"),
     }
+}
+
+/// Does a softmax read the node's result, perhaps in another layout (windows beside heads)? Then it adds to scores.
+fn feeds_softmax(g: &Graph, node: NodeId, depth: usize) -> bool {
+    g.results(node).flat_map(|r| g.uses(r)).any(|(n, operand)| {
+        let layout = operand == 0 && g.op(n).is_some_and(|op| passes_through(&op.name));
+        g.is_op(n, "Softmax") || (layout && depth > 0 && feeds_softmax(g, n, depth - 1))
+    })
 }
 
 /// A table read by constant indices: positions, or a relative-position bias.
@@ -263,4 +270,77 @@ fn table(values: &[f64], dims: &[i64], role: Role) -> Option<&'static str> {
         .into_iter()
         .any(|d| d > 0 && rows.iter().all(|r| zero_row(r) || paired(r, d)) && !rows.iter().all(|r| zero_row(r)));
     made.then_some("table of sines and cosines")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ir::{Attrs, DType, Op, Tensor, TensorType, ValueType};
+
+    /// A graph that is written operator by operator; every result is float32 of the rank that is given.
+    struct Net(Graph);
+
+    impl Net {
+        fn input(&mut self, dims: &[i64]) -> ValueId {
+            self.0.add_input("x", TensorType::fixed(DType::F32, dims).into(), None)
+        }
+
+        fn floats(&mut self, name: &str, dims: &[i64]) -> ValueId {
+            let n = dims.iter().product::<i64>() as usize;
+            let values: Vec<f32> = (0..n).map(|i| (i as f32 * 0.7).sin() * 1.5).collect();
+            self.0.add_initializer(name, Tensor::f32s(dims, &values), false)
+        }
+
+        fn ints(&mut self, values: &[i64]) -> ValueId {
+            self.0.add_initializer("", Tensor::i64s(&[values.len() as i64], values), false)
+        }
+
+        fn op(&mut self, name: &str, operands: &[ValueId], dims: &[i64]) -> ValueId {
+            let operands: Vec<Option<ValueId>> = operands.iter().copied().map(Some).collect();
+            let node = self.0.add_op("", Op::new(name, Attrs::new()), &operands);
+            self.0.push_result(node, "", ValueType::from(TensorType::fixed(DType::F32, dims)))
+        }
+
+        fn role(&self, v: ValueId) -> Role {
+            initializer_roles(&self.0).into_iter().find(|(w, _)| *w == v).map(|(_, r)| r).unwrap()
+        }
+    }
+
+    #[test]
+    fn what_is_added_to_scores_is_a_mask_in_any_layout_and_a_position_elsewhere() {
+        for last in ["Softmax", "Relu"] {
+            let mut n = Net(Graph::default());
+            let (x, mask, target) = (n.input(&[2, 4, 4]), n.floats("mask", &[2, 4, 4]), n.ints(&[8, 4]));
+            let sum = n.op("Add", &[x, mask], &[2, 4, 4]);
+            let flat = n.op("Reshape", &[sum, target], &[8, 4]);
+            let y = n.op(last, &[flat], &[8, 4]);
+            n.0.add_output(y, None);
+            assert_eq!(n.role(mask), if last == "Softmax" { Role::Frozen("mask") } else { Role::Position }, "{last}");
+        }
+    }
+
+    #[test]
+    fn a_table_of_relative_positions_trains_whichever_operator_reads_it() {
+        for (read, trains) in [("Gather", true), ("GatherND", true), ("Shape", false)] {
+            let mut n = Net(Graph::default());
+            let (x, table, at) = (n.input(&[3, 4]), n.floats("table", &[5, 4]), n.ints(&[0, 2, 4]));
+            let rows = n.op(read, &[table, at], &[3, 4]);
+            let y = n.op("Add", &[x, rows], &[3, 4]);
+            n.0.add_output(y, None);
+            assert_eq!(n.role(table).trains(), trains, "{read}");
+        }
+    }
+
+    #[test]
+    fn a_bias_in_parts_is_a_bias_and_what_fills_a_state_is_a_constant() {
+        let mut n = Net(Graph::default());
+        let (x, bias, one) = (n.input(&[3, 4]), n.floats("bias", &[8]), n.floats("one", &[1]));
+        let (start, end, shape) = (n.ints(&[0]), n.ints(&[4]), n.ints(&[3, 4]));
+        let part = n.op("Slice", &[bias, start, end], &[4]);
+        let state = n.op("Expand", &[one, shape], &[3, 4]);
+        let sum = n.op("Add", &[x, part], &[3, 4]);
+        let y = n.op("Add", &[sum, state], &[3, 4]);
+        n.0.add_output(y, None);
+        assert_eq!((n.role(bias), n.role(one)), (Role::Bias, Role::Frozen("scalar constant")));
+    }
 }
