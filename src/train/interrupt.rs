@@ -1,27 +1,30 @@
 //! Ctrl-C: the first one asks the run to stop, the second one ends the process.
 
-use std::sync::Once;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::flag;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 /// Exit status of an interrupted run, as shells give it.
 pub const STATUS: u8 = 130;
 
-static COUNT: AtomicUsize = AtomicUsize::new(0);
+static CAME: OnceLock<Arc<AtomicBool>> = OnceLock::new();
 
-/// Watches for interrupts (and requests to terminate) from now on.
+/// Watches for interrupts and requests to terminate from now on. A hang-up is left as it was found: `nohup` has it ignored.
 pub fn watch() {
-    static ONCE: Once = Once::new();
-    ONCE.call_once(|| {
-        // Where something else handles them already, that decides.
-        let _ = ctrlc::try_set_handler(|| {
-            if COUNT.fetch_add(1, Ordering::SeqCst) > 0 {
-                std::process::exit(i32::from(STATUS));
-            }
-        });
+    CAME.get_or_init(|| {
+        let came = Arc::new(AtomicBool::new(false));
+        for signal in [SIGINT, SIGTERM] {
+            // In this order: the one that ends the process looks at the flag before this signal sets it. Where a signal cannot be
+            // watched it does what it did before, which is to end the process.
+            let _ = flag::register_conditional_shutdown(signal, i32::from(STATUS), Arc::clone(&came));
+            let _ = flag::register(signal, Arc::clone(&came));
+        }
+        came
     });
 }
 
 /// Has one come?
 pub fn came() -> bool {
-    COUNT.load(Ordering::SeqCst) > 0
+    CAME.get().is_some_and(|came| came.load(Ordering::SeqCst))
 }
