@@ -1,5 +1,6 @@
 //! The head of a network: the last linear map before an output, and what belongs to it.
 
+use super::roles::keeps_elements;
 use crate::ir::{Graph, Kind, NodeId, ValueId};
 use std::collections::HashSet;
 
@@ -24,21 +25,7 @@ pub fn constant_origin(g: &Graph, v: ValueId) -> Option<ValueId> {
     loop {
         match &g.node(v.node).kind {
             Kind::Initializer { .. } => return Some(v),
-            Kind::Op(op)
-                if op.domain.is_empty()
-                    && matches!(
-                        op.name.as_str(),
-                        "Identity"
-                            | "Cast"
-                            | "CastLike"
-                            | "Transpose"
-                            | "Reshape"
-                            | "Unsqueeze"
-                            | "Squeeze"
-                            | "Expand"
-                            | "Flatten"
-                    ) =>
-            {
+            Kind::Op(op) if op.domain.is_empty() && keeps_elements(&op.name) => {
                 v = g.operand(v.node, 0)?;
             }
             _ => return None,

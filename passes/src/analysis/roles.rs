@@ -45,21 +45,17 @@ impl Role {
     }
 }
 
-/// Operators that hand a constant on without changing what it is.
-fn passes_through(name: &str) -> bool {
+/// Operators that hand all elements of their first operand on, in another type or layout.
+pub(super) fn keeps_elements(name: &str) -> bool {
     matches!(
         name,
-        "Identity"
-            | "Cast"
-            | "CastLike"
-            | "Transpose"
-            | "Reshape"
-            | "Unsqueeze"
-            | "Squeeze"
-            | "Expand"
-            | "Flatten"
-            | "Slice"
+        "Identity" | "Cast" | "CastLike" | "Transpose" | "Reshape" | "Unsqueeze" | "Squeeze" | "Expand" | "Flatten"
     )
+}
+
+/// Operators that hand a constant, or a part of it, on without changing what it is.
+fn passes_through(name: &str) -> bool {
+    keeps_elements(name) || name == "Slice"
 }
 
 /// Which nodes depend on data a caller feeds, by their index: a position index does not, a token id does.
@@ -187,7 +183,7 @@ fn use_role(g: &Graph, node: NodeId, operand: usize, v: ValueId, from_input: &[b
         ("SkipLayerNormalization" | "EmbedLayerNormalization", _) => Role::NormScale,
         ("Gather" | "GatherND" | "GatherElements", 0) => {
             let by_data = g.operand(node, 1).is_some_and(|i| from_input[i.node.index()]);
-            if by_data { Role::Embedding } else { after_gather(g, node, from_input, depth) }
+            if by_data { Role::Embedding } else { after_gather(g, node) }
         }
         ("PRelu", 1) => Role::Scale,
         ("Add" | "Sub" | "Sum", _) => {
@@ -222,13 +218,8 @@ fn feeds_softmax(g: &Graph, node: NodeId, depth: usize) -> bool {
 }
 
 /// A table read by constant indices: positions, or a relative-position bias.
-fn after_gather(g: &Graph, node: NodeId, from_input: &[bool], depth: usize) -> Role {
-    let v = g.result(node, 0);
-    if depth == 0 {
-        return Role::Position;
-    }
-    let into_mask = g.uses(v).into_iter().any(|(n, _)| g.is_op(n, "Where"));
-    let _ = from_input;
+fn after_gather(g: &Graph, node: NodeId) -> Role {
+    let into_mask = g.uses(g.result(node, 0)).into_iter().any(|(n, _)| g.is_op(n, "Where"));
     if into_mask { Role::Frozen("mask") } else { Role::Position }
 }
 
