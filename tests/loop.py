@@ -15,7 +15,10 @@ device = "cpu"
 options = onnxruntime.SessionOptions()
 options.intra_op_num_threads = 1
 options.use_deterministic_compute = True
+options.enable_mem_pattern = False
 sess = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+described = json.loads(sess.get_modelmeta().custom_metadata_map["ancre.state"])
+in_place = {s["output"]: s["input"] for s in described if s["in_place"]}
 target = next(i.name for i in sess.get_inputs() if i.name in ("labels", "target"))
 
 losses = []
@@ -29,10 +32,15 @@ for rows in json.load(open(steps)):
     for n, v in state.items():
         io.bind_ortvalue_input(n, v)
     for n in outs:
-        io.bind_output(n, "cpu" if n == "loss" else device)
+        if in_place.get(n) in state:
+            io.bind_ortvalue_output(n, state[in_place[n]])
+        else:
+            io.bind_output(n, "cpu" if n == "loss" else device)
     sess.run_with_iobinding(io)
     state = {n[:-5]: v for n, v in zip(outs, io.get_outputs()) if n.endswith(".next")}
     losses.append(float(io.get_outputs()[outs.index("loss")].numpy()))
+    io.clear_binding_inputs()
 
+assert all(s["in_place"] for s in described if s["kind"] == "moment" and s["shape"]), "a moment is not overwritten"
 sums = {n: float(v.numpy().astype(numpy.float64).sum()) for n, v in state.items()}
 print(json.dumps({"version": onnxruntime.__version__, "losses": losses, "sums": sums}))

@@ -62,6 +62,9 @@ pub struct OrtEngine {
     pub device: Device,
     /// Keep freed memory for the next step.
     pub arena: bool,
+    /// Lay a step's memory out in one block, by the step before. Beside what the arena keeps that takes the memory of the
+    /// activations twice.
+    pub memory_pattern: bool,
     /// Let CUDA round the operands of products to TF32.
     pub tf32: bool,
     /// Most bytes of the GPU's memory to take.
@@ -77,6 +80,7 @@ impl Default for OrtEngine {
             deterministic: true,
             device: Device::Cpu,
             arena: true,
+            memory_pattern: true,
             tf32: false,
             gpu_memory: None,
         }
@@ -116,6 +120,8 @@ impl OrtEngine {
             .with_optimization_level(level)
             .map_err(load_error)?
             .with_deterministic_compute(self.deterministic)
+            .map_err(load_error)?
+            .with_memory_pattern(self.memory_pattern)
             .map_err(load_error)?;
         if let Some(threads) = self.threads {
             builder = builder.with_intra_threads(threads).map_err(load_error)?;

@@ -6,10 +6,9 @@ use super::ort::{OrtSession, from_ort, run_error, to_ort};
 use super::{EngineError, Tensors};
 use crate::tensor::NpTensor;
 use indexmap::IndexMap;
-use ort::memory::AllocationDevice;
-use ort::session::SessionInputValue;
+use ort::memory::{AllocationDevice, MemoryInfo};
+use ort::session::IoBinding;
 use ort::value::{DynTensorValueType, DynValue};
-use std::borrow::Cow;
 use std::collections::HashSet;
 
 /// What a state or an output is to the loop.
@@ -21,6 +20,15 @@ enum Role {
     Read(usize),
     /// Nothing.
     Unused,
+}
+
+/// What becomes of a state in a step.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Carried {
+    /// The output that gives its next value.
+    pub output: Option<String>,
+    /// May that be written over it? So says the graph's `ancre.state`.
+    pub in_place: bool,
 }
 
 /// Bytes that crossed between the host's memory and ONNX Runtime's, all steps together.
@@ -57,7 +65,14 @@ impl Read {
 #[derive(Default)]
 pub struct DeviceState {
     /// By the name of the input; nothing while the default in the graph holds.
-    values: IndexMap<String, Option<DynValue>>,
+    values: IndexMap<String, Option<Held>>,
+}
+
+/// A state's value.
+struct Held {
+    value: DynValue,
+    /// Did a run make it? What the host made is not on the device, and ONNX Runtime must not write to it.
+    made: bool,
 }
 
 impl DeviceState {
@@ -67,7 +82,7 @@ impl DeviceState {
     /// When one cannot be read.
     pub fn tensors(&self) -> Result<Tensors, EngineError> {
         let there = self.values.iter().filter_map(|(n, v)| Some((n, v.as_ref()?)));
-        there.map(|(n, v)| Ok((n.clone(), on_host(n, v)?))).collect()
+        there.map(|(n, held)| Ok((n.clone(), on_host(n, &held.value)?))).collect()
     }
 
     /// Puts tensors in; names it does not know are left out.
@@ -77,14 +92,14 @@ impl DeviceState {
     pub fn set(&mut self, tensors: &Tensors) -> Result<(), EngineError> {
         for (name, value) in &mut self.values {
             if let Some(t) = tensors.get(name) {
-                *value = Some(to_ort(name, t)?);
+                *value = Some(Held { value: to_ort(name, t)?, made: false });
             }
         }
         Ok(())
     }
 
     fn get(&self, name: &str) -> Option<&DynValue> {
-        self.values.get(name)?.as_ref()
+        Some(&self.values.get(name)?.as_ref()?.value)
     }
 }
 
@@ -106,21 +121,23 @@ pub struct Stepper {
     read: usize,
     /// State inputs of the session, by their place in the state.
     fed: Vec<usize>,
+    /// By their place in the state: are they overwritten?
+    in_place: Vec<bool>,
     /// What was fed last: an output that is an input as it came shares its memory.
     alive: Vec<DynValue>,
     traffic: Traffic,
 }
 
 impl Stepper {
-    /// Wires a session: `carried` maps state inputs to the outputs that hold their next values, `read` names the outputs that
-    /// come back to the host, in the order in which [`Stepper::step`] returns them.
+    /// Wires a session: `carried` maps state inputs to what becomes of them, `read` names the outputs that come back to the
+    /// host, in the order in which [`Stepper::step`] returns them.
     ///
     /// # Errors
     /// When the session lacks an output that is to be read.
     pub fn new(
         session: OrtSession,
         device: Device,
-        carried: &IndexMap<String, Option<String>>,
+        carried: &IndexMap<String, Carried>,
         read: &[&str],
     ) -> Result<(Stepper, DeviceState), EngineError> {
         let outputs: Vec<String> = session.outputs().map(str::to_string).collect();
@@ -128,7 +145,7 @@ impl Stepper {
             return Err(EngineError::Input { name: name.to_string(), why: "the graph has no such output".into() });
         }
         let by_output: IndexMap<&str, usize> =
-            carried.values().enumerate().filter_map(|(i, out)| Some((out.as_deref()?, i))).collect();
+            carried.values().enumerate().filter_map(|(i, c)| Some((c.output.as_deref()?, i))).collect();
         let role = |o: &String| match (by_output.get(o.as_str()), read.iter().position(|r| r == o)) {
             (Some(i), _) => Role::State(*i),
             (None, Some(i)) => Role::Read(i),
@@ -138,8 +155,9 @@ impl Stepper {
         let taken: HashSet<&String> = session.inputs().iter().chain(session.optional_inputs()).collect();
         let fed = carried.keys().enumerate().filter(|(_, n)| taken.contains(n)).map(|(i, _)| i).collect();
         let state = DeviceState { values: carried.keys().map(|n| (n.clone(), None)).collect() };
-        let read = read.len();
-        Ok((Stepper { session, device, roles, outputs, read, fed, alive: Vec::new(), traffic: Traffic::default() }, state))
+        let in_place = carried.values().map(|c| c.in_place).collect();
+        let (read, traffic) = (read.len(), Traffic::default());
+        Ok((Stepper { session, device, roles, outputs, read, fed, in_place, alive: Vec::new(), traffic }, state))
     }
 
     /// The session.
@@ -155,14 +173,35 @@ impl Stepper {
     /// One run: `feeds` and the state go in, the next state replaces it, and the outputs to be read come back.
     ///
     /// # Errors
-    /// When an input is missing or of a wrong type, or the engine fails. The state is then as before.
+    /// When an input is missing or of a wrong type, or the engine fails. States that are overwritten may then have changed:
+    /// the state is to be given up.
     pub fn step(&mut self, feeds: &Tensors, state: &mut DeviceState) -> Result<Vec<Read>, EngineError> {
-        let values = self.run(feeds, state, true)?;
+        self.feed(feeds)?;
+        let inputs = self.fed.iter().filter_map(|i| state.values.get_index(*i));
+        let inputs: Vec<(&str, &DynValue)> =
+            inputs.filter_map(|(n, held)| Some((n.as_str(), &held.as_ref()?.value))).collect();
+        let mut binding = self.bind(feeds, inputs)?;
+        let mut bound = Vec::with_capacity(self.outputs.len());
+        let (device, host) = memories(self.device)?;
+        for (name, role) in self.outputs.iter().zip(&self.roles) {
+            let overwritten = match role {
+                Role::State(i) if self.in_place[*i] => state.values[*i].as_mut().filter(|held| held.made),
+                _ => None,
+            };
+            match (role, overwritten) {
+                (_, Some(held)) => binding.bind_output(name.as_str(), &mut held.value),
+                (Role::State(_), None) => binding.bind_output_to_device(name.as_str(), &device),
+                (Role::Read(_), None) => binding.bind_output_to_device(name.as_str(), &host),
+                (Role::Unused, None) => continue,
+            }
+            .map_err(run_error)?;
+            bound.push(*role);
+        }
         let mut read: Vec<Option<Read>> = (0..self.read).map(|_| None).collect();
-        for (role, v) in values {
+        for (role, (_, value)) in bound.into_iter().zip(self.session.session.run_binding(&binding).map_err(run_error)?) {
             match role {
-                Role::State(i) => state.values[i] = Some(v),
-                Role::Read(i) => read[i] = Some(Read(v)),
+                Role::State(i) => state.values[i] = Some(Held { value, made: true }),
+                Role::Read(i) => read[i] = Some(Read(value)),
                 Role::Unused => {}
             }
         }
@@ -174,64 +213,49 @@ impl Stepper {
     /// One run that leaves the state as it is. The state may be another stepper's: what this session takes of it is fed by name.
     ///
     /// # Errors
-    /// As [`Stepper::step`].
+    /// When an input is missing or of a wrong type, or the engine fails.
     pub fn evaluate(&mut self, feeds: &Tensors, state: &DeviceState) -> Result<Vec<Read>, EngineError> {
-        let values = self.run(feeds, state, false)?;
-        let mut read: Vec<Option<Read>> = (0..self.read).map(|_| None).collect();
-        for (role, v) in values {
+        self.feed(feeds)?;
+        let inputs = self.session.required.iter().chain(&self.session.optional);
+        let inputs: Vec<(&str, &DynValue)> = inputs.filter_map(|n| Some((n.as_str(), state.get(n)?))).collect();
+        let mut binding = self.bind(feeds, inputs)?;
+        let mut bound = Vec::with_capacity(self.read);
+        let (_, host) = memories(self.device)?;
+        for (name, role) in self.outputs.iter().zip(&self.roles) {
             if let Role::Read(i) = role {
-                read[i] = Some(Read(v));
+                binding.bind_output_to_device(name.as_str(), &host).map_err(run_error)?;
+                bound.push(*i);
             }
+        }
+        let mut read: Vec<Option<Read>> = (0..self.read).map(|_| None).collect();
+        for (i, (_, value)) in bound.into_iter().zip(self.session.session.run_binding(&binding).map_err(run_error)?) {
+            read[i] = Some(Read(value));
         }
         Ok(read.into_iter().flatten().collect())
     }
 
-    fn run(&mut self, feeds: &Tensors, state: &DeviceState, own: bool) -> Result<Vec<(Role, DynValue)>, EngineError> {
-        let feeds: Vec<(&str, DynValue)> =
-            feeds.iter().map(|(n, t)| Ok((n.as_str(), to_ort(n, t)?))).collect::<Result<_, EngineError>>()?;
-        self.traffic.fed += feeds.iter().map(|(_, v)| size(v)).sum::<u64>();
+    /// Takes a step's data over.
+    fn feed(&mut self, feeds: &Tensors) -> Result<(), EngineError> {
+        self.alive = feeds.iter().map(|(n, t)| to_ort(n, t)).collect::<Result<_, _>>()?;
+        self.traffic.fed += self.alive.iter().map(size).sum::<u64>();
         self.traffic.runs += 1;
-        let OrtSession { session, required, optional } = &mut self.session;
-        let states: Vec<(&str, &DynValue)> = if own {
-            let there = self.fed.iter().filter_map(|i| state.values.get_index(*i));
-            there.filter_map(|(n, v)| Some((n.as_str(), v.as_ref()?))).collect()
-        } else {
-            let inputs = required.iter().chain(optional.iter());
-            inputs.filter_map(|n| Some((n.as_str(), state.get(n)?))).collect()
-        };
-        match self.device {
-            Device::Cpu => {
-                let mut inputs: Vec<(Cow<str>, SessionInputValue)> = Vec::with_capacity(feeds.len() + states.len());
-                let all = feeds.iter().map(|(n, v)| (*n, v)).chain(states);
-                inputs.extend(all.map(|(n, v)| (n.into(), SessionInputValue::from(v))));
-                let results = session.run(inputs).map_err(run_error)?;
-                self.alive = feeds.into_iter().map(|(_, v)| v).collect();
-                Ok(self.roles.iter().copied().zip(results).map(|(role, (_, v))| (role, v)).collect())
-            }
-            Device::Cuda(_) => {
-                // A fresh binding each step: outputs stay bound to their buffers, and the next state must not be written over
-                // the state it is computed from.
-                let mut binding = session.create_binding().map_err(run_error)?;
-                for (n, v) in feeds.iter().map(|(n, v)| (*n, v)).chain(states) {
-                    binding.bind_input(n, v).map_err(run_error)?;
-                }
-                let (device, host) =
-                    (memory_of(self.device).map_err(run_error)?, memory_of(Device::Cpu).map_err(run_error)?);
-                let mut bound = Vec::new();
-                for (name, role) in self.outputs.iter().zip(&self.roles) {
-                    let memory = match role {
-                        Role::State(_) => &device,
-                        Role::Read(_) => &host,
-                        Role::Unused => continue,
-                    };
-                    binding.bind_output_to_device(name.as_str(), memory).map_err(run_error)?;
-                    bound.push(*role);
-                }
-                let results = session.run_binding(&binding).map_err(run_error)?;
-                Ok(bound.into_iter().zip(results).map(|(role, (_, v))| (role, v)).collect())
-            }
-        }
+        Ok(())
     }
+
+    /// A fresh binding with its inputs: outputs stay bound to their buffers, and the next state must not be written over the
+    /// one it is computed from unless it may.
+    fn bind(&self, feeds: &Tensors, states: Vec<(&str, &DynValue)>) -> Result<IoBinding, EngineError> {
+        let mut binding = self.session.session.create_binding().map_err(run_error)?;
+        for (name, value) in feeds.keys().map(String::as_str).zip(&self.alive).chain(states) {
+            binding.bind_input(name, value).map_err(run_error)?;
+        }
+        Ok(binding)
+    }
+}
+
+/// The memory of a device, and the host's.
+fn memories(device: Device) -> Result<(MemoryInfo<'static>, MemoryInfo<'static>), EngineError> {
+    Ok((memory_of(device).map_err(run_error)?, memory_of(Device::Cpu).map_err(run_error)?))
 }
 
 /// Bytes of a tensor.
@@ -256,15 +280,25 @@ mod tests {
         }
         // y = x + w, fed back into w
         let open = || OrtEngine::default().open(&samples::sum(), None).unwrap();
-        let carried = IndexMap::from([("w".to_string(), Some("y".to_string()))]);
-        let (mut stepper, mut state) = Stepper::new(open(), Device::Cpu, &carried, &[]).unwrap();
         let feeds = Tensors::from([("x".to_string(), NpTensor::f32s(&[1, 2], &[1.0, 2.0]).unwrap())]);
-        assert!(state.tensors().unwrap().is_empty());
-        for _ in 0..3 {
-            assert!(stepper.step(&feeds, &mut state).unwrap().is_empty());
-        }
-        assert_eq!(state.tensors().unwrap()["w"].to_f32(), [13.0, 26.0]);
-        assert_eq!(stepper.traffic(), Traffic { fed: 24, read: 0, runs: 3 });
+        let place = |s: &DeviceState| s.get("w").unwrap().try_extract_tensor::<f32>().unwrap().1.as_ptr();
+        let run = |in_place| {
+            let carried = IndexMap::from([("w".to_string(), Carried { output: Some("y".to_string()), in_place })]);
+            let (mut stepper, mut state) = Stepper::new(open(), Device::Cpu, &carried, &[]).unwrap();
+            assert!(state.tensors().unwrap().is_empty());
+            let places: Vec<_> = (0..3)
+                .map(|_| {
+                    assert!(stepper.step(&feeds, &mut state).unwrap().is_empty());
+                    place(&state)
+                })
+                .collect();
+            assert_eq!(state.tensors().unwrap()["w"].to_f32(), [13.0, 26.0]);
+            assert_eq!(stepper.traffic(), Traffic { fed: 24, read: 0, runs: 3 });
+            assert_eq!(places[0] == places[1] && places[1] == places[2], in_place, "{places:?}");
+            (carried, stepper, state)
+        };
+        run(true);
+        let (carried, mut stepper, mut state) = run(false);
         // Another session reads the state and does not change it.
         let (mut reader, _) = Stepper::new(open(), Device::Cpu, &IndexMap::new(), &["y"]).unwrap();
         let y = reader.evaluate(&feeds, &state).unwrap();

@@ -2,6 +2,7 @@
 
 use super::course::Hash;
 use super::data::Wanted;
+use crate::engine::stepper::Carried;
 use crate::error::Failure;
 use crate::files;
 use ancre_passes::ir::{DType, Graph, ValueId};
@@ -149,9 +150,10 @@ impl TrainingGraph {
         })
     }
 
-    /// State inputs with the outputs that give their next values.
-    pub fn carried(&self) -> IndexMap<String, Option<String>> {
-        self.states.iter().map(|s| (s.input.clone(), s.output.clone())).collect()
+    /// State inputs with what becomes of them.
+    pub fn carried(&self) -> IndexMap<String, Carried> {
+        let carried = |s: &StateRecord| Carried { output: s.output.clone(), in_place: s.in_place };
+        self.states.iter().map(|s| (s.input.clone(), carried(s))).collect()
     }
 
     /// State inputs that have no default in the file.

@@ -278,6 +278,7 @@ fn open_session(a: &TrainArgs, t: &TrainingGraph, notices: &mut Vec<String>) -> 
         level: a.optimization,
         device,
         arena: !a.no_arena,
+        memory_pattern: false,
         tf32: a.tf32,
         gpu_memory: a.gpu_memory,
         ..OrtEngine::default()

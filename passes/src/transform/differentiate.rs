@@ -97,8 +97,11 @@ fn finish(b: &mut Builder, cts: &mut Cotangents, v: ValueId) -> Result<Option<Va
             Contribution::RouteWeights { route, ct } => weights.push((route, ct)),
         }
     }
+    // The router's part has names of its own; what follows is the node's at hand again.
+    let prefix = b.prefix.clone();
     values.extend(route::state_cotangents(b, &routes)?);
     values.extend(route::weight_cotangents(b, cts, v, &weights)?);
+    b.prefix = prefix;
     let ct = ops::sum_terms(b, &values)?;
     // A readable name, unless the cotangent is another value's too (an Add hands its own on to both operands).
     let name = b.graph.name(ct).to_string();

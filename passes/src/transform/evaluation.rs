@@ -34,7 +34,7 @@ pub fn build_evaluation_graph(
         if let Some(v) = g.find(&s.name).filter(|v| ours && g.initializer(*v).is_some()) {
             g.set_overridable(v, true);
             master::master_copies(&mut g, &[v])?;
-            taken.push(StateRecord { output: None, ..s.clone() });
+            taken.push(StateRecord { output: None, in_place: false, ..s.clone() });
         }
     }
     let loss = append_loss(&mut g, output, &o.loss)?;

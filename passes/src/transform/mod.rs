@@ -8,6 +8,7 @@ pub mod eliminate;
 pub mod evaluation;
 pub mod fold;
 pub mod fresh;
+mod in_place;
 pub mod inline;
 pub mod legalize;
 pub mod loss;

@@ -1,6 +1,7 @@
 //! Assembles the training graph: parameters become state, batch normalisation trains, then loss, gradients, optimiser,
 //! lowering, outputs and metadata. The contract is the table of inputs and outputs in the README's "training graph".
 
+use super::in_place::mark_in_place;
 use super::loss::{LossError, LossOptions, append_loss};
 use super::optimizer::{
     OptimizerKind, OptimizerOptions, StateKind, StateTensor, Trained, append_optimizer, declare_moments,
@@ -106,6 +107,9 @@ pub struct StateRecord {
     pub trainable: bool,
     /// Full shape.
     pub shape: Vec<i64>,
+    /// May the output be bound to the input's memory?
+    #[serde(default)]
+    pub in_place: bool,
 }
 
 /// Does a name match a pattern with `*` and `?`?
@@ -234,13 +238,14 @@ pub fn build_training_graph(mut g: Graph, routers: &[Router], o: &TrainingOption
     // Outputs are declared before lowering, which replaces nodes and so invalidates the values held here.
     let trainable = with_gradient.iter().map(|t| g.name(t.value).to_string()).collect();
     let target = g.name(loss.target).to_string();
-    let states = publish(&mut g, &outputs, loss.value, update.grad_norm, &states, &with_gradient, o);
+    let mut states = publish(&mut g, &outputs, loss.value, update.grad_norm, &states, &with_gradient, o);
     lower_routes::lower_routes(&mut g)?;
     after(&g, "lower-routes")?;
     train_batch_norm::lower(&mut g)?;
     after(&g, "lower-batch-norm")?;
     eliminate::eliminate_dead(&mut g, |_, _| false);
     verify::verify(&g, verify::Stage::Legal).map_err(TrainingError::Invalid)?;
+    mark_in_place(&g, &mut states);
     describe(&mut g, &states, o, &output_name, &target);
     Ok(Training { graph: g, states, trainable, frozen, target, dropouts, masters })
 }
@@ -354,6 +359,7 @@ fn publish(
             kind: s.kind,
             trainable: s.trainable,
             shape: s.shape.clone(),
+            in_place: false,
         });
     }
     if o.grad_outputs || o.optimizer.kind == OptimizerKind::None {
