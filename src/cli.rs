@@ -338,6 +338,9 @@ pub struct RewriteArgs {
     /// Train exactly the initializers named in FILE, one a line, and the router
     #[arg(long, value_name = "FILE", help_heading = "Training graph")]
     pub trainable_from: Option<PathBuf>,
+    /// Train a weight and its transpose, which an exporter stored beside it (an embedding and the head tied to it), each by itself
+    #[arg(long, help_heading = "Training graph")]
+    pub untied: bool,
     /// Provider whose kernels the training graph's placement is checked against
     #[arg(long, help_heading = "Training graph")]
     pub target: Option<Target>,
@@ -405,6 +408,7 @@ impl RewriteArgs {
             || self.grad_outputs
             || self.frozen_bn
             || self.freeze_backbone
+            || self.untied
             || self.state.is_some()
             || self.eval_graph
             || !self.trainable.is_empty()

@@ -29,7 +29,7 @@ pub fn json(o: &Outcome) -> Value {
     let (placement, training) = match &o.training {
         Ok(t) => (
             json!({"target": "cuda", "fallbacks": t.fallbacks.iter().map(|f| json!({"node": f.node, "op": f.op, "why": f.why})).collect::<Vec<_>>()}),
-            json!({"loss": t.loss, "optimizer": t.optimizer, "batch": t.batch, "target": t.target, "batch_change": t.rebuilt.as_ref().or(o.rebuilt.as_ref()).map(BatchFacts::json), "dropout": t.dropouts, "trainable": t.trainable,
+            json!({"loss": t.loss, "optimizer": t.optimizer, "batch": t.batch, "target": t.target, "batch_change": t.rebuilt.as_ref().or(o.rebuilt.as_ref()).map(BatchFacts::json), "dropout": t.dropouts, "trainable": t.trainable, "tied": o.ties,
                    "frozen": t.frozen.iter().map(|(n, _)| n).collect::<Vec<_>>()}),
         ),
         Err(why) => (Value::Null, json!({"reason": why})),
@@ -179,6 +179,13 @@ fn training_text(out: &mut String, o: &Outcome, verbose: bool) {
         t.target,
         t.frozen.len()
     );
+    for tie in o.ties.iter().filter(|tie| t.trainable.contains(&tie.name)) {
+        let _ = writeln!(
+            out,
+            "          `{}` and its transpose `{}` are one parameter (--untied: two)",
+            tie.name, tie.transposed
+        );
+    }
     if let Some(b) = &t.rebuilt {
         batch_text(out, b, " in the training graph");
     }

@@ -15,6 +15,7 @@ use ancre_passes::onnx;
 use ancre_passes::pipeline;
 use ancre_passes::transform::bake::{ChainRecord, RouterRecord, SourceRecord};
 use ancre_passes::transform::route::{Form, Granularity, Init, RouteOptions, Router};
+use ancre_passes::transform::tie::{self, Tie};
 use ancre_passes::transform::{dropout, eliminate, legalize, route};
 use serde_json::{Value, json};
 use std::collections::HashSet;
@@ -41,6 +42,8 @@ pub struct Outcome {
     pub proof: Option<Proof>,
     /// The training graph's facts, or why there is none.
     pub training: Result<TrainingFacts, String>,
+    /// Parameters that the file holds twice, transposed, and that train as one.
+    pub ties: Vec<Tie>,
     /// How both graphs came to another batch than the model's, if they did.
     pub rebuilt: Option<BatchFacts>,
     /// Seconds by phase.
@@ -172,6 +175,7 @@ pub fn rewrite(a: &RewriteArgs) -> Result<Outcome, Failure> {
     notices.extend(left_alone.iter().map(|(chain, why)| format!("chain {chain} gets no router: {why}")));
     notices.extend(routers.iter().filter_map(|r| r.note.as_ref().map(|n| format!("chain {}: {n}", r.chain))));
     describe_router(&mut routed, &structure, &routers, &route_options);
+    let ties = record_ties(a, &source, &mut routed);
     let mut forward = routed.clone();
     pipeline::lower_forward(&mut forward, |_, id| dead.contains(&id)).map_err(|e| Failure::input(e).at(model))?;
     if let Some(n) = a.opset {
@@ -245,7 +249,7 @@ pub fn rewrite(a: &RewriteArgs) -> Result<Outcome, Failure> {
         outputs.commit()?;
     }
     clock.lap("emit");
-    let parameters = count_parameters(&source);
+    let parameters = count_parameters(&source, &ties);
     let training = training.map(|built| built.facts);
     Ok(Outcome {
         model: model.to_path_buf(),
@@ -257,6 +261,7 @@ pub fn rewrite(a: &RewriteArgs) -> Result<Outcome, Failure> {
         outputs: written,
         proof,
         training,
+        ties,
         rebuilt,
         seconds: clock.1,
         notices,
@@ -287,10 +292,24 @@ pub fn check_dims(g: &Graph, dims: &Sizes) -> Result<(), Failure> {
     }
 }
 
-fn count_parameters(g: &Graph) -> u64 {
+/// Finds what is tied, and records it where both graphs and `freeze` see it. Those who want none of it leave a record of that.
+fn record_ties(a: &RewriteArgs, source: &Graph, routed: &mut Graph) -> Vec<Tie> {
+    let mut ties = tie::find_ties(source);
+    routed.metadata.shift_remove(tie::KEY);
+    let found = !ties.is_empty();
+    if a.untied {
+        ties.clear();
+    }
+    if found && !a.no_train {
+        tie::record(routed, &ties);
+    }
+    ties
+}
+
+fn count_parameters(g: &Graph, ties: &[Tie]) -> u64 {
     initializer_roles(g)
         .into_iter()
-        .filter(|(_, r)| r.trains())
+        .filter(|(v, r)| r.trains() && !ties.iter().any(|t| t.transposed == g.name(*v)))
         .filter_map(|(v, _)| g.initializer(v).map(|t| t.len() as u64))
         .sum()
 }

@@ -4,7 +4,7 @@
 use crate::cli::{Preset, RewriteArgs};
 use crate::error::Failure;
 use ancre_passes::ir::Graph;
-use ancre_passes::transform::{classes, reinit, separate, training};
+use ancre_passes::transform::{classes, reinit, separate, tie, training};
 use std::path::Path;
 
 /// Applies `--classes` and `--reinit`; says whether anything was asked for.
@@ -36,7 +36,9 @@ pub fn change(a: &RewriteArgs, model: &Path, g: &mut Graph, notices: &mut Vec<St
     if let Some(seed) = a.reinit {
         // What an exporter merged because it was equal is no longer equal.
         separate::separate_parameters(g, separate::is_own);
+        let ties = if a.untied { Vec::new() } else { tie::find_ties(g) };
         let kept = reinit::reinitialize(g, seed);
+        ties.iter().for_each(|t| tie::begin(g, t));
         let but = match kept.as_slice() {
             [] => String::new(),
             some => format!(", but {} scales whose start belongs to the model ({}, …)", some.len(), some[0]),

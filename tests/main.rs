@@ -20,6 +20,7 @@ mod recurrent;
 mod roundtrip;
 mod router;
 mod runtime;
+mod ties;
 mod train;
 mod train_loop;
 mod verify;

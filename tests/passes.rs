@@ -2,7 +2,7 @@
 //! plain formulas.
 
 use crate::common::nets::{Plan, network};
-use crate::common::{Random, emit, floats, max_abs, open};
+use crate::common::{Random, emit, floats, max_abs, model, open};
 use crate::golden::{Exporter, Family};
 use ancre_passes::analysis::residual::find_residuals;
 use ancre_passes::ir::build::Builder;
@@ -14,9 +14,10 @@ use ancre_passes::transform::route::{
     ChainChoice, Form, Granularity, Init, Normalize, RouteOptions, Router, Rule, Scope, one_hot_parameters, route_skips,
 };
 use ancre_passes::transform::training::{TrainableChoice, TrainingOptions, build_training_graph};
-use ancre_passes::transform::{differentiate, eliminate, fold, lower_routes, separate, widen};
+use ancre_passes::transform::{differentiate, eliminate, fold, lower_routes, separate, tie, widen};
 use ancre_rewrite::engine::{self, Session, Tensors, tract};
 use ancre_rewrite::files::read_model;
+use ancre_rewrite::random_inputs::{Sizes, random_inputs, sizes};
 
 const FORMS: [Form; 2] = [Form::Reassign, Form::Augment];
 const RULES: [Rule; 4] = [Rule::Softmax, Rule::Gated, Rule::Free, Rule::Constant];
@@ -115,6 +116,7 @@ fn every_pass_s_promise_is_tested() {
         ("lower-batch-norm", Contract::Rounding), // the goldens
         ("eliminate-dead", Contract::Exact),      // eliminating_keeps_the_function
         ("separate-parameters", Contract::Exact), // separating_keeps_the_function
+        ("tie-parameters", Contract::Exact),      // tying_keeps_the_function
         ("legalize", Contract::Rounding),         // zoo::preparing_keeps_the_function
         ("rebatch", Contract::EverySample),       // batch::every_sample_as_by_itself
         ("widen", Contract::Rounding),            // widening_keeps_the_function
@@ -245,6 +247,20 @@ fn separating_keeps_the_function() {
         verified(&g, verify::Stage::Open, "separate-parameters");
         same(&before, &outputs(&g, &family.data()), 0.0, name);
     }
+}
+
+#[test]
+fn tying_keeps_the_function() {
+    let (mut g, _) = read_model(&model("gpt2")).unwrap();
+    engine::find_types(&mut g);
+    let inputs = random_inputs(&g, &sizes(&g, &Sizes::new())[0], 3).unwrap();
+    let before = open(&emit(&g)).unwrap().run(&inputs).unwrap();
+    let ties = tie::find_ties(&g);
+    assert_eq!(ties.len(), 1);
+    tie::record(&mut g, &ties);
+    assert_eq!(tie::tie_parameters(&mut g).unwrap(), ties);
+    verified(&g, verify::Stage::Open, "tie-parameters");
+    same(&before, &open(&emit(&g)).unwrap().run(&inputs).unwrap(), 1e-6, "tied");
 }
 
 #[test]

@@ -5,7 +5,7 @@
 //!                                          ▼
 //!   route-skips ──► lower-routes ──► eliminate-dead ──► forward graph
 //!        │
-//!        └──► separate-parameters ──► rebatch ──► legalize ──► fold-constants ──► activate-dropout ──► train-batch-norm
+//!        └──► separate-parameters ──► rebatch ──► tie-parameters ──► legalize ──► fold-constants ──► activate-dropout ──► train-batch-norm
 //!                     ──► append-loss ──► differentiate ──► append-optimizer
 //!                     ──► lower-routes ──► lower-batch-norm ──► eliminate-dead ──► widen ──► training graph
 //! ```
@@ -57,6 +57,11 @@ pub const PASSES: &[PassInfo] = &[
         name: "rebatch",
         contract: Contract::EverySample,
         what: "rebuilds a graph with a batch in its shapes for another one; while the nodes are still the source's, so that it can be planned on that",
+    },
+    PassInfo {
+        name: "tie-parameters",
+        contract: Contract::Exact,
+        what: "makes one parameter of a matrix and its transpose that an exporter stored beside it; before parameters are chosen",
     },
     PassInfo {
         name: "legalize",

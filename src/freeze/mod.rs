@@ -8,7 +8,7 @@ use crate::verify::{Comparison, Tolerance, compare_all};
 use crate::{engine, rewrite};
 use ancre_passes::ir::Graph;
 use ancre_passes::onnx;
-use ancre_passes::transform::{bake, eliminate};
+use ancre_passes::transform::{bake, eliminate, tie};
 use serde_json::json;
 use std::path::{Path, PathBuf};
 
@@ -87,6 +87,9 @@ pub fn freeze(a: &FreezeArgs) -> Result<Frozen, Failure> {
                 drift = Some(Drift { measured: measure(&g, &whole, &a.model) });
             }
         }
+    }
+    if !a.keep_router {
+        g.metadata.shift_remove(tie::KEY);
     }
     let path = a.output.clone().unwrap_or_else(|| {
         let stem = a.model.file_stem().and_then(|s| s.to_str()).unwrap_or("model");

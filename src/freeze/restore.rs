@@ -5,7 +5,7 @@ use crate::error::Failure;
 use ancre_passes::analysis::roles::initializer_roles;
 use ancre_passes::ir::{Graph, Tensor, ValueId};
 use ancre_passes::transform::route::Rule;
-use ancre_passes::transform::{bake, separate};
+use ancre_passes::transform::{bake, separate, tie};
 use std::collections::HashSet;
 use std::path::Path;
 
@@ -34,7 +34,9 @@ pub(super) fn restore(g: &mut Graph, path: &Path) -> Result<Restored, Failure> {
     // Parameters that the training graph separated from a tensor the exporter had merged. That names remain, those of the
     // optimiser's tensors, is no error.
     let _ = separate::separate_in_forward(g, names.iter().copied());
-    let held: HashSet<&str> = names.iter().copied().collect();
+    let mut held: HashSet<&str> = names.iter().copied().collect();
+    // Before the values change: where the file does not say what is tied, equality does.
+    let ties = tie::recorded(g).unwrap_or_else(|| tie::find_ties(g));
     let mut done = Restored::default();
     let mut strange = Vec::new();
     for (array, name) in state.iter().zip(&names) {
@@ -57,6 +59,12 @@ pub(super) fn restore(g: &mut Graph, path: &Path) -> Result<Restored, Failure> {
         return Err(fail(format!("holds {listed}{more}, of which the model has nothing")).help(ELSEWHERE));
     }
     missing(g, &names, &held).map_err(|e| fail(e).help(ELSEWHERE))?;
+    // One parameter under two names is in the state under one.
+    for t in ties.iter().filter(|t| names.contains(&t.name.as_str()) && !names.contains(&t.transposed.as_str())) {
+        if tie::follow(g, t) {
+            held.insert(&t.transposed);
+        }
+    }
     done.kept = initializer_roles(g)
         .into_iter()
         .filter(|(v, role)| role.trains() && !held.contains(g.name(*v)) && !g.name(*v).starts_with("ancre"))

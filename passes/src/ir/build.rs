@@ -216,12 +216,31 @@ impl<'g> Builder<'g> {
         self.op_with(op, Attrs::new().with("keepdims", 0), &[a])
     }
 
-    /// Permutes axes; the identity permutation costs nothing.
+    /// Permutes axes; the identity permutation costs nothing, nor does undoing a permutation.
     pub fn transpose(&mut self, a: ValueId, perm: &[i64]) -> Built {
         if perm.iter().enumerate().all(|(i, p)| i as i64 == *p) {
             return Ok(a);
         }
+        if let Some((from, before)) = self.transposed(a)
+            && before.len() == perm.len()
+            && perm.iter().enumerate().all(|(i, p)| before.get(*p as usize) == Some(&(i as i64)))
+        {
+            return Ok(from);
+        }
         self.op_with("Transpose", Attrs::new().with("perm", perm.to_vec()), &[a])
+    }
+
+    /// What a value is a `Transpose` of, and the permutation.
+    pub fn transposed(&self, v: ValueId) -> Option<(ValueId, Vec<i64>)> {
+        let op = self.graph.op(v.node).filter(|op| op.is("Transpose"))?;
+        let from = self.graph.operand(v.node, 0)?;
+        let rank = self.graph.tensor_type(from)?.rank() as i64;
+        Some((from, op.attrs.ints("perm").map_or_else(|| (0..rank).rev().collect(), <[i64]>::to_vec)))
+    }
+
+    /// The matrix of which a value is the transpose.
+    pub fn matrix_behind(&self, v: ValueId) -> Option<ValueId> {
+        self.transposed(v).filter(|(_, perm)| perm == &[1, 0]).map(|(from, _)| from)
     }
 
     /// Swaps the last two axes.

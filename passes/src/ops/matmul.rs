@@ -97,7 +97,13 @@ fn linear(p: &mut Pullback, lhs: ValueId, rhs: ValueId, out: ValueId) -> Result<
     }
     if p.wants(1) {
         let rows_x = rows(p.b, lhs)?;
-        let term = gemm(p.b, rows_x, rows_ct, true, false, 1.0)?;
+        let term = if p.b.matrix_behind(rhs).is_some() {
+            // In the layout of the matrix behind it, whose pullback undoes the transposition: nothing is moved.
+            let term = gemm(p.b, rows_ct, rows_x, true, false, 1.0)?;
+            p.b.transpose(term, &[1, 0])?
+        } else {
+            gemm(p.b, rows_x, rows_ct, true, false, 1.0)?
+        };
         let y = p.operand(1)?;
         let term = p.b.reshape_like(term, y)?;
         p.accumulate(1, term)?;
@@ -146,8 +152,10 @@ pub(super) fn rows(b: &mut Builder, v: ValueId) -> Built {
     }
 }
 
-/// α · X′ Y′ of two matrices.
+/// α · X′ Y′ of two matrices, read as they were before a `Transpose`.
 pub(super) fn gemm(b: &mut Builder, x: ValueId, y: ValueId, trans_x: bool, trans_y: bool, alpha: f32) -> Built {
+    let before = |v: ValueId, transposed: bool| b.matrix_behind(v).map_or((v, transposed), |from| (from, !transposed));
+    let ((x, trans_x), (y, trans_y)) = (before(x, trans_x), before(y, trans_y));
     let mut attrs = Attrs::new();
     if alpha != 1.0 {
         attrs = attrs.with("alpha", alpha);

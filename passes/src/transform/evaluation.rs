@@ -4,7 +4,7 @@
 use super::loss::append_loss;
 use super::optimizer::StateKind;
 use super::training::{StateRecord, TrainingError, TrainingOptions, after, describe_loss, loss_output, rebatch};
-use super::{eliminate, fold, legalize, lower_routes, master, separate};
+use super::{eliminate, fold, legalize, lower_routes, master, separate, tie};
 use crate::ir::{Graph, ValueId, verify};
 
 /// Builds the evaluation graph of a routed (not yet lowered) graph, which it consumes, to the training graph with this state.
@@ -24,6 +24,7 @@ pub fn build_evaluation_graph(
     if let Some(to) = o.batch {
         rebatch(&mut g, to)?;
     }
+    tie::tie_parameters(&mut g)?;
     legalize::decompose_contrib(&mut g);
     legalize::to_opset(&mut g, o.opset.unwrap_or(legalize::TARGET).max(legalize::LOWEST))?;
     fold::fold_constants(&mut g);

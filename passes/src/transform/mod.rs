@@ -19,6 +19,7 @@ pub mod rebatch;
 pub mod reinit;
 pub mod route;
 pub mod separate;
+pub mod tie;
 pub mod train_batch_norm;
 pub mod training;
 mod update;

@@ -8,7 +8,7 @@ use super::optimizer::{
 };
 use super::rebatch::{self, Batch, Current};
 use super::route::Router;
-use super::{differentiate, dropout, eliminate, legalize, lower_routes, master, separate, train_batch_norm};
+use super::{differentiate, dropout, eliminate, legalize, lower_routes, master, separate, tie, train_batch_norm};
 use crate::analysis::head::{find_head, head_initializers};
 use crate::analysis::roles::{Role, initializer_roles};
 use crate::ir::build::BuildError;
@@ -167,11 +167,13 @@ pub fn build_training_graph(mut g: Graph, routers: &[Router], o: &TrainingOption
     let output_name = g.name(output).to_string();
     let outputs: Vec<ValueId> = g.outputs().iter().map(|o| o.value).collect();
     // First of all: the names it gives depend on the source's nodes, and `freeze` finds them again on the forward graph.
-    let separated: HashMap<String, String> = separate::separate_parameters(&mut g, separate::is_own).into_iter().collect();
+    let mut aliases: HashMap<String, String> = separate::separate_parameters(&mut g, separate::is_own).into_iter().collect();
     after(&g, "separate-parameters")?;
     if let Some(to) = o.batch {
         rebatch(&mut g, to)?;
     }
+    aliases.extend(tie::tie_parameters(&mut g)?.into_iter().map(|t| (t.name, t.transposed)));
+    after(&g, "tie-parameters")?;
     // By the values' names: those of separated parameters are not their nodes'.
     let own: HashSet<String> = g
         .nodes()
@@ -183,7 +185,7 @@ pub fn build_training_graph(mut g: Graph, routers: &[Router], o: &TrainingOption
     legalize::to_opset(&mut g, o.opset.unwrap_or(legalize::TARGET).max(legalize::LOWEST))?;
     after(&g, "legalize")?;
     // Before folding, which adds constants of its own.
-    let (mut trained, mut frozen) = choose_trainable(&g, output, &o.trainable, &own, &separated)?;
+    let (mut trained, mut frozen) = choose_trainable(&g, output, &o.trainable, &own, &aliases)?;
     let mut halves: Vec<ValueId> = trained.iter().map(|(v, _)| *v).collect();
     if !(o.frozen_bn || o.trainable.head_only) {
         halves.extend(master::stored_statistics(&g));
@@ -267,20 +269,20 @@ pub(super) fn after(g: &Graph, pass: &str) -> Result<(), TrainingError> {
 
 type Chosen = (Vec<(ValueId, StateKind)>, Vec<(String, String)>);
 
-/// `own`: the source's initializers; those that legalisation added are constants of formulas. `separated`: parameters by their
-/// new name with the name of the tensor the exporter had merged them into; patterns match either.
+/// `own`: the source's initializers; those that legalisation added are constants of formulas. `aliases`: parameters with another
+/// name they have in the source, that of the tensor the exporter had merged them into or of their transpose; patterns match either.
 fn choose_trainable(
     g: &Graph,
     output: ValueId,
     choice: &TrainableChoice,
     own: &HashSet<String>,
-    separated: &HashMap<String, String>,
+    aliases: &HashMap<String, String>,
 ) -> Result<Chosen, TrainingError> {
     let mut trained = Vec::new();
     let mut frozen = Vec::new();
-    let both = |name: &str| [Some(name.to_string()), separated.get(name).cloned()].into_iter().flatten().collect::<Vec<_>>();
+    let both = |name: &str| [Some(name.to_string()), aliases.get(name).cloned()].into_iter().flatten().collect::<Vec<_>>();
     let matches = |patterns: &[String], name: &str| both(name).iter().any(|n| patterns.iter().any(|p| glob(p, n)));
-    let known = |n: &String| g.find(n).and_then(|v| g.initializer(v)).is_some() || separated.values().any(|old| old == n);
+    let known = |n: &String| g.find(n).and_then(|v| g.initializer(v)).is_some() || aliases.values().any(|other| other == n);
     if let Some(missing) = choice.exactly.iter().flatten().find(|n| !known(n)) {
         return Err(TrainingError::Unfit(format!(
             "--trainable-from names `{missing}`, which is no initializer of the model"

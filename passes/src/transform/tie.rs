@@ -1,0 +1,281 @@
+//! One parameter where an exporter wrote two: a tied weight beside its own transpose.
+//!
+//! ```text
+//!   source    h = Gather(wte, ids)   logits = MatMul(y, val_7)            wte [V, D], val_7 [D, V] = wteᵀ, bit for bit
+//!   training  h = Gather(wte, ids)   logits = MatMul(y, Transpose(wte))
+//! ```
+//!
+//! The head of a language model reads its embedding through a `Transpose`, and both of PyTorch's exporters fold that into a
+//! second initializer. Trained apart, the two would drift from one another, and neither would get the sum of both gradients.
+//!
+//! The evidence is equality of all bits, for matrices that are no pattern (zeros and ones, a ramp: see [`is_irregular`]), in one
+//! pair only: where three tensors agree, nothing says which belong together. Equal tensors of one layout are left as they are:
+//! no exporter is known to store one parameter so, while networks whose layers were cloned before training (`TransformerEncoder`)
+//! start with many that are equal and yet apart.
+//!
+//! The forward graph keeps both tensors. What is tied is recorded there ([`KEY`]), so that whoever writes a trained value into it
+//! writes both.
+
+use crate::analysis::roles::{Role, initializer_roles};
+use crate::ir::build::{BuildError, Builder};
+use crate::ir::{Graph, Kind, Tensor, ValueId};
+use std::collections::{HashMap, HashSet};
+
+/// The metadata that records what is tied: a JSON list of [`Tie`]s. It is empty where ties were found but not wanted.
+pub const KEY: &str = "ancre.tied";
+
+/// A parameter under two names.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Tie {
+    /// The tensor that is the parameter.
+    pub name: String,
+    /// The tensor that holds its transpose.
+    pub transposed: String,
+}
+
+/// Extent of the corner by which candidates are found.
+const CORNER: usize = 4;
+
+/// Fewer elements than this prove nothing.
+const FEWEST: usize = 64;
+
+/// Elements among which distinct ones are counted.
+const SAMPLE: usize = 4096;
+
+/// Pairs of trained matrices of which one is the other's transpose. Reads a corner of each matrix, and all of those alone whose
+/// corners agree; a tensor whose data is not at hand is tied to nothing.
+pub fn find_ties(g: &Graph) -> Vec<Tie> {
+    let matrices: Vec<(ValueId, Role)> =
+        initializer_roles(g).into_iter().filter(|(v, r)| r.trains() && fits(g, *v)).collect();
+    let tensor = |i: usize| g.initializer(matrices[i].0);
+    let mut by_corner: HashMap<(Vec<i64>, Vec<u8>), Vec<usize>> = HashMap::new();
+    let mut turned = Vec::new();
+    for i in 0..matrices.len() {
+        let Some(t) = tensor(i) else { continue };
+        let Some((corner, across)) = corners(t) else { continue };
+        by_corner.entry((t.dims().to_vec(), corner)).or_default().push(i);
+        turned.push((i, (vec![t.dims()[1], t.dims()[0]], across)));
+    }
+    let mut pairs: Vec<(usize, usize)> = Vec::new();
+    for (i, key) in &turned {
+        let others = by_corner.get(key).into_iter().flatten().filter(|j| *j > i);
+        pairs.extend(others.filter(|j| is_tied(tensor(*i), tensor(**j))).map(|j| (*i, *j)));
+    }
+    let mut partners: HashMap<usize, usize> = HashMap::new();
+    pairs.iter().for_each(|(a, b)| [a, b].into_iter().for_each(|i| *partners.entry(*i).or_default() += 1));
+    pairs.retain(|(a, b)| partners[a] == 1 && partners[b] == 1);
+    let tie = |(a, b): (usize, usize)| {
+        // A table is read by rows.
+        let (a, b) = if matrices[b].1 == Role::Embedding && matrices[a].1 != Role::Embedding { (b, a) } else { (a, b) };
+        Tie { name: g.name(matrices[a].0).to_string(), transposed: g.name(matrices[b].0).to_string() }
+    };
+    pairs.into_iter().map(tie).collect()
+}
+
+/// A matrix that could stand for another one: nothing but operands of operators read it.
+fn fits(g: &Graph, v: ValueId) -> bool {
+    let Kind::Initializer { tensor, overridable: false } = &g.node(v.node).kind else { return false };
+    let whole = g.uses(v).iter().all(|(n, i)| *i < g.node(*n).operand_count()) && !g.is_output(v);
+    tensor.dims().len() == 2 && tensor.len() >= FEWEST && tensor.dtype().is_float() && whole
+}
+
+/// The elements of the upper left corner, and the same read down the columns.
+fn corners(t: &Tensor) -> Option<(Vec<u8>, Vec<u8>)> {
+    let size = t.dtype().size()?;
+    let bytes = t.bytes().ok()?;
+    let (rows, columns) = (t.dims()[0] as usize, t.dims()[1] as usize);
+    let (r, c) = (rows.min(CORNER), columns.min(CORNER));
+    let at = |i: usize, j: usize| &bytes[(i * columns + j) * size..][..size];
+    let plain = (0..r).flat_map(|i| (0..c).flat_map(move |j| at(i, j).iter().copied())).collect();
+    let across = (0..c).flat_map(|j| (0..r).flat_map(move |i| at(i, j).iter().copied())).collect();
+    Some((plain, across))
+}
+
+fn is_tied(a: Option<&Tensor>, b: Option<&Tensor>) -> bool {
+    let (Some(a), Some(b)) = (a, b) else { return false };
+    a.dtype() == b.dtype() && is_irregular(a) && is_transpose(a, b)
+}
+
+/// Do so many different values stand in it that no rule made it? Matrices made by a rule (unit matrices, ramps) are equal where
+/// they are different parameters.
+fn is_irregular(t: &Tensor) -> bool {
+    let (Some(size), Ok(bytes)) = (t.dtype().size(), t.bytes()) else { return false };
+    let some = t.len().min(SAMPLE);
+    let distinct: HashSet<&[u8]> = bytes.chunks_exact(size).take(some).collect();
+    distinct.len() >= some / 8
+}
+
+fn is_transpose(a: &Tensor, b: &Tensor) -> bool {
+    let (Ok(x), Ok(y)) = (a.bytes(), b.bytes()) else { return false };
+    let (rows, columns) = (a.dims()[0] as usize, a.dims()[1] as usize);
+    match a.dtype().size() {
+        Some(2) => equal_across::<2>(&x, &y, rows, columns),
+        Some(4) => equal_across::<4>(&x, &y, rows, columns),
+        Some(8) => equal_across::<8>(&x, &y, rows, columns),
+        _ => false,
+    }
+}
+
+/// Squares of this extent are read at once, so that both sides stay in the cache.
+const TILE: usize = 32;
+
+fn equal_across<const N: usize>(x: &[u8], y: &[u8], rows: usize, columns: usize) -> bool {
+    let (x, y) = (x.as_chunks::<N>().0, y.as_chunks::<N>().0);
+    if x.len() != rows * columns || y.len() != x.len() {
+        return false;
+    }
+    tiles(rows, columns).all(|(top, left)| {
+        (top..(top + TILE).min(rows))
+            .all(|i| (left..(left + TILE).min(columns)).all(|j| x[i * columns + j] == y[j * rows + i]))
+    })
+}
+
+fn tiles(rows: usize, columns: usize) -> impl Iterator<Item = (usize, usize)> {
+    (0..rows).step_by(TILE).flat_map(move |i| (0..columns).step_by(TILE).map(move |j| (i, j)))
+}
+
+/// The transpose of a matrix.
+fn transpose(t: &Tensor) -> Option<Tensor> {
+    let size = t.dtype().size()?;
+    let bytes = t.bytes().ok()?;
+    let &[r, c] = t.dims() else { return None };
+    let (rows, columns) = (r as usize, c as usize);
+    let mut out = vec![0; bytes.len()];
+    for (top, left) in tiles(rows, columns) {
+        for i in top..(top + TILE).min(rows) {
+            for j in left..(left + TILE).min(columns) {
+                let (from, to) = ((i * columns + j) * size, (j * rows + i) * size);
+                out[to..to + size].copy_from_slice(&bytes[from..from + size]);
+            }
+        }
+    }
+    Some(Tensor::from_bytes(t.dtype(), &[c, r], out))
+}
+
+/// Records what is tied in a graph's metadata.
+pub fn record(g: &mut Graph, ties: &[Tie]) {
+    g.metadata.insert(KEY.into(), serde_json::to_string(ties).unwrap_or_default());
+}
+
+/// What a graph's metadata says is tied; `None` where it says nothing.
+pub fn recorded(g: &Graph) -> Option<Vec<Tie>> {
+    serde_json::from_str(g.metadata.get(KEY)?).ok()
+}
+
+/// Makes what the metadata says is tied one parameter, whose transpose the other's readers take.
+///
+/// # Errors
+/// When a node cannot be built.
+pub fn tie_parameters(g: &mut Graph) -> Result<Vec<Tie>, BuildError> {
+    let mut done = Vec::new();
+    for tie in recorded(g).unwrap_or_default() {
+        let (Some(own), Some(other)) = (g.find(&tie.name), g.find(&tie.transposed)) else { continue };
+        if g.initializer(own).is_none() || !fits(g, other) {
+            continue;
+        }
+        let transposed = Builder::new(g, &tie.transposed).transpose(own, &[1, 0])?;
+        g.replace_uses(other, transposed, |_| true);
+        g.remove(other.node);
+        g.rename(transposed, &tie.transposed);
+        done.push(tie);
+    }
+    Ok(done)
+}
+
+/// Writes the parameter's value to the tensor that holds its transpose.
+pub fn follow(g: &mut Graph, tie: &Tie) -> bool {
+    let (Some(own), Some(other)) = (g.find(&tie.name), g.find(&tie.transposed)) else { return false };
+    let Some(value) = g.initializer(own).and_then(transpose) else { return false };
+    let fits = g.initializer(other).is_some_and(|t| t.dims() == value.dims() && t.dtype() == value.dtype());
+    if fits {
+        g.set_initializer(other, value, false);
+    }
+    fits
+}
+
+/// Makes both tensors equal again after each got a fresh value. The map's counts: its scale keeps what it maps to in bounds, and what
+/// reads a table takes any.
+pub fn begin(g: &mut Graph, tie: &Tie) {
+    let back = Tie { name: tie.transposed.clone(), transposed: tie.name.clone() };
+    follow(g, &back);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ir::verify::{Stage, verify};
+    use crate::ir::{Attrs, DType, Op, TensorType};
+
+    fn values(seed: usize) -> Vec<f32> {
+        (0..96).map(|i| ((i * 37 + seed) as f32 * 0.71).sin()).collect()
+    }
+
+    fn turned(rows: usize, columns: usize, of: &[f32]) -> Vec<f32> {
+        (0..columns).flat_map(|j| (0..rows).map(move |i| of[i * columns + j])).collect()
+    }
+
+    /// `MatMul(Gather(table, ids), map)`, of 12 words and width 8, and further maps of that kind.
+    fn language_model(table: &[f32], maps: &[Vec<f32>]) -> Graph {
+        let mut g = Graph::default();
+        let ids = g.add_input("ids", TensorType::fixed(DType::I64, &[5]).into(), None);
+        // The map comes first in the file: which of the two is the parameter does not hang on that.
+        let maps: Vec<ValueId> = maps
+            .iter()
+            .enumerate()
+            .map(|(i, m)| g.add_initializer(&format!("map{i}"), Tensor::f32s(&[8, 12], m), false))
+            .collect();
+        let table = g.add_initializer("table", Tensor::f32s(&[12, 8], table), false);
+        let ty = |d: &[i64]| TensorType::fixed(DType::F32, d).into();
+        let n = g.add_op("", Op::new("Gather", Attrs::new()), &[Some(table), Some(ids)]);
+        let h = g.push_result(n, "h", ty(&[5, 8]));
+        for (i, map) in maps.into_iter().enumerate() {
+            let n = g.add_op("", Op::new("MatMul", Attrs::new()), &[Some(h), Some(map)]);
+            let y = g.push_result(n, &format!("y{i}"), ty(&[5, 12]));
+            g.add_output(y, None);
+        }
+        g
+    }
+
+    #[test]
+    fn a_head_that_is_its_embedding_transposed_is_tied_to_it() {
+        let v = values(1);
+        let mut g = language_model(&v, &[turned(12, 8, &v)]);
+        let ties = find_ties(&g);
+        assert_eq!(ties, [Tie { name: "table".into(), transposed: "map0".into() }]);
+        record(&mut g, &ties);
+        assert_eq!(tie_parameters(&mut g).unwrap(), ties);
+        verify(&g, Stage::Open).unwrap();
+        let map = g.find("map0").unwrap();
+        assert!(g.is_op(map.node, "Transpose") && g.operand(map.node, 0) == g.find("table"));
+    }
+
+    #[test]
+    fn a_value_written_to_one_is_written_to_both() {
+        let (v, w) = (values(1), values(50));
+        let mut g = language_model(&v, &[turned(12, 8, &v)]);
+        let tie = find_ties(&g).remove(0);
+        let table = g.find("table").unwrap();
+        g.set_initializer(table, Tensor::f32s(&[12, 8], &w), false);
+        assert!(follow(&mut g, &tie));
+        let map = g.initializer(g.find("map0").unwrap()).unwrap();
+        assert_eq!((map.dims(), map.to_f32().unwrap()), (&[8, 12][..], turned(12, 8, &w)));
+    }
+
+    #[test]
+    fn what_differs_in_a_bit_is_made_by_a_rule_or_agrees_with_two_is_not_tied() {
+        let v = values(1);
+        let mut other = turned(12, 8, &v);
+        other[95] = f32::from_bits(other[95].to_bits() ^ 1);
+        assert!(find_ties(&language_model(&v, &[other])).is_empty(), "one bit");
+        let unit: Vec<f32> = (0..96).map(|i| if i % 9 == 0 { 1.0 } else { 0.0 }).collect();
+        assert!(find_ties(&language_model(&unit, &[turned(12, 8, &unit)])).is_empty(), "a pattern");
+        let map = turned(12, 8, &v);
+        assert!(find_ties(&language_model(&v, &[map.clone(), map])).is_empty(), "two heads");
+    }
+
+    #[test]
+    fn equal_tensors_of_one_layout_are_two_parameters() {
+        let v = values(1);
+        assert!(find_ties(&language_model(&values(3), &[v.clone(), v])).is_empty());
+    }
+}
