@@ -2,8 +2,9 @@
 //!
 //! A tensor trains when it is the weight of a convolution, product or embedding, a bias, the scale or bias of a
 //! normalisation, a layer scale, or a learned position. Position tables of sines and cosines, masks, epsilons and other
-//! scalars do not.
+//! scalars do not, nor does what an exporter wrote for a parameter that the model lacks.
 
+use super::origin::is_of_exporter;
 use crate::ir::{Graph, Kind, NodeId, ValueId};
 
 /// The role of a float constant.
@@ -143,6 +144,9 @@ fn is_unit(t: &crate::ir::Tensor) -> bool {
 
 fn use_role(g: &Graph, node: NodeId, operand: usize, v: ValueId, from_input: &[bool], depth: usize) -> Role {
     let Some(op) = g.op(node) else { return Role::Frozen("unused") };
+    if is_of_exporter(g, node, operand, v) {
+        return Role::Frozen("written by the exporter for a parameter that is not there");
+    }
     let name = op.name.as_str();
     let rank = g.tensor_type(v).map_or(0, |t| t.rank());
     if passes_through(name) && operand == 0 {
