@@ -45,6 +45,8 @@ pub struct Proof {
     pub emitted: Comparison,
     /// Random inputs used.
     pub trials: usize,
+    /// Outputs in which the source itself has NaN, of which equality says little.
+    pub undefined: Vec<String>,
 }
 
 /// Runs all comparisons.
@@ -88,6 +90,7 @@ pub fn prove(
         one_hot: Comparison::default(),
         emitted: Comparison::default(),
         trials: o.trials,
+        undefined: Vec::new(),
     };
     for e in engines {
         let fail = |what: &str, error: String| {
@@ -110,6 +113,11 @@ pub fn prove(
             let run =
                 |s: &mut Box<dyn Session>| s.run(&inputs).map_err(|error| fail("the rewritten model", error.to_string()));
             let want = run(&mut reference)?;
+            for (name, t) in &want {
+                if !proof.undefined.contains(name) && t.dtype().is_float() && t.to_f64().iter().any(|v| v.is_nan()) {
+                    proof.undefined.push(name.clone());
+                }
+            }
             let got = run(&mut of_file)?;
             compare_all(&got, &want, tolerance).iter().for_each(|c| proof.emitted.and(&c.verdict));
             match &mut of_one_hot {

@@ -233,6 +233,9 @@ pub fn rewrite(a: &RewriteArgs) -> Result<Outcome, Failure> {
         }
     };
     clock.lap("verify");
+    notices.extend(proof.iter().flat_map(|p| &p.undefined).map(|name| {
+        format!("output `{name}` of the source itself is not a number (NaN) on the random inputs: that the rewrite equals it says little, and a loss of it would be NaN too")
+    }));
     if let Some(p) = &proof
         && a.require_equivalent
         && !p.emitted.equivalent

@@ -81,12 +81,27 @@ pub enum LossError {
     Build(#[from] BuildError),
 }
 
-/// Is the class axis of this output its last one? Token logits [N, T, V] of a model that reads integer ids; otherwise classes
-/// are axis 1 ([N, C], [N, C, d1, …]).
+/// Is the class axis of this output its last one? Token logits [N, T, V] of a model that reads integer ids, unless its last step
+/// brings the last axis to the front; otherwise classes are axis 1 ([N, C], [N, C, d1, …]).
 pub fn classes_last(g: &Graph, output: ValueId) -> bool {
     let rank = g.tensor_type(output).map_or(0, |t| t.rank());
     let reads_ids = g.required_inputs().any(|v| matches!(g.value(v).ty.dtype, Some(DType::I64 | DType::I32)));
-    rank == 3 && reads_ids
+    rank == 3 && reads_ids && !brings_last_axis_to_front(g, output)
+}
+
+fn brings_last_axis_to_front(g: &Graph, output: ValueId) -> bool {
+    let mut v = output;
+    while let Some(op) = g.op(v.node).filter(|op| op.domain.is_empty()) {
+        match op.name.as_str() {
+            "Transpose" => return op.attrs.ints("perm") == Some(&[0, 2, 1]),
+            "Identity" | "Cast" | "Softmax" | "LogSoftmax" => match g.operand(v.node, 0) {
+                Some(from) => v = from,
+                None => return false,
+            },
+            _ => return false,
+        }
+    }
+    false
 }
 
 /// What turns logits into the probabilities that the source hands out.
