@@ -33,10 +33,10 @@ pub fn runtime(_: &RuntimeArgs) -> Result<String, Failure> {
 
 #[cfg(feature = "ort")]
 mod with_library {
-    use crate::engine::device::{Device, without_cuda};
-    use crate::engine::locate::{self, Found, Runtime};
-    use crate::engine::ort::OrtEngine;
-    use crate::engine::{EngineError, install, library};
+    use crate::engine::EngineError;
+    use crate::engine::ort::device::{Device, without_cuda};
+    use crate::engine::ort::locate::{self, Found, Runtime};
+    use crate::engine::ort::{OrtEngine, install, library};
     use crate::error::Failure;
     use ancre_passes::ir::{Attrs, DType, Graph, Op, TensorType};
     use ancre_passes::onnx;

@@ -1,7 +1,7 @@
 //! The command line of `train`.
 
 use super::schedule::ScheduleKind;
-use crate::engine::device::{DeviceChoice, Optimization};
+use crate::engine::ort::device::{DeviceChoice, Optimization};
 use clap::Args;
 use std::path::PathBuf;
 
@@ -13,7 +13,7 @@ use std::path::PathBuf;
   ancre-rewrite train resnet.ancre.train.onnx --data train.npz --epochs 5 --export deployed.onnx
   ancre-rewrite train resnet.ancre.train.onnx --data train.npz --epochs 9 --resume     go on after an interruption
 
-Ctrl-C finishes the step, writes a checkpoint and ends with status 130; --resume goes on from there. Checkpoints hold the whole
+Ctrl-C finishes the step, writes a checkpoint and ends with status 130; --resume goes on from there. Checkpoints hold the whole \
 state under the names of the graph's state inputs: `ancre-rewrite freeze MODEL.ancre.onnx --state DIR/best.safetensors` deploys one.
 
 Exit status: 0 success, 1 the run diverged, 2 bad usage or bad input, 130 interrupted.")]
@@ -44,7 +44,7 @@ pub struct TrainArgs {
     #[arg(long, value_name = "X,…", value_delimiter = ',', allow_hyphen_values = true, help_heading = "Data")]
     pub mean: Option<Vec<f32>>,
     /// Divides each channel of an image (0.229,0.224,0.225)
-    #[arg(long, value_name = "X,…", value_delimiter = ',', help_heading = "Data")]
+    #[arg(long, value_name = "X,…", value_delimiter = ',', allow_hyphen_values = true, help_heading = "Data")]
     pub std: Option<Vec<f32>>,
     /// Tokens in a sample of a token file [default: what the graph fixes]
     #[arg(long, value_name = "N", help_heading = "Data")]
@@ -62,7 +62,7 @@ pub struct TrainArgs {
     #[arg(long, value_name = "N", help_heading = "Course")]
     pub steps: Option<u64>,
     /// Highest learning rate [default: 0.001 for adamw and adam, 0.01 for sgd]
-    #[arg(long, value_name = "X", help_heading = "Course")]
+    #[arg(long, allow_negative_numbers = true, value_name = "X", help_heading = "Course")]
     pub lr: Option<f64>,
     /// How the rate goes down
     #[arg(long, value_enum, default_value_t, help_heading = "Course")]
@@ -71,7 +71,7 @@ pub struct TrainArgs {
     #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Course")]
     pub warmup: u64,
     /// Rate at which cosine and linear end
-    #[arg(long, value_name = "X", default_value_t = 0.0, help_heading = "Course")]
+    #[arg(long, allow_negative_numbers = true, value_name = "X", default_value_t = 0.0, help_heading = "Course")]
     pub min_lr: f64,
     /// Seed of the order of samples and of augmentation
     #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Course")]
@@ -129,7 +129,7 @@ pub struct TrainArgs {
     #[arg(long)]
     pub json: bool,
     /// Say only what went wrong
-    #[arg(short, long)]
+    #[arg(short, long, conflicts_with = "verbose")]
     pub quiet: bool,
     /// Say more: what was loaded, host bytes a step
     #[arg(short, long)]

@@ -5,9 +5,9 @@
 
 use super::graph::TrainingGraph;
 use super::metrics::{Batch, Metrics};
-use crate::engine::device::Device;
+use crate::engine::ort::device::Device;
+use crate::engine::ort::stepper::{DeviceState, Stepper};
 use crate::engine::ort::{OrtEngine, OrtSession};
-use crate::engine::stepper::{DeviceState, Stepper};
 use crate::engine::{EngineError, Tensors};
 use crate::error::Failure;
 use crate::{files, rewrite};

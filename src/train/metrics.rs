@@ -2,7 +2,7 @@
 
 use super::checkpoint::Sums;
 use super::graph::{Scores, TrainingGraph};
-use crate::engine::stepper::Read;
+use crate::engine::ort::stepper::Read;
 use crate::tensor::NpTensor;
 
 /// What a run of the graph said about a batch.

@@ -1,7 +1,7 @@
 //! `train`: a training graph run in ONNX Runtime, step by step, over a data set.
 //!
 //! [`train`] is the verb. For loops of one's own: [`graph::TrainingGraph`] reads what a training graph says about itself,
-//! [`crate::engine::stepper::Stepper`] runs its steps, [`evaluation::Evaluator`] validates, [`checkpoint`] keeps states.
+//! [`crate::engine::ort::stepper::Stepper`] runs its steps, [`evaluation::Evaluator`] validates, [`checkpoint`] keeps states.
 
 pub mod args;
 pub mod checkpoint;

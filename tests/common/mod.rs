@@ -4,8 +4,8 @@ pub mod nets;
 
 use ancre_passes::ir::{DType, Graph};
 use ancre_passes::onnx;
-use ancre_rewrite::engine::ort::{OrtEngine, OrtSession};
-use ancre_rewrite::engine::{Tensors, install, ort};
+use ancre_rewrite::engine::ort::{OrtEngine, OrtSession, install};
+use ancre_rewrite::engine::{Tensors, ort};
 use ancre_rewrite::tensor::NpTensor;
 use ndarray::{ArrayD, OwnedRepr};
 use ndarray_npy::{NpzReader, NpzWriter};

@@ -233,7 +233,7 @@ impl Walk<'_> {
 
     /// Facts of the node's results by tract's rule, or `None` when it has none or fails.
     fn ask(&self, node: NodeId, context: &ParsingContext) -> Option<Vec<InferenceFact>> {
-        if !is_asked(self.g, node, context.framework) || !self.axis_exists(node) {
+        if !is_asked(self.g, node, context.framework) || !self.axis_exists(node) || !self.rank_is_possible(node) {
             return None;
         }
         let own = model(self.g, Some(node), context.framework)?;
@@ -255,6 +255,13 @@ impl Walk<'_> {
             Some(facts.into_vec())
         })
         .flatten()
+    }
+
+    /// Is the shape that a `ConstantOfShape` reads as long as one may be? tract makes an extent for each of its elements.
+    fn rank_is_possible(&self, node: NodeId) -> bool {
+        const MOST_AXES: i64 = 1 << 10;
+        let length = || self.shape(self.g.operand(node, 0)?)?.first()?.known();
+        !self.g.is_op(node, "ConstantOfShape") || length().is_none_or(|n| n <= MOST_AXES)
     }
 
     /// Is the axis of the first operand there (`Flatten`'s may be one past the last)? Some of tract's rules count up to it

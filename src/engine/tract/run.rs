@@ -4,6 +4,7 @@ use super::{framework, from_datum, is_known, quietly, to_datum, to_tract};
 use crate::engine::{Engine, EngineError, Session, Tensors};
 use crate::tensor::NpTensor;
 use ancre_passes::ir::DType;
+use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
 use tract_onnx::model::Onnx;
@@ -28,10 +29,11 @@ impl Engine for TractEngine {
 
     fn load(&self, model: &[u8], root: Option<&Path>) -> Result<Box<dyn Session>, EngineError> {
         let framework = framework();
-        let proto =
+        let mut proto =
             framework.proto_model_for_read(&mut &*model).map_err(|e| EngineError::Load { engine: NAME, why: chain(&e) })?;
-        if let Some(graph) = &proto.graph {
+        if let Some(graph) = &mut proto.graph {
             check_operators(&framework, graph)?;
+            tell_apart(graph);
         }
         let root = root.map(|r| r.to_string_lossy().into_owned()).unwrap_or_default();
         Ok(Box::new(TractSession { framework, proto, root, plans: Vec::new() }))
@@ -63,6 +65,25 @@ fn check_operators(framework: &Onnx, graph: &GraphProto) -> Result<(), EngineErr
         }
     }
     Ok(())
+}
+
+/// Gives every node a name that no other node, input or initializer has: ONNX keeps these apart, tract does not, and names a
+/// node without one after its first result.
+fn tell_apart(graph: &mut GraphProto) {
+    let values = graph.input.iter().map(|i| &i.name).chain(graph.initializer.iter().map(|t| &t.name));
+    let mut taken: HashSet<String> = values.cloned().collect();
+    for (i, node) in graph.node.iter_mut().enumerate() {
+        if node.name.is_empty() {
+            node.name = node.output.first().cloned().unwrap_or_default();
+        }
+        if taken.contains(&node.name) {
+            node.name += &format!(" ({i})");
+        }
+        taken.insert(node.name.clone());
+        for sub in node.attribute.iter_mut().flat_map(|a| a.g.as_mut().into_iter().chain(&mut a.graphs)) {
+            tell_apart(sub);
+        }
+    }
 }
 
 /// What a plan was made for: the inputs that are fed, with their types.
@@ -235,6 +256,7 @@ mod tests {
     fn the_batch_may_change_from_run_to_run() {
         samples::batches(&TractEngine);
         samples::handed_on(&TractEngine);
+        samples::one_name(&TractEngine);
     }
 
     #[test]

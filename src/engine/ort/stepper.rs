@@ -2,8 +2,8 @@
 //! the next run as it is.
 
 use super::device::{Device, memory_of};
-use super::ort::{OrtSession, from_ort, run_error, to_ort};
-use super::{EngineError, Tensors};
+use super::{OrtSession, from_ort, run_error, to_ort};
+use crate::engine::{EngineError, Tensors};
 use crate::tensor::NpTensor;
 use indexmap::IndexMap;
 use ort::memory::{AllocationDevice, MemoryInfo};

@@ -1,6 +1,6 @@
 //! Finds the user's ONNX Runtime: the variable, this tool's cache, Python's package, the system.
 
-use super::EngineError;
+use crate::engine::EngineError;
 use std::fmt::Display;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};

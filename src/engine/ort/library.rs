@@ -1,7 +1,7 @@
 //! What a loaded ONNX Runtime says about itself, through its C interface.
 
-use super::EngineError;
 use super::locate::Runtime;
+use crate::engine::EngineError;
 use ::ort::sys;
 use std::ffi::{CStr, c_char, c_int};
 use std::ptr;
@@ -32,7 +32,7 @@ pub fn version(runtime: &Runtime) -> Result<String, EngineError> {
 /// # Errors
 /// When no library can be loaded.
 pub fn providers() -> Result<Vec<String>, EngineError> {
-    super::ort::environment()?;
+    super::environment()?;
     let api = ::ort::api();
     let (mut names, mut count): (*mut *mut c_char, c_int) = (ptr::null_mut(), 0);
     let mut found = Vec::new();

@@ -1,8 +1,15 @@
 //! ONNX Runtime: a stock library of the user's, found and loaded at run time.
 
-use super::device::{self, Device, Optimization};
-use super::locate::PATH_VARIABLE;
-pub use super::locate::{Found, Runtime, cache_dir, locate};
+pub mod device;
+pub mod install;
+pub mod library;
+pub mod locate;
+pub mod stepper;
+
+pub use self::locate::{Found, Runtime, cache_dir, locate};
+
+use self::device::{Device, Optimization};
+use self::locate::PATH_VARIABLE;
 use super::{Engine, EngineError, Session, Tensors};
 use crate::tensor::NpTensor;
 use ancre_passes::ir::DType;
@@ -379,6 +386,7 @@ mod tests {
         samples::overridable(&engine);
         samples::batches(&engine);
         samples::handed_on(&engine);
+        samples::one_name(&engine);
         samples::wrong_inputs(&engine);
         samples::unknown_operator(&engine);
         samples::shapes(&engine);

@@ -1,7 +1,7 @@
 //! Where ONNX Runtime runs a graph: the CPU or a CUDA device, and how that is chosen.
 
-use super::EngineError;
-use super::ort::{OrtEngine, environment, locate};
+use super::{OrtEngine, environment, locate};
+use crate::engine::EngineError;
 use ort::ep::{ArenaExtendStrategy, CPU, CUDA, ExecutionProvider, ExecutionProviderDispatch};
 use ort::memory::{AllocationDevice, AllocatorType, MemoryInfo, MemoryType};
 use ort::session::builder::GraphOptimizationLevel;
