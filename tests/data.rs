@@ -2,8 +2,8 @@
 //! is refused by the verb before anything is written.
 
 use crate::common::{listing, model, text, tool, tool_ok, write_npz};
-use ancre_rewrite::files::read_model;
 use ancre_rewrite::train::data::{DataOptions, Wanted, open};
+use ancre_rewrite::train::graph::TrainingGraph;
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
@@ -18,7 +18,7 @@ fn training_graph(name: &str, flags: &[&str]) -> (TempDir, PathBuf) {
 }
 
 fn wanted(train: &Path) -> Wanted {
-    Wanted::of(&read_model(train).unwrap().0).unwrap()
+    TrainingGraph::read(train).unwrap().wanted
 }
 
 #[test]
@@ -34,7 +34,7 @@ fn a_training_graph_tells_what_it_wants() {
         let listed: Vec<String> = w.inputs.iter().map(|s| s.text()).collect();
         assert_eq!((listed.join(", ").as_str(), w.target.text().as_str(), w.classes), (inputs, target, classes), "{model}");
     }
-    let e = Wanted::of(&read_model(&model("vit")).unwrap().0).unwrap_err().to_string();
+    let e = TrainingGraph::read(&model("vit")).err().unwrap().to_string();
     assert!(e.contains("no training graph") && e.contains("STEM.ancre.train.onnx"), "{e}");
 }
 

@@ -5,7 +5,8 @@ use super::data::Wanted;
 use crate::engine::stepper::Carried;
 use crate::error::Failure;
 use crate::files;
-use ancre_passes::ir::{DType, Graph, ValueId};
+use ancre_passes::ir::{DType, Graph, Output, Shape, ValueId};
+use ancre_passes::onnx::read_value_info;
 use ancre_passes::transform::bake::{RouterRecord, read_record};
 use ancre_passes::transform::loss::LossKind;
 use ancre_passes::transform::training::StateRecord;
@@ -124,7 +125,7 @@ impl TrainingGraph {
         let (lr, loss_output) = (ours("lr", &inputs)?, ours("loss", &outputs)?);
         let norm_output = ours("grad_norm", &outputs)?;
         let scores = find_scores(&graph, &loss, loss_kind, &[&loss_output, &norm_output], &states);
-        let mut wanted = Wanted::of(&graph)?;
+        let mut wanted = Wanted::of(&graph, scores.as_ref().and_then(|s| s.classes))?;
         wanted.inputs.retain(|slot| !states.iter().any(|s| s.input == slot.name));
         let router = if graph.metadata.contains_key("ancre.router") {
             Some(read_record(&graph).map_err(|e| Failure::input(e.to_string()))?)
@@ -172,43 +173,82 @@ impl TrainingGraph {
     }
 }
 
-/// The output that holds class scores, if targets are labels.
+/// The output that holds class scores, if targets are labels: the one that the loss names, or the only one with an axis more
+/// than the target.
 fn find_scores(g: &Graph, loss: &LossRecord, kind: LossKind, ours: &[&str], states: &[StateRecord]) -> Option<Scores> {
     if !kind.takes_labels() {
         return None;
     }
-    let is_model = |v: &ValueId| {
-        let name = g.name(*v);
+    let target = g.find(&loss.target)?;
+    let labels = g.value(target).ty.shape.as_ref()?;
+    let rank = labels.len() + 1;
+    let is_model = |o: &&Output| {
+        let name = g.name(o.value);
         let next = states.iter().any(|s| s.output.as_deref() == Some(name));
-        !ours.contains(&name) && !next && !name.ends_with(".grad") && g.is_float(*v)
+        !ours.contains(&name) && !next && !name.ends_with(".grad") && g.is_float(o.value)
     };
-    let mut floats = g.outputs().iter().map(|o| o.value).filter(is_model);
-    let output = match &loss.output {
-        Some(name) => floats.find(|v| g.name(*v) == name)?,
-        None => floats.next().filter(|_| floats.next().is_none())?,
+    let mut floats = g.outputs().iter().filter(is_model).map(|o| (g.name(o.value), declared(g, o)));
+    let (output, shape) = match &loss.output {
+        Some(name) => floats.find(|(n, _)| n == name)?,
+        None => {
+            let mut fitting = floats.filter(|(_, shape)| shape.as_ref().is_none_or(|s| s.len() == rank));
+            fitting.next().filter(|_| fitting.next().is_none())?
+        }
     };
-    let rank = g.value(g.find(&loss.target)?).ty.shape.as_ref()?.len() + 1;
-    // Token logits have their classes last; [N, C, d1, …] on axis 1.
-    let target = g.value(g.find(&loss.target)?).ty.shape.clone()?;
-    let shape = g.value(output).ty.shape.clone();
     let shifted = kind == LossKind::NextToken;
     let fits = |axis: usize| {
         shape.as_ref().is_some_and(|s| {
-            s.len() == rank && s.iter().enumerate().filter(|(i, _)| *i != axis).map(|(_, d)| d).eq(target.iter())
+            s.len() == rank && s.iter().enumerate().filter(|(i, _)| *i != axis).map(|(_, d)| d).eq(labels.iter())
         })
     };
+    // Token logits have their classes last; [N, C, d1, …] on axis 1.
     let axis = match rank {
         2 => 1,
         _ if shifted || (fits(rank - 1) && !fits(1)) => rank - 1,
         _ if fits(1) && !fits(rank - 1) => 1,
-        3 if reads_ids(g) => 2,
+        3 if reads_ids(g, target) => 2,
         _ => 1,
     };
-    let classes = shape.as_ref().and_then(|s| s.get(axis)?.known()).map(|n| n as usize);
-    Some(Scores { output: g.name(output).to_string(), axis, classes, shifted })
+    let classes = shape.as_ref().and_then(|s| s.get(axis)?.known()).and_then(|n| usize::try_from(n).ok());
+    Some(Scores { output: output.to_string(), axis, classes, shifted })
 }
 
-/// Does the model read integer ids? Then token logits are [N, T, V].
-fn reads_ids(g: &Graph) -> bool {
-    g.required_inputs().any(|v| matches!(g.value(v).ty.dtype, Some(DType::I64 | DType::I32)) && g.name(v) != "labels")
+/// The shape of an output as the file declares it, else as it was found.
+fn declared(g: &Graph, o: &Output) -> Option<Shape> {
+    let declared = o.info.as_deref().and_then(read_value_info).and_then(|ty| ty.shape);
+    declared.or_else(|| g.value(o.value).ty.shape.clone())
+}
+
+/// Does the model read integer ids beside the target? Then token logits are [N, T, V].
+fn reads_ids(g: &Graph, target: ValueId) -> bool {
+    g.required_inputs().any(|v| v != target && matches!(g.value(v).ty.dtype, Some(DType::I64 | DType::I32)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ancre_passes::ir::text::parse;
+
+    #[test]
+    fn classes_are_on_the_axis_that_the_target_lacks() {
+        let loss = |kind: &str| -> LossRecord {
+            serde_json::from_value(serde_json::json!({"kind": kind, "reduction": "mean", "target": "t"})).unwrap()
+        };
+        for (inputs, kind, axis) in [
+            ("float[n, 5, 8] x, int64[n, 5] t", "cross-entropy", 2),
+            ("float[n, 8, 5] x, int64[n, 5] t", "cross-entropy", 1),
+            ("float[n, 5, 5] x, int64[n, 5] t", "cross-entropy", 1),
+            ("float[n, 5, 5] x, int64[n, 5] ids, int64[n, 5] t", "cross-entropy", 2),
+            ("float[n, 5, 5] x, int64[n, 5] t", "next-token", 2),
+            ("float[n, 8] x, int64[n] t", "cross-entropy", 1),
+            ("float[n, 8, 4, 6] x, int64[n, 4, 6] t", "cross-entropy", 1),
+        ] {
+            let g = parse(&format!("g ({inputs}) => (s, loss) {{ s = Relu (x) loss = ReduceSum (x) }}")).unwrap();
+            let loss = loss(kind);
+            let found = find_scores(&g, &loss, LossKind::of_name(kind).unwrap(), &["loss"], &[]).unwrap();
+            let shape = g.value(g.find("s").unwrap()).ty.shape.clone().unwrap();
+            let classes = shape[axis].known().map(|n| n as usize);
+            assert_eq!((found.output.as_str(), found.axis, found.classes), ("s", axis, classes), "{inputs}, {kind}");
+        }
+    }
 }

@@ -2,7 +2,7 @@
 
 use crate::arrays::numpy_name;
 use crate::error::Failure;
-use ancre_passes::ir::{DType, Dim, Graph, Output, ValueId};
+use ancre_passes::ir::{DType, Dim, Graph, ValueId};
 use serde_json::Value;
 
 /// What a training graph wants to be fed, per sample.
@@ -84,11 +84,11 @@ impl Slot {
 }
 
 impl Wanted {
-    /// Reads it from a training or evaluation graph.
+    /// Reads it from a training or evaluation graph, whose labels count `classes`.
     ///
     /// # Errors
     /// When the graph lacks the metadata or the input that its loss reads.
-    pub fn of(g: &Graph) -> Result<Wanted, Failure> {
+    pub(in crate::train) fn of(g: &Graph, classes: Option<usize>) -> Result<Wanted, Failure> {
         let no = |what: &str| {
             Failure::input(format!("is no training graph of this tool: {what}"))
                 .help("give the file STEM.ancre.train.onnx that ancre-rewrite wrote")
@@ -105,8 +105,6 @@ impl Wanted {
         let inputs = g.required_inputs().filter(|v| *v != target && !is_rate(g, *v));
         let inputs = inputs.map(|v| Slot::of(g, v, batch.as_ref())).collect::<Result<Vec<_>, _>>()?;
         let slot = Slot::of(g, target, None)?;
-        let labels = matches!(kind.as_str(), "cross-entropy" | "next-token");
-        let classes = if labels { classes(g, target, &record) } else { None };
         Ok(Wanted {
             inputs,
             target: slot,
@@ -131,32 +129,4 @@ impl Wanted {
 /// The learning rate is the loop's, not the data's.
 fn is_rate(g: &Graph, v: ValueId) -> bool {
     matches!(g.name(v), "lr" | "ancre.lr") && g.tensor_type(v).is_some_and(|t| t.rank() == 0)
-}
-
-/// Extent of the class axis of the output that the loss reads: the recorded one, or the only one that has the target's axes and
-/// one more.
-fn classes(g: &Graph, target: ValueId, record: &Value) -> Option<usize> {
-    let rank = g.tensor_type(target)?.rank() + 1;
-    let name = record["output"].as_str();
-    let own = |name: &str| name.ends_with(".next") || name.ends_with(".grad");
-    let mut found = g.outputs().iter().filter_map(|o| {
-        let of = g.name(o.value);
-        let asked = name.map_or(!own(of), |name| name == of);
-        declared(g, o).filter(|shape| asked && shape.len() == rank)
-    });
-    let shape = found.next().filter(|_| found.next().is_none())?;
-    // Token logits have their classes last, [N, C, d1, …] on axis 1.
-    let ids = || g.required_inputs().any(|v| v != target && matches!(g.value(v).ty.dtype, Some(DType::I64 | DType::I32)));
-    let last = record["kind"] == "next-token" || (rank == 3 && ids());
-    shape[if last { rank - 1 } else { 1 }]
-}
-
-/// The shape of an output as the file declares it, else as it was found.
-fn declared(g: &Graph, o: &Output) -> Option<Vec<Option<usize>>> {
-    if let Some(info) = o.info.as_deref().filter(|i| i.type_.has_tensor_type()) {
-        let dims = &info.type_.tensor_type().shape.dim;
-        return Some(dims.iter().map(|d| usize::try_from(d.dim_value()).ok().filter(|n| *n > 0)).collect());
-    }
-    let ty = g.tensor_type(o.value)?;
-    Some(ty.shape.iter().map(|d| d.known().and_then(|n| usize::try_from(n).ok())).collect())
 }
