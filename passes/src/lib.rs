@@ -1,4 +1,30 @@
-//! Graph IR, residual analysis, router and differentiation of `ancre-rewrite`. Links no runtime.
+//! The compiler passes of `ancre-rewrite`: from an ONNX graph to one whose blocks may read every earlier state, and to its
+//! training graph. Links no runtime and writes no file; what touches the outside world is in the crate `ancre-rewrite`.
+//!
+//! ```text
+//!  onnx ──► ir ──► analysis ──► transform ──► onnx
+//!  import         residual adds,  router, gradient, optimiser,      emit
+//!                 types, roles    lowering to ONNX operators
+//! ```
+//!
+//! - [`ir`] is the graph: values and nodes, [types](ir::TensorType) with [symbolic extents](ir::Dim), a
+//!   [builder](ir::build::Builder) that infers the type of what it adds, a [verifier](ir::verify), a [text form](ir::text).
+//! - [`onnx`] reads a model into it and writes it back; what no pass touched comes out as it went in.
+//! - [`ops`] holds one rule an operator: its types and its pullback. To support another operator, add its file.
+//! - [`analysis`] finds the [residual adds](analysis::residual), completes [types](analysis::facts), and tells which constants
+//!   [train](analysis::roles).
+//! - [`transform`] has the passes. [`pipeline`] lists them in order, each with what must hold before and after it.
+//! - [`proof`] shows that two graphs compute the same, by canonical forms.
+//!
+//! ```
+//! use ancre_passes::analysis::residual::find_residuals;
+//! use ancre_passes::ir::text::parse;
+//!
+//! let g = parse("net (float[n, 4] x) => (h) <float[4, 4] w = {…}> { f = MatMul (x, w) h = Add (x, f) }").unwrap();
+//! let found = find_residuals(&g);
+//! assert_eq!(found.chains.len(), 1);
+//! assert_eq!(g.name(found.chains[0].joins[0].sum), "h");
+//! ```
 
 pub mod analysis;
 pub mod ir;
@@ -6,4 +32,5 @@ pub mod onnx;
 pub mod ops;
 pub mod pipeline;
 pub mod proof;
+pub mod random;
 pub mod transform;

@@ -3,9 +3,10 @@
 //! extent a number written into the graph. Ids run through the rows of the tables they index.
 
 use crate::engine::Tensors;
-use crate::random_inputs::{self, Random, Role, Sizes};
+use crate::random_inputs::{self, Role, Sizes};
 use crate::tensor::NpTensor;
 use ancre_passes::ir::{Graph, ValueId};
+use ancre_passes::random::Random;
 use indexmap::IndexMap;
 use serde::Serialize;
 

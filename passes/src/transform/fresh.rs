@@ -1,51 +1,33 @@
-//! Fresh values for weights: a small generator of our own, so that a seed gives the same weights everywhere and always.
+//! Fresh values for weights.
 
 use crate::ir::{DType, Tensor};
+use crate::random::Random;
 
-/// One stream of random numbers (splitmix64) for one tensor.
+/// The random numbers of one tensor.
 pub struct Fresh {
-    state: u64,
+    random: Random,
 }
 
 impl Fresh {
     /// The stream of a tensor: it depends on the seed and the tensor's name, not on which other tensors there are.
     pub fn new(seed: u64, name: &str) -> Fresh {
-        // FNV-1a.
-        let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ b as u64).wrapping_mul(0x100_0000_01b3));
-        let mut fresh = Fresh { state: seed.wrapping_mul(0x2545_f491_4f6c_dd1d) ^ hash };
-        fresh.next();
-        fresh
+        // Not the stream by which an input of the same name is made up.
+        Fresh { random: Random::new(seed.wrapping_mul(0x2545_f491_4f6c_dd1d), name) }
     }
 
-    fn next(&mut self) -> u64 {
-        self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (self.state ^ (self.state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// Uniform in (0, 1).
-    fn unit(&mut self) -> f64 {
-        ((self.next() >> 11) as f64 + 0.5) / (1u64 << 53) as f64
-    }
-
-    /// A number below `bound`.
+    /// A whole number below `bound`.
     pub fn below(&mut self, bound: u64) -> u64 {
-        (self.unit() * bound as f64) as u64
+        self.random.below(bound)
     }
 
     /// A tensor uniform in (−bound, bound).
     pub fn uniform(mut self, dtype: DType, dims: &[i64], bound: f64) -> Tensor {
-        tensor(dtype, dims, || (2.0 * self.unit() - 1.0) * bound)
+        tensor(dtype, dims, || (2.0 * self.random.unit() - 1.0) * bound)
     }
 
     /// A tensor of normal numbers with mean 0.
     pub fn normal(mut self, dtype: DType, dims: &[i64], deviation: f64) -> Tensor {
-        // Box–Muller.
-        tensor(dtype, dims, || {
-            let radius = (-2.0 * self.unit().ln()).sqrt();
-            radius * (std::f64::consts::TAU * self.unit()).cos() * deviation
-        })
+        tensor(dtype, dims, || self.random.normal() * deviation)
     }
 }
 

@@ -3,9 +3,9 @@
 use super::formula::{Before, Optimizer};
 use super::{Gradients, Training};
 use crate::engine::Session;
-use crate::random_inputs::Random;
 use crate::tensor::NpTensor;
 use ancre_passes::ir::DType;
+use ancre_passes::random::Random;
 use serde::Serialize;
 use std::collections::HashMap;
 
