@@ -237,7 +237,7 @@ pub struct RewriteArgs {
     #[arg(long, help_heading = "Router")]
     pub scope: Option<Scope>,
     /// Softmax temperature [default: 0.01]
-    #[arg(long, help_heading = "Router")]
+    #[arg(long, allow_negative_numbers = true, help_heading = "Router")]
     pub tau: Option<f32>,
     /// Weights of a row
     #[arg(long, help_heading = "Router")]
@@ -261,13 +261,13 @@ pub struct RewriteArgs {
     #[arg(long, help_heading = "Training graph")]
     pub reduction: Option<Reduction>,
     /// Label smoothing of the cross-entropies
-    #[arg(long, value_name = "X", help_heading = "Training graph")]
+    #[arg(long, allow_negative_numbers = true, value_name = "X", help_heading = "Training graph")]
     pub label_smoothing: Option<f64>,
     /// Label whose positions do not count [default: -100, as in PyTorch]
     #[arg(long, value_name = "N", allow_negative_numbers = true, help_heading = "Training graph")]
     pub ignore_index: Option<i64>,
     /// Threshold of the Huber loss [default: 1]
-    #[arg(long, value_name = "X", help_heading = "Training graph")]
+    #[arg(long, allow_negative_numbers = true, value_name = "X", help_heading = "Training graph")]
     pub huber_delta: Option<f64>,
     /// The model output the loss reads [default: the only float output]
     #[arg(long, value_name = "NAME", help_heading = "Training graph")]
@@ -279,31 +279,31 @@ pub struct RewriteArgs {
     #[arg(long, help_heading = "Training graph")]
     pub optimizer: Option<OptimizerArg>,
     /// Momentum of SGD
-    #[arg(long, value_name = "X", help_heading = "Training graph")]
+    #[arg(long, allow_negative_numbers = true, value_name = "X", help_heading = "Training graph")]
     pub momentum: Option<f64>,
     /// Nesterov momentum
     #[arg(long, help_heading = "Training graph")]
     pub nesterov: bool,
     /// Weight decay [default: 0.01 for adamw, 0 otherwise]
-    #[arg(long, value_name = "X", help_heading = "Training graph")]
+    #[arg(long, allow_negative_numbers = true, value_name = "X", help_heading = "Training graph")]
     pub weight_decay: Option<f64>,
     /// [default: 0.9]
-    #[arg(long, value_name = "X", help_heading = "Training graph")]
+    #[arg(long, allow_negative_numbers = true, value_name = "X", help_heading = "Training graph")]
     pub beta1: Option<f64>,
     /// [default: 0.999]
-    #[arg(long, value_name = "X", help_heading = "Training graph")]
+    #[arg(long, allow_negative_numbers = true, value_name = "X", help_heading = "Training graph")]
     pub beta2: Option<f64>,
     /// [default: 1e-8]
-    #[arg(long, value_name = "X", help_heading = "Training graph")]
+    #[arg(long, allow_negative_numbers = true, value_name = "X", help_heading = "Training graph")]
     pub eps: Option<f64>,
     /// Clip the gradients' global norm
-    #[arg(long, value_name = "X", help_heading = "Training graph")]
+    #[arg(long, allow_negative_numbers = true, value_name = "X", help_heading = "Training graph")]
     pub clip_norm: Option<f64>,
     /// Micro-batches per update
     #[arg(long, value_name = "N", help_heading = "Training graph")]
     pub accumulate: Option<u32>,
     /// Learning rate of logits and gates relative to the weights'
-    #[arg(long, value_name = "X", help_heading = "Training graph")]
+    #[arg(long, allow_negative_numbers = true, value_name = "X", help_heading = "Training graph")]
     pub router_lr_scale: Option<f64>,
     /// Output the gradient of every trained tensor as NAME.grad
     #[arg(long, help_heading = "Training graph")]
@@ -318,7 +318,7 @@ pub struct RewriteArgs {
     #[arg(long, help_heading = "Training graph")]
     pub frozen_bn: bool,
     /// Batch of both graphs: keep the source's, dynamic, or N [default: the forward graph keeps it, the training graph is dynamic]
-    #[arg(long, value_name = "keep|dynamic|N", help_heading = "Start")]
+    #[arg(long, allow_negative_numbers = true, value_name = "keep|dynamic|N", help_heading = "Start")]
     pub batch: Option<String>,
     /// Replace the last linear map before the output by a fresh one of N classes, in both graphs
     #[arg(long, value_name = "N", help_heading = "Start", value_parser = clap::value_parser!(u32).range(1..))]
@@ -354,10 +354,10 @@ pub struct RewriteArgs {
     #[arg(long, value_name = "N", help_heading = "Verification")]
     pub seed: Option<u64>,
     /// [default: 1e-5]
-    #[arg(long, value_name = "X", help_heading = "Verification")]
+    #[arg(long, allow_negative_numbers = true, value_name = "X", help_heading = "Verification")]
     pub atol: Option<f64>,
     /// [default: 1e-5]
-    #[arg(long, value_name = "X", help_heading = "Verification")]
+    #[arg(long, allow_negative_numbers = true, value_name = "X", help_heading = "Verification")]
     pub rtol: Option<f64>,
     /// Extent of a symbolic input dimension (repeatable)
     #[arg(long, value_name = "NAME=N", help_heading = "Verification")]
@@ -375,7 +375,7 @@ pub struct RewriteArgs {
     #[arg(long)]
     pub json: bool,
     /// Say only what went wrong
-    #[arg(short, long)]
+    #[arg(short, long, conflicts_with = "verbose")]
     pub quiet: bool,
     /// Say more: frozen tensors, timings
     #[arg(short, long)]

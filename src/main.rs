@@ -47,50 +47,37 @@ fn report_full_disks() {
 
 /// What goes to standard output, and the exit status.
 fn run(cli: &Cli) -> Result<(String, u8), Failure> {
-    #[cfg(feature = "ort")]
-    if let Some(Command::Train(a)) = &cli.command {
-        let done = train::train_in_terminal(a)?;
-        let text = match (a.json, a.quiet) {
-            (true, _) => format!("{}\n", done.json()),
-            (false, true) => String::new(),
-            (false, false) => done.text(a.verbose),
-        };
-        return Ok((text, if done.interrupted { train::interrupt::STATUS } else { 0 }));
-    }
-    if let Some(Command::Verify(a)) = &cli.command {
-        return verify::verify(a).map(|answer| (answer.text, answer.status));
-    }
-    say(cli).map(|text| (text, 0))
-}
-
-fn say(cli: &Cli) -> Result<String, Failure> {
-    match &cli.command {
+    let text = match &cli.command {
         #[cfg(feature = "ort")]
-        Some(Command::Train(_)) => Ok(String::new()),
-        Some(Command::Verify(_)) => Ok(String::new()),
-        Some(Command::Inspect(a)) => Ok(inspect::inspect(a)? + if a.json { "\n" } else { "" }),
+        Some(Command::Train(a)) => {
+            let done = train::train_in_terminal(a)?;
+            let text = match (a.json, a.quiet) {
+                (true, _) => format!("{}\n", done.json()),
+                (false, true) => String::new(),
+                (false, false) => done.text(a.verbose),
+            };
+            return Ok((text, if done.interrupted { train::interrupt::STATUS } else { 0 }));
+        }
+        Some(Command::Verify(a)) => return verify::verify(a).map(|answer| (answer.text, answer.status)),
+        Some(Command::Inspect(a)) => inspect::inspect(a)? + if a.json { "\n" } else { "" },
         Some(Command::Freeze(a)) => {
             let done = freeze::freeze(a)?;
-            if a.json {
-                return Ok(format!("{}\n", done.json()));
-            }
-            Ok(report::frozen(&done))
+            if a.json { format!("{}\n", done.json()) } else { report::frozen(&done) }
         }
-        Some(Command::Runtime(a)) => runtime::runtime(a),
+        Some(Command::Runtime(a)) => runtime::runtime(a)?,
         Some(Command::Completions { shell }) => {
             let mut out = Vec::new();
             clap_complete::generate(*shell, &mut Cli::command(), "ancre-rewrite", &mut out);
-            Ok(String::from_utf8_lossy(&out).into_owned())
+            String::from_utf8_lossy(&out).into_owned()
         }
         None => {
-            let outcome = rewrite::rewrite(&cli.rewrite)?;
-            if cli.rewrite.json {
-                Ok(format!("{}\n", report::json(&outcome)))
-            } else if cli.rewrite.quiet {
-                Ok(String::new())
-            } else {
-                Ok(report::text(&outcome, cli.rewrite.verbose))
+            let (a, outcome) = (&cli.rewrite, rewrite::rewrite(&cli.rewrite)?);
+            match (a.json, a.quiet) {
+                (true, _) => format!("{}\n", report::json(&outcome)),
+                (false, true) => String::new(),
+                (false, false) => report::text(&outcome, a.verbose),
             }
         }
-    }
+    };
+    Ok((text, 0))
 }

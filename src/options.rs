@@ -1,6 +1,8 @@
 //! From command-line arguments to the passes' options.
 
-use crate::cli::{self, FormArg, LossArg, NormalizeArg, OptimizerArg, Parametrization, Preset, Reduction, RewriteArgs};
+use crate::cli::{
+    self, FormArg, LossArg, NormalizeArg, OptimizerArg, Parametrization, Preset, Reduction, RewriteArgs, VerifyArg,
+};
 use crate::error::Failure;
 use crate::files;
 use crate::random_inputs::Sizes;
@@ -132,32 +134,91 @@ pub fn loss_options(a: &RewriteArgs, g: &Graph, output: Option<&str>) -> Result<
 /// # Errors
 /// The first such number.
 pub fn check_numbers(a: &RewriteArgs) -> Result<(), Failure> {
-    let range = |name: &str, v: Option<f64>, low: f64, high: f64| match v {
-        Some(v) if !(v >= low && v < high) => Err(Failure::input(format!("--{name} {v} is out of range [{low}, {high})"))),
-        _ => Ok(()),
-    };
-    range("label-smoothing", a.label_smoothing, 0.0, 1.0)?;
-    range("momentum", a.momentum, 0.0, 1.0)?;
-    range("beta1", a.beta1, 0.0, 1.0)?;
-    range("beta2", a.beta2, 0.0, 1.0)?;
-    range("weight-decay", a.weight_decay, 0.0, f64::INFINITY)?;
-    range("eps", a.eps, 0.0, f64::INFINITY)?;
-    range("huber-delta", a.huber_delta, f64::MIN_POSITIVE, f64::INFINITY)?;
-    range("clip-norm", a.clip_norm, f64::MIN_POSITIVE, f64::INFINITY)?;
-    range("router-lr-scale", a.router_lr_scale, 0.0, f64::INFINITY)?;
-    range("atol", a.atol, 0.0, f64::INFINITY)?;
-    range("rtol", a.rtol, 0.0, f64::INFINITY)?;
+    type Condition = fn(f64) -> bool;
+    let below_one: (Condition, _) = (|v| (0.0..1.0).contains(&v), "at least 0 and below 1");
+    let not_negative: (Condition, _) = (|v| v >= 0.0 && v.is_finite(), "a number of 0 or more");
+    let positive: (Condition, _) = (|v| v > 0.0 && v.is_finite(), "a number above 0");
+    // The graph holds it in single precision, and divides by it.
+    let divisor: (Condition, _) = (|v| v >= f32::MIN_POSITIVE.into() && v.is_finite(), "a number above 0");
+    for (name, value, (holds, what)) in [
+        ("tau", a.tau.map(f64::from), divisor),
+        ("label-smoothing", a.label_smoothing, below_one),
+        ("momentum", a.momentum, below_one),
+        ("beta1", a.beta1, below_one),
+        ("beta2", a.beta2, below_one),
+        ("weight-decay", a.weight_decay, not_negative),
+        ("eps", a.eps, not_negative),
+        ("huber-delta", a.huber_delta, positive),
+        ("clip-norm", a.clip_norm, positive),
+        ("router-lr-scale", a.router_lr_scale, not_negative),
+        ("atol", a.atol, not_negative),
+        ("rtol", a.rtol, not_negative),
+    ] {
+        if let Some(v) = value.filter(|v| !holds(*v)) {
+            return Err(Failure::input(format!("--{name} {v}: {what} was expected")));
+        }
+    }
     if a.accumulate == Some(0) {
         return Err(Failure::input("--accumulate 0: at least one micro-batch makes an update"));
     }
-    let kind = a.optimizer.unwrap_or(OptimizerArg::Adamw);
-    if kind != OptimizerArg::Sgd && (a.momentum.is_some() || a.nesterov) {
+    if a.trials == Some(0) {
+        return Err(Failure::input("--trials 0 compares nothing").help("--verify none leaves verification out"));
+    }
+    for (name, value) in [("labels", &a.labels), ("output", &a.output)] {
+        if value.as_deref() == Some("") {
+            return Err(Failure::input(format!("--{name} needs a name")));
+        }
+    }
+    Ok(())
+}
+
+/// Refuses options that contradict each other.
+///
+/// # Errors
+/// The first such pair.
+pub fn check_combinations(a: &RewriteArgs) -> Result<(), Failure> {
+    let sgd = a.optimizer == Some(OptimizerArg::Sgd);
+    if !sgd && (a.momentum.is_some() || a.nesterov) {
         return Err(Failure::input("--momentum and --nesterov belong to --optimizer sgd"));
     }
     if a.nesterov && a.momentum.unwrap_or(0.0) == 0.0 {
         return Err(Failure::input("--nesterov needs --momentum"));
     }
+    if a.require_equivalent && a.verify == Some(VerifyArg::None) {
+        return Err(Failure::input("--require-equivalent asks for what --verify none leaves out"));
+    }
     Ok(())
+}
+
+/// Says of every option that was given and has no effect beside the others what it belongs to, so that nobody takes it for heard.
+pub fn without_effect(a: &RewriteArgs) -> Vec<String> {
+    let loss = a.loss.unwrap_or(LossArg::Auto);
+    let classes = matches!(loss, LossArg::Auto | LossArg::CrossEntropy | LossArg::NextToken);
+    let optimizer = a.optimizer.unwrap_or(OptimizerArg::Adamw);
+    let adam = matches!(optimizer, OptimizerArg::Adamw | OptimizerArg::Adam);
+    let updates = optimizer != OptimizerArg::None;
+    let softmax = a.parametrization.is_none_or(|p| matches!(p, Parametrization::Softmax | Parametrization::Gated));
+    let trains = !a.no_train && loss != LossArg::None;
+    let verifies = a.verify != Some(VerifyArg::None);
+    [
+        ("--tau", a.tau.is_some() && !softmax, "--parametrization softmax or gated"),
+        ("--ignore-index", a.ignore_index.is_some() && !classes, "--loss cross-entropy or next-token"),
+        ("--label-smoothing", a.label_smoothing.is_some() && !classes, "--loss cross-entropy or next-token"),
+        ("--huber-delta", a.huber_delta.is_some() && loss != LossArg::Huber, "--loss huber"),
+        ("--beta1", a.beta1.is_some() && !adam, "--optimizer adamw or adam"),
+        ("--beta2", a.beta2.is_some() && !adam, "--optimizer adamw or adam"),
+        ("--eps", a.eps.is_some() && !adam, "--optimizer adamw or adam"),
+        ("--weight-decay", a.weight_decay.is_some() && !updates, "an optimizer"),
+        ("--clip-norm", a.clip_norm.is_some() && !updates, "an optimizer"),
+        ("--accumulate", a.accumulate.is_some() && !updates, "an optimizer"),
+        ("--router-lr-scale", a.router_lr_scale.is_some() && !updates, "an optimizer"),
+        ("what was said of the training graph", a.asks_for_training() && !trains, "a run that writes one"),
+        ("--trials", a.trials.is_some() && !verifies, "a --verify other than none"),
+    ]
+    .into_iter()
+    .filter(|(_, idle, _)| *idle)
+    .map(|(option, _, belongs)| format!("{option} has no effect: it belongs to {belongs}"))
+    .collect()
 }
 
 /// The training graph's options.

@@ -14,9 +14,9 @@ use ancre_passes::ir::{Graph, NodeId, SharedBytes, ValueId};
 use ancre_passes::onnx;
 use ancre_passes::pipeline;
 use ancre_passes::transform::bake::{ChainRecord, RouterRecord, SourceRecord};
-use ancre_passes::transform::route::{Form, Granularity, Init, RouteOptions, Router};
+use ancre_passes::transform::route::{Granularity, Init, RouteOptions, Router};
 use ancre_passes::transform::tie::{self, Tie};
-use ancre_passes::transform::{dropout, eliminate, legalize, route};
+use ancre_passes::transform::{dropout, legalize, route};
 use serde_json::{Value, json};
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -127,10 +127,11 @@ pub fn rewrite(a: &RewriteArgs) -> Result<Outcome, Failure> {
         a.model.as_deref().ok_or_else(|| Failure::input("no model given").help("ancre-rewrite MODEL.onnx, or --help"))?;
     let batch_request = batch::request(a)?;
     options::check_numbers(a)?;
+    options::check_combinations(a)?;
     let route_options = options::route_options(a)?;
     let dims = options::dims(&a.dim)?;
     let mut clock = Clock(Instant::now(), Vec::new());
-    let mut notices = Vec::new();
+    let mut notices = options::without_effect(a);
     // A network that stays as it is keeps its functions.
     let stays = a.chains.as_deref() == Some("none") && a.no_train;
     let (mut source, bytes, inlined) = if stays { load(model).map(|(g, b)| (g, b, false))? } else { load_inlined(model)? };
@@ -148,7 +149,7 @@ pub fn rewrite(a: &RewriteArgs) -> Result<Outcome, Failure> {
     clock.lap("parse");
     let proof_options = ProofOptions {
         engine: a.verify.unwrap_or(VerifyArg::Tract),
-        trials: a.trials.unwrap_or(2).max(1),
+        trials: a.trials.unwrap_or(2),
         seed: a.seed.unwrap_or(0),
         atol: a.atol.unwrap_or(1e-5),
         rtol: a.rtol.unwrap_or(1e-5),
@@ -376,16 +377,4 @@ fn describe_router(g: &mut Graph, structure: &ResidualStructure, routers: &[Rout
         .collect();
     g.metadata.insert("ancre.router".into(), serde_json::to_string(&record).unwrap_or_default());
     g.metadata.insert("ancre.chains".into(), Value::Array(chains).to_string());
-}
-
-/// Is the default of this outcome's router equal to the source before any training?
-pub fn starts_equal(o: &RouteOptions) -> bool {
-    o.form == Form::Reassign
-        && matches!((o.rule, &o.init), (route::Rule::Gated, i) if !matches!(i, Init::Given(_)))
-            | matches!((o.rule, &o.init), (route::Rule::Free | route::Rule::Softmax, Init::Identity))
-}
-
-/// Removes dead nodes but those the source itself left dead.
-pub fn keep_dead(g: &mut Graph, dead: &HashSet<NodeId>) {
-    eliminate::eliminate_dead(g, |_, id| dead.contains(&id));
 }

@@ -126,12 +126,36 @@ fn usage_errors_have_status_2() {
         &["--loss", "mse", "--trainable", "nobody*"],
         &["--loss", "mse", "--frozen", "nobody*"],
         &["--trials", "-1"],
+        &["--trials", "0"],
+        &["--tau", "1e-60"],
+        &["--eps", "-1"],
+        &["--labels", ""],
+        &["--require-equivalent", "--verify", "none"],
+        &["-q", "-v"],
     ] {
         let ran = tool(&with(&model, more));
         assert_eq!(ran.status, 2, "{more:?}: {}{}", ran.out, ran.err);
         assert!(ran.err.contains("error:") && ran.out.is_empty(), "{more:?}: {} {}", ran.out, ran.err);
     }
     assert_eq!(listing(dir.path()), before);
+}
+
+#[test]
+fn options_without_effect_are_said() {
+    let (_dir, model) = folder();
+    for (more, says) in [
+        (&["--parametrization", "free", "--tau", "2"][..], "--tau has no effect: it belongs to --parametrization softmax"),
+        (
+            &["--loss", "mse", "--label-smoothing", "0.1"],
+            "--label-smoothing has no effect: it belongs to --loss cross-entropy",
+        ),
+        (&["--optimizer", "sgd", "--beta1", "0.8"], "--beta1 has no effect: it belongs to --optimizer adamw or adam"),
+        (&["--no-train", "--clip-norm", "1"], "the training graph has no effect"),
+        (&["--verify", "none", "--trials", "3"], "--trials has no effect"),
+    ] {
+        let ran = tool_ok(&with(&model, more));
+        assert!((ran.out.clone() + &ran.err).contains(says), "{more:?}: {}{}", ran.out, ran.err);
+    }
 }
 
 #[test]
