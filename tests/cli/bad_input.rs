@@ -132,3 +132,39 @@ fn a_routed_model_is_refused() {
     assert!(ran.err.contains("net.ancre.onnx") && ran.err.contains("already routed"), "{}", ran.err);
     assert_eq!(listing(dir.path()), before);
 }
+
+/// The model with its graph changed.
+fn changed(model: &std::path::Path, change: impl FnOnce(&mut ModelProto)) {
+    let mut m = ModelProto::parse_from_bytes(&std::fs::read(model).unwrap()).unwrap();
+    change(&mut m);
+    std::fs::write(model, m.write_to_bytes().unwrap()).unwrap();
+}
+
+#[test]
+fn an_operator_of_the_tool_s_own_domain_is_refused() {
+    let (_dir, model) = folder();
+    changed(&model, |m| {
+        m.opset_import.push(onnx_protobuf::OperatorSetIdProto { domain: "ancre".into(), version: 1, ..Default::default() });
+        m.graph.as_mut().unwrap().node[0].domain = "ancre".into();
+    });
+    let ran = tool(&[&model]);
+    assert_eq!(ran.status, 2, "{}", ran.err);
+    assert!(ran.err.contains("net.onnx") && ran.err.contains("another domain"), "{}", ran.err);
+}
+
+#[test]
+fn a_value_of_the_model_may_have_the_counter_s_name() {
+    let (dir, model) = folder();
+    changed(&model, |m| {
+        let graph = m.graph.as_mut().unwrap();
+        let old = graph.node[0].output[0].clone();
+        let names = graph.node.iter_mut().flat_map(|n| n.input.iter_mut().chain(&mut n.output));
+        names.filter(|name| **name == old).for_each(|name| *name = "ancre.step".into());
+        graph.value_info.clear();
+    });
+    tool_ok(&with(&model, &["--loss", "mse"]));
+    let graph = std::fs::read(dir.path().join("net.ancre.train.onnx")).unwrap();
+    let graph = ModelProto::parse_from_bytes(&graph).unwrap();
+    let counters = graph.graph.input.iter().filter(|i| i.name.starts_with("ancre.step")).count();
+    assert_eq!(counters, 1);
+}

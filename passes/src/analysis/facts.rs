@@ -2,7 +2,7 @@
 
 use crate::ir::{Dim, Graph, NodeId, TensorType, ValueId, ValueType};
 use crate::onnx::read_value_info;
-use crate::ops::{self, Infer};
+use crate::ops;
 use indexmap::IndexMap;
 use std::collections::{HashMap, HashSet};
 
@@ -105,12 +105,7 @@ pub fn infer_node_knowing(
         let t = op.attrs.tensor("value")?;
         return Some(vec![TensorType::fixed(t.dtype(), t.dims())]);
     }
-    let rule = ops::rule(op)?;
-    let operands = g.operands(node);
-    let types: Vec<Option<TensorType>> = operands.iter().map(|v| v.and_then(type_of)).collect();
-    let ints = |i: usize| operands.get(i).copied().flatten().and_then(ints_of);
-    let present = |i: usize| operands.get(i).is_some_and(Option::is_some);
-    rule.infer(&Infer { op, types: &types, ints: &ints, present: &present }).ok()
+    ops::result_types_knowing(op, &g.operands(node), type_of, ints_of)?.ok()
 }
 
 /// Derives what is still unknown by our own shape rules, producers before consumers.

@@ -147,12 +147,12 @@ pub fn evaluate(g: &Graph, id: NodeId, about: &dyn Known) -> Option<Integers> {
         "Where" => {
             let (c, x, y) = (get(0)?, get(1)?, get(2)?);
             let n = c.1.len().max(x.1.len()).max(y.1.len());
-            let fits = |p: &(Vec<i64>, Vec<Dim>)| p.1.len() == n || p.1.len() == 1;
+            let dims = [&c, &x, &y].into_iter().find(|p| p.1.len() == n)?.0.clone();
+            let fits = |p: &Array| p.0 == dims || (p.1.len() == 1 && p.0.len() <= dims.len());
             if !fits(&c) || !fits(&x) || !fits(&y) {
                 return None;
             }
-            let dims = [&c, &x, &y].into_iter().find(|p| p.1.len() == n)?.0.clone();
-            let at = |p: &(Vec<i64>, Vec<Dim>), i: usize| p.1[if p.1.len() == 1 { 0 } else { i }].clone();
+            let at = |p: &Array, i: usize| p.1[if p.1.len() == 1 { 0 } else { i }].clone();
             let pick = |i: usize| Some(if at(&c, i).known()? != 0 { at(&x, i) } else { at(&y, i) });
             known(dims, (0..n).map(pick).collect::<Option<_>>()?)
         }

@@ -1,7 +1,7 @@
 //! Builds nodes with their types inferred by the operators' own rules.
 
-use super::{Attr, Attrs, DType, Dim, Graph, Op, Tensor, TensorType, ValueId};
-use crate::ops::{self, Infer, TypeError};
+use super::{Attrs, DType, Dim, Graph, Op, Tensor, TensorType, ValueId};
+use crate::ops::{self, TypeError};
 use std::collections::HashMap;
 
 /// A node that could not be built, because its operands do not fit or their types are unknown.
@@ -55,15 +55,9 @@ impl<'g> Builder<'g> {
 
     /// Adds an operator with one or more results.
     pub fn node(&mut self, op: Op, operands: &[Option<ValueId>]) -> Result<Vec<ValueId>, BuildError> {
-        let types: Vec<Option<TensorType>> = operands.iter().map(|v| v.and_then(|v| self.graph.tensor_type(v))).collect();
-        let graph = &*self.graph;
-        let ints = |i: usize| ops::constant_ints(graph, *operands.get(i)?.as_ref()?);
-        let present = |i: usize| operands.get(i).is_some_and(|v| v.is_some());
-        let full_name = op.full_name();
-        let rule = ops::rule(&op).ok_or_else(|| self.error(&full_name, TypeError("this operator has no rule".into())))?;
-        let results = rule
-            .infer(&Infer { op: &op, types: &types, ints: &ints, present: &present })
-            .map_err(|e| self.error(&full_name, e))?;
+        let types = ops::result_types(self.graph, &op, operands);
+        let types = types.unwrap_or_else(|| Err(TypeError("this operator has no rule".into())));
+        let results = types.map_err(|e| self.error(&op.full_name(), e))?;
         let stem = if self.prefix.is_empty() { op.name.clone() } else { format!("{}/{}", self.prefix, op.name) };
         let node = self.graph.add_op("", op, operands);
         let mut out = Vec::with_capacity(results.len());
@@ -281,7 +275,7 @@ impl<'g> Builder<'g> {
         Ok(v)
     }
 
-    /// Reshapes to a symbolic shape: literally if at most one dimension is symbolic, otherwise from `like`, a value of it.
+    /// Broadcasts to the shape of `like`, a value that is read only where an extent is symbolic.
     pub fn expand_like(&mut self, a: ValueId, like: ValueId) -> Built {
         let to = self.ty(like)?;
         if self.ty(a)?.shape == to.shape {
@@ -457,14 +451,6 @@ impl<'g> Builder<'g> {
         match known {
             Some(dims) => Ok(self.ints(&dims.concat())),
             None => self.concat(parts, 0),
-        }
-    }
-
-    /// Sets an attribute of the node behind a value.
-    pub fn set_attr(&mut self, v: ValueId, name: &str, value: impl Into<Attr>) {
-        if let super::Kind::Op(op) = &mut self.graph.node_mut(v.node).kind {
-            op.attrs.0.insert(name.to_string(), value.into());
-            op.attrs_changed = true;
         }
     }
 }

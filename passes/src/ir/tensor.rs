@@ -119,24 +119,24 @@ impl Tensor {
         }
         let expected = self.dtype.size().map(|s| s * elements);
         let fail = |have, unit, want| self.wrong_size(have, unit, want);
-        let typed = p.float_data.len()
-            + p.int32_data.len()
-            + p.int64_data.len()
-            + p.double_data.len()
-            + p.uint64_data.len()
-            + p.string_data.len();
-        if typed == 0 {
-            match expected {
+        // Elements in a field of another type than the tensor's are none of its.
+        let typed = match self.dtype {
+            DType::F32 | DType::C64 => p.float_data.len(),
+            DType::F64 | DType::C128 => p.double_data.len(),
+            DType::I64 => p.int64_data.len(),
+            DType::U64 | DType::U32 => p.uint64_data.len(),
+            DType::Str => p.string_data.len(),
+            _ => p.int32_data.len(),
+        };
+        let per_element = if matches!(self.dtype, DType::C64 | DType::C128) { 2 } else { 1 };
+        match self.dtype {
+            DType::U4 | DType::I4 | DType::F4 | DType::U2 | DType::I2 => Ok(()),
+            _ if !p.raw_data.is_empty() || typed == 0 => match expected {
                 Some(want) if p.raw_data.len() != want => Err(fail(p.raw_data.len(), "bytes", want)),
                 _ => Ok(()),
-            }
-        } else {
-            let per_element = if matches!(self.dtype, DType::C64 | DType::C128) { 2 } else { 1 };
-            match self.dtype {
-                DType::U4 | DType::I4 | DType::F4 | DType::U2 | DType::I2 => Ok(()),
-                _ if typed != elements * per_element => Err(fail(typed, "elements", elements * per_element)),
-                _ => Ok(()),
-            }
+            },
+            _ if typed != elements * per_element => Err(fail(typed, "elements", elements * per_element)),
+            _ => Ok(()),
         }
     }
 

@@ -247,12 +247,4 @@ impl ValueType {
     pub fn tensor(&self) -> Option<TensorType> {
         Some(TensorType { dtype: self.dtype?, shape: self.shape.clone()? })
     }
-
-    /// Takes over what `other` knows and `self` does not.
-    pub fn fill_from(&mut self, other: ValueType) {
-        self.dtype = self.dtype.or(other.dtype);
-        if self.shape.is_none() {
-            self.shape = other.shape;
-        }
-    }
 }

@@ -13,8 +13,8 @@
 //! 7. No abstract operator (`ancre.*`) is left.
 //! 8. Every operator of the standard domain that a rule describes exists in the graph's operator set, in the form it has.
 
-use super::{ANCRE, Graph, Kind, NodeId, Op, TensorType};
-use crate::ops::{self, Infer};
+use super::{ANCRE, Graph, Kind, NodeId, Op};
+use crate::ops;
 use std::collections::HashSet;
 
 /// How far a graph has come.
@@ -85,13 +85,8 @@ fn check_edges(g: &Graph, id: NodeId, found: &mut Vec<String>) -> bool {
 
 fn check_types(g: &Graph, id: NodeId, found: &mut Vec<String>) {
     let Some(op) = g.op(id) else { return };
-    let Some(rule) = ops::rule(op) else { return };
-    let operands = g.operands(id);
-    let types: Vec<Option<TensorType>> = operands.iter().map(|v| v.and_then(|v| g.tensor_type(v))).collect();
-    let ints = |i: usize| ops::constant_ints(g, operands.get(i).copied().flatten()?);
-    let present = |i: usize| operands.get(i).is_some_and(Option::is_some);
     // A rule that cannot tell (operands of unknown type, values computed in the graph) is no violation.
-    let Ok(inferred) = rule.infer(&Infer { op, types: &types, ints: &ints, present: &present }) else { return };
+    let Some(Ok(inferred)) = ops::result_types(g, op, &g.operands(id)) else { return };
     for (v, want) in g.results(id).zip(inferred) {
         let Some(have) = g.tensor_type(v) else { continue };
         let agree = have.dtype == want.dtype
@@ -179,7 +174,7 @@ fn forms(g: &Graph, id: NodeId, op: &Op, since: i64) -> (i64, Option<i64>) {
 mod tests {
     use super::*;
     use crate::ir::text::parse;
-    use crate::ir::{Attrs, Op, ValueId};
+    use crate::ir::{Attrs, Op, TensorType, ValueId};
     use onnx_protobuf::{AttributeProto, GraphProto, NodeProto};
     use std::sync::Arc;
 

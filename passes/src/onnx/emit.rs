@@ -2,7 +2,7 @@
 
 use super::external::{relocate, relocate_tensor};
 use super::import::read_value_info;
-use crate::ir::{ANCRE, Attr, DType, Dim, Graph, Kind, NodeId, NodeSite, Parts, Tensor, TensorType, ValueId, ValueType};
+use crate::ir::{ANCRE, Attr, DType, Dim, Graph, Kind, NodeId, NodeSite, Parts, Tensor, ValueId, ValueType};
 use indexmap::IndexMap;
 use onnx_protobuf::attribute_proto::AttributeType;
 use onnx_protobuf::tensor_proto::DataLocation;
@@ -109,11 +109,6 @@ impl<'g> Emission<'g> {
     /// As [`emit`].
     pub fn placed(&self, placement: &Placement) -> Result<Emission<'g>, EmitError> {
         emit_placed(self.source, placement)
-    }
-
-    /// Size of the external data file that this model writes itself.
-    pub fn data_len(&self) -> u64 {
-        self.data.last().map_or(0, |(offset, bytes)| offset + bytes.len() as u64)
     }
 
     /// Writes the external data file.
@@ -478,13 +473,4 @@ fn dimension_message(d: &Dim) -> Dimension {
         None => dimension::Value::DimParam(d.to_string()),
     };
     Dimension { value: Some(value), ..Default::default() }
-}
-
-/// A type as ONNX text, for messages.
-impl TensorType {
-    /// `float[batch,3]` and the like.
-    pub fn onnx_text(&self) -> String {
-        let dims: Vec<String> = self.shape.iter().map(Dim::to_string).collect();
-        format!("{}[{}]", self.dtype.onnx_name(), dims.join(","))
-    }
 }

@@ -3,7 +3,8 @@
 use super::external::external_files;
 use super::scan::{Scanned, scan};
 use crate::ir::{
-    Attr, Attrs, DType, Dim, Graph, Kind, NodeId, NodeSite, Op, SharedBytes, Tensor, TensorError, ValueType, external_path,
+    ANCRE, Attr, Attrs, DType, Dim, Graph, Kind, NodeId, NodeSite, Op, SharedBytes, Tensor, TensorError, ValueType,
+    external_path,
 };
 use indexmap::IndexMap;
 use onnx_protobuf::attribute_proto::AttributeType;
@@ -54,6 +55,10 @@ pub enum ImportError {
     Cycle(NodeSite),
     #[error("an initializer has no name; the file is damaged")]
     Nameless,
+    #[error(
+        "{0} is of the domain `{ANCRE}`, whose operators are this tool's own and stand in no file; give the operator another domain"
+    )]
+    Reserved(NodeSite),
     #[error("initializer: {0}")]
     Tensor(#[from] TensorError),
     #[error("{site}: {error}")]
@@ -183,6 +188,9 @@ fn assemble(mut model: ModelProto, tensors: Vec<(String, Tensor)>, root: Option<
     let mut linked: Vec<(NodeId, Vec<String>, Vec<String>)> = Vec::with_capacity(nodes.len());
     for node in nodes {
         let site = NodeSite { name: site_name(&node), op: node.op_type.clone() };
+        if node.domain == ANCRE {
+            return Err(ImportError::Reserved(site));
+        }
         for name in node.output.iter().filter(|n| !n.is_empty()) {
             unique(&g, name, &site.to_string())?;
         }

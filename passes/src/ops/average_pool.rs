@@ -3,11 +3,14 @@
 
 use super::conv::{reshape_around, transposed};
 use super::sample::floats;
-use super::window::{Window, pad_spatial};
+use super::window::{Window, pad_spatial, pooled};
 use super::*;
 use crate::ir::Tensor;
 
 pub(super) struct AveragePool;
+
+/// Largest constant kernel, in taps.
+const LARGEST: i64 = 1 << 22;
 
 impl OpRule for AveragePool {
     fn name(&self) -> &'static str {
@@ -17,12 +20,7 @@ impl OpRule for AveragePool {
         11
     }
     fn infer(&self, cx: &Infer) -> Types {
-        let x = cx.ty(0)?;
-        cx.require(x.rank() >= 3, || format!("{x} has no spatial axes"))?;
-        let window = Window::new(cx.attrs(), None, &x.shape[2..])?;
-        let mut shape = x.shape[..2].to_vec();
-        shape.extend(window.output(&x.shape[2..])?);
-        Ok(vec![TensorType::new(x.dtype, shape)])
+        Ok(vec![pooled(cx)?])
     }
     /// Each cell gets ȳ / count of every window that sees it: a repetition where the windows tile the operand, another
     /// average pool at stride 1, and a transposed convolution with a constant kernel otherwise.
@@ -75,6 +73,9 @@ impl OpRule for AveragePool {
                 shape.extend_from_slice(&ty.shape[2..]);
                 Ok(reshape_around(p.b, v, &shape)?)
             };
+            if window.taps() > LARGEST {
+                return Err(p.unsupported("its window has too many cells for a kernel that is written out"));
+            }
             let (folded, like) = (fold(p, ct)?, fold(p, x)?);
             let dims: Vec<i64> = [1, 1].into_iter().chain(window.kernel.iter().copied()).collect();
             let kernel = Tensor::floats(x_ty.dtype, &dims, &vec![share; window.taps() as usize]);

@@ -1,144 +1,22 @@
-//! Comparisons, with broadcasting: a boolean of the common shape.
+//! Comparisons, with broadcasting, and tests of elements: a boolean of the common shape.
 
+use super::flat::Flat;
 use super::sample::floats;
 use super::*;
 
-pub(super) struct Equal;
+pub(super) const EQUAL: Flat = compared("Equal", 7);
+pub(super) const GREATER: Flat = compared("Greater", 7);
+pub(super) const LESS: Flat = compared("Less", 7);
+pub(super) const GREATER_OR_EQUAL: Flat = compared("GreaterOrEqual", 12);
+pub(super) const LESS_OR_EQUAL: Flat = compared("LessOrEqual", 12);
+pub(super) const IS_NAN: Flat = tested("IsNaN", 9);
+pub(super) const IS_INF: Flat = tested("IsInf", 10);
 
-impl OpRule for Equal {
-    fn name(&self) -> &'static str {
-        "Equal"
-    }
-    fn since(&self) -> i64 {
-        7
-    }
-    fn infer(&self, cx: &Infer) -> Types {
-        bool_like_all(cx)
-    }
-    fn derivative(&self) -> Derivative {
-        Derivative::Zero
-    }
-    fn samples(&self) -> Vec<Sample> {
-        vec![Sample::of("Equal", Attrs::new(), vec![floats(&[2, 1, 3]), floats(&[4, 1])]).shape_only()]
-    }
+const fn compared(name: &'static str, since: i64) -> Flat {
+    let applied = || vec![(Attrs::new(), vec![floats(&[2, 1, 3]), floats(&[4, 1])])];
+    Flat { name, since, infer: bool_like_all, applied }
 }
 
-pub(super) struct Greater;
-
-impl OpRule for Greater {
-    fn name(&self) -> &'static str {
-        "Greater"
-    }
-    fn since(&self) -> i64 {
-        7
-    }
-    fn infer(&self, cx: &Infer) -> Types {
-        bool_like_all(cx)
-    }
-    fn derivative(&self) -> Derivative {
-        Derivative::Zero
-    }
-    fn samples(&self) -> Vec<Sample> {
-        vec![Sample::of("Greater", Attrs::new(), vec![floats(&[2, 1, 3]), floats(&[4, 1])]).shape_only()]
-    }
-}
-
-pub(super) struct Less;
-
-impl OpRule for Less {
-    fn name(&self) -> &'static str {
-        "Less"
-    }
-    fn since(&self) -> i64 {
-        7
-    }
-    fn infer(&self, cx: &Infer) -> Types {
-        bool_like_all(cx)
-    }
-    fn derivative(&self) -> Derivative {
-        Derivative::Zero
-    }
-    fn samples(&self) -> Vec<Sample> {
-        vec![Sample::of("Less", Attrs::new(), vec![floats(&[2, 1, 3]), floats(&[4, 1])]).shape_only()]
-    }
-}
-
-pub(super) struct GreaterOrEqual;
-
-impl OpRule for GreaterOrEqual {
-    fn name(&self) -> &'static str {
-        "GreaterOrEqual"
-    }
-    fn since(&self) -> i64 {
-        12
-    }
-    fn infer(&self, cx: &Infer) -> Types {
-        bool_like_all(cx)
-    }
-    fn derivative(&self) -> Derivative {
-        Derivative::Zero
-    }
-    fn samples(&self) -> Vec<Sample> {
-        vec![Sample::of("GreaterOrEqual", Attrs::new(), vec![floats(&[2, 1, 3]), floats(&[4, 1])]).shape_only()]
-    }
-}
-
-pub(super) struct LessOrEqual;
-
-impl OpRule for LessOrEqual {
-    fn name(&self) -> &'static str {
-        "LessOrEqual"
-    }
-    fn since(&self) -> i64 {
-        12
-    }
-    fn infer(&self, cx: &Infer) -> Types {
-        bool_like_all(cx)
-    }
-    fn derivative(&self) -> Derivative {
-        Derivative::Zero
-    }
-    fn samples(&self) -> Vec<Sample> {
-        vec![Sample::of("LessOrEqual", Attrs::new(), vec![floats(&[2, 1, 3]), floats(&[4, 1])]).shape_only()]
-    }
-}
-
-pub(super) struct IsNaN;
-
-impl OpRule for IsNaN {
-    fn name(&self) -> &'static str {
-        "IsNaN"
-    }
-    fn since(&self) -> i64 {
-        9
-    }
-    fn infer(&self, cx: &Infer) -> Types {
-        bool_like_all(cx)
-    }
-    fn derivative(&self) -> Derivative {
-        Derivative::Zero
-    }
-    fn samples(&self) -> Vec<Sample> {
-        vec![Sample::of("IsNaN", Attrs::new(), vec![floats(&[2, 3])]).shape_only()]
-    }
-}
-
-pub(super) struct IsInf;
-
-impl OpRule for IsInf {
-    fn name(&self) -> &'static str {
-        "IsInf"
-    }
-    fn since(&self) -> i64 {
-        10
-    }
-    fn infer(&self, cx: &Infer) -> Types {
-        bool_like_all(cx)
-    }
-    fn derivative(&self) -> Derivative {
-        Derivative::Zero
-    }
-    fn samples(&self) -> Vec<Sample> {
-        vec![Sample::of("IsInf", Attrs::new(), vec![floats(&[2, 3])]).shape_only()]
-    }
+const fn tested(name: &'static str, since: i64) -> Flat {
+    Flat { name, since, infer: bool_like_all, applied: || vec![(Attrs::new(), vec![floats(&[2, 3])])] }
 }

@@ -15,14 +15,9 @@ impl OpRule for ConstantOfShape {
     }
     fn infer(&self, cx: &Infer) -> Types {
         let dtype = cx.attrs().tensor("value").map_or(DType::F32, |t| t.dtype());
-        let shape: Vec<Dim> = match (cx.ints)(0) {
-            Some(dims) => dims.into_iter().map(Dim::from).collect(),
-            None => {
-                let rank = cx.ty(0)?.shape.first().and_then(Dim::known);
-                let rank = rank.ok_or_else(|| TypeError("the rank of the shape is unknown".into()))?;
-                (0..rank).map(|_| unknown_dim("fill")).collect()
-            }
-        };
+        let shape = cx.target(0, "fill")?;
+        let negative = shape.iter().find(|d| d.known().is_some_and(|d| d < 0));
+        cx.require(negative.is_none(), || format!("it asks for extents {shape:?}"))?;
         Ok(vec![TensorType::new(dtype, shape)])
     }
     fn derivative(&self) -> Derivative {

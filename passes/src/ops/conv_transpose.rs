@@ -95,7 +95,12 @@ fn geometry(attrs: &Attrs, kernel: &[Dim], input: &[Dim]) -> Result<(Window, Vec
         Some(v) => return Err(TypeError(format!("`output_padding` has {} entries where {rank} are needed", v.len()))),
         None => vec![0; rank],
     };
-    let asked = attrs.ints("output_shape").map(|s| &s[s.len().saturating_sub(rank)..]);
+    // Some exporters list batch and channels too.
+    let asked = match attrs.ints("output_shape") {
+        Some(s) if s.len() >= rank => Some(&s[s.len() - rank..]),
+        Some(s) => return Err(TypeError(format!("`output_shape` has {} entries where {rank} are needed", s.len()))),
+        None => None,
+    };
     let mut output = Vec::with_capacity(rank);
     for i in 0..rank {
         // Everything the windows cover, before pads are cut off.

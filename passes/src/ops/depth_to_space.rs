@@ -15,8 +15,7 @@ impl OpRule for DepthToSpace {
         11
     }
     fn infer(&self, cx: &Infer) -> Types {
-        let (ty, k) = (cx.ty(0)?, Dim::from(cx.attrs().int("blocksize", 0)));
-        cx.require(ty.rank() == 4, || format!("{ty} is not a batch of images"))?;
+        let (ty, k) = blocks(cx)?;
         let channels = ty.shape[1].div_exact(&(&k * &k)).unwrap_or_else(|| unknown_dim("depth"));
         Ok(vec![TensorType::new(ty.dtype, vec![ty.shape[0].clone(), channels, &ty.shape[2] * &k, &ty.shape[3] * &k])])
     }
@@ -61,8 +60,7 @@ impl OpRule for SpaceToDepth {
         1
     }
     fn infer(&self, cx: &Infer) -> Types {
-        let (ty, k) = (cx.ty(0)?, Dim::from(cx.attrs().int("blocksize", 0)));
-        cx.require(ty.rank() == 4, || format!("{ty} is not a batch of images"))?;
+        let (ty, k) = blocks(cx)?;
         let part = |i: usize| ty.shape[i].div_exact(&k).unwrap_or_else(|| unknown_dim("space"));
         Ok(vec![TensorType::new(ty.dtype, vec![ty.shape[0].clone(), &ty.shape[1] * &(&k * &k), part(2), part(3)])])
     }
@@ -76,4 +74,12 @@ impl OpRule for SpaceToDepth {
     fn samples(&self) -> Vec<Sample> {
         vec![Sample::of("SpaceToDepth", Attrs::new().with("blocksize", 2), vec![floats(&[2, 2, 4, 6])])]
     }
+}
+
+/// The operand's type and the block's edge.
+fn blocks<'a>(cx: &'a Infer) -> Result<(&'a TensorType, Dim), TypeError> {
+    let (ty, k) = (cx.ty(0)?, cx.attrs().int("blocksize", 0));
+    cx.require(ty.rank() == 4, || format!("{ty} is not a batch of images"))?;
+    cx.require((1..=1 << 24).contains(&k), || format!("`blocksize` is {k}"))?;
+    Ok((ty, Dim::from(k)))
 }

@@ -14,15 +14,7 @@ impl OpRule for Expand {
     }
     fn infer(&self, cx: &Infer) -> Types {
         let ty = cx.ty(0)?;
-        let target: Vec<Dim> = match (cx.ints)(1) {
-            Some(target) => target.into_iter().map(Dim::from).collect(),
-            None => {
-                let rank = cx.ty(1)?.shape.first().and_then(Dim::known);
-                let rank = rank.ok_or_else(|| TypeError("the rank of the target shape is unknown".into()))?;
-                (0..rank).map(|_| unknown_dim("expand")).collect()
-            }
-        };
-        Ok(vec![TensorType::new(ty.dtype, broadcast::broadcast(&ty.shape, &target)?)])
+        Ok(vec![TensorType::new(ty.dtype, broadcast::broadcast(&ty.shape, &cx.target(1, "expand")?)?)])
     }
     /// x̄ = unbroadcast(ȳ).
     fn pullback(&self, p: &mut Pullback) -> Result<(), GradError> {

@@ -14,11 +14,12 @@ impl OpRule for GatherND {
     }
     fn infer(&self, cx: &Infer) -> Types {
         let (ty, indices) = (cx.ty(0)?, cx.ty(1)?);
-        let batch = cx.attrs().int("batch_dims", 0) as usize;
         let (depth, lead) = indices.shape.split_last().ok_or_else(|| TypeError("the indices are a scalar".into()))?;
-        let depth = depth.known().ok_or_else(|| TypeError("the number of coordinates is unknown".into()))? as usize;
-        cx.require(batch + depth <= ty.rank(), || format!("{depth} coordinates are too many for {ty}"))?;
-        Ok(vec![TensorType::new(ty.dtype, [lead, &ty.shape[batch + depth..]].concat())])
+        let depth = depth.known().ok_or_else(|| TypeError("the number of coordinates is unknown".into()))?;
+        let indexed = usize::try_from(cx.attrs().int("batch_dims", 0).saturating_add(depth)).ok();
+        let rest = indexed.and_then(|n| ty.shape.get(n..));
+        let rest = rest.ok_or_else(|| TypeError(format!("{depth} coordinates do not fit {ty}")))?;
+        Ok(vec![TensorType::new(ty.dtype, [lead, rest].concat())])
     }
     /// x̄ = zeros with ȳ added where it came from, by row-major places in x with the indexed axes made one.
     fn pullback(&self, p: &mut Pullback) -> Result<(), GradError> {

@@ -56,7 +56,8 @@ impl OpRule for GlobalMaxPool {
     }
 }
 
-fn infer(cx: &Infer) -> Types {
+/// The operand with spatial extents of 1.
+pub(super) fn infer(cx: &Infer) -> Types {
     let mut ty = cx.ty(0)?.clone();
     cx.require(ty.rank() >= 3, || format!("{ty} has no spatial axes"))?;
     ty.shape[2..].fill(Dim::from(1));

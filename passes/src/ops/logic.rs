@@ -1,116 +1,22 @@
 //! Logic on booleans, with broadcasting.
 
+use super::flat::Flat;
 use super::*;
 
-pub(super) struct Not;
+pub(super) const NOT: Flat =
+    Flat { name: "Not", since: 1, infer: bool_like_all, applied: || vec![(Attrs::new(), vec![row()])] };
+pub(super) const AND: Flat = of_two("And");
+pub(super) const OR: Flat = of_two("Or");
+pub(super) const XOR: Flat = of_two("Xor");
 
-impl OpRule for Not {
-    fn name(&self) -> &'static str {
-        "Not"
-    }
-    fn since(&self) -> i64 {
-        1
-    }
-    fn infer(&self, cx: &Infer) -> Types {
-        bool_like_all(cx)
-    }
-    fn derivative(&self) -> Derivative {
-        Derivative::Zero
-    }
-    fn samples(&self) -> Vec<Sample> {
-        vec![
-            Sample::of("Not", Attrs::new(), vec![SampleOperand::Bools { dims: vec![3], values: vec![true, false, true] }])
-                .shape_only(),
-        ]
-    }
+const fn of_two(name: &'static str) -> Flat {
+    let applied = || {
+        let column = SampleOperand::Bools { dims: vec![2, 1], values: vec![true, false] };
+        vec![(Attrs::new(), vec![row(), column])]
+    };
+    Flat { name, since: 7, infer: bool_like_all, applied }
 }
 
-pub(super) struct And;
-
-impl OpRule for And {
-    fn name(&self) -> &'static str {
-        "And"
-    }
-    fn since(&self) -> i64 {
-        7
-    }
-    fn infer(&self, cx: &Infer) -> Types {
-        bool_like_all(cx)
-    }
-    fn derivative(&self) -> Derivative {
-        Derivative::Zero
-    }
-    fn samples(&self) -> Vec<Sample> {
-        vec![
-            Sample::of(
-                "And",
-                Attrs::new(),
-                vec![
-                    SampleOperand::Bools { dims: vec![3], values: vec![true, false, true] },
-                    SampleOperand::Bools { dims: vec![2, 1], values: vec![true, false] },
-                ],
-            )
-            .shape_only(),
-        ]
-    }
-}
-
-pub(super) struct Or;
-
-impl OpRule for Or {
-    fn name(&self) -> &'static str {
-        "Or"
-    }
-    fn since(&self) -> i64 {
-        7
-    }
-    fn infer(&self, cx: &Infer) -> Types {
-        bool_like_all(cx)
-    }
-    fn derivative(&self) -> Derivative {
-        Derivative::Zero
-    }
-    fn samples(&self) -> Vec<Sample> {
-        vec![
-            Sample::of(
-                "Or",
-                Attrs::new(),
-                vec![
-                    SampleOperand::Bools { dims: vec![3], values: vec![true, false, true] },
-                    SampleOperand::Bools { dims: vec![2, 1], values: vec![true, false] },
-                ],
-            )
-            .shape_only(),
-        ]
-    }
-}
-
-pub(super) struct Xor;
-
-impl OpRule for Xor {
-    fn name(&self) -> &'static str {
-        "Xor"
-    }
-    fn since(&self) -> i64 {
-        7
-    }
-    fn infer(&self, cx: &Infer) -> Types {
-        bool_like_all(cx)
-    }
-    fn derivative(&self) -> Derivative {
-        Derivative::Zero
-    }
-    fn samples(&self) -> Vec<Sample> {
-        vec![
-            Sample::of(
-                "Xor",
-                Attrs::new(),
-                vec![
-                    SampleOperand::Bools { dims: vec![3], values: vec![true, false, true] },
-                    SampleOperand::Bools { dims: vec![2, 1], values: vec![true, false] },
-                ],
-            )
-            .shape_only(),
-        ]
-    }
+fn row() -> SampleOperand {
+    SampleOperand::Bools { dims: vec![3], values: vec![true, false, true] }
 }

@@ -1,7 +1,7 @@
 //! `LpPool` and `GlobalLpPool`: the p-norm of every window, of every channel. No provider but the CPU's has a kernel.
 
 use super::sample::floats;
-use super::window::Window;
+use super::window::pooled;
 use super::*;
 
 pub(super) struct LpPool;
@@ -17,12 +17,7 @@ impl OpRule for LpPool {
         11
     }
     fn infer(&self, cx: &Infer) -> Types {
-        let x = cx.ty(0)?;
-        cx.require(x.rank() >= 3, || format!("{x} has no spatial axes"))?;
-        let window = Window::new(cx.attrs(), None, &x.shape[2..])?;
-        let mut shape = x.shape[..2].to_vec();
-        shape.extend(window.output(&x.shape[2..])?);
-        Ok(vec![TensorType::new(x.dtype, shape)])
+        Ok(vec![pooled(cx)?])
     }
     fn derivative(&self) -> Derivative {
         Derivative::None(REASON)
@@ -41,10 +36,7 @@ impl OpRule for GlobalLpPool {
         2
     }
     fn infer(&self, cx: &Infer) -> Types {
-        let mut ty = cx.ty(0)?.clone();
-        cx.require(ty.rank() >= 3, || format!("{ty} has no spatial axes"))?;
-        ty.shape[2..].fill(Dim::from(1));
-        Ok(vec![ty])
+        super::global_pool::infer(cx)
     }
     fn derivative(&self) -> Derivative {
         Derivative::None(REASON)

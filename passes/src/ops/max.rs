@@ -22,26 +22,7 @@ impl OpRule for Max {
         pullback(p)
     }
     fn samples(&self) -> Vec<Sample> {
-        vec![
-            Sample::of(
-                "Max",
-                Attrs::new(),
-                vec![floats_in(&[2, 3], 0.0, 1.0), floats_in(&[3], 1.2, 2.0), floats_in(&[2, 1], -2.0, -0.2)],
-            ),
-            Sample::of(
-                "Max",
-                Attrs::new(),
-                vec![floats_in(&[4], -1.0, -0.2), SampleOperand::FloatConstant { dims: vec![], values: vec![0.0] }],
-            ),
-            Sample::of(
-                "Max",
-                Attrs::new(),
-                vec![
-                    SampleOperand::Values { dims: vec![4], values: vec![0.3, -0.4, 2.0, 0.9] },
-                    SampleOperand::Values { dims: vec![4], values: vec![0.7, -0.9, 1.0, 1.2] },
-                ],
-            ),
-        ]
+        samples("Max")
     }
 }
 
@@ -62,26 +43,7 @@ impl OpRule for Min {
         pullback(p)
     }
     fn samples(&self) -> Vec<Sample> {
-        vec![
-            Sample::of(
-                "Min",
-                Attrs::new(),
-                vec![floats_in(&[2, 3], 0.0, 1.0), floats_in(&[3], 1.2, 2.0), floats_in(&[2, 1], -2.0, -0.2)],
-            ),
-            Sample::of(
-                "Min",
-                Attrs::new(),
-                vec![floats_in(&[4], -1.0, -0.2), SampleOperand::FloatConstant { dims: vec![], values: vec![0.0] }],
-            ),
-            Sample::of(
-                "Min",
-                Attrs::new(),
-                vec![
-                    SampleOperand::Values { dims: vec![4], values: vec![0.3, -0.4, 2.0, 0.9] },
-                    SampleOperand::Values { dims: vec![4], values: vec![0.7, -0.9, 1.0, 1.2] },
-                ],
-            ),
-        ]
+        samples("Min")
     }
 }
 
@@ -107,4 +69,14 @@ fn pullback(p: &mut Pullback) -> Result<(), GradError> {
         }
     }
     Ok(())
+}
+
+fn samples(name: &str) -> Vec<Sample> {
+    let of = |operands| Sample::of(name, Attrs::new(), operands);
+    let values = |values: [f32; 4]| SampleOperand::Values { dims: vec![4], values: values.to_vec() };
+    vec![
+        of(vec![floats_in(&[2, 3], 0.0, 1.0), floats_in(&[3], 1.2, 2.0), floats_in(&[2, 1], -2.0, -0.2)]),
+        of(vec![floats_in(&[4], -1.0, -0.2), SampleOperand::FloatConstant { dims: vec![], values: vec![0.0] }]),
+        of(vec![values([0.3, -0.4, 2.0, 0.9]), values([0.7, -0.9, 1.0, 1.2])]),
+    ]
 }

@@ -2,7 +2,7 @@
 
 use super::sample::floats;
 use super::scatter_elements::add_at;
-use super::window::Window;
+use super::window::{Window, pooled};
 use super::*;
 
 pub(super) struct MaxPool;
@@ -15,12 +15,9 @@ impl OpRule for MaxPool {
         12
     }
     fn infer(&self, cx: &Infer) -> Types {
-        let x = cx.ty(0)?;
-        cx.require(x.rank() >= 3, || format!("{x} has no spatial axes"))?;
-        let window = Window::new(cx.attrs(), None, &x.shape[2..])?;
-        let mut shape = x.shape[..2].to_vec();
-        shape.extend(window.output(&x.shape[2..])?);
-        Ok(vec![TensorType::new(x.dtype, shape.clone()), TensorType::new(DType::I64, shape)])
+        let ty = pooled(cx)?;
+        let places = TensorType::new(DType::I64, ty.shape.clone());
+        Ok(vec![ty, places])
     }
     /// Each window's cotangent goes to its first maximum: ȳ scattered to the places that the primal itself reports.
     fn pullback(&self, p: &mut Pullback) -> Result<(), GradError> {

@@ -7,6 +7,7 @@
 pub mod broadcast;
 mod conv_weight;
 mod coverage;
+mod flat;
 mod listed;
 mod place;
 mod pullback;
@@ -60,28 +61,34 @@ impl Infer<'_> {
             .ok_or_else(|| TypeError(format!("operand {i} of {} is missing or of unknown type", self.op.name)))
     }
 
-    /// Axes given as operand `i` (opset 13 or 18 on) or as the attribute `axes` (before), counted from the front.
-    pub fn axes(&self, i: usize) -> Result<Option<Vec<usize>>, TypeError> {
-        let listed = match self.attrs().ints("axes") {
-            Some(a) => a.to_vec(),
-            None if (self.present)(i) => {
-                (self.ints)(i).ok_or_else(|| TypeError("the axes are computed in the graph".into()))?
-            }
-            None => return Ok(None),
-        };
-        let ty = self.ty(0)?;
-        let axes: Result<Vec<usize>, _> = listed
-            .iter()
-            .map(|a| ty.axis(*a).ok_or_else(|| TypeError(format!("axis {a} is out of range for {ty}"))))
-            .collect();
-        axes.map(Some)
-    }
-
     /// The single axis attribute, counted from the front.
     pub fn axis(&self, default: i64) -> Result<usize, TypeError> {
         let ty = self.ty(0)?;
         let a = self.attrs().int("axis", default);
         ty.axis(a).ok_or_else(|| TypeError(format!("axis {a} is out of range for {ty}")))
+    }
+
+    /// The shape that operand `i` names: its elements, or as many unknown extents if they are computed in the graph.
+    fn target(&self, i: usize, what: &str) -> Result<Vec<Dim>, TypeError> {
+        // A rank that no engine takes is damage, which must not be allocated for.
+        const MOST_AXES: i64 = 1 << 10;
+        if let Some(dims) = (self.ints)(i) {
+            return Ok(dims.into_iter().map(Dim::from).collect());
+        }
+        let rank = self.ty(i)?.shape.first().and_then(Dim::known).filter(|n| (0..=MOST_AXES).contains(n));
+        let rank = rank.ok_or_else(|| TypeError("the rank of the target shape is unknown".into()))?;
+        Ok((0..rank).map(|_| unknown_dim(what)).collect())
+    }
+
+    /// The element type that the attribute `dtype` names, or another one without it.
+    fn asked_dtype(&self, otherwise: DType) -> Result<DType, TypeError> {
+        match self.attrs().get("dtype") {
+            None => Ok(otherwise),
+            Some(_) => {
+                let dtype = DType::from_onnx(self.attrs().int("dtype", 0) as i32);
+                dtype.ok_or_else(|| TypeError("its `dtype` is no element type".into()))
+            }
+        }
     }
 
     /// Complains unless `condition` holds.
@@ -201,9 +208,9 @@ ops! {
     identity::Identity;
     sum::Sum, Mean;
     max::Max, Min;
-    round::Sign, Floor, Ceil, Round;
-    compare::Equal, Greater, Less, GreaterOrEqual, LessOrEqual, IsNaN, IsInf;
-    logic::Not, And, Or, Xor;
+    round::SIGN, FLOOR, CEIL, ROUND;
+    compare::EQUAL, GREATER, LESS, GREATER_OR_EQUAL, LESS_OR_EQUAL, IS_NAN, IS_INF;
+    logic::NOT, AND, OR, XOR;
     pow::Pow;
     clip::Clip;
     select::Where;
@@ -220,7 +227,7 @@ ops! {
     reduce_l2::ReduceL2;
     reduce_sum_square::ReduceSumSquare;
     reduce_log_sum::ReduceLogSum, ReduceLogSumExp;
-    arg_max::ArgMax, ArgMin;
+    arg_max::ARG_MAX, ARG_MIN;
     top_k::TopK;
     transpose::Transpose;
     reshape::Reshape;
@@ -245,8 +252,8 @@ ops! {
     range::Range;
     one_hot::OneHot;
     non_zero::NonZero;
-    eye_like::EyeLike;
-    random::RandomNormal, RandomUniform, RandomNormalLike, RandomUniformLike;
+    eye_like::EYE_LIKE;
+    random::RANDOM_NORMAL, RANDOM_UNIFORM, RANDOM_NORMAL_LIKE, RANDOM_UNIFORM_LIKE;
 }
 
 /// The rule of an operator.
@@ -255,6 +262,24 @@ pub fn rule(op: &Op) -> Option<&'static dyn OpRule> {
     let table = TABLE.get_or_init(|| rules().iter().map(|r| ((r.domain(), r.name()), *r)).collect());
     let domain = if op.domain == "ai.onnx" { "" } else { op.domain.as_str() };
     table.get(&(domain, op.name.as_str())).copied()
+}
+
+/// Types of an operator's results by its rule, from what the graph knows of the operands; `None` if it has no rule.
+pub fn result_types(g: &Graph, op: &Op, operands: &[Option<ValueId>]) -> Option<Types> {
+    result_types_knowing(op, operands, &|v| g.tensor_type(v), &|v| constant_ints(g, v))
+}
+
+/// As [`result_types`], from types and integers (a target shape, axes) that the caller knows.
+pub fn result_types_knowing(
+    op: &Op,
+    operands: &[Option<ValueId>],
+    type_of: &dyn Fn(ValueId) -> Option<TensorType>,
+    ints_of: &dyn Fn(ValueId) -> Option<Vec<i64>>,
+) -> Option<Types> {
+    let types: Vec<Option<TensorType>> = operands.iter().map(|v| v.and_then(type_of)).collect();
+    let ints = |i: usize| operands.get(i).copied().flatten().and_then(ints_of);
+    let present = |i: usize| operands.get(i).is_some_and(Option::is_some);
+    Some(rule(op)?.infer(&Infer { op, types: &types, ints: &ints, present: &present }))
 }
 
 /// Elements of a value that is a small integer constant.

@@ -123,13 +123,13 @@ fn unfold(p: &mut Pullback, reflects: bool) -> Result<(), GradError> {
     p.accumulate(0, ct)
 }
 
-/// What is added before and after each axis; `None` where it is computed in the graph.
+/// What is added before and after each axis; `None` where it is computed in the graph, or no amount that an axis can have.
 fn amounts(
     ty: &TensorType,
     pads: Option<Vec<i64>>,
     axes: Result<Option<Vec<i64>>, TypeError>,
 ) -> Option<(Vec<i64>, Vec<i64>)> {
-    let pads = pads?;
+    let pads = pads.filter(|pads| pads.iter().all(|n| n.abs() < 1 << 48))?;
     let axes: Vec<usize> = match axes.ok()? {
         Some(axes) => axes.iter().map(|a| ty.axis(*a)).collect::<Option<_>>()?,
         None => (0..ty.rank()).collect(),

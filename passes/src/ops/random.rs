@@ -1,110 +1,27 @@
-//! Random numbers: of an operand only the shape is read.
+//! Random numbers, of a shape that is given or an operand's: of the operand nothing else is read.
 
+use super::flat::Flat;
 use super::sample::floats;
 use super::*;
 
-pub(super) struct RandomNormal;
+pub(super) const RANDOM_NORMAL: Flat = of_shape("RandomNormal");
+pub(super) const RANDOM_UNIFORM: Flat = of_shape("RandomUniform");
+pub(super) const RANDOM_NORMAL_LIKE: Flat = like_operand("RandomNormalLike", 1);
+pub(super) const RANDOM_UNIFORM_LIKE: Flat = like_operand("RandomUniformLike", 1);
 
-impl OpRule for RandomNormal {
-    fn name(&self) -> &'static str {
-        "RandomNormal"
-    }
-    fn since(&self) -> i64 {
-        1
-    }
-    fn infer(&self, cx: &Infer) -> Types {
-        let dtype = match cx.attrs().get("dtype") {
-            Some(_) => {
-                DType::from_onnx(cx.attrs().int("dtype", 0) as i32).ok_or_else(|| TypeError("unknown type".into()))?
-            }
-            None => DType::F32,
-        };
+const fn of_shape(name: &'static str) -> Flat {
+    let infer = |cx: &Infer| {
         let shape = cx.attrs().ints("shape").ok_or_else(|| TypeError("no shape is given".into()))?;
-        Ok(vec![TensorType::fixed(dtype, shape)])
-    }
-    fn derivative(&self) -> Derivative {
-        Derivative::Zero
-    }
-    fn samples(&self) -> Vec<Sample> {
-        vec![Sample::of("RandomNormal", Attrs::new().with("shape", vec![2, 3]), vec![]).shape_only()]
-    }
+        Ok(vec![TensorType::fixed(cx.asked_dtype(DType::F32)?, shape)])
+    };
+    Flat { name, since: 1, infer, applied: || vec![(Attrs::new().with("shape", vec![2, 3]), vec![])] }
 }
 
-pub(super) struct RandomUniform;
-
-impl OpRule for RandomUniform {
-    fn name(&self) -> &'static str {
-        "RandomUniform"
-    }
-    fn since(&self) -> i64 {
-        1
-    }
-    fn infer(&self, cx: &Infer) -> Types {
-        let dtype = match cx.attrs().get("dtype") {
-            Some(_) => {
-                DType::from_onnx(cx.attrs().int("dtype", 0) as i32).ok_or_else(|| TypeError("unknown type".into()))?
-            }
-            None => DType::F32,
-        };
-        let shape = cx.attrs().ints("shape").ok_or_else(|| TypeError("no shape is given".into()))?;
-        Ok(vec![TensorType::fixed(dtype, shape)])
-    }
-    fn derivative(&self) -> Derivative {
-        Derivative::Zero
-    }
-    fn samples(&self) -> Vec<Sample> {
-        vec![Sample::of("RandomUniform", Attrs::new().with("shape", vec![2, 3]), vec![]).shape_only()]
-    }
-}
-
-pub(super) struct RandomNormalLike;
-
-impl OpRule for RandomNormalLike {
-    fn name(&self) -> &'static str {
-        "RandomNormalLike"
-    }
-    fn since(&self) -> i64 {
-        1
-    }
-    fn infer(&self, cx: &Infer) -> Types {
-        let dtype = match cx.attrs().get("dtype") {
-            Some(_) => {
-                DType::from_onnx(cx.attrs().int("dtype", 0) as i32).ok_or_else(|| TypeError("unknown type".into()))?
-            }
-            None => cx.ty(0)?.dtype,
-        };
-        Ok(vec![TensorType::new(dtype, cx.ty(0)?.shape.clone())])
-    }
-    fn derivative(&self) -> Derivative {
-        Derivative::Zero
-    }
-    fn samples(&self) -> Vec<Sample> {
-        vec![Sample::of("RandomNormalLike", Attrs::new(), vec![floats(&[2, 3])]).shape_only()]
-    }
-}
-
-pub(super) struct RandomUniformLike;
-
-impl OpRule for RandomUniformLike {
-    fn name(&self) -> &'static str {
-        "RandomUniformLike"
-    }
-    fn since(&self) -> i64 {
-        1
-    }
-    fn infer(&self, cx: &Infer) -> Types {
-        let dtype = match cx.attrs().get("dtype") {
-            Some(_) => {
-                DType::from_onnx(cx.attrs().int("dtype", 0) as i32).ok_or_else(|| TypeError("unknown type".into()))?
-            }
-            None => cx.ty(0)?.dtype,
-        };
-        Ok(vec![TensorType::new(dtype, cx.ty(0)?.shape.clone())])
-    }
-    fn derivative(&self) -> Derivative {
-        Derivative::Zero
-    }
-    fn samples(&self) -> Vec<Sample> {
-        vec![Sample::of("RandomUniformLike", Attrs::new(), vec![floats(&[2, 3])]).shape_only()]
-    }
+/// An operator that gives something of its operand's shape, of another element type where one is asked for.
+pub(super) const fn like_operand(name: &'static str, since: i64) -> Flat {
+    let infer = |cx: &Infer| {
+        let ty = cx.ty(0)?;
+        Ok(vec![TensorType::new(cx.asked_dtype(ty.dtype)?, ty.shape.clone())])
+    };
+    Flat { name, since, infer, applied: || vec![(Attrs::new(), vec![floats(&[2, 3])])] }
 }

@@ -15,8 +15,11 @@ impl OpRule for Range {
         let dtype = cx.ty(0)?.dtype;
         let length = match ((cx.ints)(0).as_deref(), (cx.ints)(1).as_deref(), (cx.ints)(2).as_deref()) {
             (Some([start]), Some([limit]), Some([delta])) if *delta != 0 => {
-                let (span, delta) = if *delta > 0 { (limit - start, *delta) } else { (start - limit, -delta) };
-                Dim::from((span + delta - 1).div_euclid(delta).max(0))
+                // In a width that no difference of two bounds leaves.
+                let (start, limit, delta) = (i128::from(*start), i128::from(*limit), i128::from(*delta));
+                let (span, delta) = if delta > 0 { (limit - start, delta) } else { (start - limit, -delta) };
+                let length = (span + delta - 1).div_euclid(delta).max(0);
+                Dim::from(i64::try_from(length).map_err(|_| TypeError(format!("{length} elements are too many")))?)
             }
             _ => unknown_dim("range"),
         };

@@ -16,10 +16,10 @@ impl OpRule for Reshape {
         let ty = cx.ty(0)?;
         let Some(target) = cx.listed("shape", 1).ok().flatten() else {
             // Computed in the graph: at least the rank is known.
-            let rank = cx.ty(1)?.shape.first().and_then(Dim::known);
-            let rank = rank.ok_or_else(|| TypeError("the rank of the target shape is unknown".into()))?;
-            return Ok(vec![TensorType::new(ty.dtype, (0..rank).map(|_| unknown_dim("reshape")).collect::<Vec<_>>())]);
+            return Ok(vec![TensorType::new(ty.dtype, cx.target(1, "reshape")?)]);
         };
+        let free = target.iter().filter(|t| **t == -1).count();
+        cx.require(free <= 1 && target.iter().all(|t| *t >= -1), || format!("{target:?} is no shape"))?;
         let copies = cx.attrs().int("allowzero", 0) == 0;
         let mut shape = Vec::with_capacity(target.len());
         for (i, t) in target.iter().enumerate() {

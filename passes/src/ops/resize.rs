@@ -69,6 +69,9 @@ impl OpRule for Resize {
     }
 }
 
+/// Largest matrix of weights, in elements.
+const LARGEST: usize = 1 << 26;
+
 /// What happens to one axis.
 enum Axis {
     Kept,
@@ -126,7 +129,14 @@ fn plan(p: &Pullback, ty: &TensorType) -> Result<Vec<Axis>, String> {
             (Some(_), Some(m)) => m,
             _ => (probe as f64 * scale).floor() as i64,
         };
-        let weights = Weights::of(&attrs, probe as usize, length as usize, scale)?;
+        let size = |n: i64| usize::try_from(n).map_err(|_| format!("axis {axis} would have extent {n}"));
+        let (probe, length) = (size(probe)?, size(length)?);
+        if probe.checked_mul(length).is_none_or(|n| n > LARGEST) {
+            return Err(format!(
+                "the weights from {probe} to {length} elements of axis {axis} are too many to be written out"
+            ));
+        }
+        let weights = Weights::of(&attrs, probe, length, scale)?;
         plan[axis] = match weights.block() {
             Some(k) if input.is_some() || attrs.str("coordinate_transformation_mode", "") != "align_corners" => {
                 Axis::Blocks(k)

@@ -1,84 +1,14 @@
 //! `Sign`, `Floor`, `Ceil`, `Round`: constant between their steps.
 
+use super::flat::Flat;
 use super::sample::floats;
 use super::*;
 
-pub(super) struct Sign;
+pub(super) const SIGN: Flat = steps("Sign", 9);
+pub(super) const FLOOR: Flat = steps("Floor", 6);
+pub(super) const CEIL: Flat = steps("Ceil", 6);
+pub(super) const ROUND: Flat = steps("Round", 11);
 
-impl OpRule for Sign {
-    fn name(&self) -> &'static str {
-        "Sign"
-    }
-    fn since(&self) -> i64 {
-        9
-    }
-    fn infer(&self, cx: &Infer) -> Types {
-        like_first(cx)
-    }
-    fn derivative(&self) -> Derivative {
-        Derivative::Zero
-    }
-    fn samples(&self) -> Vec<Sample> {
-        vec![Sample::of("Sign", Attrs::new(), vec![floats(&[2, 3])]).shape_only()]
-    }
-}
-
-pub(super) struct Floor;
-
-impl OpRule for Floor {
-    fn name(&self) -> &'static str {
-        "Floor"
-    }
-    fn since(&self) -> i64 {
-        6
-    }
-    fn infer(&self, cx: &Infer) -> Types {
-        like_first(cx)
-    }
-    fn derivative(&self) -> Derivative {
-        Derivative::Zero
-    }
-    fn samples(&self) -> Vec<Sample> {
-        vec![Sample::of("Floor", Attrs::new(), vec![floats(&[2, 3])]).shape_only()]
-    }
-}
-
-pub(super) struct Ceil;
-
-impl OpRule for Ceil {
-    fn name(&self) -> &'static str {
-        "Ceil"
-    }
-    fn since(&self) -> i64 {
-        6
-    }
-    fn infer(&self, cx: &Infer) -> Types {
-        like_first(cx)
-    }
-    fn derivative(&self) -> Derivative {
-        Derivative::Zero
-    }
-    fn samples(&self) -> Vec<Sample> {
-        vec![Sample::of("Ceil", Attrs::new(), vec![floats(&[2, 3])]).shape_only()]
-    }
-}
-
-pub(super) struct Round;
-
-impl OpRule for Round {
-    fn name(&self) -> &'static str {
-        "Round"
-    }
-    fn since(&self) -> i64 {
-        11
-    }
-    fn infer(&self, cx: &Infer) -> Types {
-        like_first(cx)
-    }
-    fn derivative(&self) -> Derivative {
-        Derivative::Zero
-    }
-    fn samples(&self) -> Vec<Sample> {
-        vec![Sample::of("Round", Attrs::new(), vec![floats(&[2, 3])]).shape_only()]
-    }
+const fn steps(name: &'static str, since: i64) -> Flat {
+    Flat { name, since, infer: like_first, applied: || vec![(Attrs::new(), vec![floats(&[2, 3])])] }
 }

@@ -25,7 +25,7 @@ impl OpRule for Route {
     fn infer(&self, cx: &Infer) -> Types {
         let columns = cx.attrs().ints("columns").unwrap_or_default();
         cx.require(columns.len() + ROUTE_SOURCES == cx.types.len(), || {
-            format!("{} columns are named for {} sources", columns.len(), cx.types.len() - ROUTE_SOURCES)
+            format!("{} columns are named for {} operands", columns.len(), cx.types.len())
         })?;
         let first = cx.ty(ROUTE_SOURCES)?.clone();
         for i in ROUTE_SOURCES..cx.types.len() {

@@ -23,9 +23,12 @@ impl OpRule for Slice {
             _ => None,
         };
         let count = count.ok_or_else(|| TypeError("the number of sliced axes is unknown".into()))?;
-        let axes =
-            axes(ty, cx.listed("axes", 3)?, count).ok_or_else(|| TypeError(format!("an axis is out of range for {ty}")))?;
+        let axes = axes(ty, cx.listed("axes", 3)?, count)
+            .ok_or_else(|| TypeError(format!("its {count} ranges do not fit the axes of {ty}")))?;
         let (starts, ends, steps) = (read("starts", 1), read("ends", 2), read("steps", 4));
+        let alike = [&starts, &ends, &steps].into_iter().flatten().all(|list| list.len() == count);
+        cx.require(alike, || "its starts, ends and steps are not equally many".into())?;
+        cx.require(steps.iter().flatten().all(|step| *step != 0), || "a step is 0".into())?;
         let stepped = (cx.present)(4) && steps.is_none();
         let mut shape = ty.shape.clone();
         for (i, axis) in axes.into_iter().enumerate() {
@@ -51,6 +54,12 @@ impl OpRule for Slice {
         let count = count.ok_or_else(|| p.unsupported("the number of sliced axes is unknown"))?;
         let axes = axes(&ty, p.listed("axes", 3)?, count).ok_or_else(|| p.unsupported("an axis is out of range"))?;
         let steps = p.listed("steps", 4)?.unwrap_or_else(|| vec![1; count]);
+        if steps.len() != count || ends.as_ref().is_some_and(|ends| ends.len() != count) {
+            return Err(p.unsupported("its starts, ends and steps are not equally many"));
+        }
+        if steps.iter().any(|step| *step == 0 || step.unsigned_abs() > 1 << 31) {
+            return Err(p.unsupported("a step is 0 or beyond any extent"));
+        }
         let mut placed = Vec::with_capacity(count);
         for (i, axis) in axes.into_iter().enumerate() {
             let (d, step) = (ty.shape[axis].clone(), steps[i]);
@@ -103,10 +112,10 @@ impl OpRule for Slice {
     }
 }
 
-/// Axes counted from the front; the first ones where none are given.
+/// Axes of `count` ranges, counted from the front; the first ones where none are given.
 fn axes(ty: &TensorType, listed: Option<Vec<i64>>, count: usize) -> Option<Vec<usize>> {
     match listed {
-        Some(axes) => axes.iter().map(|a| ty.axis(*a)).collect(),
+        Some(axes) => axes.iter().map(|a| ty.axis(*a)).collect::<Option<Vec<usize>>>().filter(|a| a.len() == count),
         None => (count <= ty.rank()).then(|| (0..count).collect()),
     }
 }
@@ -122,7 +131,9 @@ impl Range {
     /// bounds counted from an end lie inside.
     fn of(d: &Dim, start: i64, end: i64, step: i64) -> Option<Range> {
         const FAR: i64 = i32::MAX as i64;
-        if let Some(d) = d.known() {
+        // No axis is that long: a wider step takes one element, as this one does.
+        let step = step.clamp(-(1 << 48), 1 << 48);
+        if let Some(d) = d.known().filter(|d| (0..1 << 48).contains(d)) {
             let from_front = |v: i64| if v < 0 { v.saturating_add(d) } else { v };
             let (start, end) = (from_front(start), from_front(end));
             let (start, len) = if step > 0 {

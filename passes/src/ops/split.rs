@@ -6,6 +6,9 @@ use crate::ir::build::{BuildError, Builder};
 
 pub(super) struct Split;
 
+/// Parts beyond which a node is taken for damaged.
+const MOST_PARTS: i64 = 1 << 20;
+
 impl OpRule for Split {
     fn name(&self) -> &'static str {
         "Split"
@@ -22,6 +25,7 @@ impl OpRule for Split {
                 let written = cx.op.source.as_ref().map_or(0, |n| n.output.len() as i64);
                 let count = cx.attrs().int("num_outputs", written);
                 cx.require(count > 0, || "the number of parts is unknown".into())?;
+                cx.require(count <= MOST_PARTS, || format!("{count} parts are too many"))?;
                 equal_parts(&ty.shape[axis], count)
             }
         };
@@ -61,7 +65,7 @@ fn equal_parts(extent: &Dim, count: i64) -> Vec<Dim> {
     if let Some(n) = extent.known() {
         // Opset 18: the last part is the smaller one.
         let size = (n + count - 1) / count;
-        return (0..count).map(|i| Dim::from(size.min(n - i * size))).collect();
+        return (0..count).map(|i| Dim::from((n - i * size).clamp(0, size))).collect();
     }
     match extent.div_exact(&Dim::from(count)) {
         Some(size) => vec![size; count as usize],

@@ -28,6 +28,9 @@ impl OpRule for Tile {
     fn pullback(&self, p: &mut Pullback) -> Result<(), GradError> {
         let (x, ct, ty) = (p.operand(0)?, p.ct(0)?, p.ty(0)?);
         let repeats = p.ints(1).ok();
+        if repeats.as_ref().is_some_and(|r| r.len() != ty.rank()) {
+            return Err(p.unsupported("its repeats do not fit its operand"));
+        }
         let (mut target, mut shape, mut over) = (Vec::new(), Vec::new(), Vec::new());
         for (i, d) in ty.shape.iter().enumerate() {
             let n = repeats.as_ref().map(|r| r[i]);

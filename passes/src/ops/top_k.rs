@@ -24,20 +24,20 @@ impl OpRule for TopK {
     }
     /// x̄ = zeros with ȳ written to the places the elements came from.
     fn pullback(&self, p: &mut Pullback) -> Result<(), GradError> {
-        let (x, places, ct) = (p.operand(0)?, p.result(1), p.ct(0)?);
+        let (x, ct) = (p.operand(0)?, p.ct(0)?);
+        let places = TensorType::new(DType::I64, p.b.ty(ct)?.shape);
+        let places = p.extra_result(1, "places", places);
         let axis = p.attrs().int("axis", -1);
         let zeros = p.b.zeros_like(x)?;
         let x_ct = p.b.op_with("ScatterElements", Attrs::new().with("axis", axis), &[zeros, places, ct])?;
         p.accumulate(0, x_ct)
     }
     fn samples(&self) -> Vec<Sample> {
-        {
-            let values: Vec<f32> = (0..12).map(|i| (i * 5 % 12) as f32 * 0.1).collect();
-            let x = || SampleOperand::Values { dims: vec![3, 4], values: values.clone() };
-            vec![
-                Sample::of("TopK", Attrs::new(), vec![x(), ints(&[2])]).results(2),
-                Sample::of("TopK", Attrs::new().with("axis", 0).with("largest", 0), vec![x(), ints(&[1])]),
-            ]
-        }
+        let values: Vec<f32> = (0..12).map(|i| (i * 5 % 12) as f32 * 0.1).collect();
+        let x = || SampleOperand::Values { dims: vec![3, 4], values: values.clone() };
+        vec![
+            Sample::of("TopK", Attrs::new(), vec![x(), ints(&[2])]).results(2),
+            Sample::of("TopK", Attrs::new().with("axis", 0).with("largest", 0), vec![x(), ints(&[1])]),
+        ]
     }
 }

@@ -14,20 +14,18 @@ impl OpRule for Transpose {
     }
     fn infer(&self, cx: &Infer) -> Types {
         let ty = cx.ty(0)?;
-        let perm = permutation(cx.attrs(), ty.rank());
-        cx.require(perm.len() == ty.rank(), || format!("a permutation of {} axes does not fit {ty}", perm.len()))?;
-        let dim = |i: &i64| usize::try_from(*i).ok().and_then(|i| ty.shape.get(i)).cloned();
-        let shape: Option<Vec<Dim>> = perm.iter().map(dim).collect();
-        let shape = shape.ok_or_else(|| TypeError(format!("the permutation {perm:?} does not fit {ty}")))?;
+        let perm = permutation(cx.attrs(), ty.rank())
+            .ok_or_else(|| TypeError(format!("{:?} permutes other axes than those of {ty}", cx.attrs().ints("perm"))))?;
+        let shape: Vec<Dim> = perm.iter().map(|i| ty.shape[*i].clone()).collect();
         Ok(vec![TensorType::new(ty.dtype, shape)])
     }
     /// x̄ = ȳ under the inverse permutation.
     fn pullback(&self, p: &mut Pullback) -> Result<(), GradError> {
         let (ct, rank) = (p.ct(0)?, p.ty(0)?.rank());
-        let perm = permutation(&p.attrs(), rank);
+        let perm = permutation(&p.attrs(), rank).ok_or_else(|| p.unsupported("its permutation is none of its axes"))?;
         let mut inverse = vec![0; rank];
-        for (i, from) in perm.iter().enumerate() {
-            inverse[*from as usize] = i as i64;
+        for (i, from) in perm.into_iter().enumerate() {
+            inverse[from] = i as i64;
         }
         let x_ct = p.b.transpose(ct, &inverse)?;
         p.accumulate(0, x_ct)
@@ -40,6 +38,11 @@ impl OpRule for Transpose {
     }
 }
 
-fn permutation(attrs: &Attrs, rank: usize) -> Vec<i64> {
-    attrs.ints("perm").map_or_else(|| (0..rank as i64).rev().collect(), <[i64]>::to_vec)
+/// The axis that each axis of the result comes from; `None` where the attribute is no permutation of so many axes.
+fn permutation(attrs: &Attrs, rank: usize) -> Option<Vec<usize>> {
+    let Some(perm) = attrs.ints("perm") else { return Some((0..rank).rev().collect()) };
+    let mut free = vec![true; rank];
+    let perm: Vec<usize> = perm.iter().map(|i| usize::try_from(*i).ok()).collect::<Option<_>>()?;
+    let each_once = perm.iter().all(|i| free.get_mut(*i).is_some_and(|free| std::mem::replace(free, false)));
+    (each_once && perm.len() == rank).then_some(perm)
 }

@@ -1,9 +1,12 @@
 //! The geometry of sliding windows: convolutions and pools.
 
 use super::TypeError;
-use super::unknown_dim;
+use super::{Infer, unknown_dim};
 use crate::ir::build::{Builder, Built};
 use crate::ir::{Attrs, Dim, TensorType, ValueId};
+
+/// Bound of every number of a window: an attribute beyond is damage, and would overflow what is computed with it.
+const LARGEST: i64 = 1 << 24;
 
 /// A window over the spatial axes (axis 2 on), with every attribute filled in.
 #[derive(Clone, Debug)]
@@ -17,6 +20,16 @@ pub(super) struct Window {
     pub(super) end: Vec<i64>,
     /// Round the output extent up.
     pub(super) ceil: bool,
+}
+
+/// The type of what a pool makes of its operand.
+pub(super) fn pooled(cx: &Infer) -> Result<TensorType, TypeError> {
+    let x = cx.ty(0)?;
+    cx.require(x.rank() >= 3, || format!("{x} has no spatial axes"))?;
+    let window = Window::new(cx.attrs(), None, &x.shape[2..])?;
+    let mut shape = x.shape[..2].to_vec();
+    shape.extend(window.output(&x.shape[2..])?);
+    Ok(TensorType::new(x.dtype, shape))
 }
 
 impl Window {
@@ -42,8 +55,11 @@ impl Window {
             return Err(TypeError(format!("a kernel of {} axes over {rank} spatial axes", kernel.len())));
         }
         let (strides, dilations) = (listed("strides", rank, 1)?, listed("dilations", rank, 1)?);
-        if strides.iter().chain(&dilations).chain(&kernel).any(|v| *v < 1) {
-            return Err(TypeError("kernel, strides and dilations must be positive".into()));
+        if strides.iter().chain(&dilations).chain(&kernel).any(|v| !(1..=LARGEST).contains(v)) {
+            return Err(TypeError(format!("kernel, strides and dilations must lie in 1 … {LARGEST}")));
+        }
+        if kernel.iter().try_fold(1i64, |taps, k| taps.checked_mul(*k)).is_none() {
+            return Err(TypeError(format!("a kernel of {kernel:?} has too many taps")));
         }
         let mut window = Window {
             kernel,
@@ -59,6 +75,9 @@ impl Window {
             "VALID" => {}
             _ => {
                 let pads = listed("pads", 2 * rank, 0)?;
+                if pads.iter().any(|p| p.abs() > LARGEST) {
+                    return Err(TypeError(format!("pads {pads:?} beyond {LARGEST}")));
+                }
                 window.begin = pads[..rank].to_vec();
                 window.end = pads[rank..].to_vec();
             }

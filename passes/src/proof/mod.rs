@@ -212,15 +212,5 @@ fn assumptions(t: &Table, graphs: [&Graph; 2]) -> Vec<String> {
     out
 }
 
-/// Values of two graphs that are equal, as far as that can be proved: pairs (of the first graph, of the second), in the first
-/// graph's order.
-pub fn equal_values(a: &Graph, b: &Graph, o: &ProofOptions) -> Vec<(ValueId, ValueId)> {
-    let mut t = Table::new(*o);
-    let Ok((side_a, _)) = read_both(&mut t, a, b) else { return Vec::new() };
-    let Ok(order) = live_order(a) else { return Vec::new() };
-    let values = order.into_iter().flat_map(|n| a.results(n));
-    values.filter_map(|v| Some((v, t.info(side_a.term(v)?).origin[1]?))).collect()
-}
-
 #[cfg(test)]
 mod tests;

@@ -149,11 +149,6 @@ impl Node {
     pub fn operand_count(&self) -> usize {
         self.operands as usize
     }
-
-    /// Number of values captured by its subgraphs.
-    pub fn capture_count(&self) -> usize {
-        self.captures as usize
-    }
 }
 
 /// A graph output.

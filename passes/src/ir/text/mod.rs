@@ -28,20 +28,16 @@ pub use parse::{ParseError, parse};
 pub use print::{body, outline, print};
 
 use super::{Graph, NodeId, TensorType};
-use crate::ops::{self, Infer, TypeError};
+use crate::ops::{self, TypeError};
 
 /// The results' types by the operator's rule; `None` where there is no rule, or not all operands have a known type.
 fn inferred(g: &Graph, id: NodeId) -> Result<Option<Vec<TensorType>>, TypeError> {
     let Some(op) = g.op(id) else { return Ok(None) };
-    let Some(rule) = ops::rule(op) else { return Ok(None) };
     let operands = g.operands(id);
-    let types: Vec<Option<TensorType>> = operands.iter().map(|v| v.and_then(|v| g.tensor_type(v))).collect();
-    if operands.iter().zip(&types).any(|(v, t)| v.is_some() && t.is_none()) {
+    if operands.iter().flatten().any(|v| g.tensor_type(*v).is_none()) {
         return Ok(None);
     }
-    let ints = |i: usize| operands.get(i).copied().flatten().and_then(|v| ops::constant_ints(g, v));
-    let present = |i: usize| operands.get(i).is_some_and(Option::is_some);
-    rule.infer(&Infer { op, types: &types, ints: &ints, present: &present }).map(Some)
+    ops::result_types(g, op, &operands).transpose()
 }
 
 /// May the name stand without quotes?
