@@ -5,8 +5,8 @@
 //!                                          ▼
 //!   route-skips ──► lower-routes ──► eliminate-dead ──► forward graph
 //!        │
-//!        └──► separate-parameters ──► rebatch ──► tie-parameters ──► legalize ──► fold-constants ──► activate-dropout ──► train-batch-norm
-//!                     ──► append-loss ──► differentiate ──► append-optimizer
+//!        └──► separate-parameters ──► rebatch ──► tie-parameters ──► legalize ──► master-copies ──► fold-constants
+//!                     ──► activate-dropout ──► train-batch-norm ──► append-loss ──► differentiate ──► append-optimizer
 //!                     ──► lower-routes ──► lower-batch-norm ──► eliminate-dead ──► widen ──► training graph
 //! ```
 

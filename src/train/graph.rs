@@ -2,7 +2,7 @@
 
 use super::course::Hash;
 use super::data::Wanted;
-use crate::engine::stepper::Carried;
+use crate::engine::ort::stepper::Carried;
 use crate::error::Failure;
 use crate::files;
 use ancre_passes::ir::{DType, Graph, Output, Shape, ValueId};

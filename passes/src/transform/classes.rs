@@ -16,6 +16,9 @@ use crate::ir::{Dim, Graph, NodeId, Tensor, ValueId};
 use crate::ops::constant_ints;
 use std::collections::HashSet;
 
+/// Elements of the largest weight that is made: four gigabytes of float32.
+const MOST_ELEMENTS: i64 = 1 << 30;
+
 /// What was replaced.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Replaced {
@@ -47,6 +50,10 @@ pub fn replace_classifier(g: &mut Graph, output: ValueId, classes: i64, seed: u6
     let mut dims = ty.known_dims().ok_or_else(|| format!("the shape of {site}'s weight is unknown"))?;
     let before = dims[axis];
     dims[axis] = classes;
+    let elements = dims.iter().try_fold(1i64, |n, d| n.checked_mul(*d)).filter(|n| *n <= MOST_ELEMENTS);
+    if elements.is_none() {
+        return Err(format!("{site} would have a weight {dims:?} of more than {MOST_ELEMENTS} elements"));
+    }
     let bound = 1.0 / (features as f64).sqrt();
     let mut fresh = vec![renew(g, (head.node, head.operand), |name| Fresh::new(seed, name).uniform(ty.dtype, &dims, bound))];
     if let Some((node, operand)) = head.bias {

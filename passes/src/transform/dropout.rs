@@ -15,7 +15,7 @@
 
 use super::fresh::Fresh;
 use crate::ir::build::{BuildError, Builder, Built};
-use crate::ir::{DType, Dim, Graph, Kind, NodeId, Tensor, ValueId};
+use crate::ir::{DType, Dim, Graph, Kind, NodeId, Tensor, TensorType, ValueId};
 
 /// A prime below 2³¹, ≡ 2 mod 3.
 const P: i64 = 2_147_483_579;
@@ -26,12 +26,19 @@ const D: i64 = 1_812_433_253 % P;
 /// The counter of micro-batches.
 pub const STEP: &str = "ancre.step";
 
+/// The counter's input, if it is there. A value of the source that has its name is another one, beside which the counter's gets a
+/// number.
+pub fn counter(g: &Graph) -> Option<ValueId> {
+    let is_counter = |v: ValueId| {
+        let overridable = matches!(g.node(v.node).kind, Kind::Initializer { overridable: true, .. });
+        overridable && g.name(v).starts_with(STEP) && g.tensor_type(v) == Some(TensorType::fixed(DType::I64, &[]))
+    };
+    g.inputs().iter().map(|id| g.result(*id, 0)).find(|v| is_counter(*v))
+}
+
 /// The counter's input; added if it is not there yet.
 pub fn step(g: &mut Graph) -> ValueId {
-    match g.find(STEP) {
-        Some(v) => v,
-        None => g.add_initializer(STEP, Tensor::i64s(&[], &[0]), true),
-    }
+    counter(g).unwrap_or_else(|| g.add_initializer(STEP, Tensor::i64s(&[], &[0]), true))
 }
 
 /// Turns off what behaves differently in training: an active dropout becomes the identity, batch normalisation reads its stored
@@ -144,7 +151,7 @@ fn keys(g: &mut Graph, nodes: &[NodeId], seed: u64) -> Built {
 fn hashed_range(b: &mut Builder, count: ValueId, n: &Dim, keys: [ValueId; 2]) -> Built {
     let (zero, one) = (b.int(0), b.int(1));
     let range = b.op("Range", &[zero, count, one])?;
-    b.graph.set_type(range, crate::ir::TensorType::new(DType::I64, vec![n.clone()]).into());
+    b.graph.set_type(range, TensorType::new(DType::I64, vec![n.clone()]).into());
     let (a, d, two) = (b.int(A), b.int(D), b.int(2));
     let hashed = hash(b, range, [a, keys[0], d, keys[1]])?;
     b.div(hashed, two)
@@ -259,7 +266,7 @@ pub(crate) fn dropout_node(g: &mut Graph, x: ValueId, ratio: f32, on: Option<boo
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ir::{TensorType, verify};
+    use crate::ir::verify;
 
     fn network(ratio: f32, on: Option<bool>) -> Graph {
         let mut g = Graph::default();

@@ -146,8 +146,9 @@ fn evaluate(g: &Graph, id: NodeId) -> Option<Array> {
             if parts.iter().any(|p| p.dims.len() != 1) {
                 return None;
             }
+            let dtype = parts.first()?.dtype;
             let values: Vec<f64> = parts.iter().flat_map(|p| p.values.clone()).collect();
-            Some(Array { dtype: parts[0].dtype, dims: vec![values.len() as i64], values })
+            Some(Array { dtype, dims: vec![values.len() as i64], values })
         }
         "Gather" => {
             let (x, at) = (get(0)?, get(1)?);
@@ -193,14 +194,16 @@ fn evaluate(g: &Graph, id: NodeId) -> Option<Array> {
                 (fill, get(0)?.ints())
             };
             let n = dims.iter().try_fold(1usize, |n, d| n.checked_mul(usize::try_from(*d).ok()?))?;
-            (n <= LARGEST).then(|| Array { dtype: fill.dtype, values: vec![fill.values[0]; n], dims })
+            let value = *fill.values.first()?;
+            (n <= LARGEST).then(|| Array { dtype: fill.dtype, values: vec![value; n], dims })
         }
         "Range" => {
             let (start, end, step) = (get(0)?, get(1)?, get(2)?);
             if start.dtype != DType::I64 {
                 return None;
             }
-            let (s, e, d) = (start.values[0], end.values[0], step.values[0]);
+            let first = |a: &Array| a.values.first().copied();
+            let (s, e, d) = (first(&start)?, first(&end)?, first(&step)?);
             let n = ((e - s) / d).ceil().max(0.0);
             if n > LARGEST as f64 {
                 return None;
@@ -216,7 +219,7 @@ fn evaluate(g: &Graph, id: NodeId) -> Option<Array> {
         }
         "Where" => {
             let (c, x, y) = (get(0)?, get(1)?, get(2)?);
-            let same = |p: &Array| p.values.len() == c.values.len() || p.values.len() == 1;
+            let same = |p: &Array| p.dims == c.dims || p.values.len() == 1;
             if !same(&x) || !same(&y) || x.dims.len() > c.dims.len() || y.dims.len() > c.dims.len() {
                 return None;
             }
@@ -297,7 +300,8 @@ fn binary(name: &str, x: &Array, y: &Array) -> Option<Array> {
         })
         .collect();
     let dtype = if name == "Equal" { DType::Bool } else { x.dtype };
-    let dims =
-        if x.dims.len() >= y.dims.len() && x.values.len() >= y.values.len() { x.dims.clone() } else { long.dims.clone() };
-    Some(Array { dtype, dims, values: values? })
+    // A single element may have more axes than what it meets.
+    let mut dims = vec![1; short.dims.len().saturating_sub(long.dims.len())];
+    dims.extend(&long.dims);
+    Some(Array { dtype, dims, values: values? }).filter(Array::is_exact)
 }

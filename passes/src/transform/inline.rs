@@ -12,7 +12,7 @@ use std::collections::{HashMap, HashSet};
 
 /// Calls within calls above which the functions are taken for recursive.
 const DEEPEST: usize = 64;
-/// Nodes that inlining may lead to.
+/// Nodes and calls that inlining may lead to.
 const MOST_NODES: usize = 1 << 20;
 
 type Key = (String, String, String);
@@ -132,6 +132,9 @@ impl Inliner {
                 return Err(format!("function `{}` calls itself, or calls are nested more than {DEEPEST} deep", n.op_type));
             }
             self.calls += 1;
+            if self.calls > MOST_NODES {
+                return Err(format!("its functions call each other more than {MOST_NODES} times"));
+            }
             self.used.insert(key);
             let body = self.body(&n, f);
             self.expand(body, depth + 1, out)?;

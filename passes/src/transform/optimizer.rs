@@ -128,7 +128,7 @@ pub fn append_optimizer(g: &mut Graph, trained: &[Trained], o: &OptimizerOptions
             .iter()
             .map(|t| StateTensor { value: t.value, next: None, kind: t.kind, trainable: true, shape: dims(&b, t.value) })
             .collect();
-        if let Some(step) = b.graph.find(dropout::STEP) {
+        if let Some(step) = dropout::counter(b.graph) {
             // Dropout masks follow the counter.
             states.push(counter(&mut b, step)?.0);
         }

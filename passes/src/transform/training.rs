@@ -422,9 +422,8 @@ fn describe(g: &mut Graph, states: &[StateRecord], o: &TrainingOptions, output: 
             r.insert("nesterov".into(), json!(opt.nesterov));
         }
         if opt.kind != OptimizerKind::None {
-            let decay = opt.weight_decay.unwrap_or(if opt.kind == OptimizerKind::AdamW { 0.01 } else { 0.0 });
             r.insert("lr".into(), json!(lr_name(g)));
-            r.insert("weight_decay".into(), json!(decay));
+            r.insert("weight_decay".into(), json!(opt.decay()));
             r.insert("clip_norm".into(), json!(opt.clip_norm));
             r.insert("accumulate".into(), json!(opt.accumulate));
             r.insert("router_lr_scale".into(), json!(opt.router_lr_scale));

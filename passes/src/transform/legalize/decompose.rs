@@ -109,8 +109,10 @@ fn col2im(b: &mut Builder, s: &Source) -> Replaced {
     let of = |name: &str, each: i64, count: usize| s.attrs.ints(name).map_or(vec![each; count], <[i64]>::to_vec);
     let (strides, dilations, pads) = (of("strides", 1, rank), of("dilations", 1, rank), of("pads", 0, 2 * rank));
     let size: i64 = block.iter().product();
-    let (Some(channels), Some(places)) = (ty.shape[1].known(), ty.shape[2].known()) else { return Ok(None) };
-    if image.len() != rank || size < 1 || channels % size != 0 || strides.iter().any(|s| *s < 1) {
+    let [_, channels, places] = ty.shape.as_slice() else { return Ok(None) };
+    let (Some(channels), Some(places)) = (channels.known(), places.known()) else { return Ok(None) };
+    let listed = image.len() == rank && strides.len() == rank && dilations.len() == rank && pads.len() == 2 * rank;
+    if !listed || size < 1 || channels % size != 0 || strides.iter().any(|s| *s < 1) {
         return Ok(None);
     }
     let (channels, spans) = (channels / size, |i: usize| dilations[i] * (block[i] - 1) + 1 - pads[i] - pads[i + rank]);

@@ -244,6 +244,10 @@ pub fn route_skips(g: &mut Graph, chains: &[Chain], options: &RouteOptions) -> R
             plan.sources = admitted.sources;
             plan.notes.extend(admitted.note);
         }
+        if chosen && let Some(why) = too_many_weights(states.len() - 1, plan.sources.len()) {
+            routed.left_alone.push((chain.id, why));
+            continue;
+        }
         // Types that nothing tells (results of fused operators of other domains) leave nothing to lower the router by.
         let typed = states.iter().all(|s| g.tensor_type(*s).is_some());
         // A single block without other sources has nothing to learn.
@@ -266,6 +270,19 @@ pub fn route_skips(g: &mut Graph, chains: &[Chain], options: &RouteOptions) -> R
         }
     }
     Ok(routed)
+}
+
+/// Edges of a chain's router beyond which it gets none: the graph would not fit into memory.
+const MOST_EDGES: usize = 1 << 23;
+
+/// Why a chain of so many blocks, whose rows read so many earlier states too, gets no router.
+fn too_many_weights(blocks: usize, sources: usize) -> Option<String> {
+    let edges = blocks.saturating_mul(blocks + 1) / 2 + blocks * sources;
+    (edges > MOST_EDGES).then(|| {
+        format!(
+            "its {blocks} blocks would have {edges} weights, more than {MOST_EDGES}; larger blocks have fewer (--granularity block or N)"
+        )
+    })
 }
 
 /// How one chain will be routed.

@@ -44,7 +44,8 @@ impl Rule<'_, '_> {
     pub(super) fn flatten(&mut self) -> Found {
         let (p, shape) = (self.need(0)?, self.shape(0)?);
         let (axis, rank) = (self.int("axis", 1), shape.len() as i64);
-        let split = (if axis < 0 { axis + rank } else { axis }) as usize;
+        let split = usize::try_from(if axis < 0 { axis + rank } else { axis }).ok().filter(|s| *s <= shape.len());
+        let split = split.ok_or("its axis is out of range")?;
         let product = |d: &[Dim]| d.iter().fold(Dim::from(1), |p, d| &p * d);
         let (to, first, end) = if p.axis < split { (0, 0, split) } else { (1, split, shape.len()) };
         let outer = &product(&shape[first..p.axis]) * &p.outer;
