@@ -149,7 +149,10 @@ fn options_without_effect_are_said() {
             &["--loss", "mse", "--label-smoothing", "0.1"],
             "--label-smoothing has no effect: it belongs to --loss cross-entropy",
         ),
-        (&["--optimizer", "sgd", "--beta1", "0.8"], "--beta1 has no effect: it belongs to --optimizer adamw or adam"),
+        (
+            &["--loss", "mse", "--optimizer", "sgd", "--beta1", "0.8"],
+            "--beta1 has no effect: it belongs to --optimizer adamw or adam",
+        ),
         (&["--no-train", "--clip-norm", "1"], "the training graph has no effect"),
         (&["--verify", "none", "--trials", "3"], "--trials has no effect"),
     ] {
