@@ -1,9 +1,9 @@
 //! What the main job says: to people, and as JSON.
 
 use crate::batch::BatchFacts;
+use crate::placement::Fallback;
 use crate::prove::Proof;
 use crate::rewrite::{Outcome, option_names};
-use crate::training_files::TrainingFacts;
 use crate::verify::Comparison;
 use ancre_passes::analysis::report as structure;
 use ancre_passes::transform::route::{Form, Normalize, Router, Scope, rule_name};
@@ -26,14 +26,21 @@ pub fn json(o: &Outcome) -> Value {
         .iter()
         .map(|(kind, path, bytes, nodes)| json!({"kind": kind, "path": path, "bytes": bytes, "nodes": nodes}))
         .collect();
-    let (placement, training) = match &o.training {
-        Ok(t) => (
-            json!({"target": "cuda", "fallbacks": t.fallbacks.iter().map(|f| json!({"node": f.node, "op": f.op, "why": f.why})).collect::<Vec<_>>()}),
+    let training = match &o.training {
+        Ok(t) => {
             json!({"loss": t.loss, "optimizer": t.optimizer, "batch": t.batch, "target": t.target, "batch_change": t.rebuilt.as_ref().or(o.rebuilt.as_ref()).map(BatchFacts::json), "dropout": t.dropouts, "trainable": t.trainable, "tied": o.ties,
-                   "frozen": t.frozen.iter().map(|(n, _)| n).collect::<Vec<_>>()}),
-        ),
-        Err(why) => (Value::Null, json!({"reason": why})),
+                   "frozen": t.frozen.iter().map(|(n, _)| n).collect::<Vec<_>>()})
+        }
+        Err(why) => json!({"reason": why}),
     };
+    let listed =
+        |all: &[Fallback]| all.iter().map(|f| json!({"node": f.node, "op": f.op, "why": f.why})).collect::<Vec<_>>();
+    let forward = listed(&o.forward_fallbacks);
+    let (graph, fallbacks) = match &o.training {
+        Ok(t) => ("train", listed(&t.fallbacks)),
+        Err(_) => ("forward", forward.clone()),
+    };
+    let placement = json!({"target": "cuda", "graph": graph, "fallbacks": fallbacks, "forward": forward});
     let seconds: Map<String, Value> = o.seconds.iter().map(|(phase, s)| (phase.to_string(), json!(s))).collect();
     json!({
         "model": o.model, "opset": o.source.opsets.get(""), "nodes": o.source.op_count(), "parameters": o.parameters,
@@ -98,6 +105,7 @@ pub fn text(o: &Outcome, verbose: bool) -> String {
         batch_text(out, b, "");
     }
     training_text(out, o, verbose);
+    placement_text(out, o);
     for notice in &o.notices {
         let _ = writeln!(out, "note      {notice}");
     }
@@ -197,7 +205,6 @@ fn training_text(out: &mut String, o: &Outcome, verbose: bool) {
     if t.dropouts > 0 {
         let _ = writeln!(out, "          {} dropouts are active, their masks a function of the step", t.dropouts);
     }
-    placement_text(out, t);
 }
 
 fn batch_text(out: &mut String, b: &BatchFacts, whose: &str) {
@@ -210,14 +217,17 @@ fn batch_text(out: &mut String, b: &BatchFacts, whose: &str) {
     };
 }
 
-fn placement_text(out: &mut String, t: &TrainingFacts) {
-    if t.fallbacks.is_empty() {
+fn placement_text(out: &mut String, o: &Outcome) {
+    let graphs =
+        [("training", o.training.as_ref().map_or(&[][..], |t| &t.fallbacks)), ("forward", &o.forward_fallbacks[..])];
+    if graphs.iter().all(|(_, fallbacks)| fallbacks.is_empty()) {
         let _ = writeln!(out, "CUDA      every node has a kernel in the stock provider (by its registry; not run)");
-        return;
     }
-    let _ = writeln!(out, "CUDA      {} nodes would run on the CPU:", t.fallbacks.len());
-    for f in t.fallbacks.iter().take(5) {
-        let _ = writeln!(out, "          {} ({}): {}", f.node, f.op, f.why);
+    for (graph, fallbacks) in graphs.iter().filter(|(_, f)| !f.is_empty()) {
+        let _ = writeln!(out, "CUDA      {} nodes of the {graph} graph would run on the CPU:", fallbacks.len());
+        for f in fallbacks.iter().take(5) {
+            let _ = writeln!(out, "          {} ({}): {}", f.node, f.op, f.why);
+        }
     }
 }
 

@@ -4,6 +4,7 @@ use crate::batch::{BatchFacts, Request};
 use crate::cli::{RewriteArgs, VerifyArg};
 use crate::error::Failure;
 use crate::files::{self, Outputs};
+use crate::placement::{self, Fallback};
 use crate::prove::{self, Proof, ProofOptions};
 use crate::random_inputs::Sizes;
 use crate::training_files::{self, TrainingFacts, TrainingFiles};
@@ -44,6 +45,8 @@ pub struct Outcome {
     pub training: Result<TrainingFacts, String>,
     /// Parameters that the file holds twice, transposed, and that train as one.
     pub ties: Vec<Tie>,
+    /// Nodes of the forward graph without a CUDA kernel.
+    pub forward_fallbacks: Vec<Fallback>,
     /// How both graphs came to another batch than the model's, if they did.
     pub rebuilt: Option<BatchFacts>,
     /// Seconds by phase.
@@ -254,6 +257,7 @@ pub fn rewrite(a: &RewriteArgs) -> Result<Outcome, Failure> {
     }
     clock.lap("emit");
     let parameters = count_parameters(&source, &ties);
+    let forward_fallbacks = placement::cuda_fallbacks(&forward);
     let training = training.map(|built| built.facts);
     Ok(Outcome {
         model: model.to_path_buf(),
@@ -266,6 +270,7 @@ pub fn rewrite(a: &RewriteArgs) -> Result<Outcome, Failure> {
         proof,
         training,
         ties,
+        forward_fallbacks,
         rebuilt,
         seconds: clock.1,
         notices,

@@ -4,7 +4,8 @@
 use crate::cli::{Preset, RewriteArgs};
 use crate::error::Failure;
 use ancre_passes::ir::Graph;
-use ancre_passes::transform::{classes, reinit, separate, tie, training};
+use ancre_passes::transform::reinit::{self, Normalisation};
+use ancre_passes::transform::{classes, separate, tie, training};
 use std::path::Path;
 
 /// Applies `--classes` and `--reinit`; says whether anything was asked for.
@@ -12,13 +13,8 @@ use std::path::Path;
 /// # Errors
 /// When there is no classifier to replace, or something after it depends on the number of classes.
 pub fn change(a: &RewriteArgs, model: &Path, g: &mut Graph, notices: &mut Vec<String>) -> Result<bool, Failure> {
-    let folded = reinit::lacks_normalisation(g);
-    if folded && (a.reinit.is_some() || a.preset == Some(Preset::Paper)) {
-        notices.push(
-            "the network has convolutions but no normalisation: batch normalisation was folded into the convolutions when it was exported, \
-             and training from scratch will suffer; export in training mode (torch.onnx: training=TrainingMode.PRESERVE, do_constant_folding=False)"
-                .into(),
-        );
+    if a.reinit.is_some() || a.preset == Some(Preset::Paper) {
+        notices.extend(lost_normalisation(g));
     }
     if a.classes.is_none() && a.reinit.is_none() {
         return Ok(false);
@@ -46,4 +42,18 @@ pub fn change(a: &RewriteArgs, model: &Path, g: &mut Graph, notices: &mut Vec<St
         notices.push(format!("every trained weight starts afresh from seed {seed}{but}; the rewrite is compared with the source under the same weights"));
     }
     Ok(true)
+}
+
+/// What to say where training starts from scratch without the batch normalisation that the network was built with.
+fn lost_normalisation(g: &Graph) -> Option<String> {
+    let what = match reinit::normalisation(g) {
+        Normalisation::Whole => return None,
+        Normalisation::Gone => "the network has convolutions but no normalisation: if it had batch normalisation, that was folded into the convolutions when it was exported".to_string(),
+        Normalisation::Partly(bare, all) => format!(
+            "{bare} of {all} convolutions have a bias and an activation right after them, although the network has batch normalisation elsewhere: that of these was folded into them when it was exported"
+        ),
+    };
+    Some(format!(
+        "{what}, and training from scratch will suffer; export in training mode (torch.onnx: training=TrainingMode.PRESERVE, do_constant_folding=False)"
+    ))
 }

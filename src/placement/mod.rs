@@ -3,12 +3,16 @@
 //!
 //! A kernel is matched on the *schema version* of the node's operator (its latest version at or below the graph's opset): a
 //! registry row `since..until` matches that range, an open row exactly `since`. `cuda_kernels.json` is the registry of the
-//! stock provider (ONNX Runtime 1.31.1), `schemas.json` the operator versions with their type constraints (onnx 1.23).
+//! stock provider (ONNX Runtime 1.31.1), `schemas.json` the operator versions with their type constraints: those of onnx 1.23, and
+//! of the runtime's own domain as `com.microsoft.NAME`.
 
 use ancre_passes::ir::{Attrs, DType, Graph, Kind, NodeId};
 use serde::Deserialize;
 use std::collections::HashMap;
 use std::sync::OnceLock;
+
+/// The domain of the operators that ONNX Runtime has beyond the standard's.
+const CONTRIB: &str = "com.microsoft";
 
 /// A node that would run on the CPU.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,6 +29,8 @@ pub struct Fallback {
 struct Registry {
     #[serde(rename = "ai.onnx")]
     standard: HashMap<String, Vec<Kernel>>,
+    #[serde(rename = "com.microsoft")]
+    contrib: HashMap<String, Vec<Kernel>>,
 }
 
 #[derive(Deserialize)]
@@ -37,6 +43,7 @@ struct Kernel {
 /// Version, operands' type constraints, results' type constraints, has a function body.
 type Schema = (i64, Vec<String>, Vec<String>, u8);
 
+/// Both by an operator's key.
 struct Tables {
     kernels: HashMap<String, Vec<Kernel>>,
     schemas: HashMap<String, Vec<Schema>>,
@@ -46,22 +53,29 @@ fn tables() -> &'static Tables {
     static TABLES: OnceLock<Tables> = OnceLock::new();
     TABLES.get_or_init(|| {
         // Both files are part of the program; that they parse is a test.
-        let kernels = serde_json::from_str::<Registry>(include_str!("cuda_kernels.json")).map(|r| r.standard);
+        let kernels = serde_json::from_str::<Registry>(include_str!("cuda_kernels.json")).map(|r| {
+            let contrib = r.contrib.into_iter().map(|(name, rows)| (key(CONTRIB, &name), rows));
+            r.standard.into_iter().chain(contrib).collect()
+        });
         let schemas = serde_json::from_str(include_str!("schemas.json"));
         Tables { kernels: kernels.unwrap_or_default(), schemas: schemas.unwrap_or_default() }
     })
 }
 
+/// An operator's name in the tables.
+fn key(domain: &str, name: &str) -> String {
+    if domain.is_empty() { name.into() } else { format!("{domain}.{name}") }
+}
+
 /// Every node without a CUDA kernel at its opset and types; shape arithmetic, which ONNX Runtime keeps on the CPU on purpose,
 /// is left out.
 pub fn cuda_fallbacks(g: &Graph) -> Vec<Fallback> {
-    let opset = g.opsets.get("").copied().unwrap_or(18);
     g.topological_order()
         .unwrap_or_default()
         .into_iter()
         .filter(|id| !is_shape_arithmetic(g, *id))
         .filter_map(|id| {
-            let why = fallback(g, id, opset)?;
+            let why = fallback(g, id)?;
             let site = g.site(id);
             Some(Fallback { node: site.name, op: site.op, why })
         })
@@ -71,13 +85,12 @@ pub fn cuda_fallbacks(g: &Graph) -> Vec<Fallback> {
 /// Nodes that touch bfloat16 and have no CUDA kernel for it. They do not run on the CPU instead, which has none either: ONNX
 /// Runtime refuses the whole model.
 pub fn bfloat16_gaps(g: &Graph) -> Vec<NodeId> {
-    let opset = g.opsets.get("").copied().unwrap_or(18);
     let touches = |id: NodeId| {
         let operands = g.operands(id);
         g.results(id).chain(operands.iter().flatten().copied()).any(|v| g.value(v).ty.dtype == Some(DType::BF16))
     };
     let mut order = g.topological_order().unwrap_or_default();
-    order.retain(|id| touches(*id) && fallback(g, *id, opset).is_some());
+    order.retain(|id| touches(*id) && fallback(g, *id).is_some());
     order
 }
 
@@ -95,23 +108,27 @@ fn is_shape_arithmetic(g: &Graph, id: NodeId) -> bool {
         || (op.is("Cast") && g.operand(id, 0).is_some_and(|v| integer(g.value(v).ty.dtype) && small(v)))
 }
 
-fn fallback(g: &Graph, id: NodeId, opset: i64) -> Option<String> {
+fn fallback(g: &Graph, id: NodeId) -> Option<String> {
     let Kind::Op(op) = &g.node(id).kind else { return None };
-    if !op.domain.is_empty() {
+    if !["", CONTRIB].contains(&op.domain.as_str()) {
         return Some(format!("operator of domain {}; not checked", op.domain));
     }
-    let t = tables();
-    let schema = t.schemas.get(&op.name)?.iter().rev().find(|s| s.0 <= opset)?;
+    let opset = g.opsets.get(&op.domain).copied().unwrap_or(if op.domain.is_empty() { 18 } else { 1 });
+    let (t, key) = (tables(), key(&op.domain, &op.name));
+    let Some(schema) = t.schemas.get(&key).and_then(|s| s.iter().rev().find(|s| s.0 <= opset)) else {
+        return Some(format!("no operator of this name is known at version {opset} of its domain; not checked"));
+    };
     let rows: Vec<&Kernel> = t
         .kernels
-        .get(&op.name)
+        .get(&key)
         .into_iter()
         .flatten()
         .filter(|k| k.until.map_or(k.since == schema.0, |until| k.since <= schema.0 && schema.0 <= until))
         .collect();
     if rows.is_empty() {
         let inlined = schema.3 == 1 && op.name != "Celu";
-        return (!inlined).then(|| format!("no CUDA kernel for version {} of the operator (opset {opset})", schema.0));
+        let of = if op.domain.is_empty() { String::new() } else { format!(" of {}", op.domain) };
+        return (!inlined).then(|| format!("no CUDA kernel for version {} of the operator (opset {opset}{of})", schema.0));
     }
     let reasons: Vec<String> = rows.iter().filter_map(|k| type_gap(g, id, schema, k)).collect();
     if reasons.len() == rows.len() {
@@ -119,7 +136,7 @@ fn fallback(g: &Graph, id: NodeId, opset: i64) -> Option<String> {
         let inlined = schema.3 == 1 && bfloat && BFLOAT_BODIES.contains(&op.name.as_str());
         return reasons.into_iter().next().filter(|_| !inlined);
     }
-    special(op.name.as_str(), &op.attrs)
+    special(&key, &op.attrs)
 }
 
 /// Operators without a bfloat16 kernel whose function body has one for each of its operators: the body is inlined.
@@ -144,8 +161,13 @@ fn type_gap(g: &Graph, id: NodeId, schema: &Schema, kernel: &Kernel) -> Option<S
 }
 
 /// Attributes that the provider's kernels refuse.
-fn special(name: &str, attrs: &Attrs) -> Option<String> {
-    if name != "ConvTranspose" {
+fn special(key: &str, attrs: &Attrs) -> Option<String> {
+    if key == "com.microsoft.FusedConv" {
+        // It is placed on CUDA all the same, and then the session does not load.
+        let activation = attrs.str("activation", "");
+        return (activation != "Relu").then(|| format!("the CUDA kernel's only activation is Relu, not {activation}"));
+    }
+    if key != "ConvTranspose" {
         return None;
     }
     let auto = attrs.str("auto_pad", "NOTSET");
@@ -188,5 +210,24 @@ mod tests {
         assert_eq!(one(Op::new("ConvTranspose", lower), DType::F32, 18).len(), 1);
         assert_eq!(one(Op::new("Reciprocal", Attrs::new()), DType::BF16, 18).len(), 1);
         assert!(one(Op::new("ReduceL1", Attrs::new()), DType::BF16, 18).is_empty());
+    }
+
+    #[test]
+    fn operators_of_the_runtime_s_own_domain_are_in_the_tables() {
+        let contrib = |name: &str, dtype| one(Op::in_domain(CONTRIB, name, Attrs::new()), dtype, 18);
+        assert!(contrib("FastGelu", DType::F32).is_empty());
+        assert!(contrib("SkipLayerNormalization", DType::BF16).is_empty());
+        assert_eq!(contrib("Attention", DType::F64)[0].why, "the CUDA kernel does not take f64");
+        assert_eq!(
+            contrib("QLinearAdd", DType::F32)[0].why,
+            "no CUDA kernel for version 1 of the operator (opset 1 of com.microsoft)"
+        );
+        assert!(contrib("NoSuchOperator", DType::F32)[0].why.ends_with("not checked"));
+        for (activation, refused) in [("Relu", 0), ("LeakyRelu", 1)] {
+            let op = Op::in_domain(CONTRIB, "FusedConv", Attrs::new().with("activation", activation));
+            assert_eq!(one(op, DType::F32, 18).len(), refused, "{activation}");
+        }
+        assert!(one(Op::in_domain("com.example", "Relu", Attrs::new()), DType::F32, 18)[0].why.ends_with("not checked"));
+        assert!(one(Op::new("SimplifiedLayerNormalization", Attrs::new()), DType::F32, 18).is_empty());
     }
 }

@@ -1,7 +1,7 @@
 //! What is reported, as text and as JSON.
 
 use super::{folder, has_keys, with};
-use crate::common::{listing, runtime, text, tool, tool_ok};
+use crate::common::{listing, model, runtime, text, tool, tool_ok};
 use serde_json::Value;
 
 #[test]
@@ -95,13 +95,33 @@ fn the_report_has_the_contract_s_keys() {
     for name in ["stem.weight", "chain0.block0.0.bias", "head.weight", "ancre.0.logits", "ancre.0.gate", "ancre.1.logits"] {
         assert!(trainable.contains(&name), "{name} does not train: {trainable:?}");
     }
-    has_keys(&report["placement"], &["target", "fallbacks"]);
+    has_keys(&report["placement"], &["target", "graph", "fallbacks", "forward"]);
+    assert_eq!(report["placement"]["graph"], "train");
     has_keys(&report["seconds"], &["parse", "analyse", "rewrite", "differentiate", "emit", "verify"]);
     assert_eq!(listing(dir.path()), ["net.ancre.onnx", "net.ancre.train.onnx", "net.onnx"]);
 
     let report = tool_ok(&with(&model, &["--json", "--no-train", "--verify", "none"])).json();
     assert!(report["verify"].is_null());
     assert_eq!(report["outputs"].as_array().unwrap().len(), 1);
+    assert_eq!(report["placement"]["graph"], "forward");
+}
+
+/// The forward graph's operators are looked up too, those of ONNX Runtime's own domain and quantised ones among them.
+#[test]
+fn placement_of_the_forward_graph_is_reported() {
+    let dir = tempfile::tempdir().unwrap();
+    let said = |name: &str| {
+        let (model, out) = (text(&model(name)), text(dir.path()));
+        let ran = tool_ok(&[&model, "--no-train", "--verify", "none", "--json", "--dry-run", "-o", &out]);
+        ran.json()["placement"].clone()
+    };
+    let fused = said("bert_ort");
+    assert_eq!(fused["fallbacks"].as_array().map(Vec::len), Some(0), "{fused}");
+    let quantised = said("resnet_cifar_qdq");
+    let listed = quantised["forward"].as_array().unwrap();
+    // The provider's partitioner leaves exactly these to the CPU.
+    assert!(listed.len() == 22 && listed.iter().all(|f| f["op"] == "DequantizeLinear"), "{quantised}");
+    assert!(listed.iter().all(|f| f["why"].as_str().unwrap().contains("does not take i32")), "{quantised}");
 }
 
 #[test]

@@ -153,13 +153,48 @@ fn scales_normalised(g: &Graph, node: NodeId, operand: usize) -> bool {
     g.is_op(node, "Mul") && operand < 2 && g.operand(node, 1 - operand).is_some_and(rooted)
 }
 
-/// Is this a convolutional network whose batch normalisation is gone? Convolutions and ReLUs, but no normalisation.
-pub fn lacks_normalisation(g: &Graph) -> bool {
+/// What became of a convolutional network's batch normalisation when it was exported.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Normalisation {
+    /// Nothing to remark: it is there, or there are no convolutions.
+    Whole,
+    /// Convolutions and activations, but no normalisation of any kind.
+    Gone,
+    /// Some is there, but so many of so many convolutions hand their sum, with a bias, to an activation at once: those whose
+    /// normalisation followed them have lost it, those before which it stood have not.
+    Partly(usize, usize),
+}
+
+/// Looks for batch normalisation that an exporter folded into convolutions.
+pub fn normalisation(g: &Graph) -> Normalisation {
     let any = |names: &[&str]| g.nodes().any(|n| g.op(n).is_some_and(|op| names.contains(&op.name.as_str())));
-    let convolutions = g.nodes().filter(|n| g.is_op(*n, "Conv")).count();
-    convolutions > 2
-        && any(&["Relu", "Clip", "HardSwish", "Sigmoid"])
-        && !any(&["BatchNormalization", "InstanceNormalization", "GroupNormalization", "LayerNormalization", "Sqrt"])
+    let convolutions: Vec<NodeId> = g.nodes().filter(|n| g.is_op(*n, "Conv") && !is_of_one_place(g, *n)).collect();
+    if convolutions.len() <= 2 {
+        return Normalisation::Whole;
+    }
+    if any(&["BatchNormalization"]) {
+        let bare = convolutions.iter().filter(|n| is_bare(g, **n)).count();
+        return if bare * 4 < convolutions.len() {
+            Normalisation::Whole
+        } else {
+            Normalisation::Partly(bare, convolutions.len())
+        };
+    }
+    let other = ["InstanceNormalization", "GroupNormalization", "LayerNormalization", "Sqrt"];
+    if any(&ACTIVATIONS) && !any(&other) { Normalisation::Gone } else { Normalisation::Whole }
+}
+
+const ACTIVATIONS: [&str; 9] = ["Relu", "Clip", "LeakyRelu", "PRelu", "Elu", "HardSwish", "Sigmoid", "Gelu", "Mish"];
+
+/// Does the convolution see one place only, as those of a squeeze-and-excitation do? They have no normalisation of their own.
+fn is_of_one_place(g: &Graph, node: NodeId) -> bool {
+    g.tensor_type(g.result(node, 0)).is_some_and(|t| t.shape.iter().skip(2).all(|d| d.is_one()))
+}
+
+/// A convolution with a bias whose result an activation reads at once.
+fn is_bare(g: &Graph, node: NodeId) -> bool {
+    let activates = |n: NodeId| g.op(n).is_some_and(|op| ACTIVATIONS.contains(&op.name.as_str()));
+    g.operand(node, 2).is_some() && g.uses(g.result(node, 0)).into_iter().any(|(n, _)| activates(n))
 }
 
 #[cfg(test)]
@@ -198,5 +233,51 @@ mod tests {
         }
         assert_ne!(values("w")[..4], values("b")[..]);
         assert_eq!([values("scale")[0], values("shift")[0], values("mean")[0], values("var")[0]], [1.0, 0.0, 0.0, 1.0]);
+    }
+
+    /// Blocks of a pre-activation network: `relu(norm(x))`, then two convolutions with a normalisation between them, folded into
+    /// the first or not; and a squeeze-and-excitation.
+    fn preactivated(folded: bool) -> Graph {
+        let mut g = Graph::default();
+        let ty = |d: &[i64]| TensorType::fixed(DType::F32, d).into();
+        let wide: &[i64] = &[1, 4, 8, 8];
+        let mut v = g.add_input("x", ty(wide), None);
+        let op = |g: &mut Graph, name: &str, v: ValueId, parameters: &[&[i64]], dims: &[i64]| {
+            let mut operands = vec![Some(v)];
+            for d in parameters {
+                let n = d.iter().product::<i64>() as usize;
+                operands.push(Some(g.add_initializer("", Tensor::f32s(d, &vec![1.0; n]), false)));
+            }
+            let node = g.add_op("", Op::new(name, Attrs::new()), &operands);
+            g.push_result(node, "", ty(dims))
+        };
+        let (kernel, vector): (&[i64], &[i64]) = (&[4, 4, 1, 1], &[4]);
+        for _ in 0..3 {
+            v = op(&mut g, "BatchNormalization", v, &[vector; 4], wide);
+            v = op(&mut g, "Relu", v, &[], wide);
+            v = match folded {
+                true => op(&mut g, "Conv", v, &[kernel, vector], wide),
+                false => {
+                    let c = op(&mut g, "Conv", v, &[kernel], wide);
+                    op(&mut g, "BatchNormalization", c, &[vector; 4], wide)
+                }
+            };
+            v = op(&mut g, "Relu", v, &[], wide);
+            v = op(&mut g, "Conv", v, &[kernel], wide);
+            let one: &[i64] = &[1, 4, 1, 1];
+            let mut s = op(&mut g, "GlobalAveragePool", v, &[], one);
+            s = op(&mut g, "Conv", s, &[kernel, vector], one);
+            s = op(&mut g, "Sigmoid", s, &[], one);
+            let node = g.add_op("", Op::new("Mul", Attrs::new()), &[Some(v), Some(s)]);
+            v = g.push_result(node, "", ty(wide));
+        }
+        g.add_output(v, None);
+        g
+    }
+
+    #[test]
+    fn normalisation_that_was_folded_in_part_is_missed() {
+        assert_eq!(normalisation(&preactivated(true)), Normalisation::Partly(3, 6));
+        assert_eq!(normalisation(&preactivated(false)), Normalisation::Whole);
     }
 }
