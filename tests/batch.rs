@@ -1,7 +1,10 @@
 //! `--batch`: files with a batch in their shapes are rebuilt for another one; each sample comes out as it does alone, in the forward
 //! graph and, through loss and gradients, in the training graph.
 
-use crate::common::{max_abs, model, open_file, text, tool, tool_ok};
+use crate::common::{Random, emit, floats, max_abs, model, open, open_file, text, tool, tool_ok};
+use ancre_passes::ir::text::parse;
+use ancre_passes::ir::{DType, Graph};
+use ancre_passes::transform::rebatch::{self, Batch, Samples};
 use ancre_rewrite::engine::{Session, Tensors};
 use ancre_rewrite::files::read_model;
 use ancre_rewrite::random_inputs::{self, Sizes};
@@ -110,5 +113,80 @@ fn a_batch_that_is_none_is_refused() {
         let ran = tool(&[&text(&model("swin")), &format!("--batch={wrong}")]);
         assert_eq!(ran.status, 2, "{wrong}");
         assert!(ran.err.contains("is not keep, dynamic or a positive number"), "{}", ran.err);
+    }
+}
+
+/// Part of one sample of three.
+fn part(t: &NpTensor, s: &Samples, i: usize) -> Vec<f64> {
+    let inner = s.inner as usize;
+    let width = 3 * inner;
+    let pieces = (0..s.outer as usize).map(|o| t.slice(s.axis, o * width + i * inner, inner).unwrap());
+    assert_eq!(s.outer, 1, "no output of these repeats all samples");
+    pieces.flat_map(|p| p.to_f64()).collect()
+}
+
+/// Operators that cannot take samples where they lie get them elsewhere: in another engine every sample comes out as by itself.
+#[test]
+fn samples_that_go_to_another_axis_come_out_as_by_themselves() {
+    for (inputs, y, body) in [
+        ("float[1, 3, 2] x", "float[1, 3, 2] y", "{ y = Softmax <axis = 0> (x) }"),
+        ("float[1, 3, 2] x", "float[3, 2] y", "<int64 a = {0}> { y = Gather <axis = 0> (x, a) }"),
+        ("float[1, 3, 2] x", "float[2, 3, 2] y", "<float[1, 3, 2] c = {1, 2, 3, 4, 5, 6}> { y = Concat <axis = 0> (x, c) }"),
+        ("float[1, 3, 2] x", "float[2] y", "<int64[2] a = {0, 1}> { y = ReduceMax <keepdims = 0> (x, a) }"),
+        (
+            "float[1, 3, 2] x",
+            "float[2, 2] y",
+            "<int64[1] a = {0}, float[2, 3] w = {1, 2, 3, 4, 5, 6}> { s = Squeeze (x, a) y = MatMul (w, s) }",
+        ),
+        (
+            "float[1, 4, 3, 2] x",
+            "float[1, 4, 3, 3] y",
+            "<int64[3] h = {4, 3, 2}> { r = Reshape (x, h) t = Transpose <perm = [0, 2, 1]> (r) y = MatMul (x, t) }",
+        ),
+        (
+            "float[1, 4, 3, 2] x",
+            "float[2, 3, 4] y",
+            "<int64[1] all = {-1}, int64[2, 3] at = {20, 1, 7, 0, 23, 11}, int64[2, 3, 4] more = {0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3, 4, 4, 4, 4, 5, 5, 5, 5}> { f = Reshape (x, all) g = Gather (f, at) h = Reshape (g, all) y = Gather (h, more) }",
+        ),
+        (
+            "float[1, 5] x",
+            "float[5, 1] y",
+            "<int64[2, 1] at = {0, 3}, int64[2] two = {2, 1}, int64[1] b = {1}, int64[1] e = {3}, int64[1] a = {0}> { t = Transpose <perm = [1, 0]> (x) s = Slice (t, b, e, a) y = ScatterND (t, at, s) }",
+        ),
+        (
+            "float[1, 5] x",
+            "float[1, 5] y",
+            "<int64[1, 2, 2] at = {0, 4, 0, 2}, float[1, 2] u = {7, 9}> { y = ScatterND (x, at, u) }",
+        ),
+        (
+            "float[1, 3, 2] x",
+            "float[1, 1, 1] y",
+            "<int64[1] a = {1}> { m = ReduceMax <keepdims = 0> (x, a) i = ArgMax <axis = 1> (m) y = Gather <axis = 1> (m, i) }",
+        ),
+        (
+            "float[1, 3] x",
+            "float[2, 3] y",
+            "<int64[2] a = {2, 1}, float[2, 3] w = {1, 2, 3, 4, 5, 6}> { t = Tile (x, a) y = Mul (t, w) }",
+        ),
+    ] {
+        let source: Graph = parse(&format!("g ({inputs}) => ({y}) {body}")).unwrap();
+        let mut rebuilt = source.clone();
+        let plan = rebatch::plan(&rebuilt, 1).unwrap_or_else(|e| panic!("{body}: {e}"));
+        let done = plan.apply(&mut rebuilt, Batch::Fixed(3)).unwrap();
+        let x = source.tensor_type(source.find("x").unwrap()).unwrap().known_dims().unwrap();
+        let one: Vec<usize> = x.iter().map(|d| *d as usize).collect();
+        let mut three = one.clone();
+        three[0] = 3;
+        let n: usize = one.iter().product();
+        let values = Random(7).normals(3 * n);
+        let run = |g: &Graph, shape: &[usize], v: &[f64]| {
+            let feeds = Tensors::from([("x".to_string(), floats(DType::F32, shape, v))]);
+            open(&emit(g)).unwrap_or_else(|e| panic!("{body}: {e}")).run(&feeds).unwrap().remove("y").unwrap()
+        };
+        let together = run(&rebuilt, &three, &values);
+        for i in 0..3 {
+            let alone = run(&source, &one, &values[i * n..(i + 1) * n]).to_f64();
+            assert!(max_abs(&part(&together, &done.outputs[0], i), &alone) < 1e-6, "{body}: sample {i}");
+        }
     }
 }

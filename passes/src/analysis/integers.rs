@@ -141,6 +141,22 @@ pub fn evaluate(g: &Graph, id: NodeId, about: &dyn Known) -> Option<Integers> {
             let n = n as i64;
             Some(Integers::vector((0..n).map(|i| Dim::from(start + i * step)).collect()))
         }
+        // Along a new last axis.
+        "OneHot" if op.attrs.int("axis", -1) == -1 => {
+            let ((mut dims, at), (_, depth), (_, values)) = (get(0)?, get(1)?, get(2)?);
+            let (depth, [off, on]) = (depth.first()?.known()?, values.as_slice()) else { return None };
+            if depth < 1 || depth as usize * at.len() > LARGEST {
+                return None;
+            }
+            let mut hot = Vec::with_capacity(at.len() * depth as usize);
+            for i in &at {
+                let i = i.known()?;
+                let i = if i < 0 { i + depth } else { i };
+                hot.extend((0..depth).map(|k| if k == i { on.clone() } else { off.clone() }));
+            }
+            dims.push(depth);
+            known(dims, hot)
+        }
         "Neg" => get(0).and_then(|(d, v)| known(d, v.iter().map(|v| &Dim::from(0) - v).collect())),
         "Add" | "Sub" | "Mul" | "Div" | "Mod" | "Equal" | "Min" | "Max" | "Less" | "Greater" | "LessOrEqual"
         | "GreaterOrEqual" => broadcast(get(0)?, get(1)?, |x, y| binary(&op.name, x, y)),

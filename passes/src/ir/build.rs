@@ -49,7 +49,8 @@ impl<'g> Builder<'g> {
         })
     }
 
-    fn error(&self, op: &str, error: TypeError) -> BuildError {
+    /// A complaint about an operator that cannot be built here.
+    pub fn error(&self, op: &str, error: TypeError) -> BuildError {
         BuildError { op: op.to_string(), prefix: self.prefix.clone(), error }
     }
 

@@ -40,8 +40,8 @@ pub(super) fn of_constant(g: &Graph, v: ValueId) -> Option<(ValueId, Integers)> 
 }
 
 /// The integers a node computes, as far as they can be told.
-pub(super) fn evaluate(a: &Analysis, id: NodeId) -> Option<Integers> {
-    integers::evaluate(a.g, id, a).map(Integers::Known)
+pub(super) fn evaluate(g: &Graph, id: NodeId, about: &dyn Known) -> Option<Integers> {
+    integers::evaluate(g, id, about).map(Integers::Known)
 }
 
 impl Known for Analysis<'_> {

@@ -10,7 +10,8 @@
 //!
 //! A `Reshape` leaves open which of several axes counts the samples (`[1, 1, 32]`, or `[197, 768]` after `[197, 1, 768]`); the
 //! memory is the same whichever is taken, only what reads it tells. So these are choices, and a refusal further down goes back to
-//! the latest of them that has another answer.
+//! the latest of them that has another answer (`search`). Where none has, samples are brought to another axis: the source's batch is
+//! 1, so any axis can count them.
 //!
 //! ```text
 //!   before  x [1,3,224,224] … t [1,196,768] = Reshape(c, [1,196,768])   y = Concat(cls [1,1,768], t)
@@ -21,13 +22,15 @@ mod edit;
 mod integers;
 mod place;
 mod rules;
+mod search;
 
 use crate::ir::build::BuildError;
 use crate::ir::{Dim, Graph, Kind, NodeId, TensorType, ValueId};
 use edit::Edit;
 use integers::Integers;
 use place::Place;
-use std::collections::HashMap;
+use rules::bring::Effort;
+use std::collections::{BTreeMap, HashMap};
 
 /// The batch a graph is rebuilt for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,6 +57,8 @@ pub struct Samples {
     pub name: String,
     /// The axis.
     pub axis: usize,
+    /// Times that all samples come, one after the other.
+    pub outer: i64,
     /// Consecutive elements of the axis that belong to one sample.
     pub inner: i64,
 }
@@ -107,9 +112,6 @@ pub struct Plan {
 /// Why a graph cannot be rebuilt.
 type Refusal = String;
 
-/// Times that a choice may be taken back before the first refusal stands.
-const MOST_RETRIES: usize = 2000;
-
 /// Plans the change of a graph whose batch is the number `before`.
 ///
 /// # Errors
@@ -118,47 +120,9 @@ pub fn plan(g: &Graph, before: i64) -> Result<Plan, Refusal> {
     if before < 1 {
         return Err(format!("its batch is {before}"));
     }
-    let order = g.topological_order().map_err(|n| format!("{n} is on a cycle"))?;
     let symbol = free_symbol(g);
-    let mut a = Analysis {
-        g,
-        before,
-        batch: Dim::symbol(&symbol),
-        places: HashMap::new(),
-        integers: HashMap::new(),
-        edits: HashMap::new(),
-    };
-    // Choices made so far: position in the order, answer taken, number of answers.
-    let mut choices: Vec<(usize, usize, usize)> = Vec::new();
-    let mut first_refusal: Option<Refusal> = None;
-    let (mut at, mut answer, mut retries) = (0, 0, 0);
-    let end = order.len();
-    loop {
-        let step = if at < end { a.step(order[at], answer) } else { a.check_outputs().map(|()| 1) };
-        match step {
-            Ok(_) if at == end => break,
-            Ok(answers) => {
-                if answers > 1 {
-                    choices.push((at, answer, answers));
-                }
-                (at, answer) = (at + 1, 0);
-            }
-            Err(why) => {
-                let first = first_refusal.get_or_insert(why).clone();
-                retries += 1;
-                let next = loop {
-                    match choices.pop() {
-                        Some((p, taken, answers)) if taken + 1 < answers => break Some((p, taken + 1)),
-                        Some(_) => {}
-                        None => break None,
-                    }
-                };
-                let Some((p, other)) = next.filter(|_| retries <= MOST_RETRIES) else { return Err(first) };
-                (at, answer) = (p, other);
-            }
-        }
-    }
-    let edits = order.iter().flat_map(|n| a.edits.remove(n).unwrap_or_default().into_iter().map(|e| (*n, e))).collect();
+    let mut a = Analysis::new(g, before, Dim::symbol(&symbol));
+    let edits = search::search(&mut a)?;
     Ok(Plan { symbol, before, places: a.places, edits })
 }
 
@@ -185,9 +149,26 @@ struct Analysis<'g> {
     places: HashMap<ValueId, Place>,
     integers: HashMap<ValueId, Integers>,
     edits: HashMap<NodeId, Vec<Edit>>,
+    /// How far each node's rule may go, where that is further than to take its operands as they are.
+    efforts: HashMap<NodeId, Effort>,
+    /// Are integers taken for what they were in the source, where how they depend on the batch cannot be told?
+    as_was: bool,
 }
 
-impl Analysis<'_> {
+impl<'g> Analysis<'g> {
+    fn new(g: &'g Graph, before: i64, batch: Dim) -> Analysis<'g> {
+        Analysis {
+            g,
+            before,
+            batch,
+            places: HashMap::new(),
+            integers: HashMap::new(),
+            edits: HashMap::new(),
+            efforts: HashMap::new(),
+            as_was: false,
+        }
+    }
+
     /// Derives what holds of a node's results; of several answers takes number `answer`. Returns how many there are.
     fn step(&mut self, id: NodeId, answer: usize) -> Result<usize, Refusal> {
         self.edits.remove(&id);
@@ -223,7 +204,7 @@ impl Analysis<'_> {
         let counts = reads.iter().any(|v| self.integers.get(v).is_some_and(|i| i.depends(&self.batch)));
         if !placed && !counts {
             // The same for every sample, whatever the batch.
-            if let Some(i) = integers::evaluate(self, id) {
+            if let Some(i) = integers::evaluate(self.g, id, self) {
                 self.integers.insert(self.g.result(id, 0), i);
             }
             return Ok(1);
@@ -231,7 +212,18 @@ impl Analysis<'_> {
         if !self.g.captures(id).is_empty() && self.g.captures(id).iter().any(|v| self.places.contains_key(v)) {
             return Err("its subgraph reads values of the samples".into());
         }
-        let mut rule = rules::Rule { a: self, id, operands: &operands, edits: Vec::new(), answers: 1, answer };
+        let effort = self.efforts.get(&id).copied().unwrap_or_default();
+        let mut rule = rules::Rule {
+            a: self,
+            id,
+            operands: &operands,
+            edits: Vec::new(),
+            answers: 1,
+            answer,
+            effort,
+            moved: BTreeMap::new(),
+            was: BTreeMap::new(),
+        };
         let results = rule.apply()?;
         let (edits, answers) = (rule.edits, rule.answers);
         if !edits.is_empty() {
@@ -250,6 +242,7 @@ impl Analysis<'_> {
                 }
             }
             rules::Outcome::Integers(i) => drop(self.integers.insert(self.g.result(id, 0), i)),
+            rules::Outcome::Same => {}
         }
         Ok(answers)
     }
@@ -300,7 +293,7 @@ impl Plan {
     fn samples(&self, g: &Graph, values: impl Iterator<Item = ValueId>) -> Vec<Samples> {
         let one = |v: ValueId| {
             let p = self.places.get(&v)?;
-            Some(Samples { name: g.name(v).to_string(), axis: p.axis, inner: p.inner.known()? })
+            Some(Samples { name: g.name(v).to_string(), axis: p.axis, outer: p.outer.known()?, inner: p.inner.known()? })
         };
         values.filter_map(one).collect()
     }

@@ -38,6 +38,17 @@ impl Place {
     pub(super) fn is_pure(&self) -> bool {
         self.beside().is_one()
     }
+
+    /// An axis whose elements come sample by sample.
+    pub(super) fn whole(axis: usize, inner: Dim) -> Place {
+        Place { axis, outer: Dim::from(1), inner }
+    }
+
+    /// Is every element at the same place of memory if the samples of a value of a shape (without them) are said to lie there?
+    pub(super) fn stays(&self, to: &Place, shape: &[Dim]) -> bool {
+        let ahead = |p: &Place| &product(&shape[..p.axis]) * &p.outer;
+        ahead(self) == ahead(to)
+    }
 }
 
 fn product(dims: &[Dim]) -> Dim {

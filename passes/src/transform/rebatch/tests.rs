@@ -142,24 +142,113 @@ fn recurrences_keep_samples_apart_and_so_do_what_they_start_from() {
 
 #[test]
 fn what_mixes_samples_is_a_refusal() {
-    let one = |node: &str, more: &str| {
-        let text =
-            format!("g (float[1, 3] x) => (float[?] y) <{more}> {{\n    y = {node}\n}}").replace("float[?] y", "float[] y");
-        rebuilt(&text, Batch::Dynamic).err().unwrap_or_else(|| panic!("{node} is no refusal"))
-    };
-    let w = "float[3, 3] w = {…}";
-    for (node, more, why) in [
-        ("Softmax <axis = 0> (x)", w, "computes over the samples"),
-        ("ReduceMean <keepdims = 1> (x, a)", "int64[1] a = {0}", "reduces over the samples"),
-        ("ReduceSum (x)", w, "the samples too"),
-        ("Squeeze (x, a)", "int64[1] a = {0}", "removes the axis of the samples"),
-        ("Gather <axis = 0> (x, a)", "int64 a = {0}", "takes one sample"),
-        ("Concat <axis = 0> (x, x)", w, "joins along the samples"),
-        ("MatMul (w1, x)", "float[2, 1] w1 = {…}", "contracts the samples"),
-        ("Tile (x, a)", "int64[2] a = {2, 1}", "repeats the samples"),
-        ("CumSum (x, a)", "int64 a = {0}", "computes over the samples"),
+    for (inputs, y, node, more, why) in [
+        ("float[1] x", "float[1] y", "Softmax <axis = 0> (x)", "", "computes over the samples"),
+        ("float[1] x", "float[1] y", "ReduceMean <keepdims = 1> (x, a)", "<int64[1] a = {0}>", "reduces over the samples"),
+        ("float[1, 3] x", "float[] y", "ReduceSum <keepdims = 0> (x)", "", "the samples too"),
+        ("float[1] x", "float[] y", "Squeeze (x, a)", "<int64[1] a = {0}>", "removes the axis of the samples"),
+        ("float[1] x", "float[] y", "Gather <axis = 0> (x, a)", "<int64 a = {0}>", "takes one sample"),
+        ("float[1] x", "float[2] y", "Concat <axis = 0> (x, x)", "", "joins along the samples"),
+        ("float[1] x", "float[2] y", "MatMul (w, x)", "<float[2, 1] w = {…}>", "contracts the samples"),
+        ("float[1] x", "float[1] y", "CumSum (x, a)", "<int64 a = {0}>", "computes over the samples"),
+        ("float[2, 3] x", "float[4, 3] y", "Concat <axis = 0> (x, x)", "", "joins along the samples"),
+        ("float[2, 3] x", "float[2, 3] y", "Softmax <axis = 0> (x)", "", "computes over the samples"),
+        ("float[1, 3] x", "float[1] y", "NonZero (x)", "", "no rule says"),
     ] {
-        let e = one(node, more);
+        let text = format!("g ({inputs}) => ({y}) {more} {{\n    y = {node}\n}}");
+        let e = rebuilt(&text, Batch::Dynamic).err().unwrap_or_else(|| panic!("{node} is no refusal"));
         assert!(e.contains(why) && e.contains("node `y`"), "{node}: {e}");
     }
+}
+
+/// The type of `y` for any batch, and the operators of the graph in order.
+fn moved(inputs: &str, y: &str, body: &str) -> (String, Vec<String>) {
+    let g = rebuilt(&format!("g ({inputs}) => ({y}) {body}"), Batch::Dynamic).unwrap_or_else(|e| panic!("{body}: {e}"));
+    let ops = g.topological_order().unwrap().iter().filter_map(|n| g.op(*n).map(|op| op.name.clone())).collect();
+    (shape(&g, "y"), ops)
+}
+
+#[test]
+fn samples_go_to_another_axis_where_an_operator_needs_theirs() {
+    for (inputs, y, body, want) in [
+        ("float[1, 3] x", "float[1, 3] y", "{ y = Softmax <axis = 0> (x) }", "1,3*batch"),
+        ("float[1, 3] x", "float[3] y", "<int64[1] a = {0}> { y = Squeeze (x, a) }", "3*batch"),
+        ("float[1, 3] x", "float[3] y", "<int64 a = {0}> { y = Gather <axis = 0> (x, a) }", "3*batch"),
+        ("float[1, 3] x", "float[2, 3] y", "{ y = Concat <axis = 0> (x, x) }", "2,3*batch"),
+        ("float[1, 3] x", "float[2, 3] y", "<float[2, 1] w = {…}> { y = MatMul (w, x) }", "2,3*batch"),
+        (
+            "float[1, 2, 3] x",
+            "float[1, 2, 3] y",
+            "<float[2] s = {…}> { t = Transpose <perm = [1, 0, 2]> (x) c = Relu (t) p = Transpose <perm = [1, 0, 2]> (c) y = InstanceNormalization (p, s, s) }",
+            "batch,2,3",
+        ),
+    ] {
+        assert_eq!(moved(inputs, y, body).0, want, "{body}");
+    }
+    // No element moves: one reshape.
+    let (y, ops) = moved("float[1, 3] x", "float[1, 3] y", "{ y = Softmax <axis = 0> (x) }");
+    assert_eq!((y.as_str(), ops), ("1,3*batch", vec!["Reshape".to_string(), "Softmax".into()]));
+}
+
+#[test]
+fn a_product_of_samples_in_two_places_brings_them_together() {
+    // Heads are an axis of their own on one side and joined to the batch on the other.
+    let (y, ops) = moved(
+        "float[1, 4, 3, 2] q, float[1, 4, 3, 2] k",
+        "float[1, 4, 3, 3] y",
+        "<int64[3] h = {4, 3, 2}> { r = Reshape (k, h) t = Transpose <perm = [0, 2, 1]> (r) y = MatMul (q, t) }",
+    );
+    assert_eq!((y.as_str(), ops.iter().filter(|o| *o == "Transpose").count()), ("batch,4,3,3", 1), "{ops:?}");
+}
+
+#[test]
+fn what_is_counted_from_the_batch_is_taken_as_it_was() {
+    // Rows of the batch are counted to index the flattened values.
+    let (y, _) = moved(
+        "float[1, 3] x",
+        "float[1, 3] y",
+        "<int64[1] all = {-1}, int64 zero = {0}, int64 one = {1}, int64[1] first = {0}, int64[1] second = {1}, int64[1, 3] within = {2, 0, 1}, int64[1] rows, int64[1, 1] r, int64[1, 1] starts, int64[1, 3] at> {
+            s = Shape (x)
+            n = Gather <axis = 0> (s, zero)
+            rows = Range (zero, n, one)
+            r = Unsqueeze (rows, second)
+            w = Gather <axis = 0> (s, second)
+            starts = Mul (r, w)
+            at = Add (starts, within)
+            f = Reshape (x, all)
+            y = Gather <axis = 0> (f, at)
+        }",
+    );
+    assert_eq!(y, "batch,3");
+}
+
+#[test]
+fn slices_and_elements_are_scattered_sample_by_sample() {
+    let slices = "<int64[2, 1] at = {0, 2}> { r = Relu (x) s = Slice (x, b, e, a) y = ScatterND (r, at, s) }";
+    let slices = slices.replace("> {", ", int64[1] b = {0}, int64[1] e = {2}, int64[1] a = {0}> {");
+    // Where no axis of the indices is free, they are repeated.
+    let (y, ops) = moved(
+        "float[1, 3] x",
+        "float[2] y",
+        "<int64[1] all = {-1}, int64[2] at = {2, 0}> { f = Reshape (x, all) y = Gather <axis = 0> (f, at) }",
+    );
+    assert_eq!((y.as_str(), ops.contains(&"Tile".to_string())), ("2*batch", true), "{ops:?}");
+    let text = "{ t = Transpose <perm = [1, 0]> (i) x = Identity (t) ";
+    let body = slices.replace("{ r = Relu", &format!("{text}r = Relu"));
+    assert_eq!(moved("float[1, 3] i", "float[3, 1] y", &body).0, "3,batch");
+    // Every element has its coordinates, the sample's among them.
+    let whole = "<int64[1, 2, 2] at = {0, 0, 0, 2}, int64[1] b = {0}, int64[1] e = {2}, int64[1] a = {1}> { r = Relu (x) s = Slice (x, b, e, a) y = ScatterND (r, at, s) }";
+    assert_eq!(moved("float[1, 3] x", "float[1, 3] y", whole).0, "batch,3");
+}
+
+#[test]
+fn an_axis_repeated_as_a_whole_repeats_all_samples() {
+    let (y, ops) = moved("float[1, 3] x", "float[2, 3] y", "<int64[2] a = {2, 1}> { y = Tile (x, a) }");
+    assert_eq!((y.as_str(), ops), ("2*batch,3", vec!["Tile".to_string()]));
+    let (y, _) = moved(
+        "float[1, 3] x",
+        "float[2, 3] y",
+        "<int64[2] a = {2, 1}, float[2, 3] w = {…}> { t = Tile (x, a) y = Mul (t, w) }",
+    );
+    assert_eq!(y, "2,3*batch");
 }

@@ -1,5 +1,7 @@
 //! Where each operator puts the samples of its operands, and which operators would mix them.
 
+pub(super) mod bring;
+mod indexed;
 mod moves;
 mod products;
 mod shapes;
@@ -10,6 +12,8 @@ use super::place::Place;
 use super::{Analysis, Refusal};
 use crate::ir::{ANCRE, Dim, NodeId, Operands};
 use crate::ops::ROUTE_SOURCES;
+use bring::Effort;
+use std::collections::BTreeMap;
 
 /// Operators that compute each element of the broadcast of their operands by itself.
 const ELEMENTWISE: &[&str] = &[
@@ -124,6 +128,8 @@ pub(super) enum Outcome {
     Places(Vec<Option<Place>>),
     /// Integers that depend on the batch.
     Integers(Integers),
+    /// The same for every sample, whatever the batch.
+    Same,
 }
 
 type Found = Result<Outcome, Refusal>;
@@ -139,10 +145,37 @@ pub(super) struct Rule<'r, 'g> {
     pub(super) answers: usize,
     /// Which of them to take.
     pub(super) answer: usize,
+    /// How far it may go to bring operands together.
+    pub(super) effort: Effort,
+    /// Operands whose samples it brings elsewhere, and the axes it puts in front of them.
+    pub(super) moved: BTreeMap<usize, (Place, usize)>,
+    /// Operands whose integers it takes for what they were in the source.
+    pub(super) was: BTreeMap<usize, Integers>,
 }
 
 impl Rule<'_, '_> {
     pub(super) fn apply(&mut self) -> Found {
+        let found = self.by_name();
+        let unclear = match &found {
+            Ok(Outcome::Integers(Integers::Depends)) => self.a.as_was,
+            Ok(_) => false,
+            Err(_) => self.effort > Effort::Asis || self.a.as_was,
+        };
+        if !unclear {
+            return found;
+        }
+        self.edits.clear();
+        self.moved.clear();
+        if !self.take_as_was() {
+            return found;
+        }
+        if self.placed().is_empty() {
+            return Ok(integers::evaluate(self.a.g, self.id, &*self).map_or(Outcome::Same, Outcome::Integers));
+        }
+        self.by_name()
+    }
+
+    fn by_name(&mut self) -> Found {
         let g = self.a.g;
         let op = g.op(self.id).ok_or("it is no operator")?;
         let name = op.name.as_str();
@@ -155,7 +188,7 @@ impl Rule<'_, '_> {
         }
         // Integers about shapes are no values of the samples.
         if let Some(i) =
-            integers::evaluate(self.a, self.id).filter(|_| self.placed().is_empty() || name == "Shape" || name == "Size")
+            integers::evaluate(g, self.id, &*self).filter(|_| self.placed().is_empty() || name == "Shape" || name == "Size")
         {
             return Ok(Outcome::Integers(i));
         }
@@ -194,6 +227,8 @@ impl Rule<'_, '_> {
             "Gather" => self.gather(),
             "GatherElements" | "ScatterElements" => self.elements_along(name),
             "GatherND" => self.gather_nd(),
+            "ScatterND" => self.scatter_nd(),
+            "DFT" => self.fourier(),
             "OneHot" => self.one_hot(),
             "RotaryEmbedding" => self.rotary(),
             "LSTM" | "GRU" | "RNN" => self.recurrent(),
@@ -204,7 +239,8 @@ impl Rule<'_, '_> {
     // ---- reading ----------------------------------------------------------------------------------------------------
 
     pub(super) fn place(&self, i: usize) -> Option<&Place> {
-        self.a.places.get(&self.operands.get(i).copied().flatten()?)
+        let v = self.operands.get(i).copied().flatten()?;
+        self.moved.get(&i).map(|m| &m.0).or_else(|| self.a.places.get(&v))
     }
 
     fn placed(&self) -> Vec<usize> {
@@ -225,7 +261,9 @@ impl Rule<'_, '_> {
 
     pub(super) fn shape(&self, i: usize) -> Result<Vec<Dim>, Refusal> {
         let v = self.operands.get(i).copied().flatten().ok_or_else(|| format!("operand {i} is missing"))?;
-        self.a.shape(v)
+        let mut shape = vec![Dim::from(1); self.moved.get(&i).map_or(0, |m| m.1)];
+        shape.extend(self.a.shape(v)?);
+        Ok(shape)
     }
 
     fn rank(&self, i: usize) -> Result<usize, Refusal> {
@@ -237,6 +275,9 @@ impl Rule<'_, '_> {
     }
 
     fn integers(&self, i: usize) -> Option<&Integers> {
+        if let Some(was) = self.was.get(&i) {
+            return Some(was);
+        }
         self.a.integers.get(&self.operands.get(i).copied().flatten()?)
     }
 
@@ -327,21 +368,20 @@ impl Rule<'_, '_> {
 
     /// Aligns operands from their last axes; those with samples must have them at one place of a result of that rank.
     fn aligned(&mut self, which: &[usize], rank: usize) -> Result<Place, Refusal> {
-        let mut found: Option<(usize, Place)> = None;
-        for &i in which {
-            let Some(p) = self.place(i) else { continue };
-            let p = p.at(p.axis + rank - self.rank(i)?.min(rank));
-            match &found {
-                Some((other, q)) if *q != p => {
-                    return Err(format!(
-                        "operands {other} and {i} have the samples in different places (axes {} and {} of the result)",
-                        q.axis, p.axis
-                    ));
-                }
-                _ => found = Some((i, p)),
-            }
+        let mut p = self.agree(which, rank, true, |_| true).ok_or_else(|| match self.placed().as_slice() {
+            [] => "no operand carries samples".into(),
+            [one] => format!("the samples of operand {one} cannot be brought to where it needs them"),
+            [i, j, ..] => format!("operands {i} and {j} have the samples in different places"),
+        })?;
+        // What differs along an axis can be repeated for every sample only if that is done as a whole.
+        let differs = |r: &Self, i: usize| {
+            let own = r.shape(i).ok()?;
+            let d = own.get(p.axis.checked_sub(rank.checked_sub(own.len())?)?)?;
+            (r.place(i).is_none() && !d.is_one()).then_some(())
+        };
+        if !p.outer.is_one() && which.iter().any(|i| differs(self, *i).is_some()) {
+            p = self.agree(which, rank, true, |q| q.outer.is_one()).unwrap_or(p);
         }
-        let (_, p) = found.ok_or("no operand carries samples")?;
         for &i in which {
             if self.place(i).is_none() {
                 let missing = rank - self.rank(i)?.min(rank);
@@ -364,8 +404,8 @@ impl Rule<'_, '_> {
     /// The first operand's place, if the condition holds for it.
     fn keeps_axis(&mut self, why: &str, holds: impl Fn(&Self, &Place) -> Result<bool, Refusal>) -> Found {
         self.only(&[0])?;
-        let p = self.need(0)?;
-        if holds(self, &p)? { self.all(p) } else { Err(why.into()) }
+        let p = self.settle(0, why, holds)?;
+        self.all(p)
     }
 
     fn samples_first(&mut self) -> Found {
@@ -378,10 +418,13 @@ impl Rule<'_, '_> {
     }
 
     fn all_first(&mut self) -> Found {
-        for i in self.placed() {
-            if self.place(i).is_some_and(|p| *p != Place::pure(0)) {
-                return Err(format!("the samples of operand {i} do not lie along axis 0"));
-            }
+        let placed = self.placed();
+        for &i in &placed {
+            self.settle(i, &format!("the samples of operand {i} do not lie along axis 0"), |_, p| Ok(p.axis == 0))?;
+        }
+        let p = self.need(placed[0])?;
+        if let Some(i) = placed.iter().find(|i| self.place(**i) != Some(&p)) {
+            return Err(format!("operands {} and {i} have the samples in different places", placed[0]));
         }
         let (name, first) = (self.a.g.op(self.id).map(|o| o.name.clone()).unwrap_or_default(), self.rank(0)?);
         for i in 0..self.operands.len() {
@@ -389,12 +432,12 @@ impl Rule<'_, '_> {
             let other = self.operands[i].is_some() && self.place(i).is_none();
             let mask = name == "Attention" && i == 3;
             if other && !mask && (name == "Attention" || name == "GridSample") && self.rank(i)? >= first {
-                self.meet(i, 0, &Place::pure(0), false)?;
+                self.meet(i, 0, &p, false)?;
             } else if other && mask && self.rank(i)? == 4 {
-                self.meet(i, 0, &Place::pure(0), true)?;
+                self.meet(i, 0, &p, true)?;
             }
         }
-        self.all(Place::pure(0))
+        self.all(p)
     }
 
     fn along_axis(&mut self, name: &str) -> Found {
@@ -408,10 +451,7 @@ impl Rule<'_, '_> {
             _ => self.axis_attr(if old { 1 } else { -1 })?,
         };
         self.only(&[0])?;
-        let mut p = self.need(0)?;
-        if p.axis == axis || (old && p.axis > axis) {
-            return Err("it computes over the samples".into());
-        }
+        let mut p = self.settle(0, "it computes over the samples", |_, p| Ok(p.axis < axis || p.axis > axis && !old))?;
         if name.starts_with("Arg") && self.int("keepdims", 1) == 0 && p.axis > axis {
             p.axis -= 1;
         }
@@ -420,16 +460,14 @@ impl Rule<'_, '_> {
 
     fn reduce(&mut self) -> Found {
         self.only(&[0])?;
-        let (mut p, rank) = (self.need(0)?, self.rank(0)? as i64);
+        let rank = self.rank(0)? as i64;
         let axes = match self.listed("axes", 1)? {
             Some(axes) if !axes.is_empty() => axes,
-            _ if self.int("noop_with_empty_axes", 0) == 1 => return self.all(p),
+            _ if self.int("noop_with_empty_axes", 0) == 1 => return self.all(self.need(0)?),
             _ => return Err("it reduces over everything, the samples too".into()),
         };
         let axes: Vec<usize> = axes.iter().map(|a| (if *a < 0 { a + rank } else { *a }) as usize).collect();
-        if axes.contains(&p.axis) {
-            return Err("it reduces over the samples".into());
-        }
+        let mut p = self.settle(0, "it reduces over the samples", |_, p| Ok(!axes.contains(&p.axis)))?;
         if self.int("keepdims", 1) == 0 {
             p.axis -= axes.iter().filter(|a| **a < p.axis).count();
         }
@@ -448,8 +486,9 @@ impl Rule<'_, '_> {
     }
 
     fn skip_layer_normalization(&mut self) -> Found {
-        let p = self.aligned(&[0, 1], self.rank(0)?)?;
         self.only(&[0, 1])?;
-        if p.axis + 1 == self.rank(0)? { Err("it normalises over the samples".into()) } else { self.all(p) }
+        let rank = self.rank(0)?;
+        let p = self.aligned(&[0, 1], rank)?;
+        if p.axis + 1 == rank { Err("it normalises over the samples".into()) } else { self.all(p) }
     }
 }

@@ -41,14 +41,22 @@ impl Rule<'_, '_> {
     }
 
     pub(super) fn reshape(&mut self) -> Found {
-        let Some(p) = self.place(0).cloned() else {
+        let Some(mut p) = self.place(0).cloned() else {
             return Err("it gives the batch's extent to values that are the same for every sample".into());
         };
         let (from, to) = (self.shape(0)?, self.result_shape()?);
         if from.iter().chain(&to).any(is_unnamed) {
             return Err("the shape it gives is not known".into());
         }
-        let found = place::reshaped(&from, &p, &to, self.a.before);
+        let mut found = place::reshaped(&from, &p, &to, self.a.before);
+        // In front of everything else they fit any shape.
+        let front = from.first().map(|d| Place::whole(0, d.clone())).filter(|_| found.is_empty());
+        if let Some(front) = front
+            && self.bring(0, &front, 0)
+        {
+            p = front;
+            found = place::reshaped(&from, &p, &to, self.a.before);
+        }
         self.answers = found.len();
         let q = found.get(self.answer).cloned().ok_or_else(|| {
             let dims = |s: &[Dim]| s.iter().map(Dim::to_string).collect::<Vec<_>>().join(",");
@@ -132,16 +140,16 @@ impl Rule<'_, '_> {
             return self.all(p);
         };
         let repeats = self.integers(1).and_then(Integers::values).ok_or("its repeats are computed in the graph")?;
-        if repeats.get(p.axis).is_some_and(Dim::is_one) { self.all(p) } else { Err("it repeats the samples".into()) }
+        // The axis is repeated as a whole.
+        let times = repeats.get(p.axis).cloned().ok_or("its repeats do not fit its operand")?;
+        self.all(Place { outer: &times * &p.outer, ..p })
     }
 
     pub(super) fn resize(&mut self) -> Found {
         self.only(&[0])?;
-        let (p, rank) = (self.need(0)?, self.rank(0)?);
-        let to = self.result_shape()?;
-        if to.get(p.axis) != self.shape(0)?.get(p.axis) {
-            return Err("it resizes over the samples".into());
-        }
+        let rank = self.rank(0)?;
+        let (from, to) = (self.shape(0)?, self.result_shape()?);
+        let p = self.settle(0, "it resizes over the samples", |_, p| Ok(to.get(p.axis) == from.get(p.axis)))?;
         // All axes' sizes are given: the samples' must follow.
         if self.operands.get(3).copied().flatten().is_some()
             && self.a.g.op(self.id).is_none_or(|o| o.attrs.ints("axes").is_none())

@@ -1,0 +1,168 @@
+//! Samples brought to another axis, where an operator cannot take them where they are: a `Reshape` where memory stays as it is, a
+//! `Transpose` between two others elsewhere. In the source, whose batch is 1, nothing moves, so a sample's value stays what it was.
+
+use super::super::Refusal;
+use super::super::edit::Edit;
+use super::super::integers::Integers;
+use super::super::place::{self, Place};
+use super::Rule;
+use crate::analysis::facts::is_unnamed;
+use crate::analysis::integers;
+use crate::ir::{Dim, ValueId};
+
+/// How far a rule may go to bring operands together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(in super::super) enum Effort {
+    /// Operands are taken as they are.
+    #[default]
+    Asis,
+    /// What does not move memory.
+    Reshapes,
+    /// Anything.
+    Transposes,
+}
+
+impl Effort {
+    /// The next one.
+    pub(in super::super) fn more(self) -> Option<Effort> {
+        match self {
+            Effort::Asis => Some(Effort::Reshapes),
+            Effort::Reshapes => Some(Effort::Transposes),
+            Effort::Transposes => None,
+        }
+    }
+}
+
+impl Rule<'_, '_> {
+    /// Moves the samples of an operand, after `lead` axes of extent 1 are put in front of it. Returns whether that may be done.
+    pub(super) fn bring(&mut self, i: usize, to: &Place, lead: usize) -> bool {
+        let (Some(from), Ok(own)) = (self.place(i).cloned(), self.shape(i)) else { return false };
+        if from == *to && lead == 0 {
+            return true;
+        }
+        let mut shape = vec![Dim::from(1); lead];
+        shape.extend(own);
+        let fits = to.outer.is_one() && shape.get(to.axis).is_some_and(|d| *d == to.inner && !is_unnamed(d));
+        let stays = from.at(from.axis + lead).stays(to, &shape);
+        if !fits || self.a.before != 1 || self.effort < if stays { Effort::Reshapes } else { Effort::Transposes } {
+            return false;
+        }
+        let before = self.moved.get(&i).map_or(0, |m| m.1);
+        self.edits.push(Edit::Move { operand: i, from, to: to.clone(), lead });
+        self.moved.insert(i, (to.clone(), before + lead));
+        true
+    }
+
+    /// The place of an operand's samples, moved to where `holds` if it does not hold where they are.
+    pub(super) fn settle(
+        &mut self,
+        i: usize,
+        why: &str,
+        holds: impl Fn(&Self, &Place) -> Result<bool, Refusal>,
+    ) -> Result<Place, Refusal> {
+        let p = self.need(i)?;
+        if holds(self, &p)? {
+            return Ok(p);
+        }
+        let shape = self.shape(i)?;
+        let mut places: Vec<Place> = shape.iter().enumerate().map(|(axis, d)| Place::whole(axis, d.clone())).collect();
+        places.sort_by_key(|q| (!p.stays(q, &shape_beside(&shape, &p)), !q.is_pure(), q.axis));
+        for q in places {
+            if holds(self, &q)? && self.bring(i, &q, 0) {
+                return Ok(q);
+            }
+        }
+        Err(why.into())
+    }
+
+    /// One place in a result of that rank, whose last axes are the operands', for all that carry samples; `fits` says which axes it
+    /// may be. Operands may get axes in front if `lead`.
+    pub(super) fn agree(
+        &mut self,
+        which: &[usize],
+        rank: usize,
+        lead: bool,
+        fits: impl Fn(&Place) -> bool,
+    ) -> Option<Place> {
+        let missing = |r: &Self, i: usize| Some(rank.saturating_sub(r.rank(i).ok()?));
+        let placed: Vec<usize> = which.iter().copied().filter(|i| self.place(*i).is_some()).collect();
+        let mut candidates = Vec::new();
+        for &i in &placed {
+            let p = self.place(i)?.clone();
+            candidates.push(p.at(p.axis + missing(self, i)?));
+        }
+        for axis in 0..rank {
+            let extent = |i: &usize| self.shape(*i).ok()?.get(axis.checked_sub(missing(self, *i)?)?).cloned();
+            let found: Vec<Dim> = placed.iter().filter_map(extent).collect();
+            candidates.extend(found.into_iter().chain([Dim::from(1)]).map(|d| Place::whole(axis, d)));
+        }
+        let pure = |q: &Place| !q.is_pure();
+        candidates[placed.len()..].sort_by_key(|q| (pure(q), q.axis));
+        for q in candidates {
+            if !fits(&q) {
+                continue;
+            }
+            let (edits, moved) = (self.edits.len(), self.moved.clone());
+            let all = placed.iter().all(|&i| {
+                let Some(missing) = missing(self, i) else { return false };
+                match q.axis.checked_sub(missing) {
+                    Some(axis) => self.bring(i, &q.at(axis), 0),
+                    None => lead && self.bring(i, &q.at(0), missing - q.axis),
+                }
+            });
+            if all {
+                return Some(q);
+            }
+            self.edits.truncate(edits);
+            self.moved = moved;
+        }
+        None
+    }
+
+    /// Takes integers that depend on the batch for what they were in the source. Returns whether there were any.
+    pub(super) fn take_as_was(&mut self) -> bool {
+        let symbol = self.a.batch.symbols().next().unwrap_or_default().to_string();
+        let before = Dim::from(self.a.before);
+        let mut any = false;
+        for i in 0..self.operands.len() {
+            if !self.depends(i) {
+                continue;
+            }
+            let Some(Integers::Known(known)) = self.integers(i) else { return false };
+            let values: Vec<Dim> = known.values.iter().map(|d| place::substitute(d, &symbol, &before)).collect();
+            let was = integers::Integers { dims: known.dims.clone(), values };
+            let Some(numbers) = was.numbers() else { return false };
+            self.edits.push(Edit::Was { operand: i, dims: was.dims.clone(), values: numbers });
+            self.was.insert(i, Integers::Known(was));
+            any = true;
+        }
+        any
+    }
+}
+
+/// The shape of a value without samples, of which the source's is given.
+fn shape_beside(shape: &[Dim], p: &Place) -> Vec<Dim> {
+    let mut own = shape.to_vec();
+    if let Some(d) = own.get_mut(p.axis) {
+        *d = p.beside();
+    }
+    own
+}
+
+impl integers::Known for Rule<'_, '_> {
+    fn integers(&self, v: ValueId) -> Option<&integers::Integers> {
+        let own = self.operands.iter().position(|o| *o == Some(v)).and_then(|i| self.was.get(&i));
+        match own.or_else(|| self.a.integers.get(&v))? {
+            Integers::Known(known) => Some(known),
+            Integers::Depends => None,
+        }
+    }
+
+    fn shape(&self, v: ValueId) -> Option<Vec<Dim>> {
+        self.a.new_shape(v).ok()
+    }
+
+    fn result_dims(&self, v: ValueId) -> Option<Vec<i64>> {
+        self.a.g.tensor_type(v)?.known_dims()
+    }
+}

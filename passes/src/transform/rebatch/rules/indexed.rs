@@ -1,0 +1,191 @@
+//! Gathers and scatters: indices into what belongs to one sample, and indices that name the sample itself.
+
+use super::super::Refusal;
+use super::super::edit::Edit;
+use super::super::integers::Integers;
+use super::super::place::Place;
+use super::bring::Effort;
+use super::{Found, Rule};
+use crate::ir::Dim;
+
+impl Rule<'_, '_> {
+    pub(super) fn gather(&mut self) -> Found {
+        let axis = self.axis_attr(0)?;
+        let width = self.rank(1)?;
+        if self.place(0).is_none() {
+            let q = self.need(1)?;
+            return self.all(q.at(axis + q.axis));
+        }
+        if self.place(1).is_some() {
+            // Each sample's indices point into its own part of the axis.
+            let what = self.shape(0)?.get(axis).cloned().ok_or("its axis is out of range")?;
+            let p = Place::whole(axis, what);
+            if !self.bring(0, &p, 0) {
+                return Err("its indices depend on the samples and so does what they index".into());
+            }
+            let q = self.own_indices(&p, None)?;
+            return self.all(q.at(axis + q.axis));
+        }
+        let p = self.need(0)?;
+        if p.axis == axis {
+            let (edits, answers) = (self.edits.len(), self.answers);
+            match self.own_indices(&p, None) {
+                Ok(q) => return self.all(q.at(axis + q.axis)),
+                Err(why) => {
+                    self.edits.truncate(edits);
+                    self.answers = answers;
+                    if self.settle(0, &why, |_, p| Ok(p.axis != axis)).is_err() {
+                        let q = self.repeat_indices().ok_or(why).and_then(|()| self.own_indices(&p, None))?;
+                        return self.all(q.at(axis + q.axis));
+                    }
+                }
+            }
+        }
+        let p = self.need(0)?;
+        let axis = if p.axis < axis { p.axis } else { p.axis + width - 1 };
+        self.all(p.at(axis))
+    }
+
+    /// Indices into one sample's part of an axis: each sample gets its own, its number of parts further. Where the indices are the
+    /// same for every sample, one of their axes of extent 1 will count samples. Returns where the indices then carry samples.
+    /// `coordinate`: which element of the last axis of the indices names the part, and how many there are.
+    pub(super) fn own_indices(&mut self, p: &Place, coordinate: Option<(usize, usize)>) -> Result<Place, Refusal> {
+        let shape = self.shape(1)?;
+        let step = p.inner.known().filter(|_| p.outer.is_one()).ok_or("it indexes the samples inside an axis")?;
+        if self.a.before != 1 {
+            return Err("it indexes the samples".into());
+        }
+        let picked = |k: usize| coordinate.is_none_or(|(c, m)| k % m == c);
+        let values = self.integers(1).and_then(Integers::numbers);
+        let from_front = values.is_some_and(|v| v.iter().enumerate().all(|(k, i)| !picked(k) || (0..step).contains(i)));
+        let axes = if coordinate.is_some() { shape.len() - 1 } else { shape.len() };
+        let place = match self.place(1).cloned() {
+            Some(_) => self.settle(1, "its indices carry the samples inside an axis", |_, q| {
+                Ok(q.axis < axes && q.outer.is_one() && q.inner.known().is_some())
+            })?,
+            None => {
+                let free: Vec<usize> = (0..axes).filter(|i| shape[*i].is_one()).collect();
+                self.answers = free.len();
+                Place::pure(*free.get(self.answer).ok_or("it takes one sample")?)
+            }
+        };
+        let inner = place.inner.known().ok_or("its indices carry the samples inside an axis")?;
+        self.edits.push(Edit::OwnIndices { operand: 1, axis: place.axis, coordinate, step, from_front, inner });
+        Ok(place)
+    }
+
+    /// Repeats indices that are the same for every sample along their first axis, for every sample.
+    fn repeat_indices(&mut self) -> Option<()> {
+        let extent = self.shape(1).ok()?.first().filter(|d| d.known().is_some())?.clone();
+        if self.effort == Effort::Asis || self.place(1).is_some() {
+            return None;
+        }
+        self.edits.push(Edit::Repeat { operand: 1, axis: 0 });
+        self.moved.insert(1, (Place::whole(0, extent), 0));
+        Some(())
+    }
+
+    pub(super) fn elements_along(&mut self, name: &str) -> Found {
+        let axis = self.axis_attr(0)?;
+        let all: Vec<usize> = if name == "GatherElements" { vec![0, 1] } else { vec![0, 1, 2] };
+        let rank = self.rank(0)?;
+        let p = self
+            .agree(&all, rank, false, |q| q.axis != axis)
+            .ok_or("it indexes along the samples, or its operands have them in different places")?;
+        for i in all {
+            if self.place(i).is_none() {
+                self.meet(i, p.axis, &p, false)?;
+            }
+        }
+        self.all(p)
+    }
+
+    pub(super) fn gather_nd(&mut self) -> Found {
+        let shared = self.int("batch_dims", 0) as usize;
+        let (last, m) = self.coordinates()?;
+        match (self.place(0).cloned(), self.place(1).cloned()) {
+            (None, Some(q)) if q.axis >= shared && q.axis < last => self.all(q),
+            (p, q) if p.as_ref().or(q.as_ref()).is_some_and(|p| p.axis < shared) => {
+                let first = p.clone().or(q.clone()).ok_or("no operand carries samples")?;
+                if [0, 1].iter().any(|i| self.place(*i).is_some() && !self.bring(*i, &first, 0)) {
+                    return Err("its operands have the samples in different places".into());
+                }
+                for i in [0, 1] {
+                    if self.place(i).is_none() {
+                        self.meet(i, first.axis, &first, false)?;
+                    }
+                }
+                self.all(first)
+            }
+            (Some(p), None) if p.axis >= shared + m => self.all(p.at(last + p.axis - shared - m)),
+            _ => {
+                let why = "its indices depend on the samples and so does what they index";
+                let p = self.settle(0, why, |_, p| Ok((shared..shared + m).contains(&p.axis)))?;
+                let coordinate = Some((p.axis - shared, m));
+                let q = match self.own_indices(&p, coordinate) {
+                    Err(why) if last > 0 => {
+                        self.repeat_indices().ok_or(why).and_then(|()| self.own_indices(&p, coordinate))?
+                    }
+                    found => found?,
+                };
+                self.all(q)
+            }
+        }
+    }
+
+    /// The last axis of the indices, and its extent.
+    fn coordinates(&self) -> Result<(usize, usize), Refusal> {
+        let indices = self.shape(1)?;
+        let m = indices.last().and_then(Dim::known).ok_or("its indices' length is unknown")?;
+        Ok((indices.len() - 1, m as usize))
+    }
+
+    /// Operands: what is written to, coordinates of slices of it, the slices.
+    pub(super) fn scatter_nd(&mut self) -> Found {
+        let (last, m) = self.coordinates()?;
+        let rank = self.rank(0)?;
+        // Where samples of the slices would lie in what they are written to.
+        let written = self.place(2).and_then(|u| u.axis.checked_sub(last).map(|slice| u.at(m + slice)));
+        let present = self.place(0).cloned().or(written);
+        let shape = self.shape(0)?;
+        let wholes = (0..rank).rev().map(|axis| Place::whole(axis, shape[axis].clone()));
+        let candidates: Vec<Place> = present.into_iter().chain(wholes).collect();
+        let mut first = None;
+        for p in candidates {
+            let (edits, moved) = (self.edits.len(), self.moved.clone());
+            self.answers = 1;
+            match self.scatter_at(&p, last, m) {
+                Ok(()) => return self.all(p),
+                Err(why) => drop(first.get_or_insert(why)),
+            }
+            self.edits.truncate(edits);
+            self.moved = moved;
+        }
+        Err(first.unwrap_or_else(|| "no operand carries samples".into()))
+    }
+
+    /// A scatter into a value with its samples at `p`: inside the slices, or among what the indices name.
+    fn scatter_at(&mut self, p: &Place, last: usize, m: usize) -> Result<(), Refusal> {
+        let slices = if p.axis >= m {
+            if self.place(1).is_some() {
+                return Err("its indices depend on the samples".into());
+            }
+            p.at(last + p.axis - m)
+        } else {
+            match self.own_indices(p, Some((p.axis, m))) {
+                Err(why) if last > 0 => {
+                    self.repeat_indices().ok_or(why).and_then(|()| self.own_indices(p, Some((p.axis, m))))?
+                }
+                found => found?,
+            }
+        };
+        for (i, q) in [(0, p), (2, &slices)] {
+            if self.place(i).is_none() {
+                self.meet(i, q.axis, q, false)?;
+            } else if !self.bring(i, q, 0) {
+                return Err("its operands have the samples in different places".into());
+            }
+        }
+        Ok(())
+    }
+}
