@@ -181,7 +181,7 @@ fn samples_that_go_to_another_axis_come_out_as_by_themselves() {
         let values = Random(7).normals(3 * n);
         let run = |g: &Graph, shape: &[usize], v: &[f64]| {
             let feeds = Tensors::from([("x".to_string(), floats(DType::F32, shape, v))]);
-            open(&emit(g)).unwrap_or_else(|e| panic!("{body}: {e}")).run(&feeds).unwrap().remove("y").unwrap()
+            open(&emit(g)).unwrap_or_else(|e| panic!("{body}: {e}")).run(&feeds).unwrap().swap_remove("y").unwrap()
         };
         let together = run(&rebuilt, &three, &values);
         for i in 0..3 {
