@@ -25,8 +25,7 @@ pub(super) fn search(a: &mut Analysis) -> Result<Vec<(NodeId, Edit)>, Refusal> {
     let order = a.g.topological_order().map_err(|n| format!("{n} is on a cycle"))?;
     let mut first = None;
     let mut retries = MOST_RETRIES;
-    loop {
-        let Err(failure) = walk(a, &order, retries) else { break };
+    while let Err(failure) = walk(a, &order, retries) {
         let why = first.get_or_insert(failure.first).clone();
         retries = FEW_RETRIES;
         let more = failure.furthest.and_then(|n| Some((n, a.efforts.get(&n).copied().unwrap_or_default().more()?)));
