@@ -3,10 +3,6 @@
 
 use super::training::StateRecord;
 use crate::ir::{Graph, NodeId, ValueId};
-use std::collections::HashSet;
-
-/// Nodes to look at between a reader and the next value. An optimiser's formula has a dozen.
-const NEAR: usize = 64;
 
 /// Operators whose result may be their operand's memory, by themselves or after a runtime's simplification.
 const VIEWS: [&str; 9] = ["Cast", "Expand", "Flatten", "Identity", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"];
@@ -16,57 +12,150 @@ const ELEMENTWISE: [&str; 6] = ["Add", "Div", "Identity", "Mul", "Sub", "Where"]
 
 /// Marks the states whose readers have all run, whatever the order a runtime chooses, when the next value is written.
 ///
-/// Moments, accumulators and running statistics are read by nothing but their own formula. A weight is not marked where its
-/// input's cotangent reads it, which may come after the update.
+/// Moments, accumulators and running statistics are read by nothing but their own formula. A weight is read by the forward
+/// pass, which is over when a gradient is there, and by its input's cotangent, which [`Waits`] makes the update wait for.
 pub(super) fn mark_in_place(g: &Graph, states: &mut [StateRecord]) {
-    for s in states {
+    let mut pairs: Vec<(NodeId, NodeId)> = Vec::new();
+    let mut marked = Vec::new();
+    for (i, s) in states.iter().enumerate() {
         let next = s.output.as_deref().and_then(|n| g.find(n));
         let Some((state, next)) = g.find(&s.input).zip(next) else { continue };
-        s.in_place = may_overwrite(g, state, next, &s.shape);
+        // A state of one element has no memory worth sharing, and a runtime may keep it on the host.
+        if s.shape.iter().product::<i64>() < 2 {
+            continue;
+        }
+        let Some(mut readers) = readers(g, state, Some(next.node)) else { continue };
+        if readers.contains(&next.node) && !is_one_of(g, next.node, &ELEMENTWISE) {
+            continue;
+        }
+        readers.retain(|r| *r != next.node);
+        let from = pairs.len();
+        pairs.extend(readers.into_iter().map(|r| (r, next.node)));
+        marked.push((i, from..pairs.len()));
+    }
+    let before = are_ancestors(g, &pairs);
+    for (i, range) in marked {
+        states[i].in_place = before[range].iter().all(|b| *b);
     }
 }
 
-fn may_overwrite(g: &Graph, state: ValueId, next: ValueId, shape: &[i64]) -> bool {
-    // A state of one element has no memory worth sharing, and a runtime may keep it on the host.
-    if shape.iter().product::<i64>() < 2 {
-        return false;
-    }
-    let mut memory = vec![state];
-    let mut readers: Vec<NodeId> = Vec::new();
+fn is_one_of(g: &Graph, node: NodeId, operators: &[&str]) -> bool {
+    g.op(node).is_some_and(|o| o.domain.is_empty() && operators.contains(&o.name.as_str()))
+}
+
+/// The nodes that read a value's memory, through views of it; `None` where it leaves the graph by another way than `next`.
+fn readers(g: &Graph, v: ValueId, next: Option<NodeId>) -> Option<Vec<NodeId>> {
+    let mut memory = vec![v];
+    let mut readers = Vec::new();
     while let Some(v) = memory.pop() {
         if g.is_output(v) {
-            return false;
+            return None;
         }
         for (node, _) in g.uses(v) {
             if g.captures(node).contains(&v) {
-                return false;
+                return None;
             }
-            if g.op(node).is_some_and(|o| o.domain.is_empty() && VIEWS.contains(&o.name.as_str())) && node != next.node {
+            if next != Some(node) && is_one_of(g, node, &VIEWS) {
                 memory.extend(g.results(node));
             } else {
                 readers.push(node);
             }
         }
     }
-    let same_place = g.op(next.node).is_some_and(|o| o.domain.is_empty() && ELEMENTWISE.contains(&o.name.as_str()));
-    readers.into_iter().all(|r| if r == next.node { same_place } else { reaches(g, r, next.node) })
+    Some(readers)
 }
 
-/// Does a node's result come into another's operands, by a short way?
-fn reaches(g: &Graph, from: NodeId, to: NodeId) -> bool {
-    let mut seen = HashSet::from([from]);
-    let mut open = vec![from];
-    while let Some(node) = open.pop() {
-        for (user, _) in g.results(node).flat_map(|v| g.uses(v)) {
-            if user == to {
-                return true;
-            }
-            if seen.len() < NEAR && seen.insert(user) {
-                open.push(user);
+/// For each pair: does the second node depend on the first? 64 pairs in one pass over the graph.
+fn are_ancestors(g: &Graph, pairs: &[(NodeId, NodeId)]) -> Vec<bool> {
+    let order = Order::of(g);
+    let mut out = Vec::with_capacity(pairs.len());
+    let mut marks = vec![0u64; g.node_bound()];
+    for chunk in pairs.chunks(64) {
+        marks.fill(0);
+        for (bit, (first, _)) in chunk.iter().enumerate() {
+            marks[first.index()] |= 1 << bit;
+        }
+        for (node, reads) in order.nodes() {
+            marks[node] = reads.iter().fold(marks[node], |m, r| m | marks[*r]);
+        }
+        out.extend(chunk.iter().enumerate().map(|(bit, (_, second))| marks[second.index()] >> bit & 1 == 1));
+    }
+    out
+}
+
+/// A graph's nodes in a topological order with the nodes they read, laid out flat: by petgraph's edges each pass would cost
+/// ten times as much.
+struct Order {
+    nodes: Vec<(usize, std::ops::Range<usize>)>,
+    reads: Vec<usize>,
+}
+
+impl Order {
+    fn of(g: &Graph) -> Order {
+        let (mut nodes, mut reads) = (Vec::with_capacity(g.node_count()), Vec::new());
+        for node in g.topological_order().unwrap_or_default() {
+            let from = reads.len();
+            reads.extend(g.reads(node).iter().map(|v| v.node.index()));
+            nodes.push((node.index(), from..reads.len()));
+        }
+        Order { nodes, reads }
+    }
+
+    fn nodes(&self) -> impl DoubleEndedIterator<Item = (usize, &[usize])> {
+        self.nodes.iter().map(|(node, range)| (*node, &self.reads[range.clone()]))
+    }
+}
+
+/// Which gradients an update waits for.
+pub(super) struct Waits {
+    /// By gradient: its place in the order of computation.
+    ranks: Vec<usize>,
+    /// By node: does the loss depend on it?
+    forward: Vec<bool>,
+    /// By node: of the gradients that depend on it the one computed first.
+    earliest: Vec<Option<usize>>,
+}
+
+impl Waits {
+    /// Of the gradients of that loss.
+    pub(super) fn of(g: &Graph, loss: ValueId, gradients: &[ValueId]) -> Waits {
+        let order = Order::of(g);
+        let mut rank = vec![0; g.node_bound()];
+        for (i, (node, _)) in order.nodes().enumerate() {
+            rank[node] = i;
+        }
+        let ranks: Vec<usize> = gradients.iter().map(|v| rank[v.node.index()]).collect();
+        let mut earliest: Vec<Option<usize>> = vec![None; g.node_bound()];
+        for (i, v) in gradients.iter().enumerate() {
+            earliest[v.node.index()] = Some(i);
+        }
+        let mut forward = vec![false; g.node_bound()];
+        forward[loss.node.index()] = true;
+        for (node, reads) in order.nodes().rev() {
+            for r in reads {
+                forward[*r] |= forward[node];
+                let both = [earliest[*r], earliest[node]];
+                earliest[*r] = both.into_iter().flatten().min_by_key(|i| ranks[*i]);
             }
         }
+        Waits { ranks, forward, earliest }
     }
-    false
+
+    /// The gradients' numbers, those that are computed last first.
+    pub(super) fn latest_first(&self) -> Vec<usize> {
+        let mut all: Vec<usize> = (0..self.ranks.len()).collect();
+        all.sort_by_key(|i| std::cmp::Reverse(self.ranks[*i]));
+        all
+    }
+
+    /// Gradients that are there only when the backward pass has read a weight for the last time, as far as there are any.
+    pub(super) fn behind_readers(&self, g: &Graph, weight: ValueId) -> Vec<usize> {
+        let backward = readers(g, weight, None).unwrap_or_default().into_iter().filter(|r| !self.forward[r.index()]);
+        let mut behind: Vec<usize> = backward.filter_map(|r| self.earliest[r.index()]).collect();
+        behind.sort_unstable();
+        behind.dedup();
+        behind
+    }
 }
 
 #[cfg(test)]
@@ -81,6 +170,7 @@ mod tests {
         let mut g = Graph::default();
         let m = g.add_initializer("m", Tensor::f32s(&[2], &[0.0, 0.0]), true);
         let gradient = g.add_input("g", TensorType::fixed(DType::F32, &[2]).into(), None);
+        // In place of a loss.
         g.add_output(gradient, None);
         let mut b = Builder::new(&mut g, "");
         let next = next(&mut b, m);

@@ -1,6 +1,7 @@
 //! Optimisers, appended as plain operators: one step from gradients to the next state. Semantics and defaults are PyTorch's.
 
 use super::dropout;
+use super::in_place::Waits;
 use super::update::{Pack, Scalars, dims, packs};
 use crate::ir::build::{BuildError, Builder, Built};
 use crate::ir::{DType, Dim, Graph, TensorType, ValueId};
@@ -114,11 +115,16 @@ pub struct Update {
     pub states: Vec<StateTensor>,
 }
 
-/// Appends the update of all trained tensors.
+/// Appends the update of all trained tensors, whose gradients follow the loss.
 ///
 /// # Errors
 /// When a node cannot be built; a fault of this tool.
-pub fn append_optimizer(g: &mut Graph, trained: &[Trained], o: &OptimizerOptions) -> Result<Update, BuildError> {
+pub fn append_optimizer(
+    g: &mut Graph,
+    loss: ValueId,
+    trained: &[Trained],
+    o: &OptimizerOptions,
+) -> Result<Update, BuildError> {
     let mut b = Builder::new(g, "optimizer");
     let mut packs = packs(&mut b, trained)?;
     let squares = squares(&mut b, &packs)?;
@@ -168,26 +174,22 @@ pub fn append_optimizer(g: &mut Graph, trained: &[Trained], o: &OptimizerOptions
     // Runtimes go from outputs to what they need, the last output's node first (ONNX Runtime's default order). The gradients
     // that come last are therefore used first in the file, else the update that needs the whole backward pass would have all
     // of it computed, and kept, before the first weight's gradient.
+    let gradients: Vec<ValueId> = packs.iter().map(|p| p.gradient).collect();
+    let waits = Waits::of(b.graph, loss, &gradients);
     let mut kept: Vec<Vec<StateTensor>> = packs.iter().map(|_| Vec::new()).collect();
-    for i in latest_first(b.graph, &packs) {
-        // Its norm with it, or every gradient waits for the norm's turn. Under clipping they all wait for each other anyway.
-        let first = if o.clip_norm.is_none() { Some(squares[i]) } else { None };
-        packs[i].update(&mut b, &s, first, o, &mut kept[i])?;
+    for i in waits.latest_first() {
+        // Its norm with it, or every gradient waits for the norm's turn; and a gradient behind all that reads the weight, so
+        // that a loop may write over it. Under clipping they all wait for each other anyway.
+        let mut first = Vec::new();
+        if o.clip_norm.is_none() {
+            first.push(squares[i]);
+            let behind = packs[i].large().map(|w| waits.behind_readers(b.graph, w)).unwrap_or_default();
+            first.extend(behind.into_iter().filter(|j| *j != i).map(|j| squares[j]));
+        }
+        packs[i].update(&mut b, &s, &first, o, &mut kept[i])?;
     }
     states.extend(kept.into_iter().flatten());
     Ok(Update { grad_norm, lr: Some(lr), states })
-}
-
-/// The packs' numbers, those whose gradient is computed last first.
-fn latest_first(g: &Graph, packs: &[Pack]) -> Vec<usize> {
-    let order = g.topological_order().unwrap_or_default();
-    let mut rank = vec![0; g.node_bound()];
-    for (i, node) in order.into_iter().enumerate() {
-        rank[node.index()] = i;
-    }
-    let mut all: Vec<usize> = (0..packs.len()).collect();
-    all.sort_by_key(|i| std::cmp::Reverse(rank[packs[*i].gradient.node.index()]));
-    all
 }
 
 /// The counter of micro-batches and its next value.

@@ -233,7 +233,7 @@ pub fn build_training_graph(mut g: Graph, routers: &[Router], o: &TrainingOption
     if with_gradient.is_empty() {
         return Err(TrainingError::Unfit("nothing would train: the loss depends on none of the trainable tensors".into()));
     }
-    let update = append_optimizer(&mut g, &with_gradient, &o.optimizer)?;
+    let update = append_optimizer(&mut g, loss.value, &with_gradient, &o.optimizer)?;
     after(&g, "append-optimizer")?;
     let mut states = update.states;
     states.extend(statistics);

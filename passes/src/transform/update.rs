@@ -65,6 +65,14 @@ fn join(b: &mut Builder, values: &[ValueId]) -> Built {
 }
 
 impl Pack<'_> {
+    /// The weight, if the pack is one large tensor.
+    pub(super) fn large(&self) -> Option<ValueId> {
+        match self.members.as_slice() {
+            [one] => Some(one.value),
+            _ => None,
+        }
+    }
+
     fn is_router(&self) -> bool {
         self.members.first().is_some_and(|t| t.is_router())
     }
@@ -154,12 +162,12 @@ impl Pack<'_> {
         Ok(())
     }
 
-    /// The next value of the members and of their moments, not before `first` is known.
+    /// The next value of the members and of their moments, not before the scalars `first` are known.
     pub(super) fn update(
         &self,
         b: &mut Builder,
         s: &Scalars,
-        first: Option<ValueId>,
+        first: &[ValueId],
         o: &OptimizerOptions,
         states: &mut Vec<StateTensor>,
     ) -> Result<(), BuildError> {
@@ -271,11 +279,16 @@ fn held(b: &mut Builder, boundary: Option<ValueId>, next: ValueId, old: ValueId)
     }
 }
 
-/// A scalar that is there only once another one is: runtimes order nodes by what they read.
-fn behind(b: &mut Builder, first: Option<ValueId>, scalar: ValueId) -> Built {
-    let Some(first) = first.filter(|v| b.ty(*v).is_ok_and(|t| t.dtype == DType::F32)) else { return Ok(scalar) };
-    let yes = b.constant("const/true", Tensor::bools(&[], &[true]));
-    b.select(yes, scalar, first)
+/// A scalar that is there only once others are: runtimes order nodes by what they read.
+fn behind(b: &mut Builder, first: &[ValueId], scalar: ValueId) -> Built {
+    let mut scalar = scalar;
+    for v in first {
+        if b.ty(*v)?.dtype == DType::F32 {
+            let yes = b.constant("const/true", Tensor::bools(&[], &[true]));
+            scalar = b.select(yes, scalar, *v)?;
+        }
+    }
+    Ok(scalar)
 }
 
 /// β·old + (1 − β)·new.
