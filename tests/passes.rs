@@ -323,7 +323,7 @@ fn a_training_graph_extends_the_forward_graph() {
             .iter()
             .map(|(value, gradient)| Trained { value: *value, gradient: *gradient, kind: StateKind::Parameter })
             .collect();
-        let update = append_optimizer(&mut g, &trained, &optimizer(OptimizerKind::Sgd)).unwrap();
+        let update = append_optimizer(&mut g, loss.value, &trained, &optimizer(OptimizerKind::Sgd)).unwrap();
         assert!(trained.len() == wrt.len() && update.states.len() >= trained.len(), "{what}");
         for s in update.states.iter().filter_map(|s| s.next) {
             g.add_output(s, None);
