@@ -4,6 +4,7 @@
 //! normalisation, a layer scale, or a learned position. Position tables of sines and cosines, masks, epsilons and other
 //! scalars do not, nor does what an exporter wrote for a parameter that the model lacks.
 
+use super::head::constant_origin;
 use super::origin::is_of_exporter;
 use crate::ir::{Graph, Kind, NodeId, ValueId};
 
@@ -149,24 +150,18 @@ fn use_role(g: &Graph, node: NodeId, operand: usize, v: ValueId, from_input: &[b
     }
     let name = op.name.as_str();
     let rank = g.tensor_type(v).map_or(0, |t| t.rank());
-    if passes_through(name) && operand == 0 {
-        if depth == 0 {
-            return Role::Frozen("unused");
-        }
-        let roles = g.results(node).flat_map(|r| g.uses(r)).map(|(n, i)| {
-            let carried = g.operand(n, i).unwrap_or(v);
-            use_role(g, n, i, carried, from_input, depth - 1)
-        });
-        let mut first = Role::Frozen("unused");
-        for r in roles {
-            if r.trains() || r == Role::Statistic {
-                return r;
-            }
-            first = r;
-        }
-        return first;
+    if (passes_through(name) || reparametrises(name)) && operand == 0 {
+        return onward(g, node, v, from_input, depth);
+    }
+    // A weight that is computed from parameters: a direction and its length, a normalised matrix.
+    if matches!(name, "Mul" | "Div")
+        && !from_input[node.index()]
+        && let found @ (Role::Weight | Role::Embedding) = onward(g, node, v, from_input, depth)
+    {
+        return found;
     }
     match (name, operand) {
+        ("Gemm" | "MatMul", 0) if !from_input[node.index()] && is_grid(g, v) => Role::Frozen("table of coordinates"),
         ("Conv" | "ConvTranspose" | "FusedConv", 1) | ("Gemm" | "MatMul" | "FusedMatMul" | "Einsum", 0 | 1) => Role::Weight,
         ("Conv" | "ConvTranspose" | "FusedConv" | "Gemm", 2) => Role::Bias,
         ("LSTM" | "GRU" | "RNN", 1 | 2) => Role::Weight,
@@ -200,7 +195,9 @@ fn use_role(g: &Graph, node: NodeId, operand: usize, v: ValueId, from_input: &[b
             }
         }
         ("Mul", _) => {
-            if rank <= 1 || per_channel(g, v) {
+            if feeds_both_sin_and_cos(g, node) {
+                Role::Frozen("frequencies")
+            } else if rank <= 1 || per_channel(g, v) {
                 Role::Scale
             } else {
                 Role::Frozen("table that multiplies")
@@ -211,6 +208,43 @@ fn use_role(g: &Graph, node: NodeId, operand: usize, v: ValueId, from_input: &[b
         ("Div" | "Pow" | "Clip" | "Max" | "Min" | "Equal" | "Greater" | "Less", _) => Role::Frozen("constant of a formula"),
         _ => Role::Frozen("no trained role"),
     }
+}
+
+/// Functions through which a parameter is kept positive or within bounds.
+fn reparametrises(name: &str) -> bool {
+    matches!(name, "Exp" | "Neg" | "Softplus" | "Sigmoid" | "Tanh" | "Clip")
+}
+
+/// The role of what a node makes of a constant: the first that trains, of all readers of its results.
+fn onward(g: &Graph, node: NodeId, v: ValueId, from_input: &[bool], depth: usize) -> Role {
+    let mut found = Role::Frozen("unused");
+    if depth == 0 {
+        return found;
+    }
+    for (n, i) in g.results(node).flat_map(|r| g.uses(r)) {
+        found = use_role(g, n, i, g.operand(n, i).unwrap_or(v), from_input, depth - 1);
+        if found.trains() || found == Role::Statistic {
+            break;
+        }
+    }
+    found
+}
+
+/// Do the same few numbers fill a constant, as coordinates fill the table of a grid? A parameter that is no single number has as many
+/// values as elements.
+fn is_grid(g: &Graph, v: ValueId) -> bool {
+    let tensor = constant_origin(g, v).and_then(|v| g.initializer(v)).filter(|t| t.len() >= 8);
+    let Some(mut values) = tensor.and_then(|t| t.to_f64().ok()) else { return false };
+    values.sort_unstable_by(f64::total_cmp);
+    let all = values.len();
+    values.dedup();
+    (2..=all / 2).contains(&values.len())
+}
+
+/// Is the product an angle? What is turned into both its sine and its cosine is a phase, and its factor a frequency.
+fn feeds_both_sin_and_cos(g: &Graph, node: NodeId) -> bool {
+    let readers = g.uses(g.result(node, 0));
+    ["Sin", "Cos"].iter().all(|name| readers.iter().any(|(n, _)| g.is_op(*n, name)))
 }
 
 /// Does a softmax read the node's result, perhaps in another layout (windows beside heads)? Then it adds to scores.
@@ -324,6 +358,39 @@ mod tests {
             n.0.add_output(y, None);
             assert_eq!(n.role(table).trains(), trains, "{read}");
         }
+    }
+
+    #[test]
+    fn what_a_weight_is_computed_from_trains() {
+        // A direction over its length times another length, and a rate that is kept positive.
+        let mut n = Net(Graph::default());
+        let (x, v, length, rate) =
+            (n.input(&[3, 4]), n.floats("v", &[4, 4]), n.floats("length", &[4, 4]), n.floats("rate", &[4]));
+        let unit = n.op("Div", &[v, length], &[4, 4]);
+        let y = n.op("MatMul", &[x, unit], &[3, 4]);
+        let positive = n.op("Exp", &[rate], &[4]);
+        let z = n.op("Mul", &[y, positive], &[3, 4]);
+        n.0.add_output(z, None);
+        assert_eq!((n.role(v), n.role(length), n.role(rate)), (Role::Weight, Role::Weight, Role::Scale));
+    }
+
+    #[test]
+    fn coordinates_and_frequencies_are_no_parameters() {
+        let mut n = Net(Graph::default());
+        let grid: Vec<f32> = (0..16).map(|i| (i % 4) as f32 / 3.0).collect();
+        let (x, frequencies, w) = (n.input(&[3, 1]), n.floats("frequencies", &[4]), n.floats("w", &[1, 4]));
+        let grid = n.0.add_initializer("grid", Tensor::f32s(&[16, 1], &grid), false);
+        let learned = n.floats("learned", &[16, 1]);
+        let phase = n.op("Mul", &[x, frequencies], &[3, 4]);
+        let results = [
+            n.op("MatMul", &[grid, w], &[16, 4]),
+            n.op("MatMul", &[learned, w], &[16, 4]),
+            n.op("Sin", &[phase], &[3, 4]),
+            n.op("Cos", &[phase], &[3, 4]),
+        ];
+        results.into_iter().for_each(|v| n.0.add_output(v, None));
+        assert_eq!((n.role(grid), n.role(learned)), (Role::Frozen("table of coordinates"), Role::Weight));
+        assert_eq!((n.role(frequencies), n.role(w)), (Role::Frozen("frequencies"), Role::Weight));
     }
 
     #[test]

@@ -73,7 +73,7 @@ impl Earlier {
             let fits = match (&ty, g.tensor_type(s.value)) {
                 (Some(to), Some(from)) if s.nchw && self.nchw[place] => fit(&from, to),
                 (Some(_), Some(_)) => {
-                    Err("channels first is not evident: no convolution reads the state directly".to_string())
+                    Err("channels first is not evident: no convolution reads or makes the state directly".to_string())
                 }
                 _ => Err("its type is not known".to_string()),
             };
@@ -107,12 +107,32 @@ fn ancestors(g: &Graph, node: NodeId) -> HashSet<NodeId> {
     seen
 }
 
-/// Are a chain's states read, before any rearrangement, by an operator whose channel axis is fixed to 1?
+/// Does a convolution give a branch's result that is added to a chain's state without being rearranged?
+fn adds_convolutions(g: &Graph, chain: &Chain) -> bool {
+    let mut seen: HashSet<ValueId> = chain.states.iter().skip(1).copied().collect();
+    let mut open: Vec<(ValueId, usize)> = seen.iter().map(|v| (*v, 0)).collect();
+    while let Some((v, depth)) = open.pop() {
+        let Some(op) = g.op(v.node) else { continue };
+        match op.name.as_str() {
+            "Conv" | "ConvTranspose" | "ConvInteger" | "QLinearConv" | "FusedConv" => return true,
+            "Add" | "Sum" | "Mul" | "Identity" | "Cast" | "Dropout" | "Relu" if depth < 4 => {
+                open.extend(g.reads(v.node).into_iter().filter(|r| seen.insert(*r)).map(|r| (r, depth + 1)));
+            }
+            _ => {}
+        }
+    }
+    false
+}
+
+/// Are a chain's states read, before any rearrangement, by an operator whose channel axis is fixed to 1, or made by one?
 fn is_nchw(g: &Graph, chain: &Chain) -> bool {
     let rank4 = |v: &ValueId| g.value(*v).ty.shape.as_ref().is_some_and(|s| s.len() == 4);
     let mut open: Vec<ValueId> = chain.states.iter().copied().filter(rank4).collect();
     if open.len() != chain.states.len() {
         return false;
+    }
+    if adds_convolutions(g, chain) {
+        return true;
     }
     let mut seen: HashSet<ValueId> = open.iter().copied().collect();
     while let Some(v) = open.pop() {
