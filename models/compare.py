@@ -32,7 +32,7 @@ TASKS = {
     },
     "text": {
         "model": "gpt2",
-        "rewrite": ["--loss", "next-token"],
+        "rewrite": ["--loss", "next-token", "--untied"],
         "train": ["--data", "coriolanus_train.bin", "--val", "coriolanus_val.bin"],
         "course": ["--window", "32", "--batch-size", "16", "--lr", "5e-3"],
         "steps": 300,
