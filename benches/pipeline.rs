@@ -14,7 +14,7 @@ use ancre_passes::transform::optimizer::{OptimizerKind, OptimizerOptions};
 use ancre_passes::transform::route::{
     ChainChoice, Form, Granularity, Init, Normalize, RouteOptions, Router, Rule, Scope, route_skips,
 };
-use ancre_passes::transform::training::{TrainableChoice, TrainingOptions, build_training_graph};
+use ancre_passes::transform::training::{TrainingOptions, build_training_graph};
 use ancre_passes::{onnx, pipeline};
 use ancre_rewrite::engine::Tensors;
 use ancre_rewrite::tensor::NpTensor;
@@ -100,35 +100,8 @@ fn route_options() -> RouteOptions {
 fn training_options(g: &Graph) -> TrainingOptions {
     // Any loss does for the time it takes.
     let output = g.outputs().iter().map(|o| o.value).find(|v| g.is_float(*v)).map(|v| g.name(v).to_string());
-    TrainingOptions {
-        loss: LossOptions {
-            kind: LossKind::Mse,
-            sum: false,
-            smoothing: 0.0,
-            ignore_index: None,
-            huber_delta: 1.0,
-            labels: None,
-        },
-        optimizer: OptimizerOptions {
-            kind: OptimizerKind::AdamW,
-            momentum: 0.9,
-            nesterov: false,
-            weight_decay: None,
-            beta1: 0.9,
-            beta2: 0.999,
-            eps: 1e-8,
-            clip_norm: None,
-            accumulate: 1,
-            router_lr_scale: 1.0,
-        },
-        output,
-        trainable: TrainableChoice::default(),
-        grad_outputs: false,
-        opset: None,
-        seed: 0,
-        batch: None,
-        frozen_bn: false,
-    }
+    let (loss, optimizer) = (LossOptions::of(LossKind::Mse), OptimizerOptions::of(OptimizerKind::AdamW));
+    TrainingOptions { output, ..TrainingOptions::of(loss, optimizer) }
 }
 
 #[divan::bench(args = cases(), max_time = 2)]

@@ -233,25 +233,27 @@ pub fn training_options(a: &RewriteArgs, loss: LossOptions) -> Result<TrainingOp
             Some(text.lines().map(str::trim).filter(|l| !l.is_empty()).map(str::to_string).collect())
         }
     };
+    let plain = OptimizerOptions::of(match a.optimizer.unwrap_or(OptimizerArg::Adamw) {
+        OptimizerArg::Adamw => OptimizerKind::AdamW,
+        OptimizerArg::Adam => OptimizerKind::Adam,
+        OptimizerArg::Sgd => OptimizerKind::Sgd,
+        OptimizerArg::None => OptimizerKind::None,
+    });
+    let optimizer = OptimizerOptions {
+        kind: plain.kind,
+        momentum: a.momentum.unwrap_or(plain.momentum),
+        nesterov: a.nesterov,
+        weight_decay: a.weight_decay,
+        beta1: a.beta1.unwrap_or(plain.beta1),
+        beta2: a.beta2.unwrap_or(plain.beta2),
+        eps: a.eps.unwrap_or(plain.eps),
+        clip_norm: a.clip_norm,
+        accumulate: a.accumulate.unwrap_or(plain.accumulate),
+        router_lr_scale: a.router_lr_scale.unwrap_or(plain.router_lr_scale),
+    };
     Ok(TrainingOptions {
         loss,
-        optimizer: OptimizerOptions {
-            kind: match a.optimizer.unwrap_or(OptimizerArg::Adamw) {
-                OptimizerArg::Adamw => OptimizerKind::AdamW,
-                OptimizerArg::Adam => OptimizerKind::Adam,
-                OptimizerArg::Sgd => OptimizerKind::Sgd,
-                OptimizerArg::None => OptimizerKind::None,
-            },
-            momentum: a.momentum.unwrap_or(0.0),
-            nesterov: a.nesterov,
-            weight_decay: a.weight_decay,
-            beta1: a.beta1.unwrap_or(0.9),
-            beta2: a.beta2.unwrap_or(0.999),
-            eps: a.eps.unwrap_or(1e-8),
-            clip_norm: a.clip_norm,
-            accumulate: a.accumulate.unwrap_or(1),
-            router_lr_scale: a.router_lr_scale.unwrap_or(1.0),
-        },
+        optimizer,
         output: a.output.clone(),
         trainable: TrainableChoice {
             exactly,

@@ -122,6 +122,9 @@ impl Outputs {
         let root = if root.as_os_str().is_empty() { Path::new(".") } else { root };
         // A model without its data is written without it.
         let Ok(source) = root.join(location).canonicalize() else { return Ok(location.to_string()) };
+        if !source.is_file() {
+            return Err(cannot(output, format!("its data `{location}` is no file but {}", source.display())));
+        }
         self.sources.push(source.clone());
         let dir = parent(output);
         let key = (source.clone(), dir.to_path_buf());

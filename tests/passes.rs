@@ -13,7 +13,7 @@ use ancre_passes::transform::optimizer::{OptimizerKind, OptimizerOptions, StateK
 use ancre_passes::transform::route::{
     ChainChoice, Form, Granularity, Init, Normalize, RouteOptions, Router, Rule, Scope, one_hot_parameters, route_skips,
 };
-use ancre_passes::transform::training::{TrainableChoice, TrainingOptions, build_training_graph};
+use ancre_passes::transform::training::{TrainingOptions, build_training_graph};
 use ancre_passes::transform::{differentiate, eliminate, fold, lower_routes, separate, tie, widen};
 use ancre_rewrite::engine::{self, Session, Tensors, tract};
 use ancre_rewrite::files::read_model;
@@ -34,25 +34,6 @@ fn options(form: Form, rule: Rule, normalize: Normalize, tau: f32) -> RouteOptio
         init,
         tau,
         chains: ChainChoice::All,
-    }
-}
-
-fn mse() -> LossOptions {
-    LossOptions { kind: LossKind::Mse, sum: false, smoothing: 0.0, ignore_index: None, huber_delta: 1.0, labels: None }
-}
-
-fn optimizer(kind: OptimizerKind) -> OptimizerOptions {
-    OptimizerOptions {
-        kind,
-        momentum: 0.0,
-        nesterov: false,
-        weight_decay: None,
-        beta1: 0.9,
-        beta2: 0.999,
-        eps: 1e-8,
-        clip_norm: None,
-        accumulate: 1,
-        router_lr_scale: 1.0,
     }
 }
 
@@ -309,7 +290,7 @@ fn a_training_graph_extends_the_forward_graph() {
         };
 
         let output = g.find("y").unwrap();
-        let loss = append_loss(&mut g, output, &mse()).unwrap();
+        let loss = append_loss(&mut g, output, &LossOptions::of(LossKind::Mse)).unwrap();
         g.add_output(loss.value, None);
         feeds.insert("target".into(), floats(DType::F32, y.shape(), &random.normals(y.len())));
         check(&g, &feeds, "append-loss");
@@ -323,7 +304,7 @@ fn a_training_graph_extends_the_forward_graph() {
             .iter()
             .map(|(value, gradient)| Trained { value: *value, gradient: *gradient, kind: StateKind::Parameter })
             .collect();
-        let update = append_optimizer(&mut g, loss.value, &trained, &optimizer(OptimizerKind::Sgd)).unwrap();
+        let update = append_optimizer(&mut g, loss.value, &trained, &OptimizerOptions::of(OptimizerKind::Sgd)).unwrap();
         assert!(trained.len() == wrt.len() && update.states.len() >= trained.len(), "{what}");
         for s in update.states.iter().filter_map(|s| s.next) {
             g.add_output(s, None);
@@ -423,21 +404,9 @@ fn router_gradients_are_the_derivatives() {
                     let chains = find_residuals(&g).chains;
                     let routers = route_skips(&mut g, &chains, &o).unwrap().routers;
                     randomise(&mut g, &routers, &o, &mut random);
-                    let training = build_training_graph(
-                        g,
-                        &routers,
-                        &TrainingOptions {
-                            loss: mse(),
-                            optimizer: optimizer(OptimizerKind::None),
-                            output: None,
-                            trainable: TrainableChoice::default(),
-                            grad_outputs: true,
-                            opset: None,
-                            seed: 0,
-                            batch: None,
-                            frozen_bn: false,
-                        },
-                    );
+                    let (loss, optimizer) = (LossOptions::of(LossKind::Mse), OptimizerOptions::of(OptimizerKind::None));
+                    let options = TrainingOptions { grad_outputs: true, ..TrainingOptions::of(loss, optimizer) };
+                    let training = build_training_graph(g, &routers, &options);
                     let training = training.unwrap().graph;
                     let mut session = open(&emit(&training)).unwrap();
                     let mut feeds = data(&plan, &mut random);

@@ -10,7 +10,7 @@ use ancre_passes::transform::optimizer::{OptimizerKind, OptimizerOptions};
 use ancre_passes::transform::route::{
     ChainChoice, Form, Granularity, Init, Normalize, RouteOptions, Router, Rule, Scope, one_hot_parameters, route_skips,
 };
-use ancre_passes::transform::training::{TrainableChoice, TrainingOptions, build_training_graph};
+use ancre_passes::transform::training::{TrainingOptions, build_training_graph};
 use ancre_rewrite::engine::{self, Session, Tensors};
 use ancre_rewrite::files::read_model;
 use onnx_protobuf::{Message, ModelProto};
@@ -292,37 +292,9 @@ fn network_scope_s_gradients_are_the_derivatives() {
         let chains = find_residuals(&g).chains;
         let routers = route_skips(&mut g, &chains, &o).unwrap().routers;
         randomise(&mut g, &routers, &mut random, 0.3);
-        let loss = LossOptions {
-            kind: LossKind::Mse,
-            sum: false,
-            smoothing: 0.0,
-            ignore_index: None,
-            huber_delta: 1.0,
-            labels: None,
-        };
-        let optimizer = OptimizerOptions {
-            kind: OptimizerKind::None,
-            momentum: 0.0,
-            nesterov: false,
-            weight_decay: None,
-            beta1: 0.9,
-            beta2: 0.999,
-            eps: 1e-8,
-            clip_norm: None,
-            accumulate: 1,
-            router_lr_scale: 1.0,
-        };
-        let training = TrainingOptions {
-            loss,
-            optimizer,
-            output: Some(output.into()),
-            trainable: TrainableChoice::default(),
-            grad_outputs: true,
-            opset: None,
-            seed: 0,
-            batch: None,
-            frozen_bn: false,
-        };
+        let (loss, optimizer) = (LossOptions::of(LossKind::Mse), OptimizerOptions::of(OptimizerKind::None));
+        let training =
+            TrainingOptions { output: Some(output.into()), grad_outputs: true, ..TrainingOptions::of(loss, optimizer) };
         let training = build_training_graph(g, &routers, &training).unwrap().graph;
         let mut session = open(&emit(&training)).unwrap();
         let mut feeds = feeds(&mut random);

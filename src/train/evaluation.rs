@@ -16,7 +16,7 @@ use ancre_passes::onnx;
 use ancre_passes::transform::evaluation::build_evaluation_graph;
 use ancre_passes::transform::loss::LossOptions;
 use ancre_passes::transform::optimizer::{OptimizerKind, OptimizerOptions, StateKind};
-use ancre_passes::transform::training::{TrainableChoice, TrainingOptions};
+use ancre_passes::transform::training::TrainingOptions;
 use ancre_passes::transform::{eliminate, rebatch, separate};
 use indexmap::IndexMap;
 use std::collections::HashSet;
@@ -175,35 +175,19 @@ fn of_forward(t: &TrainingGraph, forward: &Path) -> Result<Graph, String> {
     let names = t.states.iter().filter(|s| deployed(s.kind)).map(|s| s.input.as_str());
     separate::separate_in_forward(&mut g, names)
         .map_err(|missing| format!("it has no `{}`, which the training graph trains", missing[0]))?;
+    let loss = LossOptions {
+        kind: t.loss_kind,
+        sum: t.loss.reduction == "sum",
+        smoothing: t.loss.label_smoothing,
+        ignore_index: t.loss.ignore_index,
+        huber_delta: t.loss.huber_delta.unwrap_or(1.0),
+        labels: Some(t.loss.target.clone()),
+    };
     let o = TrainingOptions {
-        loss: LossOptions {
-            kind: t.loss_kind,
-            sum: t.loss.reduction == "sum",
-            smoothing: t.loss.label_smoothing,
-            ignore_index: t.loss.ignore_index,
-            huber_delta: t.loss.huber_delta.unwrap_or(1.0),
-            labels: Some(t.loss.target.clone()),
-        },
-        optimizer: OptimizerOptions {
-            kind: OptimizerKind::None,
-            momentum: 0.0,
-            nesterov: false,
-            weight_decay: None,
-            beta1: 0.0,
-            beta2: 0.0,
-            eps: 0.0,
-            clip_norm: None,
-            accumulate: 1,
-            router_lr_scale: 1.0,
-        },
         output: t.loss.output.clone(),
-        trainable: TrainableChoice::default(),
-        grad_outputs: false,
         // The forward graph may have a batch of 1 where the training graph takes any.
         batch: rebatch::possible(&g),
-        opset: None,
-        seed: 0,
-        frozen_bn: false,
+        ..TrainingOptions::of(loss, OptimizerOptions::of(OptimizerKind::None))
     };
     let (g, _) = build_evaluation_graph(g, &t.states, &o).map_err(|e| e.to_string())?;
     Ok(g)

@@ -63,6 +63,13 @@ pub struct LossOptions {
     pub labels: Option<String>,
 }
 
+impl LossOptions {
+    /// The mean of a loss over everything.
+    pub fn of(kind: LossKind) -> LossOptions {
+        LossOptions { kind, sum: false, smoothing: 0.0, ignore_index: None, huber_delta: 1.0, labels: None }
+    }
+}
+
 /// A loss that was built.
 pub struct Loss {
     /// The scalar.

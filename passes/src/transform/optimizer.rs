@@ -53,6 +53,22 @@ pub struct OptimizerOptions {
 }
 
 impl OptimizerOptions {
+    /// An optimiser with PyTorch's defaults.
+    pub fn of(kind: OptimizerKind) -> OptimizerOptions {
+        OptimizerOptions {
+            kind,
+            momentum: 0.0,
+            nesterov: false,
+            weight_decay: None,
+            beta1: 0.9,
+            beta2: 0.999,
+            eps: 1e-8,
+            clip_norm: None,
+            accumulate: 1,
+            router_lr_scale: 1.0,
+        }
+    }
+
     /// Weight decay of the weights.
     pub(super) fn decay(&self) -> f64 {
         self.weight_decay.unwrap_or(if self.kind == OptimizerKind::AdamW { 0.01 } else { 0.0 })

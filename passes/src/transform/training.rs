@@ -51,6 +51,23 @@ pub struct TrainingOptions {
     pub frozen_bn: bool,
 }
 
+impl TrainingOptions {
+    /// A loss on the only output that fits it and an optimiser over everything that trains by its role.
+    pub fn of(loss: LossOptions, optimizer: OptimizerOptions) -> TrainingOptions {
+        TrainingOptions {
+            loss,
+            optimizer,
+            output: None,
+            trainable: TrainableChoice::default(),
+            opset: None,
+            seed: 0,
+            batch: None,
+            grad_outputs: false,
+            frozen_bn: false,
+        }
+    }
+}
+
 /// Why there is no training graph.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs)]
