@@ -8,7 +8,7 @@
 //! The head of a language model reads its embedding through a `Transpose`, and both of PyTorch's exporters fold that into a
 //! second initializer. Trained apart, the two would drift from one another, and neither would get the sum of both gradients.
 //!
-//! The evidence is equality of all bits, for matrices that are no pattern (zeros and ones, a ramp: see [`is_irregular`]), in one
+//! The evidence is equality of all bits, for matrices that are no pattern (zeros and ones, a ramp: see `is_irregular`), in one
 //! pair only: where three tensors agree, nothing says which belong together. Equal tensors of one layout are left as they are:
 //! no exporter is known to store one parameter so, while networks whose layers were cloned before training (`TransformerEncoder`)
 //! start with many that are equal and yet apart.
