@@ -102,6 +102,11 @@ fn build(sample: &Sample, dtype: DType, extents: Extents) -> Result<Built, Strin
                 operands.push(constant(Tensor::i64s(dims, values)));
                 continue;
             }
+            SampleOperand::Ints32 { dims, values } => {
+                let bytes = values.iter().flat_map(|v| (*v as i32).to_le_bytes()).collect();
+                operands.push(constant(Tensor::from_bytes(DType::I32, dims, bytes)));
+                continue;
+            }
             SampleOperand::Bools { dims, values } => {
                 operands.push(constant(Tensor::bools(dims, values)));
                 continue;

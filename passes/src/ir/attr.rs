@@ -42,6 +42,11 @@ impl From<&[i64]> for Attr {
         Attr::Ints(v.to_vec())
     }
 }
+impl From<Vec<f32>> for Attr {
+    fn from(v: Vec<f32>) -> Attr {
+        Attr::Floats(v)
+    }
+}
 impl From<Tensor> for Attr {
     fn from(v: Tensor) -> Attr {
         Attr::Tensor(v)
@@ -97,6 +102,14 @@ impl Attrs {
     pub fn ints(&self, name: &str) -> Option<&[i64]> {
         match self.get(name) {
             Some(Attr::Ints(v)) => Some(v),
+            _ => None,
+        }
+    }
+
+    /// A list of floats, if present.
+    pub fn floats(&self, name: &str) -> Option<&[f32]> {
+        match self.get(name) {
+            Some(Attr::Floats(v)) => Some(v),
             _ => None,
         }
     }

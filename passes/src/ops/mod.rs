@@ -164,6 +164,7 @@ ops! {
     conv::Conv;
     contrib::FusedMatMul, FastGelu, QuickGelu, BiasGelu, SkipLayerNormalization;
     conv_transpose::ConvTranspose;
+    fused::EmbedLayerNormalization, Attention, MultiHeadAttention, Gelu, SkipSimplifiedLayerNormalization, FusedConv, FusedGemm;
     einsum::Einsum;
     gemm::Gemm;
     global_pool::GlobalAveragePool, GlobalMaxPool;

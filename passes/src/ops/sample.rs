@@ -14,6 +14,8 @@ pub enum SampleOperand {
     FloatConstant { dims: Vec<i64>, values: Vec<f32> },
     /// An integer constant, such as axes or a shape.
     Ints { dims: Vec<i64>, values: Vec<i64> },
+    /// A constant of int32, such as the ids of an embedding.
+    Ints32 { dims: Vec<i64>, values: Vec<i64> },
     /// A boolean constant.
     Bools { dims: Vec<i64>, values: Vec<bool> },
     /// A missing optional operand.

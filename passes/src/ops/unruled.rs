@@ -17,6 +17,9 @@ const SELECTS: &str =
 const SEQUENCE: &str = "it works on a sequence or optional, not on a tensor; export the model with plain tensors";
 const FUSED: &str = "a fused operator of ONNX Runtime without a plain form here; save the model before the runtime's optimiser, or with fewer fusions";
 
+const BLOCKED: &str = "it works on channels in blocks that fit one processor, as the runtime leaves them at its highest optimisation level; \
+     save the model with ORT_ENABLE_EXTENDED or less";
+
 /// Operator set, operators, reason.
 const REASONS: &[(&str, &[&str], &str)] = &[
     ("", &["If", "Loop", "Scan", "SequenceMap"], BODY),
@@ -76,15 +79,25 @@ const REASONS: &[(&str, &[&str], &str)] = &[
         "com.microsoft",
         &[
             "GroupQueryAttention",
-            "FusedConv",
-            "FusedGemm",
             "NhwcFusedConv",
             "SkipGroupNorm",
             "PackedAttention",
+            "DecoderMaskedMultiHeadAttention",
+            "NhwcConv",
+            "GroupNorm",
+            "BiasSplitGelu",
+            "BiasAdd",
+            "RelativePositionBias",
+            "GatedRelativePositionBias",
             "MoE",
             "QMoE",
         ],
         FUSED,
+    ),
+    (
+        "com.microsoft.nchwc",
+        &["Conv", "MaxPool", "AveragePool", "GlobalAveragePool", "ReorderInput", "ReorderOutput"],
+        BLOCKED,
     ),
 ];
 

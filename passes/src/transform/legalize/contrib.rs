@@ -15,6 +15,8 @@ pub(super) const DECOMPOSED: &[(&str, &str)] = &[
     ("BiasGelu", "Add, Gelu"),
     ("EmbedLayerNormalization", "Gather, Add, LayerNormalization"),
     ("FastGelu", "Mul, Tanh"),
+    ("FusedConv", "Conv, Add, its activation"),
+    ("FusedGemm", "Gemm, its activation"),
     ("FusedMatMul", "Transpose, MatMul, Mul"),
     ("Gelu", "Erf, Mul"),
     ("LayerNormalization", "the standard operator"),
@@ -38,6 +40,8 @@ pub(super) fn rule_of(op: &Op) -> Option<Rule> {
     }
     Some(match op.name.as_str() {
         "FusedMatMul" | "TransposeMatMul" => fused_matmul,
+        "FusedConv" => fused_conv,
+        "FusedGemm" => fused_gemm,
         "Gelu" => |b, s| one(gelu_exact(b, s.need(0)?)),
         "QuickGelu" => |b, s| one(gated(b, s.need(0)?, s.attrs.float("alpha", 1.702) as f64)),
         "BiasGelu" => |b, s| {
@@ -92,6 +96,51 @@ fn fused_matmul(b: &mut Builder, s: &Source) -> Replaced {
     let (x, y) = (operand(b, 0, "transA")?, operand(b, 1, "transB")?);
     let product = b.matmul(x, y)?;
     one(b.scale(product, s.attrs.float("alpha", 1.0) as f64))
+}
+
+/// The activation that is fused into an operator; `None` where it has no form here.
+fn activated(b: &mut Builder, x: ValueId, name: &str, parameters: &[f32]) -> Replaced {
+    let number = |i: usize, default: f32| parameters.get(i).copied().unwrap_or(default);
+    let attrs = match name {
+        "" => return Ok(Some(vec![x])),
+        "Relu" | "Sigmoid" | "Tanh" => Attrs::new(),
+        "LeakyRelu" => Attrs::new().with("alpha", number(0, 0.01)),
+        "HardSigmoid" => Attrs::new().with("alpha", number(0, 0.2)).with("beta", number(1, 0.5)),
+        "Clip" if b.opset() >= 11 => {
+            let dtype = b.ty(x)?.dtype;
+            let (low, high) = (number(0, f32::MIN), number(1, f32::MAX));
+            let (low, high) = (b.scalar(dtype, low as f64), b.scalar(dtype, high as f64));
+            return one(b.op("Clip", &[x, low, high]));
+        }
+        _ => return Ok(None),
+    };
+    one(b.op_with(name, attrs, &[x]))
+}
+
+/// The attributes of an operator without those of what is fused into it.
+fn without_activation(s: &Source) -> Attrs {
+    let mut attrs = s.attrs.clone();
+    attrs.0.retain(|name, _| !name.starts_with("activation"));
+    attrs
+}
+
+/// Operands: x, weight, bias, and what is added before the activation.
+fn fused_conv(b: &mut Builder, s: &Source) -> Replaced {
+    let operands = [Some(s.need(0)?), Some(s.need(1)?), s.get(2)];
+    let mut y = b.node(Op::new("Conv", without_activation(s)), &operands)?[0];
+    if let Some(z) = s.get(3) {
+        y = b.add(y, z)?;
+    }
+    let parameters = s.attrs.floats("activation_params").map(<[f32]>::to_vec).unwrap_or_default();
+    activated(b, y, s.attrs.str("activation", ""), &parameters)
+}
+
+fn fused_gemm(b: &mut Builder, s: &Source) -> Replaced {
+    let operands = [Some(s.need(0)?), Some(s.need(1)?), s.get(2)];
+    let y = b.node(Op::new("Gemm", without_activation(s)), &operands)?[0];
+    let given = |name: &str| s.attrs.get(name).map(|_| s.attrs.float(name, 0.0));
+    let parameters: Vec<f32> = [given("activation_alpha"), given("activation_beta")].into_iter().flatten().collect();
+    activated(b, y, s.attrs.str("activation", ""), &parameters)
 }
 
 fn simplified(b: &mut Builder, s: &Source) -> Replaced {

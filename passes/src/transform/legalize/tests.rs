@@ -193,6 +193,24 @@ fn fused_operators_of_the_runtime_become_plain_ones() {
 }
 
 #[test]
+fn an_activation_fused_into_a_product_comes_after_it() {
+    let fused = |name: &str, attrs: Attrs| Op::in_domain("com.microsoft", name, attrs);
+    let named = |name: &str| Attrs::new().with("activation", name);
+    let (x, w) = (f32s(&[2, 3, 5, 5]), f32s(&[4, 3, 3, 3]));
+    let conv = fused("FusedConv", named("LeakyRelu").with("activation_params", vec![0.3_f32]));
+    let mut g = graph(14, conv, &[x.clone(), w.clone(), f32s(&[4]), f32s(&[2, 4, 3, 3])], 1);
+    assert_eq!(decompose_contrib(&mut g), 1);
+    assert_eq!(ops(&g), ["Conv", "Add", "LeakyRelu"]);
+    assert_eq!(g.op(producer(&g)).unwrap().attrs.float("alpha", 0.0), 0.3);
+    let mut g = graph(14, fused("FusedGemm", named("Tanh").with("transB", 1)), &[f32s(&[2, 3]), f32s(&[4, 3])], 1);
+    assert_eq!(decompose_contrib(&mut g), 1);
+    assert_eq!(ops(&g), ["Gemm", "Tanh"]);
+    // An activation that has no form here keeps the operator.
+    let mut g = graph(14, fused("FusedConv", named("Softmax")), &[x, w], 1);
+    assert_eq!(decompose_contrib(&mut g), 0);
+}
+
+#[test]
 fn a_fused_operator_whose_statistics_are_read_stays() {
     let x = f32s(&[2, 3, 8]);
     let skip = Op::in_domain("com.microsoft", "SkipLayerNormalization", Attrs::new());

@@ -214,7 +214,8 @@ impl Rule<'_, '_> {
             "LayerNormalization" | "RMSNormalization" | "SimplifiedLayerNormalization" => self.layer_normalization(),
             "SkipLayerNormalization" | "SkipSimplifiedLayerNormalization" => self.skip_layer_normalization(),
             "MatMul" | "FusedMatMul" => self.matmul(),
-            "Gemm" => self.gemm(),
+            "Gemm" | "FusedGemm" => self.gemm(),
+            "FusedConv" => self.fused_conv(),
             "Einsum" => self.einsum(),
             "Transpose" => self.transpose(),
             "Squeeze" | "Unsqueeze" => self.squeeze(name == "Unsqueeze"),
@@ -415,6 +416,20 @@ impl Rule<'_, '_> {
             return Err("its indices count over all samples".into());
         }
         self.keeps_axis("the samples do not lie along axis 0", |_, p| Ok(p.axis == 0))
+    }
+
+    /// A convolution to whose result something is added.
+    fn fused_conv(&mut self) -> Found {
+        self.only(&[0, 3])?;
+        let first = |_: &Self, p: &Place| Ok(p.axis == 0);
+        let p = self.settle(0, "the samples do not lie along axis 0", first)?;
+        if self.place(3).is_some() && !self.bring(3, &p, 0) {
+            return Err("its operands have the samples in different places".into());
+        }
+        if self.place(3).is_none() && self.operands.get(3).copied().flatten().is_some() {
+            self.meet(3, 0, &p, false)?;
+        }
+        self.all(p)
     }
 
     fn all_first(&mut self) -> Found {
