@@ -39,7 +39,12 @@ macro_rules! fused {
 fused! {
     EmbedLayerNormalization embedded, {
         let ids = |n: i64| SampleOperand::Ints32 { dims: vec![2, 3], values: (0..6).map(|i| i % n).collect() };
-        let tables = vec![floats(&[6, 4]), floats(&[3, 4]), floats(&[2, 4]), floats(&[4]), floats(&[4])];
+        // The runtime wants to know the tables' extents.
+        let table = |dims: &[i64]| {
+            let values = (0..dims.iter().product::<i64>()).map(|i| (i * 7 % 11) as f32 / 5.0 - 1.0).collect();
+            SampleOperand::FloatConstant { dims: dims.to_vec(), values }
+        };
+        let tables = vec![table(&[6, 4]), table(&[3, 4]), table(&[2, 4]), table(&[4]), table(&[4])];
         vec![sample("EmbedLayerNormalization", Attrs::new(), [vec![ids(6), ids(2)], tables, vec![ids(2)]].concat()).results(2)]
     };
     Attention packed_attention, {
