@@ -209,29 +209,17 @@ fn mixing_tokens_and_mixing_channels_are_two_kinds_of_block() {
     assert_eq!((chains(&s), chain.period, chain.signature.as_str()), (vec![6], 2, "MatMulᵀ·MatMul | MatMul·MatMul"));
 }
 
+/// How time grows with depth is measured by `benches/pipeline.rs`, `residuals`.
 #[test]
-fn a_thousand_blocks_take_linear_time() {
-    let deep = |blocks: usize| {
-        let mut text = String::from("h0 = input f32 1x2x4\n mask = input f32 1x2x4\n");
-        for k in 0..blocks {
-            // Each block also adds a mask that all of them share.
-            text += &format!(
-                "n{k} = LayerNormalization h{k} s:4 t:4\n a{k} = MatMul n{k} w:4x4\n m{k} = Add a{k} mask\n b{k} = MatMul m{k} w:4x4\n h{} = Add h{k} b{k}\n",
-                k + 1
-            );
-        }
-        net(&(text + &format!("y = MatMul h{blocks} w:4x4\n output y")))
-    };
-    let time = |blocks: usize| {
-        let g = deep(blocks);
-        let begin = std::time::Instant::now();
-        let s = find_residuals(&g);
-        let took = begin.elapsed();
-        assert_eq!((chains(&s), s.rejected.len()), (vec![blocks], blocks));
-        took
-    };
-    // Eight times the blocks: 8 times the time, and 64 times if it grew with their square. The best of three, as other work runs.
-    let best = |blocks: usize| (0..3).map(|_| time(blocks)).min().unwrap();
-    let (few, many) = (best(128), best(1024));
-    assert!(many < few * 24, "{few:?} for 128 blocks, {many:?} for 1024");
+fn a_thousand_blocks_that_share_a_mask_are_one_chain() {
+    let blocks = 1024;
+    let mut text = String::from("h0 = input f32 1x2x4\n mask = input f32 1x2x4\n");
+    for k in 0..blocks {
+        text += &format!(
+            "n{k} = LayerNormalization h{k} s:4 t:4\n a{k} = MatMul n{k} w:4x4\n m{k} = Add a{k} mask\n b{k} = MatMul m{k} w:4x4\n h{} = Add h{k} b{k}\n",
+            k + 1
+        );
+    }
+    let s = find_residuals(&net(&(text + &format!("y = MatMul h{blocks} w:4x4\n output y"))));
+    assert_eq!((chains(&s), s.rejected.len()), (vec![blocks], blocks));
 }
