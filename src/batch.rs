@@ -213,16 +213,8 @@ impl Run<'_> {
     /// The part of a tensor that belongs to one run of the source; all of it where it carries no samples.
     fn part(&self, t: &NpTensor, name: &str, samples: &[Samples], group: usize) -> Result<NpTensor, String> {
         let Some(s) = samples.iter().find(|s| s.name == name) else { return Ok(t.clone()) };
-        let (inner, outer) = (s.inner as usize, s.outer as usize);
-        let width = self.before * inner;
-        // Where all samples come several times, each time is an axis of its own.
-        let extent = self.groups * width;
-        let mut shape = t.shape().to_vec();
-        shape.splice(s.axis..=s.axis, [outer, extent]);
-        let apart = NpTensor::new(t.dtype(), &shape, t.bytes().to_vec());
-        let part = apart.and_then(|t| t.slice(s.axis + 1, group * width, width));
-        shape.splice(s.axis..=s.axis + 1, [outer * width]);
-        let joined = part.and_then(|p| NpTensor::new(p.dtype(), &shape, p.bytes().to_vec()));
-        joined.ok_or_else(|| format!("`{name}` has shape {:?} for a batch", t.shape()))
+        let width = self.before * s.inner as usize;
+        let part = t.slice_runs(s.axis, s.outer as usize, group * width, width);
+        part.ok_or_else(|| format!("`{name}` has shape {:?} for a batch", t.shape()))
     }
 }

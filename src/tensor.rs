@@ -96,11 +96,16 @@ impl NpTensor {
 
     /// `width` places along an axis from `start` on; `None` where it has fewer.
     pub fn slice(&self, axis: usize, start: usize, width: usize) -> Option<NpTensor> {
-        let extent = *self.shape.get(axis)?;
+        self.slice_runs(axis, 1, start, width)
+    }
+
+    /// As [`NpTensor::slice`], of each of the axis's `runs` equal parts.
+    pub fn slice_runs(&self, axis: usize, runs: usize, start: usize, width: usize) -> Option<NpTensor> {
+        let extent = self.shape.get(axis)?.checked_div(runs)?;
         let (end, size) = (start.checked_add(width).filter(|end| *end <= extent)?, self.dtype.size()?);
         let row = self.shape[axis + 1..].iter().product::<usize>() * size;
         let mut shape = self.shape.clone();
-        shape[axis] = width;
+        shape[axis] = runs * width;
         let blocks = self.data.chunks_exact((extent * row).max(1));
         let data = blocks.flat_map(|block| block[start * row..end * row].iter().copied()).collect();
         NpTensor::new(self.dtype, &shape, data)

@@ -162,9 +162,9 @@ ops! {
     batch_norm_train::BatchNormTrain;
     batch_normalization::BatchNormalization;
     conv::Conv;
-    contrib::FusedMatMul, FastGelu, QuickGelu, BiasGelu, SkipLayerNormalization;
+    contrib::FusedMatMul, FastGelu, QuickGelu, BiasGelu, SkipLayerNormalization, EmbedLayerNormalization, Attention,
+        MultiHeadAttention, Gelu, SkipSimplifiedLayerNormalization, FusedConv, FusedGemm;
     conv_transpose::ConvTranspose;
-    fused::EmbedLayerNormalization, Attention, MultiHeadAttention, Gelu, SkipSimplifiedLayerNormalization, FusedConv, FusedGemm;
     einsum::Einsum;
     gemm::Gemm;
     global_pool::GlobalAveragePool, GlobalMaxPool;

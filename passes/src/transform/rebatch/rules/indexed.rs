@@ -74,6 +74,17 @@ impl Rule<'_, '_> {
         Ok(place)
     }
 
+    /// As [`Rule::own_indices`] for coordinates, which are repeated where none of their axes before `last` is free.
+    fn own_coordinates(&mut self, p: &Place, last: usize, coordinate: (usize, usize)) -> Result<Place, Refusal> {
+        match self.own_indices(p, Some(coordinate)) {
+            Err(why) if last > 0 => {
+                self.repeat_indices().ok_or(why)?;
+                self.own_indices(p, Some(coordinate))
+            }
+            found => found,
+        }
+    }
+
     /// Repeats indices that are the same for every sample along their first axis, for every sample.
     fn repeat_indices(&mut self) -> Option<()> {
         let extent = self.shape(1).ok()?.first().filter(|d| d.known().is_some())?.clone();
@@ -92,12 +103,7 @@ impl Rule<'_, '_> {
         let p = self
             .agree(&all, rank, false, |q| q.axis != axis)
             .ok_or("it indexes along the samples, or its operands have them in different places")?;
-        for i in all {
-            if self.place(i).is_none() {
-                self.meet(i, p.axis, &p, false)?;
-            }
-        }
-        self.all(p)
+        self.meet_others(&all, p)
     }
 
     pub(super) fn gather_nd(&mut self) -> Found {
@@ -110,24 +116,13 @@ impl Rule<'_, '_> {
                 if [0, 1].iter().any(|i| self.place(*i).is_some() && !self.bring(*i, &first, 0)) {
                     return Err("its operands have the samples in different places".into());
                 }
-                for i in [0, 1] {
-                    if self.place(i).is_none() {
-                        self.meet(i, first.axis, &first, false)?;
-                    }
-                }
-                self.all(first)
+                self.meet_others(&[0, 1], first)
             }
             (Some(p), None) if p.axis >= shared + m => self.all(p.at(last + p.axis - shared - m)),
             _ => {
                 let why = "its indices depend on the samples and so does what they index";
                 let p = self.settle(0, why, |_, p| Ok((shared..shared + m).contains(&p.axis)))?;
-                let coordinate = Some((p.axis - shared, m));
-                let q = match self.own_indices(&p, coordinate) {
-                    Err(why) if last > 0 => {
-                        self.repeat_indices().ok_or(why).and_then(|()| self.own_indices(&p, coordinate))?
-                    }
-                    found => found?,
-                };
+                let q = self.own_coordinates(&p, last, (p.axis - shared, m))?;
                 self.all(q)
             }
         }
@@ -172,12 +167,7 @@ impl Rule<'_, '_> {
             }
             p.at(last + p.axis - m)
         } else {
-            match self.own_indices(p, Some((p.axis, m))) {
-                Err(why) if last > 0 => {
-                    self.repeat_indices().ok_or(why).and_then(|()| self.own_indices(p, Some((p.axis, m))))?
-                }
-                found => found?,
-            }
+            self.own_coordinates(p, last, (p.axis, m))?
         };
         for (i, q) in [(0, p), (2, &slices)] {
             if self.place(i).is_none() {

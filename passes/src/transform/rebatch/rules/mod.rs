@@ -418,6 +418,16 @@ impl Rule<'_, '_> {
         self.keeps_axis("the samples do not lie along axis 0", |_, p| Ok(p.axis == 0))
     }
 
+    /// The operands without samples get theirs at a place the others have them; the results have them there too.
+    fn meet_others(&mut self, which: &[usize], p: Place) -> Found {
+        for &i in which {
+            if self.place(i).is_none() {
+                self.meet(i, p.axis, &p, false)?;
+            }
+        }
+        self.all(p)
+    }
+
     /// A convolution to whose result something is added.
     fn fused_conv(&mut self) -> Found {
         self.only(&[0, 3])?;

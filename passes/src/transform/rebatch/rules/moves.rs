@@ -56,12 +56,7 @@ impl Rule<'_, '_> {
         let p = self
             .agree(&all, rank, false, |q| q.axis != axis)
             .ok_or("it joins along the samples, or they lie in different places")?;
-        for i in all {
-            if self.place(i).is_none() {
-                self.meet(i, p.axis, &p, false)?;
-            }
-        }
-        self.all(p)
+        self.meet_others(&all, p)
     }
 
     pub(super) fn slice(&mut self) -> Found {
