@@ -1,7 +1,7 @@
 //! Residual networks of any depth, built through the IR.
 
-use ancre_passes::ir::build::{BuildError, Builder};
 use ancre_passes::ir::{Attrs, DType, Dim, Graph, Tensor, TensorType, ValueId};
+use ancre_passes::ops::build::{BuildError, Builder};
 
 const WIDTH: i64 = 8;
 const CLASSES: i64 = 4;

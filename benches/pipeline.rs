@@ -8,17 +8,18 @@ mod nets;
 
 use ancre_passes::analysis::residual::find_residuals;
 use ancre_passes::ir::{Graph, SharedBytes};
+use ancre_passes::pipeline::training::{TrainingOptions, build_training_graph};
 use ancre_passes::transform::loss::{LossKind, LossOptions};
 use ancre_passes::transform::lower_routes::{Lowering, lower_routes_by};
 use ancre_passes::transform::optimizer::{OptimizerKind, OptimizerOptions};
 use ancre_passes::transform::route::{
     ChainChoice, Form, Granularity, Init, Normalize, RouteOptions, Router, Rule, Scope, route_skips,
 };
-use ancre_passes::transform::training::{TrainingOptions, build_training_graph};
 use ancre_passes::{onnx, pipeline};
+use ancre_rewrite::engine;
 use ancre_rewrite::engine::Tensors;
-use ancre_rewrite::tensor::NpTensor;
-use ancre_rewrite::{engine, files};
+use ancre_rewrite::io::files;
+use ancre_rewrite::io::tensor::NpTensor;
 use divan::counter::ItemsCount;
 use divan::{Bencher, black_box};
 use std::fmt;

@@ -2,7 +2,7 @@
 
 use crate::cli::InspectArgs;
 use crate::error::Failure;
-use crate::files::Outputs;
+use crate::io::files::Outputs;
 use crate::rewrite;
 use ancre_passes::analysis::residual::find_residuals;
 use ancre_passes::analysis::{dot, explain, report};

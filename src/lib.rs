@@ -8,26 +8,14 @@
 //! tract or ONNX Runtime, [`prove`] compares source and rewrite, [`training_files`] writes the training graph and its companions,
 //! [`report`] puts outcomes into words.
 
-mod arrays;
-pub mod auto_loss;
-pub mod batch;
 pub mod cli;
 pub mod engine;
 pub mod error;
-pub mod files;
 pub mod freeze;
 pub mod inspect;
-pub mod options;
-pub mod outputs;
-pub mod placement;
-pub mod prove;
-pub mod random_inputs;
-pub mod report;
+pub mod io;
 pub mod rewrite;
 pub mod runtime;
-pub mod start;
-pub mod tensor;
 #[cfg(feature = "ort")]
 pub mod train;
-pub mod training_files;
 pub mod verify;

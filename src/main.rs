@@ -2,9 +2,10 @@
 
 use ancre_rewrite::cli::{Cli, Command};
 use ancre_rewrite::error::Failure;
+use ancre_rewrite::rewrite::report;
 #[cfg(feature = "ort")]
 use ancre_rewrite::train;
-use ancre_rewrite::{freeze, inspect, report, rewrite, runtime, verify};
+use ancre_rewrite::{freeze, inspect, rewrite, runtime, verify};
 use clap::{CommandFactory, Parser};
 use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -2,14 +2,14 @@
 //! graph and, through loss and gradients, in the training graph.
 
 use crate::common::{Random, emit, floats, max_abs, model, open, open_file, text, tool, tool_ok};
-use ancre_passes::ir::text::parse;
 use ancre_passes::ir::{DType, Graph};
+use ancre_passes::text::parse;
 use ancre_passes::transform::rebatch::{self, Batch, Samples};
+use ancre_rewrite::engine::random_inputs::{self, Sizes};
 use ancre_rewrite::engine::{Session, Tensors};
-use ancre_rewrite::files::read_model;
-use ancre_rewrite::random_inputs::{self, Sizes};
+use ancre_rewrite::io::files::read_model;
+use ancre_rewrite::io::tensor::NpTensor;
 use ancre_rewrite::rewrite;
-use ancre_rewrite::tensor::NpTensor;
 use std::path::Path;
 
 /// Models of `models/` that were exported with batch 1.

@@ -5,8 +5,8 @@ use ancre_passes::ir::{Attrs, DType, Dim, Graph, Op, Tensor, TensorType, ValueId
 use ancre_passes::transform::dropout::{STEP, activate_dropout, evaluation_mode};
 use ancre_passes::transform::eliminate::eliminate_dead;
 use ancre_rewrite::engine::{Session, Tensors};
-use ancre_rewrite::files::read_model;
-use ancre_rewrite::tensor::NpTensor;
+use ancre_rewrite::io::files::read_model;
+use ancre_rewrite::io::tensor::NpTensor;
 use std::path::PathBuf;
 
 const RATIO: f64 = 0.3;

@@ -3,10 +3,10 @@
 
 use crate::common::{Random, emit, max_abs, model, open, open_file, text, tool, tool_ok, write_npz};
 use ancre_passes::ir::{Attrs, DType, Dim, Graph, Kind, Op, Tensor, TensorType, ValueId};
+use ancre_rewrite::engine::random_inputs::{Sizes, random_inputs, sizes};
 use ancre_rewrite::engine::{Session, Tensors, tract};
-use ancre_rewrite::files::read_model;
-use ancre_rewrite::random_inputs::{Sizes, random_inputs, sizes};
-use ancre_rewrite::tensor::NpTensor;
+use ancre_rewrite::io::files::read_model;
+use ancre_rewrite::io::tensor::NpTensor;
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::Value;
 use std::path::{Path, PathBuf};

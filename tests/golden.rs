@@ -5,7 +5,7 @@ use crate::common::{data, floats, max_abs, norm, open_file, read_npz, text, tool
 use ancre_passes::ir::DType;
 use ancre_rewrite::engine::ort::LoopState;
 use ancre_rewrite::engine::{Session, Tensors};
-use ancre_rewrite::tensor::NpTensor;
+use ancre_rewrite::io::tensor::NpTensor;
 use indexmap::IndexMap;
 use serde_json::Value;
 use std::path::{Path, PathBuf};

@@ -2,11 +2,11 @@
 //! has to keep apart.
 
 use crate::common::{data, emit, floats, max_abs, open_file, read_npz, text, tool, tool_ok};
-use ancre_passes::ir::build::Builder;
 use ancre_passes::ir::{Attrs, DType, Dim, Graph, Op, Tensor, TensorType, ValueId};
+use ancre_passes::ops::build::Builder;
 use ancre_rewrite::engine::{Session, Tensors};
-use ancre_rewrite::files::read_model;
-use ancre_rewrite::tensor::NpTensor;
+use ancre_rewrite::io::files::read_model;
+use ancre_rewrite::io::tensor::NpTensor;
 use serde_json::Value;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};

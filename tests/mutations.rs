@@ -9,10 +9,12 @@ use crate::common::Random;
 use crate::common::nets::{Plan, network};
 use crate::common::{data, emit, listing, model, text, tool};
 use ancre_passes::analysis::residual::find_residuals;
-use ancre_passes::ir::{Graph, SharedBytes, verify};
+use ancre_passes::ir::{Graph, SharedBytes};
 use ancre_passes::transform::route::route_skips;
+use ancre_passes::verify;
 use ancre_passes::{onnx, pipeline};
-use ancre_rewrite::{engine, files};
+use ancre_rewrite::engine;
+use ancre_rewrite::io::files;
 use clap::Parser;
 use onnx_protobuf::{Message, ModelProto};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -92,11 +94,18 @@ fn work_on(bytes: Vec<u8>, depth: Depth) -> Result<(), String> {
     let _ = verify::verify(&g, verify::Stage::Open);
     let chains = find_residuals(&g).chains;
     let arguments = ancre_rewrite::cli::Cli::parse_from(["ancre-rewrite", "damaged.onnx", "--loss", "mse"]).rewrite;
-    let options = ancre_rewrite::options::route_options(&arguments).map_err(|e| e.to_string())?;
+    let options = ancre_rewrite::rewrite::options::route_options(&arguments).map_err(|e| e.to_string())?;
     let routers = route_skips(&mut g, &chains, &options).map_err(|e| e.to_string())?.routers;
     if depth == Depth::Train {
         let model = Path::new("damaged.onnx");
-        let built = ancre_rewrite::training_files::build(&arguments, model, g.clone(), &routers, &|_| None, &mut Vec::new());
+        let built = ancre_rewrite::rewrite::training_files::build(
+            &arguments,
+            model,
+            g.clone(),
+            &routers,
+            &|_| None,
+            &mut Vec::new(),
+        );
         if let Ok(Ok(files)) = built {
             write(&files.training.graph)?;
         }

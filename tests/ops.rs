@@ -4,10 +4,11 @@
 //! with a symbolic batch, and with all extents of the first operand, and of all operands, symbolic.
 
 use crate::common::{Random, emit, floats, open};
-use ancre_passes::ir::build::Builder;
-use ancre_passes::ir::{Attrs, DType, Dim, Graph, Op, Tensor, TensorType, ValueId, verify};
+use ancre_passes::ir::{Attrs, DType, Dim, Graph, Op, Tensor, TensorType, ValueId};
+use ancre_passes::ops::build::Builder;
 use ancre_passes::ops::{Derivative, OpRule, Sample, SampleOperand, rules};
 use ancre_passes::transform::{differentiate, eliminate, train_batch_norm};
+use ancre_passes::verify;
 use ancre_rewrite::engine::ort::OrtSession;
 use ancre_rewrite::engine::{Session, Tensors};
 

@@ -1,7 +1,7 @@
 //! `--opset`: the forward graph in another operator set computes the same, the training graph follows or says why not.
 
 use crate::common::{model, open_file, text, tool, tool_ok};
-use ancre_rewrite::files::read_model;
+use ancre_rewrite::io::files::read_model;
 
 #[test]
 fn the_forward_graph_computes_the_same_in_another_operator_set() {

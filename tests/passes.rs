@@ -5,19 +5,20 @@ use crate::common::nets::{Plan, network};
 use crate::common::{Random, emit, floats, max_abs, model, open};
 use crate::golden::{Exporter, Family};
 use ancre_passes::analysis::residual::find_residuals;
-use ancre_passes::ir::build::Builder;
-use ancre_passes::ir::{Attrs, DType, Dim, Graph, Op, Tensor, TensorType, ValueId, verify};
+use ancre_passes::ir::{Attrs, DType, Dim, Graph, Op, Tensor, TensorType, ValueId};
+use ancre_passes::ops::build::Builder;
+use ancre_passes::pipeline::training::{TrainingOptions, build_training_graph};
 use ancre_passes::pipeline::{self, Contract, PASSES};
 use ancre_passes::transform::loss::{LossKind, LossOptions, append_loss};
 use ancre_passes::transform::optimizer::{OptimizerKind, OptimizerOptions, StateKind, Trained, append_optimizer};
 use ancre_passes::transform::route::{
     ChainChoice, Form, Granularity, Init, Normalize, RouteOptions, Router, Rule, Scope, one_hot_parameters, route_skips,
 };
-use ancre_passes::transform::training::{TrainingOptions, build_training_graph};
 use ancre_passes::transform::{differentiate, eliminate, fold, lower_routes, separate, tie, widen};
+use ancre_passes::verify;
+use ancre_rewrite::engine::random_inputs::{Sizes, random_inputs, sizes};
 use ancre_rewrite::engine::{self, Session, Tensors, tract};
-use ancre_rewrite::files::read_model;
-use ancre_rewrite::random_inputs::{Sizes, random_inputs, sizes};
+use ancre_rewrite::io::files::read_model;
 
 const FORMS: [Form; 2] = [Form::Reassign, Form::Augment];
 const RULES: [Rule; 4] = [Rule::Softmax, Rule::Gated, Rule::Free, Rule::Constant];

@@ -10,8 +10,8 @@ use ancre_passes::transform::lower_routes::{Lowering, lower_routes_by};
 use ancre_passes::transform::route::{
     ChainChoice, Form, Granularity, Init, Normalize, RouteOptions, Router, Rule, Scope, route_skips,
 };
+use ancre_rewrite::engine::random_inputs;
 use ancre_rewrite::engine::{self, Session};
-use ancre_rewrite::random_inputs;
 use std::path::Path;
 
 fn read(bytes: Vec<u8>) -> Graph {

@@ -1,7 +1,7 @@
 //! Recurrences, Fourier transforms and sums of blocks written as plain operators compute what ONNX Runtime's own kernels do.
 
 use crate::common::{Random, emit, floats, max_abs, open};
-use ancre_passes::analysis::facts::infer_forward;
+use ancre_passes::analysis::types::infer_forward;
 use ancre_passes::ir::{Attrs, DType, Graph, Op, Tensor, TensorType, ValueType};
 use ancre_passes::transform::{eliminate, legalize};
 use ancre_rewrite::engine::{Session, Tensors};

@@ -2,17 +2,18 @@
 
 use crate::common::{Random, emit, floats, max_abs, open, text, tool, tool_ok, write_npz};
 use ancre_passes::analysis::residual::find_residuals;
-use ancre_passes::ir::build::Builder;
-use ancre_passes::ir::{Attrs, DType, Dim, Graph, Tensor, TensorType, ValueId, verify};
+use ancre_passes::ir::{Attrs, DType, Dim, Graph, Tensor, TensorType, ValueId};
+use ancre_passes::ops::build::Builder;
 use ancre_passes::pipeline;
+use ancre_passes::pipeline::training::{TrainingOptions, build_training_graph};
 use ancre_passes::transform::loss::{LossKind, LossOptions};
 use ancre_passes::transform::optimizer::{OptimizerKind, OptimizerOptions};
 use ancre_passes::transform::route::{
     ChainChoice, Form, Granularity, Init, Normalize, RouteOptions, Router, Rule, Scope, one_hot_parameters, route_skips,
 };
-use ancre_passes::transform::training::{TrainingOptions, build_training_graph};
+use ancre_passes::verify;
 use ancre_rewrite::engine::{self, Session, Tensors};
-use ancre_rewrite::files::read_model;
+use ancre_rewrite::io::files::read_model;
 use onnx_protobuf::{Message, ModelProto};
 use serde_json::Value;
 use std::path::{Path, PathBuf};

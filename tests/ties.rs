@@ -3,10 +3,10 @@
 
 use crate::common::{floats, max_abs, model, open_file, text, tool_ok};
 use ancre_passes::ir::DType;
+use ancre_rewrite::engine::random_inputs::{self, Sizes};
 use ancre_rewrite::engine::{Session, Tensors};
-use ancre_rewrite::files::read_model;
-use ancre_rewrite::random_inputs::{self, Sizes};
-use ancre_rewrite::tensor::NpTensor;
+use ancre_rewrite::io::files::read_model;
+use ancre_rewrite::io::tensor::NpTensor;
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::Value;
 use std::path::Path;

@@ -2,11 +2,12 @@
 //! graph makes a step in ONNX Runtime.
 
 use crate::common::{emit, floats, max_abs, model, models, open, open_file, text, tool, tool_ok};
-use ancre_passes::ir::{DType, Graph, verify};
+use ancre_passes::ir::{DType, Graph};
 use ancre_passes::transform::{eliminate, fold, legalize, separate};
+use ancre_passes::verify;
+use ancre_rewrite::engine::random_inputs;
 use ancre_rewrite::engine::{self, Session, Tensors};
-use ancre_rewrite::files::read_model;
-use ancre_rewrite::random_inputs;
+use ancre_rewrite::io::files::read_model;
 use std::path::{Path, PathBuf};
 
 fn name(path: &Path) -> String {

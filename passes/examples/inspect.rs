@@ -1,5 +1,5 @@
 //! Prints the residual structure of a model as JSON, with the types the file and our own rules give.
-use ancre_passes::analysis::{facts, report, residual};
+use ancre_passes::analysis::{report, residual, types};
 use ancre_passes::onnx;
 use onnx_protobuf::Message;
 
@@ -9,7 +9,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let model = onnx_protobuf::ModelProto::parse_from_bytes(&std::fs::read(&path)?)?;
     let mut g = onnx::import(model, None)?;
     let parsed = begin.elapsed();
-    let coverage = facts::resolve_types(&mut g, None);
+    let coverage = types::resolve_types(&mut g, None);
     let typed = begin.elapsed();
     let s = residual::find_residuals(&g);
     let found = begin.elapsed();

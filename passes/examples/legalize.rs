@@ -2,10 +2,10 @@
 //!
 //! `cargo run -p ancre-passes --example legalize -- IN.onnx OUT.onnx`
 
-use ancre_passes::analysis::facts::resolve_types;
-use ancre_passes::ir::verify::{Stage, verify};
+use ancre_passes::analysis::types::resolve_types;
 use ancre_passes::onnx;
 use ancre_passes::transform::{eliminate, legalize, separate};
+use ancre_passes::verify::{Stage, verify};
 use onnx_protobuf::Message;
 use std::path::Path;
 

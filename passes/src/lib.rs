@@ -8,17 +8,17 @@
 //! ```
 //!
 //! - [`ir`] is the graph: values and nodes, [types](ir::TensorType) with [symbolic extents](ir::Dim), a
-//!   [builder](ir::build::Builder) that infers the type of what it adds, a [verifier](ir::verify), a [text form](ir::text).
+//!   [builder](ops::build::Builder) that infers the type of what it adds, a [verifier](verify), a [text form](text).
 //! - [`onnx`] reads a model into it and writes it back; what no pass touched comes out as it went in.
 //! - [`ops`] holds one rule an operator: its types and its pullback. To support another operator, add its file.
-//! - [`analysis`] finds the [residual adds](analysis::residual), completes [types](analysis::facts), and tells which constants
+//! - [`analysis`] finds the [residual adds](analysis::residual), completes [types](analysis::types), and tells which constants
 //!   [train](analysis::roles).
 //! - [`transform`] has the passes. [`pipeline`] lists them in order, each with what must hold before and after it.
 //! - [`proof`] shows that two graphs compute the same, by canonical forms.
 //!
 //! ```
 //! use ancre_passes::analysis::residual::find_residuals;
-//! use ancre_passes::ir::text::parse;
+//! use ancre_passes::text::parse;
 //!
 //! let g = parse("net (float[n, 4] x) => (h) <float[4, 4] w = {…}> { f = MatMul (x, w) h = Add (x, f) }").unwrap();
 //! let found = find_residuals(&g);
@@ -31,6 +31,9 @@ pub mod ir;
 pub mod onnx;
 pub mod ops;
 pub mod pipeline;
+pub mod placement;
 pub mod proof;
 pub mod random;
+pub mod text;
 pub mod transform;
+pub mod verify;

@@ -3,7 +3,7 @@
 
 #![allow(clippy::unwrap_used)]
 
-use ancre_passes::ir::text::parse;
+use ancre_passes::text::parse;
 use ancre_passes::transform::fold::fold_constants;
 
 const CONSTANTS: &str = "int64[1] zero = {0}, int64[1] one = {1}, int64[1] two = {2}, int64[2] pair = {1, 2}, \

@@ -1,4 +1,4 @@
-//! Golden cases of the passes in the textual form of `ir::text`, and the properties of that form.
+//! Golden cases of the passes in the textual form of `text`, and the properties of that form.
 //!
 //! A case is a file of `text/`: `// RUN: <pass> [options] | <pass> …`, comments that say what it shows, a graph, `// EXPECT`, and
 //! what comes out. `BLESS=1 cargo test -p ancre-passes --test text` writes the last part anew; read what changed before it is
@@ -7,11 +7,12 @@
 #![allow(clippy::unwrap_used)]
 
 use ancre_passes::analysis::residual::{Join, ResidualStructure, find_residuals};
-use ancre_passes::ir::text::{body, outline, parse, print};
-use ancre_passes::ir::verify::{Stage, verify};
-use ancre_passes::ir::{Attrs, DType, Dim, Graph, Op, Tensor, TensorType, ValueId, build::Builder};
+use ancre_passes::ir::{Attrs, DType, Dim, Graph, Op, Tensor, TensorType, ValueId};
+use ancre_passes::ops::build::Builder;
+use ancre_passes::text::{body, outline, parse, print};
 use ancre_passes::transform::route::{Form, Granularity, Init, Normalize, RouteOptions, Rule, route_skips};
 use ancre_passes::transform::{differentiate, eliminate, fold, lower_routes, route, separate};
+use ancre_passes::verify::{Stage, verify};
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 

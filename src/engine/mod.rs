@@ -2,12 +2,13 @@
 
 #[cfg(feature = "ort")]
 pub mod ort;
+pub mod random_inputs;
 #[cfg(test)]
 mod samples;
 pub mod tract;
 
-use crate::tensor::NpTensor;
-use ancre_passes::analysis::facts;
+use crate::io::tensor::NpTensor;
+use ancre_passes::analysis::types;
 use ancre_passes::ir::Graph;
 use indexmap::IndexMap;
 use std::path::Path;
@@ -79,5 +80,5 @@ pub fn ort() -> Result<Box<dyn Engine>, EngineError> {
 
 /// Finds the type of every value of a graph, as well as that can be known.
 pub fn find_types(g: &mut Graph) {
-    facts::resolve_types(g, Some(&tract::TractOracle));
+    types::resolve_types(g, Some(&tract::TractOracle));
 }

@@ -1,9 +1,9 @@
 //! `freeze`: trained state back into the forward graph, router baked in.
 
 use crate::cli::FreezeArgs;
+use crate::engine::random_inputs::{self, Sizes};
 use crate::error::Failure;
-use crate::files::Outputs;
-use crate::random_inputs::{self, Sizes};
+use crate::io::files::Outputs;
 use crate::verify::{Comparison, Tolerance, compare_all};
 use crate::{engine, rewrite};
 use ancre_passes::ir::Graph;

@@ -1,7 +1,7 @@
 //! A trained state back into a forward graph: by name, each tensor of the right shape, none that belongs elsewhere.
 
-use crate::arrays::{Array, read_arrays};
 use crate::error::Failure;
+use crate::io::arrays::{Array, read_arrays};
 use ancre_passes::analysis::roles::initializer_roles;
 use ancre_passes::ir::{Graph, Tensor, ValueId};
 use ancre_passes::transform::route::Rule;

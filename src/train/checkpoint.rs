@@ -4,7 +4,7 @@
 use super::course::Course;
 use crate::engine::Tensors;
 use crate::error::Failure;
-use crate::tensor::NpTensor;
+use crate::io::tensor::NpTensor;
 use ancre_passes::ir::{DType, SharedBytes};
 use safetensors::{Dtype, SafeTensors};
 use serde::{Deserialize, Serialize};

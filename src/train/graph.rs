@@ -4,12 +4,12 @@ use super::course::Hash;
 use super::data::Wanted;
 use crate::engine::ort::stepper::Carried;
 use crate::error::Failure;
-use crate::files;
+use crate::io::files;
 use ancre_passes::ir::{DType, Graph, Output, Shape, ValueId};
 use ancre_passes::onnx::read_value_info;
 use ancre_passes::transform::bake::{RouterRecord, read_record};
 use ancre_passes::transform::loss::LossKind;
-use ancre_passes::transform::training::StateRecord;
+use ancre_passes::transform::optimizer::StateRecord;
 use indexmap::IndexMap;
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
@@ -227,7 +227,7 @@ fn reads_ids(g: &Graph, target: ValueId) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ancre_passes::ir::text::parse;
+    use ancre_passes::text::parse;
 
     #[test]
     fn classes_are_on_the_axis_that_the_target_lacks() {

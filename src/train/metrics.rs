@@ -3,7 +3,7 @@
 use super::checkpoint::Sums;
 use super::graph::{Scores, TrainingGraph};
 use crate::engine::ort::stepper::Read;
-use crate::tensor::NpTensor;
+use crate::io::tensor::NpTensor;
 
 /// What a run of the graph said about a batch.
 pub struct Batch<'a> {

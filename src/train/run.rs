@@ -13,7 +13,7 @@ use crate::cli::FreezeArgs;
 use crate::engine::Tensors;
 use crate::error::Failure;
 use crate::freeze;
-use crate::tensor::NpTensor;
+use crate::io::tensor::NpTensor;
 use ancre_passes::ir::DType;
 use std::time::{Duration, Instant};
 

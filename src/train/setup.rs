@@ -359,7 +359,7 @@ fn find_forward(a: &TrainArgs, t: &TrainingGraph) -> Result<PathBuf, Failure> {
             .at(&t.path)
             .help("name it with --forward STEM.ancre.onnx")
     })?;
-    if [&forward, &t.path].iter().any(|p| crate::outputs::is_same_file(p, &export)) {
+    if [&forward, &t.path].iter().any(|p| crate::io::outputs::is_same_file(p, &export)) {
         return Err(Failure::input("--export would replace a graph that it is made of").at(&export));
     }
     if export.is_dir() {

@@ -71,7 +71,7 @@ pub fn lines(all: &[Shortcut], most: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tensor::NpTensor;
+    use crate::io::tensor::NpTensor;
     use ancre_passes::transform::route::{Form, Normalize, Rule, Scope};
 
     #[test]

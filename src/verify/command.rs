@@ -6,8 +6,8 @@ use super::{
 use crate::cli::{EngineArg, VerifyArgs};
 use crate::engine::Tensors;
 use crate::error::Failure;
-use crate::files::Outputs;
-use crate::{options, rewrite};
+use crate::io::files::Outputs;
+use crate::rewrite::{self, options};
 use std::path::Path;
 use std::time::Instant;
 

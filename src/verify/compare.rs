@@ -1,7 +1,7 @@
 //! Are two models the same function, as far as running them tells?
 
 use crate::engine::{EngineError, Session, Tensors};
-use crate::tensor::NpTensor;
+use crate::io::tensor::NpTensor;
 use ancre_passes::ir::DType;
 use indexmap::IndexMap;
 use serde::Serialize;

@@ -3,12 +3,13 @@
 
 use super::compare::compare;
 use super::numeric::{Failing, engines};
-use super::{Subject, VerifyOptions, memory, pairing};
+use super::{Subject, VerifyOptions, memory};
 use crate::cli::EngineArg;
+use crate::engine::random_inputs::Sizes;
 use crate::engine::{Engine, Tensors};
-use crate::random_inputs::Sizes;
 use ancre_passes::ir::{Graph, ValueId};
 use ancre_passes::onnx;
+use ancre_passes::proof::pairing;
 use ancre_passes::transform::eliminate;
 use serde::Serialize;
 
@@ -116,7 +117,7 @@ fn run(
     s: &Subject,
     values: impl Iterator<Item = ValueId>,
     inputs: &Tensors,
-) -> Result<Vec<crate::tensor::NpTensor>, String> {
+) -> Result<Vec<crate::io::tensor::NpTensor>, String> {
     let mut g = s.graph.clone();
     g.clear_outputs();
     let values: Vec<String> = values

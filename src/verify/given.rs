@@ -1,9 +1,9 @@
 //! The user's own inputs, from `.npy`, `.npz` and `.safetensors` files.
 
-use crate::arrays::{Array, read_arrays, read_npy};
 use crate::engine::Tensors;
 use crate::error::Failure;
-use crate::tensor::NpTensor;
+use crate::io::arrays::{Array, read_arrays, read_npy};
+use crate::io::tensor::NpTensor;
 use ancre_passes::ir::Graph;
 use std::path::Path;
 

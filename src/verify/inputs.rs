@@ -3,8 +3,8 @@
 //! extent a number written into the graph. Ids run through the rows of the tables they index.
 
 use crate::engine::Tensors;
-use crate::random_inputs::{self, Role, Sizes};
-use crate::tensor::NpTensor;
+use crate::engine::random_inputs::{self, Role, Sizes};
+use crate::io::tensor::NpTensor;
 use ancre_passes::ir::{Graph, ValueId};
 use ancre_passes::random::Random;
 use indexmap::IndexMap;

@@ -1,7 +1,7 @@
 //! How much memory a comparison takes, before and while it runs.
 
+use crate::engine::random_inputs::Sizes;
 use crate::error::Failure;
-use crate::random_inputs::Sizes;
 use ancre_passes::ir::{Graph, Kind, ValueId};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -120,7 +120,7 @@ impl Drop for Watch {
 
 /// The error of a check that does not fit.
 pub fn exceeded(what: &str, needed: u64, limit: u64) -> Failure {
-    let (needed, limit) = (crate::report::bytes(needed), crate::report::bytes(limit));
+    let (needed, limit) = (crate::rewrite::report::bytes(needed), crate::rewrite::report::bytes(limit));
     Failure::input(format!("{what} {needed} of memory, --max-memory allows {limit}"))
         .help("a smaller --dim (batch, sequence length), --engine ort, --proof, or a larger --max-memory")
 }

@@ -7,9 +7,9 @@
 use super::compare::{Comparison, Report, Tolerance, compare_all};
 use super::inputs::{Coverage, Planner, Trial};
 use super::{Subject, VerifyOptions, memory};
+use crate::engine::random_inputs::{self, Sizes};
 use crate::engine::{self, Engine, EngineError, Session, Tensors};
 use crate::error::Failure;
-use crate::random_inputs::{self, Sizes};
 use std::time::Instant;
 
 /// Where A and B differ.
@@ -215,12 +215,12 @@ fn fixed_sizes(a: &Subject, b: &Subject, o: &VerifyOptions) -> Result<Sizes, Fai
             .help("save it with that type (numpy: astype) and shape"));
         }
         for (n, d) in t.shape().iter().zip(shape) {
-            if let Some(symbol) = super::interface::plain_symbol(d) {
+            if let Some(symbol) = ancre_passes::proof::interface::plain_symbol(d) {
                 fixed.entry(symbol).or_insert(*n as i64);
             }
         }
     }
-    for (symbol, n) in super::interface::fixed_by_other(&a.graph, &b.graph) {
+    for (symbol, n) in ancre_passes::proof::interface::fixed_by_other(&a.graph, &b.graph) {
         fixed.entry(symbol).or_insert(n);
     }
     Ok(fixed)

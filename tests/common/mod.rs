@@ -6,7 +6,7 @@ use ancre_passes::ir::{DType, Graph};
 use ancre_passes::onnx;
 use ancre_rewrite::engine::ort::{OrtEngine, OrtSession, install};
 use ancre_rewrite::engine::{Tensors, ort};
-use ancre_rewrite::tensor::NpTensor;
+use ancre_rewrite::io::tensor::NpTensor;
 use ndarray::{ArrayD, OwnedRepr};
 use ndarray_npy::{NpzReader, NpzWriter};
 use std::path::{Path, PathBuf};

@@ -1,8 +1,8 @@
 //! Small random residual networks.
 
 use super::Random;
-use ancre_passes::ir::build::Builder;
 use ancre_passes::ir::{Attrs, DType, Dim, Graph, Op, Tensor, TensorType, ValueId};
+use ancre_passes::ops::build::Builder;
 
 /// What a network looks like.
 #[derive(Clone, Debug)]

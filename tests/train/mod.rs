@@ -3,10 +3,10 @@
 mod interruption;
 
 use crate::common::{Ran, Random, emit, open_file, runtime, text, tool, tool_ok};
-use ancre_passes::ir::build::Builder;
 use ancre_passes::ir::{DType, Dim, Graph, Tensor, TensorType, ValueId};
+use ancre_passes::ops::build::Builder;
 use ancre_rewrite::engine::{Session, Tensors, tract};
-use ancre_rewrite::tensor::NpTensor;
+use ancre_rewrite::io::tensor::NpTensor;
 use ancre_rewrite::train::checkpoint;
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::Value;

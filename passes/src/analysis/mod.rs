@@ -2,10 +2,10 @@
 
 pub mod dot;
 pub mod explain;
-pub mod facts;
 pub mod head;
 pub mod integers;
 mod origin;
 pub mod report;
 pub mod residual;
 pub mod roles;
+pub mod types;

@@ -1,14 +1,11 @@
 //! The graph IR: nodes, values, uses, symbolic dimensions.
 
 mod attr;
-pub mod build;
 mod bytes;
 mod dim;
 mod graph;
 mod tensor;
-pub mod text;
 mod types;
-pub mod verify;
 
 pub use attr::{Attr, Attrs};
 pub use bytes::SharedBytes;

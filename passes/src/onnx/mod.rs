@@ -3,6 +3,7 @@
 mod emit;
 mod external;
 mod import;
+pub mod inline;
 mod scan;
 #[cfg(test)]
 mod tests;

@@ -9,7 +9,7 @@
 
 use super::sample::floats;
 use super::*;
-use crate::ir::build::{BuildError, Builder, Built};
+use crate::ops::build::{BuildError, Builder, Built};
 use crate::ir::{ANCRE, NodeId, Tensor};
 
 pub(super) struct BatchNormTrain;

@@ -1,8 +1,8 @@
 //! Broadcasting and its transpose.
 
 use super::TypeError;
-use crate::ir::build::{Builder, Built};
 use crate::ir::{DType, Dim, Shape, TensorType, ValueId};
+use crate::ops::build::{Builder, Built};
 
 /// The shape two shapes broadcast to (numpy's rule).
 ///

@@ -8,7 +8,7 @@ use super::conv_weight::weight_gradient;
 use super::sample::floats;
 use super::window::{Window, crop_like, slice};
 use super::*;
-use crate::ir::build::{BuildError, Builder, Built};
+use crate::ops::build::{BuildError, Builder, Built};
 
 pub(super) struct Conv;
 

@@ -6,8 +6,8 @@ use super::broadcast::sum_batch;
 use super::conv::{merge_axes, reshape_around, split_axis};
 use super::matmul::{contract_batch, contract_batches, is_long};
 use super::window::{Window, crop_like, pad_spatial, slice};
-use crate::ir::build::{Builder, Built};
 use crate::ir::{Attrs, Dim, Tensor, TensorType, ValueId};
+use crate::ops::build::{Builder, Built};
 
 /// Cells of a mask that is written out for every row.
 const LARGE_MASK: i64 = 16384;

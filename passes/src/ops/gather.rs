@@ -4,7 +4,7 @@ use super::place::{Start, place};
 use super::sample::floats;
 use super::scatter_elements::add_at;
 use super::*;
-use crate::ir::build::{Builder, Built};
+use crate::ops::build::{Builder, Built};
 
 pub(super) struct Gather;
 

@@ -4,7 +4,7 @@
 use super::matmul::rows;
 use super::sample::floats;
 use super::*;
-use crate::ir::build::{BuildError, Builder};
+use crate::ops::build::{BuildError, Builder};
 
 pub(super) struct LayerNormalization;
 

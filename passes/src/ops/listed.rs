@@ -1,7 +1,7 @@
 //! Integer lists that are attributes in older opsets and operands in newer ones, and what reductions make of them.
 
 use super::*;
-use crate::ir::build::Built;
+use crate::ops::build::Built;
 
 impl Infer<'_> {
     /// Integers given as the attribute `name` or as constant operand `i`; `None` when neither is there.

@@ -3,7 +3,7 @@
 use super::broadcast::{broadcast, sum_batch, unbroadcast};
 use super::sample::floats;
 use super::*;
-use crate::ir::build::{BuildError, Builder, Built};
+use crate::ops::build::{BuildError, Builder, Built};
 
 pub(super) struct MatMul;
 

@@ -5,8 +5,8 @@
 //! they rewrite.
 
 pub mod broadcast;
+pub mod build;
 mod conv_weight;
-mod coverage;
 mod flat;
 mod listed;
 mod place;
@@ -16,7 +16,6 @@ mod unruled;
 mod window;
 
 pub use batch_norm_train::lower as lower_batch_norm_train;
-pub use coverage::operator_table;
 pub use place::sum_terms;
 pub use pullback::{Contribution, Cotangents, GradError, Pullback};
 pub(crate) use route::ROUTE_SOURCES;

@@ -1,7 +1,7 @@
 //! The transpose of taking a block out of a tensor: zeros of the whole's shape with the block in its place.
 
 use super::*;
-use crate::ir::build::{Builder, Built};
+use crate::ops::build::{Builder, Built};
 
 /// Where a block starts along one axis.
 pub(super) enum Start {

@@ -2,7 +2,7 @@
 
 use super::sample::{floats, floats_in};
 use super::*;
-use crate::ir::build::Built;
+use crate::ops::build::Built;
 
 pub(super) struct Pow;
 

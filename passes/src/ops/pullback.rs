@@ -1,8 +1,8 @@
 //! What a pullback works with: the node's operands and results, the results' cotangents, and a builder.
 
 use super::broadcast::unbroadcast;
-use crate::ir::build::{BuildError, Builder};
 use crate::ir::{Attrs, Graph, NodeId, NodeSite, TensorType, ValueId};
+use crate::ops::build::{BuildError, Builder};
 use indexmap::IndexMap;
 
 /// Why there is no derivative.

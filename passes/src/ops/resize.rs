@@ -7,7 +7,7 @@
 use super::sample::{floats, ints};
 use super::*;
 use crate::ir::Tensor;
-use crate::ir::build::{Builder, Built};
+use crate::ops::build::{Builder, Built};
 
 pub(super) struct Resize;
 

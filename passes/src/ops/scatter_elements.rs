@@ -4,7 +4,7 @@
 
 use super::sample::floats;
 use super::*;
-use crate::ir::build::{Builder, Built};
+use crate::ops::build::{Builder, Built};
 
 pub(super) struct ScatterElements;
 

@@ -3,7 +3,7 @@
 use super::place::{Start, place};
 use super::sample::{floats, ints};
 use super::*;
-use crate::ir::build::{BuildError, Builder, Built};
+use crate::ops::build::{BuildError, Builder, Built};
 
 pub(super) struct Slice;
 

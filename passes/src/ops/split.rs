@@ -2,7 +2,7 @@
 
 use super::sample::{floats, ints};
 use super::*;
-use crate::ir::build::{BuildError, Builder};
+use crate::ops::build::{BuildError, Builder};
 
 pub(super) struct Split;
 

@@ -2,8 +2,8 @@
 
 use super::TypeError;
 use super::{Infer, unknown_dim};
-use crate::ir::build::{Builder, Built};
 use crate::ir::{Attrs, Dim, TensorType, ValueId};
+use crate::ops::build::{Builder, Built};
 
 /// Bound of every number of a window: an attribute beyond is damage, and would overflow what is computed with it.
 const LARGEST: i64 = 1 << 24;

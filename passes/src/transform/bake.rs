@@ -2,8 +2,8 @@
 //! one costs nothing and a weight of zero drops its edge.
 
 use super::route::{Normalize, Rule, reference_weights};
-use crate::ir::build::{BuildError, Builder, Built};
 use crate::ir::{Dim, Graph, Tensor, ValueId};
+use crate::ops::build::{BuildError, Builder, Built};
 use serde::{Deserialize, Serialize};
 
 /// The metadata `ancre.router`: what later tools need to read a routed graph.

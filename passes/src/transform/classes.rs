@@ -10,8 +10,8 @@
 //! is a refusal.
 
 use super::fresh::Fresh;
-use crate::analysis::facts::{infer_node, is_resolved};
 use crate::analysis::head::{constant_origin, descendants, find_head};
+use crate::analysis::types::{infer_node, is_resolved};
 use crate::ir::{Dim, Graph, NodeId, Tensor, ValueId};
 use crate::ops::constant_ints;
 use std::collections::HashSet;

@@ -4,8 +4,8 @@
 //! operands' cotangents; a value's terms are summed once, when its producer is reached. Only values that lie between a
 //! trainable tensor and the loss carry cotangents.
 
-use crate::ir::build::Builder;
 use crate::ir::{Graph, Kind, NodeId, NodeSite, Tensor, ValueId};
+use crate::ops::build::Builder;
 use crate::ops::{self, Contribution, Cotangents, Derivative, GradError, Pullback};
 use crate::transform::route;
 use indexmap::IndexMap;

@@ -14,8 +14,8 @@
 //! A mask costs five integer operators over the tensor. The same step gives the same mask in every session and on every provider.
 
 use super::fresh::Fresh;
-use crate::ir::build::{BuildError, Builder, Built};
 use crate::ir::{DType, Dim, Graph, Kind, NodeId, Tensor, TensorType, ValueId};
+use crate::ops::build::{BuildError, Builder, Built};
 
 /// A prime below 2³¹, ≡ 2 mod 3.
 const P: i64 = 2_147_483_579;
@@ -266,7 +266,7 @@ pub(crate) fn dropout_node(g: &mut Graph, x: ValueId, ratio: f32, on: Option<boo
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ir::verify;
+    use crate::verify;
 
     fn network(ratio: f32, on: Option<bool>) -> Graph {
         let mut g = Graph::default();

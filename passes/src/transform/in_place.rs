@@ -1,7 +1,7 @@
 //! Which states a runtime may overwrite with their next value: a loop binds the output to the memory of the input and keeps
 //! one copy instead of two.
 
-use super::training::StateRecord;
+use super::optimizer::StateRecord;
 use crate::ir::{Graph, NodeId, ValueId};
 
 /// Operators whose result may be their operand's memory, by themselves or after a runtime's simplification.
@@ -14,7 +14,7 @@ const ELEMENTWISE: [&str; 6] = ["Add", "Div", "Identity", "Mul", "Sub", "Where"]
 ///
 /// Moments, accumulators and running statistics are read by nothing but their own formula. A weight is read by the forward
 /// pass, which is over when a gradient is there, and by its input's cotangent, which [`Waits`] makes the update wait for.
-pub(super) fn mark_in_place(g: &Graph, states: &mut [StateRecord]) {
+pub(crate) fn mark_in_place(g: &Graph, states: &mut [StateRecord]) {
     let mut pairs: Vec<(NodeId, NodeId)> = Vec::new();
     let mut marked = Vec::new();
     for (i, s) in states.iter().enumerate() {
@@ -161,8 +161,8 @@ impl Waits {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ir::build::Builder;
     use crate::ir::{DType, Tensor, TensorType};
+    use crate::ops::build::Builder;
     use crate::transform::optimizer::StateKind;
 
     /// A state `m` of two elements, what becomes of it, and the verdict.

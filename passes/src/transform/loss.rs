@@ -1,8 +1,8 @@
 //! Losses, appended as plain operators.
 
 use super::master::is_half;
-use crate::ir::build::{BuildError, Builder, Built};
 use crate::ir::{Attrs, DType, Dim, Graph, NodeId, Op, TensorType, ValueId, ValueType};
+use crate::ops::build::{BuildError, Builder, Built};
 
 /// Which loss.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

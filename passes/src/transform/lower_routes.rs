@@ -11,8 +11,8 @@
 //! Under `gated` the one-hot part is a plain addition, so that the residual stream stays exact where matrix products are not
 //! (TF32): `route = h_near + Σ a (p − onehot) h`.
 
-use crate::ir::build::{BuildError, Builder, Built, reshape_target};
 use crate::ir::{ANCRE, Attrs, DType, Dim, Graph, NodeId, Tensor, TensorType, ValueId};
+use crate::ops::build::{BuildError, Builder, Built, reshape_target};
 use indexmap::{IndexMap, IndexSet};
 
 /// How a router's weighted sums are computed.

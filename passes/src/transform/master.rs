@@ -5,8 +5,8 @@
 //!   after   y = MatMul(x, Cast(w: f32))        the gradient of w is that of the Cast: float32 too
 //! ```
 
-use crate::ir::build::{BuildError, Builder};
 use crate::ir::{DType, Graph, NodeId, Tensor, ValueId};
+use crate::ops::build::{BuildError, Builder};
 
 /// Is it narrower than float32?
 pub fn is_half(dtype: DType) -> bool {

@@ -1,15 +1,15 @@
 //! Passes that change a graph, and the parts of training graphs.
 
+pub mod auto_loss;
 pub mod bake;
 pub mod classes;
+pub mod coverage;
 mod differentiate;
 pub mod dropout;
 pub mod eliminate;
-pub mod evaluation;
 pub mod fold;
 pub mod fresh;
-mod in_place;
-pub mod inline;
+pub(crate) mod in_place;
 pub mod legalize;
 pub mod loss;
 pub mod lower_routes;
@@ -20,8 +20,8 @@ pub mod reinit;
 pub mod route;
 pub mod separate;
 pub mod tie;
+pub mod to_double;
 pub mod train_batch_norm;
-pub mod training;
 mod update;
 pub mod widen;
 

@@ -3,8 +3,8 @@
 use super::dropout;
 use super::in_place::Waits;
 use super::update::{Pack, Scalars, dims, packs};
-use crate::ir::build::{BuildError, Builder, Built};
 use crate::ir::{DType, Dim, Graph, TensorType, ValueId};
+use crate::ops::build::{BuildError, Builder, Built};
 use serde::{Deserialize, Serialize};
 
 /// Which optimiser.
@@ -70,7 +70,7 @@ impl OptimizerOptions {
     }
 
     /// Weight decay of the weights.
-    pub(super) fn decay(&self) -> f64 {
+    pub(crate) fn decay(&self) -> f64 {
         self.weight_decay.unwrap_or(if self.kind == OptimizerKind::AdamW { 0.01 } else { 0.0 })
     }
 }
@@ -284,4 +284,24 @@ pub fn declare_moments(g: &mut Graph, states: &[StateTensor]) {
             g.set_type(s.value, crate::ir::ValueType { dtype, shape: Some(shape) });
         }
     }
+}
+
+/// One state tensor as the metadata describes it.
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
+pub struct StateRecord {
+    /// Name of the tensor.
+    pub name: String,
+    /// Graph input that takes it.
+    pub input: String,
+    /// Graph output that gives its next value.
+    pub output: Option<String>,
+    /// What it is.
+    pub kind: StateKind,
+    /// Is it trained?
+    pub trainable: bool,
+    /// Full shape.
+    pub shape: Vec<i64>,
+    /// May the output be bound to the input's memory?
+    #[serde(default)]
+    pub in_place: bool,
 }

@@ -198,8 +198,8 @@ fn is_constant_valued(t: &Tensor) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ir::verify::{Stage, verify};
     use crate::ir::{Attrs, Op, TensorType, ValueType};
+    use crate::verify::{Stage, verify};
 
     fn ty(dims: &[i64]) -> ValueType {
         TensorType::fixed(DType::F32, dims).into()

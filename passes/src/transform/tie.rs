@@ -17,8 +17,8 @@
 //! writes both.
 
 use crate::analysis::roles::{Role, initializer_roles};
-use crate::ir::build::{BuildError, Builder};
 use crate::ir::{Graph, Kind, Tensor, ValueId};
+use crate::ops::build::{BuildError, Builder};
 use std::collections::{HashMap, HashSet};
 
 /// The metadata that records what is tied: a JSON list of [`Tie`]s. It is empty where ties were found but not wanted.
@@ -203,8 +203,8 @@ pub fn begin(g: &mut Graph, tie: &Tie) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ir::verify::{Stage, verify};
     use crate::ir::{Attrs, DType, Op, TensorType};
+    use crate::verify::{Stage, verify};
 
     fn values(seed: usize) -> Vec<f32> {
         (0..96).map(|i| ((i * 37 + seed) as f32 * 0.71).sin()).collect()

@@ -6,9 +6,9 @@
 
 use super::master;
 use super::optimizer::{StateKind, StateTensor};
-use crate::ir::build::{BuildError, Builder};
 use crate::ir::{ANCRE, Attrs, Graph, Kind, NodeId, Op, TensorType, ValueId, ValueType};
 use crate::ops;
+use crate::ops::build::{BuildError, Builder};
 use indexmap::IndexMap;
 
 /// Puts every batch normalisation with stored statistics into training mode; returns the statistics as state.

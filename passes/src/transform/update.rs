@@ -2,8 +2,8 @@
 //! a dozen operators for each of them would cost more than their arithmetic.
 
 use super::optimizer::{OptimizerKind, OptimizerOptions, StateKind, StateTensor, Trained};
-use crate::ir::build::{BuildError, Builder, Built};
 use crate::ir::{Attrs, DType, Op, Tensor, ValueId};
+use crate::ops::build::{BuildError, Builder, Built};
 use indexmap::IndexMap;
 
 /// Tensors of up to so many elements are laid end to end. Measured on the CPU provider: joining and splitting moves nine

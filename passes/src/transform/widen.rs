@@ -63,7 +63,8 @@ fn cast(g: &mut Graph, node: NodeId, v: ValueId, to: DType) -> ValueId {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ir::{TensorType, verify};
+    use crate::ir::TensorType;
+    use crate::verify;
 
     #[test]
     fn only_the_named_nodes_are_wide_and_outputs_keep_name_and_type() {

@@ -11,7 +11,7 @@ pub use self::locate::{Found, Runtime, cache_dir, locate};
 use self::device::{Device, Optimization};
 use self::locate::PATH_VARIABLE;
 use super::{Engine, EngineError, Session, Tensors};
-use crate::tensor::NpTensor;
+use crate::io::tensor::NpTensor;
 use ancre_passes::ir::DType;
 use indexmap::IndexMap;
 use onnx_protobuf::{Message, ModelProto};

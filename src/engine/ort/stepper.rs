@@ -4,7 +4,7 @@
 use super::device::{Device, memory_of};
 use super::{OrtSession, from_ort, run_error, to_ort};
 use crate::engine::{EngineError, Tensors};
-use crate::tensor::NpTensor;
+use crate::io::tensor::NpTensor;
 use indexmap::IndexMap;
 use ort::memory::{AllocationDevice, MemoryInfo};
 use ort::session::IoBinding;

@@ -7,8 +7,8 @@
 //! so one unknown operator does not lose what follows it.
 
 use super::{framework, from_datum, is_known, quietly, to_datum, to_tract};
-use ancre_passes::analysis::facts::{ShapeOracle, declared, infer_node_knowing, is_resolved, merge, unnamed_dim};
 use ancre_passes::analysis::integers::{self, Integers, Known};
+use ancre_passes::analysis::types::{ShapeOracle, declared, infer_node_knowing, is_resolved, merge, unnamed_dim};
 use ancre_passes::ir::{ANCRE, DType, Dim, Graph, Kind, NodeId, Tensor, TensorType, ValueId, ValueType};
 use ancre_passes::onnx::node_message;
 use ancre_passes::ops::constant_ints;
@@ -363,7 +363,7 @@ fn convert(d: &TDim, other: &dyn Fn(&TDim) -> Option<Dim>) -> Option<Dim> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ancre_passes::analysis::facts::{Coverage, resolve_types};
+    use ancre_passes::analysis::types::{Coverage, resolve_types};
     use ancre_passes::ir::{Attrs, Op};
     use onnx_protobuf::TensorProto;
 

@@ -2,7 +2,7 @@
 
 use super::{framework, from_datum, is_known, quietly, to_datum, to_tract};
 use crate::engine::{Engine, EngineError, Session, Tensors};
-use crate::tensor::NpTensor;
+use crate::io::tensor::NpTensor;
 use ancre_passes::ir::DType;
 use std::collections::HashSet;
 use std::path::Path;

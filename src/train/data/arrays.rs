@@ -5,11 +5,11 @@ use super::check::check_target;
 use super::convert::{Conversion, conversion, convert};
 use super::wanted::{Slot, Wanted};
 use super::{DataOptions, Dataset};
-use crate::arrays::Array;
-use crate::arrays::numpy_name;
 use crate::engine::Tensors;
 use crate::error::Failure;
-use crate::tensor::NpTensor;
+use crate::io::arrays::Array;
+use crate::io::arrays::numpy_name;
+use crate::io::tensor::NpTensor;
 use ancre_passes::ir::DType;
 use std::path::{Path, PathBuf};
 

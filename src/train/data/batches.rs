@@ -144,7 +144,7 @@ impl Plan {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tensor::NpTensor;
+    use crate::io::tensor::NpTensor;
 
     struct Numbers(usize);
 

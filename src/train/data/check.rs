@@ -2,8 +2,8 @@
 
 use super::convert::{integers, numbers};
 use super::wanted::Wanted;
-use crate::arrays::Array;
-use crate::arrays::numpy_name;
+use crate::io::arrays::Array;
+use crate::io::arrays::numpy_name;
 use ancre_passes::ir::DType;
 
 /// Checks the target's values: class labels within the classes, binary targets within 0 and 1, integers that a float target

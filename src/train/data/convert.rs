@@ -67,7 +67,7 @@ pub(super) fn convert(bytes: Vec<u8>, from: DType, to: DType, how: Conversion) -
         _ => {
             let scale = if how == Conversion::Pixels { 1.0 / 255.0 } else { 1.0 };
             let values: Vec<f64> = numbers(&bytes, from).into_iter().map(|v| v * scale).collect();
-            crate::tensor::NpTensor::from_f64s(to, &[values.len()], &values).map_or(Vec::new(), |t| t.bytes().to_vec())
+            crate::io::tensor::NpTensor::from_f64s(to, &[values.len()], &values).map_or(Vec::new(), |t| t.bytes().to_vec())
         }
     }
 }
@@ -97,7 +97,7 @@ pub(super) fn numbers(bytes: &[u8], from: DType) -> Vec<f64> {
         return integers(bytes, from).map(|v| v as f64).collect();
     }
     let size = from.size().unwrap_or(1);
-    crate::tensor::NpTensor::new(from, &[bytes.len() / size], bytes.to_vec()).map_or(Vec::new(), |t| t.to_f64())
+    crate::io::tensor::NpTensor::new(from, &[bytes.len() / size], bytes.to_vec()).map_or(Vec::new(), |t| t.to_f64())
 }
 
 #[cfg(test)]
@@ -128,7 +128,7 @@ mod tests {
         let small = [-5i32, 7].iter().flat_map(|v| v.to_le_bytes()).collect();
         let wide = convert(small, DType::I32, DType::I64, Conversion::Exact);
         assert_eq!(integers(&wide, DType::I64).collect::<Vec<_>>(), [-5, 7]);
-        let halves = crate::tensor::NpTensor::from_f64s(DType::F16, &[2], &[0.5, -2.0]).unwrap().bytes().to_vec();
+        let halves = crate::io::tensor::NpTensor::from_f64s(DType::F16, &[2], &[0.5, -2.0]).unwrap().bytes().to_vec();
         assert_eq!(f32s(convert(halves, DType::F16, DType::F32, Conversion::Exact)), [0.5, -2.0]);
     }
 }

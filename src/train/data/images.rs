@@ -6,7 +6,7 @@ use super::wanted::{ImageLayout, Slot, Wanted};
 use super::{DataOptions, Dataset};
 use crate::engine::Tensors;
 use crate::error::Failure;
-use crate::tensor::NpTensor;
+use crate::io::tensor::NpTensor;
 use image::imageops::FilterType;
 use image::{DynamicImage, ImageReader};
 use std::path::{Path, PathBuf};

@@ -15,9 +15,9 @@ mod wanted;
 pub use batches::{Batch, Batches, batches_per_epoch, order};
 pub use wanted::{Slot, Wanted};
 
-use crate::arrays::{holds_arrays, read_arrays, read_dir};
 use crate::engine::Tensors;
 use crate::error::Failure;
+use crate::io::arrays::{holds_arrays, read_arrays, read_dir};
 use std::path::Path;
 use std::sync::Arc;
 

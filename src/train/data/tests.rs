@@ -1,7 +1,7 @@
 //! Every form of a data set, and every refusal.
 
 use super::*;
-use crate::tensor::NpTensor;
+use crate::io::tensor::NpTensor;
 use ancre_passes::ir::DType;
 use ndarray::{ArrayD, IxDyn};
 use ndarray_npy::{NpzWriter, WriteNpyExt};

@@ -4,7 +4,7 @@ use super::wanted::{Slot, Wanted};
 use super::{DataOptions, Dataset};
 use crate::engine::Tensors;
 use crate::error::Failure;
-use crate::tensor::NpTensor;
+use crate::io::tensor::NpTensor;
 use ancre_passes::ir::{DType, SharedBytes};
 use std::path::{Path, PathBuf};
 

@@ -1,7 +1,7 @@
 //! What a training graph wants to be fed.
 
-use crate::arrays::numpy_name;
 use crate::error::Failure;
+use crate::io::arrays::numpy_name;
 use ancre_passes::ir::{DType, Dim, Graph, ValueId};
 use serde_json::Value;
 

@@ -1,13 +1,13 @@
 //! The loss as a function of the trained tensors, in an engine of its own.
 
-use super::widen::{loss_graph, spell_out, widen};
 use super::{State, Training};
 use crate::engine::{Engine, Session, Tensors};
 use crate::error::Failure;
-use crate::tensor::NpTensor;
+use crate::io::tensor::NpTensor;
 use ancre_passes::ir::{DType, Graph};
 use ancre_passes::onnx;
 use ancre_passes::transform::eliminate;
+use ancre_passes::transform::to_double::{loss_graph, spell_out, widen};
 use std::collections::HashSet;
 
 /// The loss graph, loaded.

@@ -5,19 +5,20 @@
 //! trained tensor g·d must be (L(w + h·d) − L(w − h·d)) / 2h along the gradient itself and along random directions. The point
 //! is not the start of training, at which gates are zero and much of the gradient is too, but a random one beside it.
 
+#[cfg(test)]
+mod double_tests;
 mod formula;
 mod losses;
 pub mod report;
 mod updates;
-mod widen;
 
 use super::numeric::engines;
 use super::{Subject, VerifyOptions};
 use crate::cli::EngineArg;
+use crate::engine::random_inputs::{self, Sizes};
 use crate::engine::{Engine, Session, Tensors};
 use crate::error::Failure;
-use crate::random_inputs::{self, Sizes};
-use crate::tensor::NpTensor;
+use crate::io::tensor::NpTensor;
 use ancre_passes::ir::DType;
 use ancre_passes::random::Random;
 use formula::Optimizer;

@@ -3,7 +3,7 @@
 use super::formula::{Before, Optimizer};
 use super::{Gradients, Training};
 use crate::engine::Session;
-use crate::tensor::NpTensor;
+use crate::io::tensor::NpTensor;
 use ancre_passes::ir::DType;
 use ancre_passes::random::Random;
 use serde::Serialize;

@@ -8,7 +8,7 @@ mod routes;
 
 use super::{Proof, ProofOptions, prove_equal};
 use crate::ir::Graph;
-use crate::ir::text::parse;
+use crate::text::parse;
 
 /// A graph from its text; a text that starts with `(` is given a name.
 pub(super) fn graph(text: &str) -> Graph {

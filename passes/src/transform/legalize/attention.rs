@@ -9,8 +9,8 @@
 //! all values instead of NaN, which would spoil every gradient.
 
 use super::{Replaced, Source};
-use crate::ir::build::{BuildError, Builder, Built};
 use crate::ir::{Attrs, DType, Dim, Op, Tensor, TensorType, ValueId};
+use crate::ops::build::{BuildError, Builder, Built};
 
 /// Scores under a mask or bias.
 pub(super) enum Mask {

@@ -6,8 +6,8 @@
 use super::attention::{self, Mask, Scores, attend, join_heads, split_heads, split_last};
 use super::decompose::{gated, gelu_exact, gelu_tanh, layer_norm, root_mean_square};
 use super::{Replaced, Rule, Source};
-use crate::ir::build::{BuildError, Builder};
 use crate::ir::{Attrs, DType, Dim, Op, ValueId};
+use crate::ops::build::{BuildError, Builder};
 
 /// The operators that have a rule here, and what they become.
 pub(super) const DECOMPOSED: &[(&str, &str)] = &[

@@ -11,8 +11,8 @@
 
 use super::{Replaced, Rule, Source};
 use super::{attention, fourier, recurrent, sequence};
-use crate::ir::build::{Builder, Built};
 use crate::ir::{Attrs, DType, Dim, Op, Tensor, ValueId};
+use crate::ops::build::{Builder, Built};
 
 /// The operators that have a rule here, and what they become.
 pub(super) const DECOMPOSED: &[(&str, &str)] = &[

@@ -5,8 +5,8 @@
 //! ```
 
 use super::{Replaced, Source};
-use crate::ir::build::Builder;
 use crate::ir::{DType, Tensor, ValueId};
+use crate::ops::build::Builder;
 
 /// Length beyond which a transform stays as it is: the tables have its square's size.
 const LONGEST: i64 = 2048;

@@ -22,11 +22,11 @@ mod recurrent;
 mod sequence;
 mod upgrade;
 
-use crate::analysis::facts::{infer_node, is_resolved, merge};
-use crate::ir::build::{BuildError, Builder};
+use crate::analysis::types::{infer_node, is_resolved, merge};
 use crate::ir::{Attrs, Graph, Kind, NodeId, Op, ValueId};
 use crate::ir::{TensorType, ValueType};
 use crate::ops::TypeError;
+use crate::ops::build::{BuildError, Builder};
 
 /// Operator set that training graphs are built for where the source allows it.
 pub const TARGET: i64 = 18;

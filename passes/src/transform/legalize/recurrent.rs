@@ -9,8 +9,8 @@
 //! The products with x are one product over all steps.
 
 use super::{Replaced, Source};
-use crate::ir::build::{BuildError, Builder, Built};
 use crate::ir::{Attr, Attrs, Op, ValueId};
+use crate::ops::build::{BuildError, Builder, Built};
 
 /// Steps beyond which a recurrence stays as it is.
 const LONGEST: i64 = 256;

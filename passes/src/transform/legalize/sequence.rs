@@ -9,8 +9,8 @@
 //! without readers.
 
 use super::{Replaced, Source};
-use crate::ir::build::Builder;
 use crate::ir::{Dim, ValueId};
+use crate::ops::build::Builder;
 use crate::ops::constant_ints;
 
 pub(super) fn at(b: &mut Builder, s: &Source) -> Replaced {

@@ -1,8 +1,8 @@
 //! Forms and attributes after each rewrite; the numbers were compared in an engine.
 
 use super::*;
-use crate::ir::verify::{Stage, verify};
 use crate::ir::{Attr, DType, Dim, Tensor};
+use crate::verify::{Stage, verify};
 
 fn f32s(dims: &[i64]) -> ValueType {
     TensorType::fixed(DType::F32, dims).into()

@@ -1,8 +1,8 @@
 //! Older forms of operators, rewritten as opset 18 has them.
 
 use super::{edit, is_captured, raw, stem, unfit};
-use crate::ir::build::{BuildError, Builder, reshape_target};
 use crate::ir::{Attr, Attrs, DType, Graph, NodeId, Op, Tensor, ValueId};
+use crate::ops::build::{BuildError, Builder, reshape_target};
 use onnx_protobuf::GraphProto;
 
 type Done = Result<(), BuildError>;

@@ -1,9 +1,9 @@
 //! What has to change in a graph for another batch, and how it is done.
 
 use super::place::Place;
-use crate::ir::build::{BuildError, Builder, Built, reshape_target};
 use crate::ir::{Attrs, DType, Dim, Graph, NodeId, Tensor, TensorType, ValueId};
 use crate::ops::TypeError;
+use crate::ops::build::{BuildError, Builder, Built, reshape_target};
 
 /// One entry of a vector of integers.
 #[derive(Clone, Debug, PartialEq)]

@@ -24,8 +24,8 @@ mod place;
 mod rules;
 mod search;
 
-use crate::ir::build::BuildError;
 use crate::ir::{Dim, Graph, Kind, NodeId, TensorType, ValueId};
+use crate::ops::build::BuildError;
 use edit::Edit;
 use integers::Integers;
 use place::Place;
@@ -253,7 +253,7 @@ impl<'g> Analysis<'g> {
         let d = ty.shape.as_ref().and_then(|s| s.get(p.axis));
         let d = d.ok_or_else(|| format!("`{name}` has type {ty}, and its samples would lie along axis {}", p.axis))?;
         let want = p.extent(&Dim::from(self.before));
-        if *d == want || crate::analysis::facts::is_unnamed(d) {
+        if *d == want || crate::analysis::types::is_unnamed(d) {
             return Ok(());
         }
         Err(format!("`{name}` has extent {d} along axis {}, where {want} was expected", p.axis))

@@ -1,7 +1,7 @@
 use super::*;
-use crate::ir::text::{body, parse};
-use crate::ir::verify;
+use crate::text::{body, parse};
 use crate::transform::eliminate::eliminate_dead;
+use crate::verify;
 
 /// The graph rebuilt from batch 1, or why not.
 fn rebuilt(text: &str, to: Batch) -> Result<Graph, String> {

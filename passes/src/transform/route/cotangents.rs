@@ -1,7 +1,7 @@
 //! Gathers the cotangents of a router's rows into one operator a state and one for logits and gate.
 
-use crate::ir::build::Builder;
 use crate::ir::{ANCRE, Attrs, NodeId, Op, ValueId};
+use crate::ops::build::Builder;
 use crate::ops::{Contribution, Cotangents, GradError};
 use indexmap::IndexMap;
 

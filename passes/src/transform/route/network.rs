@@ -9,8 +9,8 @@
 
 use super::{RouteError, Source};
 use crate::analysis::residual::Chain;
-use crate::ir::build::{BuildError, Builder, Built};
 use crate::ir::{Attrs, DType, Dim, Graph, NodeId, TensorType, ValueId};
+use crate::ops::build::{BuildError, Builder, Built};
 use std::collections::HashSet;
 
 /// Left-out states named in a note.

@@ -5,7 +5,7 @@ mod near_misses;
 mod runs;
 
 use super::*;
-use crate::analysis::facts::infer_forward;
+use crate::analysis::types::infer_forward;
 use crate::analysis::{dot, explain, report};
 use crate::ir::{Attrs, DType, Dim, Op, Tensor, TensorType};
 

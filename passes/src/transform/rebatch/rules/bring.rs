@@ -6,8 +6,8 @@ use super::super::edit::Edit;
 use super::super::integers::Integers;
 use super::super::place::{self, Place};
 use super::Rule;
-use crate::analysis::facts::is_unnamed;
 use crate::analysis::integers;
+use crate::analysis::types::is_unnamed;
 use crate::ir::{Dim, ValueId};
 
 /// How far a rule may go to bring operands together.

@@ -9,7 +9,7 @@ use super::super::place::Place;
 use super::Found;
 use super::Outcome;
 use super::Rule;
-use crate::analysis::facts::is_unnamed;
+use crate::analysis::types::is_unnamed;
 use crate::ir::Dim;
 
 impl Rule<'_, '_> {

@@ -1,7 +1,7 @@
 //! Arrays in files: `.npy`, `.npz`, `.safetensors`. They are mapped, not read: what is larger than memory works.
 
 use crate::error::Failure;
-use crate::tensor::NpTensor;
+use crate::io::tensor::NpTensor;
 use ancre_passes::ir::{DType, SharedBytes};
 use std::fs::File;
 use std::io::{Read, Seek};

@@ -1,12 +1,12 @@
 //! Which value of B stands for which value of A: by name, by the shape of what computes it, and backward from the outputs.
 
-use ancre_passes::ir::{Graph, Kind, NodeId, ValueId};
+use crate::ir::{Graph, Kind, NodeId, ValueId};
 use std::collections::hash_map::DefaultHasher;
 use std::collections::{HashMap, HashSet};
 use std::hash::{Hash, Hasher};
 
 /// Pairs of values, results of operators both, in A's order of computation.
-pub(super) fn pairs(a: &Graph, b: &Graph) -> Vec<(ValueId, ValueId)> {
+pub fn pairs(a: &Graph, b: &Graph) -> Vec<(ValueId, ValueId)> {
     let (Ok(order_a), Ok(order_b)) = (a.topological_order(), b.topological_order()) else { return Vec::new() };
     let mut found = Pairs::default();
     if names_mean_the_same(a, b, &order_a) {
@@ -134,7 +134,7 @@ fn pair_backward(a: &Graph, order_a: &[NodeId], b: &Graph, found: &mut Pairs) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ancre_passes::ir::{Attrs, DType, Op, TensorType, ValueType};
+    use crate::ir::{Attrs, DType, Op, TensorType, ValueType};
 
     /// x through unary operators; values are named prefix0, prefix1, …
     fn chain(ops: &[&str], prefix: &str) -> Graph {

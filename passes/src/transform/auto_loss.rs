@@ -1,9 +1,9 @@
 //! `--loss auto`: a loss on evidence in the model, or a refusal that lists the choices.
 
-use ancre_passes::analysis::head::constant_origin;
-use ancre_passes::ir::{DType, Graph, Kind, ValueId};
-use ancre_passes::transform::loss::{self, LossKind, Squash};
-use ancre_passes::transform::training::loss_output;
+use crate::analysis::head::constant_origin;
+use crate::ir::{DType, Graph, Kind, ValueId};
+use crate::pipeline::training::loss_output;
+use crate::transform::loss::{self, LossKind, Squash};
 
 /// Chooses a loss by what the model shows of itself.
 ///
@@ -151,7 +151,7 @@ fn holds_positions(g: &Graph, v: ValueId, depth: usize) -> bool {
 
 /// A square constant that holds one value above the diagonal and others on and next to it: a causal mask, perhaps of a sliding
 /// window, perhaps with position biases added.
-fn is_triangular(t: &ancre_passes::ir::Tensor) -> bool {
+fn is_triangular(t: &crate::ir::Tensor) -> bool {
     let dims = t.dims();
     let [outer @ .., rows, columns] = dims else { return false };
     if rows != columns || !(2..=4096).contains(rows) || outer.iter().any(|d| *d != 1) {

@@ -1,11 +1,11 @@
 //! What the main job says: to people, and as JSON.
 
-use crate::batch::BatchFacts;
-use crate::placement::Fallback;
-use crate::prove::Proof;
+use crate::rewrite::batch::BatchFacts;
+use crate::rewrite::prove::Proof;
 use crate::rewrite::{Outcome, option_names};
 use crate::verify::Comparison;
 use ancre_passes::analysis::report as structure;
+use ancre_passes::placement::Fallback;
 use ancre_passes::transform::route::{Form, Normalize, Router, Scope, rule_name};
 use serde_json::{Map, Value, json};
 use std::fmt::Write;

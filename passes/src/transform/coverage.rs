@@ -1,6 +1,6 @@
 //! The table of operators and their derivatives (`passes/OPERATORS.md`), written from the rules.
 
-use super::{Derivative, rules, unruled};
+use crate::ops::{Derivative, rules, unruled};
 use crate::transform::legalize;
 use std::collections::BTreeMap;
 use std::fmt::Write;

@@ -1,20 +1,21 @@
 //! Assembles the training graph: parameters become state, batch normalisation trains, then loss, gradients, optimiser,
 //! lowering, outputs and metadata. The contract is the table of inputs and outputs in the README's "training graph".
 
-use super::in_place::mark_in_place;
-use super::loss::{LossError, LossOptions, append_loss};
-use super::optimizer::{
-    OptimizerKind, OptimizerOptions, StateKind, StateTensor, Trained, append_optimizer, declare_moments,
-};
-use super::rebatch::{self, Batch, Current};
-use super::route::Router;
-use super::{differentiate, dropout, eliminate, legalize, lower_routes, master, separate, tie, train_batch_norm};
 use crate::analysis::head::{find_head, head_initializers};
 use crate::analysis::roles::{Role, initializer_roles};
-use crate::ir::build::BuildError;
-use crate::ir::{Attrs, Graph, Kind, Op, ValueId, verify};
+use crate::ir::{Attrs, Graph, Kind, Op, ValueId};
 use crate::ops::GradError;
+use crate::ops::build::BuildError;
 use crate::pipeline;
+use crate::transform::in_place::mark_in_place;
+use crate::transform::loss::{LossError, LossOptions, append_loss};
+use crate::transform::optimizer::{
+    OptimizerKind, OptimizerOptions, StateKind, StateRecord, StateTensor, Trained, append_optimizer, declare_moments,
+};
+use crate::transform::rebatch::{self, Batch, Current};
+use crate::transform::route::Router;
+use crate::transform::{differentiate, dropout, eliminate, legalize, lower_routes, master, separate, tie, train_batch_norm};
+use crate::verify;
 use indexmap::IndexMap;
 use serde_json::json;
 use std::collections::{HashMap, HashSet};
@@ -109,26 +110,6 @@ pub struct Training {
     pub masters: usize,
 }
 
-/// One state tensor as the metadata describes it.
-#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
-pub struct StateRecord {
-    /// Name of the tensor.
-    pub name: String,
-    /// Graph input that takes it.
-    pub input: String,
-    /// Graph output that gives its next value.
-    pub output: Option<String>,
-    /// What it is.
-    pub kind: StateKind,
-    /// Is it trained?
-    pub trainable: bool,
-    /// Full shape.
-    pub shape: Vec<i64>,
-    /// May the output be bound to the input's memory?
-    #[serde(default)]
-    pub in_place: bool,
-}
-
 /// Does a name match a pattern with `*` and `?`?
 pub fn glob(pattern: &str, name: &str) -> bool {
     let (p, n): (Vec<char>, Vec<char>) = (pattern.chars().collect(), name.chars().collect());
@@ -209,7 +190,7 @@ pub fn build_training_graph(mut g: Graph, routers: &[Router], o: &TrainingOption
     }
     let masters = master::master_copies(&mut g, &halves)?;
     after(&g, "master-copies")?;
-    super::fold::fold_constants(&mut g);
+    crate::transform::fold::fold_constants(&mut g);
     after(&g, "fold-constants")?;
     for r in routers {
         if g.name(r.logits).ends_with("logits") {

@@ -1,12 +1,12 @@
 //! Reading models and arrays.
 
-pub use crate::outputs::Outputs;
+pub use crate::io::outputs::Outputs;
 
-use crate::arrays;
 use crate::error::Failure;
+use crate::io::arrays;
 use ancre_passes::ir::{DType, Graph, Kind, SharedBytes};
 use ancre_passes::onnx;
-use ancre_passes::transform::inline::inline;
+use ancre_passes::onnx::inline::inline;
 use indexmap::IndexMap;
 use std::path::Path;
 
@@ -115,7 +115,7 @@ mod tests {
         engine::find_types(&mut g);
         let structure = find_residuals(&g);
         let cli = crate::cli::Cli::parse_from(["ancre-rewrite", "m.onnx"]);
-        let options = crate::options::route_options(&cli.rewrite).map_err(|e| e.to_string())?;
+        let options = crate::rewrite::options::route_options(&cli.rewrite).map_err(|e| e.to_string())?;
         route_skips(&mut g, &structure.chains, &options).map_err(|e| e.to_string())?;
         pipeline::lower_forward(&mut g, |_, _| false)?;
         onnx::emit(&g).and_then(|e| e.to_bytes()).map_err(|e| e.to_string())?;

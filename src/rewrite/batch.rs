@@ -2,11 +2,11 @@
 //! by itself in the source.
 
 use crate::cli::{RewriteArgs, VerifyArg};
+use crate::engine::random_inputs::{self, Sizes};
 use crate::engine::{self, Engine, EngineError, Tensors};
 use crate::error::Failure;
-use crate::prove::ProofOptions;
-use crate::random_inputs::{self, Sizes};
-use crate::tensor::NpTensor;
+use crate::io::tensor::NpTensor;
+use crate::rewrite::prove::ProofOptions;
 use crate::verify::{Comparison, Tolerance, compare};
 use ancre_passes::ir::{Dim, Graph};
 use ancre_passes::onnx;

@@ -1,11 +1,12 @@
 //! The evaluation graph: forward and loss, no updates. Normalisations and dropouts are as in evaluation; the state that a training
 //! graph carries (parameters, router, running statistics) can be fed under the same names.
 
-use super::loss::append_loss;
-use super::optimizer::StateKind;
-use super::training::{StateRecord, TrainingError, TrainingOptions, after, describe_loss, loss_output, rebatch};
-use super::{eliminate, fold, legalize, lower_routes, master, separate, tie};
-use crate::ir::{Graph, ValueId, verify};
+use super::training::{TrainingError, TrainingOptions, after, describe_loss, loss_output, rebatch};
+use crate::ir::{Graph, ValueId};
+use crate::transform::loss::append_loss;
+use crate::transform::optimizer::{StateKind, StateRecord};
+use crate::transform::{eliminate, fold, legalize, lower_routes, master, separate, tie};
+use crate::verify;
 
 /// Builds the evaluation graph of a routed (not yet lowered) graph, which it consumes, to the training graph with this state.
 /// Returns it with the state it takes.

@@ -6,10 +6,10 @@
 //! * `emitted`: the file as written against the source.
 
 use crate::cli::VerifyArg;
+use crate::engine::random_inputs;
 use crate::engine::{self, Engine, Session, Tensors};
 use crate::error::Failure;
-use crate::random_inputs;
-use crate::tensor::NpTensor;
+use crate::io::tensor::NpTensor;
 use crate::verify::{Comparison, Tolerance, compare, compare_all};
 use ancre_passes::ir::{Graph, Tensor};
 use ancre_passes::onnx;

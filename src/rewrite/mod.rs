@@ -1,19 +1,26 @@
 //! The main job: route a model's skips, build its training graph, prove the rewrite, write the files.
 
-use crate::batch::{BatchFacts, Request};
+pub mod batch;
+pub mod options;
+pub mod prove;
+pub mod report;
+pub mod start;
+pub mod training_files;
+
 use crate::cli::{RewriteArgs, VerifyArg};
+use crate::engine;
+use crate::engine::random_inputs::Sizes;
 use crate::error::Failure;
-use crate::files::{self, Outputs};
-use crate::placement::{self, Fallback};
-use crate::prove::{self, Proof, ProofOptions};
-use crate::random_inputs::Sizes;
-use crate::training_files::{self, TrainingFacts, TrainingFiles};
-use crate::{batch, engine, options, start};
+use crate::io::files::{self, Outputs};
+use crate::rewrite::batch::{BatchFacts, Request};
+use crate::rewrite::prove::{Proof, ProofOptions};
+use crate::rewrite::training_files::{TrainingFacts, TrainingFiles};
 use ancre_passes::analysis::residual::{ResidualStructure, find_residuals};
 use ancre_passes::analysis::roles::initializer_roles;
 use ancre_passes::ir::{Graph, NodeId, SharedBytes, ValueId};
 use ancre_passes::onnx;
 use ancre_passes::pipeline;
+use ancre_passes::placement::{self, Fallback};
 use ancre_passes::transform::bake::{ChainRecord, RouterRecord, SourceRecord};
 use ancre_passes::transform::route::{Granularity, Init, RouteOptions, Router};
 use ancre_passes::transform::tie::{self, Tie};

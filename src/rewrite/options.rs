@@ -3,14 +3,14 @@
 use crate::cli::{
     self, FormArg, LossArg, NormalizeArg, OptimizerArg, Parametrization, Preset, Reduction, RewriteArgs, VerifyArg,
 };
+use crate::engine::random_inputs::Sizes;
 use crate::error::Failure;
-use crate::files;
-use crate::random_inputs::Sizes;
+use crate::io::files;
 use ancre_passes::ir::Graph;
+use ancre_passes::pipeline::training::{TrainableChoice, TrainingOptions};
 use ancre_passes::transform::loss::{LossKind, LossOptions};
 use ancre_passes::transform::optimizer::{OptimizerKind, OptimizerOptions};
 use ancre_passes::transform::route::{ChainChoice, Form, Granularity, Init, Normalize, RouteOptions, Rule, Scope};
-use ancre_passes::transform::training::{TrainableChoice, TrainingOptions};
 use std::path::Path;
 
 /// The router's options: preset first, then what was given.
@@ -116,7 +116,7 @@ pub fn loss_options(a: &RewriteArgs, g: &Graph, output: Option<&str>) -> Result<
         LossArg::L1 => LossKind::L1,
         LossArg::Huber => LossKind::Huber,
         LossArg::Bce => LossKind::Bce,
-        LossArg::Auto | LossArg::None => crate::auto_loss::choose(g, output)?,
+        LossArg::Auto | LossArg::None => ancre_passes::transform::auto_loss::choose(g, output)?,
     };
     Ok(LossOptions {
         kind,

@@ -4,7 +4,7 @@
 //! length, then zeros, as padding makes them; their first column is always one, so no row of attention is empty.
 
 use crate::engine::Tensors;
-use crate::tensor::NpTensor;
+use crate::io::tensor::NpTensor;
 use ancre_passes::ir::{DType, Dim, Graph, NodeId, ValueId};
 use ancre_passes::ops::constant_ints;
 use ancre_passes::random::Random;

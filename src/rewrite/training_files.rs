@@ -1,15 +1,17 @@
 //! The files of a training graph: the graph, its evaluation graph, its state.
 
-use crate::batch::{BatchFacts, dim_json};
 use crate::cli::{LossArg, RewriteArgs, StateArg};
 use crate::error::Failure;
-use crate::{options, placement};
+use crate::rewrite::batch::{BatchFacts, dim_json};
+use crate::rewrite::options;
 use ancre_passes::ir::{DType, Graph, TensorType};
 use ancre_passes::pipeline;
-use ancre_passes::transform::evaluation::build_evaluation_graph;
+use ancre_passes::pipeline::evaluation::build_evaluation_graph;
+use ancre_passes::pipeline::training::{Training, build_training_graph};
+use ancre_passes::placement;
+use ancre_passes::transform::optimizer::StateRecord;
 use ancre_passes::transform::rebatch::{self, Batch, Current};
 use ancre_passes::transform::route::Router;
-use ancre_passes::transform::training::{StateRecord, Training, build_training_graph};
 use ancre_passes::transform::widen;
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;

@@ -1,6 +1,6 @@
 //! Builds nodes with their types inferred by the operators' own rules.
 
-use super::{Attrs, DType, Dim, Graph, Op, Tensor, TensorType, ValueId};
+use crate::ir::{Attrs, DType, Dim, Graph, Op, Tensor, TensorType, ValueId};
 use crate::ops::{self, TypeError};
 use std::collections::HashMap;
 

@@ -13,7 +13,7 @@
 //! 7. No abstract operator (`ancre.*`) is left.
 //! 8. Every operator of the standard domain that a rule describes exists in the graph's operator set, in the form it has.
 
-use super::{ANCRE, Graph, Kind, NodeId, Op};
+use crate::ir::{ANCRE, Graph, Kind, NodeId, Op};
 use crate::ops;
 use std::collections::HashSet;
 
@@ -173,8 +173,8 @@ fn forms(g: &Graph, id: NodeId, op: &Op, since: i64) -> (i64, Option<i64>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ir::text::parse;
     use crate::ir::{Attrs, Op, TensorType, ValueId};
+    use crate::text::parse;
     use onnx_protobuf::{AttributeProto, GraphProto, NodeProto};
     use std::sync::Arc;
 

@@ -1,6 +1,6 @@
 //! Do two models take and give the same tensors?
 
-use ancre_passes::ir::{Dim, Graph, Kind, ValueId, ValueType};
+use crate::ir::{Dim, Graph, Kind, ValueId, ValueType};
 use indexmap::IndexMap;
 use serde::Serialize;
 
@@ -31,13 +31,12 @@ struct Port {
 }
 
 fn inputs(g: &Graph) -> Vec<Port> {
-    let port = |n: &ancre_passes::ir::NodeId| {
+    let port = |n: &crate::ir::NodeId| {
         let v = g.result(*n, 0);
         let has_default = matches!(g.node(*n).kind, Kind::Initializer { .. });
         Port { name: g.name(v).to_string(), ty: g.value(v).ty.clone(), has_default }
     };
-    let overridable =
-        |n: &&ancre_passes::ir::NodeId| !matches!(g.node(**n).kind, Kind::Initializer { overridable: false, .. });
+    let overridable = |n: &&crate::ir::NodeId| !matches!(g.node(**n).kind, Kind::Initializer { overridable: false, .. });
     g.inputs().iter().filter(overridable).map(port).collect()
 }
 
@@ -139,7 +138,7 @@ pub fn fixed_by_other(a: &Graph, b: &Graph) -> IndexMap<String, i64> {
 }
 
 /// The symbol that an extent is, if it is nothing but one.
-pub(super) fn plain_symbol(d: &Dim) -> Option<String> {
+pub fn plain_symbol(d: &Dim) -> Option<String> {
     let symbol = d.symbols().next()?.to_string();
     (*d == Dim::symbol(&symbol)).then_some(symbol)
 }
@@ -147,7 +146,7 @@ pub(super) fn plain_symbol(d: &Dim) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ancre_passes::ir::{Attrs, DType, Op, TensorType};
+    use crate::ir::{Attrs, DType, Op, TensorType};
 
     fn model(input: &str, dtype: DType, shape: &[Dim], output: &str) -> Graph {
         let mut g = Graph::default();

@@ -10,8 +10,12 @@
 //!                     ──► lower-routes ──► lower-batch-norm ──► eliminate-dead ──► widen ──► training graph
 //! ```
 
-use crate::ir::{Graph, NodeId, verify};
+pub mod evaluation;
+pub mod training;
+
+use crate::ir::{Graph, NodeId};
 use crate::transform::{eliminate, lower_routes};
+use crate::verify;
 
 /// What a pass promises about the function a graph computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -6,7 +6,7 @@
 //! stock provider (ONNX Runtime 1.31.1), `schemas.json` the operator versions with their type constraints: those of onnx 1.23, and
 //! of the runtime's own domain as `com.microsoft.NAME`.
 
-use ancre_passes::ir::{Attrs, DType, Graph, Kind, NodeId};
+use crate::ir::{Attrs, DType, Graph, Kind, NodeId};
 use serde::Deserialize;
 use std::collections::HashMap;
 use std::sync::OnceLock;
@@ -182,7 +182,7 @@ fn special(key: &str, attrs: &Attrs) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ancre_passes::ir::{Op, TensorType};
+    use crate::ir::{Op, TensorType};
 
     fn one(op: Op, dtype: DType, opset: i64) -> Vec<Fallback> {
         let mut g = Graph::default();

@@ -4,8 +4,9 @@
 use crate::cli::{Preset, RewriteArgs};
 use crate::error::Failure;
 use ancre_passes::ir::Graph;
+use ancre_passes::pipeline::training;
 use ancre_passes::transform::reinit::{self, Normalisation};
-use ancre_passes::transform::{classes, separate, tie, training};
+use ancre_passes::transform::{classes, separate, tie};
 use std::path::Path;
 
 /// Applies `--classes` and `--reinit`; says whether anything was asked for.

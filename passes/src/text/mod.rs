@@ -27,7 +27,7 @@ mod print;
 pub use parse::{ParseError, parse};
 pub use print::{body, outline, print};
 
-use super::{Graph, NodeId, TensorType};
+use crate::ir::{Graph, NodeId, TensorType};
 use crate::ops::{self, TypeError};
 
 /// The results' types by the operator's rule; `None` where there is no rule, or not all operands have a known type.

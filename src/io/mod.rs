@@ -1,0 +1,6 @@
+//! Files: models, arrays and tensors in and out. What is written appears whole or not at all.
+
+pub(crate) mod arrays;
+pub mod files;
+pub mod outputs;
+pub mod tensor;
