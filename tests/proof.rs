@@ -172,7 +172,7 @@ fn mutate(g: &mut Graph, random: &mut Random) -> Option<String> {
             // Another value of the same type, from before.
             let old = operands.first().copied().flatten()?;
             let ty = g.tensor_type(old)?;
-            let order = g.topological_order().ok()?;
+            let order = g.topological_order();
             let before = order.iter().take_while(|n| **n != id).flat_map(|n| g.results(*n));
             let all: Vec<_> = before.filter(|v| *v != old && g.tensor_type(*v).as_ref() == Some(&ty)).collect();
             let new = *all.get(random.below(all.len().max(1)))?;

@@ -160,7 +160,7 @@ fn readers(g: &Graph, v: ValueId) -> Vec<(NodeId, usize)> {
         if !seen.insert(v) {
             continue;
         }
-        for (node, operand) in g.uses(v) {
+        for (node, operand) in g.uses_in_order(v) {
             let Some(op) = g.op(node) else { continue };
             match op.name.as_str() {
                 "Cast" | "Identity" | "Reshape" | "Unsqueeze" | "Squeeze" | "Flatten" | "Transpose" | "Slice" | "Expand"

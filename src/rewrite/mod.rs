@@ -175,7 +175,7 @@ pub fn rewrite(a: &RewriteArgs) -> Result<Outcome, Failure> {
     clock.lap("analyse");
 
     let dead: HashSet<NodeId> =
-        source.nodes().filter(|n| source.results(*n).all(|v| source.uses(v).is_empty() && !source.is_output(v))).collect();
+        source.nodes().filter(|n| source.results(*n).all(|v| !source.is_read(v) && !source.is_output(v))).collect();
     let mut routed = source.clone();
     let route::Routed { routers, left_alone } = route::route_skips(&mut routed, &structure.chains, &route_options)
         .map_err(|e| Failure::input(e.to_string()).at(model))?;

@@ -145,7 +145,7 @@ fn ancestors(g: &Graph, of: &[ValueId]) -> HashSet<ancre_passes::ir::NodeId> {
     let mut open: Vec<_> = of.iter().map(|v| v.node).collect();
     while let Some(node) = open.pop() {
         if seen.insert(node) {
-            open.extend(g.reads(node).into_iter().map(|v| v.node));
+            open.extend(g.reads(node).map(|v| v.node));
         }
     }
     seen
@@ -161,7 +161,7 @@ fn without_gradients(t: &TrainingGraph) -> Result<Graph, Failure> {
     infos.into_iter().for_each(|(v, info)| g.add_output(v, info));
     eliminate::eliminate_dead(&mut g, |_, _| false);
     for s in &t.states {
-        let Some(v) = g.find(&s.input).filter(|v| g.initializer(*v).is_some() && !g.uses(*v).is_empty()) else { continue };
+        let Some(v) = g.find(&s.input).filter(|v| g.initializer(*v).is_some() && g.is_read(*v)) else { continue };
         let dtype = g.value(v).ty.dtype.unwrap_or(DType::F32);
         g.require_input(v, TensorType::fixed(dtype, &s.shape).into());
     }

@@ -57,10 +57,10 @@ pub fn value_bytes(g: &Graph, v: ValueId, sizes: &Sizes) -> Option<u64> {
 
 /// Most bytes of results that are alive at once when the nodes run in file order.
 pub fn peak_activations(g: &Graph, sizes: &Sizes) -> u64 {
-    let Ok(order) = g.topological_order() else { return 0 };
+    let order = g.topological_order();
     let mut last_use = vec![0usize; g.node_bound()];
     for (i, n) in order.iter().enumerate() {
-        g.reads(*n).iter().for_each(|v| last_use[v.node.index()] = i);
+        g.reads(*n).for_each(|v| last_use[v.node.index()] = i);
     }
     for o in g.outputs() {
         last_use[o.value.node.index()] = order.len();

@@ -52,7 +52,7 @@ pub fn draw(g: &Graph, s: &ResidualStructure) -> String {
 
 /// Is the value the join's sum, or one operator after it?
 fn produces(g: &Graph, j: &Join, v: ValueId) -> bool {
-    v.node == j.node || g.reads(v.node).iter().any(|r| r.node == j.node)
+    v.node == j.node || g.reads(v.node).any(|r| r.node == j.node)
 }
 
 fn block(text: &mut String, g: &Graph, j: &Join, id: &str, from: &str, to: &str) {

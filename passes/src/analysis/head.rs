@@ -38,7 +38,7 @@ fn ancestors(g: &Graph, output: ValueId) -> HashSet<NodeId> {
     let mut seen = HashSet::from([output.node]);
     let mut open = vec![output.node];
     while let Some(n) = open.pop() {
-        open.extend(g.reads(n).iter().map(|v| v.node).filter(|n| seen.insert(*n)));
+        open.extend(g.reads(n).map(|v| v.node).filter(|n| seen.insert(*n)));
     }
     seen
 }
@@ -49,7 +49,7 @@ pub fn descendants(g: &Graph, node: NodeId) -> HashSet<NodeId> {
     let mut open = vec![node];
     while let Some(n) = open.pop() {
         for v in g.results(n) {
-            open.extend(g.uses(v).into_iter().map(|(n, _)| n).filter(|n| seen.insert(*n)));
+            open.extend(g.uses(v).map(|(n, _)| n).filter(|n| seen.insert(*n)));
         }
     }
     seen
@@ -58,7 +58,7 @@ pub fn descendants(g: &Graph, node: NodeId) -> HashSet<NodeId> {
 /// The last linear map with a weight of its own on the way to `output`.
 pub fn find_head(g: &Graph, output: ValueId) -> Option<Head> {
     let before = ancestors(g, output);
-    let order = g.topological_order().ok()?;
+    let order = g.topological_order();
     order.into_iter().rev().filter(|n| before.contains(n)).find_map(|n| linear_map(g, n))
 }
 
@@ -96,10 +96,10 @@ fn added_bias(g: &Graph, node: NodeId) -> Option<(NodeId, usize)> {
 /// The initializers that the head and what follows it read.
 pub fn head_initializers(g: &Graph, head: &Head) -> HashSet<ValueId> {
     let after = descendants(g, head.node);
-    let order = g.topological_order().unwrap_or_default();
+    let order = g.topological_order();
     let mut fed = vec![false; g.node_bound()];
     for id in &order {
-        fed[id.index()] = matches!(g.node(*id).kind, Kind::Input(_)) || g.reads(*id).iter().any(|v| fed[v.node.index()]);
+        fed[id.index()] = matches!(g.node(*id).kind, Kind::Input(_)) || g.reads(*id).any(|v| fed[v.node.index()]);
     }
     let mut found = HashSet::new();
     let mut seen = HashSet::new();

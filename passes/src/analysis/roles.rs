@@ -65,7 +65,7 @@ fn fed(g: &Graph, order: &[NodeId]) -> Vec<bool> {
     let mut from_input = vec![false; g.node_bound()];
     for id in order {
         from_input[id.index()] =
-            matches!(g.node(*id).kind, Kind::Input(_)) || g.reads(*id).iter().any(|v| from_input[v.node.index()]);
+            matches!(g.node(*id).kind, Kind::Input(_)) || g.reads(*id).any(|v| from_input[v.node.index()]);
     }
     from_input
 }
@@ -79,7 +79,7 @@ pub struct UseRoles<'g> {
 impl<'g> UseRoles<'g> {
     /// Roles in a graph.
     pub fn new(g: &'g Graph) -> UseRoles<'g> {
-        let order = g.topological_order().unwrap_or_default();
+        let order = g.topological_order();
         UseRoles { g, from_input: fed(g, &order) }
     }
 
@@ -91,7 +91,7 @@ impl<'g> UseRoles<'g> {
 
 /// Roles of all float initializers, in graph order.
 pub fn initializer_roles(g: &Graph) -> Vec<(ValueId, Role)> {
-    let order = g.topological_order().unwrap_or_default();
+    let order = g.topological_order();
     let from_input = fed(g, &order);
     order
         .iter()
@@ -108,7 +108,7 @@ fn role(g: &Graph, v: ValueId, from_input: &[bool]) -> Role {
         return Role::Frozen("the router's own");
     }
     let mut found = Role::Frozen("unused");
-    for (consumer, operand) in g.uses(v) {
+    for (consumer, operand) in g.uses_in_order(v) {
         let r = use_role(g, consumer, operand, v, from_input, 8);
         if r.trains() || found == Role::Frozen("unused") {
             found = r;
@@ -117,11 +117,11 @@ fn role(g: &Graph, v: ValueId, from_input: &[bool]) -> Role {
             break;
         }
     }
-    if found == Role::NormScale && is_unit(t) && g.uses(v).iter().all(|(n, _)| g.operand(*n, 2).is_none()) {
+    if found == Role::NormScale && is_unit(t) && g.uses(v).all(|(n, _)| g.operand(n, 2).is_none()) {
         // What exporters write for a normalisation without parameters of its own.
         return Role::Frozen("unit scale of a normalisation without parameters");
     }
-    if found.trains() && t.len() == 1 && g.uses(v).iter().all(|(n, _)| g.is_op(*n, "Expand")) {
+    if found.trains() && t.len() == 1 && g.uses(v).all(|(n, _)| g.is_op(n, "Expand")) {
         // What fills a first state.
         return Role::Frozen("scalar constant");
     }
@@ -221,7 +221,7 @@ fn onward(g: &Graph, node: NodeId, v: ValueId, from_input: &[bool], depth: usize
     if depth == 0 {
         return found;
     }
-    for (n, i) in g.results(node).flat_map(|r| g.uses(r)) {
+    for (n, i) in g.results(node).flat_map(|r| g.uses_in_order(r)) {
         found = use_role(g, n, i, g.operand(n, i).unwrap_or(v), from_input, depth - 1);
         if found.trains() || found == Role::Statistic {
             break;
@@ -243,8 +243,7 @@ fn is_grid(g: &Graph, v: ValueId) -> bool {
 
 /// Is the product an angle? What is turned into both its sine and its cosine is a phase, and its factor a frequency.
 fn feeds_both_sin_and_cos(g: &Graph, node: NodeId) -> bool {
-    let readers = g.uses(g.result(node, 0));
-    ["Sin", "Cos"].iter().all(|name| readers.iter().any(|(n, _)| g.is_op(*n, name)))
+    ["Sin", "Cos"].iter().all(|name| g.uses(g.result(node, 0)).any(|(n, _)| g.is_op(n, name)))
 }
 
 /// Does a softmax read the node's result, perhaps in another layout (windows beside heads)? Then it adds to scores.
@@ -257,7 +256,7 @@ fn feeds_softmax(g: &Graph, node: NodeId, depth: usize) -> bool {
 
 /// A table read by constant indices: positions, or a relative-position bias.
 fn after_gather(g: &Graph, node: NodeId) -> Role {
-    let into_mask = g.uses(g.result(node, 0)).into_iter().any(|(n, _)| g.is_op(n, "Where"));
+    let into_mask = g.uses(g.result(node, 0)).any(|(n, _)| g.is_op(n, "Where"));
     if into_mask { Role::Frozen("mask") } else { Role::Position }
 }
 

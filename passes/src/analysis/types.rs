@@ -105,12 +105,12 @@ pub fn infer_node_knowing(
         let t = op.attrs.tensor("value")?;
         return Some(vec![TensorType::fixed(t.dtype(), t.dims())]);
     }
-    ops::result_types_knowing(op, &g.operands(node), type_of, ints_of)?.ok()
+    ops::result_types_knowing(op, g.operands(node), type_of, ints_of)?.ok()
 }
 
 /// Derives what is still unknown by our own shape rules, producers before consumers.
 pub fn infer_forward(g: &mut Graph) {
-    let Ok(order) = g.topological_order() else { return };
+    let order = g.topological_order();
     for node in order {
         let open = g.results(node).any(|v| !is_resolved(&g.value(v).ty));
         if g.op(node).is_none() || !open {

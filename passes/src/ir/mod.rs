@@ -10,7 +10,7 @@ mod types;
 pub use attr::{Attr, Attrs};
 pub use bytes::SharedBytes;
 pub use dim::Dim;
-pub use graph::{ANCRE, Graph, Kind, Node, NodeId, NodeSite, Op, Operands, Output, Value, ValueId};
+pub use graph::{ANCRE, Graph, Kind, Node, NodeId, NodeSite, Op, Output, Value, ValueId};
 pub use tensor::{ExternalPlace, Tensor, TensorError};
 pub(crate) use tensor::{Parts, external_path, external_place};
 pub use types::{DType, Shape, TensorType, ValueType};

@@ -21,8 +21,6 @@ use std::io::Write;
 pub enum EmitError {
     #[error("{0} is an abstract operator that no pass has lowered")]
     NotLowered(NodeSite),
-    #[error("{0} is on a cycle")]
-    Cycle(NodeSite),
     #[error("attribute `{name}` of {site} cannot be written")]
     Attribute { site: NodeSite, name: String },
     #[error(
@@ -194,7 +192,7 @@ fn emit_placed<'g>(g: &'g Graph, placement: &Placement) -> Result<Emission<'g>, 
     let listed = std::mem::take(&mut graph.input);
     let mut initializers = Vec::new();
     let mut data = Data { file: placement.data.as_deref(), next: 0, content: Vec::new() };
-    for id in g.topological_order().map_err(EmitError::Cycle)? {
+    for id in g.topological_order() {
         match &g.node(id).kind {
             Kind::Input(_) => {}
             Kind::Initializer { tensor, .. } => {

@@ -235,7 +235,9 @@ fn assemble(mut model: ModelProto, tensors: Vec<(String, Tensor)>, root: Option<
         }
         g.add_output(v, Some(Arc::new(info)));
     }
-    g.topological_order().map_err(ImportError::Cycle)?;
+    if let Some(node) = g.node_on_cycle() {
+        return Err(ImportError::Cycle(g.site(node)));
+    }
     g.shell = Arc::new(model);
     g.graph_shell = Arc::new(source);
     for (location, name) in external_files(&g) {

@@ -71,7 +71,7 @@ struct Block {
 
 impl Block {
     fn of(b: &Builder, v: ValueId) -> Option<Block> {
-        if !b.graph.is_op(v.node, "Pad") || b.graph.node(v.node).operand_count() != 2 || !b.graph.uses(v).is_empty() {
+        if !b.graph.is_op(v.node, "Pad") || b.graph.node(v.node).operand_count() != 2 || b.graph.is_read(v) {
             return None;
         }
         if !b.graph.op(v.node)?.attrs.0.is_empty() {

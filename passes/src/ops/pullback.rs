@@ -39,9 +39,6 @@ pub enum GradError {
         /// Primal's type.
         want: String,
     },
-    /// The graph has a cycle.
-    #[error("{0} is on a cycle")]
-    Cycle(NodeSite),
 }
 
 /// One term of a value's cotangent.

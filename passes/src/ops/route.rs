@@ -38,9 +38,8 @@ impl OpRule for Route {
     fn pullback(&self, p: &mut Pullback) -> Result<(), GradError> {
         let (ct, route) = (p.ct(0)?, p.node());
         let columns = p.attrs().ints("columns").unwrap_or_default().to_vec();
-        let operands = p.graph().operands(route);
         for (i, column) in columns.into_iter().enumerate() {
-            let Some(v) = operands.get(ROUTE_SOURCES + i).copied().flatten() else {
+            let Some(v) = p.graph().operand(route, ROUTE_SOURCES + i) else {
                 return Err(p.unsupported(&format!("source {i} is missing")));
             };
             p.contribute(v, Contribution::Route { route, column, ct });

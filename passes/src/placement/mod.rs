@@ -71,7 +71,6 @@ fn key(domain: &str, name: &str) -> String {
 /// is left out.
 pub fn cuda_fallbacks(g: &Graph) -> Vec<Fallback> {
     g.topological_order()
-        .unwrap_or_default()
         .into_iter()
         .filter(|id| !is_shape_arithmetic(g, *id))
         .filter_map(|id| {
@@ -89,7 +88,7 @@ pub fn bfloat16_gaps(g: &Graph) -> Vec<NodeId> {
         let operands = g.operands(id);
         g.results(id).chain(operands.iter().flatten().copied()).any(|v| g.value(v).ty.dtype == Some(DType::BF16))
     };
-    let mut order = g.topological_order().unwrap_or_default();
+    let mut order = g.topological_order();
     order.retain(|id| touches(*id) && fallback(g, *id).is_some());
     order
 }

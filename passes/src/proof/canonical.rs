@@ -145,7 +145,7 @@ impl<'g> Side<'g> {
     fn operator(&self, t: &mut Table<'g>, id: NodeId, op: &'g Op) -> Vec<TermId> {
         let g = self.graph;
         let term_of = |v: Option<ValueId>| v.and_then(|v| self.term(v)).unwrap_or(TermId::NONE);
-        let mut args: Args = g.operands(id).into_iter().map(term_of).collect();
+        let mut args: Args = g.operands(id).iter().map(|v| term_of(*v)).collect();
         while args.last() == Some(&TermId::NONE) {
             args.pop();
         }
@@ -172,7 +172,7 @@ impl<'g> Side<'g> {
             || (local && self.local_random)
             || (op.is("Dropout") && !is_inference_dropout(t, &site))
             || op.attrs.0.values().any(|a| matches!(a, Attr::Opaque(a) if subgraph::holds(a, &draws)));
-        let captures = g.captures(id);
+        let captures: Vec<ValueId> = g.captures(id).collect();
         let captured: Vec<&str> = captures.iter().map(|v| g.name(*v)).collect();
         let attrs = if random { None } else { t.attributes(op, &site, &captured) };
         let Some(mut attrs) = attrs else {

@@ -136,11 +136,11 @@ fn read_both<'g>(t: &mut Table<'g>, a: &'g Graph, b: &'g Graph) -> Result<(Side<
 
 /// The nodes that outputs depend on, producers first.
 fn live_order(g: &Graph) -> Result<Vec<NodeId>, String> {
-    let order = g.topological_order().map_err(|site| format!("{site} is on a cycle"))?;
+    let order = g.topological_order();
     let mut live: HashSet<NodeId> = g.outputs().iter().map(|o| o.value.node).collect();
     for id in order.iter().rev() {
         if live.contains(id) {
-            live.extend(g.reads(*id).iter().map(|v| v.node));
+            live.extend(g.reads(*id).map(|v| v.node));
         }
     }
     Ok(order.into_iter().filter(|id| live.contains(id)).collect())

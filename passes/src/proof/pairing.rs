@@ -7,7 +7,7 @@ use std::hash::{Hash, Hasher};
 
 /// Pairs of values, results of operators both, in A's order of computation.
 pub fn pairs(a: &Graph, b: &Graph) -> Vec<(ValueId, ValueId)> {
-    let (Ok(order_a), Ok(order_b)) = (a.topological_order(), b.topological_order()) else { return Vec::new() };
+    let (order_a, order_b) = (a.topological_order(), b.topological_order());
     let mut found = Pairs::default();
     if names_mean_the_same(a, b, &order_a) {
         for v in results(a, &order_a) {
@@ -101,7 +101,7 @@ fn forms(g: &Graph, order: &[NodeId]) -> HashMap<ValueId, u64> {
             Kind::Initializer { tensor, .. } => (tensor.dtype(), tensor.dims()).hash(&mut h),
             Kind::Op(op) => {
                 op.full_name().hash(&mut h);
-                g.reads(*n).iter().for_each(|v| forms.get(v).hash(&mut h));
+                g.reads(*n).for_each(|v| forms.get(&v).hash(&mut h));
             }
         }
         for v in g.results(*n) {
@@ -123,7 +123,7 @@ fn pair_backward(a: &Graph, order_a: &[NodeId], b: &Graph, found: &mut Pairs) {
             continue;
         }
         let (of_n, of_w) = (a.operands(*n), b.operands(w.node));
-        for (v, w) in of_n.iter().zip(&of_w).filter_map(|(v, w)| Some(((*v)?, (*w)?))) {
+        for (v, w) in of_n.iter().zip(of_w).filter_map(|(v, w)| Some(((*v)?, (*w)?))) {
             if a.op(v.node).is_some() && b.op(w.node).is_some() && v.slot == w.slot && found.add(v, w) {
                 of_a.insert(v, w);
             }

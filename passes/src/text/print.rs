@@ -115,7 +115,7 @@ impl Printer<'_> {
     }
 
     fn order(&self) -> Vec<NodeId> {
-        self.g.topological_order().unwrap_or_else(|_| self.g.nodes().collect())
+        self.g.topological_order()
     }
 
     fn body(&self, indent: &str) -> String {

@@ -91,7 +91,7 @@ fn embedding_rows(g: &Graph, ids: ValueId) -> Option<i64> {
     for _ in 0..4 {
         let mut next = Vec::new();
         for v in at {
-            for (node, operand) in g.uses(v) {
+            for (node, operand) in g.uses_in_order(v) {
                 let Some(op) = g.op(node) else { continue };
                 if op.is("Gather") && operand == 1 {
                     let table = g.operand(node, 0)?;

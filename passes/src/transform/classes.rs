@@ -106,7 +106,7 @@ fn renew(g: &mut Graph, (node, operand): (NodeId, usize), make: impl FnOnce(&str
     let v = g.add_initializer(&format!("{name}.fresh"), make(&name), false);
     g.set_operand(node, operand, Some(v));
     let mut from = old;
-    while g.uses(from).is_empty() && !g.is_output(from) {
+    while !g.is_read(from) && !g.is_output(from) {
         let before = g.operand(from.node, 0);
         if from == origin {
             g.swap_names(origin, v);
@@ -124,7 +124,7 @@ fn renew(g: &mut Graph, (node, operand): (NodeId, usize), make: impl FnOnce(&str
 /// Derives the types of what follows the classifier anew.
 fn follow(g: &mut Graph, node: NodeId, before: i64, classes: i64) -> Result<(), String> {
     let after = descendants(g, node);
-    let order = g.topological_order().map_err(|n| format!("{n} is on a cycle"))?;
+    let order = g.topological_order();
     let mut changed = HashSet::new();
     for n in order.into_iter().filter(|n| after.contains(n)) {
         let site = g.site(n);
@@ -158,7 +158,7 @@ fn follow(g: &mut Graph, node: NodeId, before: i64, classes: i64) -> Result<(), 
 fn reshape_to(g: &mut Graph, node: NodeId, before: i64, classes: i64) {
     let Some(target) = g.operand(node, 1) else { return };
     let mut places = vec![(node, 1, target)];
-    if g.is_op(target.node, "Concat") && g.uses(target).len() == 1 {
+    if g.is_op(target.node, "Concat") && g.uses(target).count() == 1 {
         places = g.operands(target.node).iter().enumerate().filter_map(|(i, v)| Some((target.node, i, (*v)?))).collect();
     }
     for (n, i, v) in places {

@@ -19,7 +19,7 @@ pub type Gradients = IndexMap<ValueId, ValueId>;
 /// # Errors
 /// When an operator on a differentiable path has no pullback (the error names the path), or a pullback fails.
 pub fn differentiate(g: &mut Graph, loss: ValueId, wrt: &[ValueId]) -> Result<Gradients, GradError> {
-    let order = g.topological_order().map_err(GradError::Cycle)?;
+    let order = g.topological_order();
     let active = reached_from(g, &order, wrt);
     let dtype = g.value(loss).ty.dtype.unwrap_or(crate::ir::DType::F32);
     let mut b = Builder::new(g, "grad");
@@ -77,7 +77,7 @@ fn reached_from(g: &Graph, order: &[NodeId], wrt: &[ValueId]) -> Vec<bool> {
         let Kind::Op(op) = &g.node(*id).kind else { continue };
         let stops = ops::rule(op).is_some_and(|r| r.derivative() == Derivative::Zero);
         let carries = g.results(*id).any(|v| g.value(v).ty.dtype.is_none_or(|t| t.is_float()));
-        if !stops && carries && g.reads(*id).iter().any(|v| active[v.node.index()]) {
+        if !stops && carries && g.reads(*id).any(|v| active[v.node.index()]) {
             active[id.index()] = true;
         }
     }
@@ -139,7 +139,7 @@ fn shortest(g: &Graph, from: VecDeque<NodeId>, to: NodeId) -> Vec<NodeId> {
             return path;
         }
         for v in g.results(n) {
-            for (consumer, _) in g.uses(v) {
+            for (consumer, _) in g.uses_in_order(v) {
                 if !before.contains_key(&consumer) {
                     before.insert(consumer, Some(n));
                     queue.push_back(consumer);

@@ -47,11 +47,11 @@ pub fn evaluation_mode(g: &mut Graph) -> usize {
     let mut changed = 0;
     let nodes: Vec<NodeId> = g.nodes().collect();
     for id in nodes {
-        let unread = |g: &Graph| g.results(id).skip(1).all(|v| g.uses(v).is_empty() && !g.is_output(v));
+        let unread = |g: &Graph| g.results(id).skip(1).all(|v| !g.is_read(v) && !g.is_output(v));
         if g.is_op(id, "Dropout") {
             let on = g.operand(id, 2).and_then(|mode| number(g, mode));
             if on.is_some_and(|v| v != 0.0) {
-                let operands = g.operands(id);
+                let operands = g.operands(id).to_vec();
                 if let Kind::Op(op) = g.node(id).kind.clone() {
                     g.replace_op(id, op, &operands[..2]);
                 }
@@ -76,7 +76,7 @@ pub fn evaluation_mode(g: &mut Graph) -> usize {
 /// # Errors
 /// When a node cannot be built because types are unknown.
 pub fn activate_dropout(g: &mut Graph, seed: u64) -> Result<Vec<String>, BuildError> {
-    let order = g.topological_order().unwrap_or_default();
+    let order = g.topological_order();
     let active: Vec<NodeId> = order.into_iter().filter(|id| g.is_op(*id, "Dropout") && is_active(g, *id)).collect();
     if active.is_empty() {
         return Ok(Vec::new());
@@ -202,21 +202,20 @@ fn residues(b: &mut Builder, x: ValueId, keys: [ValueId; 4]) -> Built {
 fn replace(g: &mut Graph, id: NodeId, keys: ValueId, index: i64) -> Result<(), BuildError> {
     let name = g.site(id).name;
     let mut b = Builder::new(g, &format!("dropout/{name}"));
-    let operands = b.graph.operands(id);
-    let operand = |i: usize| operands.get(i).copied().flatten();
-    let Some(x) = operand(0) else { return Ok(()) };
+    let [x, ratio_operand, mode] = [0, 1, 2].map(|i| b.graph.operand(id, i));
+    let Some(x) = x else { return Ok(()) };
     let dtype = b.ty(x)?.dtype;
     let mut own = Vec::with_capacity(4);
     for i in 4 * index..4 * index + 4 {
         own.push(b.slice(keys, 0, i, i + 1)?);
     }
     let random = residues(&mut b, x, [own[0], own[1], own[2], own[3]])?;
-    let ratio = match operand(1) {
+    let ratio = match ratio_operand {
         None => Some(0.5),
         Some(v) => number(b.graph, v),
     };
     // What is below the bound is dropped.
-    let (mut below, mut scale) = match (ratio, operand(1)) {
+    let (mut below, mut scale) = match (ratio, ratio_operand) {
         (None, Some(ratio)) => {
             let wide = b.cast(ratio, DType::F64)?;
             let bound = b.scale(wide, P as f64)?;
@@ -233,7 +232,7 @@ fn replace(g: &mut Graph, id: NodeId, keys: ValueId, index: i64) -> Result<(), B
             (b.int((ratio * P as f64).ceil() as i64), b.scalar(dtype, kept))
         }
     };
-    if let Some(mode) = operand(2) {
+    if let Some(mode) = mode {
         // Computed in the graph, or an input: off while it does not hold.
         let (all, one) = (b.int(0), b.scalar(dtype, 1.0));
         below = b.select(mode, below, all)?;
@@ -246,7 +245,7 @@ fn replace(g: &mut Graph, id: NodeId, keys: ValueId, index: i64) -> Result<(), B
     let y = b.mul(kept, scale)?;
     let results: Vec<ValueId> = b.graph.results(id).collect();
     for (old, new) in results.into_iter().zip([y, keep]) {
-        if !b.graph.uses(old).is_empty() || b.graph.is_output(old) {
+        if b.graph.is_read(old) || b.graph.is_output(old) {
             b.graph.redirect(old, new);
         }
     }

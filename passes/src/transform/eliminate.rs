@@ -7,9 +7,9 @@ use crate::ir::{Graph, Kind, NodeId};
 /// Initializers that the source itself left unread (`keep`) stay, so that an untouched model is emitted whole.
 pub fn eliminate_dead(g: &mut Graph, keep: impl Fn(&Graph, NodeId) -> bool) -> usize {
     let mut removed = 0;
-    let order = g.topological_order().unwrap_or_default();
+    let order = g.topological_order();
     for id in order.into_iter().rev() {
-        let dead = g.results(id).all(|v| g.uses(v).is_empty() && !g.is_output(v));
+        let dead = g.results(id).all(|v| !g.is_read(v) && !g.is_output(v));
         let source = matches!(g.node(id).kind, Kind::Input(_));
         if dead && !source && !keep(g, id) {
             g.remove(id);

@@ -52,7 +52,7 @@ fn readers(g: &Graph, v: ValueId, next: Option<NodeId>) -> Option<Vec<NodeId>> {
             return None;
         }
         for (node, _) in g.uses(v) {
-            if g.captures(node).contains(&v) {
+            if g.captures(node).any(|c| c == v) {
                 return None;
             }
             if next != Some(node) && is_one_of(g, node, &VIEWS) {
@@ -93,9 +93,9 @@ struct Order {
 impl Order {
     fn of(g: &Graph) -> Order {
         let (mut nodes, mut reads) = (Vec::with_capacity(g.node_count()), Vec::new());
-        for node in g.topological_order().unwrap_or_default() {
+        for node in g.topological_order() {
             let from = reads.len();
-            reads.extend(g.reads(node).iter().map(|v| v.node.index()));
+            reads.extend(g.reads(node).map(|v| v.node.index()));
             nodes.push((node.index(), from..reads.len()));
         }
         Order { nodes, reads }

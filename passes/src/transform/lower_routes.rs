@@ -77,7 +77,7 @@ pub fn lower_routes(g: &mut Graph) -> Result<(), BuildError> {
 /// As [`lower_routes`].
 pub fn lower_routes_by(g: &mut Graph, lowering: Option<Lowering>) -> Result<(), BuildError> {
     let mut routers: IndexMap<(i64, ValueId), RouterView> = IndexMap::new();
-    for id in g.topological_order().unwrap_or_default() {
+    for id in g.topological_order() {
         let Some(op) = g.op(id).filter(|o| o.domain == ANCRE && o.name.starts_with("Route")) else { continue };
         let Some(logits) = g.operand(id, 0) else { continue };
         let router = op.attrs.int("router", 0);
@@ -330,8 +330,8 @@ fn lower_cotangents(
     for node in &view.cotangents {
         let a = attrs(b, *node);
         let rows = a.ints("rows").unwrap_or_default().to_vec();
-        let cts = b.graph.operands(*node).into_iter().skip(2);
-        by_row.extend(rows.iter().zip(cts).filter_map(|(row, ct)| Some((*row, ct?))));
+        let cts = b.graph.operands(*node).iter().skip(2);
+        by_row.extend(rows.iter().zip(cts).filter_map(|(row, ct)| Some((*row, (*ct)?))));
         columns.push((a.int("column", 0), *node, rows));
     }
     by_row.sort_keys();

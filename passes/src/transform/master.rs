@@ -41,7 +41,7 @@ pub fn master_copies(g: &mut Graph, values: &[ValueId]) -> Result<usize, BuildEr
 /// Stored means and variances of batch normalisations.
 pub fn stored_statistics(g: &Graph) -> Vec<ValueId> {
     let mut found = Vec::new();
-    for id in g.topological_order().unwrap_or_default() {
+    for id in g.topological_order() {
         if !g.is_op(id, "BatchNormalization") {
             continue;
         }

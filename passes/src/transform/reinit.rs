@@ -75,7 +75,7 @@ fn carried(g: &Graph, v: ValueId) -> Vec<(NodeId, usize, ValueId)> {
     let mut found = Vec::new();
     let mut open = vec![v];
     while let Some(at) = open.pop() {
-        for (n, i) in g.uses(at) {
+        for (n, i) in g.uses_in_order(at) {
             let onward = i == 0 && g.results(n).next().is_some_and(|r| constant_origin(g, r) == Some(v));
             if onward {
                 open.extend(g.results(n));
@@ -194,7 +194,7 @@ fn is_of_one_place(g: &Graph, node: NodeId) -> bool {
 /// A convolution with a bias whose result an activation reads at once.
 fn is_bare(g: &Graph, node: NodeId) -> bool {
     let activates = |n: NodeId| g.op(n).is_some_and(|op| ACTIVATIONS.contains(&op.name.as_str()));
-    g.operand(node, 2).is_some() && g.uses(g.result(node, 0)).into_iter().any(|(n, _)| activates(n))
+    g.operand(node, 2).is_some() && g.uses(g.result(node, 0)).any(|(n, _)| activates(n))
 }
 
 #[cfg(test)]

@@ -68,7 +68,7 @@ pub fn separate_in_forward<'n>(g: &mut Graph, names: impl IntoIterator<Item = &'
 fn separate(g: &mut Graph, is_parameter: impl Fn(Role) -> bool, wanted: impl Fn(&[Part]) -> bool) -> Vec<(String, String)> {
     let mut plan: IndexMap<ValueId, Vec<Part>> = IndexMap::new();
     let roles = UseRoles::new(g);
-    for id in g.topological_order().unwrap_or_default() {
+    for id in g.topological_order() {
         let Kind::Initializer { tensor, .. } = &g.node(id).kind else { continue };
         let v = g.result(id, 0);
         if !tensor.dtype().is_float() || g.name(v).starts_with("ancre.") {
@@ -86,7 +86,7 @@ fn separate(g: &mut Graph, is_parameter: impl Fn(Role) -> bool, wanted: impl Fn(
         for part in parts {
             names.push((apply(g, v, part), original.clone()));
         }
-        let unread = g.uses(v).is_empty() && !g.is_output(v);
+        let unread = !g.is_read(v) && !g.is_output(v);
         if unread && matches!(g.node(v.node).kind, Kind::Initializer { overridable: false, .. }) {
             g.remove(v.node);
         }
@@ -96,7 +96,7 @@ fn separate(g: &mut Graph, is_parameter: impl Fn(Role) -> bool, wanted: impl Fn(
 
 /// The parameters that were merged into `v`, or none if it is only one.
 fn parts_of(g: &Graph, roles: &UseRoles, v: ValueId, tensor: &Tensor, is_parameter: &impl Fn(Role) -> bool) -> Vec<Part> {
-    let uses = g.uses(v);
+    let uses = g.uses_in_order(v);
     if uses.len() < 2 {
         return Vec::new();
     }
@@ -112,7 +112,7 @@ fn parts_of(g: &Graph, roles: &UseRoles, v: ValueId, tensor: &Tensor, is_paramet
         if g.is_op(n, "Identity") {
             identities = true;
             let own = g.result(n, 0);
-            let its = g.uses(own);
+            let its = g.uses_in_order(own);
             let readers: Vec<Use> = its.iter().copied().filter(|(r, _)| !g.is_op(*r, "Identity")).collect();
             let captured = its.iter().any(|(r, i)| *i >= g.node(*r).operand_count());
             if !captured && !g.is_output(own) && readers.iter().any(|u| owns(own, *u)) {

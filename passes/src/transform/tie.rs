@@ -75,7 +75,7 @@ pub fn find_ties(g: &Graph) -> Vec<Tie> {
 /// A matrix that could stand for another one: nothing but operands of operators read it.
 fn fits(g: &Graph, v: ValueId) -> bool {
     let Kind::Initializer { tensor, overridable: false } = &g.node(v.node).kind else { return false };
-    let whole = g.uses(v).iter().all(|(n, i)| *i < g.node(*n).operand_count()) && !g.is_output(v);
+    let whole = g.uses(v).all(|(n, i)| i < g.node(n).operand_count()) && !g.is_output(v);
     tensor.dims().len() == 2 && tensor.len() >= FEWEST && tensor.dtype().is_float() && whole
 }
 

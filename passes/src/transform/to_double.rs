@@ -240,7 +240,7 @@ impl Formula<'_> {
 
 fn spell_node(g: &mut Graph, n: NodeId) {
     let Some(op) = g.op(n).filter(|o| o.domain.is_empty()).cloned() else { return };
-    let operands: Option<Vec<ValueId>> = g.operands(n).into_iter().collect();
+    let operands: Option<Vec<ValueId>> = g.operands(n).iter().copied().collect();
     let Some(x) = g.operand(n, 0) else { return };
     let y = g.result(n, 0);
     let ty = g.value(y).ty.clone();
@@ -254,7 +254,7 @@ fn spell_node(g: &mut Graph, n: NodeId) {
         }
         return;
     }
-    let is_single = f.g.results(n).skip(1).all(|v| f.g.uses(v).is_empty() && !f.g.is_output(v));
+    let is_single = f.g.results(n).skip(1).all(|v| !f.g.is_read(v) && !f.g.is_output(v));
     if op.name == "LayerNormalization" && is_wide && is_single && rank > 0 {
         if let Some(operands) = operands.filter(|o| o.len() >= 2) {
             let new = f.layer_norm(&operands, op.attrs.int("axis", -1), rank, op.attrs.float("epsilon", 1e-5) as f64);

@@ -17,7 +17,7 @@ use indexmap::IndexMap;
 /// When a node cannot be built because types are unknown.
 pub fn train_batch_norm(g: &mut Graph) -> Result<Vec<StateTensor>, BuildError> {
     let mut next: IndexMap<ValueId, ValueId> = IndexMap::new();
-    for id in g.topological_order().unwrap_or_default() {
+    for id in g.topological_order() {
         if !g.is_op(id, "BatchNormalization") {
             continue;
         }

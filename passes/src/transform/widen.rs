@@ -20,7 +20,7 @@ pub fn compute_in_float32(g: &mut Graph, nodes: &[NodeId]) -> usize {
         let Some(op) = g.op(node) else { continue };
         let stated = ["to", "dtype", "value"].iter().any(|name| op.attrs.get(name).is_some());
         let narrow: Vec<ValueId> = g.results(node).filter(|v| half(g, *v)).collect();
-        let captured = |v: &ValueId| g.uses(*v).iter().any(|(n, i)| *i >= g.node(*n).operand_count());
+        let captured = |v: &ValueId| g.uses(*v).any(|(n, i)| i >= g.node(n).operand_count());
         let given = g.operands(node);
         let given = given.iter().enumerate().filter_map(|(i, v)| Some((i, (*v)?)));
         let operands: Vec<(usize, ValueId)> = given.filter(|(_, v)| half(g, *v)).collect();

@@ -33,7 +33,7 @@ pub struct TractOracle;
 
 impl ShapeOracle for TractOracle {
     fn facts(&self, g: &Graph) -> Result<IndexMap<String, ValueType>, String> {
-        let order = g.topological_order().map_err(|site| format!("{site} is on a cycle"))?;
+        let order = g.topological_order();
         let framework = framework();
         let model = model(g, None, &framework).ok_or("the operator sets cannot be read")?;
         let template = InferenceModel::default();
@@ -180,7 +180,8 @@ impl Walk<'_> {
     fn rule_is_enough(&mut self, node: NodeId) -> bool {
         let g = self.g;
         let known = |v: ValueId| self.facts.get(&v).is_some_and(|f| f.value.concretize().is_some());
-        if g.op(node).is_some_and(|op| op.is("Shape") || op.is("Size")) || g.operands(node).into_iter().flatten().all(known)
+        if g.op(node).is_some_and(|op| op.is("Shape") || op.is("Size"))
+            || g.operands(node).iter().flatten().copied().all(known)
         {
             return false;
         }
@@ -245,7 +246,7 @@ impl Walk<'_> {
             if InferenceOp::nboutputs(&*op).ok()? != outputs {
                 return None;
             }
-            let operands = self.g.operands(node).into_iter().flatten();
+            let operands = self.g.operands(node).iter().flatten().copied();
             let captured = captured.iter().map(|name| self.g.find(name)).collect::<Option<Vec<_>>>()?;
             let open = InferenceFact::default();
             let inputs: TVec<&InferenceFact> =

@@ -40,7 +40,7 @@ impl<'g> Flow<'g> {
     /// Builds the tables in time linear in the graph (times a logarithm for the post-dominators).
     pub(super) fn new(g: &'g Graph) -> Flow<'g> {
         let bound = g.node_bound();
-        let order = g.topological_order().unwrap_or_default();
+        let order = g.topological_order();
         let mut f = Flow {
             g,
             place: vec![0; bound],
@@ -63,11 +63,7 @@ impl<'g> Flow<'g> {
                 continue;
             };
             f.class[i] = class(op);
-            let captures = g.captures(*node);
-            let first = g.node(*node).operand_count();
-            let operands = g.operands(*node);
-            let all = operands.iter().enumerate().filter_map(|(i, v)| v.map(|v| (i, v)));
-            let all = all.chain(captures.iter().enumerate().map(|(i, v)| (first + i, *v)));
+            let all = g.node(*node).reads().iter().enumerate().filter_map(|(i, v)| v.map(|v| (i, v)));
             for (operand, v) in all.filter(|(operand, _)| reads_data(op, *operand)) {
                 f.live[i] |= f.live[v.node.index()];
                 f.reads[i].push((operand as u32, v));

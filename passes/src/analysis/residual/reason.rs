@@ -94,8 +94,7 @@ pub(super) fn reason(f: &Flow, add: NodeId, why: Option<Refusal>) -> String {
 
 /// The nearest value from which two operands are computed without mixing operators.
 fn common_origin(f: &Flow, add: NodeId) -> Option<(ValueId, ValueId, ValueId)> {
-    let operands = f.g.operands(add);
-    let [Some(a), Some(b), ..] = operands.as_slice() else { return None };
+    let [Some(a), Some(b), ..] = f.g.operands(add) else { return None };
     let (from_a, from_b) = (unmixed(f, *a), unmixed(f, *b));
     let shared = from_a.into_iter().filter(|v| from_b.contains(v)).max_by_key(|v| f.place_of(v.node))?;
     Some((*a, *b, shared))

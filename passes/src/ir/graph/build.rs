@@ -1,5 +1,6 @@
 //! Building: nodes, results, names, outputs.
 
+use super::id::Born;
 use super::{Graph, Kind, Node, NodeId, Op, Output, Value, ValueId};
 use crate::ir::tensor::Tensor;
 use crate::ir::types::{TensorType, ValueType};
@@ -10,7 +11,7 @@ use std::sync::Arc;
 impl Graph {
     /// Adds a required graph input.
     pub fn add_input(&mut self, name: &str, ty: ValueType, info: Option<Arc<ValueInfoProto>>) -> ValueId {
-        let id = self.push(name.to_string(), Kind::Input(info), 0);
+        let id = self.push(name.to_string(), Kind::Input(info));
         self.inputs.push(id);
         self.push_result(id, name, ty)
     }
@@ -18,7 +19,7 @@ impl Graph {
     /// Adds a constant. An overridable one is a graph input with a default as well.
     pub fn add_initializer(&mut self, name: &str, tensor: Tensor, overridable: bool) -> ValueId {
         let ty = TensorType::fixed(tensor.dtype(), tensor.dims()).into();
-        let id = self.push(name.to_string(), Kind::Initializer { tensor, overridable }, 0);
+        let id = self.push(name.to_string(), Kind::Initializer { tensor, overridable });
         if overridable {
             self.inputs.push(id);
         }
@@ -27,38 +28,34 @@ impl Graph {
 
     /// Adds an operator; its results are added with [`Graph::push_result`].
     pub fn add_op(&mut self, name: &str, op: Op, operands: &[Option<ValueId>]) -> NodeId {
-        let id = self.push(name.to_string(), Kind::Op(op), operands.len() as u32);
-        for (i, v) in operands.iter().enumerate() {
-            if let Some(v) = v {
-                self.link(*v, id, i as u32);
-            }
-        }
+        let id = self.push(name.to_string(), Kind::Op(op));
+        self.link_all(id, operands);
         id
     }
 
-    fn push(&mut self, name: String, kind: Kind, operands: u32) -> NodeId {
+    fn push(&mut self, name: String, kind: Kind) -> NodeId {
         self.next_position += 1;
-        let node = Node { name, kind, results: SmallVec::new(), operands, captures: 0, position: self.next_position };
-        NodeId(self.g.add_node(node))
+        let (position, born) = (self.next_position, Born::nth(self.next_position));
+        let node = Node { name, kind, results: SmallVec::new(), reads: SmallVec::new(), operands: 0, position, born };
+        let index = self.g.add_node(node);
+        self.id(index)
     }
 
     /// Appends a result. A name that is taken is made unique; an empty one is for a result nobody may read.
     pub fn push_result(&mut self, node: NodeId, name: &str, ty: ValueType) -> ValueId {
-        let value = ValueId { node, slot: self.g[node.0].results.len() as u32 };
+        let value = ValueId { node, slot: self.node(node).results.len() as u32 };
         let name = if name.is_empty() || self.is_free(name) { name.to_string() } else { self.fresh_name(name) };
         if !name.is_empty() {
             self.names.insert(name.clone(), value);
         }
-        self.g[node.0].results.push(Value { name, ty });
+        self.node_mut(node).results.push(Value { name, ty });
         value
     }
 
     /// Records that a subgraph of `node` reads `value` by its name.
     pub fn add_capture(&mut self, node: NodeId, value: ValueId) {
-        let n = &mut self.g[node.0];
-        let operand = n.operands + n.captures;
-        n.captures += 1;
-        self.link(value, node, operand);
+        let place = self.node(node).reads.len();
+        self.link(value, node, place);
     }
 
     /// Declares a value a graph output.

@@ -4,54 +4,70 @@ use super::{Graph, Kind, NodeId, Op, Use, ValueId};
 use crate::ir::tensor::Tensor;
 use crate::ir::types::{TensorType, ValueType};
 use petgraph::Direction;
-use petgraph::stable_graph::EdgeIndex;
 use petgraph::visit::EdgeRef;
 use std::collections::HashSet;
 use std::sync::Arc;
 
 impl Graph {
-    pub(super) fn link(&mut self, from: ValueId, to: NodeId, operand: u32) {
-        self.g.add_edge(from.node.0, to.0, Use { slot: from.slot, operand });
+    /// Records a read in the reader's list and as an edge; what stood at that place is [unlinked](Graph::unlink) before.
+    pub(super) fn link(&mut self, from: ValueId, to: NodeId, operand: usize) {
+        let n = self.node_mut(to);
+        let len = n.reads.len().max(operand + 1);
+        n.reads.resize(len, None);
+        n.reads[operand] = Some(from);
+        self.g.add_edge(from.node.index, to.index, Use { slot: from.slot, operand: operand as u32 });
     }
 
-    fn edge(&self, node: NodeId, operand: usize) -> Option<EdgeIndex<u32>> {
-        self.g.edges_directed(node.0, Direction::Incoming).find(|e| e.weight().operand as usize == operand).map(|e| e.id())
+    /// Links all operands of a node that has none.
+    pub(super) fn link_all(&mut self, node: NodeId, operands: &[Option<ValueId>]) {
+        let n = self.node_mut(node);
+        n.operands = operands.len() as u32;
+        n.reads.resize(operands.len(), None);
+        for (i, v) in operands.iter().enumerate() {
+            if let Some(v) = v {
+                self.link(*v, node, i);
+            }
+        }
+    }
+
+    /// Takes a read out of the reader's list and out of the edges.
+    fn unlink(&mut self, node: NodeId, operand: usize) {
+        if self.node_mut(node).reads.get_mut(operand).and_then(Option::take).is_some() {
+            let mut edges = self.g.edges_directed(node.index, Direction::Incoming);
+            if let Some(e) = edges.find(|e| e.weight().operand as usize == operand).map(|e| e.id()) {
+                self.g.remove_edge(e);
+            }
+        }
     }
 
     /// Makes a node read `value` as operand `operand` (an existing or the next one).
     pub fn set_operand(&mut self, node: NodeId, operand: usize, value: Option<ValueId>) {
-        if let Some(e) = self.edge(node, operand) {
-            self.g.remove_edge(e);
-        }
-        let n = &mut self.g[node.0];
-        debug_assert!(n.captures == 0 || operand < n.operands as usize, "operands come before captures");
+        self.unlink(node, operand);
+        let n = self.node_mut(node);
+        debug_assert!(n.reads.len() == n.operand_count() || operand < n.operands as usize, "operands come before captures");
         n.operands = n.operands.max(operand as u32 + 1);
+        let len = n.reads.len().max(operand + 1);
+        n.reads.resize(len, None);
         if let Some(v) = value {
-            self.link(v, node, operand as u32);
+            self.link(v, node, operand);
         }
     }
 
     /// Replaces a node's operator and operands, keeping its results.
     pub fn replace_op(&mut self, node: NodeId, op: Op, operands: &[Option<ValueId>]) {
-        let old: Vec<_> = self.g.edges_directed(node.0, Direction::Incoming).map(|e| e.id()).collect();
-        for e in old {
-            self.g.remove_edge(e);
+        for operand in (0..self.node(node).reads.len()).rev() {
+            self.unlink(node, operand);
         }
-        let n = &mut self.g[node.0];
+        let n = self.node_mut(node);
         n.kind = Kind::Op(op);
-        n.operands = operands.len() as u32;
-        n.captures = 0;
-        for (i, v) in operands.iter().enumerate() {
-            if let Some(v) = v {
-                self.link(*v, node, i as u32);
-            }
-        }
+        n.reads.clear();
+        self.link_all(node, operands);
     }
 
     /// Makes those readers of `old` for which `which` holds read `new`. Captures and graph outputs are left alone.
     pub fn replace_uses(&mut self, old: ValueId, new: ValueId, which: impl Fn(NodeId) -> bool) {
         // Latest first: an edge is unlinked from its producer's list, in which the newest stands first.
-        for (node, operand) in self.uses(old).into_iter().rev() {
+        for (node, operand) in self.uses_in_order(old).into_iter().rev() {
             if operand < self.node(node).operand_count() && which(node) {
                 self.set_operand(node, operand, Some(new));
             }
@@ -79,8 +95,8 @@ impl Graph {
     /// Exchanges the names of two values.
     pub fn swap_names(&mut self, a: ValueId, b: ValueId) {
         let (na, nb) = (self.name(a).to_string(), self.name(b).to_string());
-        self.g[a.node.0].results[a.slot as usize].name = nb.clone();
-        self.g[b.node.0].results[b.slot as usize].name = na.clone();
+        self.node_mut(a.node).results[a.slot as usize].name = nb.clone();
+        self.node_mut(b.node).results[b.slot as usize].name = na.clone();
         self.names.insert(na, b);
         self.names.insert(nb, a);
     }
@@ -91,7 +107,7 @@ impl Graph {
             return name.to_string();
         }
         let name = self.fresh_name(name);
-        let old = std::mem::replace(&mut self.g[v.node.0].results[v.slot as usize].name, name.clone());
+        let old = std::mem::replace(&mut self.node_mut(v.node).results[v.slot as usize].name, name.clone());
         self.names.remove(&old);
         self.names.insert(name.clone(), v);
         name
@@ -100,7 +116,7 @@ impl Graph {
     /// Turns an initializer's default and overridability.
     pub fn set_initializer(&mut self, v: ValueId, tensor: Tensor, overridable: bool) {
         let ty = ValueType::from(TensorType::fixed(tensor.dtype(), tensor.dims()));
-        let n = &mut self.g[v.node.0];
+        let n = self.node_mut(v.node);
         n.kind = Kind::Initializer { tensor, overridable };
         n.results[v.slot as usize].ty = ty;
         let listed = self.inputs.contains(&v.node);
@@ -124,15 +140,15 @@ impl Graph {
     pub fn require_input(&mut self, v: ValueId, ty: ValueType) -> Option<Tensor> {
         let tensor = self.initializer(v).cloned()?;
         self.set_overridable(v, true);
-        self.g[v.node.0].kind = Kind::Input(None);
+        self.node_mut(v.node).kind = Kind::Input(None);
         self.set_type(v, ty);
         Some(tensor)
     }
 
     /// Removes a node that nobody reads. Of many readers of one value, the latest is removed at the least cost.
     pub fn remove(&mut self, id: NodeId) {
-        debug_assert!(self.g.edges_directed(id.0, Direction::Outgoing).next().is_none(), "a node in use is not removed");
-        if let Some(node) = self.g.remove_node(id.0) {
+        debug_assert!(self.results(id).all(|v| !self.is_read(v)), "a node in use is not removed");
+        if let Some(node) = self.g.remove_node(id.index) {
             for v in &node.results {
                 self.names.remove(&v.name);
             }
@@ -144,10 +160,10 @@ impl Graph {
 
     /// Drops a node's results from `keep` on, which nobody reads.
     pub fn drop_results(&mut self, node: NodeId, keep: usize) {
-        while self.g[node.0].results.len() > keep {
-            let slot = self.g[node.0].results.len() as u32 - 1;
-            debug_assert!(self.uses(ValueId { node, slot }).is_empty(), "a result in use is not dropped");
-            if let Some(v) = self.g[node.0].results.pop() {
+        while self.node(node).results.len() > keep {
+            let slot = self.node(node).results.len() as u32 - 1;
+            debug_assert!(!self.is_read(ValueId { node, slot }), "a result in use is not dropped");
+            if let Some(v) = self.node_mut(node).results.pop() {
                 self.names.remove(&v.name);
             }
         }
@@ -155,7 +171,7 @@ impl Graph {
 
     /// Lists a constant among the graph inputs without letting anyone override it (files before IR 4).
     pub fn set_listed_constant(&mut self, v: ValueId) {
-        if let Kind::Initializer { overridable, .. } = &mut self.g[v.node.0].kind {
+        if let Kind::Initializer { overridable, .. } = &mut self.node_mut(v.node).kind {
             *overridable = false;
         }
     }
@@ -170,7 +186,7 @@ impl Graph {
         Arc::make_mut(&mut self.shell).ir_version = version;
         if from < 4 {
             let g = &self.g;
-            self.inputs.retain(|n| !matches!(g[n.0].kind, Kind::Initializer { overridable: false, .. }));
+            self.inputs.retain(|n| !matches!(g[n.index].kind, Kind::Initializer { overridable: false, .. }));
         }
     }
 
@@ -182,7 +198,7 @@ impl Graph {
             o.info = None;
         }
         for v in values {
-            if let Kind::Input(info) = &mut self.g[v.node.0].kind {
+            if let Kind::Input(info) = &mut self.node_mut(v.node).kind {
                 *info = None;
             }
         }
@@ -196,6 +212,6 @@ impl Graph {
 
     /// Moves a node in the file order to just after another.
     pub fn place_after(&mut self, node: NodeId, anchor: NodeId) {
-        self.g[node.0].position = self.g[anchor.0].position;
+        self.node_mut(node).position = self.node(anchor).position;
     }
 }

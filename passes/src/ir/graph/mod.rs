@@ -1,44 +1,30 @@
 //! The graph: operators and sources as nodes, uses as edges.
 //!
-//! The edges are the only record of who reads what: an edge from producer to consumer says which result (`slot`) is read as
-//! which `operand`. Every value has one producer (graph inputs and initializers are nodes too) and one unique name, the name
-//! it will have in the emitted file.
+//! A node lists the values it reads in the order of its operands; the edges, from producer to consumer, list the readers of a
+//! value: an edge says which result (`slot`) is read as which `operand`. [`Graph::link`] and [`Graph::unlink`] alone change the two,
+//! and the verifier checks that they agree. Every value has one producer (graph inputs and initializers are nodes too) and one
+//! unique name, the name it will have in the emitted file.
+//!
+//! `&Graph` has petgraph's visit traits (`visit.rs`): its algorithms run on the graph, and on its reverse by `Reversed(&graph)`.
 
 mod build;
 mod change;
-mod order;
+mod id;
 mod read;
+mod visit;
 
 use super::attr::Attrs;
 use super::tensor::Tensor;
 use super::types::ValueType;
 use indexmap::IndexMap;
 use onnx_protobuf::{GraphProto, ModelProto, NodeProto, ValueInfoProto};
-use petgraph::stable_graph::{NodeIndex, StableDiGraph};
+use petgraph::stable_graph::StableDiGraph;
 use smallvec::SmallVec;
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
 
-/// A node of the graph.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct NodeId(NodeIndex<u32>);
-
-impl NodeId {
-    /// A dense number, for tables indexed by node; below [`Graph::node_bound`].
-    pub fn index(self) -> usize {
-        self.0.index()
-    }
-}
-
-/// One result of one node.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct ValueId {
-    /// The producer.
-    pub node: NodeId,
-    /// Which of its results.
-    pub slot: u32,
-}
+pub use id::{NodeId, ValueId};
 
 /// An edge: result `slot` of the producer is operand `operand` of the consumer.
 #[derive(Clone, Copy, Debug)]
@@ -117,7 +103,7 @@ pub enum Kind {
     Op(Op),
 }
 
-/// A node: a name, what it is, its results. Its operands are edges of the graph.
+/// A node: a name, what it is, what it reads, its results.
 #[derive(Clone, Debug)]
 pub struct Node {
     /// Node name; not necessarily unique in a source file.
@@ -125,10 +111,11 @@ pub struct Node {
     /// Operator or source.
     pub kind: Kind,
     results: SmallVec<[Value; 1]>,
+    /// Its operands, then the values that its subgraphs capture by name.
+    reads: SmallVec<[Option<ValueId>; 4]>,
     operands: u32,
-    /// Values that subgraphs of this node capture by name, after its operands.
-    captures: u32,
     position: u64,
+    born: id::Born,
 }
 
 impl Node {
@@ -149,6 +136,11 @@ impl Node {
     pub fn operand_count(&self) -> usize {
         self.operands as usize
     }
+
+    /// What it reads: its operands in order, `None` for a missing optional one, then what its subgraphs capture.
+    pub fn reads(&self) -> &[Option<ValueId>] {
+        &self.reads
+    }
 }
 
 /// A graph output.
@@ -159,9 +151,6 @@ pub struct Output {
     /// Declaration as the source wrote it.
     pub info: Option<Arc<ValueInfoProto>>,
 }
-
-/// Operands in order; `None` for a missing optional one.
-pub type Operands = SmallVec<[Option<ValueId>; 4]>;
 
 /// A model's graph.
 #[derive(Clone, Debug)]

@@ -1,6 +1,6 @@
 //! Reading: nodes and values, who reads what, constants.
 
-use super::{Graph, Kind, Node, NodeId, NodeSite, Op, Operands, Output, Value, ValueId};
+use super::{Graph, Kind, Node, NodeId, NodeSite, Op, Output, Value, ValueId};
 use crate::ir::tensor::Tensor;
 use crate::ir::types::{TensorType, ValueType};
 use petgraph::Direction;
@@ -10,17 +10,21 @@ use smallvec::SmallVec;
 impl Graph {
     /// The node.
     pub fn node(&self, id: NodeId) -> &Node {
-        &self.g[id.0]
+        let node = &self.g[id.index];
+        id.check(node.born);
+        node
     }
 
     /// The node, to change its name or kind.
     pub fn node_mut(&mut self, id: NodeId) -> &mut Node {
-        &mut self.g[id.0]
+        let node = &mut self.g[id.index];
+        id.check(node.born);
+        node
     }
 
     /// The operator of a node; `None` for inputs and initializers.
     pub fn op(&self, id: NodeId) -> Option<&Op> {
-        self.g[id.0].op()
+        self.node(id).op()
     }
 
     /// Is the node this operator of the standard domain?
@@ -30,12 +34,12 @@ impl Graph {
 
     /// Is there such a value?
     pub fn contains(&self, v: ValueId) -> bool {
-        self.g.node_weight(v.node.0).is_some_and(|n| (v.slot as usize) < n.results.len())
+        self.g.node_weight(v.node.index).is_some_and(|n| v.node.is(n.born) && (v.slot as usize) < n.results.len())
     }
 
     /// The value.
     pub fn value(&self, v: ValueId) -> &Value {
-        &self.g[v.node.0].results[v.slot as usize]
+        &self.node(v.node).results[v.slot as usize]
     }
 
     /// The value's name.
@@ -55,7 +59,7 @@ impl Graph {
 
     /// Replaces what is known of the value's type.
     pub fn set_type(&mut self, v: ValueId, ty: ValueType) {
-        self.g[v.node.0].results[v.slot as usize].ty = ty;
+        self.node_mut(v.node).results[v.slot as usize].ty = ty;
     }
 
     /// The value of that name.
@@ -65,7 +69,7 @@ impl Graph {
 
     /// All nodes, in no meaningful order but always the same one.
     pub fn nodes(&self) -> impl Iterator<Item = NodeId> + '_ {
-        self.g.node_indices().map(NodeId)
+        self.g.node_indices().map(|i| self.id(i))
     }
 
     /// Number of nodes, inputs and initializers included.
@@ -110,76 +114,68 @@ impl Graph {
 
     /// All results of a node.
     pub fn results(&self, node: NodeId) -> impl Iterator<Item = ValueId> + use<> {
-        (0..self.g[node.0].results.len() as u32).map(move |slot| ValueId { node, slot })
+        (0..self.node(node).results.len() as u32).map(move |slot| ValueId { node, slot })
     }
 
-    /// Operands in order; captures of subgraphs are not among them.
-    pub fn operands(&self, node: NodeId) -> Operands {
-        let n = &self.g[node.0];
-        let mut all: Operands = SmallVec::from_elem(None, n.operands as usize);
-        for e in self.g.edges_directed(node.0, Direction::Incoming) {
-            if let Some(slot) = all.get_mut(e.weight().operand as usize) {
-                *slot = Some(ValueId { node: NodeId(e.source()), slot: e.weight().slot });
-            }
-        }
-        all
+    /// Operands in order, `None` for a missing optional one; captures of subgraphs are not among them.
+    pub fn operands(&self, node: NodeId) -> &[Option<ValueId>] {
+        let node = self.node(node);
+        &node.reads[..node.operand_count()]
     }
 
     /// Operand `i`, if present.
     pub fn operand(&self, node: NodeId, i: usize) -> Option<ValueId> {
-        self.g
-            .edges_directed(node.0, Direction::Incoming)
-            .find(|e| e.weight().operand as usize == i)
-            .map(|e| ValueId { node: NodeId(e.source()), slot: e.weight().slot })
+        *self.operands(node).get(i)?
     }
 
     /// Every value a node reads, captured ones included, in operand order.
-    pub fn reads(&self, node: NodeId) -> SmallVec<[ValueId; 4]> {
-        let mut all: SmallVec<[(u32, ValueId); 4]> = self
-            .g
-            .edges_directed(node.0, Direction::Incoming)
-            .map(|e| (e.weight().operand, ValueId { node: NodeId(e.source()), slot: e.weight().slot }))
-            .collect();
-        all.sort_unstable_by_key(|(operand, _)| *operand);
-        all.into_iter().map(|(_, v)| v).collect()
+    pub fn reads(&self, node: NodeId) -> impl Iterator<Item = ValueId> + '_ {
+        self.node(node).reads.iter().flatten().copied()
     }
 
     /// The values captured by a node's subgraphs.
-    pub fn captures(&self, node: NodeId) -> SmallVec<[ValueId; 4]> {
-        let first = self.g[node.0].operands;
-        let mut all: SmallVec<[(u32, ValueId); 4]> = self
-            .g
-            .edges_directed(node.0, Direction::Incoming)
-            .filter(|e| e.weight().operand >= first)
-            .map(|e| (e.weight().operand, ValueId { node: NodeId(e.source()), slot: e.weight().slot }))
-            .collect();
-        all.sort_unstable_by_key(|(operand, _)| *operand);
-        all.into_iter().map(|(_, v)| v).collect()
+    pub fn captures(&self, node: NodeId) -> impl Iterator<Item = ValueId> + '_ {
+        let node = self.node(node);
+        node.reads[node.operand_count()..].iter().flatten().copied()
     }
 
-    /// Who reads a value, as (consumer, operand), by the consumer's place in the file. Captures have operands past the end.
-    pub fn uses(&self, v: ValueId) -> SmallVec<[(NodeId, usize); 4]> {
-        let mut all: SmallVec<[(NodeId, usize); 4]> = self
-            .g
-            .edges_directed(v.node.0, Direction::Outgoing)
-            .filter(|e| e.weight().slot == v.slot)
-            .map(|e| (NodeId(e.target()), e.weight().operand as usize))
-            .collect();
-        all.sort_unstable_by_key(|(n, operand)| (self.g[n.0].position, *operand));
+    /// Who reads a value, as (consumer, operand), in no meaningful order but always the same one. Captures have operands past the end.
+    pub fn uses(&self, v: ValueId) -> impl Iterator<Item = (NodeId, usize)> + '_ {
+        let edges = self.g.edges_directed(v.node.index, Direction::Outgoing).filter(move |e| e.weight().slot == v.slot);
+        edges.map(|e| (self.id(e.target()), e.weight().operand as usize))
+    }
+
+    /// Does any node read the value?
+    pub fn is_read(&self, v: ValueId) -> bool {
+        self.uses(v).next().is_some()
+    }
+
+    /// Who reads a value, by the consumer's place in the file.
+    pub fn uses_in_order(&self, v: ValueId) -> SmallVec<[(NodeId, usize); 4]> {
+        let mut all: SmallVec<[(NodeId, usize); 4]> = self.uses(v).collect();
+        all.sort_unstable_by_key(|(n, operand)| (self.node(*n).position, *operand));
         all
+    }
+
+    /// Do the edges into a node say what its list of operands says?
+    pub(crate) fn edges_agree(&self, node: NodeId) -> bool {
+        let edges = self.g.edges_directed(node.index, Direction::Incoming);
+        let mut by_edges: SmallVec<[_; 4]> =
+            edges.map(|e| (e.weight().operand as usize, self.id(e.source()), e.weight().slot)).collect();
+        by_edges.sort_unstable();
+        let listed = self.node(node).reads.iter().enumerate().filter_map(|(i, v)| v.map(|v| (i, v.node, v.slot)));
+        by_edges.into_iter().eq(listed)
     }
 
     /// The only reader of a value, if there is exactly one.
     pub fn single_use(&self, v: ValueId) -> Option<(NodeId, usize)> {
-        match self.uses(v).as_slice() {
-            [one] => Some(*one),
-            _ => None,
-        }
+        let mut uses = self.uses(v);
+        uses.next().filter(|_| uses.next().is_none())
     }
 
     /// The constant behind a value: an initializer that cannot be overridden, or a `Constant` node's tensor.
     pub fn constant(&self, v: ValueId) -> Option<&Tensor> {
-        match &self.g[v.node.0].kind {
+        match &self.node(v.node).kind {
             Kind::Initializer { tensor, overridable: false } => Some(tensor),
             Kind::Op(op) if op.is("Constant") => op.attrs.tensor("value"),
             _ => None,
@@ -188,7 +184,7 @@ impl Graph {
 
     /// The initializer behind a value, overridable or not.
     pub fn initializer(&self, v: ValueId) -> Option<&Tensor> {
-        match &self.g[v.node.0].kind {
+        match &self.node(v.node).kind {
             Kind::Initializer { tensor, .. } => Some(tensor),
             _ => None,
         }

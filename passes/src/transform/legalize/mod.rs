@@ -134,7 +134,7 @@ struct Source {
 impl Source {
     fn of(g: &Graph, id: NodeId) -> Source {
         let attrs = g.op(id).map(|op| op.attrs.clone()).unwrap_or_default();
-        let live = g.results(id).map(|v| !g.uses(v).is_empty() || g.is_output(v)).collect();
+        let live = g.results(id).map(|v| g.is_read(v) || g.is_output(v)).collect();
         Source { id, attrs, operands: g.operands(id).to_vec(), live }
     }
 
@@ -168,13 +168,13 @@ fn stem(g: &Graph, id: NodeId) -> String {
 fn replace_each(g: &mut Graph, rule_of: impl Fn(&Op) -> Option<Rule>) -> usize {
     let mut replaced = 0;
     let mut b = Builder::new(g, "");
-    for id in b.graph.topological_order().unwrap_or_default() {
+    for id in b.graph.topological_order() {
         infer(b.graph, id);
         let Some(rule) = b.graph.op(id).and_then(&rule_of) else { continue };
         b.prefix = stem(b.graph, id);
         let source = Source::of(b.graph, id);
         let captured = b.graph.results(id).skip(1).any(|v| is_captured(b.graph, v));
-        if captured || !b.graph.captures(id).is_empty() {
+        if captured || b.graph.captures(id).next().is_some() {
             continue;
         }
         // What cannot be built stays; nodes that were built before the failure are dead.
@@ -188,7 +188,7 @@ fn replace_each(g: &mut Graph, rule_of: impl Fn(&Op) -> Option<Rule>) -> usize {
 }
 
 fn is_captured(g: &Graph, v: ValueId) -> bool {
-    g.uses(v).into_iter().any(|(n, operand)| operand >= g.node(n).operand_count())
+    g.uses(v).any(|(n, operand)| operand >= g.node(n).operand_count())
 }
 
 /// Types a node's results by its rule where they are not known.
@@ -208,7 +208,7 @@ fn install(g: &mut Graph, id: NodeId, new: &[ValueId]) -> bool {
     let first = last_node(g, id, first, &new[1..]);
     for slot in 1..g.node(id).results().len() as u32 {
         let old = g.result(id, slot);
-        let read = !g.uses(old).is_empty() || g.is_output(old);
+        let read = g.is_read(old) || g.is_output(old);
         match new.get(slot as usize) {
             Some(&v) if read => {
                 g.replace_uses(old, v, |_| true);
@@ -220,7 +220,7 @@ fn install(g: &mut Graph, id: NodeId, new: &[ValueId]) -> bool {
         }
     }
     let Kind::Op(op) = g.node(first.node).kind.clone() else { return false };
-    let operands = g.operands(first.node);
+    let operands = g.operands(first.node).to_vec();
     let ty = merge(&g.value(first).ty.clone(), g.value(g.result(id, 0)).ty.clone());
     g.replace_op(id, op, &operands);
     g.set_type(g.result(id, 0), ty);
@@ -233,7 +233,7 @@ fn install(g: &mut Graph, id: NodeId, new: &[ValueId]) -> bool {
 fn last_node(g: &mut Graph, id: NodeId, v: ValueId, others: &[ValueId]) -> ValueId {
     let n = g.node(v.node);
     let ours = n.op().is_some_and(|op| op.source.is_none()) && n.results().len() == 1;
-    if ours && v.node != id && g.uses(v).is_empty() && !g.is_output(v) && !others.contains(&v) {
+    if ours && v.node != id && !g.is_read(v) && !g.is_output(v) && !others.contains(&v) {
         return v;
     }
     let ty = g.value(v).ty.clone();

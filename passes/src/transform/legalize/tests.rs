@@ -33,7 +33,7 @@ fn legal(g: &mut Graph) -> i64 {
 }
 
 fn ops(g: &Graph) -> Vec<String> {
-    let order = g.topological_order().unwrap();
+    let order = g.topological_order();
     order.iter().filter_map(|n| g.op(*n)).map(Op::full_name).collect()
 }
 

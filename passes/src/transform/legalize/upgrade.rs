@@ -54,7 +54,7 @@ fn changed_since(name: &str, from: i64, to: i64) -> bool {
 /// Rewrites every operator of an older operator set in the form that `to` has.
 pub(super) fn upgrade(g: &mut Graph, from: i64, to: i64) -> Done {
     let mut b = Builder::new(g, "");
-    for id in b.graph.topological_order().unwrap_or_default() {
+    for id in b.graph.topological_order() {
         super::infer(b.graph, id);
         let Some(op) = b.graph.op(id).filter(|op| op.domain.is_empty()) else { continue };
         for a in op.attrs.0.values() {
@@ -173,7 +173,7 @@ fn float_to_operand(b: &mut Builder, id: NodeId, attr: &str, at: usize) {
 /// Another operator with the same attributes, operands and results.
 fn rename(g: &mut Graph, id: NodeId, name: &str) {
     let attrs = g.op(id).map(|op| op.attrs.clone()).unwrap_or_default();
-    let operands = g.operands(id);
+    let operands = g.operands(id).to_vec();
     g.replace_op(id, Op::new(name, attrs), &operands);
 }
 
@@ -230,7 +230,7 @@ fn softmax(b: &mut Builder, id: NodeId, name: &str) -> Done {
 /// each element of a sample.
 fn batch_normalization(b: &mut Builder, id: NodeId) -> Done {
     let results: Vec<ValueId> = b.graph.results(id).skip(1).collect();
-    if results.iter().any(|v| !b.graph.uses(*v).is_empty() || b.graph.is_output(*v) || is_captured(b.graph, *v)) {
+    if results.iter().any(|v| b.graph.is_read(*v) || b.graph.is_output(*v) || is_captured(b.graph, *v)) {
         let why = "its batch statistics are read, which the form of opset 14 does not give in inference";
         return Err(unfit("BatchNormalization", &b.prefix, why));
     }

@@ -199,7 +199,7 @@ impl<'g> Analysis<'g> {
 
     fn operator(&mut self, id: NodeId, answer: usize) -> Result<usize, Refusal> {
         let operands = self.g.operands(id);
-        let reads: Vec<ValueId> = self.g.reads(id).to_vec();
+        let reads: Vec<ValueId> = self.g.reads(id).collect();
         let placed = reads.iter().any(|v| self.places.contains_key(v));
         let counts = reads.iter().any(|v| self.integers.get(v).is_some_and(|i| i.depends(&self.batch)));
         if !placed && !counts {
@@ -209,14 +209,14 @@ impl<'g> Analysis<'g> {
             }
             return Ok(1);
         }
-        if !self.g.captures(id).is_empty() && self.g.captures(id).iter().any(|v| self.places.contains_key(v)) {
+        if self.g.captures(id).any(|v| self.places.contains_key(&v)) {
             return Err("its subgraph reads values of the samples".into());
         }
         let effort = self.efforts.get(&id).copied().unwrap_or_default();
         let mut rule = rules::Rule {
             a: self,
             id,
-            operands: &operands,
+            operands,
             edits: Vec::new(),
             answers: 1,
             answer,
@@ -233,7 +233,7 @@ impl<'g> Analysis<'g> {
             rules::Outcome::Places(places) => {
                 for (v, p) in self.g.results(id).zip(places) {
                     let Some(p) = p else { continue };
-                    let unread = self.g.name(v).is_empty() || (self.g.uses(v).is_empty() && !self.g.is_output(v));
+                    let unread = self.g.name(v).is_empty() || (!self.g.is_read(v) && !self.g.is_output(v));
                     match self.check(v, &p) {
                         Ok(()) => drop(self.places.insert(v, p)),
                         Err(_) if unread => {}

@@ -51,8 +51,8 @@ pub(crate) fn weight_cotangents(
     let mut states: IndexMap<i64, ValueId> = IndexMap::new();
     for (_, route, _) in &rows {
         let columns = b.graph.op(*route).and_then(|o| o.attrs.ints("columns")).unwrap_or_default();
-        let sources = b.graph.operands(*route).into_iter().skip(2);
-        states.extend(columns.iter().zip(sources).filter_map(|(c, s)| Some((*c, s?))));
+        let sources = b.graph.operands(*route).iter().skip(2);
+        states.extend(columns.iter().zip(sources).filter_map(|(c, s)| Some((*c, (*s)?))));
     }
     states.sort_keys();
     let mut attrs = route_attrs(b, *first);

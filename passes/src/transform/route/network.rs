@@ -43,7 +43,7 @@ impl Earlier {
     /// Reads what must be known of the graph before routing changes it.
     pub(super) fn new(g: &Graph, chains: &[Chain]) -> Earlier {
         let mut places = vec![usize::MAX; g.node_bound()];
-        for (place, node) in g.topological_order().unwrap_or_default().into_iter().enumerate() {
+        for (place, node) in g.topological_order().into_iter().enumerate() {
             places[node.index()] = place;
         }
         Earlier { places, nchw: chains.iter().map(|c| is_nchw(g, c)).collect(), states: Vec::new() }
@@ -102,7 +102,7 @@ fn ancestors(g: &Graph, node: NodeId) -> HashSet<NodeId> {
     let mut seen = HashSet::from([node]);
     let mut open = vec![node];
     while let Some(n) = open.pop() {
-        open.extend(g.reads(n).into_iter().map(|v| v.node).filter(|n| seen.insert(*n)));
+        open.extend(g.reads(n).map(|v| v.node).filter(|n| seen.insert(*n)));
     }
     seen
 }
@@ -116,7 +116,7 @@ fn adds_convolutions(g: &Graph, chain: &Chain) -> bool {
         match op.name.as_str() {
             "Conv" | "ConvTranspose" | "ConvInteger" | "QLinearConv" | "FusedConv" => return true,
             "Add" | "Sum" | "Mul" | "Identity" | "Cast" | "Dropout" | "Relu" if depth < 4 => {
-                open.extend(g.reads(v.node).into_iter().filter(|r| seen.insert(*r)).map(|r| (r, depth + 1)));
+                open.extend(g.reads(v.node).filter(|r| seen.insert(*r)).map(|r| (r, depth + 1)));
             }
             _ => {}
         }
@@ -136,7 +136,7 @@ fn is_nchw(g: &Graph, chain: &Chain) -> bool {
     }
     let mut seen: HashSet<ValueId> = open.iter().copied().collect();
     while let Some(v) = open.pop() {
-        for (node, operand) in g.uses(v) {
+        for (node, operand) in g.uses_in_order(v) {
             let Some(op) = g.op(node) else { continue };
             match op.name.as_str() {
                 "Conv"

@@ -51,7 +51,7 @@ fn copy_path(g: &mut Graph, path: &[NodeId], entry: (NodeId, usize), start: Valu
     let mut carried = start;
     let mut replaced: Option<ValueId> = None;
     for id in path {
-        let mut operands = g.operands(*id);
+        let mut operands = g.operands(*id).to_vec();
         if *id == entry.0 {
             operands[entry.1] = Some(carried);
         } else {
@@ -80,7 +80,7 @@ pub(super) fn reassign(g: &mut Graph, joins: &[Join], route: ValueId) {
     }
     let path = skip_path(g, last);
     // What lies on the skip path may be read by others too (a cast of the state that the branch shares): those keep the original.
-    let shared = path[..path.len() - 1].iter().any(|n| g.uses(g.result(*n, 0)).len() > 1);
+    let shared = path[..path.len() - 1].iter().any(|n| g.uses(g.result(*n, 0)).count() > 1);
     if !shared {
         g.set_operand(last.entry.0, last.entry.1, Some(carried));
         return;

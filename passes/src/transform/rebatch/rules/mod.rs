@@ -10,7 +10,7 @@ use super::edit::Edit;
 use super::integers::{self, Integers};
 use super::place::Place;
 use super::{Analysis, Refusal};
-use crate::ir::{ANCRE, Dim, NodeId, Operands};
+use crate::ir::{ANCRE, Dim, NodeId, ValueId};
 use crate::ops::ROUTE_SOURCES;
 use bring::Effort;
 use std::collections::BTreeMap;
@@ -138,7 +138,7 @@ type Found = Result<Outcome, Refusal>;
 pub(super) struct Rule<'r, 'g> {
     pub(super) a: &'r Analysis<'g>,
     pub(super) id: NodeId,
-    pub(super) operands: &'r Operands,
+    pub(super) operands: &'r [Option<ValueId>],
     /// What has to change.
     pub(super) edits: Vec<Edit>,
     /// Number of answers.
@@ -412,7 +412,7 @@ impl Rule<'_, '_> {
     fn samples_first(&mut self) -> Found {
         let g = self.a.g;
         let second = g.results(self.id).nth(1);
-        if g.is_op(self.id, "MaxPool") && second.is_some_and(|v| !g.uses(v).is_empty() || g.is_output(v)) {
+        if g.is_op(self.id, "MaxPool") && second.is_some_and(|v| g.is_read(v) || g.is_output(v)) {
             return Err("its indices count over all samples".into());
         }
         self.keeps_axis("the samples do not lie along axis 0", |_, p| Ok(p.axis == 0))
