@@ -131,24 +131,13 @@ fn behaves_otherwise(t: &TrainingGraph) -> Option<&'static str> {
     let g = &t.graph;
     let counter = t.states.iter().find(|s| s.kind == StateKind::Counter).and_then(|s| g.find(&s.input))?;
     let read: Vec<ValueId> = read_outputs(t);
-    ancestors(g, &read).contains(&counter.node).then_some("draws dropout masks")
+    g.ancestors(read.iter().map(|v| v.node)).contains(&counter.node).then_some("draws dropout masks")
 }
 
 /// The loss and the scores.
 fn read_outputs(t: &TrainingGraph) -> Vec<ValueId> {
     let names = [Some(&t.loss_output), t.scores.as_ref().map(|s| &s.output)];
     names.into_iter().flatten().filter_map(|n| t.graph.find(n)).collect()
-}
-
-fn ancestors(g: &Graph, of: &[ValueId]) -> HashSet<ancre_passes::ir::NodeId> {
-    let mut seen = HashSet::new();
-    let mut open: Vec<_> = of.iter().map(|v| v.node).collect();
-    while let Some(node) = open.pop() {
-        if seen.insert(node) {
-            open.extend(g.reads(node).map(|v| v.node));
-        }
-    }
-    seen
 }
 
 /// The training graph's forward half. Its state is always fed, so that no second copy of it is held.

@@ -33,31 +33,9 @@ pub fn constant_origin(g: &Graph, v: ValueId) -> Option<ValueId> {
     }
 }
 
-/// Nodes that `output` depends on, its own included.
-fn ancestors(g: &Graph, output: ValueId) -> HashSet<NodeId> {
-    let mut seen = HashSet::from([output.node]);
-    let mut open = vec![output.node];
-    while let Some(n) = open.pop() {
-        open.extend(g.reads(n).map(|v| v.node).filter(|n| seen.insert(*n)));
-    }
-    seen
-}
-
-/// Nodes that depend on `node`, itself included.
-pub fn descendants(g: &Graph, node: NodeId) -> HashSet<NodeId> {
-    let mut seen = HashSet::from([node]);
-    let mut open = vec![node];
-    while let Some(n) = open.pop() {
-        for v in g.results(n) {
-            open.extend(g.uses(v).map(|(n, _)| n).filter(|n| seen.insert(*n)));
-        }
-    }
-    seen
-}
-
 /// The last linear map with a weight of its own on the way to `output`.
 pub fn find_head(g: &Graph, output: ValueId) -> Option<Head> {
-    let before = ancestors(g, output);
+    let before = g.ancestors([output.node]);
     let order = g.topological_order();
     order.into_iter().rev().filter(|n| before.contains(n)).find_map(|n| linear_map(g, n))
 }
@@ -95,7 +73,7 @@ fn added_bias(g: &Graph, node: NodeId) -> Option<(NodeId, usize)> {
 
 /// The initializers that the head and what follows it read.
 pub fn head_initializers(g: &Graph, head: &Head) -> HashSet<ValueId> {
-    let after = descendants(g, head.node);
+    let after = g.descendants([head.node]);
     let order = g.topological_order();
     let mut fed = vec![false; g.node_bound()];
     for id in &order {

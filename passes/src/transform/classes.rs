@@ -10,7 +10,7 @@
 //! is a refusal.
 
 use super::fresh::Fresh;
-use crate::analysis::head::{constant_origin, descendants, find_head};
+use crate::analysis::head::{constant_origin, find_head};
 use crate::analysis::types::{infer_node, is_resolved};
 use crate::ir::{Dim, Graph, NodeId, Tensor, ValueId};
 use crate::ops::constant_ints;
@@ -123,7 +123,7 @@ fn renew(g: &mut Graph, (node, operand): (NodeId, usize), make: impl FnOnce(&str
 
 /// Derives the types of what follows the classifier anew.
 fn follow(g: &mut Graph, node: NodeId, before: i64, classes: i64) -> Result<(), String> {
-    let after = descendants(g, node);
+    let after = g.descendants([node]);
     let order = g.topological_order();
     let mut changed = HashSet::new();
     for n in order.into_iter().filter(|n| after.contains(n)) {

@@ -67,7 +67,7 @@ fn readers(g: &Graph, v: ValueId, next: Option<NodeId>) -> Option<Vec<NodeId>> {
 
 /// For each pair: does the second node depend on the first? 64 pairs in one pass over the graph.
 fn are_ancestors(g: &Graph, pairs: &[(NodeId, NodeId)]) -> Vec<bool> {
-    let order = Order::of(g);
+    let order = g.topological_order();
     let mut out = Vec::with_capacity(pairs.len());
     let mut marks = vec![0u64; g.node_bound()];
     for chunk in pairs.chunks(64) {
@@ -75,35 +75,12 @@ fn are_ancestors(g: &Graph, pairs: &[(NodeId, NodeId)]) -> Vec<bool> {
         for (bit, (first, _)) in chunk.iter().enumerate() {
             marks[first.index()] |= 1 << bit;
         }
-        for (node, reads) in order.nodes() {
-            marks[node] = reads.iter().fold(marks[node], |m, r| m | marks[*r]);
+        for node in &order {
+            marks[node.index()] = g.reads(*node).fold(marks[node.index()], |m, v| m | marks[v.node.index()]);
         }
         out.extend(chunk.iter().enumerate().map(|(bit, (_, second))| marks[second.index()] >> bit & 1 == 1));
     }
     out
-}
-
-/// A graph's nodes in a topological order with the nodes they read, laid out flat: by petgraph's edges each pass would cost
-/// ten times as much.
-struct Order {
-    nodes: Vec<(usize, std::ops::Range<usize>)>,
-    reads: Vec<usize>,
-}
-
-impl Order {
-    fn of(g: &Graph) -> Order {
-        let (mut nodes, mut reads) = (Vec::with_capacity(g.node_count()), Vec::new());
-        for node in g.topological_order() {
-            let from = reads.len();
-            reads.extend(g.reads(node).map(|v| v.node.index()));
-            nodes.push((node.index(), from..reads.len()));
-        }
-        Order { nodes, reads }
-    }
-
-    fn nodes(&self) -> impl DoubleEndedIterator<Item = (usize, &[usize])> {
-        self.nodes.iter().map(|(node, range)| (*node, &self.reads[range.clone()]))
-    }
 }
 
 /// Which gradients an update waits for.
@@ -119,10 +96,10 @@ pub(super) struct Waits {
 impl Waits {
     /// Of the gradients of that loss.
     pub(super) fn of(g: &Graph, loss: ValueId, gradients: &[ValueId]) -> Waits {
-        let order = Order::of(g);
+        let order = g.topological_order();
         let mut rank = vec![0; g.node_bound()];
-        for (i, (node, _)) in order.nodes().enumerate() {
-            rank[node] = i;
+        for (i, node) in order.iter().enumerate() {
+            rank[node.index()] = i;
         }
         let ranks: Vec<usize> = gradients.iter().map(|v| rank[v.node.index()]).collect();
         let mut earliest: Vec<Option<usize>> = vec![None; g.node_bound()];
@@ -131,11 +108,11 @@ impl Waits {
         }
         let mut forward = vec![false; g.node_bound()];
         forward[loss.node.index()] = true;
-        for (node, reads) in order.nodes().rev() {
-            for r in reads {
-                forward[*r] |= forward[node];
-                let both = [earliest[*r], earliest[node]];
-                earliest[*r] = both.into_iter().flatten().min_by_key(|i| ranks[*i]);
+        for node in order.iter().rev() {
+            for r in g.reads(*node).map(|v| v.node.index()) {
+                forward[r] |= forward[node.index()];
+                let both = [earliest[r], earliest[node.index()]];
+                earliest[r] = both.into_iter().flatten().min_by_key(|i| ranks[*i]);
             }
         }
         Waits { ranks, forward, earliest }

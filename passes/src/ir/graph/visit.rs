@@ -5,9 +5,10 @@ use petgraph::Direction;
 use petgraph::algo::toposort;
 use petgraph::stable_graph::{NodeIndex, StableDiGraph};
 use petgraph::visit::{
-    DfsPostOrder, GraphBase, IntoNeighbors, IntoNeighborsDirected, IntoNodeIdentifiers, NodeCount, NodeIndexable, Reversed,
-    VisitMap, Visitable,
+    Dfs, DfsPostOrder, GraphBase, IntoNeighbors, IntoNeighborsDirected, IntoNodeIdentifiers, NodeCount, NodeIndexable,
+    Reversed, VisitMap, Visitable, Walker,
 };
+use std::collections::HashSet;
 
 impl Graph {
     /// All nodes, producers before consumers, otherwise in file order; a node that was added later stands right before its
@@ -27,6 +28,16 @@ impl Graph {
             }
         }
         order
+    }
+
+    /// These nodes and all that they depend on.
+    pub fn ancestors(&self, of: impl IntoIterator<Item = NodeId>) -> HashSet<NodeId> {
+        Dfs::from_parts(of.into_iter().collect(), self.visit_map()).iter(Reversed(self)).collect()
+    }
+
+    /// These nodes and all that depend on them.
+    pub fn descendants(&self, of: impl IntoIterator<Item = NodeId>) -> HashSet<NodeId> {
+        Dfs::from_parts(of.into_iter().collect(), self.visit_map()).iter(self).collect()
     }
 
     /// A node on a cycle, if the graph has one.

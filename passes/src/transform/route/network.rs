@@ -9,7 +9,7 @@
 
 use super::{RouteError, Source};
 use crate::analysis::residual::Chain;
-use crate::ir::{Attrs, DType, Dim, Graph, NodeId, TensorType, ValueId};
+use crate::ir::{Attrs, DType, Dim, Graph, TensorType, ValueId};
 use crate::ops::build::{BuildError, Builder, Built};
 use std::collections::HashSet;
 
@@ -63,7 +63,7 @@ impl Earlier {
 
     /// Admits earlier states to a chain, adding their adapters to the graph.
     pub(super) fn admit(&self, g: &mut Graph, chain: &Chain, place: usize, own: &[ValueId]) -> Result<Admitted, RouteError> {
-        let ancestors = ancestors(g, own[0].node);
+        let ancestors = g.ancestors([own[0].node]);
         let ty = g.tensor_type(own[0]);
         let mut sources = Vec::new();
         let mut left_out = Vec::new();
@@ -95,16 +95,6 @@ impl Earlier {
         });
         Ok(Admitted { sources, note })
     }
-}
-
-/// The nodes a node depends on, itself included.
-fn ancestors(g: &Graph, node: NodeId) -> HashSet<NodeId> {
-    let mut seen = HashSet::from([node]);
-    let mut open = vec![node];
-    while let Some(n) = open.pop() {
-        open.extend(g.reads(n).map(|v| v.node).filter(|n| seen.insert(*n)));
-    }
-    seen
 }
 
 /// Does a convolution give a branch's result that is added to a chain's state without being rearranged?
