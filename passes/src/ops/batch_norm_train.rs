@@ -9,8 +9,8 @@
 
 use super::sample::floats;
 use super::*;
-use crate::ops::build::{BuildError, Builder, Built};
 use crate::ir::{ANCRE, NodeId, Tensor};
+use crate::ops::build::{BuildError, Builder, Built};
 
 pub(super) struct BatchNormTrain;
 
