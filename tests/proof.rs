@@ -161,7 +161,7 @@ fn mutate(g: &mut Graph, random: &mut Random) -> Option<String> {
     let ops: Vec<NodeId> = g.nodes().filter(|n| g.op(*n).is_some_and(|o| !o.is("Constant"))).collect();
     let id = ops[random.below(ops.len())];
     let site = g.site(id).to_string();
-    let operands = g.operands(id);
+    let operands = g.operands(id).to_vec();
     match random.below(6) {
         0 if operands.len() == 2 => {
             g.set_operand(id, 0, operands[1]);
