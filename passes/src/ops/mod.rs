@@ -8,10 +8,12 @@ pub mod broadcast;
 pub mod build;
 mod conv_weight;
 mod flat;
+mod formula;
 mod listed;
 mod place;
 mod pullback;
 mod sample;
+mod unary;
 mod unruled;
 mod window;
 
@@ -146,14 +148,12 @@ pub trait OpRule: Sync {
 macro_rules! ops {
     ($($module:ident :: $($rule:ident),+ ;)*) => {
         $(mod $module;)*
-        /// Every operator rule, in the order of the list.
-        pub fn rules() -> &'static [&'static dyn OpRule] {
-            &[$($(&$module::$rule),+),*]
-        }
+        const LISTED: &[&dyn OpRule] = &[$($(&$module::$rule),+),*];
     };
 }
 
-// One line an operator (an inverse pair or a family that differs in one formula may share a file).
+// One line an operator (an inverse pair or a family that differs in one formula may share a file). Element-wise functions of
+// one operand are the lines of `unary`.
 ops! {
     add::Add;
     attention::Attention, RotaryEmbedding;
@@ -179,32 +179,8 @@ ops! {
     sub::Sub;
     mul::Mul;
     div::Div;
-    neg::Neg;
-    abs::Abs;
-    sqrt::Sqrt;
-    exp::Exp;
-    log::Log;
-    erf::Erf;
-    tanh::Tanh;
-    sigmoid::Sigmoid;
-    relu::Relu;
-    leaky_relu::LeakyRelu;
-    thresholded_relu::ThresholdedRelu;
     prelu::PRelu;
-    elu::Elu, Selu;
-    celu::Celu;
     gelu::Gelu;
-    hard_sigmoid::HardSigmoid;
-    hard_swish::HardSwish;
-    mish::Mish;
-    softplus::Softplus;
-    softsign::Softsign;
-    reciprocal::Reciprocal;
-    sin::Sin, Cos;
-    tan::Tan;
-    atan::Atan;
-    asin::Asin, Acos;
-    sinh::Sinh, Cosh;
     identity::Identity;
     sum::Sum, Mean;
     max::Max, Min;
@@ -254,6 +230,12 @@ ops! {
     non_zero::NonZero;
     eye_like::EYE_LIKE;
     random::RANDOM_NORMAL, RANDOM_UNIFORM, RANDOM_NORMAL_LIKE, RANDOM_UNIFORM_LIKE;
+}
+
+/// Every operator rule: those of the list above, then the element-wise functions of [`unary`].
+pub fn rules() -> &'static [&'static dyn OpRule] {
+    static ALL: OnceLock<Vec<&'static dyn OpRule>> = OnceLock::new();
+    ALL.get_or_init(|| LISTED.iter().copied().chain(unary::UNARY.iter().map(|r| r as &dyn OpRule)).collect())
 }
 
 /// The rule of an operator.
