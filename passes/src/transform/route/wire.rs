@@ -46,29 +46,30 @@ fn way_back(g: &Graph, from: NodeId, to: NodeId) -> Vec<NodeId> {
     Vec::new()
 }
 
-/// Copies the nodes of a skip path, starting from another value; returns the copy of the last node's result.
-fn copy_path(g: &mut Graph, path: &[NodeId], entry: (NodeId, usize), start: ValueId) -> ValueId {
-    let mut carried = start;
-    let mut replaced: Option<ValueId> = None;
+/// Copies the nodes of a skip path, starting from another value; returns the copy of `result`, one of the last node's results.
+fn copy_path(g: &mut Graph, path: &[NodeId], entry: (NodeId, usize), start: ValueId, result: ValueId) -> ValueId {
+    // The node copied before, and its copy: of several results the one that is read is read of the copy too.
+    let mut before: Option<(NodeId, NodeId)> = None;
     for id in path {
         let mut operands = g.operands(*id).to_vec();
         if *id == entry.0 {
-            operands[entry.1] = Some(carried);
-        } else {
-            for v in operands.iter_mut().filter(|v| **v == replaced) {
-                *v = Some(carried);
+            operands[entry.1] = Some(start);
+        } else if let Some((old, new)) = before {
+            for v in operands.iter_mut().flatten().filter(|v| v.node == old) {
+                v.node = new;
             }
         }
         let Kind::Op(op) = g.node(*id).kind.clone() else { break };
-        let old = g.result(*id, 0);
-        let ty = g.value(old).ty.clone();
-        let name = format!("{}.routed", g.name(old));
-        let node = g.add_op("", op, &operands);
-        carried = g.push_result(node, &name, ty);
-        g.node_mut(node).name = g.name(carried).to_string();
-        replaced = Some(old);
+        let results = g.node(*id).results().to_vec();
+        let copy = g.add_op("", op, &operands);
+        for r in results {
+            let name = if r.name.is_empty() { r.name } else { format!("{}.routed", r.name) };
+            g.push_result(copy, &name, r.ty);
+        }
+        g.node_mut(copy).name = g.results(copy).map(|v| g.name(v)).find(|name| !name.is_empty()).unwrap_or_default().to_string();
+        before = Some((*id, copy));
     }
-    carried
+    before.map_or(start, |(_, copy)| ValueId { node: copy, ..result })
 }
 
 pub(super) fn reassign(g: &mut Graph, joins: &[Join], route: ValueId) {
@@ -76,17 +77,20 @@ pub(super) fn reassign(g: &mut Graph, joins: &[Join], route: ValueId) {
     let Some((last, inner)) = joins.split_last() else { return };
     for join in inner {
         let path = skip_path(g, join);
-        carried = copy_path(g, &path, join.entry, carried);
+        carried = copy_path(g, &path, join.entry, carried, join.sum);
     }
     let path = skip_path(g, last);
     // What lies on the skip path may be read by others too (a cast of the state that the branch shares): those keep the original.
-    let shared = path[..path.len() - 1].iter().any(|n| g.uses(g.result(*n, 0)).count() > 1);
+    let shared = path[..path.len() - 1].iter().any(|n| g.results(*n).map(|v| g.uses(v).count()).sum::<usize>() > 1);
     if !shared {
         g.set_operand(last.entry.0, last.entry.1, Some(carried));
         return;
     }
-    let old = g.result(path[path.len() - 2], 0);
-    let new = copy_path(g, &path[..path.len() - 1], last.entry, carried);
+    // What the join reads of the node before it.
+    let before = path[path.len() - 2];
+    let read: Vec<ValueId> = g.operands(last.node).iter().flatten().copied().filter(|v| v.node == before).collect();
+    let Some(old) = read.first().copied() else { return };
+    let new = copy_path(g, &path[..path.len() - 1], last.entry, carried, old);
     g.replace_uses(old, new, |n| n == last.node);
 }
 
