@@ -21,7 +21,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     for (new, original) in separate::separate_parameters(&mut g, separate::is_own) {
         eprintln!("{original} -> {new}");
     }
-    let fused = legalize::decompose_contrib(&mut g);
+    let fused = legalize::decompose_contrib(&mut g).changed;
     let opset = legalize::to_opset(&mut g, legalize::TARGET)?;
     eliminate::eliminate_dead(&mut g, |_, _| false);
     verify(&g, Stage::Legal).map_err(|found| found.join("\n"))?;

@@ -34,6 +34,7 @@ pub mod pipeline;
 pub mod placement;
 pub mod proof;
 pub mod random;
+pub mod refusal;
 pub mod text;
 pub mod transform;
 pub mod verify;

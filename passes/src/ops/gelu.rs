@@ -1,66 +1,98 @@
-//! `Gelu`: y = x Φ(x), Φ the normal distribution function, exactly (by `Erf`) or by its tanh approximation.
+//! Smooth gates: x times something between 0 and 1 that grows with x.
 
+use super::decompose::{Composite, one};
+use super::formula::formula;
 use super::sample::floats;
 use super::*;
-use crate::ops::build::{Builder, Built};
+use std::f64::consts::{FRAC_2_PI, SQRT_2};
 
-pub(super) struct Gelu;
+pub(super) const GELU: Composite = Composite {
+    domain: "",
+    name: "Gelu",
+    since: 20,
+    infer: like_first,
+    form: "Erf or Tanh, Mul",
+    decompose: |b, s| {
+        let by_tanh = s.attrs.str("approximate", "none") == "tanh";
+        let form = if by_tanh { gelu_tanh } else { gelu_exact };
+        one(form(b, s.need(0)?))
+    },
+    samples: || vec![plain(Attrs::new()).at(20), plain(Attrs::new().with("approximate", "tanh")).at(20)],
+};
 
-impl OpRule for Gelu {
-    fn name(&self) -> &'static str {
-        "Gelu"
-    }
-    fn since(&self) -> i64 {
-        20
-    }
-    fn infer(&self, cx: &Infer) -> Types {
-        like_first(cx)
-    }
-    /// x̄ = ȳ ⊙ slope(x).
-    fn pullback(&self, p: &mut Pullback) -> Result<(), GradError> {
-        let approximate = p.attrs().str("approximate", "none") == "tanh";
-        let (x, ct) = (p.operand(0)?, p.ct(0)?);
-        let slope = if approximate { tanh_slope(p.b, x)? } else { erf_slope(p.b, x)? };
-        let x_ct = p.b.mul(ct, slope)?;
-        p.accumulate(0, x_ct)
-    }
-    fn samples(&self) -> Vec<Sample> {
-        vec![
-            Sample::of("Gelu", Attrs::new(), vec![floats(&[2, 3])]).at(20),
-            Sample::of("Gelu", Attrs::new().with("approximate", "tanh"), vec![floats(&[2, 3])]).at(20),
-        ]
-    }
+pub(super) const SWISH: Composite = Composite {
+    domain: "",
+    name: "Swish",
+    since: 24,
+    infer: like_first,
+    form: "Sigmoid, Mul",
+    decompose: |b, s| one(gated(b, s.need(0)?, s.attrs.float("alpha", 1.0) as f64)),
+    samples: || vec![plain(Attrs::new()).at(24), plain(Attrs::new().with("alpha", 1.5_f32)).at(24)],
+};
+
+/// `Gelu` of ONNX Runtime, exact.
+pub(super) const FUSED: Composite = Composite {
+    domain: MICROSOFT,
+    since: 1,
+    form: "Erf, Mul",
+    decompose: |b, s| one(gelu_exact(b, s.need(0)?)),
+    samples: || vec![plain(Attrs::new())],
+    ..GELU
+};
+
+pub(super) const BIAS_GELU: Composite = Composite {
+    name: "BiasGelu",
+    form: "Add, Gelu",
+    decompose: |b, s| {
+        let x = b.add(s.need(0)?, s.need(1)?)?;
+        one(gelu_exact(b, x))
+    },
+    samples: || vec![with_bias(true)],
+    ..FUSED
+};
+
+/// By tanh, with or without a bias.
+pub(super) const FAST_GELU: Composite = Composite {
+    name: "FastGelu",
+    form: "Mul, Tanh",
+    decompose: |b, s| {
+        let x = s.need(0)?;
+        let x = s.get(1).map_or(Ok(x), |bias| b.add(x, bias))?;
+        one(gelu_tanh(b, x))
+    },
+    samples: || vec![with_bias(true), with_bias(false)],
+    ..FUSED
+};
+
+pub(super) const QUICK_GELU: Composite = Composite {
+    name: "QuickGelu",
+    form: "Sigmoid, Mul",
+    decompose: |b, s| one(gated(b, s.need(0)?, s.attrs.float("alpha", 1.702) as f64)),
+    samples: || vec![plain(Attrs::new())],
+    ..FUSED
+};
+
+fn plain(attrs: Attrs) -> Sample {
+    Sample::of("", attrs, vec![floats(&[2, 3, 4])])
 }
 
-/// Φ(x) + x φ(x) = ½ erf(u) + ½ + x exp(−u² − ln √2π) with u = x/√2.
-fn erf_slope(b: &mut Builder, x: ValueId) -> Built {
-    let u = b.scale(x, std::f64::consts::FRAC_1_SQRT_2)?;
-    let erf = b.op("Erf", &[u])?;
-    let half = b.scale(erf, 0.5)?;
-    let square = b.mul(u, u)?;
-    let exponent = b.from_number_sub(-0.5 * std::f64::consts::TAU.ln(), square)?;
-    let density = b.op("Exp", &[exponent])?;
-    let weighted = b.mul(x, density)?;
-    let sum = b.add(half, weighted)?;
-    b.shift(sum, 0.5)
+fn with_bias(given: bool) -> Sample {
+    let bias = given.then(|| floats(&[4]));
+    Sample::of("", Attrs::new(), [floats(&[2, 3, 4])].into_iter().chain(bias).collect())
 }
 
-/// For y = ½x (1 + t), t = tanh(k(x + cx³)): the slope is ½(1 + t) + ½x (1 − t²) k(1 + 3cx²).
-fn tanh_slope(b: &mut Builder, x: ValueId) -> Built {
-    let (k, c) = (std::f64::consts::FRAC_2_PI.sqrt(), 0.044715);
-    let square = b.mul(x, x)?;
-    let inner = b.scale(square, k * c)?;
-    let inner = b.shift(inner, k)?;
-    let inner = b.mul(x, inner)?;
-    let t = b.op("Tanh", &[inner])?;
-    // ½(1 + t) · (1 + (1 − t) x k(1 + 3cx²))
-    let inner_slope = b.scale(square, 3.0 * k * c)?;
-    let inner_slope = b.shift(inner_slope, k)?;
-    let inner_slope = b.mul(x, inner_slope)?;
-    let rest = b.from_number_sub(1.0, t)?;
-    let right = b.mul(rest, inner_slope)?;
-    let right = b.shift(right, 1.0)?;
-    let left = b.scale(t, 0.5)?;
-    let left = b.shift(left, 0.5)?;
-    b.mul(left, right)
+/// x/2 · (1 + erf(x/√2)), spelled as engines recognise it.
+fn gelu_exact(b: &mut Builder, x: ValueId) -> Built {
+    formula(b, [x], |[x]| x * ((x / SQRT_2).op("Erf") + 1.0) * 0.5)
+}
+
+/// x/2 · (1 + tanh(√(2/π) (x + 0.044715 x³))).
+fn gelu_tanh(b: &mut Builder, x: ValueId) -> Built {
+    let c = FRAC_2_PI.sqrt();
+    formula(b, [x], |[x]| x * ((x * (x * x * (c * 0.044715) + c)).op("Tanh") + 1.0) * 0.5)
+}
+
+/// x · σ(α x).
+fn gated(b: &mut Builder, x: ValueId, alpha: f64) -> Built {
+    formula(b, [x], |[x]| x * (x * alpha).op("Sigmoid"))
 }

@@ -7,6 +7,7 @@
 pub mod broadcast;
 pub mod build;
 mod conv_weight;
+mod decompose;
 mod flat;
 mod formula;
 mod listed;
@@ -17,6 +18,8 @@ mod unary;
 mod unruled;
 mod window;
 
+pub(crate) use decompose::MICROSOFT;
+pub use decompose::{Decomposed, Source};
 pub use batch_norm_train::lower as lower_batch_norm_train;
 pub use place::sum_terms;
 pub use pullback::{Contribution, Cotangents, GradError, Pullback};
@@ -25,6 +28,8 @@ pub use sample::{Sample, SampleOperand};
 pub use unruled::{unruled, why_no_rule};
 
 use crate::ir::{Attrs, DType, Dim, Graph, Op, TensorType, ValueId};
+use crate::refusal::Why;
+use build::{Builder, Built};
 use std::collections::HashMap;
 use std::sync::OnceLock;
 
@@ -106,6 +111,8 @@ pub type Types = Result<Vec<TensorType>, TypeError>;
 pub enum Derivative {
     /// It has a pullback.
     Pullback,
+    /// It is written as other operators first; as which, in words.
+    Decompose(&'static str),
     /// Its derivative is zero wherever it exists (comparisons, shapes, roundings): cotangents stop here.
     Zero,
     /// It has none, for this reason.
@@ -141,6 +148,14 @@ pub trait OpRule: Sync {
         Err(p.unsupported("this operator has no pullback"))
     }
 
+    /// Builds the operators that it is written as, where [`OpRule::derivative`] says that it is.
+    ///
+    /// # Errors
+    /// When this use of it cannot be written so.
+    fn decompose(&self, _: &mut Builder, _: &Source) -> Decomposed {
+        Err(Why::Form("has no plain form".into()))
+    }
+
     /// Applications by which the rules are tested.
     fn samples(&self) -> Vec<Sample>;
 }
@@ -156,31 +171,35 @@ macro_rules! ops {
 // one operand are the lines of `unary`.
 ops! {
     add::Add;
-    attention::Attention, RotaryEmbedding;
+    attention::ATTENTION, PACKED, MULTI_HEAD, ROTARY, FUSED_ROTARY;
     average_pool::AveragePool;
     batch_norm_train::BatchNormTrain;
     batch_normalization::BatchNormalization;
     conv::Conv;
-    contrib::FusedMatMul, FastGelu, QuickGelu, BiasGelu, SkipLayerNormalization, EmbedLayerNormalization, Attention,
-        MultiHeadAttention, Gelu, SkipSimplifiedLayerNormalization, FusedConv, FusedGemm;
+    col2im::COL2IM;
     conv_transpose::ConvTranspose;
     einsum::Einsum;
     gemm::Gemm;
     global_pool::GlobalAveragePool, GlobalMaxPool;
-    group_normalization::GroupNormalization, InstanceNormalization;
+    fourier::DFT;
+    fused_product::MATMUL, TRANSPOSED, CONV, GEMM;
+    group_normalization::GROUP, InstanceNormalization;
     layer_normalization::LayerNormalization;
     lp_normalization::LpNormalization;
     lp_pool::LpPool, GlobalLpPool;
     lrn::Lrn;
     matmul::MatMul;
     max_pool::MaxPool;
-    rms_normalization::RMSNormalization, SimplifiedLayerNormalization;
+    recurrent::LSTM, GRU, RNN;
+    rms_normalization::RMS, SIMPLIFIED, FUSED;
+    sequence::AT;
+    skip_normalization::LAYER, SIMPLIFIED, EMBED, PLAIN;
     softmax::Softmax, LogSoftmax;
     sub::Sub;
     mul::Mul;
     div::Div;
     prelu::PRelu;
-    gelu::Gelu;
+    gelu::GELU, SWISH, FUSED, BIAS_GELU, FAST_GELU, QUICK_GELU;
     identity::Identity;
     sum::Sum, Mean;
     max::Max, Min;

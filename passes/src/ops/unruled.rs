@@ -4,14 +4,9 @@ use crate::ir::Op;
 
 const BODY: &str = "its body is a graph of its own, which is kept but not differentiated; export the model without control flow (a traced \
      module with fixed lengths), or freeze what lies before it";
-const RECURRENT: &str = "a recurrence is unrolled into products only where its sequence length is a known number up to 256, its \
-     activations are the defaults and no sequence lengths or peepholes are given; export it with a fixed length, or freeze what lies \
-     before it";
 const PLACES: &str = "it reads at computed, fractional places, and stock runtimes have no operator for the adjoint; freeze what lies before it";
-const BLOCKS: &str = "a sum of blocks is written as a transposed convolution only where the image, the blocks and the channels are known \
-     numbers; fix the image's size when exporting";
 const QUANTISED: &str = "it computes with quantised numbers; train the float model and quantise afterwards";
-const FOURIER: &str = "a Fourier transform is written as products only where its length is a known number up to 2048; fix the length when exporting";
+const FOURIER: &str = "a short-time Fourier transform has no plain form here; freeze what lies before it";
 const SELECTS: &str =
     "how many elements it selects depends on the data, so its adjoint has no static form; freeze what lies before it";
 const SEQUENCE: &str = "it works on a sequence or optional, not on a tensor; export the model with plain tensors";
@@ -23,9 +18,7 @@ const BLOCKED: &str = "it works on channels in blocks that fit one processor, as
 /// Operator set, operators, reason.
 const REASONS: &[(&str, &[&str], &str)] = &[
     ("", &["If", "Loop", "Scan", "SequenceMap"], BODY),
-    ("", &["LSTM", "GRU", "RNN"], RECURRENT),
     ("", &["GridSample", "RoiAlign", "MaxRoiPool", "DeformConv", "AffineGrid", "MaxUnpool"], PLACES),
-    ("", &["Col2Im"], BLOCKS),
     (
         "",
         &[
@@ -39,13 +32,12 @@ const REASONS: &[(&str, &[&str], &str)] = &[
         ],
         QUANTISED,
     ),
-    ("", &["DFT", "STFT"], FOURIER),
+    ("", &["STFT"], FOURIER),
     ("", &["Compress", "Unique", "NonMaxSuppression", "StringNormalizer", "TfIdfVectorizer"], SELECTS),
     (
         "",
         &[
             "SequenceConstruct",
-            "SequenceAt",
             "SequenceEmpty",
             "SequenceInsert",
             "SequenceErase",

@@ -1,36 +1,23 @@
 //! The table of operators and their derivatives (`passes/OPERATORS.md`), written from the rules.
 
 use crate::ops::{Derivative, rules, unruled};
-use crate::transform::legalize;
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
 /// The whole file.
 pub fn operator_table() -> String {
-    let mut rows: BTreeMap<(&str, &str), (&str, String)> = BTreeMap::new();
+    let mut rows: BTreeMap<(&str, &str), (&str, &str)> = BTreeMap::new();
     for (domain, op, why) in unruled() {
-        rows.insert((domain, op), ("none", why.to_string()));
-    }
-    for (domain, op, form) in legalize::decomposed() {
-        rows.insert((domain, op), ("by decomposition", form.to_string()));
+        rows.insert((domain, op), ("none", why));
     }
     for rule in rules().iter().filter(|r| r.domain() != "ancre") {
-        let key = (rule.domain(), rule.name());
-        match rule.derivative() {
-            // What is decomposed first needs no pullback of its own.
-            Derivative::None(_) if rows.contains_key(&key) => {}
-            Derivative::None(why) => {
-                rows.insert(key, ("none", why.to_string()));
-            }
-            Derivative::Zero => {
-                rows.insert(key, ("zero", String::new()));
-            }
-            Derivative::Pullback => {
-                let also = rows.get(&key).filter(|r| r.0 == "by decomposition");
-                let what = also.map(|r| format!("with opset 18 also by decomposition: {}", r.1)).unwrap_or_default();
-                rows.insert(key, ("pullback", what));
-            }
-        }
+        let (kind, what) = match rule.derivative() {
+            Derivative::Pullback => ("pullback", ""),
+            Derivative::Decompose(form) => ("by decomposition", form),
+            Derivative::Zero => ("zero", ""),
+            Derivative::None(why) => ("none", why),
+        };
+        rows.insert((rule.domain(), rule.name()), (kind, what));
     }
     let count = |kind: &str| rows.values().filter(|r| r.0 == kind).count();
     let mut text = format!(

@@ -7,7 +7,7 @@
 use crate::ir::{Graph, Kind, NodeId, NodeSite, Tensor, ValueId};
 use crate::ops::build::Builder;
 use crate::ops::{self, Contribution, Cotangents, Derivative, GradError, Pullback};
-use crate::transform::route;
+use crate::transform::{legalize, route};
 use indexmap::IndexMap;
 use std::collections::VecDeque;
 
@@ -37,6 +37,11 @@ pub fn differentiate(g: &mut Graph, loss: ValueId, wrt: &[ValueId]) -> Result<Gr
         match rule.map(|r| r.derivative()) {
             Some(Derivative::Zero) => continue,
             Some(Derivative::Pullback) => {}
+            Some(Derivative::Decompose(form)) => {
+                let why = legalize::refusal(b.graph, id);
+                let reason = why.map_or_else(|| format!("it is written as other operators first ({form})"), |w| w.to_string());
+                return Err(no_pullback(b.graph, id, wrt, loss, &reason));
+            }
             Some(Derivative::None(reason)) => return Err(no_pullback(b.graph, id, wrt, loss, reason)),
             None => return Err(no_pullback(b.graph, id, wrt, loss, ops::why_no_rule(&op))),
         }

@@ -1,7 +1,7 @@
 //! Brings the operators of a source to one operator set, in which the rest of a training graph is built.
 //!
 //! ```text
-//! decompose_contrib   com.microsoft.Attention, SkipLayerNormalization, …   → plain operators
+//! decompose_contrib   com.microsoft.Attention, SkipLayerNormalization, …   → plain operators, as their rules say
 //! to_opset            7 … 17  → 18   attributes become operands, older forms become today's
 //!                     19 … 26 → 18   newer operators become plain ones; the rest loses attributes that say nothing
 //! ```
@@ -11,22 +11,17 @@
 //!
 //! Values keep their ids and names: a node is rewritten in place, or becomes the last node of what replaces it. Nodes in
 //! between are named under it. What cannot be decomposed, because its types are unknown or it uses a feature that has no
-//! plain form (a key cache, packed weights), stays as it is; differentiation names it if it matters.
+//! plain form (a key cache, packed weights), stays as it is; differentiation says why if it matters.
 
-mod attention;
-mod contrib;
-mod decompose;
-mod fourier;
 mod needs;
-mod recurrent;
-mod sequence;
 mod upgrade;
 
 use crate::analysis::types::{infer_node, is_resolved, merge};
 use crate::ir::{Attrs, Graph, Kind, NodeId, Op, ValueId};
 use crate::ir::{TensorType, ValueType};
-use crate::ops::TypeError;
 use crate::ops::build::{BuildError, Builder};
+use crate::ops::{self, Decomposed, Derivative, MICROSOFT, Source, TypeError};
+use crate::refusal::{Applied, Why};
 
 /// Operator set that training graphs are built for where the source allows it.
 pub const TARGET: i64 = 18;
@@ -40,7 +35,7 @@ pub fn to_opset(g: &mut Graph, target: i64) -> Result<i64, BuildError> {
     let from = g.opsets.get("").copied().unwrap_or(target);
     // New nodes are built in the target's forms, which every later operator set reads too.
     g.opsets.insert(String::new(), target);
-    replace_each(g, decompose::rule_of(from));
+    replace_each(g, from, is_standard);
     let reached = needs::smallest(g, from, target);
     if from < reached {
         upgrade::upgrade(g, from, reached)?;
@@ -50,6 +45,10 @@ pub fn to_opset(g: &mut Graph, target: i64) -> Result<i64, BuildError> {
     g.opsets.insert(String::new(), reached);
     g.raise_ir(ir_version_of(reached));
     Ok(reached)
+}
+
+fn is_standard(op: &Op) -> bool {
+    op.domain.is_empty()
 }
 
 /// The file format that an operator set came with: what is the least for it.
@@ -88,11 +87,8 @@ pub fn convert(g: &mut Graph, to: i64) -> Result<(), String> {
     }
     g.opsets.insert(String::new(), to);
     g.raise_ir(ir_version_of(to));
-    let lacking = |op: &Op| {
-        let regrouped = op.name == "GroupNormalization" && from < 21 && to >= 21;
-        if regrouped || needs::version(&op.name, from) > to { decompose::rule_of(from)(op) } else { None }
-    };
-    replace_each(g, lacking);
+    let regrouped = |op: &Op| op.name == "GroupNormalization" && from < 21 && to >= 21;
+    replace_each(g, from, |op| is_standard(op) && (regrouped(op) || needs::version(&op.name, from) > to));
     if let Some((node, needed)) = needs::beyond(g, from, to) {
         return Err(format!("{} needs opset {needed}, {to} was asked for", g.site(node)));
     }
@@ -104,58 +100,31 @@ pub fn convert(g: &mut Graph, to: i64) -> Result<(), String> {
     Ok(())
 }
 
-/// Replaces fused operators of ONNX Runtime (`com.microsoft`) by plain ones where that is possible; returns how many.
+/// Replaces fused operators of ONNX Runtime (`com.microsoft`) by plain ones where that is possible.
 ///
 /// Runs before [`to_opset`], which may have to raise the operator set for what is built here.
-pub fn decompose_contrib(g: &mut Graph) -> usize {
-    replace_each(g, contrib::rule_of)
+pub fn decompose_contrib(g: &mut Graph) -> Applied {
+    let from = g.opsets.get("").copied().unwrap_or(TARGET);
+    // This one the runtime also takes in the standard domain.
+    replace_each(g, from, |op| op.domain == MICROSOFT || op.is("SimplifiedLayerNormalization"))
 }
 
-/// Operators that are written as others before a training graph is built: operator set, operator, as what.
-pub fn decomposed() -> impl Iterator<Item = (&'static str, &'static str, &'static str)> {
-    let standard = decompose::DECOMPOSED.iter().map(|(op, form)| ("", *op, *form));
-    standard.chain(contrib::DECOMPOSED.iter().map(|(op, form)| ("com.microsoft", *op, *form)))
+/// Why a node is not written as plain operators; `None` if it can be. May leave nodes behind that nobody reads.
+pub(crate) fn refusal(g: &mut Graph, id: NodeId) -> Option<Why> {
+    let opset = g.opsets.get("").copied().unwrap_or(TARGET);
+    decomposed(&mut Builder::new(g, ""), id, opset)?.err()
 }
 
-/// What a node is replaced by: a value for each result that is read; `None` to keep the node.
-type Replaced = Result<Option<Vec<ValueId>>, BuildError>;
-/// Builds the replacement of a node.
-type Rule = fn(&mut Builder, &Source) -> Replaced;
-
-/// A node that is being replaced.
-struct Source {
-    id: NodeId,
-    attrs: Attrs,
-    operands: Vec<Option<ValueId>>,
-    /// Which results somebody reads.
-    live: Vec<bool>,
-}
-
-impl Source {
-    fn of(g: &Graph, id: NodeId) -> Source {
-        let attrs = g.op(id).map(|op| op.attrs.clone()).unwrap_or_default();
-        let live = g.results(id).map(|v| g.is_read(v) || g.is_output(v)).collect();
-        Source { id, attrs, operands: g.operands(id).to_vec(), live }
+/// What takes the place of a node whose rule says that it is written as other operators.
+fn decomposed(b: &mut Builder, id: NodeId, from: i64) -> Option<Decomposed> {
+    let rule = b.graph.op(id).and_then(ops::rule).filter(|r| matches!(r.derivative(), Derivative::Decompose(_)))?;
+    b.prefix = stem(b.graph, id);
+    let captured = b.graph.results(id).skip(1).any(|v| is_captured(b.graph, v));
+    if captured || b.graph.captures(id).next().is_some() {
+        return Some(Err(Why::Subgraph));
     }
-
-    /// Operand `i`, if present.
-    fn get(&self, i: usize) -> Option<ValueId> {
-        self.operands.get(i).copied().flatten()
-    }
-
-    /// Operand `i`, which the operator requires.
-    fn need(&self, i: usize) -> Result<ValueId, BuildError> {
-        self.get(i).ok_or_else(|| unfit("a required operand", &self.id.index().to_string(), "it is missing"))
-    }
-
-    /// Is a result from `i` on read?
-    fn reads_from(&self, i: usize) -> bool {
-        self.live.iter().skip(i).any(|l| *l)
-    }
-}
-
-fn unfit(op: &str, at: &str, what: &str) -> BuildError {
-    BuildError { op: op.to_string(), prefix: at.to_string(), error: TypeError(what.to_string()) }
+    let source = Source::of(b.graph, id, from);
+    Some(rule.decompose(b, &source))
 }
 
 /// Start of the names of nodes that are built for a node.
@@ -164,27 +133,24 @@ fn stem(g: &Graph, id: NodeId) -> String {
     if n.name.is_empty() { n.results().first().map(|v| v.name.clone()).unwrap_or_default() } else { n.name.clone() }
 }
 
-/// Replaces every node that has a rule, producers before consumers, so that each finds the types of its operands.
-fn replace_each(g: &mut Graph, rule_of: impl Fn(&Op) -> Option<Rule>) -> usize {
-    let mut replaced = 0;
+/// Replaces every chosen node that can be, producers before consumers, so that each finds the types of its operands.
+fn replace_each(g: &mut Graph, from: i64, chosen: impl Fn(&Op) -> bool) -> Applied {
+    let mut applied = Applied::default();
     let mut b = Builder::new(g, "");
     for id in b.graph.topological_order() {
         infer(b.graph, id);
-        let Some(rule) = b.graph.op(id).and_then(&rule_of) else { continue };
-        b.prefix = stem(b.graph, id);
-        let source = Source::of(b.graph, id);
-        let captured = b.graph.results(id).skip(1).any(|v| is_captured(b.graph, v));
-        if captured || b.graph.captures(id).next().is_some() {
+        if !b.graph.op(id).is_some_and(&chosen) {
             continue;
         }
-        // What cannot be built stays; nodes that were built before the failure are dead.
-        if let Ok(Some(new)) = rule(&mut b, &source)
-            && install(b.graph, id, &new)
-        {
-            replaced += 1;
+        let installed = decomposed(&mut b, id, from).map(|new| new.and_then(|new| install(b.graph, id, &new)));
+        match installed {
+            None => {}
+            Some(Ok(())) => applied.changed += 1,
+            // What cannot be built stays; nodes that were built before the failure are dead.
+            Some(Err(why)) => applied.refused.push(why.at(b.graph.site(id))),
         }
     }
-    replaced
+    applied
 }
 
 fn is_captured(g: &Graph, v: ValueId) -> bool {
@@ -202,9 +168,14 @@ fn infer(g: &mut Graph, id: NodeId) {
     }
 }
 
+fn unfit(op: &str, at: &str, what: &str) -> BuildError {
+    BuildError { op: op.to_string(), prefix: at.to_string(), error: TypeError(what.to_string()) }
+}
+
 /// Makes `id` the producer of `new[0]`, which was built last for it, and gives the readers of its other results theirs.
-fn install(g: &mut Graph, id: NodeId, new: &[ValueId]) -> bool {
-    let Some(&first) = new.first() else { return false };
+fn install(g: &mut Graph, id: NodeId, new: &[ValueId]) -> Result<(), Why> {
+    let unanswered = || Why::Feature("a result that is read");
+    let Some(&first) = new.first() else { return Err(unanswered()) };
     let first = last_node(g, id, first, &new[1..]);
     for slot in 1..g.node(id).results().len() as u32 {
         let old = g.result(id, slot);
@@ -215,18 +186,18 @@ fn install(g: &mut Graph, id: NodeId, new: &[ValueId]) -> bool {
                 g.redirect_output(old, v);
                 g.swap_names(old, v);
             }
-            None if read => return false,
+            None if read => return Err(unanswered()),
             _ => {}
         }
     }
-    let Kind::Op(op) = g.node(first.node).kind.clone() else { return false };
+    let Kind::Op(op) = g.node(first.node).kind.clone() else { return Err(unanswered()) };
     let operands = g.operands(first.node).to_vec();
     let ty = merge(&g.value(first).ty.clone(), g.value(g.result(id, 0)).ty.clone());
     g.replace_op(id, op, &operands);
     g.set_type(g.result(id, 0), ty);
     g.drop_results(id, 1);
     g.remove(first.node);
-    true
+    Ok(())
 }
 
 /// The value itself if its node may become `id`, else an `Identity` of it.

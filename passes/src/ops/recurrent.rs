@@ -1,4 +1,4 @@
-//! Recurrences of a known number of steps, unrolled.
+//! Recurrences: unrolled where their number of steps is known.
 //!
 //! ```text
 //! LSTM  i, o, f, c̃ = x_t Wᵀ + h Rᵀ + b     c' = σ(f) c + σ(i) tanh(c̃)      h' = σ(o) tanh(c')
@@ -8,9 +8,12 @@
 //!
 //! The products with x are one product over all steps.
 
-use super::{Replaced, Source};
-use crate::ir::{Attr, Attrs, Op, ValueId};
-use crate::ops::build::{BuildError, Builder, Built};
+use super::build::BuildError;
+use super::decompose::{Composite, extent, refuse_if, unfit};
+use super::sample::floats;
+use super::*;
+use crate::ir::Attr;
+use crate::refusal::Why;
 
 /// Steps beyond which a recurrence stays as it is.
 const LONGEST: i64 = 256;
@@ -29,22 +32,69 @@ struct Cell {
     linear_before_reset: bool,
 }
 
-pub(super) fn lstm(b: &mut Builder, s: &Source) -> Replaced {
-    if s.get(7).is_some() || s.attrs.int("input_forget", 0) != 0 {
-        return Ok(None);
-    }
-    unroll(b, s, 4, &["Sigmoid", "Tanh", "Tanh"], lstm_step)
+pub(super) const LSTM: Composite = Composite {
+    domain: "",
+    name: "LSTM",
+    since: 7,
+    infer: |cx| states(cx, 4),
+    form: "unrolled: MatMul, Sigmoid, Tanh; up to 256 steps, of known number",
+    decompose: |b, s| {
+        refuse_if(s.get(7).is_some(), Why::Feature("peepholes"))?;
+        refuse_if(s.attrs.int("input_forget", 0) != 0, Why::Feature("coupled gates"))?;
+        unroll(b, s, 4, &["Sigmoid", "Tanh", "Tanh"], lstm_step)
+    },
+    samples: || recurrences(4),
+};
+
+pub(super) const GRU: Composite = Composite {
+    name: "GRU",
+    infer: |cx| states(cx, 3),
+    decompose: |b, s| unroll(b, s, 3, &["Sigmoid", "Tanh"], gru_step),
+    samples: || recurrences(3),
+    ..LSTM
+};
+
+pub(super) const RNN: Composite = Composite {
+    name: "RNN",
+    infer: |cx| states(cx, 1),
+    form: "unrolled: MatMul, Tanh; up to 256 steps, of known number",
+    decompose: |b, s| {
+        unroll(b, s, 1, &["Tanh"], |b, cell, x, h, _| {
+            let (sum, _) = with_state(b, cell, x, h)?;
+            Ok((b.op("Tanh", &[sum])?, None))
+        })
+    },
+    samples: || recurrences(1),
+    ..LSTM
+};
+
+/// All states [steps, directions, batch, H], the last of each direction, and with four gates the last cell's.
+fn states(cx: &Infer, gates: i64) -> Types {
+    let (x, w) = (cx.ty(0)?, cx.ty(2)?);
+    cx.require(x.rank() == 3 && w.rank() == 3, || format!("{x} and weights {w} are no recurrence"))?;
+    let (directions, hidden) = (w.shape[0].clone(), w.shape[2].clone());
+    let (first, second) = (x.shape[0].clone(), x.shape[1].clone());
+    // By batch the direction comes after it.
+    let (all, last) = if cx.attrs().int("layout", 0) == 0 {
+        (vec![first, directions.clone(), second.clone(), hidden.clone()], vec![directions, second, hidden])
+    } else {
+        (vec![first.clone(), second, directions.clone(), hidden.clone()], vec![first, directions, hidden])
+    };
+    let last = TensorType::new(x.dtype, last);
+    let mut types = vec![TensorType::new(x.dtype, all), last.clone()];
+    types.extend((gates == 4).then_some(last));
+    Ok(types)
 }
 
-pub(super) fn gru(b: &mut Builder, s: &Source) -> Replaced {
-    unroll(b, s, 3, &["Sigmoid", "Tanh"], gru_step)
-}
-
-pub(super) fn rnn(b: &mut Builder, s: &Source) -> Replaced {
-    unroll(b, s, 1, &["Tanh"], |b, cell, x, h, _| {
-        let (sum, _) = with_state(b, cell, x, h)?;
-        Ok((b.op("Tanh", &[sum])?, None))
-    })
+fn recurrences(gates: i64) -> Vec<Sample> {
+    let of = |direction: &str, directions: i64| {
+        let (steps, batch, width, hidden) = (3, 2, 3, 4);
+        let attrs = Attrs::new().with("direction", direction).with("hidden_size", hidden);
+        let weights = [[directions, gates * hidden, width], [directions, gates * hidden, hidden]];
+        let operands = vec![floats(&[steps, batch, width]), floats(&weights[0]), floats(&weights[1])];
+        Sample::of("", attrs, [operands, vec![floats(&[directions, 2 * gates * hidden])]].concat()).results(2)
+    };
+    vec![of("forward", 1), of("bidirectional", 2)]
 }
 
 /// Are the activations the operator's defaults?
@@ -57,21 +107,19 @@ fn usual(attrs: &Attrs, defaults: &[&str]) -> bool {
     given.iter().zip(defaults.iter().cycle()).all(|(a, d)| a.eq_ignore_ascii_case(d))
 }
 
-fn unroll(b: &mut Builder, s: &Source, gates: i64, activations: &[&str], step: Step) -> Replaced {
-    let plain =
-        usual(&s.attrs, activations) && s.get(4).is_none() && s.attrs.get("clip").is_none() && s.attrs.int("layout", 0) == 0;
-    let x = s.need(0)?;
-    let ty = b.ty(x)?;
-    let recurrent = b.ty(s.need(2)?)?;
-    let steps = ty.shape.first().and_then(|d| d.known()).filter(|t| (1..=LONGEST).contains(t));
-    let (Some(steps), Some(hidden), true) = (steps, recurrent.shape.get(2).and_then(|d| d.known()), plain) else {
-        return Ok(None);
-    };
+fn unroll(b: &mut Builder, s: &Source, gates: i64, activations: &[&str], step: Step) -> Decomposed {
+    refuse_if(!usual(&s.attrs, activations), Why::Feature("other activations than the defaults"))?;
+    refuse_if(s.get(4).is_some(), Why::Feature("lengths of its sequences"))?;
+    refuse_if(s.attrs.get("clip").is_some(), Why::Feature("a bound on its cells"))?;
+    refuse_if(s.attrs.int("layout", 0) != 0, Why::Feature("the batch as first axis"))?;
+    let (steps, hidden) = (extent(b, s.need(0)?, 0)?, extent(b, s.need(2)?, 2)?);
+    let countable = (1..=LONGEST).contains(&steps);
+    refuse_if(!countable, unfit(format!("has {steps} steps; up to {LONGEST} are written out")))?;
     let backwards: &[bool] = match s.attrs.str("direction", "forward") {
         "forward" => &[false],
         "reverse" => &[true],
         "bidirectional" => &[false, true],
-        _ => return Ok(None),
+        other => return Err(Why::Attribute { attribute: "direction", value: other.to_string() }),
     };
     let (mut all, mut last_h, mut last_c) = (Vec::new(), Vec::new(), Vec::new());
     for (d, backward) in backwards.iter().enumerate() {
@@ -106,7 +154,7 @@ fn unroll(b: &mut Builder, s: &Source, gates: i64, activations: &[&str], step: S
         results.push(b.concat(&last_c, 0)?);
     }
     results.insert(0, b.concat(&all, 1)?);
-    Ok(Some(results))
+    Ok(results)
 }
 
 /// A direction's weights, and the products of all steps' x: [T, B, gates · H], biases added.
@@ -116,7 +164,7 @@ fn cell(
     gates: i64,
     hidden: i64,
     part: &dyn Fn(&mut Builder, ValueId) -> Built,
-) -> Result<(Cell, ValueId), BuildError> {
+) -> Result<(Cell, ValueId), Why> {
     let w = part(b, s.need(1)?)?;
     let w = b.transpose(w, &[1, 0])?;
     let r = part(b, s.need(2)?)?;

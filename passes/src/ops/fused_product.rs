@@ -1,0 +1,126 @@
+//! Products into which ONNX Runtime has fused what stands before them (transposes, a factor) or after them (an add, an activation).
+
+use super::decompose::{Composite, one, refuse_if};
+use super::matmul::product_type;
+use super::sample::floats;
+use super::*;
+use crate::refusal::Why;
+
+/// α · op(A) op(B), where op transposes the last two axes.
+pub(super) const MATMUL: Composite = Composite {
+    domain: MICROSOFT,
+    name: "FusedMatMul",
+    since: 1,
+    infer: arranged_product,
+    form: "Transpose, MatMul, Mul",
+    decompose: |b, s| {
+        let batched = ["transBatchA", "transBatchB"].iter().any(|a| s.attrs.int(a, 0) == 1);
+        refuse_if(batched, Why::Feature("transposed batches"))?;
+        let operand = |b: &mut Builder, i: usize, attr: &str| -> Result<ValueId, Why> {
+            let v = s.need(i)?;
+            Ok(if s.attrs.int(attr, 0) == 1 && b.ty(v)?.rank() > 1 { b.transpose_last(v)? } else { v })
+        };
+        let (x, y) = (operand(b, 0, "transA")?, operand(b, 1, "transB")?);
+        let product = b.matmul(x, y)?;
+        one(b.scale(product, s.attrs.float("alpha", 1.0) as f64))
+    },
+    samples: || {
+        let attrs = |a: i64, b: i64| Attrs::new().with("transA", a).with("transB", b).with("alpha", 0.5_f32);
+        vec![
+            Sample::of("", attrs(0, 1), vec![floats(&[2, 3, 4]), floats(&[2, 5, 4])]),
+            Sample::of("", attrs(1, 0), vec![floats(&[2, 4, 3]), floats(&[4, 5])]),
+        ]
+    },
+};
+
+/// The same by an older name.
+pub(super) const TRANSPOSED: Composite = Composite { name: "TransposeMatMul", ..MATMUL };
+
+/// Operands: x, weight, bias, and what is added before the activation.
+pub(super) const CONV: Composite = Composite {
+    name: "FusedConv",
+    infer: |cx| super::conv::Conv.infer(cx),
+    form: "Conv, Add, its activation",
+    decompose: |b, s| {
+        let mut y = b.node(Op::new("Conv", without_activation(s)), &[Some(s.need(0)?), Some(s.need(1)?), s.get(2)])?[0];
+        if let Some(z) = s.get(3) {
+            y = b.add(y, z)?;
+        }
+        let parameters = s.attrs.floats("activation_params").map(<[f32]>::to_vec).unwrap_or_default();
+        activated(b, y, s.attrs.str("activation", ""), &parameters)
+    },
+    samples: || {
+        let operands = || vec![floats(&[2, 3, 6, 6]), floats(&[4, 3, 3, 3]), floats(&[4])];
+        let leaky = Attrs::new().with("activation", "LeakyRelu").with("activation_params", vec![0.1_f32]);
+        vec![
+            // Smooth, so that differences say what the derivative is.
+            Sample::of("", Attrs::new().with("activation", "Tanh").with("pads", vec![1, 1, 1, 1]), operands()),
+            Sample::of("", leaky, operands()).shape_only(),
+        ]
+    },
+    ..MATMUL
+};
+
+pub(super) const GEMM: Composite = Composite {
+    name: "FusedGemm",
+    infer: |cx| super::gemm::Gemm.infer(cx),
+    form: "Gemm, its activation",
+    decompose: |b, s| {
+        let operands = [Some(s.need(0)?), Some(s.need(1)?), s.get(2)];
+        let y = b.node(Op::new("Gemm", without_activation(s)), &operands)?[0];
+        let given = |name: &str| s.attrs.get(name).map(|_| s.attrs.float(name, 0.0));
+        let parameters: Vec<f32> = [given("activation_alpha"), given("activation_beta")].into_iter().flatten().collect();
+        activated(b, y, s.attrs.str("activation", ""), &parameters)
+    },
+    samples: || {
+        let attrs = Attrs::new().with("activation", "Tanh").with("transB", 1);
+        vec![Sample::of("", attrs, vec![floats(&[2, 3]), floats(&[4, 3]), floats(&[4])])]
+    },
+    ..MATMUL
+};
+
+/// The activation that is fused into an operator.
+fn activated(b: &mut Builder, x: ValueId, name: &str, parameters: &[f32]) -> Decomposed {
+    let number = |i: usize, default: f32| parameters.get(i).copied().unwrap_or(default);
+    let attrs = match name {
+        "" => return Ok(vec![x]),
+        "Relu" | "Sigmoid" | "Tanh" => Attrs::new(),
+        "LeakyRelu" => Attrs::new().with("alpha", number(0, 0.01)),
+        "HardSigmoid" => Attrs::new().with("alpha", number(0, 0.2)).with("beta", number(1, 0.5)),
+        "Clip" if b.opset() >= 11 => {
+            let dtype = b.ty(x)?.dtype;
+            let (low, high) = (number(0, f32::MIN), number(1, f32::MAX));
+            let (low, high) = (b.scalar(dtype, low as f64), b.scalar(dtype, high as f64));
+            return one(b.op("Clip", &[x, low, high]));
+        }
+        _ => return Err(Why::Attribute { attribute: "activation", value: name.to_string() }),
+    };
+    one(b.op_with(name, attrs, &[x]))
+}
+
+/// The attributes of an operator without those of what is fused into it.
+fn without_activation(s: &Source) -> Attrs {
+    let mut attrs = s.attrs.clone();
+    attrs.0.retain(|name, _| !name.starts_with("activation"));
+    attrs
+}
+
+/// `transBatch…` moves the first axis to the second last place, then `trans…` swaps the last two.
+fn arranged_product(cx: &Infer) -> Types {
+    let arranged = |i: usize, trans: &str, batch: &str| -> Result<TensorType, TypeError> {
+        let mut ty = cx.ty(i)?.clone();
+        let rank = ty.rank();
+        if rank < 2 {
+            return Ok(ty);
+        }
+        if cx.attrs().int(batch, 0) != 0 {
+            ty.shape[..rank - 1].rotate_left(1);
+        }
+        if cx.attrs().int(trans, 0) != 0 {
+            ty.shape.swap(rank - 1, rank - 2);
+        }
+        Ok(ty)
+    };
+    let (a, b) = (arranged(0, "transA", "transBatchA")?, arranged(1, "transB", "transBatchB")?);
+    Ok(vec![product_type(&a, &b)?])
+}

@@ -1,0 +1,77 @@
+//! Reads from a sequence whose parts are known, as plain operators.
+//!
+//! ```text
+//! SequenceAt(SplitToSequence(x, split), i)   x[…, start of part i .. its end, …]
+//! SequenceAt(SequenceConstruct(a, b, …), i)  the i-th operand
+//! ```
+//!
+//! This is what exporters write for `split` and `chunk` where nobody optimised the graph afterwards. The sequence itself is left
+//! without readers.
+
+use super::decompose::{Composite, constant, extent, type_of, unfit};
+use super::*;
+use crate::refusal::Why;
+
+/// It has no samples, as its operand is no tensor; `transform::legalize` has its tests.
+pub(super) const AT: Composite = Composite {
+    domain: "",
+    name: "SequenceAt",
+    since: 11,
+    infer: |_| Err(TypeError("the types of a sequence's parts are not kept".into())),
+    form: "Slice; of a `SplitToSequence` or `SequenceConstruct` at a constant place",
+    decompose: at,
+    samples: Vec::new,
+};
+
+fn at(b: &mut Builder, s: &Source) -> Decomposed {
+    let (sequence, place) = (s.need(0)?, s.need(1)?);
+    let place = constant(b, place)?.first().copied().unwrap_or(0);
+    if b.graph.is_op(sequence.node, "SequenceConstruct") {
+        let parts = b.graph.operands(sequence.node);
+        let part = parts.get(counted(place, parts.len() as i64)? as usize).copied().flatten();
+        return Ok(vec![part.ok_or(Why::Missing(0))?]);
+    }
+    if !b.graph.is_op(sequence.node, "SplitToSequence") {
+        return Err(unfit("reads from a sequence that is neither split from a tensor nor made of tensors next to it"));
+    }
+    part_of_split(b, sequence, place)
+}
+
+/// A place counted from the front.
+fn counted(place: i64, count: i64) -> Result<i64, Why> {
+    let from_front = if place < 0 { place + count } else { place };
+    if (0..count).contains(&from_front) { Ok(from_front) } else { Err(unfit(format!("reads place {place} of {count}"))) }
+}
+
+fn part_of_split(b: &mut Builder, sequence: ValueId, place: i64) -> Decomposed {
+    let split = Source::of(b.graph, sequence.node, b.opset());
+    let x = split.need(0)?;
+    let ty = type_of(b, x)?;
+    let axis = ty.axis(split.attrs.int("axis", 0)).ok_or_else(|| unfit(format!("is of a split along no axis of {ty}")))?;
+    let sizes = match split.get(1) {
+        Some(v) => constant(b, v)?,
+        None => vec![1],
+    };
+    // One number is the size of every part but the last, a list is each part's size.
+    let is_list = match split.get(1) {
+        Some(v) => type_of(b, v)?.rank() == 1,
+        None => false,
+    };
+    let (start, size) = if is_list {
+        let i = counted(place, sizes.len() as i64)? as usize;
+        (sizes[..i].iter().sum(), sizes[i])
+    } else {
+        let size = sizes.first().copied().unwrap_or(0).max(1);
+        // A place counted from the end has to know where that is.
+        let i = match ty.shape[axis].known() {
+            None if place >= 0 => place,
+            _ => counted(place, (extent(b, x, axis)? + size - 1) / size)?,
+        };
+        (i * size, size)
+    };
+    let mut y = b.slice(x, axis as i64, start, start + size)?;
+    if split.get(1).is_none() && split.attrs.int("keepdims", 1) == 0 {
+        y = b.squeeze(y, &[axis as i64])?;
+    }
+    Ok(vec![y])
+}

@@ -1,0 +1,144 @@
+//! Refusals: why a pass left a node as it is, and what a person may do about an error. Both are values; the tool puts them into
+//! words that name its options.
+
+use crate::ir::{NodeSite, ValueType};
+use std::fmt;
+
+/// A node that a pass left as it is, and why. Kept until an error about the node needs the reason.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// The node.
+    pub site: NodeSite,
+    /// The reason.
+    pub why: Why,
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.site, self.why)
+    }
+}
+
+/// Why a node is left as it is. The text's subject is the node.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Why {
+    /// The type of a value it reads or writes is not known, or not far enough.
+    #[error("the type of `{value}` is only known as {known}")]
+    UnknownType {
+        /// The value's name.
+        value: String,
+        /// What is known.
+        known: ValueType,
+    },
+    /// An extent has to be a number and is not.
+    #[error("the extent {extent} of `{value}` has to be a number")]
+    DynamicExtent {
+        /// The value's name.
+        value: String,
+        /// The extent as the type states it.
+        extent: String,
+    },
+    /// An operand has to be a constant and is computed.
+    #[error("its operand `{0}` has to be a constant")]
+    Computed(String),
+    /// An attribute has a value that has no plain form.
+    #[error("its attribute `{attribute}` is {value}, which has no plain form here")]
+    Attribute {
+        /// The attribute's name.
+        attribute: &'static str,
+        /// Its value.
+        value: String,
+    },
+    /// An operand or a result belongs to a feature that has no plain form, such as a key cache.
+    #[error("it uses {0}, which has no plain form here")]
+    Feature(&'static str),
+    /// A form that is not supported, in words that follow "it".
+    #[error("it {0}")]
+    Form(String),
+    /// A required operand is missing.
+    #[error("its operand {0} is missing")]
+    Missing(usize),
+    /// A subgraph reads its result, or it has subgraphs itself.
+    #[error("a subgraph takes part in it")]
+    Subgraph,
+    /// Its replacement could not be built.
+    #[error("its plain form could not be built: {0}")]
+    Unbuildable(String),
+}
+
+impl Why {
+    /// The same about a node.
+    pub fn at(self, site: NodeSite) -> Refusal {
+        Refusal { site, why: self }
+    }
+}
+
+/// What a person may do about an error of this library. The tool maps each to its option.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Hint {
+    /// Choose the output that the loss reads.
+    ChooseOutput,
+    /// Choose a loss.
+    ChooseLoss,
+    /// Name parameters that are to train.
+    NameTrainable,
+    /// Correct the list of what trains.
+    CorrectTrainableList,
+    /// Train more than the head.
+    TrainBackbone,
+    /// Freeze what lies before a node that has no derivative.
+    FreezeBefore(String),
+    /// Leave the batch as it is.
+    KeepBatch,
+    /// Build the graph for any batch.
+    DynamicBatch,
+    /// Do without the comparison.
+    SkipVerification,
+    /// Put more adds into a block.
+    LargerBlocks,
+    /// Make every add a block.
+    SingleAdds,
+    /// Choose a temperature above zero.
+    Temperature,
+    /// Normalise over a row's sources.
+    NormalizeIncoming,
+    /// Choose a start that the parametrisation can have.
+    ChooseInit,
+    /// Correct the file of starting values.
+    CorrectInitFile,
+    /// See why an add is not residual.
+    ShowRejected,
+}
+
+/// What a pass did.
+#[derive(Clone, Debug, Default)]
+pub struct Applied {
+    /// Number of changes, in the pass's own unit (nodes, parameters, chains).
+    pub changed: usize,
+    /// What it left as it is although it is there to change it, and why.
+    pub refused: Vec<Refusal>,
+    /// Changes that are still allowed, where there is a limit.
+    pub left: Option<usize>,
+    /// Where the last change was made under a limit.
+    pub last: Option<String>,
+}
+
+impl Applied {
+    /// So many changes.
+    pub fn of(changed: usize) -> Applied {
+        Applied { changed, ..Applied::default() }
+    }
+
+    /// Counts a change, unless the limit is reached. A pass that may leave a place as it is asks this before it changes it.
+    pub fn allows(&mut self, place: &str) -> bool {
+        if let Some(left) = &mut self.left {
+            if *left == 0 {
+                return false;
+            }
+            *left -= 1;
+            self.last = Some(place.to_string());
+        }
+        self.changed += 1;
+        true
+    }
+}
