@@ -12,7 +12,6 @@ mod freeze;
 mod golden;
 mod losses;
 mod mutations;
-mod ops;
 mod opset;
 mod passes;
 mod proof;
