@@ -51,13 +51,14 @@ pub(crate) struct Term<'f> {
 }
 
 impl Term<'_> {
-    fn then(self, build: impl Fn(&mut Builder) -> Built) -> Self {
-        Term { v: self.page.append(self.v, &build), ..self }
+    /// What a builder makes of the value.
+    pub(super) fn then(self, build: impl Fn(&mut Builder, ValueId) -> Built) -> Self {
+        Term { v: self.page.append(self.v, &|b| build(b, self.v)), ..self }
     }
 
     /// A standard operator of one operand.
     pub(crate) fn op(self, name: &str) -> Self {
-        self.then(|b| b.op(name, &[self.v]))
+        self.then(|b, x| b.op(name, &[x]))
     }
 
     /// x².
@@ -72,30 +73,44 @@ impl Term<'_> {
 
     /// min(x, c).
     pub(crate) fn min(self, c: f64) -> Self {
-        self.then(|b| {
-            let dtype = b.ty(self.v)?.dtype;
+        self.then(|b, x| {
+            let dtype = b.ty(x)?.dtype;
             let c = b.scalar(dtype, c);
-            b.op("Min", &[self.v, c])
+            b.op("Min", &[x, c])
         })
     }
 
     /// 1 where a comparison with a number holds, else 0.
     pub(crate) fn is(self, op: &str, c: f64) -> Self {
-        self.then(|b| b.compare(op, self.v, c))
+        self.then(|b, x| b.compare(op, x, c))
     }
 
     /// 1 where low < x < high, else 0.
     pub(crate) fn is_between(self, low: f64, high: f64) -> Self {
-        self.then(|b| {
-            let dtype = b.ty(self.v)?.dtype;
+        self.then(|b, x| {
+            let dtype = b.ty(x)?.dtype;
             let (low, high) = (b.scalar(dtype, low), b.scalar(dtype, high));
-            b.between(self.v, Some(low), Some(high))
+            b.between(x, Some(low), Some(high))
         })
     }
 
     /// `one` where this mask is 1, `zero` where it is 0.
     pub(crate) fn choose(self, one: f64, zero: f64) -> Self {
-        self.then(|b| b.two_valued(self.v, one, zero))
+        self.then(|b, mask| b.two_valued(mask, one, zero))
+    }
+
+    /// 1 where it equals another value, else 0, in its own type.
+    pub(crate) fn equals(self, other: Self) -> Self {
+        self.then(|b, x| {
+            let dtype = b.ty(x)?.dtype;
+            let equal = b.op("Equal", &[x, other.v])?;
+            b.cast(equal, dtype)
+        })
+    }
+
+    /// Broadcast to another value's shape.
+    pub(crate) fn spread_like(self, other: Self) -> Self {
+        self.then(|b, x| b.expand_like(x, other.v))
     }
 }
 
@@ -112,21 +127,20 @@ macro_rules! arithmetic {
         impl<'f> $operator for Term<'f> {
             type Output = Term<'f>;
             fn $method(self, other: Term<'f>) -> Term<'f> {
-                self.then(|b| b.$terms(self.v, other.v))
+                self.then(|b, x| b.$terms(x, other.v))
             }
         }
         impl<'f> $operator<f64> for Term<'f> {
             type Output = Term<'f>;
             fn $method(self, $c: f64) -> Term<'f> {
-                let $x = self.v;
-                self.then(|$b| $right)
+                self.then(|$b, $x| $right)
             }
         }
         impl<'f> $operator<Term<'f>> for f64 {
             type Output = Term<'f>;
             fn $method(self, x: Term<'f>) -> Term<'f> {
-                let ($x, $c) = (x.v, self);
-                x.then(|$b| $left)
+                let $c = self;
+                x.then(|$b, $x| $left)
             }
         }
     )*};

@@ -1,7 +1,7 @@
 //! Integer lists that are attributes in older opsets and operands in newer ones, and what reductions make of them.
 
+use super::formula::Term;
 use super::*;
-use crate::ops::build::Built;
 
 impl Infer<'_> {
     /// Integers given as the attribute `name` or as constant operand `i`; `None` when neither is there.
@@ -60,23 +60,30 @@ impl Reduction {
         Reduction::new(&p.attrs(), &p.ty(0)?, listed).ok_or_else(|| p.unsupported("an axis is out of range"))
     }
 
-    /// Does the node reduce nothing? Then it is the identity, if nothing else is done to an element.
-    pub(super) fn is_identity(&self) -> bool {
-        self.axes.is_empty()
-    }
-
     /// Makes a value of the reduced shape broadcast against the operand: where more than leading axes were dropped, they
     /// come back with extent 1.
-    pub(super) fn restore(&self, p: &mut Pullback, v: ValueId) -> Built {
+    pub(super) fn back<'f>(&self, v: Term<'f>) -> Term<'f> {
         if self.keep || self.axes.iter().enumerate().all(|(i, a)| i == *a) {
-            return Ok(v);
+            return v;
         }
-        p.b.unsqueeze(v, &self.axes.iter().map(|a| *a as i64).collect::<Vec<_>>())
+        v.then(|b, v| b.unsqueeze(v, &self.places()))
     }
 
     /// One of the `Reduce…` operators over the same axes, all of them kept.
-    pub(super) fn apply(&self, p: &mut Pullback, op: &str, v: ValueId) -> Built {
-        p.b.reduce(op, v, &self.axes.iter().map(|a| *a as i64).collect::<Vec<_>>(), true)
+    pub(super) fn over<'f>(&self, op: &str, v: Term<'f>) -> Term<'f> {
+        v.then(|b, v| b.reduce(op, v, &self.places(), true))
+    }
+
+    /// How many elements of the operand make one.
+    pub(super) fn count<'f>(&self, x: Term<'f>) -> Term<'f> {
+        x.then(|b, x| {
+            let dtype = b.ty(x)?.dtype;
+            b.extent(x, &self.axes, dtype)
+        })
+    }
+
+    fn places(&self) -> Vec<i64> {
+        self.axes.iter().map(|a| *a as i64).collect()
     }
 }
 
@@ -102,19 +109,4 @@ pub(super) fn reduced(cx: &Infer) -> Types {
         })
         .collect();
     Ok(vec![TensorType::new(ty.dtype, shape)])
-}
-
-/// Samples that cover axes as operand and as attribute, kept and dropped axes, negative axes, and the full reduction. All
-/// elements must differ and stay away from 0 in `low..high`.
-pub(super) fn reduction_samples(name: &str, low: f32, high: f32) -> Vec<Sample> {
-    use super::sample::{floats_in, ints};
-    let x = || floats_in(&[2, 3, 4], low, high);
-    vec![
-        Sample::of(name, Attrs::new(), vec![x(), ints(&[1])]),
-        Sample::of(name, Attrs::new().with("keepdims", 0), vec![x(), ints(&[-1, 1])]),
-        Sample::of(name, Attrs::new().with("keepdims", 0), vec![x(), ints(&[0])]),
-        Sample::of(name, Attrs::new().with("keepdims", 0), vec![x()]),
-        Sample::of(name, Attrs::new().with("noop_with_empty_axes", 1), vec![x()]),
-        Sample::of(name, Attrs::new().with("axes", vec![0, -1]).with("keepdims", 0), vec![x()]).at(11).shape_only(),
-    ]
 }

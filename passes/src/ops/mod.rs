@@ -13,6 +13,7 @@ mod formula;
 mod listed;
 mod place;
 mod pullback;
+mod reduce;
 mod sample;
 mod unary;
 mod unruled;
@@ -168,7 +169,7 @@ macro_rules! ops {
 }
 
 // One line an operator (an inverse pair or a family that differs in one formula may share a file). Element-wise functions of
-// one operand are the lines of `unary`.
+// one operand are the lines of `unary`, reductions those of `reduce`.
 ops! {
     add::Add;
     attention::ATTENTION, PACKED, MULTI_HEAD, ROTARY, FUSED_ROTARY;
@@ -215,13 +216,6 @@ ops! {
     trilu::Trilu;
     cumsum::CumSum;
     route::Route, RouteCotangent, RouteWeightsCotangent;
-    reduce_sum::ReduceSum, ReduceMean;
-    reduce_max::ReduceMax, ReduceMin;
-    reduce_prod::ReduceProd;
-    reduce_l1::ReduceL1;
-    reduce_l2::ReduceL2;
-    reduce_sum_square::ReduceSumSquare;
-    reduce_log_sum::ReduceLogSum, ReduceLogSumExp;
     arg_max::ARG_MAX, ARG_MIN;
     top_k::TopK;
     transpose::Transpose;
@@ -251,10 +245,14 @@ ops! {
     random::RANDOM_NORMAL, RANDOM_UNIFORM, RANDOM_NORMAL_LIKE, RANDOM_UNIFORM_LIKE;
 }
 
-/// Every operator rule: those of the list above, then the element-wise functions of [`unary`].
+/// Every operator rule: those of the list above, then the lines of [`unary`] and [`reduce`].
 pub fn rules() -> &'static [&'static dyn OpRule] {
     static ALL: OnceLock<Vec<&'static dyn OpRule>> = OnceLock::new();
-    ALL.get_or_init(|| LISTED.iter().copied().chain(unary::UNARY.iter().map(|r| r as &dyn OpRule)).collect())
+    ALL.get_or_init(|| {
+        let unary = unary::UNARY.iter().map(|r| r as &dyn OpRule);
+        let reduce = reduce::REDUCE.iter().map(|r| r as &dyn OpRule);
+        LISTED.iter().copied().chain(unary).chain(reduce).collect()
+    })
 }
 
 /// The rule of an operator.

@@ -1,0 +1,159 @@
+//! Reductions: y is made of all elements along some axes. One line of the table is one operator, the comment above it says y.
+//!
+//! A result that dropped its axes gets them back (`r.back`) before it meets x; what can be done while it is small is done first.
+
+use super::formula::{Term, formula};
+use super::listed::{Reduction, reduced};
+use super::sample::{floats_in, ints};
+use super::*;
+
+/// One of them.
+pub(super) struct Reduce {
+    name: &'static str,
+    since: i64,
+    when_none: WhenNone,
+    slope: Slope,
+    /// The operand of its samples.
+    operand: fn() -> SampleOperand,
+}
+
+/// What happens to an element where no axis is reduced.
+#[derive(PartialEq, Eq)]
+enum WhenNone {
+    /// It stays.
+    Stays,
+    /// What is done before or after (|x|, x², ln x) is done to it.
+    Applies,
+}
+use WhenNone::{Applies, Stays};
+
+/// x̄ from x, y and ȳ.
+type Slope = for<'f> fn(&Reduction, Term<'f>, Term<'f>, Term<'f>) -> Term<'f>;
+
+pub(super) static REDUCE: &[Reduce] = &[
+    // Σ x
+    reduce("ReduceSum", 13, Stays, |r, x, _, ct| r.back(ct).spread_like(x), anywhere),
+    // Σ x / n
+    reduce("ReduceMean", 18, Stays, |r, x, _, ct| r.back(ct / r.count(x)).spread_like(x), anywhere),
+    // Π x
+    reduce("ReduceProd", 18, Stays, |r, x, _, ct| product_slope(r, x, r.back(ct)), || floats_in(&DIMS, 0.5, 1.5)),
+    // max x
+    reduce("ReduceMax", 18, Stays, |r, x, y, ct| extremum_slope(r, x, r.back(y), r.back(ct)), distinct),
+    // min x
+    reduce("ReduceMin", 18, Stays, |r, x, y, ct| extremum_slope(r, x, r.back(y), r.back(ct)), distinct),
+    // Σ |x|
+    reduce("ReduceL1", 18, Applies, |r, x, _, ct| times(r.back(ct), x.op("Sign")), positive),
+    // √Σ x²
+    reduce("ReduceL2", 18, Applies, |r, x, y, ct| norm_slope(x, r.back(y), r.back(ct)), positive),
+    // Σ x²
+    reduce("ReduceSumSquare", 18, Applies, |r, x, _, ct| x * r.back(ct * 2.0), anywhere),
+    // ln Σ x
+    reduce(
+        "ReduceLogSum",
+        18,
+        Applies,
+        |r, x, y, ct| r.back(ct / y.op("Exp")).spread_like(x),
+        || floats_in(&DIMS, 0.5, 1.5),
+    ),
+    // ln Σ eˣ
+    reduce("ReduceLogSumExp", 18, Stays, |r, x, y, ct| shares(x, r.back(y), r.back(ct)), anywhere),
+];
+
+/// ȳ · Π over the other elements: with zeros replaced by 1, the product over the element, kept where no *other* element is 0.
+fn product_slope<'f>(r: &Reduction, x: Term<'f>, ct: Term<'f>) -> Term<'f> {
+    let is_zero = x.is("Equal", 0.0);
+    let safe = x + is_zero;
+    let product = r.over("ReduceProd", safe);
+    let zeros = r.over("ReduceSum", is_zero);
+    let numerator = ct * product;
+    let alone = (zeros - is_zero).is("Less", 0.5);
+    numerator / safe * alone
+}
+
+/// [x = y] ⊙ ȳ / n where n counts the elements that attain the extremum: ties share evenly.
+fn extremum_slope<'f>(r: &Reduction, x: Term<'f>, y: Term<'f>, ct: Term<'f>) -> Term<'f> {
+    let attained = x.equals(y);
+    attained * (ct / r.over("ReduceSum", attained))
+}
+
+/// x ⊙ (ȳ ⊘ y), 0 where y = 0.
+fn norm_slope<'f>(x: Term<'f>, y: Term<'f>, ct: Term<'f>) -> Term<'f> {
+    x * (ct / (y + y.is("Equal", 0.0)))
+}
+
+/// exp(x − y) ⊙ ȳ.
+fn shares<'f>(x: Term<'f>, y: Term<'f>, ct: Term<'f>) -> Term<'f> {
+    (x - y).op("Exp") * ct
+}
+
+/// sign ⊙ ȳ.
+fn times<'f>(ct: Term<'f>, sign: Term<'f>) -> Term<'f> {
+    sign * ct
+}
+
+const fn reduce(
+    name: &'static str,
+    since: i64,
+    when_none: WhenNone,
+    slope: Slope,
+    operand: fn() -> SampleOperand,
+) -> Reduce {
+    Reduce { name, since, when_none, slope, operand }
+}
+
+const DIMS: [i64; 3] = [2, 3, 4];
+
+fn anywhere() -> SampleOperand {
+    floats_in(&DIMS, -1.5, 1.5)
+}
+
+fn positive() -> SampleOperand {
+    floats_in(&DIMS, 0.2, 1.5)
+}
+
+/// Distinct by at least 0.1, so that a finite difference does not change which element is the extremum.
+fn distinct() -> SampleOperand {
+    SampleOperand::Values { dims: DIMS.to_vec(), values: (0..24).map(|i| (i * 7 % 24) as f32 * 0.1 - 1.0).collect() }
+}
+
+impl OpRule for Reduce {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+    fn since(&self) -> i64 {
+        self.since
+    }
+    fn infer(&self, cx: &Infer) -> Types {
+        reduced(cx)
+    }
+    fn pullback(&self, p: &mut Pullback) -> Result<(), GradError> {
+        let ct = p.ct(0)?;
+        let r = Reduction::of(p)?;
+        if r.axes.is_empty() && self.when_none == Stays {
+            return p.accumulate(0, ct);
+        }
+        let x_ct = formula(p.b, [p.operand(0)?, p.result(0), ct], |[x, y, ct]| (self.slope)(&r, x, y, ct))?;
+        p.accumulate(0, x_ct)
+    }
+    /// Axes as operand and as attribute, kept and dropped, negative ones, and the full reduction.
+    fn samples(&self) -> Vec<Sample> {
+        let of = |attrs: Attrs, axes: Option<&[i64]>| {
+            Sample::of(self.name, attrs, [(self.operand)()].into_iter().chain(axes.map(ints)).collect())
+        };
+        let dropped = || Attrs::new().with("keepdims", 0);
+        let mut samples = vec![
+            of(Attrs::new(), Some(&[1])),
+            of(dropped(), Some(&[-1, 1])),
+            of(dropped(), Some(&[0])),
+            of(dropped(), None),
+            of(Attrs::new().with("noop_with_empty_axes", 1), None),
+            of(dropped().with("axes", vec![0, -1]), None).at(11).shape_only(),
+        ];
+        if self.name == "ReduceProd" {
+            let values = vec![0.0, 0.7, -1.2, 0.0, 0.0, 1.1, 0.8, -0.6, 1.4];
+            let zeros = SampleOperand::Values { dims: vec![3, 3], values };
+            samples.push(Sample::of(self.name, Attrs::new(), vec![zeros, ints(&[1])]));
+        }
+        samples
+    }
+}
