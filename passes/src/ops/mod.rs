@@ -19,9 +19,9 @@ mod unary;
 mod unruled;
 mod window;
 
+pub use batch_norm_train::lower as lower_batch_norm_train;
 pub(crate) use decompose::MICROSOFT;
 pub use decompose::{Decomposed, Source};
-pub use batch_norm_train::lower as lower_batch_norm_train;
 pub use place::sum_terms;
 pub use pullback::{Contribution, Cotangents, GradError, Pullback};
 pub(crate) use route::ROUTE_SOURCES;

@@ -39,7 +39,8 @@ pub fn differentiate(g: &mut Graph, loss: ValueId, wrt: &[ValueId]) -> Result<Gr
             Some(Derivative::Pullback) => {}
             Some(Derivative::Decompose(form)) => {
                 let why = legalize::refusal(b.graph, id);
-                let reason = why.map_or_else(|| format!("it is written as other operators first ({form})"), |w| w.to_string());
+                let reason =
+                    why.map_or_else(|| format!("it is written as other operators first ({form})"), |w| w.to_string());
                 return Err(no_pullback(b.graph, id, wrt, loss, &reason));
             }
             Some(Derivative::None(reason)) => return Err(no_pullback(b.graph, id, wrt, loss, reason)),

@@ -66,7 +66,8 @@ fn copy_path(g: &mut Graph, path: &[NodeId], entry: (NodeId, usize), start: Valu
             let name = if r.name.is_empty() { r.name } else { format!("{}.routed", r.name) };
             g.push_result(copy, &name, r.ty);
         }
-        g.node_mut(copy).name = g.results(copy).map(|v| g.name(v)).find(|name| !name.is_empty()).unwrap_or_default().to_string();
+        g.node_mut(copy).name =
+            g.results(copy).map(|v| g.name(v)).find(|name| !name.is_empty()).unwrap_or_default().to_string();
         before = Some((*id, copy));
     }
     before.map_or(start, |(_, copy)| ValueId { node: copy, ..result })
