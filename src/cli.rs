@@ -344,10 +344,10 @@ pub struct RewriteArgs {
     /// Provider whose kernels the training graph's placement is checked against
     #[arg(long, help_heading = "Training graph")]
     pub target: Option<Target>,
-    /// Engine that proves the rewrite [default: tract]
+    /// Engine that compares the rewrite with its source, proved or not; none: no verification [default: a proof, else tract, else ONNX Runtime]
     #[arg(long, help_heading = "Verification")]
     pub verify: Option<VerifyArg>,
-    /// Random inputs to compare on [default: 2]
+    /// Inputs to compare on where no proof is found [default: 2]
     #[arg(long, value_name = "N", help_heading = "Verification")]
     pub trials: Option<usize>,
     /// Seed of the random inputs [default: 0]

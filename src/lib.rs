@@ -5,7 +5,7 @@
 //! `ort` is on. Each returns what it found or an [`error::Failure`] with the exit status; none prints.
 //!
 //! Below them: [`files`] and [`outputs`] read models and write files that appear whole or not at all, [`engine`] runs graphs in
-//! tract or ONNX Runtime, [`prove`] compares source and rewrite, [`training_files`] writes the training graph and its companions,
+//! tract or ONNX Runtime, [`rewrite::verification`] says whether the rewrite equals its source, [`training_files`] writes the training graph and its companions,
 //! [`report`] puts outcomes into words.
 
 pub mod cli;

@@ -1,11 +1,11 @@
 //! `freeze`: trained state back into the forward graph, router baked in.
 
 use crate::cli::FreezeArgs;
-use crate::engine::random_inputs::{self, Sizes};
 use crate::error::Failure;
 use crate::io::files::Outputs;
-use crate::verify::{Comparison, Tolerance, compare_all};
-use crate::{engine, rewrite};
+use crate::rewrite;
+use crate::verify::report::engine_name;
+use crate::verify::{Comparison, Subject, VerifyOptions, numeric};
 use ancre_passes::ir::Graph;
 use ancre_passes::onnx;
 use ancre_passes::transform::{bake, eliminate, tie};
@@ -16,8 +16,8 @@ mod restore;
 
 pub use restore::Restored;
 
-/// Random inputs on which the drift of pruning is measured.
-const TRIALS: u64 = 2;
+/// Inputs on which the drift of pruning is measured.
+const TRIALS: usize = 2;
 
 /// What freezing did.
 pub struct Frozen {
@@ -110,37 +110,11 @@ fn bake_into(g: &mut Graph, prune: f64, model: &Path) -> Result<bake::Baked, Fai
     Ok(baked)
 }
 
-/// Runs the pruned and the whole graph on the same random inputs, in tract or, where tract cannot, in ONNX Runtime.
+/// Runs the pruned and the whole graph on the same inputs, in tract or, where tract cannot, in ONNX Runtime.
 fn measure(pruned: &Graph, whole: &Graph, model: &Path) -> Result<(&'static str, Comparison), String> {
-    let emit = |g: &Graph| onnx::emit(g).and_then(|e| e.to_bytes()).map_err(|e| e.to_string());
-    let (a, b) = (emit(pruned)?, emit(whole)?);
-    let mut why = Vec::new();
-    for engine in [Ok(engine::tract()), engine::ort()] {
-        let run = || -> Result<(&'static str, Comparison), String> {
-            let engine = engine.map_err(|e| e.to_string())?;
-            let load = |bytes| engine.load(bytes, model.parent()).map_err(|e| e.to_string());
-            let (mut a, mut b) = (load(&a)?, load(&b)?);
-            let mut first = None;
-            for sizes in random_inputs::sizes(whole, &Sizes::new()) {
-                let mut worst = Comparison::default();
-                let mut trials = (0..TRIALS).map(|seed| {
-                    let inputs = random_inputs::random_inputs(whole, &sizes, seed)?;
-                    let (a, b) = (a.run(&inputs), b.run(&inputs));
-                    let (a, b) = (a.map_err(|e| e.to_string())?, b.map_err(|e| e.to_string())?);
-                    compare_all(&a, &b, Tolerance::default()).iter().for_each(|c| worst.and(&c.verdict));
-                    Ok::<(), String>(())
-                });
-                match trials.find_map(Result::err) {
-                    None => return Ok((engine.name(), worst)),
-                    Some(e) => first = first.or(Some(e)),
-                }
-            }
-            Err(first.unwrap_or_default())
-        };
-        match run() {
-            Ok(found) => return Ok(found),
-            Err(e) => why.push(e),
-        }
-    }
-    Err(why.join("; "))
+    let subject = |g: &Graph| Subject::of_graph(g.clone(), model);
+    let how = VerifyOptions { trials: TRIALS, ..VerifyOptions::default() };
+    let mut found = numeric::compare_models(&subject(whole), &[&subject(pruned)], &how).map_err(|e| e.what)?;
+    let found = found.swap_remove(0);
+    Ok((engine_name(&found), found.report.verdict))
 }

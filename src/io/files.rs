@@ -15,7 +15,12 @@ use std::path::Path;
 /// # Errors
 /// Unreadable file, not an ONNX model, or a model this tool cannot take.
 pub fn read_model(path: &Path) -> Result<(Graph, SharedBytes), Failure> {
-    let bytes = read_bytes(path)?;
+    read_at(path, path)
+}
+
+/// The same of a file that is to become `path`: external data lies there, and messages name it.
+pub(super) fn read_at(file: &Path, path: &Path) -> Result<(Graph, SharedBytes), Failure> {
+    let bytes = read_bytes(file)?;
     let graph = parse_model(&bytes, path)?;
     Ok((graph, bytes))
 }

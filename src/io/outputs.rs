@@ -1,6 +1,8 @@
 //! Writing outputs whole or not at all: everything is written under temporary names first and put in place together.
 
 use crate::error::Failure;
+use crate::io::files;
+use ancre_passes::ir::{Graph, SharedBytes};
 use ancre_passes::onnx::{self, Emission, MOST_BYTES, Placement};
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -84,6 +86,33 @@ impl Outputs {
     /// When the directory cannot be made or written to.
     pub fn add_bytes(&mut self, bytes: &[u8], path: &Path) -> Result<(), Failure> {
         self.add(path, |file| file.write_all(bytes).map_err(|e| e.to_string()))
+    }
+
+    /// Reads a model back that was written for this path, from its temporary file. Its data is read where it lies now: what is
+    /// still under a temporary name is referred to by that.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn read_back(&self, path: &Path) -> Result<(Graph, SharedBytes), Failure> {
+        let pending = |path: &Path| self.pending.iter().find(|p| p.path == path).map(|p| &*p.temp);
+        let written = pending(path).ok_or_else(|| Failure::input("was not written").at(path))?;
+        let (graph, bytes) = files::read_at(written, path)?;
+        let mut placement = Placement::default();
+        for location in onnx::external_files(&graph).into_keys() {
+            if let Some(name) = pending(&parent(path).join(&location))
+                .or_else(|| pending(&path.with_file_name(&location)))
+                .and_then(Path::file_name)
+            {
+                let now = Path::new(&location).with_file_name(name);
+                placement.moved.insert(location, now.to_string_lossy().into_owned());
+            }
+        }
+        if placement.moved.is_empty() {
+            return Ok((graph, bytes));
+        }
+        let placed = onnx::emit(&graph).and_then(|e| e.placed(&placement)?.to_bytes());
+        let bytes = SharedBytes::new(placed.map_err(|e| Failure::input(e.to_string()).at(path))?);
+        Ok((files::parse_model(&bytes, path)?, bytes))
     }
 
     fn add(&mut self, path: &Path, write: impl FnOnce(&mut dyn Write) -> Result<(), String>) -> Result<(), Failure> {
@@ -312,6 +341,34 @@ mod tests {
         assert_eq!(files(dir.path()), ["m.onnx", "m.onnx.data"]);
         assert!(fs::metadata(&path).unwrap().len() < 1000);
         assert_eq!(weight(&read(&path)), (vec![1.5; 1024], "m.onnx.data".into()));
+    }
+
+    #[test]
+    fn a_staged_model_is_read_with_its_data() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("m.onnx");
+        let mut outputs = Outputs::default();
+        outputs.most_bytes = 1000;
+        write(&mut outputs, &sum(), &path);
+        let (g, _) = outputs.read_back(&path).unwrap();
+        let (values, location) = weight(&g);
+        assert!(values == [1.5; 1024] && location.starts_with(".ancre-"), "{location}");
+        // What is on the disk counts, not what was to be written.
+        let data = dir.path().join(location);
+        let mut bytes = fs::read(&data).unwrap();
+        bytes[..4].copy_from_slice(&2f32.to_le_bytes());
+        fs::write(&data, bytes).unwrap();
+        assert_eq!(weight(&outputs.read_back(&path).unwrap().0).0[..2], [2.0, 1.5]);
+        outputs.commit().unwrap();
+
+        // A copy in another directory, and data that is there already.
+        let g = read(&path);
+        for out in ["away/m.onnx", "beside.onnx"] {
+            let mut outputs = Outputs::default();
+            write(&mut outputs, &g, &dir.path().join(out));
+            let (back, _) = outputs.read_back(&dir.path().join(out)).unwrap();
+            assert_eq!(weight(&back).0[..2], [2.0, 1.5], "{out}");
+        }
     }
 
     #[test]

@@ -111,6 +111,23 @@ impl NpTensor {
         NpTensor::new(self.dtype, &shape, data)
     }
 
+    /// Tensors side by side along an axis, in each of its `runs` equal parts: the inverse of [`NpTensor::slice_runs`]. `None`
+    /// where they do not fit together.
+    pub fn join_runs(parts: &[NpTensor], axis: usize, runs: usize) -> Option<NpTensor> {
+        let first = parts.first()?;
+        let alike = |p: &NpTensor| p.dtype == first.dtype && p.shape == first.shape;
+        let extent = first.shape.get(axis)?;
+        if !parts.iter().all(alike) || extent.checked_rem(runs)? != 0 {
+            return None;
+        }
+        let block = extent / runs * first.shape[axis + 1..].iter().product::<usize>() * first.dtype.size()?;
+        let mut shape = first.shape.clone();
+        shape[axis] *= parts.len();
+        let blocks = (0..first.data.len().checked_div(block).unwrap_or(0)).map(|i| i * block..(i + 1) * block);
+        let data = blocks.flat_map(|at| parts.iter().flat_map(move |p| p.data[at.clone()].iter().copied())).collect();
+        NpTensor::new(first.dtype, &shape, data)
+    }
+
     /// The elements as a constant of a model.
     pub fn to_constant(&self) -> Tensor {
         let dims: Vec<i64> = self.shape.iter().map(|d| *d as i64).collect();
@@ -153,6 +170,18 @@ mod tests {
         }
         let t = NpTensor::from_f64s(Bool, &[3], &[0.0, 1.0, 5.0]).unwrap();
         assert_eq!((t.bytes(), t.to_i64()), (&[0, 1, 1][..], vec![0, 1, 1]));
+    }
+
+    #[test]
+    fn runs_are_joined_as_they_were_sliced() {
+        let whole = NpTensor::f32s(&[2, 6, 2], &(0..24).map(|v| v as f32).collect::<Vec<_>>()).unwrap();
+        for (axis, runs, width) in [(0, 1, 1), (1, 1, 2), (1, 1, 3), (1, 2, 1), (1, 3, 1), (2, 1, 1)] {
+            let count = whole.shape()[axis] / runs / width;
+            let parts: Vec<NpTensor> = (0..count).map(|i| whole.slice_runs(axis, runs, i * width, width).unwrap()).collect();
+            assert_eq!(NpTensor::join_runs(&parts, axis, runs).as_ref(), Some(&whole), "{axis} {runs} {width}");
+        }
+        let other = NpTensor::f32s(&[1], &[0.0]).unwrap();
+        assert_eq!(NpTensor::join_runs(&[whole, other], 0, 1), None);
     }
 
     #[test]

@@ -1,17 +1,17 @@
-//! `--batch`: rebuilds the source, or the training graph alone, for another batch, and proves it by running each sample of a batch
-//! by itself in the source.
+//! `--batch`: rebuilds the source, or the training graph alone, for another batch, and compares what comes of a batch with what
+//! comes of each of its samples by itself in the source.
 
-use crate::cli::{RewriteArgs, VerifyArg};
-use crate::engine::random_inputs::{self, Sizes};
-use crate::engine::{self, Engine, EngineError, Tensors};
+use crate::cli::RewriteArgs;
+use crate::engine::{EngineError, Session, Tensors};
 use crate::error::Failure;
 use crate::io::tensor::NpTensor;
-use crate::rewrite::prove::ProofOptions;
-use crate::verify::{Comparison, Tolerance, compare};
-use ancre_passes::ir::{Dim, Graph};
+use crate::verify::report::engine_name;
+use crate::verify::{Comparison, ProofMode, Subject, VerifyOptions, numeric};
+use ancre_passes::ir::{Dim, Graph, SharedBytes};
 use ancre_passes::onnx;
 use ancre_passes::pipeline;
 use ancre_passes::transform::rebatch::{self, Batch, Current, Plan, Rebatched, Samples};
+use indexmap::IndexMap;
 use serde_json::{Value, json};
 use std::path::Path;
 
@@ -21,7 +21,7 @@ const GROUPS: usize = 3;
 /// What `--batch` asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Request {
-    /// Nothing was said: the forward graph keeps its batch, the training graph takes any if that can be proved.
+    /// Nothing was said: the forward graph keeps its batch, the training graph takes any if samples come out alike.
     Default,
     /// Both graphs keep the source's.
     Keep,
@@ -39,16 +39,16 @@ pub struct BatchFacts {
     /// Shapes and constants that were rewritten.
     pub edits: usize,
     /// Engine, samples and distance of the comparison; `None`: by analysis alone.
-    pub proof: Option<(&'static str, usize, Comparison)>,
+    pub compared: Compared,
 }
 
 impl BatchFacts {
     /// For the JSON report.
     pub fn json(&self) -> Value {
-        let proof = self.proof.as_ref().map(
+        let compared = self.compared.as_ref().map(
             |(engine, samples, c)| json!({"engine": engine, "samples": samples, "max_abs": c.max_abs, "max_rel": c.max_rel}),
         );
-        json!({"before": self.before, "batch": dim_json(&self.batch), "edits": self.edits, "proof": proof})
+        json!({"before": self.before, "batch": dim_json(&self.batch), "edits": self.edits, "proof": compared})
     }
 }
 
@@ -77,144 +77,134 @@ pub fn request(a: &RewriteArgs) -> Result<Request, Failure> {
 ///
 /// # Errors
 /// When the source cannot be rebuilt, or a sample of the batch does not come out as by itself.
-pub fn rebuild_source(to: Batch, model: &Path, source: &mut Graph, o: &ProofOptions) -> Result<Option<BatchFacts>, Failure> {
+pub fn rebuild_source(
+    to: Batch,
+    model: &Path,
+    source: &mut Graph,
+    how: Option<&VerifyOptions>,
+) -> Result<Option<BatchFacts>, Failure> {
     let fail = |e: String| Failure::input(format!("--batch: {e}")).help("--batch keep leaves it as it is").at(model);
     let before = match (rebatch::current(source).map_err(fail)?, to) {
         (Current::Dynamic(_), Batch::Dynamic) => return Ok(None),
         (Current::Dynamic(symbol), Batch::Fixed(n)) => {
             rebatch::fix(source, &symbol, n);
-            return Ok(Some(BatchFacts { before: n, batch: Dim::from(n), edits: 0, proof: None }));
+            return Ok(Some(BatchFacts { before: n, batch: Dim::from(n), edits: 0, compared: None }));
         }
         (Current::Fixed(n), Batch::Fixed(m)) if n == m => return Ok(None),
         (Current::Fixed(n), _) => n,
     };
     let plan = rebatch::plan(source, before).map_err(|e| fail(cannot(before, &e)))?;
-    let proof = prove(model, source, &plan, to, before, o).map_err(|e| Failure::check(format!("--batch: {e}")).at(model))?;
+    let compared =
+        compare(model, source, &plan, to, before, how).map_err(|e| Failure::check(format!("--batch: {e}")).at(model))?;
     let done = plan.apply(source, to).map_err(|e| fail(e.to_string()))?;
     pipeline::check(source, "rebatch").map_err(Failure::input)?;
-    Ok(Some(facts(&done, proof)))
+    Ok(Some(facts(&done, compared)))
 }
 
 fn cannot(before: i64, why: &str) -> String {
     format!("the graph cannot be rebuilt for another batch than {before}: {why}")
 }
 
-fn facts(done: &Rebatched, proof: Option<(&'static str, usize, Comparison)>) -> BatchFacts {
-    BatchFacts { before: done.before, batch: done.batch.clone(), edits: done.edits, proof }
+fn facts(done: &Rebatched, compared: Compared) -> BatchFacts {
+    BatchFacts { before: done.before, batch: done.batch.clone(), edits: done.edits, compared }
 }
 
-/// The batch of the training graph when nothing was said: any, if the source can be rebuilt and that proves right.
+/// The batch of the training graph when nothing was said: any, if the source can be rebuilt and samples come out alike.
 ///
 /// # Errors
 /// Why it keeps the source's.
-pub fn for_training(model: &Path, source: &Graph, o: &ProofOptions) -> Result<Option<BatchFacts>, String> {
+pub fn for_training(model: &Path, source: &Graph, how: Option<&VerifyOptions>) -> Result<Option<BatchFacts>, String> {
     let before = match rebatch::current(source)? {
         Current::Dynamic(_) => return Ok(None),
         Current::Fixed(n) => n,
     };
     let plan = rebatch::plan(source, before)?;
-    let proof = prove(model, source, &plan, Batch::Dynamic, before, o)?;
+    let compared = compare(model, source, &plan, Batch::Dynamic, before, how)?;
     let done = plan.apply(&mut source.clone(), Batch::Dynamic).map_err(|e| e.to_string())?;
-    Ok(Some(facts(&done, proof)))
+    Ok(Some(facts(&done, compared)))
 }
 
-type Proof = Option<(&'static str, usize, Comparison)>;
+type Compared = Option<(&'static str, usize, Comparison)>;
 
-/// Runs a batch and each sample of it by itself.
-fn prove(model: &Path, source: &Graph, plan: &Plan, to: Batch, before: i64, o: &ProofOptions) -> Result<Proof, String> {
-    if o.engine == VerifyArg::None {
-        return Ok(None);
-    }
-    // A large batch is proved by a small one of the same plan.
+/// Compares a batch with each sample of it by itself; `None` when nothing is to be verified.
+fn compare(
+    model: &Path,
+    source: &Graph,
+    plan: &Plan,
+    to: Batch,
+    before: i64,
+    how: Option<&VerifyOptions>,
+) -> Result<Compared, String> {
+    let Some(how) = how else { return Ok(None) };
+    // For a large batch a small one of the same plan stands.
     let small = matches!(to, Batch::Fixed(n) if n % before == 0 && n / before <= GROUPS as i64 + 1);
     let tried = if small { to } else { Batch::Dynamic };
     let groups = match tried {
         Batch::Fixed(n) => (n / before) as usize,
         Batch::Dynamic => GROUPS,
     };
+    let before = before as usize;
     let mut rebuilt = source.clone();
     let done = plan.apply(&mut rebuilt, tried).map_err(|e| e.to_string())?;
     pipeline::check(&rebuilt, "rebatch")?;
-    let engines: Vec<Box<dyn Engine>> = match o.engine {
-        VerifyArg::Ort => vec![engine::ort().map_err(|e| e.to_string())?],
-        VerifyArg::Both => vec![engine::tract(), engine::ort().map_err(|e| e.to_string())?],
-        _ => vec![engine::tract()],
-    };
-    let mut worst = Comparison::default();
-    let mut name = "both";
-    for e in &engines {
-        if engines.len() == 1 {
-            name = e.name();
-        }
-        let run = Run { model, source, rebuilt: &rebuilt, done: &done, groups, before: before as usize };
-        worst.and(&run.compare(e.as_ref(), o)?);
-    }
+    let mut how = VerifyOptions { proof: ProofMode::Never, trials: 1, ..how.clone() };
+    how.dims.extend(done.batch.symbols().map(|symbol| (symbol.to_string(), (groups * before) as i64)));
+    let alone = onnx::emit(source).and_then(|e| e.to_bytes()).map_err(|e| e.to_string())?;
+    let one_by_one = Subject::of_graph(rebuilt.clone(), model).run_as(SharedBytes::new(alone));
+    let (inputs, outputs) = (done.inputs, done.outputs);
+    let one_by_one = one_by_one.wrapped(Box::new(move |session| {
+        Box::new(OneByOne { session, inputs: inputs.clone(), outputs: outputs.clone(), groups, before })
+    }));
+    let together = Subject::of_graph(rebuilt, model);
+    let found = numeric::compare_models(&one_by_one, &[&together], &how).map_err(|e| e.what)?.swap_remove(0);
+    let (engine, worst) = (engine_name(&found), found.report.verdict);
     if !worst.equivalent {
         return Err(format!(
-            "a sample in a batch does not come out as by itself ({name}: outputs differ by up to {:.3e})",
+            "a sample in a batch does not come out as by itself ({engine}: outputs differ by up to {:.3e})",
             worst.max_abs
         ));
     }
-    Ok(Some((name, groups * before as usize, worst)))
+    Ok(Some((engine, groups * before, worst)))
 }
 
-/// A batch of the rebuilt graph against runs of the source.
-struct Run<'a> {
-    model: &'a Path,
-    source: &'a Graph,
-    rebuilt: &'a Graph,
-    done: &'a Rebatched,
+/// The source as a model of a larger batch: it runs one group of samples after the other.
+struct OneByOne {
+    session: Box<dyn Session>,
+    inputs: Vec<Samples>,
+    outputs: Vec<Samples>,
     groups: usize,
     before: usize,
 }
 
-impl Run<'_> {
-    fn compare(&self, e: &dyn Engine, o: &ProofOptions) -> Result<Comparison, String> {
-        let root = self.model.parent();
-        let load = |g: &Graph, what: &str| {
-            let bytes = onnx::emit(g).and_then(|e| e.to_bytes()).map_err(|e| e.to_string())?;
-            e.load(&bytes, root).map_err(|error| format!("{} cannot run {what}: {error}", e.name()))
-        };
-        let (mut alone, mut together) = (load(self.source, "the model")?, load(self.rebuilt, "it for a batch")?);
-        let run_failed = |error: EngineError| format!("{} cannot run it for a batch: {error}", e.name());
-        let (mut inputs, mut got, mut why) = (Tensors::new(), None, String::new());
-        for mut sizes in random_inputs::sizes(self.rebuilt, &o.dims) {
-            self.set_batch(&mut sizes);
-            inputs = random_inputs::random_inputs(self.rebuilt, &sizes, o.seed)?;
-            match together.run(&inputs).map_err(run_failed) {
-                Ok(outputs) => {
-                    got = Some(outputs);
-                    break;
-                }
-                Err(e) => why = e,
-            }
-        }
-        let got = got.ok_or(why)?;
-        let mut worst = Comparison::default();
+impl Session for OneByOne {
+    fn run(&mut self, inputs: &Tensors) -> Result<Tensors, EngineError> {
+        let mut parts: IndexMap<String, Vec<NpTensor>> = IndexMap::new();
         for group in 0..self.groups {
-            let own: Result<Tensors, String> =
-                inputs.iter().map(|(name, t)| Ok((name.clone(), self.part(t, name, &self.done.inputs, group)?))).collect();
-            let want = alone.run(&own?).map_err(|error| format!("{} cannot run the model: {error}", e.name()))?;
-            for (name, reference) in &want {
-                let Some(t) = got.get(name) else { return Err(format!("output `{name}` is missing for a batch")) };
-                let part = self.part(t, name, &self.done.outputs, group)?;
-                worst.and(&compare(name, &part, reference, Tolerance { atol: o.atol, rtol: o.rtol }).verdict);
+            let own = inputs.iter().map(|(name, t)| Ok((name.clone(), self.part(t, name, group)?)));
+            for (name, t) in self.session.run(&own.collect::<Result<_, EngineError>>()?)? {
+                parts.entry(name).or_default().push(t);
             }
         }
-        Ok(worst)
+        let whole = |(name, parts): (String, Vec<NpTensor>)| {
+            let t = match self.outputs.iter().find(|s| s.name == name) {
+                Some(s) => NpTensor::join_runs(&parts, s.axis, s.outer as usize),
+                // What carries no samples is the same for all of them.
+                None => parts.iter().all(|p| *p == parts[0]).then(|| parts[0].clone()),
+            };
+            let apart = || EngineError::Input { name: name.clone(), why: "samples do not come out alike".into() };
+            Ok((name.clone(), t.ok_or_else(apart)?))
+        };
+        parts.into_iter().map(whole).collect()
     }
+}
 
-    fn set_batch(&self, sizes: &mut Sizes) {
-        for symbol in self.done.batch.symbols() {
-            sizes.insert(symbol.to_string(), (self.groups * self.before) as i64);
-        }
-    }
-
-    /// The part of a tensor that belongs to one run of the source; all of it where it carries no samples.
-    fn part(&self, t: &NpTensor, name: &str, samples: &[Samples], group: usize) -> Result<NpTensor, String> {
-        let Some(s) = samples.iter().find(|s| s.name == name) else { return Ok(t.clone()) };
+impl OneByOne {
+    /// The part of an input that belongs to one run of the source; all of it where it carries no samples.
+    fn part(&self, t: &NpTensor, name: &str, group: usize) -> Result<NpTensor, EngineError> {
+        let Some(s) = self.inputs.iter().find(|s| s.name == name) else { return Ok(t.clone()) };
         let width = self.before * s.inner as usize;
         let part = t.slice_runs(s.axis, s.outer as usize, group * width, width);
-        part.ok_or_else(|| format!("`{name}` has shape {:?} for a batch", t.shape()))
+        let why = || EngineError::Input { name: name.into(), why: format!("it has shape {:?} for a batch", t.shape()) };
+        part.ok_or_else(why)
     }
 }

@@ -2,10 +2,10 @@
 
 pub mod batch;
 pub mod options;
-pub mod prove;
 pub mod report;
 pub mod start;
 pub mod training_files;
+pub mod verification;
 
 use crate::cli::{RewriteArgs, VerifyArg};
 use crate::engine;
@@ -13,8 +13,9 @@ use crate::engine::random_inputs::Sizes;
 use crate::error::Failure;
 use crate::io::files::{self, Outputs};
 use crate::rewrite::batch::{BatchFacts, Request};
-use crate::rewrite::prove::{Proof, ProofOptions};
 use crate::rewrite::training_files::{TrainingFacts, TrainingFiles};
+use crate::rewrite::verification::Verification;
+use crate::verify::Subject;
 use ancre_passes::analysis::residual::{ResidualStructure, find_residuals};
 use ancre_passes::analysis::roles::initializer_roles;
 use ancre_passes::ir::{Graph, NodeId, SharedBytes, ValueId};
@@ -47,7 +48,7 @@ pub struct Outcome {
     /// Files written, or that would be (dry run): kind, path, bytes, nodes.
     pub outputs: Vec<(&'static str, PathBuf, u64, usize)>,
     /// Verification, unless switched off.
-    pub proof: Option<Proof>,
+    pub verified: Option<Verification>,
     /// The training graph's facts, or why there is none.
     pub training: Result<TrainingFacts, String>,
     /// Parameters that the file holds twice, transposed, and that train as one.
@@ -157,16 +158,9 @@ pub fn rewrite(a: &RewriteArgs) -> Result<Outcome, Failure> {
     }
     let changed = start::change(a, model, &mut source, &mut notices)? || quietened > 0 || inlined;
     clock.lap("parse");
-    let proof_options = ProofOptions {
-        engine: a.verify.unwrap_or(VerifyArg::Tract),
-        trials: a.trials.unwrap_or(2),
-        seed: a.seed.unwrap_or(0),
-        atol: a.atol.unwrap_or(1e-5),
-        rtol: a.rtol.unwrap_or(1e-5),
-        dims,
-    };
+    let verify_options = options::verify_options(a, dims);
     let rebuilt = match batch_request {
-        Request::Both(to) => batch::rebuild_source(to, model, &mut source, &proof_options)?,
+        Request::Both(to) => batch::rebuild_source(to, model, &mut source, verify_options.as_ref())?,
         _ => None,
     };
     let changed = changed || rebuilt.is_some();
@@ -199,7 +193,7 @@ pub fn rewrite(a: &RewriteArgs) -> Result<Outcome, Failure> {
     clock.lap("rewrite");
 
     let any_batch = |notices: &mut Vec<String>| match batch_request {
-        Request::Default => batch::for_training(model, &source, &proof_options).unwrap_or_else(|why| {
+        Request::Default => batch::for_training(model, &source, verify_options.as_ref()).unwrap_or_else(|why| {
             notices.push(format!("the training graph keeps the source's batch: {why}"));
             None
         }),
@@ -230,34 +224,30 @@ pub fn rewrite(a: &RewriteArgs) -> Result<Outcome, Failure> {
     }
     clock.lap("emit");
 
-    let proof = match a.verify.unwrap_or(VerifyArg::Tract) {
-        VerifyArg::None => None,
-        _ => {
+    let verified = match &verify_options {
+        None => None,
+        Some(how) => {
             files::check_external(&source, model).map_err(|e| e.help("--verify none does without the data"))?;
-            let bytes = if changed {
-                let emitted = onnx::emit(&source).and_then(|e| e.to_bytes());
-                SharedBytes::new(emitted.map_err(|e| Failure::input(e.to_string()).at(model))?)
-            } else {
-                bytes
+            let subject = match source.shell.functions.is_empty() {
+                true if changed => Subject::of_graph(source.clone(), model),
+                true => Subject::of_graph(source.clone(), model).run_as(bytes),
+                false => {
+                    let (graph, bytes) = if changed { emitted(&source, model)? } else { (source.clone(), bytes) };
+                    Subject::of_file(graph, bytes, model)?
+                }
             };
-            Some(prove::prove(model, &source, &bytes, &routed, &forward, &routers, &route_options, &proof_options)?)
+            let (graph, bytes) = if a.dry_run { emitted(&forward, model)? } else { outputs.read_back(&paths.forward)? };
+            let place = if a.dry_run { model } else { &paths.forward };
+            let file = Subject::of_file(graph, bytes, place)?;
+            Some(verification::verify(&subject, file, !routers.is_empty(), &route_options, how)?)
         }
     };
     clock.lap("verify");
-    notices.extend(proof.iter().flat_map(|p| &p.undefined).map(|name| {
-        format!("output `{name}` of the source itself is not a number (NaN) on the random inputs: that the rewrite equals it says little, and a loss of it would be NaN too")
-    }));
-    if let Some(p) = &proof
-        && a.require_equivalent
-        && !p.emitted.equivalent
-    {
-        return Err(Failure::check(format!(
-            "the rewritten model is not equivalent to the source: outputs differ by up to {:.3e} (allowed {:.1e} + {:.1e} of the largest value); nothing was written",
-            p.emitted.max_abs,
-            a.atol.unwrap_or(1e-5),
-            a.rtol.unwrap_or(1e-5)
-        ))
-        .at(model));
+    if let Some(v) = &verified {
+        notices.extend(v.notices.iter().cloned());
+        if a.require_equivalent {
+            require_equivalent(v).map_err(|e| e.at(model))?;
+        }
     }
     if !a.dry_run {
         outputs.commit()?;
@@ -274,7 +264,7 @@ pub fn rewrite(a: &RewriteArgs) -> Result<Outcome, Failure> {
         routers,
         route: route_options,
         outputs: written,
-        proof,
+        verified,
         training,
         ties,
         forward_fallbacks,
@@ -282,6 +272,23 @@ pub fn rewrite(a: &RewriteArgs) -> Result<Outcome, Failure> {
         seconds: clock.1,
         notices,
     })
+}
+
+/// A graph as it would be read back if it were written.
+fn emitted(g: &Graph, model: &Path) -> Result<(Graph, SharedBytes), Failure> {
+    let bytes = onnx::emit(g).and_then(|e| e.to_bytes()).map_err(|e| Failure::input(e.to_string()).at(model))?;
+    let bytes = SharedBytes::new(bytes);
+    Ok((files::parse_model(&bytes, model)?, bytes))
+}
+
+/// `--require-equivalent`: the file written must be shown to equal the source.
+fn require_equivalent(v: &Verification) -> Result<(), Failure> {
+    let why = match &v.emitted {
+        Some(f) if f.verdict.equivalent => return Ok(()),
+        Some(f) => format!("is not equivalent to the source: outputs differ by up to {:.3e}", f.verdict.max_abs),
+        None => "is not known to be equivalent to the source".into(),
+    };
+    Err(Failure::check(format!("the rewritten model {why}; nothing was written")))
 }
 
 /// `--dim` must name symbols of the inputs' shapes.

@@ -1,11 +1,13 @@
 //! From command-line arguments to the passes' options.
 
 use crate::cli::{
-    self, FormArg, LossArg, NormalizeArg, OptimizerArg, Parametrization, Preset, Reduction, RewriteArgs, VerifyArg,
+    self, EngineArg, FormArg, LossArg, NormalizeArg, OptimizerArg, Parametrization, Preset, Reduction, RewriteArgs,
+    VerifyArg,
 };
 use crate::engine::random_inputs::Sizes;
 use crate::error::Failure;
 use crate::io::files;
+use crate::verify::{ProofMode, Tolerance, VerifyOptions};
 use ancre_passes::ir::Graph;
 use ancre_passes::pipeline::training::{TrainableChoice, TrainingOptions};
 use ancre_passes::transform::loss::{LossKind, LossOptions};
@@ -219,6 +221,27 @@ pub fn without_effect(a: &RewriteArgs) -> Vec<String> {
     .filter(|(_, idle, _)| *idle)
     .map(|(option, _, belongs)| format!("{option} has no effect: it belongs to {belongs}"))
     .collect()
+}
+
+/// How the rewrite is verified; `None`: not at all.
+pub fn verify_options(a: &RewriteArgs, dims: Sizes) -> Option<VerifyOptions> {
+    let engine = match a.verify {
+        None => None,
+        Some(VerifyArg::Tract) => Some(EngineArg::Tract),
+        Some(VerifyArg::Ort) => Some(EngineArg::Ort),
+        Some(VerifyArg::Both) => Some(EngineArg::Both),
+        Some(VerifyArg::None) => return None,
+    };
+    Some(VerifyOptions {
+        // An engine that was asked for runs, whatever is proved.
+        proof: if engine.is_some() { ProofMode::Beside } else { ProofMode::First },
+        engine,
+        trials: a.trials.unwrap_or(2),
+        seed: a.seed.unwrap_or(0),
+        tolerance: Tolerance { atol: a.atol.unwrap_or(1e-5), rtol: a.rtol.unwrap_or(1e-5), precision: None },
+        dims,
+        ..VerifyOptions::default()
+    })
 }
 
 /// The training graph's options.

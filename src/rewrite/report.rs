@@ -1,9 +1,8 @@
 //! What the main job says: to people, and as JSON.
 
 use crate::rewrite::batch::BatchFacts;
-use crate::rewrite::prove::Proof;
+use crate::rewrite::verification::{self, Verification};
 use crate::rewrite::{Outcome, option_names};
-use crate::verify::Comparison;
 use ancre_passes::analysis::report as structure;
 use ancre_passes::placement::Fallback;
 use ancre_passes::transform::route::{Form, Normalize, Router, Scope, rule_name};
@@ -52,7 +51,7 @@ pub fn json(o: &Outcome) -> Value {
             "chains": routers,
         },
         "outputs": outputs,
-        "verify": o.proof.as_ref().map(proof),
+        "verify": o.verified.as_ref().map(Verification::json),
         "placement": placement,
         "training": training,
         "notices": o.notices,
@@ -71,11 +70,6 @@ fn form(f: Form) -> &'static str {
 
 fn normalize(n: Normalize) -> &'static str {
     if n == Normalize::Incoming { "incoming" } else { "outgoing" }
-}
-
-fn proof(p: &Proof) -> Value {
-    let one = |c: &Comparison| json!({"equivalent": c.equivalent, "max_abs": c.max_abs, "max_rel": c.max_rel});
-    json!({"engine": p.engine, "one_hot": one(&p.one_hot), "emitted": one(&p.emitted), "trials": p.trials})
 }
 
 fn scope(s: Scope) -> &'static str {
@@ -98,8 +92,8 @@ pub fn text(o: &Outcome, verbose: bool) -> String {
     let out = &mut s;
     let _ = writeln!(out);
     router_text(out, o);
-    if let Some(p) = &o.proof {
-        proof_text(out, o, p);
+    if let Some(v) = &o.verified {
+        verified_text(out, o, v, verbose);
     }
     if let Some(b) = &o.rebuilt {
         batch_text(out, b, "");
@@ -155,23 +149,32 @@ fn router_text(out: &mut String, o: &Outcome) {
     let _ = writeln!(out, "          chains {}", chains.join(", "));
 }
 
-fn proof_text(out: &mut String, o: &Outcome, p: &Proof) {
-    let runs = format!("{}, {} random input{}", p.engine, p.trials, if p.trials == 1 { "" } else { "s" });
-    let what = if o.route.form == Form::Reassign {
-        "router at one-hot equals the source"
-    } else {
-        "without its routes equals the source, rows as recomputed"
-    };
-    let _ = writeln!(out, "verified  {what}: max |difference| {:.1e} ({runs})", p.one_hot.max_abs);
-    if p.emitted.equivalent {
-        let _ = writeln!(out, "          the file written equals the source: max |difference| {:.1e}", p.emitted.max_abs);
-    } else {
+fn verified_text(out: &mut String, o: &Outcome, v: &Verification, verbose: bool) {
+    let reassigns = o.route.form == Form::Reassign;
+    let what = if reassigns { "router at one-hot equals the source" } else { "without its routes equals the source" };
+    let _ = writeln!(out, "verified  {what}: {}", verification::words(v, &v.one_hot));
+    if let Some(rows) = &v.rows {
+        let (engine, abs) = (v.engine.unwrap_or_default(), rows.max_abs);
         let _ = writeln!(
             out,
-            "          the file written differs from the source by up to {:.1e} ({:.0}% of the largest value), as its router starts elsewhere",
-            p.emitted.max_abs,
-            p.emitted.max_rel * 100.0
+            "          routes equal the sums recomputed from the states: max |difference| {abs:.1e} ({engine})"
         );
+    }
+    match &v.emitted {
+        None => {}
+        Some(f) if f.verdict.equivalent => {
+            let _ = writeln!(out, "          the file written equals the source: {}", verification::words(v, f));
+        }
+        Some(f) => {
+            let (abs, part) = (f.verdict.max_abs, f.verdict.max_rel * 100.0);
+            let _ = writeln!(
+                out,
+                "          the file written differs from the source by up to {abs:.1e} ({part:.0}% of the largest value), as its router starts elsewhere",
+            );
+        }
+    }
+    for assumption in v.one_hot.assumptions.iter().filter(|_| verbose) {
+        let _ = writeln!(out, "          provided that {assumption}");
     }
 }
 
@@ -209,7 +212,7 @@ fn training_text(out: &mut String, o: &Outcome, verbose: bool) {
 
 fn batch_text(out: &mut String, b: &BatchFacts, whose: &str) {
     let _ = write!(out, "batch     {} in the source, {}{whose}", b.before, b.batch);
-    let _ = match &b.proof {
+    let _ = match &b.compared {
         Some((engine, samples, c)) => {
             writeln!(out, ": each of {samples} samples as by itself, max |difference| {:.1e} ({engine})", c.max_abs)
         }

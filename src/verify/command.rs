@@ -114,7 +114,7 @@ fn verify_options(args: &VerifyArgs) -> Result<VerifyOptions, Failure> {
         engine: args.engine,
         trials: args.trials.unwrap_or(8) as usize,
         seed: args.seed.unwrap_or(0),
-        tolerance: Tolerance { atol: number(args.atol, "--atol")?, rtol: number(args.rtol, "--rtol")? },
+        tolerance: Tolerance { atol: number(args.atol, "--atol")?, rtol: number(args.rtol, "--rtol")?, precision: None },
         dims: options::dims(&args.dim)?,
         given: Tensors::new(),
         max_memory: args.max_memory.as_deref().map(memory::parse_size).transpose()?,

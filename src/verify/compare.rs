@@ -1,24 +1,70 @@
 //! Are two models the same function, as far as running them tells?
 
-use crate::engine::{EngineError, Session, Tensors};
+use crate::engine::Tensors;
 use crate::io::tensor::NpTensor;
-use ancre_passes::ir::DType;
+use ancre_passes::ir::{DType, Graph};
 use indexmap::IndexMap;
 use serde::Serialize;
 
-/// How far two outputs may lie apart: |a − b| ≤ atol + rtol · max|b|, the maximum over the output.
+/// How far two outputs may lie apart: |a − b| ≤ atol + rtol · max|b|, the maximum over the output. The relative part is no
+/// smaller than the rounding of the type that the output was computed in ([`relative`]); integers and booleans are equal or not.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Tolerance {
     /// Absolute part.
     pub atol: f64,
     /// Part relative to the output's largest magnitude.
     pub rtol: f64,
+    /// The coarsest type that the models compute in, where it is coarser than float32.
+    pub precision: Option<DType>,
 }
 
 impl Default for Tolerance {
     fn default() -> Tolerance {
-        Tolerance { atol: 1e-5, rtol: 1e-5 }
+        Tolerance { atol: 1e-5, rtol: 1e-5, precision: None }
     }
+}
+
+impl Tolerance {
+    /// The same for outputs of these models.
+    pub fn of<'g>(self, models: impl IntoIterator<Item = &'g Graph>) -> Tolerance {
+        Tolerance { precision: models.into_iter().filter_map(precision).chain(self.precision).max_by(coarser), ..self }
+    }
+
+    /// The largest distance that is no fault, of outputs of this type and magnitude.
+    fn allowed(self, dtype: DType, largest: f64) -> f64 {
+        // Two roundings: each model may round in another place.
+        let coarsest = self.precision.into_iter().chain([dtype]).max_by(coarser).unwrap_or(dtype);
+        if dtype.is_float() { self.atol + relative(self.rtol, coarsest, 2.0) * largest } else { 0.0 }
+    }
+}
+
+/// A relative tolerance for results of this type: what is asked for, but not less than so many units in the last place of a
+/// 16-bit type. The one place where tolerances follow types; float32 and float64 keep what is asked for.
+pub(super) fn relative(asked: f64, dtype: DType, units: f64) -> f64 {
+    match dtype {
+        DType::F16 | DType::BF16 => asked.max(units * unit(&dtype)),
+        _ => asked,
+    }
+}
+
+/// A unit in the last place of 1.
+fn unit(dtype: &DType) -> f64 {
+    match dtype {
+        DType::BF16 => 1.0 / 128.0,
+        DType::F16 => 1.0 / 1024.0,
+        _ => f32::EPSILON as f64,
+    }
+}
+
+fn coarser(a: &DType, b: &DType) -> std::cmp::Ordering {
+    unit(a).total_cmp(&unit(b))
+}
+
+/// The coarsest 16-bit float type that a model computes in. Weights that are only stored in one do not count.
+pub(super) fn precision(g: &Graph) -> Option<DType> {
+    let results = g.nodes().filter(|n| g.op(*n).is_some()).flat_map(|n| g.results(n));
+    let types = results.filter_map(|v| g.value(v).ty.dtype);
+    types.filter(|t| matches!(t, DType::F16 | DType::BF16)).max_by(coarser)
 }
 
 /// The verdict over all outputs and trials.
@@ -85,7 +131,7 @@ pub fn compare(name: &str, a: &NpTensor, b: &NpTensor, tolerance: Tolerance) -> 
         max_abs = 1.0;
     }
     let max_rel = if max_abs == 0.0 { 0.0 } else { max_abs / largest };
-    let equivalent = max_abs <= tolerance.atol + tolerance.rtol * largest;
+    let equivalent = max_abs <= tolerance.allowed(b.dtype(), largest);
     OutputComparison {
         name: name.to_string(),
         verdict: Comparison { equivalent, max_abs, max_rel },
@@ -184,27 +230,6 @@ impl OutputComparison {
     }
 }
 
-/// Runs `a` and the reference `b` on the same inputs, one entry of `trials` after the other; `extra` is fed to `a` only.
-///
-/// # Errors
-/// When an engine fails.
-pub fn run_trials(
-    a: &mut dyn Session,
-    b: &mut dyn Session,
-    trials: &[Tensors],
-    extra: &Tensors,
-    tolerance: Tolerance,
-) -> Result<Report, EngineError> {
-    let mut report = Report::default();
-    for inputs in trials {
-        let mut both = inputs.clone();
-        both.extend(extra.iter().map(|(n, t)| (n.clone(), t.clone())));
-        let (of_a, of_b) = (a.run(&both)?, b.run(inputs)?);
-        report.add(compare_all(&of_a, &of_b, tolerance));
-    }
-    Ok(report)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -214,7 +239,7 @@ mod tests {
     }
 
     fn verdict(a: &[f32], b: &[f32]) -> Comparison {
-        compare("y", &floats(a), &floats(b), Tolerance { atol: 0.01, rtol: 0.1 }).verdict
+        compare("y", &floats(a), &floats(b), Tolerance { atol: 0.01, rtol: 0.1, ..Default::default() }).verdict
     }
 
     #[test]
@@ -253,8 +278,25 @@ mod tests {
     #[test]
     fn large_integers_are_told_apart() {
         let ints = |v| NpTensor::i64s(&[1], &[v]).unwrap();
-        let c = compare("y", &ints(i64::MAX), &ints(i64::MAX - 1), Tolerance { atol: 0.0, rtol: 0.0 });
+        let c = compare("y", &ints(i64::MAX), &ints(i64::MAX - 1), Tolerance { atol: 0.0, rtol: 0.0, precision: None });
         assert!(!c.verdict.equivalent);
+        // Nor is a count that is off by one a rounding.
+        assert!(!compare("y", &ints(1_000_001), &ints(1_000_000), Tolerance::default()).verdict.equivalent);
+    }
+
+    #[test]
+    fn a_unit_in_the_last_place_of_sixteen_bits_is_no_fault() {
+        let one = |dtype, v: f64| NpTensor::from_f64s(dtype, &[1], &[v]).unwrap();
+        let equal = |dtype, v: f64| compare("y", &one(dtype, v), &one(dtype, 1.0), Tolerance::default()).verdict.equivalent;
+        for (dtype, unit) in [(DType::F16, 1.0 / 1024.0), (DType::BF16, 1.0 / 128.0)] {
+            assert!(equal(dtype, 1.0 + unit) && equal(dtype, 1.0 + 2.0 * unit), "{dtype}");
+            assert!(!equal(dtype, 1.0 + 3.0 * unit), "{dtype}");
+        }
+        assert!(!equal(DType::F32, 1.001));
+        // A float32 output of a model that computes in float16.
+        let halves = Tolerance { precision: Some(DType::F16), ..Default::default() };
+        let c = |v| compare("y", &one(DType::F32, v), &one(DType::F32, 1.0), halves).verdict.equivalent;
+        assert!(c(1.001) && !c(1.004));
     }
 
     #[test]

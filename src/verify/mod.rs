@@ -13,11 +13,11 @@ pub mod numeric;
 pub mod report;
 
 pub use command::verify;
-pub use compare::{Comparison, OutputComparison, Report, Tolerance, compare, compare_all, run_trials};
+pub use compare::{Comparison, OutputComparison, Report, Tolerance, compare, compare_all};
 
 use crate::cli::EngineArg;
 use crate::engine::random_inputs::Sizes;
-use crate::engine::{self, Tensors};
+use crate::engine::{self, Engine, Session, Tensors};
 use crate::error::Failure;
 use crate::io::files;
 use ancre_passes::ir::{Graph, SharedBytes};
@@ -27,7 +27,11 @@ use ancre_passes::proof::{Proof, ProofOptions, interface, prove_equal};
 use divergence::Divergence;
 use numeric::NumericReport;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::time::Instant;
+
+/// Puts something around a loaded model, such as the runs that one run stands for.
+pub type Wrap = Box<dyn Fn(Box<dyn Session>) -> Box<dyn Session>>;
 
 /// A model to compare.
 pub struct Subject {
@@ -35,8 +39,9 @@ pub struct Subject {
     pub path: PathBuf,
     /// Its graph, with types and without calls of local functions.
     pub graph: Graph,
-    /// What engines are given.
-    pub bytes: SharedBytes,
+    /// What engines are given, once there is a reason to ask for it.
+    bytes: OnceLock<SharedBytes>,
+    wrap: Option<Wrap>,
 }
 
 impl Subject {
@@ -46,7 +51,7 @@ impl Subject {
     /// When it cannot be read, or data of it is missing.
     pub fn read(path: &Path) -> Result<Subject, Failure> {
         let (graph, bytes) = files::read_model(path)?;
-        Subject::new(graph, bytes, path)
+        Subject::of_file(graph, bytes, path)
     }
 
     /// Takes a model's bytes; `path` is where its external data lies and its name in messages.
@@ -56,20 +61,62 @@ impl Subject {
     pub fn of_bytes(bytes: Vec<u8>, path: &Path) -> Result<Subject, Failure> {
         let bytes = SharedBytes::new(bytes);
         let graph = files::parse_model(&bytes, path)?;
-        Subject::new(graph, bytes, path)
+        Subject::of_file(graph, bytes, path)
     }
 
-    fn new(mut graph: Graph, mut bytes: SharedBytes, path: &Path) -> Result<Subject, Failure> {
-        if !graph.shell.functions.is_empty()
-            && let Some(inlined) = files::parse_inlined(&bytes, path)?
-        {
-            graph = inlined;
-            let emitted = onnx::emit(&graph).and_then(|e| e.to_bytes());
-            bytes = SharedBytes::new(emitted.map_err(|e| Failure::input(e.to_string()).at(path))?);
-        }
+    /// Takes a graph as it was read from these bytes.
+    ///
+    /// # Errors
+    /// As [`Subject::read`].
+    pub fn of_file(mut graph: Graph, bytes: SharedBytes, path: &Path) -> Result<Subject, Failure> {
+        let inlined = if graph.shell.functions.is_empty() { None } else { files::parse_inlined(&bytes, path)? };
+        let is_inlined = inlined.is_some();
+        graph = inlined.unwrap_or(graph);
         files::check_external(&graph, path)?;
         engine::find_types(&mut graph);
-        Ok(Subject { path: path.to_path_buf(), graph, bytes })
+        let subject = Subject::of_graph(graph, path);
+        Ok(if is_inlined { subject } else { subject.run_as(bytes) })
+    }
+
+    /// Takes a graph that has types. Engines are given its emission.
+    pub fn of_graph(graph: Graph, path: &Path) -> Subject {
+        Subject { path: path.to_path_buf(), graph, bytes: OnceLock::new(), wrap: None }
+    }
+
+    /// The same, run as these bytes.
+    pub fn run_as(self, bytes: SharedBytes) -> Subject {
+        Subject { bytes: bytes.into(), ..self }
+    }
+
+    /// The same with something around its session.
+    pub fn wrapped(self, wrap: Wrap) -> Subject {
+        Subject { wrap: Some(wrap), ..self }
+    }
+
+    /// What engines are given.
+    ///
+    /// # Errors
+    /// When the graph cannot be emitted.
+    pub fn bytes(&self) -> Result<&SharedBytes, Failure> {
+        if let Some(bytes) = self.bytes.get() {
+            return Ok(bytes);
+        }
+        let emitted = onnx::emit(&self.graph).and_then(|e| e.to_bytes());
+        let emitted = emitted.map_err(|e| Failure::input(e.to_string()).at(&self.path))?;
+        Ok(self.bytes.get_or_init(|| SharedBytes::new(emitted)))
+    }
+
+    /// Loads it into an engine.
+    ///
+    /// # Errors
+    /// When the engine cannot take it.
+    pub fn load(&self, engine: &dyn Engine) -> Result<Box<dyn Session>, Failure> {
+        let session = engine.load(self.bytes()?, self.path.parent());
+        let session = session.map_err(|e| numeric::engine_failure(engine, self, e.to_string()))?;
+        Ok(match &self.wrap {
+            Some(wrap) => wrap(session),
+            None => session,
+        })
     }
 }
 
@@ -83,6 +130,8 @@ pub enum ProofMode {
     Only,
     /// Not tried.
     Never,
+    /// Tried, and the models are run all the same.
+    Beside,
 }
 
 /// How to compare.
@@ -142,6 +191,15 @@ pub struct Verdict {
 }
 
 impl Verdict {
+    /// Are the models still to be run?
+    pub fn needs_numbers(&self, o: &VerifyOptions) -> bool {
+        match o.proof {
+            ProofMode::First => !self.proved(),
+            ProofMode::Only => false,
+            ProofMode::Never | ProofMode::Beside => true,
+        }
+    }
+
     /// Was a proof found?
     pub fn proved(&self) -> bool {
         self.proof.as_ref().is_some_and(|p| p.proved)
@@ -153,43 +211,51 @@ impl Verdict {
 /// # Errors
 /// When they cannot be compared: an engine that cannot run one of them, inputs that cannot be made up.
 pub fn compare_subjects(a: &Subject, b: &Subject, o: &VerifyOptions) -> Result<Verdict, Failure> {
+    let mut verdict = prove(a, b, o);
+    // Models that cannot be fed the same inputs cannot be run side by side.
+    if verdict.needs_numbers(o) && !verdict.interface.iter().any(|d| d.of_input) {
+        run(a, &[b], &mut [&mut verdict], o)?;
+    }
+    Ok(verdict)
+}
+
+/// The interfaces and the proof, without running anything.
+pub fn prove(a: &Subject, b: &Subject, o: &VerifyOptions) -> Verdict {
     let interface = interface::differences(&a.graph, &b.graph);
     let breaks = interface.iter().any(|d| d.breaking);
     let mut verdict =
         Verdict { equivalent: !breaks, interface, proof: None, proof_seconds: 0.0, numeric: None, divergence: None };
-    // Models that cannot be fed the same inputs cannot be run side by side.
-    if verdict.interface.iter().any(|d| d.of_input) {
-        return Ok(verdict);
-    }
     if o.proof != ProofMode::Never && !breaks {
         let clock = Instant::now();
-        let proof = prove_equal(&a.graph, &b.graph, &ProofOptions { reassociate: o.reassociate });
+        verdict.proof = Some(prove_equal(&a.graph, &b.graph, &ProofOptions { reassociate: o.reassociate }));
         verdict.proof_seconds = clock.elapsed().as_secs_f64();
-        let proved = proof.proved;
-        verdict.proof = Some(proof);
-        if proved {
-            return Ok(verdict);
+    }
+    verdict.equivalent &= o.proof != ProofMode::Only || verdict.proved();
+    verdict
+}
+
+/// Runs A and each B on the same inputs and takes what that shows into the verdicts.
+///
+/// # Errors
+/// When an engine cannot run one of them, or no input can be made up.
+pub fn run(a: &Subject, bs: &[&Subject], verdicts: &mut [&mut Verdict], o: &VerifyOptions) -> Result<(), Failure> {
+    let found = numeric::compare_models(a, bs, o)?;
+    for ((b, verdict), mut numeric) in bs.iter().zip(verdicts).zip(found) {
+        verdict.equivalent &= numeric.report.verdict.equivalent;
+        if let Some(failing) = numeric.failing.as_ref().filter(|f| f.both_run) {
+            match divergence::find(a, b, failing, o) {
+                Ok(found) => verdict.divergence = found,
+                Err(why) => numeric.notes.push(format!("the first value that differs was not found: {why}")),
+            }
         }
-    }
-    if o.proof == ProofMode::Only {
-        verdict.equivalent = false;
-        return Ok(verdict);
-    }
-    let mut numeric = numeric::compare_models(a, b, o)?;
-    verdict.equivalent &= numeric.report.verdict.equivalent;
-    if let Some(failing) = numeric.failing.as_ref().filter(|f| f.both_run) {
-        match divergence::find(a, b, failing, o) {
-            Ok(found) => verdict.divergence = found,
-            Err(why) => numeric.notes.push(format!("the first value that differs was not found: {why}")),
+        if !verdict.equivalent
+            && let Some(what) = first_random(a).or_else(|| first_random(b))
+        {
+            numeric.notes.push(format!("{what} draws random numbers: outputs that depend on it differ from run to run"));
         }
+        verdict.numeric = Some(numeric);
     }
-    if !verdict.equivalent
-        && let Some(what) = first_random(a).or_else(|| first_random(b))
-    {
-        numeric.notes.push(format!("{what} draws random numbers: outputs that depend on it differ from run to run"));
-    }
-    verdict.numeric = Some(numeric);
-    Ok(verdict)
+    Ok(())
 }
 
 /// The first node of a model that draws random numbers.

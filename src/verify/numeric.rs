@@ -1,6 +1,6 @@
-//! Runs two models on the same inputs and compares their outputs.
+//! Runs models on the same inputs and compares the outputs of each with those of the first, A.
 //!
-//! One model is loaded at a time: A runs on all inputs, then B. With both engines each of them runs both models; that engines
+//! One model is loaded at a time: A runs on all inputs, then each B. With both engines each of them runs both models; that engines
 //! agree with one another is reported, but is no part of the verdict: if A and B agree in one engine, tract's A is as far from
 //! ONNX Runtime's B as from its own A.
 
@@ -51,6 +51,8 @@ pub struct NumericReport {
     pub coverage: Vec<Coverage>,
     /// How far the two engines' results of A lie apart.
     pub engines_apart: Option<Comparison>,
+    /// Outputs in which A itself has NaN, of which equality says little.
+    pub undefined: Vec<String>,
     /// Things a person should know.
     pub notes: Vec<String>,
 }
@@ -69,44 +71,53 @@ pub fn engines(which: crate::cli::EngineArg) -> Result<Vec<Box<dyn Engine>>, Fai
     })
 }
 
-/// Runs A and B and compares: in the engine or engines asked for; else in tract, or in ONNX Runtime where tract cannot run one of
-/// them and there is a runtime.
+/// Runs A and every B and compares: in the engine or engines asked for; else in tract, or in ONNX Runtime where tract cannot run
+/// one of them and there is a runtime. The reports are in the order of `bs`.
 ///
 /// # Errors
 /// When an engine cannot run a model, or no input can be made up.
-pub fn compare_models(a: &Subject, b: &Subject, o: &VerifyOptions) -> Result<NumericReport, Failure> {
+pub fn compare_models(a: &Subject, bs: &[&Subject], o: &VerifyOptions) -> Result<Vec<NumericReport>, Failure> {
     if let Some(which) = o.engine {
-        return compare_in(engines(which)?, a, b, o);
+        return compare_in(engines(which)?, a, bs, o);
     }
-    let in_tract = compare_in(vec![engine::tract()], a, b, o);
+    let in_tract = compare_in(vec![engine::tract()], a, bs, o);
     let why = match &in_tract {
-        Err(e) => e.to_string().lines().next().unwrap_or_default().to_string(),
-        Ok(found) => match found.failing.as_ref().filter(|f| !f.both_run) {
+        Err(e) => e.what.clone(),
+        Ok(found) => match found.iter().filter_map(|f| f.failing.as_ref()).find(|f| !f.both_run) {
             Some(failing) => format!("tract: {}", failing.what),
             None => return in_tract,
         },
     };
     let Ok(ort) = engine::ort() else { return in_tract };
-    match compare_in(vec![ort], a, b, o) {
+    match compare_in(vec![ort], a, bs, o) {
         Ok(mut found) => {
-            found.notes.insert(0, format!("compared in ONNX Runtime, since tract cannot run both models: {why}"));
+            let note = format!("compared in ONNX Runtime, since tract cannot run the models: {why}");
+            found.iter_mut().for_each(|f| f.notes.insert(0, note.clone()));
             Ok(found)
         }
         Err(_) => in_tract,
     }
 }
 
-fn compare_in(engines: Vec<Box<dyn Engine>>, a: &Subject, b: &Subject, o: &VerifyOptions) -> Result<NumericReport, Failure> {
+fn compare_in(
+    engines: Vec<Box<dyn Engine>>,
+    a: &Subject,
+    bs: &[&Subject],
+    o: &VerifyOptions,
+) -> Result<Vec<NumericReport>, Failure> {
     let mut found = NumericReport::default();
+    let mut of_b: Vec<NumericReport> = bs.iter().map(|_| NumericReport::default()).collect();
     let mut trials: Option<Vec<Trial>> = None;
     let mut of_first_engine: Option<Vec<Tensors>> = None;
     for e in engines {
         let clock = Instant::now();
-        let (trials, of_a) = run_reference(e.as_ref(), a, b, o, &mut trials, &mut found)?;
+        let (trials, of_a) = run_reference(e.as_ref(), a, bs, o, &mut trials, &mut found)?;
         let seconds_of_a = clock.elapsed().as_secs_f64();
-        let clock = Instant::now();
-        run_other(e.as_ref(), b, trials, &of_a, o.tolerance, &mut found)?;
-        found.costs.push(Cost { engine: e.name(), a: seconds_of_a, b: clock.elapsed().as_secs_f64() });
+        for (b, found) in bs.iter().zip(&mut of_b) {
+            let clock = Instant::now();
+            run_other(e.as_ref(), b, trials, &of_a, o.tolerance.of([&a.graph, &b.graph]), found)?;
+            found.costs.push(Cost { engine: e.name(), a: seconds_of_a, b: clock.elapsed().as_secs_f64() });
+        }
         match &of_first_engine {
             None => of_first_engine = Some(of_a),
             Some(first) => {
@@ -118,27 +129,37 @@ fn compare_in(engines: Vec<Box<dyn Engine>>, a: &Subject, b: &Subject, o: &Verif
             }
         }
     }
-    // Every engine took the same trials.
-    found.report.trials = trials.map_or(0, |t| t.len());
-    Ok(found)
+    for b in &mut of_b {
+        // Every engine took the same trials.
+        b.report.trials = trials.as_ref().map_or(0, Vec::len);
+        b.coverage.clone_from(&found.coverage);
+        b.engines_apart.clone_from(&found.engines_apart);
+        b.undefined.clone_from(&found.undefined);
+    }
+    Ok(of_b)
 }
 
 /// A's outputs for every trial; the trials are made with the first engine.
 fn run_reference<'t>(
     e: &dyn Engine,
     a: &Subject,
-    b: &Subject,
+    bs: &[&Subject],
     o: &VerifyOptions,
     trials: &'t mut Option<Vec<Trial>>,
     found: &mut NumericReport,
 ) -> Result<(&'t [Trial], Vec<Tensors>), Failure> {
-    let mut session = load(e, a)?;
+    let mut session = a.load(e)?;
     let made = match trials.take() {
         Some(made) => made,
-        None => make_trials(e, session.as_mut(), a, b, o, found)?,
+        None => make_trials(e, session.as_mut(), a, bs, o, found)?,
     };
     let made: &'t [Trial] = trials.insert(made);
     let outputs = in_order(made, |trial| session.run(&trial.inputs).map_err(|error| cannot_run(e, a, trial, &error)))?;
+    for (name, t) in outputs.iter().flatten() {
+        if t.dtype().is_float() && !found.undefined.contains(name) && t.to_f64().iter().any(|v| v.is_nan()) {
+            found.undefined.push(name.clone());
+        }
+    }
     Ok((made, outputs))
 }
 
@@ -158,10 +179,12 @@ fn make_trials(
     e: &dyn Engine,
     session: &mut dyn Session,
     a: &Subject,
-    b: &Subject,
+    bs: &[&Subject],
     o: &VerifyOptions,
     found: &mut NumericReport,
 ) -> Result<Vec<Trial>, Failure> {
+    // All of them take the same inputs.
+    let b = bs.first().copied().unwrap_or(a);
     let unfit = |why: String| Failure::input(why).at(&a.path);
     let mut planner = Planner::new(&a.graph, &b.graph, &o.given, o.seed);
     let fixed = fixed_sizes(a, b, o)?;
@@ -246,7 +269,7 @@ fn run_other(
     tolerance: Tolerance,
     found: &mut NumericReport,
 ) -> Result<(), Failure> {
-    let mut session = load(e, b)?;
+    let mut session = b.load(e)?;
     let mut has_run = false;
     let compared = in_order(trials, |trial| match session.run(&trial.inputs) {
         Ok(outputs) => {
@@ -287,10 +310,6 @@ fn run_other(
     Ok(())
 }
 
-fn load(e: &dyn Engine, s: &Subject) -> Result<Box<dyn Session>, Failure> {
-    e.load(&s.bytes, s.path.parent()).map_err(|error| engine_failure(e, s, error.to_string()))
-}
-
 fn cannot_run(e: &dyn Engine, s: &Subject, trial: &Trial, error: &EngineError) -> Failure {
     let text = error.to_string();
     engine_failure(e, s, if trial.sizes.is_empty() { text } else { format!("{text} (input: {})", trial.label()) })
@@ -298,10 +317,8 @@ fn cannot_run(e: &dyn Engine, s: &Subject, trial: &Trial, error: &EngineError) -
 
 /// Status 1, as when the main job's check cannot be made.
 pub(super) fn engine_failure(e: &dyn Engine, s: &Subject, why: String) -> Failure {
-    let other = if e.name() == "tract" {
-        "--engine ort (needs ONNX Runtime); --dim NAME=N if an input's extent is at fault"
-    } else {
-        "--engine tract; --dim NAME=N if an input's extent is at fault"
-    };
-    Failure::check(format!("{} cannot run it: {why}", e.name())).help(other).at(&s.path)
+    let other = if e.name() == "tract" { "ort (needs ONNX Runtime)" } else { "tract" };
+    Failure::check(format!("{} cannot run it: {why}", e.name()))
+        .help(format!("the engine {other}; --dim NAME=N if an input's extent is at fault"))
+        .at(&s.path)
 }

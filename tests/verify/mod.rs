@@ -66,7 +66,7 @@ fn base(path: &Path, variant: usize, dir: &Path) -> Option<Base> {
     let bytes = std::fs::read(&out).unwrap();
     let types = Subject::of_bytes(bytes.clone(), &out).unwrap().graph;
     let rewrite = ModelProto::parse_from_bytes(&bytes).unwrap();
-    let mut session = ort(&source.bytes).unwrap();
+    let mut session = ort(source.bytes().unwrap()).unwrap();
     let sizes = random_inputs::sizes(&source.graph, &Sizes::new());
     let runs = sizes.iter().find(|s| session.run(&independent(&source.graph, s, 0)).is_ok())?.clone();
     let judged = (0..8)
@@ -113,7 +113,7 @@ struct Tally {
 
 /// Does ONNX Runtime too see a difference on the input by which `verify` rejected?
 fn confirmed(base: &Base, bytes: &[u8], inputs: &Tensors) -> bool {
-    let (Ok(mut a), Ok(mut b)) = (ort(&base.source.bytes), ort(bytes)) else { return true };
+    let (Ok(mut a), Ok(mut b)) = (ort(base.source.bytes().unwrap()), ort(bytes)) else { return true };
     let (Ok(want), Ok(got)) = (a.run(inputs), b.run(inputs)) else { return true };
     compare_all(&got, &want, Tolerance::default()).iter().any(|c| !c.verdict.equivalent)
 }

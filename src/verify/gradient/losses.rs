@@ -4,11 +4,16 @@ use super::{State, Training};
 use crate::engine::{Engine, Session, Tensors};
 use crate::error::Failure;
 use crate::io::tensor::NpTensor;
+use crate::verify::compare::{precision, relative};
 use ancre_passes::ir::{DType, Graph};
 use ancre_passes::onnx;
 use ancre_passes::transform::eliminate;
 use ancre_passes::transform::to_double::{loss_graph, spell_out, widen};
 use std::collections::HashSet;
+
+/// Roundings of a 16-bit type that a gradient may be off by: the router's is a sum of products with differences of states, which
+/// lie close together.
+const UNITS: f64 = 32.0;
 
 /// The loss graph, loaded.
 pub(super) struct Losses {
@@ -61,13 +66,14 @@ impl Losses {
     fn load(t: &Training, g: &Graph, loss: &str, engine: &dyn Engine, wide: bool) -> Result<Losses, String> {
         let bytes = onnx::emit(g).and_then(|e| e.to_bytes()).map_err(|e| e.to_string())?;
         let session = engine.load(&bytes, t.subject.path.parent()).map_err(|e| e.to_string())?;
+        let coarsest = precision(&t.subject.graph).unwrap_or(DType::F32);
         let read = g.inputs().iter().map(|n| g.name(g.result(*n, 0)).to_string()).collect();
         let mut losses = Losses {
             session,
             engine: engine.name(),
             precision: if wide { "float64" } else { "float32" },
             // In float32 a step must be large enough that the loss changes by more than its rounding.
-            tolerance: if wide { 1e-3 } else { 5e-2 },
+            tolerance: relative(if wide { 1e-3 } else { 5e-2 }, coarsest, UNITS),
             step: if wide { 2e-6 } else { 0.1 },
             loss: loss.to_string(),
             value: 0.0,

@@ -175,8 +175,7 @@ fn check_with(
 ) -> Result<GradientReport, Failure> {
     let clock = Instant::now();
     let mut training = read(subject, o)?;
-    let mut session =
-        gradients.load(&subject.bytes, subject.path.parent()).map_err(|e| cannot(subject, gradients, &e.to_string()))?;
+    let mut session = subject.load(gradients)?;
     find_sizes(&mut training, session.as_mut(), gradients, o)?;
     let (of_point, source) = gradients_at_point(&training, session.as_mut(), gradients)?;
     let mut losses = Losses::new(&training, losses)?;

@@ -4,6 +4,7 @@ use super::formula::{Before, Optimizer};
 use super::{Gradients, Training};
 use crate::engine::Session;
 use crate::io::tensor::NpTensor;
+use crate::verify::compare::relative;
 use ancre_passes::ir::DType;
 use ancre_passes::random::Random;
 use serde::Serialize;
@@ -95,13 +96,13 @@ fn check_step(
     let mut checks = Vec::new();
     for s in &t.states {
         let Some((want, got)) = want.get(&s.name).zip(s.output.as_ref().and_then(|n| out.get(n))) else { continue };
-        let got = got.to_f64();
+        let (got_type, got) = (got.dtype(), got.to_f64());
         let largest = want.iter().map(|v| v.abs()).fold(0.0, f64::max);
         let apart = |(a, b): (&f64, &f64)| if (a - b).is_nan() { f64::INFINITY } else { (a - b).abs() };
         let max_abs =
             if got.len() == want.len() { got.iter().zip(want).map(apart).fold(0.0, f64::max) } else { f64::INFINITY };
         // A few roundings of the largest element; the moments' roots amplify those of the gradient.
-        let allowed = 2e-6 * largest + 1e-9;
+        let allowed = relative(2e-6, got_type, 1.0) * largest + 1e-9;
         checks.push(UpdateCheck { name: s.name.clone(), step, max_abs, allowed, passed: max_abs <= allowed });
     }
     Ok(checks)

@@ -1,0 +1,264 @@
+//! Is the rewrite equal to its source? Asked of the forward graph as it lies on disk, before it gets its name.
+//!
+//! * `one_hot`: the router set to one-hot must give the source's outputs. Under `augment`, which adds to every block, it is two
+//!   things instead: the graph without its routes equals the source, and every route's weighted sum equals the one recomputed
+//!   here, in f64, from the states' values.
+//! * `emitted`: the file as it is against the source.
+//!
+//! A proof is looked for first. It holds for all inputs, up to what it lists as taken for granted. What has none is compared in
+//! an engine. The recomputed sums of `augment` are always compared: no proof says what happens outside the graph.
+
+use crate::engine::{EngineError, Session, Tensors};
+use crate::error::Failure;
+use crate::io::tensor::NpTensor;
+use crate::verify::report::engine_name;
+use crate::verify::{self, Comparison, Subject, Verdict, VerifyOptions};
+use ancre_passes::ir::{DType, Graph, Tensor};
+use ancre_passes::transform::bake::{self, RouterRecord};
+use ancre_passes::transform::eliminate;
+use ancre_passes::transform::route::{Form, RouteOptions, one_hot_parameters};
+use serde_json::{Value, json};
+
+/// What is known about a graph beside the source.
+#[derive(Clone, Debug, Default)]
+pub struct Finding {
+    /// The verdict and the distance of outputs: 0 where it is proved.
+    pub verdict: Comparison,
+    /// Is it proved?
+    pub proved: bool,
+    /// Was it compared in an engine?
+    pub compared: bool,
+    /// What the proof takes for granted.
+    pub assumptions: Vec<String>,
+}
+
+impl Finding {
+    fn of(v: &Verdict) -> Option<Finding> {
+        let numbers = v.numeric.as_ref().map(|n| n.report.verdict.clone());
+        (v.proved() || numbers.is_some()).then(|| Finding {
+            proved: v.proved(),
+            compared: numbers.is_some(),
+            verdict: numbers.unwrap_or_default(),
+            assumptions: v.proof.iter().filter(|p| p.proved).flat_map(|p| p.assumptions.clone()).collect(),
+        })
+    }
+
+    /// For the JSON report.
+    pub fn json(&self) -> Value {
+        let Comparison { equivalent, max_abs, max_rel } = &self.verdict;
+        json!({"equivalent": equivalent, "max_abs": max_abs, "max_rel": max_rel, "method": if self.compared { "numeric" } else { "proof" },
+               "proved": self.proved, "assumptions": self.assumptions})
+    }
+}
+
+/// What was found.
+#[derive(Clone, Debug, Default)]
+pub struct Verification {
+    /// `tract`, `ort` or `both`; `None` where nothing was run.
+    pub engine: Option<&'static str>,
+    /// Router at one-hot against the source.
+    pub one_hot: Finding,
+    /// Distance of `augment`'s routes from the recomputed sums, if there are any and an engine ran them.
+    pub rows: Option<Comparison>,
+    /// The file against the source; `None` where it has no proof and no engine runs it.
+    pub emitted: Option<Finding>,
+    /// Inputs compared on.
+    pub trials: usize,
+    /// Things a person should know.
+    pub notices: Vec<String>,
+}
+
+impl Verification {
+    /// For the JSON report.
+    pub fn json(&self) -> Value {
+        let mut one_hot = self.one_hot.clone();
+        if let Some(rows) = &self.rows {
+            one_hot.verdict.and(rows);
+            one_hot.compared = true;
+        }
+        json!({"engine": self.engine, "one_hot": one_hot.json(), "emitted": self.emitted.as_ref().map(Finding::json),
+               "trials": self.trials})
+    }
+
+    fn take_run(&mut self, v: &Verdict) {
+        let Some(ran) = &v.numeric else { return };
+        self.engine = Some(engine_name(ran));
+        self.trials = ran.report.trials;
+        let undefined = ran.undefined.iter().map(|name| {
+            format!("output `{name}` of the source itself is not a number (NaN) on the random inputs: that the rewrite equals it says little, and a loss of it would be NaN too")
+        });
+        for note in ran.notes.iter().cloned().chain(undefined) {
+            if !self.notices.contains(&note) {
+                self.notices.push(note);
+            }
+        }
+    }
+}
+
+/// Compares the source with the forward graph as it was read back from its file; `routed`: it has a router.
+///
+/// # Errors
+/// Status 1 when the graph is not the source at one-hot (a fault of this tool), or when neither a proof nor an engine can tell.
+pub fn verify(
+    source: &Subject,
+    file: Subject,
+    routed: bool,
+    o: &RouteOptions,
+    how: &VerifyOptions,
+) -> Result<Verification, Failure> {
+    let model = &source.path;
+    let unreadable = |e: String| Failure::input(e).at(&file.path);
+    let record = if routed { Some(bake::read_record(&file.graph).map_err(|e| unreadable(e.to_string()))?) } else { None };
+    let one_hot = record.as_ref().map(|r| one_hot_graph(&file.graph, r, o)).transpose().map_err(unreadable)?;
+    let one_hot = one_hot.map(|g| Subject::of_graph(g, &file.path));
+    let mut subjects: Vec<&Subject> = one_hot.iter().chain([&file]).collect();
+    let mut verdicts: Vec<Verdict> = subjects.iter().map(|b| verify::prove(source, b, how)).collect();
+    let mut found = Verification::default();
+    let is_run: Vec<bool> = verdicts.iter().map(|v| v.needs_numbers(how)).collect();
+    let mut kept = is_run.iter();
+    subjects.retain(|_| kept.next() == Some(&true));
+    if !subjects.is_empty() {
+        let mut open: Vec<&mut Verdict> = verdicts.iter_mut().zip(&is_run).filter_map(|(v, run)| run.then_some(v)).collect();
+        let ran = verify::run(source, &subjects, &mut open, how);
+        found.cannot_compare(ran, verdicts[0].proved(), how, "the file written was not compared with the source")?;
+    }
+    verdicts.iter().for_each(|v| found.take_run(v));
+    found.emitted = verdicts.last().and_then(Finding::of);
+    found.one_hot = Finding::of(&verdicts[0]).unwrap_or_default();
+    if let Some(record) = record.filter(|_| o.form == Form::Augment) {
+        let ran = compare_rows(file, record, how).map(|v| {
+            found.take_run(&v);
+            found.rows = v.numeric.map(|n| n.report.verdict);
+        });
+        found.cannot_compare(ran, true, how, "the routes' sums were not recomputed")?;
+    }
+    let worst = found.rows.iter().chain([&found.one_hot.verdict]).find(|c| !c.equivalent);
+    if let Some(worst) = worst {
+        let at = verdicts[0].divergence.as_ref().map(|d| format!(", first at {}", verify::report::divergence_line(d)));
+        return Err(Failure::check(format!(
+            "the rewritten graph does not equal the source when the router is one-hot (outputs differ by up to {:.3e}{}); this is a fault of ancre-rewrite, nothing was written",
+            worst.max_abs,
+            at.unwrap_or_default()
+        ))
+        .help("report the model's architecture; --chains IDS leaves a chain out")
+        .at(model));
+    }
+    Ok(found)
+}
+
+impl Verification {
+    /// A comparison that no engine can make is none where a proof says enough and no engine was asked for.
+    fn cannot_compare(
+        &mut self,
+        ran: Result<(), Failure>,
+        proved: bool,
+        how: &VerifyOptions,
+        what: &str,
+    ) -> Result<(), Failure> {
+        match ran {
+            Ok(()) => Ok(()),
+            Err(e) if e.status == 1 && proved && how.engine.is_none() => {
+                self.notices.push(format!("{what}, as no engine at hand runs it: {}", e.what));
+                Ok(())
+            }
+            Err(e) if e.status == 1 => Err(Failure { what: format!("{}; nothing was written", e.what), ..e }
+                .help("another engine (--verify ort needs ONNX Runtime, --verify tract none), or --verify none")),
+            Err(e) => Err(e),
+        }
+    }
+}
+
+/// `reassign`: the graph with one-hot parameters. `augment`: the graph with every route replaced by zero.
+fn one_hot_graph(file: &Graph, record: &RouterRecord, o: &RouteOptions) -> Result<Graph, String> {
+    let mut g = file.clone();
+    let find =
+        |g: &Graph, name: &str| g.find(name).ok_or_else(|| format!("the router's `{name}` is not in the file written"));
+    for chain in &record.chains {
+        if o.form == Form::Reassign {
+            let (matrix, gate) = one_hot_parameters(chain.blocks, chain.sources.len(), o);
+            let k = chain.blocks as i64;
+            let logits = find(&g, &chain.logits)?;
+            g.set_initializer(logits, Tensor::f32s(&[k, k + chain.sources.len() as i64], &matrix), false);
+            if let Some(name) = &chain.gate {
+                let v = find(&g, name)?;
+                g.set_initializer(v, Tensor::f32s(&[k], &gate), false);
+            }
+            continue;
+        }
+        for name in chain.states.iter().skip(1) {
+            let state = find(&g, name)?;
+            if !g.is_op(state.node, "Add") {
+                return Err(format!("the state `{name}` is no sum with a route in the file written"));
+            }
+            let dtype = g.value(state).ty.dtype.unwrap_or(DType::F32);
+            let zero = g.add_initializer("ancre/zero", Tensor::floats(dtype, &[], &[0.0]), false);
+            g.set_operand(state.node, 1, Some(zero));
+        }
+    }
+    eliminate::eliminate_dead(&mut g, |_, _| false);
+    Ok(g)
+}
+
+/// Compares every route with Σ w·h, recomputed from the sources' values in the same run.
+fn compare_rows(file: Subject, record: RouterRecord, how: &VerifyOptions) -> Result<Verdict, Failure> {
+    let mut g = file.graph;
+    for chain in &record.chains {
+        for name in chain.columns().chain(chain.rows.iter().map(|(_, name)| name)) {
+            if let Some(v) = g.find(name).filter(|v| !g.is_output(*v)) {
+                g.add_output(v, None);
+            }
+        }
+    }
+    let weights = |chain| bake::chain_weights(&g, &record, chain).map_err(|e| Failure::input(e.to_string()).at(&file.path));
+    let weights = record.chains.iter().map(weights).collect::<Result<Vec<_>, _>>()?;
+    let recomputed = Subject::of_graph(g.clone(), &file.path).wrapped(Box::new(move |session| {
+        Box::new(Recomputed { session, record: record.clone(), weights: weights.clone() })
+    }));
+    let rows = Subject::of_graph(g, &file.path);
+    let how = VerifyOptions { proof: verify::ProofMode::Never, ..how.clone() };
+    verify::compare_subjects(&recomputed, &rows, &how)
+}
+
+/// A run of the file whose outputs are the routes, recomputed.
+struct Recomputed {
+    session: Box<dyn Session>,
+    record: RouterRecord,
+    weights: Vec<Vec<f64>>,
+}
+
+impl Session for Recomputed {
+    fn run(&mut self, inputs: &Tensors) -> Result<Tensors, EngineError> {
+        let values = self.session.run(inputs)?;
+        let get = |name: &str| {
+            let missing = || EngineError::Run { engine: "the engine", why: format!("`{name}` was not observed") };
+            values.get(name).ok_or_else(missing)
+        };
+        let mut rows = Tensors::new();
+        for (chain, weights) in self.record.chains.iter().zip(&self.weights) {
+            let sources: Vec<Vec<f64>> =
+                chain.columns().map(|s| Ok(get(s)?.to_f64())).collect::<Result<_, EngineError>>()?;
+            for (row, name) in &chain.rows {
+                let got = get(name)?;
+                let first = row * chain.width();
+                let mut want = vec![0f64; got.len()];
+                for (w, source) in weights[first..first + chain.reads(*row)].iter().zip(&sources) {
+                    want.iter_mut().zip(source).for_each(|(x, h)| *x += w * h);
+                }
+                rows.extend(NpTensor::from_f64s(got.dtype(), got.shape(), &want).map(|t| (name.clone(), t)));
+            }
+        }
+        Ok(rows)
+    }
+}
+
+/// How the main job's file is put into words: `proved for all inputs` or `compared on 2 inputs (tract): …`.
+pub fn words(found: &Verification, f: &Finding) -> String {
+    let proved = if f.proved { "proved for all inputs" } else { "" };
+    if !f.compared {
+        return proved.into();
+    }
+    let (engine, n) = (found.engine.unwrap_or_default(), found.trials);
+    let and = if f.proved { ", and " } else { "" };
+    let s = if n == 1 { "" } else { "s" };
+    format!("{proved}{and}compared on {n} input{s} ({engine}): max |difference| {:.1e}", f.verdict.max_abs)
+}
