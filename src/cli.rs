@@ -74,6 +74,9 @@ pub struct InspectArgs {
     /// Write a Graphviz drawing of the chains
     #[arg(long, value_name = "FILE")]
     pub dot: Option<PathBuf>,
+    /// Write a picture of the chains before and after the rewrite
+    #[arg(long, value_name = "FILE")]
+    pub svg: Option<PathBuf>,
 }
 
 /// `freeze`.

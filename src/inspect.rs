@@ -5,7 +5,7 @@ use crate::error::Failure;
 use crate::io::files::Outputs;
 use crate::rewrite;
 use ancre_passes::analysis::residual::find_residuals;
-use ancre_passes::analysis::{dot, explain, report};
+use ancre_passes::analysis::{dot, explain, picture, report};
 
 /// Runs `inspect` and returns what goes to stdout.
 ///
@@ -14,12 +14,16 @@ use ancre_passes::analysis::{dot, explain, report};
 pub fn inspect(a: &InspectArgs) -> Result<String, Failure> {
     let (g, ..) = rewrite::load_inlined(&a.model)?;
     let structure = find_residuals(&g);
-    if let Some(path) = &a.dot {
-        let mut outputs = Outputs::default();
-        outputs.add_bytes(dot::draw(&g, &structure).as_bytes(), path)?;
-        outputs.commit()?;
-    }
     let model = a.model.display().to_string();
+    let mut drawings = Outputs::default();
+    if let Some(path) = &a.dot {
+        drawings.add_bytes(dot::draw(&g, &structure).as_bytes(), path)?;
+    }
+    if let Some(path) = &a.svg {
+        let name = a.model.file_name().map_or(model.clone(), |n| n.to_string_lossy().into_owned());
+        drawings.add_bytes(picture::svg(&g, &structure, &name).as_bytes(), path)?;
+    }
+    drawings.commit()?;
     if let Some(name) = &a.why {
         return explain::why(&g, &structure, name).ok_or_else(|| {
             Failure::input(format!("has no node or value named `{name}`"))

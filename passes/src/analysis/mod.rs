@@ -5,6 +5,7 @@ pub mod explain;
 pub mod head;
 pub mod integers;
 mod origin;
+pub mod picture;
 pub mod report;
 pub mod residual;
 pub mod roles;
