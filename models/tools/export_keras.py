@@ -1,6 +1,6 @@
 """Build the Keras models of this folder with random weights.
 
-    python models/export_keras.py
+    python models/tools/export_keras.py
 
 They come from the builder behind keras.applications.ResNet50, narrowed, through
 tf2onnx. TensorFlow may want other versions of shared packages than PyTorch, so

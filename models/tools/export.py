@@ -1,7 +1,7 @@
 """Build the models of this folder (all but the Keras one) with random weights.
 
-    python models/export.py                 every model
-    python models/export.py NAME...         only these
+    python models/tools/export.py                 every model
+    python models/tools/export.py NAME...         only these
 
 Each model is a published architecture, narrowed and shortened until its file
 is below 1 MB. The weights are random (the seed is the CRC of the model's name)

@@ -1,6 +1,6 @@
 """Train cascaded and routed networks from scratch, at equal steps, over several seeds.
 
-    python models/compare.py [--tool target/release/ancre-rewrite] [--steps N] [--seeds N] [--only digits|text]
+    python models/tools/compare.py [--tool target/release/ancre-rewrite] [--steps N] [--seeds N] [--only digits|text]
 
 The networks are those of this folder with fresh weights (`--reinit SEED`), the data that of `data/`. Each seed gives the weights
 and the order of the samples, the same for every network; the learning rate, a cosine over the run, is the same too. Prints a
@@ -14,7 +14,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
+HERE = Path(__file__).resolve().parent.parent
 DATA = HERE / "data"
 
 NETWORKS = {

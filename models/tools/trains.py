@@ -1,7 +1,7 @@
 """What the training graphs of models do: the loss that is chosen, the batch that is proved, three steps, and whether the loss
 falls as its gradient says.
 
-    python models/trains.py [--tool target/release/ancre-rewrite] [--batch N] [--loss LOSS] [--threads N] MODEL.onnx...
+    python models/tools/trains.py [--tool target/release/ancre-rewrite] [--batch N] [--loss LOSS] [--threads N] MODEL.onnx...
 
 Prints a row for each model, as in `ZOO.md`: trained tensors; loss; how far a sample of a batch was at most from the same sample
 alone; the losses of three AdamW steps on one random batch, at the first rate of 1e-4 and 1e-5 at which they fall; the slope (the
@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
-HERE = Path(__file__).resolve().parent
+HERE = Path(__file__).resolve().parent.parent
 TYPES = {
     "tensor(float)": "f4",
     "tensor(double)": "f8",

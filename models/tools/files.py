@@ -1,7 +1,7 @@
 """Write and check the model files of this folder.
 
-    python models/files.py            check every file and the table of README.md
-    python models/files.py --write    the same, and renew the table
+    python models/tools/files.py            check every file and the table of README.md
+    python models/tools/files.py --write    the same, and renew the table
 
 A file must pass ONNX's full check, be smaller than 1 MB, and give finite
 values in ONNX Runtime on random inputs. Needs onnx, onnxruntime and numpy.
@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
-HERE = Path(__file__).resolve().parent
+HERE = Path(__file__).resolve().parent.parent
 README = HERE / "README.md"
 BEGIN, END = "<!-- table -->\n", "<!-- end of table -->\n"
 LARGEST = 1_000_000
