@@ -34,7 +34,10 @@ pub fn svg(g: &Graph, s: &ResidualStructure, title: &str) -> String {
         let rise = |span: i64| 26 + 15 * (span - 1);
         // A curve of this kind reaches three quarters of the way to its control points.
         let heights = [rise(1) * 3 / 4 + 26, rise(k as i64) * 3 / 4 + 26];
-        let captions = ["before: each block adds to the state before it", "after: each block adds to a learned mix of all earlier states"];
+        let captions = [
+            "before: each block adds to the state before it",
+            "after: each block adds to a learned mix of all earlier states",
+        ];
         for (routed, (height, caption)) in [false, true].into_iter().zip(heights.into_iter().zip(captions)) {
             text(&mut body, 16, top + 14, "start", "note", caption);
             let line = top + 12 + height;
