@@ -8,6 +8,7 @@ mod cli;
 mod common;
 mod data;
 mod dropout;
+mod eval;
 mod freeze;
 mod golden;
 mod losses;

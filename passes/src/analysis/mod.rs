@@ -3,7 +3,6 @@
 pub mod dot;
 pub mod explain;
 pub mod head;
-pub mod integers;
 mod origin;
 pub mod picture;
 pub mod report;

@@ -90,22 +90,22 @@ pub fn declared(g: &Graph) -> HashMap<String, ValueType> {
 
 /// The types of a node's results by our own shape rule, from operand types that the caller knows.
 pub fn infer_node(g: &Graph, node: NodeId, type_of: &dyn Fn(ValueId) -> Option<TensorType>) -> Option<Vec<TensorType>> {
-    infer_node_knowing(g, node, type_of, &|v| ops::constant_ints(g, v))
+    infer_node_knowing(g, node, type_of, &|v| ops::constant_extents(g, v))
 }
 
-/// As [`infer_node`], with integers (a target shape, axes) that the caller knows.
+/// As [`infer_node`], with integers (a target shape, axes; extents among them) that the caller knows.
 pub fn infer_node_knowing(
     g: &Graph,
     node: NodeId,
     type_of: &dyn Fn(ValueId) -> Option<TensorType>,
-    ints_of: &dyn Fn(ValueId) -> Option<Vec<i64>>,
+    extents_of: &dyn Fn(ValueId) -> Option<Vec<Dim>>,
 ) -> Option<Vec<TensorType>> {
     let op = g.op(node)?;
     if op.is("Constant") {
         let t = op.attrs.tensor("value")?;
         return Some(vec![TensorType::fixed(t.dtype(), t.dims())]);
     }
-    ops::result_types_knowing(op, g.operands(node), type_of, ints_of)?.ok()
+    ops::result_types_knowing(op, g.operands(node), type_of, extents_of)?.ok()
 }
 
 /// Derives what is still unknown by our own shape rules, producers before consumers.

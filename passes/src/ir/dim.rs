@@ -17,6 +17,9 @@ pub struct Dim {
 }
 
 impl Dim {
+    /// No axis is this long. Exporters write it, or more, where they mean the end of an axis.
+    pub const FAR: i64 = 1_000_000_000;
+
     /// A dimension given by a symbol of its own.
     pub fn symbol(name: &str) -> Dim {
         Dim { terms: BTreeMap::from([(vec![Arc::from(name)], 1)]) }
@@ -81,6 +84,24 @@ impl Dim {
             sum = sum.checked_add(product)?;
         }
         Some(sum)
+    }
+
+    /// The least and the largest value it can have. A symbol is an extent: below [`Dim::FAR`], and at least 1, or 0 where its
+    /// name says that it was computed (`?…`, a quotient).
+    pub fn bounds(&self) -> (i128, i128) {
+        let factor = |s: &Arc<str>| {
+            let named = s.chars().all(|c| c.is_alphanumeric() || "_ .:-".contains(c));
+            (i128::from(named), i128::from(Dim::FAR - 1))
+        };
+        let mut sum = (0i128, 0i128);
+        for (monomial, c) in &self.terms {
+            let product = |(a, b): (i128, i128), (p, q): (i128, i128)| (a.saturating_mul(p), b.saturating_mul(q));
+            let (least, most) = monomial.iter().map(factor).fold((1, 1), product);
+            let scaled = (i128::from(*c).saturating_mul(least), i128::from(*c).saturating_mul(most));
+            sum.0 = sum.0.saturating_add(scaled.0.min(scaled.1));
+            sum.1 = sum.1.saturating_add(scaled.0.max(scaled.1));
+        }
+        sum
     }
 
     /// The terms of the polynomial: a sorted list of symbols (repeated for powers) and its coefficient. Zero has none.

@@ -463,6 +463,19 @@ pub(crate) fn external_path(root: Option<&Path>, location: &str) -> Result<PathB
     Ok(path)
 }
 
+impl DType {
+    /// A value rounded to this float type; of a half by way of float32.
+    pub(crate) fn round(self, v: f64) -> Option<f64> {
+        Some(match self {
+            DType::F64 => v,
+            DType::F32 => f64::from(v as f32),
+            DType::F16 => f64::from(half_value(half_bits(v as f32))),
+            DType::BF16 => f64::from(f32::from_bits(u32::from(bfloat_bits(v as f32)) << 16)),
+            _ => return None,
+        })
+    }
+}
+
 /// IEEE half bits of a float, rounded to nearest even.
 fn half_bits(v: f32) -> u16 {
     let bits = v.to_bits();

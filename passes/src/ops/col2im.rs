@@ -14,7 +14,7 @@ pub(super) const COL2IM: Composite = Composite {
     infer: |cx| {
         let x = cx.ty(0)?;
         let computed = || TypeError("its image or its block is computed in the graph".into());
-        let (image, block) = ((cx.ints)(1).ok_or_else(computed)?, (cx.ints)(2).ok_or_else(computed)?);
+        let (image, block) = (cx.ints(1).ok_or_else(computed)?, cx.ints(2).ok_or_else(computed)?);
         cx.require(x.rank() == 3, || format!("{x} is no list of blocks"))?;
         let size = Dim::from(block.iter().product::<i64>());
         let channels = x.shape[1].div_exact(&size).unwrap_or_else(|| unknown_dim("channels"));

@@ -12,7 +12,7 @@ impl Infer<'_> {
         match self.attrs().ints(name) {
             Some(list) => Ok(Some(list.to_vec())),
             None if (self.present)(i) => {
-                (self.ints)(i).map(Some).ok_or_else(|| TypeError(format!("`{name}` is computed in the graph")))
+                self.ints(i).map(Some).ok_or_else(|| TypeError(format!("`{name}` is computed in the graph")))
             }
             None => Ok(None),
         }

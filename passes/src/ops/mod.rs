@@ -8,6 +8,7 @@ pub mod broadcast;
 pub mod build;
 mod conv_weight;
 mod decompose;
+pub mod eval;
 mod flat;
 mod formula;
 mod listed;
@@ -45,8 +46,8 @@ pub struct Infer<'a> {
     pub op: &'a Op,
     /// Types of the operands; `None` where missing or unknown.
     pub types: &'a [Option<TensorType>],
-    /// Elements of an operand that is an integer constant.
-    pub ints: &'a dyn Fn(usize) -> Option<Vec<i64>>,
+    /// Elements of an operand of known integers, extents of other values among them.
+    pub extents: &'a dyn Fn(usize) -> Option<Vec<Dim>>,
     /// Is the operand there at all?
     pub present: &'a dyn Fn(usize) -> bool,
 }
@@ -68,6 +69,11 @@ impl Infer<'_> {
             .ok_or_else(|| TypeError(format!("operand {i} of {} is missing or of unknown type", self.op.name)))
     }
 
+    /// Elements of an operand of integers that are all numbers.
+    pub fn ints(&self, i: usize) -> Option<Vec<i64>> {
+        (self.extents)(i)?.iter().map(Dim::known).collect()
+    }
+
     /// The single axis attribute, counted from the front.
     pub fn axis(&self, default: i64) -> Result<usize, TypeError> {
         let ty = self.ty(0)?;
@@ -79,8 +85,8 @@ impl Infer<'_> {
     fn target(&self, i: usize, what: &str) -> Result<Vec<Dim>, TypeError> {
         // A rank that no engine takes is damage, which must not be allocated for.
         const MOST_AXES: i64 = 1 << 10;
-        if let Some(dims) = (self.ints)(i) {
-            return Ok(dims.into_iter().map(Dim::from).collect());
+        if let Some(dims) = (self.extents)(i) {
+            return Ok(dims);
         }
         let rank = self.ty(i)?.shape.first().and_then(Dim::known).filter(|n| (0..=MOST_AXES).contains(n));
         let rank = rank.ok_or_else(|| TypeError("the rank of the target shape is unknown".into()))?;
@@ -265,26 +271,31 @@ pub fn rule(op: &Op) -> Option<&'static dyn OpRule> {
 
 /// Types of an operator's results by its rule, from what the graph knows of the operands; `None` if it has no rule.
 pub fn result_types(g: &Graph, op: &Op, operands: &[Option<ValueId>]) -> Option<Types> {
-    result_types_knowing(op, operands, &|v| g.tensor_type(v), &|v| constant_ints(g, v))
+    result_types_knowing(op, operands, &|v| g.tensor_type(v), &|v| constant_extents(g, v))
 }
 
-/// As [`result_types`], from types and integers (a target shape, axes) that the caller knows.
+/// As [`result_types`], from types and integers (a target shape, axes; extents among them) that the caller knows.
 pub fn result_types_knowing(
     op: &Op,
     operands: &[Option<ValueId>],
     type_of: &dyn Fn(ValueId) -> Option<TensorType>,
-    ints_of: &dyn Fn(ValueId) -> Option<Vec<i64>>,
+    extents_of: &dyn Fn(ValueId) -> Option<Vec<Dim>>,
 ) -> Option<Types> {
     let types: Vec<Option<TensorType>> = operands.iter().map(|v| v.and_then(type_of)).collect();
-    let ints = |i: usize| operands.get(i).copied().flatten().and_then(ints_of);
+    let extents = |i: usize| operands.get(i).copied().flatten().and_then(extents_of);
     let present = |i: usize| operands.get(i).is_some_and(Option::is_some);
-    Some(rule(op)?.infer(&Infer { op, types: &types, ints: &ints, present: &present }))
+    Some(rule(op)?.infer(&Infer { op, types: &types, extents: &extents, present: &present }))
 }
 
 /// Elements of a value that is a small integer constant.
 pub fn constant_ints(graph: &Graph, v: ValueId) -> Option<Vec<i64>> {
     let t = graph.constant(v)?;
     if t.len() > 4096 || t.dtype().is_float() { None } else { t.to_i64().ok() }
+}
+
+/// The same as extents.
+pub fn constant_extents(graph: &Graph, v: ValueId) -> Option<Vec<Dim>> {
+    Some(constant_ints(graph, v)?.into_iter().map(Dim::from).collect())
 }
 
 /// The type of the first operand, for element-wise operators of one operand.

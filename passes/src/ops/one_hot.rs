@@ -17,8 +17,8 @@ impl OpRule for OneHot {
         let axis = cx.attrs().int("axis", -1);
         let axis = if axis < 0 { axis + rank } else { axis };
         cx.require((0..rank).contains(&axis), || format!("axis {axis} is out of range for {indices}"))?;
-        let depth = match (cx.ints)(1).as_deref() {
-            Some([n]) => Dim::from(*n),
+        let depth = match (cx.extents)(1).as_deref() {
+            Some([n]) => n.clone(),
             _ => unknown_dim("depth"),
         };
         let mut shape = indices.shape.clone();

@@ -13,14 +13,16 @@ impl OpRule for Range {
     }
     fn infer(&self, cx: &Infer) -> Types {
         let dtype = cx.ty(0)?.dtype;
-        let length = match ((cx.ints)(0).as_deref(), (cx.ints)(1).as_deref(), (cx.ints)(2).as_deref()) {
+        let length = match (cx.ints(0).as_deref(), cx.ints(1).as_deref(), cx.ints(2).as_deref()) {
             (Some([start]), Some([limit]), Some([delta])) if *delta != 0 => {
-                // In a width that no difference of two bounds leaves.
-                let (start, limit, delta) = (i128::from(*start), i128::from(*limit), i128::from(*delta));
-                let (span, delta) = if delta > 0 { (limit - start, delta) } else { (start - limit, -delta) };
-                let length = (span + delta - 1).div_euclid(delta).max(0);
+                let length = eval::length(*start, *limit, *delta).unwrap_or(0);
                 Dim::from(i64::try_from(length).map_err(|_| TypeError(format!("{length} elements are too many")))?)
             }
+            // From one extent to another that is no smaller.
+            (_, _, Some([1])) => match ((cx.extents)(0).as_deref(), (cx.extents)(1).as_deref()) {
+                (Some([start]), Some([limit])) if (limit - start).bounds().0 >= 0 => limit - start,
+                _ => unknown_dim("range"),
+            },
             _ => unknown_dim("range"),
         };
         Ok(vec![TensorType::new(dtype, vec![length])])

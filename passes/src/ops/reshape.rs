@@ -14,24 +14,28 @@ impl OpRule for Reshape {
     }
     fn infer(&self, cx: &Infer) -> Types {
         let ty = cx.ty(0)?;
-        let Some(target) = cx.listed("shape", 1).ok().flatten() else {
+        let listed = cx.attrs().ints("shape").map(|list| list.iter().map(|d| Dim::from(*d)).collect());
+        let target: Vec<Dim> = match listed.or_else(|| (cx.extents)(1)) {
+            Some(target) => target,
             // Computed in the graph: at least the rank is known.
-            return Ok(vec![TensorType::new(ty.dtype, cx.target(1, "reshape")?)]);
+            None => return Ok(vec![TensorType::new(ty.dtype, cx.target(1, "reshape")?)]),
         };
-        let free = target.iter().filter(|t| **t == -1).count();
-        cx.require(free <= 1 && target.iter().all(|t| *t >= -1), || format!("{target:?} is no shape"))?;
+        let free = target.iter().filter(|t| t.known() == Some(-1)).count();
+        cx.require(free <= 1 && target.iter().all(|t| t.known().is_none_or(|t| t >= -1)), || {
+            format!("{target:?} is no shape")
+        })?;
         let copies = cx.attrs().int("allowzero", 0) == 0;
         let mut shape = Vec::with_capacity(target.len());
         for (i, t) in target.iter().enumerate() {
-            shape.push(match t {
-                0 if copies => {
+            shape.push(match t.known() {
+                Some(0) if copies => {
                     ty.shape.get(i).cloned().ok_or_else(|| TypeError(format!("dimension {i} to copy is not in {ty}")))?
                 }
-                -1 => Dim::from(1),
-                t => Dim::from(*t),
+                Some(-1) => Dim::from(1),
+                _ => t.clone(),
             });
         }
-        if let Some(free) = target.iter().position(|t| *t == -1) {
+        if let Some(free) = target.iter().position(|t| t.known() == Some(-1)) {
             let rest = shape.iter().fold(Dim::from(1), |product, d| &product * d);
             shape[free] = remaining(&ty.shape, &shape, free).unwrap_or_else(|| unknown_dim("reshape"));
             cx.require(rest.known() != Some(0) && shape[free].known().is_none_or(|n| n >= 0), || {

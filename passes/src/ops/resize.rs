@@ -22,7 +22,7 @@ impl OpRule for Resize {
         let ty = cx.ty(0)?;
         let axes = resized(cx.attrs(), ty).ok_or_else(|| TypeError(format!("an axis is out of range for {ty}")))?;
         let stretch = cx.attrs().str("keep_aspect_ratio_policy", "stretch") == "stretch";
-        let sizes = (cx.ints)(3).filter(|s| stretch && s.len() == axes.len());
+        let sizes = cx.ints(3).filter(|s| stretch && s.len() == axes.len());
         let mut shape = ty.shape.clone();
         for (i, axis) in axes.into_iter().enumerate() {
             shape[axis] = sizes.as_ref().map_or_else(|| unknown_dim("resize"), |s| Dim::from(s[i]));

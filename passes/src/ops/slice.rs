@@ -1,5 +1,6 @@
 //! `Slice`: a range with a step along some axes (attributes before opset 10, operands after).
 
+use super::eval::places::range;
 use super::place::{Start, place};
 use super::sample::{floats, ints};
 use super::*;
@@ -16,7 +17,10 @@ impl OpRule for Slice {
     }
     fn infer(&self, cx: &Infer) -> Types {
         let ty = cx.ty(0)?;
-        let read = |name, i| cx.listed(name, i).ok().flatten();
+        let bounds = |name, i: usize| match cx.attrs().ints(name) {
+            Some(list) => Some(list.iter().map(|b| Dim::from(*b)).collect::<Vec<_>>()),
+            None => (cx.extents)(i),
+        };
         let count = match (cx.attrs().ints("starts"), cx.types.get(1).and_then(Option::as_ref)) {
             (Some(list), _) => Some(list.len()),
             (None, Some(ty)) => ty.shape.first().and_then(Dim::known).map(|n| n as usize),
@@ -25,8 +29,9 @@ impl OpRule for Slice {
         let count = count.ok_or_else(|| TypeError("the number of sliced axes is unknown".into()))?;
         let axes = axes(ty, cx.listed("axes", 3)?, count)
             .ok_or_else(|| TypeError(format!("its {count} ranges do not fit the axes of {ty}")))?;
-        let (starts, ends, steps) = (read("starts", 1), read("ends", 2), read("steps", 4));
-        let alike = [&starts, &ends, &steps].into_iter().flatten().all(|list| list.len() == count);
+        let (starts, ends, steps) = (bounds("starts", 1), bounds("ends", 2), cx.listed("steps", 4).ok().flatten());
+        let lengths = [starts.as_ref().map(Vec::len), ends.as_ref().map(Vec::len), steps.as_ref().map(Vec::len)];
+        let alike = lengths.into_iter().flatten().all(|n| n == count);
         cx.require(alike, || "its starts, ends and steps are not equally many".into())?;
         cx.require(steps.iter().flatten().all(|step| *step != 0), || "a step is 0".into())?;
         let stepped = (cx.present)(4) && steps.is_none();
@@ -34,7 +39,7 @@ impl OpRule for Slice {
         for (i, axis) in axes.into_iter().enumerate() {
             let range = match (&starts, &ends) {
                 (Some(starts), Some(ends)) if !stepped => {
-                    Range::of(&ty.shape[axis], starts[i], ends[i], steps.as_ref().map_or(1, |s| s[i]))
+                    Range::of(&ty.shape[axis], &starts[i], &ends[i], steps.as_ref().map_or(1, |s| s[i]))
                 }
                 _ => None,
             };
@@ -65,7 +70,7 @@ impl OpRule for Slice {
             let (d, step) = (ty.shape[axis].clone(), steps[i]);
             let n = p.b.ty(ct)?.shape[axis].clone();
             let range = match (&starts, &ends) {
-                (Some(starts), Some(ends)) => Range::of(&d, starts[i], ends[i], step),
+                (Some(starts), Some(ends)) => Range::of(&d, &Dim::from(starts[i]), &Dim::from(ends[i]), step),
                 _ => None,
             };
             let start = match range {
@@ -127,40 +132,35 @@ struct Range {
 }
 
 impl Range {
-    /// What the bounds mean for an extent. Of a symbolic extent it is known that it is at least 1 and taken for granted that
-    /// bounds counted from an end lie inside.
-    fn of(d: &Dim, start: i64, end: i64, step: i64) -> Option<Range> {
-        const FAR: i64 = i32::MAX as i64;
-        // No axis is that long: a wider step takes one element, as this one does.
-        let step = step.clamp(-(1 << 48), 1 << 48);
-        if let Some(d) = d.known().filter(|d| (0..1 << 48).contains(d)) {
-            let from_front = |v: i64| if v < 0 { v.saturating_add(d) } else { v };
-            let (start, end) = (from_front(start), from_front(end));
-            let (start, len) = if step > 0 {
-                let (start, end) = (start.clamp(0, d), end.clamp(0, d));
-                (start, (end - start + step - 1).div_euclid(step))
-            } else {
-                let (start, end) = (start.clamp(0, (d - 1).max(0)), end.clamp(-1, d - 1));
-                (start, (start - end - step - 1).div_euclid(-step))
-            };
-            return Some(Range { start: Dim::from(start), len: Some(Dim::from(len.max(0))) });
+    /// What the bounds mean for an extent. Of a symbolic one it is taken for granted that the start, and bounds that are computed or
+    /// counted from the end, lie inside; a number that counts the end from the front may lie past it.
+    fn of(d: &Dim, start: &Dim, end: &Dim, step: i64) -> Option<Range> {
+        let (Some(start), Some(end)) = (start.known(), end.known()) else {
+            let inside = step == 1 && start.bounds().0 >= 0 && end.bounds().0 >= 0 && end.known().is_none();
+            return inside.then(|| Range { start: start.clone(), len: Some(end - start) });
+        };
+        if let Some(d) = d.known().filter(|d| *d >= 0) {
+            let (start, len) = range(d, start, end, step)?;
+            return Some(Range { start: Dim::from(start), len: Some(Dim::from(len)) });
         }
         let at = |v: i64| if v < 0 { d + &Dim::from(v) } else { Dim::from(v) };
         if step < 0 {
-            let whole = step == -1 && (start == -1 || start >= FAR) && end <= -FAR;
+            let whole = step == -1 && (start == -1 || start >= Dim::FAR) && end <= -Dim::FAR;
             return whole.then(|| Range { start: d - &Dim::from(1), len: Some(d.clone()) });
         }
-        if start >= FAR || start <= -FAR {
+        if start.abs_diff(0) >= Dim::FAR as u64 {
             return None;
         }
-        let begin = at(start);
-        let len = match end {
-            end if end >= FAR => Some(d - &begin),
-            // A bound from the front may lie past the end.
-            end if end >= 0 && !(start == 0 && end == 1) => None,
-            end => Some(&at(end) - &begin),
+        let (least, most) = (d - &Dim::from(end)).bounds();
+        let end = match end {
+            end if end < 0 => at(end),
+            end if least >= 0 => Dim::from(end),
+            _ if most <= 0 || end >= Dim::FAR => d.clone(),
+            end => Dim::symbol(&format!("min({d},{end})")),
         };
-        let len = len.and_then(|len| if step == 1 { Some(len) } else { len.div_exact(&Dim::from(step)) });
+        let begin = at(start);
+        let len = &end - &begin;
+        let len = if step == 1 { Some(len) } else { len.div_exact(&Dim::from(step)) };
         Some(Range { start: begin, len })
     }
 }
@@ -229,4 +229,25 @@ fn first_place(p: &mut Pullback, x: ValueId, axis: usize, i: usize, step: i64) -
     let (axis, step) = (b.ints(&[0]), b.ints(&[step]));
     let taken = b.op("Slice", &[places, start, end, axis, step])?;
     Ok(b.slice(taken, 0, 0, 1)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_end_counted_from_the_front_is_at_most_the_extent() {
+        let (n, batches) = (Dim::symbol("n"), &Dim::symbol("n") * &Dim::from(12));
+        let len = |d: &Dim, start: i64, end: i64| Range::of(d, &start.into(), &end.into(), 1)?.len;
+        for far in [1_000_000_000, i64::from(i32::MAX), i64::MAX] {
+            assert_eq!(len(&n, 0, far), Some(n.clone()));
+            assert_eq!(len(&batches, 2, far), Some(&batches - &Dim::from(2)));
+            assert_eq!(len(&Dim::from(5), 1, far), Some(Dim::from(4)));
+        }
+        assert_eq!(len(&n, 0, 1), Some(Dim::from(1)));
+        assert_eq!(len(&batches, 2, 5), Some(Dim::from(3)));
+        assert_eq!(len(&n, 0, 5), Some(Dim::symbol("min(n,5)")));
+        assert_eq!(len(&Dim::from(3), 0, 5), Some(Dim::from(3)));
+        assert_eq!(len(&n, 0, -1), Some(&n - &Dim::from(1)));
+    }
 }

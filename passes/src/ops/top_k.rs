@@ -15,7 +15,7 @@ impl OpRule for TopK {
     fn infer(&self, cx: &Infer) -> Types {
         let (ty, axis) = (cx.ty(0)?, cx.axis(-1)?);
         let mut shape = ty.shape.clone();
-        shape[axis] = match (cx.attrs().get("k"), (cx.ints)(1).as_deref()) {
+        shape[axis] = match (cx.attrs().get("k"), cx.ints(1).as_deref()) {
             (Some(_), _) => Dim::from(cx.attrs().int("k", 0)),
             (None, Some([k])) => Dim::from(*k),
             _ => unknown_dim("k"),

@@ -1,9 +1,9 @@
 //! Sums, products and matrix products: what is multiplied by an exact zero or one goes, and a product with a one-hot matrix
 //! is a choice of rows. This is how a router's lowering, whatever it is made of, comes down to the states it reads.
 
-use super::known::Elements;
 use super::term::{Args, Granted, Head, Table, TermId};
 use crate::ir::{Dim, TensorType, ValueType};
+use crate::ops::eval::{Bounded, Element};
 use smallvec::smallvec;
 
 /// Elements of a matrix that is looked at as one of weights over states.
@@ -197,9 +197,9 @@ impl Table<'_> {
             return None;
         }
         let known = self.known(w)?;
-        let Elements::Float(v) = &known.elements else { return None };
+        let v: Vec<f64> = known.elements.iter().map(weight).collect::<Option<_>>()?;
         let (rows, width) = (rows as usize, width as usize);
-        let (lines, count) = if columns { (columns_of(v, rows, width), rows) } else { (rows_of(v, width), width) };
+        let (lines, count) = if columns { (columns_of(&v, rows, width), rows) } else { (rows_of(&v, width), width) };
         let choices: Vec<Line> = lines.into_iter().map(|l| (choice(&l), l)).collect();
         let some = choices.iter().any(|(c, _)| *c != Choice::Several);
         let summed = self.options.reassociate && choices.iter().all(|(_, l)| l.iter().all(|w| !w.is_nan()));
@@ -368,6 +368,15 @@ impl Table<'_> {
         let mut all: Args = smallvec![];
         all.extend_from_slice(args);
         self.intern(Head::Op(self.plain_key(name)), all, ty)
+    }
+}
+
+/// A float; NaN stands for one that is not known.
+fn weight(e: &Element<Bounded>) -> Option<f64> {
+    match e {
+        Element::Float(v) => Some(*v),
+        Element::Open(Bounded::Within(_)) => Some(f64::NAN),
+        _ => None,
     }
 }
 

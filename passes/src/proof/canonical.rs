@@ -1,11 +1,11 @@
 //! From a graph's nodes to terms.
 
-use super::evaluate::evaluate;
 use super::infer;
 use super::subgraph;
-use super::term::{Args, AttrKey, Granted, Head, OpKey, Table, Term, TermId};
+use super::term::{Args, AttrKey, Granted, Head, MOST, OpKey, Table, Term, TermId};
 use super::versions::version_key;
 use crate::ir::{Attr, Graph, Kind, NodeId, Op, TensorType, ValueId, ValueType};
+use crate::ops::eval::{Array, Bounded, Call, OPERATORS, Operand, evaluate, reads_type};
 use onnx_protobuf::Message;
 use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
@@ -238,7 +238,7 @@ pub(super) fn is_inference_dropout(t: &mut Table, site: &Site) -> bool {
 impl<'g> Table<'g> {
     /// An operator application that is compared as a whole, or the constant it comes to.
     fn application(&mut self, key: OpKey, args: Args, site: &Site<'_, 'g>, op: &'g Op) -> Vec<TermId> {
-        let (name, single) = (key.name.clone(), site.results == 1);
+        let single = site.results == 1;
         let head = Head::Op(Rc::new(key));
         let mut known = None;
         if single && op.domain.is_empty() {
@@ -246,7 +246,7 @@ impl<'g> Table<'g> {
             if let Some(t) = self.folded.get(&term) {
                 return vec![*t];
             }
-            known = evaluate(self, &name, &op.attrs, &args, site.opset);
+            known = self.evaluated(site);
             if let Some(t) = known.clone().and_then(|k| self.of_known(k)) {
                 self.did("constants folded");
                 self.folded.insert(term, t);
@@ -265,6 +265,29 @@ impl<'g> Table<'g> {
         (0..site.results as u32)
             .map(|slot| self.intern(Head::Result(slot), [whole].as_slice(), site.types[slot as usize].clone()))
             .collect()
+    }
+
+    /// The elements of an operator's only result, if its operands are known well enough and every engine must agree on it.
+    fn evaluated(&mut self, s: &Site<'_, 'g>) -> Option<Array<Bounded>> {
+        let (name, attrs) = (s.op.name.as_str(), &s.op.attrs);
+        if !OPERATORS.contains(&name) {
+            return None;
+        }
+        let mut arrays = Vec::with_capacity(s.args.len());
+        for (i, a) in s.args.iter().enumerate() {
+            let elements = *a != TermId::NONE && !reads_type(name, i);
+            arrays.push(if elements { Some(self.known(*a)?) } else { None });
+        }
+        let mut operands: Vec<Operand<Bounded>> = Vec::with_capacity(arrays.len());
+        for (a, array) in s.args.iter().zip(&arrays) {
+            operands.push(match array {
+                Some(array) => Operand::Array(array),
+                None if *a == TermId::NONE => Operand::Missing,
+                None => Operand::Type(self.info(*a).ty.clone()),
+            });
+        }
+        let call = Call { name, attrs, opset: s.opset, operands: &operands, results: s.results, most: MOST };
+        evaluate(&call)?.pop()
     }
 
     /// Writes the axes of a reduction as an attribute, in whatever form the operator set has them; whether that was possible.

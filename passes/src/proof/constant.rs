@@ -1,6 +1,8 @@
 //! Constants of both graphs, one of each content: equal bytes are equal constants, wherever they are stored.
 
 use crate::ir::{DType, Tensor};
+use crate::ops::eval::places::Places;
+use crate::ops::eval::{Array, Bounded};
 use indexmap::IndexSet;
 use onnx_protobuf::Message;
 use smallvec::SmallVec;
@@ -95,7 +97,7 @@ impl<'g> Constants<'g> {
     }
 
     /// The elements in the places that `from` names, under other dimensions.
-    pub(super) fn moved(&mut self, id: ConstId, dims: Vec<i64>, from: &[usize]) -> Option<ConstId> {
+    pub(super) fn moved(&mut self, id: ConstId, (dims, from): Places) -> Option<ConstId> {
         let (dtype, bytes) = (self.dtype(id), self.bytes(id)?);
         let size = dtype.size()?;
         let mut out = Vec::with_capacity(from.len() * size);
@@ -149,25 +151,12 @@ impl<'g> Constants<'g> {
         }
     }
 
-    /// Elements of a float constant.
-    pub(super) fn floats(&self, id: ConstId) -> Option<Vec<f64>> {
-        let bytes = self.bytes(id)?;
-        Some(match self.dtype(id) {
-            DType::F32 => bytes.as_chunks::<4>().0.iter().map(|c| f32::from_le_bytes(*c) as f64).collect(),
-            DType::F64 => bytes.as_chunks::<8>().0.iter().map(|c| f64::from_le_bytes(*c)).collect(),
-            t @ (DType::F16 | DType::BF16) => Tensor::from_bytes(t, self.dims(id), bytes.to_vec()).to_f64().ok()?,
-            _ => return None,
-        })
-    }
-
-    /// Elements of an integer or boolean constant.
-    pub(super) fn ints(&self, id: ConstId) -> Option<Vec<i64>> {
-        let dtype = self.dtype(id);
-        // Above 2^63 the reading would wrap.
-        if dtype.is_float() || dtype == DType::U64 {
+    /// The elements, if there are at most so many and all are numbers that a proof may use.
+    pub(super) fn array(&self, id: ConstId, most: usize) -> Option<Array<Bounded>> {
+        if self.len(id) > most {
             return None;
         }
-        Tensor::from_bytes(dtype, self.dims(id), self.bytes(id)?.to_vec()).to_i64().ok()
+        Array::read(&Tensor::from_bytes(self.dtype(id), self.dims(id), self.bytes(id)?.to_vec()))
     }
 
     /// The one finite number that all elements are, bit for bit.

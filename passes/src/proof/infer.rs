@@ -47,11 +47,13 @@ pub(super) fn types(t: &mut Table, side: &Side, id: NodeId, op: &Op, args: &[Ter
     let operand_types: Vec<Option<TensorType>> = args.iter().map(|a| t.ty(*a)).collect();
     let mut own = computed_shape(t, op, args, &operand_types).unwrap_or_default();
     if own.is_empty() {
-        let ints: Vec<Option<Vec<i64>>> = args.iter().map(|a| small_ints(t, *a)).collect();
+        let extents: Vec<Option<Vec<Dim>>> = args.iter().map(|a| small_extents(t, *a)).collect();
         if let Some(rule) = ops::rule(op) {
-            let ints = |i: usize| ints.get(i).cloned().flatten();
+            // The rule of `Slice` takes for granted that a computed end lies inside.
+            let fits = |dims: &Vec<Dim>| op.name != "Slice" || dims.iter().all(|d| d.known().is_some());
+            let extents = |i: usize| extents.get(i).cloned().flatten().filter(fits);
             let present = |i: usize| args.get(i).is_some_and(|a| *a != TermId::NONE);
-            own = rule.infer(&Infer { op, types: &operand_types, ints: &ints, present: &present }).unwrap_or_default();
+            own = rule.infer(&Infer { op, types: &operand_types, extents: &extents, present: &present }).unwrap_or_default();
         }
     }
     if let Some(fixed) = broadcasts(op)
@@ -88,12 +90,12 @@ pub(super) fn types(t: &mut Table, side: &Side, id: NodeId, op: &Op, args: &[Ter
     out
 }
 
-fn small_ints(t: &mut Table, a: TermId) -> Option<Vec<i64>> {
+fn small_extents(t: &mut Table, a: TermId) -> Option<Vec<Dim>> {
     const MOST: i64 = 4096;
     let small = a != TermId::NONE
         && !t.is_float(a)
         && t.shape(a).is_some_and(|s| s.iter().map(|d| d.known().unwrap_or(MOST)).product::<i64>() <= MOST);
-    if small { t.ints(a) } else { None }
+    if small { t.dims(a) } else { None }
 }
 
 /// Is the extent known or computed from the inputs' alone? An engine's text for a quotient counts, if all names in it do.
@@ -141,31 +143,6 @@ fn computed_shape(t: &mut Table, op: &Op, args: &[TermId], operands: &[Option<Te
         dims.iter().any(|d| d.known().is_none()).then_some(dims)
     };
     match op.name.as_str() {
-        "Reshape" => {
-            let (x, dims) = (operands.first()?.clone()?, symbolic(t, 1)?);
-            let copies = op.attrs.int("allowzero", 0) == 0;
-            let mut shape = Vec::with_capacity(dims.len());
-            let mut free = None;
-            for (i, d) in dims.into_iter().enumerate() {
-                shape.push(match d.known() {
-                    Some(0) if copies => x.shape.get(i)?.clone(),
-                    Some(-1) => {
-                        free = Some(i);
-                        Dim::from(1)
-                    }
-                    _ => d,
-                });
-            }
-            if let Some(i) = free {
-                let rest = shape.iter().fold(Dim::from(1), |p, d| &p * d);
-                shape[i] = x.elements().div_exact(&rest)?;
-            }
-            Some(vec![TensorType::new(x.dtype, shape)])
-        }
-        "ConstantOfShape" => {
-            let dtype = op.attrs.tensor("value").map_or(crate::ir::DType::F32, |v| v.dtype());
-            Some(vec![TensorType::new(dtype, symbolic(t, 0)?)])
-        }
         "Expand" => {
             let (x, dims) = (operands.first()?.clone()?, symbolic(t, 1)?);
             let rank = x.rank().max(dims.len());

@@ -2,9 +2,10 @@
 //!
 //! Each constructor gives the normal form: no-ops vanish, chains of one kind merge, parts of a joint are its operands.
 
-use super::evaluate::{cast, joined, permuted_places, sliced_places};
-use super::term::{Args, Head, Table, Term, TermId};
+use super::term::{Args, Head, MOST, Table, Term, TermId};
 use crate::ir::{DType, Dim, Shape, TensorType, ValueType};
+use crate::ops::eval::places::{Places, expanded, permuted, sliced};
+use crate::ops::eval::{Array, Bounded, joined};
 use std::rc::Rc;
 
 /// Parts that a joint is split into at most.
@@ -135,13 +136,10 @@ impl Table<'_> {
             _ => {}
         }
         let term = Term { head: Head::Transpose(perm.to_vec()), args: Args::from_slice(&[x]) };
-        if let Some(t) = self.folded_move(&term, x, |dims| permuted_places(dims, perm)) {
+        if let Some(t) = self.folded_move(&term, x, |dims| permuted(dims, perm, MOST)) {
             return t;
         }
-        let known = self.known(x).and_then(|k| {
-            let (dims, from) = permuted_places(&k.dims, perm)?;
-            k.picked(dims, &from)
-        });
+        let known = self.known(x).and_then(|k| k.picked(permuted(&k.dims, perm, MOST)?));
         let t = self.intern(term.head, term.args, ValueType { dtype: ty.dtype, shape });
         match known {
             Some(k) => self.with_known(t, k),
@@ -172,13 +170,10 @@ impl Table<'_> {
             _ => {}
         }
         let term = Term { head: Head::Slice { axis, start, len, step }, args: Args::from_slice(&[x]) };
-        if let Some(t) = self.folded_move(&term, x, |dims| sliced_places(dims, axis, start, len, step)) {
+        if let Some(t) = self.folded_move(&term, x, |dims| sliced(dims, axis, start, len, step, MOST)) {
             return Some(t);
         }
-        let known = self.known(x).and_then(|k| {
-            let (dims, from) = sliced_places(&k.dims, axis, start, len, step)?;
-            k.picked(dims, &from)
-        });
+        let known = self.known(x).and_then(|k| k.picked(sliced(&k.dims, axis, start, len, step, MOST)?));
         let ty = ValueType { dtype: ty.dtype, shape: Some(shape) };
         let t = self.intern(term.head, term.args, ty);
         Some(match known {
@@ -238,7 +233,7 @@ impl Table<'_> {
         let said = merged.iter().all(|p| self.info(*p).known.is_some() || self.as_const(*p).is_some());
         let known = if said {
             let all: Option<Vec<_>> = merged.iter().map(|p| self.known(*p)).collect();
-            all.and_then(|all| joined(&all, axis))
+            all.and_then(|all| joined(&all.iter().map(|p| &**p).collect::<Vec<_>>(), axis, MOST))
         } else {
             None
         };
@@ -296,7 +291,7 @@ impl Table<'_> {
         let dims: Option<Vec<i64>> = shape.iter().map(Dim::known).collect();
         // A broadcast of many elements is left to compare as such.
         let small = dims.filter(|d| d.iter().product::<i64>() <= 1 << 16);
-        let known = small.and_then(|dims| self.known(x)?.broadcast(&dims));
+        let known = small.and_then(|dims| self.known(x).and_then(|k| k.picked(expanded(&k.dims, &dims, MOST)?)));
         let t = self.intern(Head::Expand(shape.clone()), [x].as_slice(), ValueType { dtype, shape: Some(shape) });
         match known {
             Some(k) => self.with_known(t, k),
@@ -310,7 +305,7 @@ impl Table<'_> {
         if from == Some(to) {
             return x;
         }
-        let known = self.known(x).and_then(|k| cast(&k, to));
+        let known = self.known(x).and_then(|k| k.cast(to));
         match self.head(x) {
             Head::Zero(..) => {
                 if let Some(shape) = shape {
@@ -335,18 +330,13 @@ impl Table<'_> {
     }
 
     /// A movement of a constant's elements, done once.
-    fn folded_move(
-        &mut self,
-        term: &Term,
-        x: TermId,
-        places: impl FnOnce(&[i64]) -> Option<(Vec<i64>, Vec<usize>)>,
-    ) -> Option<TermId> {
+    fn folded_move(&mut self, term: &Term, x: TermId, places: impl FnOnce(&[i64]) -> Option<Places>) -> Option<TermId> {
         let id = self.as_const(x)?;
         if let Some(t) = self.folded.get(term) {
             return Some(*t);
         }
-        let (dims, from) = places(self.constants.dims(id))?;
-        let moved = self.constants.moved(id, dims, &from)?;
+        let from = places(self.constants.dims(id))?;
+        let moved = self.constants.moved(id, from)?;
         let t = self.constant(moved);
         self.folded.insert(term.clone(), t);
         self.did("constants folded");
@@ -354,7 +344,7 @@ impl Table<'_> {
     }
 
     /// The constant with these elements if all are known; else the term, remembering them.
-    pub(super) fn with_known(&mut self, t: TermId, k: super::known::Known) -> TermId {
+    pub(super) fn with_known(&mut self, t: TermId, k: Array<Bounded>) -> TermId {
         if let Some(c) = self.of_known(k.clone()) {
             if c != t {
                 self.did("constants folded");

@@ -2,7 +2,9 @@
 
 use super::canonical::{Site, is_inference_dropout, order_operands};
 use super::term::{Args, Granted, Head, Table, TermId};
-use crate::ir::{DType, Shape, TensorType, ValueType};
+use crate::ir::{DType, Dim, Shape, TensorType, ValueType};
+use crate::ops::eval::part_sizes;
+use crate::ops::eval::places::{axis_of, range};
 
 impl<'g> Table<'g> {
     /// The canonical terms of an operator of the standard domain that has rules; `None` to keep it as it is.
@@ -52,9 +54,7 @@ impl<'g> Table<'g> {
                 one(t)
             }
             "Concat" => {
-                let rank = self.shape(x)?.len() as i64;
-                let axis = a.int("axis", 1);
-                let axis = usize::try_from(if axis < 0 { axis + rank } else { axis }).ok().filter(|a| *a < rank as usize)?;
+                let axis = axis_of(a.int("axis", 1), self.shape(x)?.len())?;
                 if s.args.contains(&TermId::NONE) { None } else { one(self.concat(axis, s.args)) }
             }
             "Slice" => one(self.slice_node(s)?),
@@ -226,7 +226,7 @@ impl<'g> Table<'g> {
     fn slice_node(&mut self, s: &Site<'_, 'g>) -> Option<TermId> {
         let a = &s.op.attrs;
         let x = s.arg(0);
-        let rank = self.shape(x)?.len() as i64;
+        let rank = self.shape(x)?.len();
         let list = |t: &mut Self, i: usize, name: &str| match a.ints(name) {
             Some(v) => Some(v.to_vec()),
             None => t.ints(s.arg(i)),
@@ -242,7 +242,7 @@ impl<'g> Table<'g> {
         }
         let mut ranges = Vec::new();
         for (i, axis) in axes.iter().enumerate() {
-            let axis = usize::try_from(if *axis < 0 { axis + rank } else { *axis }).ok()?;
+            let axis = axis_of(*axis, rank)?;
             let extent = self.shape(x)?.get(axis)?.known();
             let (start, end, step) = (starts[i], ends[i], steps[i]);
             match extent {
@@ -251,7 +251,7 @@ impl<'g> Table<'g> {
                     ranges.push((axis, start, len, step));
                 }
                 // All of an axis, however long it is.
-                None if start == 0 && step == 1 && end >= i32::MAX as i64 => {}
+                None if start == 0 && step == 1 && end >= Dim::FAR => {}
                 None => return None,
             }
         }
@@ -265,24 +265,14 @@ impl<'g> Table<'g> {
     /// `Split` as ranges of an axis.
     fn split_node(&mut self, s: &Site<'_, 'g>) -> Option<Vec<TermId>> {
         let x = s.arg(0);
-        let rank = self.shape(x)?.len() as i64;
-        let axis = s.op.attrs.int("axis", 0);
-        let axis = usize::try_from(if axis < 0 { axis + rank } else { axis }).ok()?;
+        let axis = axis_of(s.op.attrs.int("axis", 0), self.shape(x)?.len())?;
         let extent = self.shape(x)?.get(axis)?.known()?;
         let listed = match s.op.attrs.ints("split") {
             Some(v) => Some(v.to_vec()),
             None if s.arg(1) != TermId::NONE => Some(self.ints(s.arg(1))?),
             None => None,
         };
-        let n = s.results as i64;
-        let sizes = listed.unwrap_or_else(|| {
-            // The last part is the smaller one.
-            let each = extent.div_euclid(n) + (extent.rem_euclid(n) != 0) as i64;
-            (0..n).map(|i| each.min(extent - i * each)).collect()
-        });
-        if sizes.len() as i64 != n || sizes.iter().any(|s| *s < 0) || sizes.iter().sum::<i64>() != extent {
-            return None;
-        }
+        let sizes = part_sizes(extent, s.results as i64, listed)?;
         let mut at = 0;
         let mut out = Vec::new();
         for len in sizes {
@@ -296,9 +286,7 @@ impl<'g> Table<'g> {
     fn gather_node(&mut self, s: &Site<'_, 'g>) -> Option<TermId> {
         const MOST: usize = 64;
         let (x, at) = (s.arg(0), s.arg(1));
-        let rank = self.shape(x)?.len() as i64;
-        let axis = s.op.attrs.int("axis", 0);
-        let axis = usize::try_from(if axis < 0 { axis + rank } else { axis }).ok()?;
+        let axis = axis_of(s.op.attrs.int("axis", 0), self.shape(x)?.len())?;
         let extent = self.shape(x)?.get(axis)?.known()?;
         let places = self.ints(at)?;
         let inner = self.ty(at)?.rank();
@@ -318,25 +306,5 @@ impl<'g> Table<'g> {
         let mut shape = self.shape(joint)?.clone();
         shape.remove(axis);
         Some(self.reshape(joint, shape))
-    }
-}
-
-/// Start and number of elements of a slice of an axis of `n`.
-fn range(n: i64, start: i64, end: i64, step: i64) -> Option<(i64, i64)> {
-    if n == 0 {
-        return Some((0, 0));
-    }
-    let from_end = |v: i64| if v < 0 { v.saturating_add(n) } else { v };
-    let (start, end) = (from_end(start), from_end(end));
-    if step > 0 {
-        let (start, end) = (start.clamp(0, n), end.clamp(0, n));
-        let span = (end - start).max(0);
-        Some((start, span / step + (span % step != 0) as i64))
-    } else if step < 0 && step > i64::MIN {
-        let (start, end) = (start.clamp(0, n - 1), end.clamp(-1, n - 1));
-        let (span, step) = ((start - end).max(0), -step);
-        Some((start, span / step + (span % step != 0) as i64))
-    } else {
-        None
     }
 }

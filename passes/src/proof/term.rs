@@ -2,12 +2,15 @@
 
 use super::ProofOptions;
 use super::constant::{ConstId, Constants};
-use super::known::{Elements, Known};
 use crate::ir::{DType, Dim, Shape, TensorType, ValueId, ValueType};
+use crate::ops::eval::{Array, Bounded};
 use indexmap::{IndexMap, IndexSet};
 use smallvec::SmallVec;
 use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
+
+/// Most elements that are worked with one by one.
+pub(super) const MOST: usize = 1 << 22;
 
 /// Number of a term in its table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -98,7 +101,7 @@ pub(super) struct Info {
     /// Is it computed from an input?
     pub(super) fed: bool,
     /// Elements, as far as they are known.
-    pub(super) known: Option<Rc<Known>>,
+    pub(super) known: Option<Rc<Array<Bounded>>>,
     /// First value of each graph that is this term.
     pub(super) origin: [Option<ValueId>; 2],
 }
@@ -253,7 +256,7 @@ impl<'g> Table<'g> {
     }
 
     /// Elements of a term, as far as they are known and not too many.
-    pub(super) fn known(&mut self, t: TermId) -> Option<Rc<Known>> {
+    pub(super) fn known(&mut self, t: TermId) -> Option<Rc<Array<Bounded>>> {
         if t == TermId::NONE {
             return None;
         }
@@ -261,44 +264,37 @@ impl<'g> Table<'g> {
             return Some(k.clone());
         }
         let id = self.as_const(t)?;
-        let known = Rc::new(Known::of_constant(&self.constants, id)?);
+        let known = Rc::new(self.constants.array(id, MOST)?);
         self.info_mut(t).known = Some(known.clone());
         Some(known)
     }
 
     /// All elements of a small integer term.
     pub(super) fn ints(&mut self, t: TermId) -> Option<Vec<i64>> {
-        match &self.known(t)?.elements {
-            Elements::Int(v) => Some(v.clone()),
-            _ => None,
-        }
+        self.known(t)?.ints()
     }
 
     /// The elements of a small integer term, extents of the inputs among them.
     pub(super) fn dims(&mut self, t: TermId) -> Option<Vec<Dim>> {
-        match &self.known(t)?.elements {
-            Elements::Int(v) => Some(v.iter().map(|v| Dim::from(*v)).collect()),
-            Elements::Extents(v) => Some(v.clone()),
-            Elements::Float(_) => None,
-        }
+        let known = self.known(t)?;
+        known.extents().or_else(|| Some(known.ints()?.into_iter().map(Dim::from).collect()))
     }
 
     /// The term of known elements, if they are all known; `None` otherwise.
-    pub(super) fn of_known(&mut self, k: Known) -> Option<TermId> {
-        if let Elements::Extents(dims) = &k.elements
-            && !dims.iter().all(|d| d.known().is_some())
-        {
-            if !dims.iter().all(|d| self.is_definite(d)) {
-                return None;
-            }
-            let ty = TensorType::fixed(k.dtype, &k.dims);
-            let t = self.intern(Head::Extents(k.dtype, k.dims.clone(), dims.clone()), Args::new(), ty.into());
-            self.info_mut(t).known = Some(Rc::new(k));
-            return Some(t);
+    pub(super) fn of_known(&mut self, k: Array<Bounded>) -> Option<TermId> {
+        if let Some(constant) = k.to_tensor() {
+            let bytes = constant.bytes().ok()?.into_owned();
+            let id = self.constants.of_elements(k.dtype, k.dims, bytes);
+            return Some(self.constant(id));
         }
-        let bytes = k.bytes()?;
-        let id = self.constants.of_elements(k.dtype, k.dims.clone(), bytes);
-        Some(self.constant(id))
+        let dims = k.extents()?;
+        if !dims.iter().all(|d| self.is_definite(d)) {
+            return None;
+        }
+        let ty = TensorType::fixed(k.dtype, &k.dims);
+        let t = self.intern(Head::Extents(k.dtype, k.dims.clone(), dims), Args::new(), ty.into());
+        self.info_mut(t).known = Some(Rc::new(k));
+        Some(t)
     }
 
     /// Is the extent a function of the inputs' extents and of those of terms?

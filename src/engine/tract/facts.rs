@@ -7,18 +7,19 @@
 //! so one unknown operator does not lose what follows it.
 
 use super::{framework, from_datum, is_known, quietly, to_datum, to_tract};
-use ancre_passes::analysis::integers::{self, Integers, Known};
 use ancre_passes::analysis::types::{ShapeOracle, declared, infer_node_knowing, is_resolved, merge, unnamed_dim};
 use ancre_passes::ir::{ANCRE, DType, Dim, Graph, Kind, NodeId, Tensor, TensorType, ValueId, ValueType};
 use ancre_passes::onnx::node_message;
-use ancre_passes::ops::constant_ints;
+use ancre_passes::ops::constant_extents;
+use ancre_passes::ops::eval::{Array, Facts, Poly, evaluate_node};
 use indexmap::IndexMap;
 use onnx_protobuf::{GraphProto, Message, ModelProto, OperatorSetIdProto};
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::Arc;
 use tract_onnx::model::{Onnx, ParsingContext};
 use tract_onnx::pb;
-use tract_onnx::prelude::{DatumType, Framework, InferenceFact, InferenceModel, TDim, Tensor as TractTensor};
+use tract_onnx::prelude::{DatumType, Framework, InferenceFact, InferenceModel, TDim};
 use tract_onnx::tract_hir::infer::{Factoid, GenericFactoid, InferenceOp, ShapeFactoid};
 use tract_onnx::tract_hir::internal::{IntoArcTensor, SymbolScope, TVec, tensor1};
 
@@ -94,21 +95,18 @@ struct Walk<'g> {
     half_is_brain: bool,
     facts: HashMap<ValueId, InferenceFact>,
     /// The arithmetic on shapes that we follow ourselves; `facts` has its elements too.
-    integers: HashMap<ValueId, Integers>,
+    integers: HashMap<ValueId, Array<Poly>>,
 }
 
-impl Known for Walk<'_> {
-    fn integers(&self, v: ValueId) -> Option<&Integers> {
-        self.integers.get(&v)
+impl Facts<Poly> for Walk<'_> {
+    fn array(&self, v: ValueId) -> Option<Cow<'_, Array<Poly>>> {
+        self.integers.get(&v).map(Cow::Borrowed)
     }
 
     /// Polynomials only: in any other form an extent would lose what tract knows about it.
-    fn shape(&self, v: ValueId) -> Option<Vec<Dim>> {
-        self.facts.get(&v)?.shape.concretize()?.iter().map(polynomial).collect()
-    }
-
-    fn result_dims(&self, v: ValueId) -> Option<Vec<i64>> {
-        self.own_rule(v.node)?.first()?.known_dims()
+    fn ty(&self, v: ValueId) -> ValueType {
+        let shape = self.facts.get(&v).and_then(|f| f.shape.concretize()?.iter().map(polynomial).collect());
+        ValueType { shape, ..self.type_of(v) }
     }
 }
 
@@ -141,38 +139,36 @@ impl Walk<'_> {
 
     /// What our own shape rule says.
     fn own_rule(&self, node: NodeId) -> Option<Vec<TensorType>> {
-        let ints_of = |v| self.integers.get(&v).and_then(Integers::numbers).or_else(|| constant_ints(self.g, v));
-        infer_node_knowing(self.g, node, &|v| self.type_of(v).tensor(), &ints_of)
+        let extents_of = |v| self.integers.get(&v).and_then(Array::extents).or_else(|| constant_extents(self.g, v));
+        infer_node_knowing(self.g, node, &|v| self.type_of(v).tensor(), &extents_of)
     }
 
-    /// Is the node's result a few integers that we can tell?
+    /// Are the node's results a few integers that we can tell?
     fn counts(&mut self, node: NodeId) -> bool {
-        let v = self.g.result(node, 0);
-        let Some(found) = integers::evaluate(self.g, node, self) else { return false };
-        let own = self.own_rule(node);
-        let dtype = own.as_ref().and_then(|types| types.first()).map(|ty| ty.dtype);
-        let fact = dtype.and_then(|dtype| self.counted(dtype, &found));
-        fact.map(|fact| {
+        let Some(found) = evaluate_node(self.g, node, self, MOST_INTS) else { return false };
+        let all: Option<Vec<InferenceFact>> = found.iter().map(|array| self.counted(array)).collect();
+        let Some(facts) = all else { return false };
+        for ((v, fact), array) in self.g.results(node).zip(facts).zip(found) {
             self.facts.insert(v, fact);
-            self.integers.insert(v, found);
-        })
-        .is_some()
+            self.integers.insert(v, array);
+        }
+        true
     }
 
-    /// The fact that carries integers of shape arithmetic.
-    fn counted(&self, dtype: DType, found: &Integers) -> Option<InferenceFact> {
-        let shape: Vec<usize> = found.dims.iter().map(|d| usize::try_from(*d).ok()).collect::<Option<_>>()?;
-        let tensor = match (dtype, found.numbers()) {
-            (DType::I64, Some(n)) => TractTensor::from_shape(&shape, &n),
-            (DType::I32, Some(n)) => TractTensor::from_shape(&shape, &n.iter().map(|v| *v as i32).collect::<Vec<_>>()),
-            (DType::Bool, Some(n)) => TractTensor::from_shape(&shape, &n.iter().map(|v| *v != 0).collect::<Vec<_>>()),
-            (DType::I64, None) => {
-                let extents: Vec<TDim> = found.values.iter().map(|d| tdim(d, &self.symbols)).collect();
-                tensor1(&extents).into_shape(&shape)
-            }
-            _ => return None,
-        };
-        InferenceFact::try_from(tensor.ok()?.into_arc_tensor()).ok()
+    /// The fact that carries integers of shape arithmetic, as far as tract has a form for them.
+    fn counted(&self, found: &Array<Poly>) -> Option<InferenceFact> {
+        if found.dtype.is_float() {
+            return None;
+        }
+        if let Some(constant) = found.to_tensor() {
+            return small_constant(&constant);
+        }
+        if found.dtype == DType::I64 {
+            let shape: Vec<usize> = found.dims.iter().map(|d| usize::try_from(*d).ok()).collect::<Option<_>>()?;
+            let extents: Vec<TDim> = found.extents()?.iter().map(|d| tdim(d, &self.symbols)).collect();
+            return InferenceFact::try_from(tensor1(&extents).into_shape(&shape).ok()?.into_arc_tensor()).ok();
+        }
+        Some(self.fact(&TensorType::fixed(found.dtype, &found.dims).into()))
     }
 
     /// Our own rule, which costs a hundredth of tract's inference, where it says all there is to know: the types of results
@@ -222,8 +218,8 @@ impl Walk<'_> {
     fn constant(&mut self, v: ValueId, tensor: &Tensor, fixed: bool) {
         let inside = fixed && tensor.external().is_none();
         if inside
-            && tensor.len() <= MOST_INTS
-            && let Some(found) = integers::of_constant(self.g, v)
+            && !tensor.dtype().is_float()
+            && let Some(found) = Array::of_tensor(tensor, MOST_INTS)
         {
             self.integers.insert(v, found);
         }
@@ -261,7 +257,7 @@ impl Walk<'_> {
     /// Is the shape that a `ConstantOfShape` reads as long as one may be? tract makes an extent for each of its elements.
     fn rank_is_possible(&self, node: NodeId) -> bool {
         const MOST_AXES: i64 = 1 << 10;
-        let length = || self.shape(self.g.operand(node, 0)?)?.first()?.known();
+        let length = || self.ty(self.g.operand(node, 0)?).shape?.first()?.known();
         !self.g.is_op(node, "ConstantOfShape") || length().is_none_or(|n| n <= MOST_AXES)
     }
 

@@ -179,7 +179,8 @@ impl<'g> Analysis<'g> {
         match &self.g.node(id).kind {
             Kind::Input(_) => Ok(self.input(self.g.result(id, 0), answer)),
             Kind::Initializer { .. } => {
-                self.integers.extend(integers::of_constant(self.g, self.g.result(id, 0)));
+                let v = self.g.result(id, 0);
+                self.integers.extend(integers::of_constant(self.g, v).map(|i| (v, Some(i))));
                 Ok(1)
             }
             Kind::Op(_) => self.operator(id, answer).map_err(|why| format!("{}: {why}", self.g.site(id))),
@@ -201,11 +202,11 @@ impl<'g> Analysis<'g> {
         let operands = self.g.operands(id);
         let reads: Vec<ValueId> = self.g.reads(id).collect();
         let placed = reads.iter().any(|v| self.places.contains_key(v));
-        let counts = reads.iter().any(|v| self.integers.get(v).is_some_and(|i| i.depends(&self.batch)));
+        let counts = reads.iter().any(|v| self.integers.get(v).is_some_and(|i| integers::depends(i, &self.batch)));
         if !placed && !counts {
             // The same for every sample, whatever the batch.
             if let Some(i) = integers::evaluate(self.g, id, self) {
-                self.integers.insert(self.g.result(id, 0), i);
+                self.integers.insert(self.g.result(id, 0), Some(i));
             }
             return Ok(1);
         }

@@ -3,12 +3,12 @@
 
 use super::super::Refusal;
 use super::super::edit::Edit;
-use super::super::integers::Integers;
 use super::super::place::{self, Place};
 use super::Rule;
-use crate::analysis::integers;
 use crate::analysis::types::is_unnamed;
-use crate::ir::{Dim, ValueId};
+use crate::ir::{Dim, ValueId, ValueType};
+use crate::ops::eval::{Array, Element, Facts, Poly};
+use std::borrow::Cow;
 
 /// How far a rule may go to bring operands together.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -128,12 +128,14 @@ impl Rule<'_, '_> {
             if !self.depends(i) {
                 continue;
             }
-            let Some(Integers::Known(known)) = self.integers(i) else { return false };
-            let values: Vec<Dim> = known.values.iter().map(|d| place::substitute(d, &symbol, &before)).collect();
-            let was = integers::Integers { dims: known.dims.clone(), values };
-            let Some(numbers) = was.numbers() else { return false };
-            self.edits.push(Edit::Was { operand: i, dims: was.dims.clone(), values: numbers });
-            self.was.insert(i, Integers::Known(was));
+            let Some(Some(known)) = self.integers(i) else { return false };
+            let was = known.extents().map(|v| v.iter().map(|d| place::substitute(d, &symbol, &before)).collect::<Vec<_>>());
+            let numbers: Option<Vec<i64>> = was.and_then(|v| v.iter().map(Dim::known).collect());
+            let Some(values) = numbers else { return false };
+            let elements = values.iter().copied().map(Element::Int).collect();
+            let was = Array { elements, ..known.clone() };
+            self.edits.push(Edit::Was { operand: i, dims: was.dims.clone(), values });
+            self.was.insert(i, Some(was));
             any = true;
         }
         any
@@ -149,20 +151,13 @@ fn shape_beside(shape: &[Dim], p: &Place) -> Vec<Dim> {
     own
 }
 
-impl integers::Known for Rule<'_, '_> {
-    fn integers(&self, v: ValueId) -> Option<&integers::Integers> {
+impl Facts<Poly> for Rule<'_, '_> {
+    fn array(&self, v: ValueId) -> Option<Cow<'_, Array<Poly>>> {
         let own = self.operands.iter().position(|o| *o == Some(v)).and_then(|i| self.was.get(&i));
-        match own.or_else(|| self.a.integers.get(&v))? {
-            Integers::Known(known) => Some(known),
-            Integers::Depends => None,
-        }
+        own.or_else(|| self.a.integers.get(&v))?.as_ref().map(Cow::Borrowed)
     }
 
-    fn shape(&self, v: ValueId) -> Option<Vec<Dim>> {
-        self.a.new_shape(v).ok()
-    }
-
-    fn result_dims(&self, v: ValueId) -> Option<Vec<i64>> {
-        self.a.g.tensor_type(v)?.known_dims()
+    fn ty(&self, v: ValueId) -> ValueType {
+        self.a.ty(v)
     }
 }

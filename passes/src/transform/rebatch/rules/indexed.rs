@@ -2,7 +2,6 @@
 
 use super::super::Refusal;
 use super::super::edit::Edit;
-use super::super::integers::Integers;
 use super::super::place::Place;
 use super::bring::Effort;
 use super::{Found, Rule};
@@ -56,7 +55,7 @@ impl Rule<'_, '_> {
             return Err("it indexes the samples".into());
         }
         let picked = |k: usize| coordinate.is_none_or(|(c, m)| k % m == c);
-        let values = self.integers(1).and_then(Integers::numbers);
+        let values = self.numbers(1);
         let from_front = values.is_some_and(|v| v.iter().enumerate().all(|(k, i)| !picked(k) || (0..step).contains(i)));
         let axes = if coordinate.is_some() { shape.len() - 1 } else { shape.len() };
         let place = match self.place(1).cloned() {

@@ -157,7 +157,7 @@ impl Rule<'_, '_> {
     pub(super) fn apply(&mut self) -> Found {
         let found = self.by_name();
         let unclear = match &found {
-            Ok(Outcome::Integers(Integers::Depends)) => self.a.as_was,
+            Ok(Outcome::Integers(None)) => self.a.as_was,
             Ok(_) => false,
             Err(_) => self.effort > Effort::Asis || self.a.as_was,
         };
@@ -170,7 +170,8 @@ impl Rule<'_, '_> {
             return found;
         }
         if self.placed().is_empty() {
-            return Ok(integers::evaluate(self.a.g, self.id, &*self).map_or(Outcome::Same, Outcome::Integers));
+            let found = integers::evaluate(self.a.g, self.id, &*self);
+            return Ok(found.map_or(Outcome::Same, |i| Outcome::Integers(Some(i))));
         }
         self.by_name()
     }
@@ -190,7 +191,7 @@ impl Rule<'_, '_> {
         if let Some(i) =
             integers::evaluate(g, self.id, &*self).filter(|_| self.placed().is_empty() || name == "Shape" || name == "Size")
         {
-            return Ok(Outcome::Integers(i));
+            return Ok(Outcome::Integers(Some(i)));
         }
         if let Some(found) = self.by_shape(name)? {
             return Ok(found);
@@ -198,7 +199,7 @@ impl Rule<'_, '_> {
         if let Some(i) = (0..self.operands.len()).find(|i| self.depends(*i)) {
             // Whatever it is computed from them, it is no longer known.
             if self.placed().is_empty() && !self.float_result() {
-                return Ok(Outcome::Integers(Integers::Depends));
+                return Ok(Outcome::Integers(None));
             }
             return Err(format!("operand {i} is computed from the number of samples"));
         }
@@ -282,8 +283,18 @@ impl Rule<'_, '_> {
         self.a.integers.get(&self.operands.get(i).copied().flatten()?)
     }
 
+    /// The elements of an integer operand for the new batch, if they can be told.
+    pub(super) fn extents(&self, i: usize) -> Option<Vec<Dim>> {
+        self.integers(i)?.as_ref()?.extents()
+    }
+
+    /// The same as numbers.
+    pub(super) fn numbers(&self, i: usize) -> Option<Vec<i64>> {
+        self.integers(i)?.as_ref()?.ints()
+    }
+
     fn depends(&self, i: usize) -> bool {
-        self.integers(i).is_some_and(|n| n.depends(&self.a.batch))
+        self.integers(i).is_some_and(|n| integers::depends(n, &self.a.batch))
     }
 
     fn float_result(&self) -> bool {
@@ -312,8 +323,7 @@ impl Rule<'_, '_> {
         if self.operands.get(operand).copied().flatten().is_none() {
             return Ok(None);
         }
-        let numbers = self.integers(operand).and_then(Integers::numbers);
-        numbers.map(Some).ok_or_else(|| format!("its {name} are computed in the graph"))
+        self.numbers(operand).map(Some).ok_or_else(|| format!("its {name} are computed in the graph"))
     }
 
     fn all(&self, p: Place) -> Found {

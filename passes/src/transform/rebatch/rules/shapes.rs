@@ -3,7 +3,6 @@
 use super::super::Refusal;
 use super::super::edit::Edit;
 use super::super::edit::Entry;
-use super::super::integers::Integers;
 use super::super::place;
 use super::super::place::Place;
 use super::Found;
@@ -30,7 +29,7 @@ impl Rule<'_, '_> {
 
     /// The place of samples in a result whose shape operand `operand` names: the one entry that depends on the batch.
     pub(super) fn named_by(&self, operand: usize, fits: impl Fn(usize) -> bool) -> Result<Place, Refusal> {
-        let values = self.integers(operand).and_then(Integers::values).ok_or("its shape is computed in an unknown way")?;
+        let values = self.extents(operand).ok_or("its shape is computed in an unknown way")?;
         let symbol = self.a.batch.symbols().next().unwrap_or_default().to_string();
         let mut at = values.iter().enumerate().filter(|(_, d)| d.symbols().any(|s| s == symbol));
         let ((axis, d), None) = (at.next().ok_or("its shape does not depend on the batch")?, at.next()) else {
@@ -72,7 +71,7 @@ impl Rule<'_, '_> {
     pub(super) fn retarget(&mut self, operand: usize, to: &[Dim], q: &Place, from: &[Dim]) -> Result<(), Refusal> {
         let copies = self.int("allowzero", 0) == 0;
         let want = |k: usize| if k == q.axis { q.extent(&self.a.batch) } else { to[k].clone() };
-        let entries = self.integers(operand).and_then(Integers::values).map(<[Dim]>::to_vec);
+        let entries = self.extents(operand);
         if entries.as_ref().is_some_and(|e| e.len() != to.len()) {
             return Err("its target does not fit its result".into());
         }
@@ -120,7 +119,7 @@ impl Rule<'_, '_> {
         let q = p.at(p.axis + to.len() - self.rank(0)?.min(to.len()));
         // The target's entry there has to be 1, or the new extent.
         if let Some(k) = (q.axis + width).checked_sub(to.len()) {
-            let entries = self.integers(1).and_then(Integers::values).map(<[Dim]>::to_vec);
+            let entries = self.extents(1);
             let right = entries
                 .as_ref()
                 .map_or(self.a.before == 1 && q.is_pure(), |e| e[k].is_one() || e[k] == q.extent(&self.a.batch));
@@ -139,7 +138,7 @@ impl Rule<'_, '_> {
             let p = self.named_by(1, |axis| own.get(axis).is_some_and(Dim::is_one))?;
             return self.all(p);
         };
-        let repeats = self.integers(1).and_then(Integers::values).ok_or("its repeats are computed in the graph")?;
+        let repeats = self.extents(1).ok_or("its repeats are computed in the graph")?;
         // The axis is repeated as a whole.
         let times = repeats.get(p.axis).cloned().ok_or("its repeats do not fit its operand")?;
         self.all(Place { outer: &times * &p.outer, ..p })
@@ -154,7 +153,7 @@ impl Rule<'_, '_> {
         if self.operands.get(3).copied().flatten().is_some()
             && self.a.g.op(self.id).is_none_or(|o| o.attrs.ints("axes").is_none())
         {
-            let entries = self.integers(3).and_then(Integers::values).map(<[Dim]>::to_vec);
+            let entries = self.extents(3);
             let right = entries.as_ref().is_some_and(|e| e.get(p.axis) == Some(&p.extent(&self.a.batch)));
             if !right {
                 let n = to[p.axis].known().ok_or("its sizes are computed in the graph")?;
