@@ -94,6 +94,16 @@ fn tensor(r: &mut Random, dtype: DType, dims: &[i64]) -> Tensor {
     ints(dtype, dims, &values)
 }
 
+fn any(r: &mut Random, dims: &[i64]) -> Tensor {
+    let t = any_type(r);
+    tensor(r, t, dims)
+}
+
+fn of_types(r: &mut Random, types: &[DType], dims: &[i64]) -> Tensor {
+    let t = one_of(r, types);
+    tensor(r, t, dims)
+}
+
 fn vector(values: &[i64]) -> Option<Tensor> {
     Some(Tensor::i64s(&[values.len() as i64], values))
 }
@@ -133,7 +143,7 @@ fn case(name: &'static str, r: &mut Random) -> Case {
     let of = |attrs: Attrs, operands: Vec<Option<Tensor>>| Case { name, attrs, operands, results: 1 };
     match name {
         "Shape" | "Size" => {
-            let x = tensor(r, any_type(r), &dims);
+            let x = any(r, &dims);
             let bounded = name == "Shape" && r.below(2) == 0;
             let a = if bounded { a.with("start", between(r, -4, 4)).with("end", bound(r)) } else { a };
             of(a, vec![Some(x)])
@@ -149,11 +159,11 @@ fn case(name: &'static str, r: &mut Random) -> Case {
             }
         }
         "Identity" | "Neg" | "Abs" | "Sign" | "Relu" | "NonZero" => {
-            let x = tensor(r, any_type(r), &dims);
+            let x = any(r, &dims);
             of(a, vec![Some(x)])
         }
         "Floor" | "Ceil" | "Round" | "Sqrt" | "Reciprocal" | "Sigmoid" | "Tanh" => {
-            let x = tensor(r, one_of(r, FLOATS), &dims);
+            let x = of_types(r, FLOATS, &dims);
             of(a, vec![Some(x)])
         }
         "Softmax" => {
@@ -162,7 +172,7 @@ fn case(name: &'static str, r: &mut Random) -> Case {
             of(a, vec![Some(Tensor::floats(one_of(r, &FLOATS[..2]), &dims, &values))])
         }
         "Not" => of(a, vec![Some(tensor(r, DType::Bool, &dims))]),
-        "BitwiseNot" => of(a, vec![Some(tensor(r, one_of(r, INTS), &dims))]),
+        "BitwiseNot" => of(a, vec![Some(of_types(r, INTS, &dims))]),
         "And" | "Or" | "Xor" => {
             let other = partner(r, &dims);
             of(a, vec![Some(tensor(r, DType::Bool, &other)), Some(tensor(r, DType::Bool, &dims))])
@@ -223,7 +233,7 @@ fn case(name: &'static str, r: &mut Random) -> Case {
         }
         "ReduceSum" | "ReduceProd" | "ReduceMax" | "ReduceMin" => {
             let mut a = a.with("keepdims", between(r, 0, 1)).with("noop_with_empty_axes", between(r, 0, 1));
-            let x = tensor(r, any_type(r), &dims);
+            let x = any(r, &dims);
             let mut axes: Vec<i64> = (0..dims.len() as i64).filter(|_| r.below(2) == 0).collect();
             if r.below(2) == 0 {
                 axes.iter_mut().for_each(|a| *a -= dims.len() as i64);
@@ -240,13 +250,13 @@ fn case(name: &'static str, r: &mut Random) -> Case {
         "CumSum" => {
             let dims = solid(r);
             let at = axis(r, dims.len());
-            let x = tensor(r, one_of(r, &[DType::I32, DType::I64, DType::F32]), &dims);
+            let x = of_types(r, &[DType::I32, DType::I64, DType::F32], &dims);
             of(a.with("exclusive", between(r, 0, 1)).with("reverse", between(r, 0, 1)), vec![Some(x), scalar(at)])
         }
         "ArgMax" | "ArgMin" => {
             let dims = solid(r);
             let a = a.with("axis", axis(r, dims.len())).with("keepdims", between(r, 0, 1));
-            of(a.with("select_last_index", between(r, 0, 1)), vec![Some(tensor(r, any_type(r), &dims))])
+            of(a.with("select_last_index", between(r, 0, 1)), vec![Some(any(r, &dims))])
         }
         "Range" => {
             let t = one_of(r, &[DType::I64, DType::I32, DType::I16, DType::F32, DType::F64]);
@@ -261,7 +271,7 @@ fn case(name: &'static str, r: &mut Random) -> Case {
             of(a, vec![one(start), one(end), one(step)])
         }
         "Reshape" => {
-            let x = tensor(r, any_type(r), &dims);
+            let x = any(r, &dims);
             let n = count(&dims) as i64;
             let to = match r.below(5) {
                 0 => vec![-1],
@@ -274,7 +284,7 @@ fn case(name: &'static str, r: &mut Random) -> Case {
         }
         "Flatten" => {
             let at = between(r, -(dims.len() as i64), dims.len() as i64);
-            of(a.with("axis", at), vec![Some(tensor(r, any_type(r), &dims))])
+            of(a.with("axis", at), vec![Some(any(r, &dims))])
         }
         "Squeeze" => {
             let mut dims = dims;
@@ -282,12 +292,12 @@ fn case(name: &'static str, r: &mut Random) -> Case {
             dims.insert(at, 1);
             let at = if r.below(2) == 0 { at as i64 } else { at as i64 - dims.len() as i64 };
             let axes = if r.below(3) == 0 { None } else { vector(&[at]) };
-            of(a, vec![Some(tensor(r, any_type(r), &dims)), axes])
+            of(a, vec![Some(any(r, &dims)), axes])
         }
         "Unsqueeze" => {
             let rank = dims.len() as i64 + 2;
             let (p, q) = (between(r, 0, rank - 2), -1);
-            of(a, vec![Some(tensor(r, any_type(r), &dims)), vector(&[q, p])])
+            of(a, vec![Some(any(r, &dims)), vector(&[q, p])])
         }
         "Transpose" => {
             let mut perm: Vec<i64> = (0..dims.len() as i64).collect();
@@ -296,22 +306,22 @@ fn case(name: &'static str, r: &mut Random) -> Case {
                 perm.swap(i, j);
             }
             let a = if r.below(4) == 0 { a } else { a.with("perm", perm) };
-            of(a, vec![Some(tensor(r, any_type(r), &dims))])
+            of(a, vec![Some(any(r, &dims))])
         }
         "Expand" => {
             let from = partner(r, &dims);
-            of(a, vec![Some(tensor(r, any_type(r), &from)), vector(&dims)])
+            of(a, vec![Some(any(r, &from)), vector(&dims)])
         }
         "Tile" => {
             let repeats: Vec<i64> = dims.iter().map(|_| between(r, 0, 3)).collect();
-            of(a, vec![Some(tensor(r, any_type(r), &dims)), vector(&repeats)])
+            of(a, vec![Some(any(r, &dims)), vector(&repeats)])
         }
         "Concat" | "Split" => {
             let dims = solid(r);
             let (t, at) = (any_type(r), axis(r, dims.len()));
             let k = (at + dims.len() as i64) as usize % dims.len();
             if name == "Concat" {
-                let mut part = |r: &mut Random| {
+                let part = |r: &mut Random| {
                     let mut own = dims.clone();
                     own[k] = between(r, 0, 3);
                     Some(tensor(r, t, &own))
@@ -333,7 +343,7 @@ fn case(name: &'static str, r: &mut Random) -> Case {
             let ends: Vec<i64> = axes.iter().map(|_| bound(r)).collect();
             let steps: Vec<i64> = axes.iter().map(|_| one_of(r, &[1, 1, 2, 3, -1, -2, i64::MAX, i64::MIN + 1])).collect();
             let axes = axes.iter().map(|a| if r.below(2) == 0 { *a } else { a - dims.len() as i64 }).collect::<Vec<_>>();
-            let x = tensor(r, any_type(r), &dims);
+            let x = any(r, &dims);
             of(a, vec![Some(x), vector(&starts), vector(&ends), vector(&axes), vector(&steps)])
         }
         "Gather" | "GatherElements" | "ScatterElements" => {
@@ -386,17 +396,17 @@ fn case(name: &'static str, r: &mut Random) -> Case {
             let mut dims = dims;
             dims.extend([between(r, 1, 4), between(r, 1, 4)]);
             let k = if r.below(2) == 0 { scalar(between(r, -3, 3)) } else { None };
-            of(a.with("upper", between(r, 0, 1)), vec![Some(tensor(r, any_type(r), &dims)), k])
+            of(a.with("upper", between(r, 0, 1)), vec![Some(any(r, &dims)), k])
         }
         "OneHot" => {
             let depth = between(r, 1, 4);
             let at: Vec<i64> = (0..count(&dims)).map(|_| between(r, -depth - 1, depth + 1)).collect();
-            let values = tensor(r, one_of(r, &[DType::I64, DType::F32, DType::I32]), &[2]);
+            let values = of_types(r, &[DType::I64, DType::F32, DType::I32], &[2]);
             let a = a.with("axis", axis(r, dims.len() + 1));
             of(a, vec![Some(Tensor::i64s(&dims, &at)), scalar(depth), Some(values)])
         }
         "ConstantOfShape" => {
-            let value = tensor(r, any_type(r), &[1]);
+            let value = any(r, &[1]);
             let a = if r.below(4) == 0 { a } else { a.with("value", value) };
             of(a, vec![vector(&dims)])
         }
