@@ -42,8 +42,7 @@ fn axis_of(listed: Option<i64>, attrs: &Attrs, old: bool, rank: usize) -> Option
 /// Real and imaginary parts along the last axis; half of a one-sided transform, or as many places as a length says.
 fn transformed(cx: &Infer) -> Types {
     let x = cx.ty(0)?;
-    let first =
-        |i: usize| if (cx.present)(i) { cx.ints(i).and_then(|v| v.first().copied()).map(Some) } else { Some(None) };
+    let first = |i: usize| if (cx.present)(i) { cx.ints(i).and_then(|v| v.first().copied()).map(Some) } else { Some(None) };
     let unknown = || TypeError("its axis or its length is computed in the graph".into());
     let (length, listed) = (first(1).ok_or_else(unknown)?, first(2).ok_or_else(unknown)?);
     // Where neither says the axis, the two forms agree only on a signal of rank 3.
