@@ -1,5 +1,5 @@
 //! The integration tests, one binary. They need an ONNX Runtime: one that is installed, or network to fetch one.
-#![cfg(feature = "ort")]
+#![cfg(all(feature = "ort", feature = "tract"))]
 #![allow(clippy::unwrap_used, unreachable_pub)]
 
 mod batch;

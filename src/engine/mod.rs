@@ -3,8 +3,9 @@
 #[cfg(feature = "ort")]
 pub mod ort;
 pub mod random_inputs;
-#[cfg(test)]
+#[cfg(all(test, feature = "tract"))]
 mod samples;
+#[cfg(feature = "tract")]
 pub mod tract;
 
 use crate::io::tensor::NpTensor;
@@ -55,8 +56,27 @@ pub trait Session {
 }
 
 /// The embedded engine.
+#[cfg(feature = "tract")]
 pub fn tract() -> Box<dyn Engine> {
     Box::new(tract::TractEngine)
+}
+
+/// The embedded engine of a build without it, which can load nothing.
+#[cfg(not(feature = "tract"))]
+pub fn tract() -> Box<dyn Engine> {
+    struct Missing;
+
+    impl Engine for Missing {
+        fn name(&self) -> &'static str {
+            "tract"
+        }
+
+        fn load(&self, _: &[u8], _: Option<&Path>) -> Result<Box<dyn Session>, EngineError> {
+            Err(EngineError::NoRuntime("this build of ancre-rewrite has no embedded engine (feature `tract`)".into()))
+        }
+    }
+
+    Box::new(Missing)
 }
 
 /// The user's ONNX Runtime.
@@ -80,5 +100,8 @@ pub fn ort() -> Result<Box<dyn Engine>, EngineError> {
 
 /// Finds the type of every value of a graph, as well as that can be known.
 pub fn find_types(g: &mut Graph) {
+    #[cfg(feature = "tract")]
     types::resolve_types(g, Some(&tract::TractOracle));
+    #[cfg(not(feature = "tract"))]
+    types::resolve_types(g, None);
 }

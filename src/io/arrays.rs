@@ -94,10 +94,12 @@ pub(crate) fn read_arrays(path: &Path) -> Result<Vec<Array>, Failure> {
 }
 
 /// Has a directory files of arrays?
+#[cfg(feature = "ort")]
 pub(crate) fn holds_arrays(dir: &Path) -> Result<bool, Failure> {
     Ok(!npy_files(dir)?.is_empty())
 }
 
+#[cfg(feature = "ort")]
 fn npy_files(dir: &Path) -> Result<Vec<PathBuf>, Failure> {
     let entries = std::fs::read_dir(dir).map_err(|e| Failure::input(format!("cannot be read: {e}")).at(dir))?;
     let mut all: Vec<PathBuf> = entries.flatten().map(|e| e.path()).collect();
@@ -107,6 +109,7 @@ fn npy_files(dir: &Path) -> Result<Vec<PathBuf>, Failure> {
 }
 
 /// The arrays of a directory, each named like its file.
+#[cfg(feature = "ort")]
 pub(crate) fn read_dir(dir: &Path) -> Result<Vec<Array>, Failure> {
     npy_files(dir)?.iter().map(|p| read_npy(p)).collect()
 }
