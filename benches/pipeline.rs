@@ -129,7 +129,7 @@ fn route_and_lower(b: Bencher, case: &Case) {
     let chains = find_residuals(&g).chains;
     b.with_inputs(|| g.clone()).bench_local_refs(|g| {
         route_skips(g, &chains, &route_options()).unwrap();
-        pipeline::lower_forward(g, |_, _| false).unwrap();
+        pipeline::lower_forward(g).unwrap();
     });
 }
 
@@ -144,7 +144,7 @@ fn training(b: Bencher, case: &Case) {
 #[divan::bench(args = cases(), max_time = 2)]
 fn emit(b: Bencher, case: &Case) {
     let (mut g, _) = case.routed();
-    pipeline::lower_forward(&mut g, |_, _| false).unwrap();
+    pipeline::lower_forward(&mut g).unwrap();
     b.bench_local(|| onnx::emit(black_box(&g)).unwrap().to_bytes().unwrap());
 }
 
@@ -158,7 +158,7 @@ fn emission(b: Bencher, case: &Case) {
     let run = |mut g: Graph| {
         let routers = route_skips(&mut g, &chains, &route_options()).unwrap().routers;
         let training = build_training_graph(g.clone(), &routers, &options).map(|t| t.graph).ok();
-        pipeline::lower_forward(&mut g, |_, _| false).unwrap();
+        pipeline::lower_forward(&mut g).unwrap();
         let mut nodes = 0;
         for g in [Some(g), training].into_iter().flatten() {
             nodes += g.op_count();

@@ -371,6 +371,15 @@ pub struct RewriteArgs {
     /// Fail (1) when there is nothing to rewrite
     #[arg(long, help_heading = "Verification")]
     pub require: bool,
+    /// Print the graph as text to stderr after the pass NAME, or after all (repeatable)
+    #[arg(long, value_name = "NAME|all", hide_short_help = true, help_heading = "Looking into the passes")]
+    pub print_after: Vec<String>,
+    /// Stop after the pass NAME; print the graph, write nothing
+    #[arg(long, value_name = "NAME", hide_short_help = true, help_heading = "Looking into the passes")]
+    pub stop_after: Option<String>,
+    /// Let passes that may leave a place as it is make N changes at most: bisection finds the change that breaks a model
+    #[arg(long, value_name = "N", hide_short_help = true, help_heading = "Looking into the passes")]
+    pub max_changes: Option<usize>,
     /// Report, write nothing
     #[arg(long)]
     pub dry_run: bool,

@@ -1,5 +1,7 @@
 //! Errors as the command line shows them.
 
+use ancre_passes::pipeline::PassError;
+use ancre_passes::refusal::Hint;
 use std::fmt;
 use std::path::Path;
 
@@ -30,6 +32,14 @@ impl Failure {
         Failure { what: format!("{}: {}", path.display(), self.what), ..self }
     }
 
+    /// The same with what a hint of the library means on the command line.
+    pub fn hint(self, hint: Option<Hint>) -> Failure {
+        match hint {
+            Some(hint) => self.help(advice(&hint)),
+            None => self,
+        }
+    }
+
     /// The same with advice.
     pub fn help(self, help: impl Into<String>) -> Failure {
         Failure { help: Some(help.into()), ..self }
@@ -47,3 +57,42 @@ impl fmt::Display for Failure {
 }
 
 impl std::error::Error for Failure {}
+
+impl From<PassError> for Failure {
+    fn from(e: PassError) -> Failure {
+        let failure = Failure::input(e.to_string()).hint(e.hint());
+        match e {
+            // It was asked for.
+            PassError::Stopped(_) => Failure { status: 0, ..failure },
+            _ => failure,
+        }
+    }
+}
+
+/// A complaint of the library with its advice, as one sentence.
+pub fn sentence(what: &dyn fmt::Display, hint: Option<Hint>) -> String {
+    match hint {
+        Some(hint) => format!("{what}; {}", advice(&hint)),
+        None => what.to_string(),
+    }
+}
+
+/// What a hint of the library means on the command line. No other place maps hints to options.
+fn advice(hint: &Hint) -> &'static str {
+    match hint {
+        Hint::ChooseOutput => "choose one with --output NAME",
+        Hint::ChooseLoss => {
+            "choose with --loss cross-entropy (int64 class labels), next-token (language models), mse, l1, huber or bce"
+        }
+        Hint::NameTrainable => "name some with --trainable GLOB",
+        Hint::CorrectTrainableList => "the file of --trainable-from has one initializer's name a line",
+        Hint::TrainBackbone => "leave out --freeze-backbone",
+        Hint::SkipVerification => "--verify none leaves verification out",
+        Hint::LargerBlocks => "--granularity block, or a number of adds of 1 or more",
+        Hint::SingleAdds => "--granularity add",
+        Hint::Temperature => "--tau X with X above 0",
+        Hint::NormalizeIncoming => "--normalize incoming, or --scope stage",
+        Hint::ChooseInit => "--init uniform, identity, file:PATH or, for softmax and gated, near-identity=EPS with 0 < EPS < 1; constant takes none",
+        Hint::CorrectInitFile => "the file of --init file:PATH holds a matrix for each chain's logits, named as the message says",
+    }
+}

@@ -37,5 +37,6 @@ pub fn inspect(a: &InspectArgs) -> Result<String, Failure> {
     if a.json {
         return Ok(report::inspect_json(&g, &structure, &model).to_string());
     }
-    Ok(report::inspect_text(&g, &structure))
+    let nothing = structure.identity_count() + structure.projections.len() == 0 && !structure.rejected.is_empty();
+    Ok(report::inspect_text(&g, &structure) + if nothing { "--rejected says why.\n" } else { "" })
 }

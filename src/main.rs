@@ -33,7 +33,7 @@ fn main() -> ExitCode {
             }
         }
         Err(e) => {
-            eprintln!("error: {e}");
+            eprintln!("{}{e}", if e.status == 0 { "" } else { "error: " });
             ExitCode::from(e.status)
         }
     }

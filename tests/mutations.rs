@@ -104,13 +104,14 @@ fn work_on(bytes: Vec<u8>, depth: Depth) -> Result<(), String> {
             g.clone(),
             &routers,
             &|_| None,
+            &mut pipeline::PassManager::default(),
             &mut Vec::new(),
         );
         if let Ok(Ok(files)) = built {
             write(&files.training.graph)?;
         }
     }
-    pipeline::lower_forward(&mut g, |_, _| false)?;
+    pipeline::lower_forward(&mut g).map_err(|e| e.to_string())?;
     write(&g)
 }
 

@@ -174,7 +174,7 @@ fn a_route_is_lowered_for_every_operator_set() {
             let sources: Vec<usize> = routers.iter().map(|r| r.sources.len()).collect();
             assert_eq!(sources, if scope == Scope::Network { vec![0, 7, 9] } else { vec![0, 0] }, "{what}");
             set_one_hot(&mut routed, &routers, &o);
-            pipeline::lower_forward(&mut routed, |_, _| false).unwrap();
+            pipeline::lower_forward(&mut routed).unwrap();
             verify::verify(&routed, verify::Stage::Legal).unwrap_or_else(|e| panic!("{what}: {}", e.join("; ")));
             assert_eq!(routed.opsets[""], opset, "{what}: the forward graph keeps its operator set");
             same(&reference, &run_tract(&routed, &feeds), 2e-6, &what);
@@ -232,7 +232,7 @@ fn network_rows_are_weighted_sums_of_pooled_and_fitted_states() {
         let rows: Vec<Vec<(usize, String)>> =
             routers.iter().map(|r| r.rows.iter().map(|(row, v)| (*row, name(v))).collect()).collect();
         let mut lowered = g.clone();
-        pipeline::lower_forward(&mut lowered, |_, _| false).unwrap();
+        pipeline::lower_forward(&mut lowered).unwrap();
         let values = run_tract(&lowered, &feeds);
         for (i, (sources, states)) in names.iter().enumerate() {
             let shape = values[&states[0]].shape().to_vec();

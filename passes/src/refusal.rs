@@ -86,12 +86,6 @@ pub enum Hint {
     CorrectTrainableList,
     /// Train more than the head.
     TrainBackbone,
-    /// Freeze what lies before a node that has no derivative.
-    FreezeBefore(String),
-    /// Leave the batch as it is.
-    KeepBatch,
-    /// Build the graph for any batch.
-    DynamicBatch,
     /// Do without the comparison.
     SkipVerification,
     /// Put more adds into a block.
@@ -106,8 +100,6 @@ pub enum Hint {
     ChooseInit,
     /// Correct the file of starting values.
     CorrectInitFile,
-    /// See why an add is not residual.
-    ShowRejected,
 }
 
 /// What a pass did.
@@ -130,7 +122,7 @@ impl Applied {
     }
 
     /// Counts a change, unless the limit is reached. A pass that may leave a place as it is asks this before it changes it.
-    pub fn allows(&mut self, place: &str) -> bool {
+    pub fn allows(&mut self, place: &dyn fmt::Display) -> bool {
         if let Some(left) = &mut self.left {
             if *left == 0 {
                 return false;

@@ -1,17 +1,16 @@
 //! Golden cases of the passes in the textual form of `text`, and the properties of that form.
 //!
-//! A case is a file of `text/`: `// RUN: <pass> [options] | <pass> …`, comments that say what it shows, a graph, `// EXPECT`, and
+//! A case is a file of `text/`: `// RUN: <pass or pipeline> [options] | …`, comments that say what it shows, a graph, `// EXPECT`, and
 //! what comes out. `BLESS=1 cargo test -p ancre-passes --test text` writes the last part anew; read what changed before it is
 //! committed.
 
 #![allow(clippy::unwrap_used)]
 
 use ancre_passes::analysis::residual::{Join, ResidualStructure, find_residuals};
-use ancre_passes::ir::{Attrs, DType, Dim, Graph, Op, Tensor, TensorType, ValueId};
+use ancre_passes::ir::{Attrs, DType, Dim, Graph, Op, Tensor, TensorType};
 use ancre_passes::ops::build::Builder;
+use ancre_passes::pipeline::{Cx, PIPELINES, Pass, PassManager, passes, run_words};
 use ancre_passes::text::{body, outline, parse, print};
-use ancre_passes::transform::route::{Form, Granularity, Init, Normalize, RouteOptions, Rule, route_skips};
-use ancre_passes::transform::{differentiate, eliminate, fold, lower_routes, route, separate};
 use ancre_passes::verify::{Stage, verify};
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
@@ -54,9 +53,9 @@ fn run_case(input: &str) -> Result<String, String> {
     verify(&g, Stage::Open).map_err(|e| format!("the input is not well formed: {}", e.join("; ")))?;
     let mut out = String::new();
     let mut printed = false;
-    for stage in run.split('|') {
-        let words: Vec<&str> = stage.split_whitespace().collect();
-        printed = stage_of(&words, &mut g, &mut out)?;
+    let mut cx = Cx::default();
+    for stage in run.split('|').map(str::trim) {
+        printed = stage_of(stage, &mut g, &mut cx, &mut out)?;
         verify(&g, Stage::Open).map_err(|e| format!("after {stage}: {}", e.join("; ")))?;
         let text = print(&g);
         assert_eq!(print(&parse(&text).map_err(|e| format!("after {stage}: {e}\n{text}"))?), text);
@@ -67,77 +66,55 @@ fn run_case(input: &str) -> Result<String, String> {
     Ok(out)
 }
 
-/// Runs one pass; whether it wrote what is to be seen itself.
-fn stage_of(words: &[&str], g: &mut Graph, out: &mut String) -> Result<bool, String> {
-    let option = |key: &str| words[1..].iter().find_map(|w| w.strip_prefix(key)?.strip_prefix('='));
-    match words[0] {
-        "print" => {}
+/// Runs a pass or a pipeline by name, or shows the graph; whether it wrote what is to be seen itself.
+fn stage_of(stage: &str, g: &mut Graph, cx: &mut Cx, out: &mut String) -> Result<bool, String> {
+    match stage {
+        "print" => return Ok(false),
         "body" => *out += &body(g),
         "residuals" => *out += &residuals(g, &find_residuals(g)),
-        "route-skips" => {
-            let routers =
-                route_skips(g, &find_residuals(g).chains, &route_options(&words[1..])?).map_err(|e| e.to_string())?.routers;
-            if routers.is_empty() {
+        _ => {
+            let mut manager = PassManager::default();
+            let known = (cx.aliases.len(), cx.refused.len());
+            run_words(stage, g, cx, &mut manager).map_err(|e| e.to_string())?;
+            let ran = |name: &str| manager.runs.iter().any(|r| r.pass == name);
+            for run in manager.runs.iter().filter(|r| r.changed > 0 && r.pass != "route-skips") {
+                let _ = writeln!(out, "# {}: {}", run.pass, run.changed);
+            }
+            if ran("route-skips") && cx.routers.is_empty() {
                 *out += "# no router\n";
             }
-            for r in routers {
-                let note = r.note.map(|n| format!("; {n}")).unwrap_or_default();
+            for r in cx.routers.iter().filter(|_| ran("route-skips")) {
+                let note = r.note.as_ref().map(|n| format!("; {n}")).unwrap_or_default();
                 let _ = writeln!(out, "# chain {}: {} blocks of {} adds{note}", r.chain, r.blocks, r.adds_per_block);
             }
-        }
-        "lower-routes" => lower_routes::lower_routes(g).map_err(|e| e.to_string())?,
-        "eliminate-dead" => {
-            let count = eliminate::eliminate_dead(g, |_, _| false);
-            let _ = writeln!(out, "# {count} removed");
-        }
-        "fold-constants" => {
-            let count = fold::fold_constants(g);
-            let _ = writeln!(out, "# {count} folded");
-        }
-        "separate-parameters" => {
-            for (new, old) in separate::separate_parameters(g, separate::is_own) {
+            for (new, old) in cx.aliases.iter().skip(known.0) {
                 let _ = writeln!(out, "# {new} was {old}");
             }
-        }
-        "differentiate" => {
-            let value = |name: &str| g.find(name).ok_or(format!("no value `{name}`"));
-            let loss = value(option("loss").unwrap_or("loss"))?;
-            let wrt: Vec<ValueId> =
-                option("wrt").ok_or("wrt=a,b is missing")?.split(',').map(value).collect::<Result<_, _>>()?;
-            for (v, ct) in differentiate(g, loss, &wrt).map_err(|e| e.to_string())? {
-                let _ = writeln!(out, "# {} has the gradient {}", g.name(v), g.name(ct));
-                g.add_output(ct, None);
+            for t in cx.trained.iter().filter(|_| ran("differentiate")) {
+                let _ = writeln!(out, "# {} has the gradient {}", g.name(t.value), g.name(t.gradient));
             }
+            cx.refused.iter().skip(known.1).for_each(|r| out.push_str(&format!("# refused: {r}\n")));
+            return Ok(false);
         }
-        other => return Err(format!("there is no pass `{other}`")),
     }
-    Ok(matches!(words[0], "body" | "residuals"))
+    Ok(true)
 }
 
-fn route_options(words: &[&str]) -> Result<RouteOptions, String> {
-    let mut o = RouteOptions {
-        form: Form::Reassign,
-        granularity: Granularity::Add,
-        rule: Rule::Softmax,
-        normalize: Normalize::Incoming,
-        init: Init::Uniform,
-        tau: 1.0,
-        scope: route::Scope::Stage,
-        chains: route::ChainChoice::All,
-    };
-    for word in words {
-        match *word {
-            "augment" => o.form = Form::Augment,
-            "block" => o.granularity = Granularity::Block,
-            "gated" => o.rule = Rule::Gated,
-            "free" => o.rule = Rule::Free,
-            "constant" => o.rule = Rule::Constant,
-            "outgoing" => o.normalize = Normalize::Outgoing,
-            "identity" => o.init = Init::Identity,
-            other => return Err(format!("route-skips has no option `{other}`")),
-        }
+/// Every pass stands in a golden text, by its own name or in a pipeline.
+#[test]
+fn every_pass_has_a_golden_text() {
+    let mut ran: Vec<String> = Vec::new();
+    for file in std::fs::read_dir(here("tests/text")).unwrap() {
+        let text = std::fs::read_to_string(file.unwrap().path()).unwrap();
+        let run = text.lines().find_map(|l| l.strip_prefix("// RUN: ")).unwrap();
+        ran.extend(run.split('|').filter_map(|s| s.split_whitespace().next()).map(str::to_string));
     }
-    Ok(o)
+    let in_pipeline = |p: &Pass| {
+        PIPELINES.iter().any(|(name, all)| ran.iter().any(|r| r == name) && all.iter().any(|q| q.name == p.name))
+    };
+    let missing: Vec<&str> =
+        passes().into_iter().filter(|p| !ran.iter().any(|r| r == p.name) && !in_pipeline(p)).map(|p| p.name).collect();
+    assert!(missing.is_empty(), "no golden text runs {missing:?}");
 }
 
 fn residuals(g: &Graph, found: &ResidualStructure) -> String {

@@ -122,7 +122,7 @@ mod tests {
         let cli = crate::cli::Cli::parse_from(["ancre-rewrite", "m.onnx"]);
         let options = crate::rewrite::options::route_options(&cli.rewrite).map_err(|e| e.to_string())?;
         route_skips(&mut g, &structure.chains, &options).map_err(|e| e.to_string())?;
-        pipeline::lower_forward(&mut g, |_, _| false)?;
+        pipeline::lower_forward(&mut g).map_err(|e| e.to_string())?;
         onnx::emit(&g).and_then(|e| e.to_bytes()).map_err(|e| e.to_string())?;
         Ok(())
     }

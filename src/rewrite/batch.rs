@@ -84,7 +84,7 @@ pub fn rebuild_source(
     how: Option<&VerifyOptions>,
 ) -> Result<Option<BatchFacts>, Failure> {
     let fail = |e: String| Failure::input(format!("--batch: {e}")).help("--batch keep leaves it as it is").at(model);
-    let before = match (rebatch::current(source).map_err(fail)?, to) {
+    let before = match (rebatch::current(source).map_err(|e| fail(e.to_string()))?, to) {
         (Current::Dynamic(_), Batch::Dynamic) => return Ok(None),
         (Current::Dynamic(symbol), Batch::Fixed(n)) => {
             rebatch::fix(source, &symbol, n);
@@ -93,11 +93,11 @@ pub fn rebuild_source(
         (Current::Fixed(n), Batch::Fixed(m)) if n == m => return Ok(None),
         (Current::Fixed(n), _) => n,
     };
-    let plan = rebatch::plan(source, before).map_err(|e| fail(cannot(before, &e)))?;
+    let plan = rebatch::plan(source, before).map_err(|e| fail(cannot(before, &e.to_string())))?;
     let compared =
         compare(model, source, &plan, to, before, how).map_err(|e| Failure::check(format!("--batch: {e}")).at(model))?;
     let done = plan.apply(source, to).map_err(|e| fail(e.to_string()))?;
-    pipeline::check(source, "rebatch").map_err(Failure::input)?;
+    pipeline::check(source, "rebatch")?;
     Ok(Some(facts(&done, compared)))
 }
 
@@ -114,11 +114,11 @@ fn facts(done: &Rebatched, compared: Compared) -> BatchFacts {
 /// # Errors
 /// Why it keeps the source's.
 pub fn for_training(model: &Path, source: &Graph, how: Option<&VerifyOptions>) -> Result<Option<BatchFacts>, String> {
-    let before = match rebatch::current(source)? {
+    let before = match rebatch::current(source).map_err(|e| e.to_string())? {
         Current::Dynamic(_) => return Ok(None),
         Current::Fixed(n) => n,
     };
-    let plan = rebatch::plan(source, before)?;
+    let plan = rebatch::plan(source, before).map_err(|e| e.to_string())?;
     let compared = compare(model, source, &plan, Batch::Dynamic, before, how)?;
     let done = plan.apply(&mut source.clone(), Batch::Dynamic).map_err(|e| e.to_string())?;
     Ok(Some(facts(&done, compared)))
@@ -146,7 +146,7 @@ fn compare(
     let before = before as usize;
     let mut rebuilt = source.clone();
     let done = plan.apply(&mut rebuilt, tried).map_err(|e| e.to_string())?;
-    pipeline::check(&rebuilt, "rebatch")?;
+    pipeline::check(&rebuilt, "rebatch").map_err(|e| e.to_string())?;
     let mut how = VerifyOptions { proof: ProofMode::Never, trials: 1, ..how.clone() };
     how.dims.extend(done.batch.symbols().map(|symbol| (symbol.to_string(), (groups * before) as i64)));
     let alone = onnx::emit(source).and_then(|e| e.to_bytes()).map_err(|e| e.to_string())?;

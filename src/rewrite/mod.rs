@@ -10,7 +10,7 @@ pub mod verification;
 use crate::cli::{RewriteArgs, VerifyArg};
 use crate::engine;
 use crate::engine::random_inputs::Sizes;
-use crate::error::Failure;
+use crate::error::{Failure, sentence};
 use crate::io::files::{self, Outputs};
 use crate::rewrite::batch::{BatchFacts, Request};
 use crate::rewrite::training_files::{TrainingFacts, TrainingFiles};
@@ -20,12 +20,12 @@ use ancre_passes::analysis::residual::{ResidualStructure, find_residuals};
 use ancre_passes::analysis::roles::initializer_roles;
 use ancre_passes::ir::{Graph, NodeId, SharedBytes, ValueId};
 use ancre_passes::onnx;
-use ancre_passes::pipeline;
+use ancre_passes::pipeline::{Cx, FORWARD, PassError, PassManager, PassRun, ROUTE};
 use ancre_passes::placement::{self, Fallback};
 use ancre_passes::transform::bake::{ChainRecord, RouterRecord, SourceRecord};
-use ancre_passes::transform::route::{Granularity, Init, RouteOptions, Router};
+use ancre_passes::transform::route::{Granularity, Init, LeftAlone, RouteOptions, Router};
 use ancre_passes::transform::tie::{self, Tie};
-use ancre_passes::transform::{dropout, legalize, route};
+use ancre_passes::transform::{dropout, legalize};
 use serde_json::{Value, json};
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -57,6 +57,8 @@ pub struct Outcome {
     pub forward_fallbacks: Vec<Fallback>,
     /// How both graphs came to another batch than the model's, if they did.
     pub rebuilt: Option<BatchFacts>,
+    /// The passes that ran.
+    pub passes: Vec<PassRun>,
     /// Seconds by phase.
     pub seconds: Vec<(&'static str, f64)>,
     /// Things a person should know.
@@ -141,6 +143,7 @@ pub fn rewrite(a: &RewriteArgs) -> Result<Outcome, Failure> {
     options::check_combinations(a)?;
     let route_options = options::route_options(a)?;
     let dims = options::dims(&a.dim)?;
+    let debugging = options::debugging(a)?;
     let mut clock = Clock(Instant::now(), Vec::new());
     let mut notices = options::without_effect(a);
     // A network that stays as it is keeps its functions.
@@ -170,22 +173,28 @@ pub fn rewrite(a: &RewriteArgs) -> Result<Outcome, Failure> {
 
     let dead: HashSet<NodeId> =
         source.nodes().filter(|n| source.results(*n).all(|v| !source.is_read(v) && !source.is_output(v))).collect();
+    let show = |text: &str| eprint!("{text}");
+    let mut manager = PassManager::new(debugging, &show);
+    manager.starts_from(&source);
     let mut routed = source.clone();
-    let route::Routed { routers, left_alone } = route::route_skips(&mut routed, &structure.chains, &route_options)
-        .map_err(|e| Failure::input(e.to_string()).at(model))?;
-    pipeline::check(&routed, "route-skips").map_err(Failure::input)?;
+    let mut cx = Cx { route: route_options.clone(), chains: Some(structure.chains.clone()), ..Cx::default() };
+    manager.run(ROUTE, &mut routed, &mut cx).map_err(|e| Failure::from(e).at(model))?;
+    let Cx { routers, left_alone, .. } = cx;
     if a.require && routers.is_empty() {
         return Err(Failure::check("there is nothing to rewrite: no residual chain of two or more blocks").at(model));
     }
-    notices.extend(left_alone.iter().map(|(chain, why)| format!("chain {chain} gets no router: {why}")));
+    let left = |l: LeftAlone| format!("chain {} gets no router: {}", l.chain, sentence(&l.why, l.hint));
+    notices.extend(left_alone.into_iter().map(left));
     notices.extend(routers.iter().filter_map(|r| r.note.as_ref().map(|n| format!("chain {}: {n}", r.chain))));
     describe_router(&mut routed, &structure, &routers, &route_options);
     let ties = record_ties(a, &source, &mut routed);
     let mut forward = routed.clone();
-    pipeline::lower_forward(&mut forward, |_, id| dead.contains(&id)).map_err(|e| Failure::input(e).at(model))?;
+    let mut cx = Cx { keep: dead, opset: a.opset, ..Cx::default() };
+    manager.run_to_emit(FORWARD, &mut forward, &mut cx).map_err(|e| match (e, a.opset) {
+        (PassError::Convert(e), Some(n)) => Failure::input(format!("--opset {n}: {e}")).at(model),
+        (e, _) => Failure::from(e).at(model),
+    })?;
     if let Some(n) = a.opset {
-        legalize::convert(&mut forward, n).map_err(|e| Failure::input(format!("--opset {n}: {e}")).at(model))?;
-        pipeline::check(&forward, "convert").map_err(Failure::input)?;
         if n < legalize::LOWEST && !a.no_train {
             notices.push(format!("the training graph is of opset {}, the lowest it can be in", legalize::LOWEST));
         }
@@ -199,7 +208,7 @@ pub fn rewrite(a: &RewriteArgs) -> Result<Outcome, Failure> {
         }),
         _ => None,
     };
-    let training = training_files::build(a, model, routed.clone(), &routers, &any_batch, &mut notices)?;
+    let training = training_files::build(a, model, routed.clone(), &routers, &any_batch, &mut manager, &mut notices)?;
     clock.lap("differentiate");
 
     let paths = OutputPaths::new(model, a.out.as_deref());
@@ -211,7 +220,7 @@ pub fn rewrite(a: &RewriteArgs) -> Result<Outcome, Failure> {
         graphs.extend(built.evaluation.as_ref().map(|g| ("eval", paths.beside("eval", None), g)));
     }
     for (kind, path, g) in graphs {
-        let emission = onnx::emit(g).map_err(|e| Failure::input(e.to_string()).at(&path))?;
+        let emission = onnx::emit(g).map_err(|e| Failure::input(e.to_string()).hint(e.hint()).at(&path))?;
         let bytes = if a.dry_run { emission.byte_len() } else { outputs.add_model(&emission, &path)? };
         written.push((kind, path, bytes, emission.nodes));
     }
@@ -256,6 +265,7 @@ pub fn rewrite(a: &RewriteArgs) -> Result<Outcome, Failure> {
     let parameters = count_parameters(&source, &ties);
     let forward_fallbacks = placement::cuda_fallbacks(&forward);
     let training = training.map(|built| built.facts);
+    let passes = manager.runs;
     Ok(Outcome {
         model: model.to_path_buf(),
         source,
@@ -269,6 +279,7 @@ pub fn rewrite(a: &RewriteArgs) -> Result<Outcome, Failure> {
         ties,
         forward_fallbacks,
         rebuilt,
+        passes,
         seconds: clock.1,
         notices,
     })

@@ -5,11 +5,13 @@ use crate::cli::{
     VerifyArg,
 };
 use crate::engine::random_inputs::Sizes;
-use crate::error::Failure;
+use crate::error::{Failure, sentence};
 use crate::io::files;
 use crate::verify::{ProofMode, Tolerance, VerifyOptions};
 use ancre_passes::ir::Graph;
 use ancre_passes::pipeline::training::{TrainableChoice, TrainingOptions};
+use ancre_passes::pipeline::{Debugging, passes};
+use ancre_passes::transform::auto_loss;
 use ancre_passes::transform::loss::{LossKind, LossOptions};
 use ancre_passes::transform::optimizer::{OptimizerKind, OptimizerOptions};
 use ancre_passes::transform::route::{ChainChoice, Form, Granularity, Init, Normalize, RouteOptions, Rule, Scope};
@@ -118,7 +120,7 @@ pub fn loss_options(a: &RewriteArgs, g: &Graph, output: Option<&str>) -> Result<
         LossArg::L1 => LossKind::L1,
         LossArg::Huber => LossKind::Huber,
         LossArg::Bce => LossKind::Bce,
-        LossArg::Auto | LossArg::None => ancre_passes::transform::auto_loss::choose(g, output)?,
+        LossArg::Auto | LossArg::None => auto_loss::choose(g, output).map_err(|e| sentence(&e, e.hint()))?,
     };
     Ok(LossOptions {
         kind,
@@ -290,6 +292,25 @@ pub fn training_options(a: &RewriteArgs, loss: LossOptions) -> Result<TrainingOp
         grad_outputs: a.grad_outputs,
         frozen_bn: a.frozen_bn,
     })
+}
+
+/// What is shown of the passes, and where they stop.
+///
+/// # Errors
+/// A name that no pass has.
+pub fn debugging(a: &RewriteArgs) -> Result<Debugging, Failure> {
+    let debugging = Debugging {
+        print_after: a.print_after.clone(),
+        stop_after: a.stop_after.clone(),
+        max_changes: a.max_changes,
+    };
+    match debugging.unknown_pass() {
+        None => Ok(debugging),
+        Some(name) => {
+            let known: Vec<&str> = passes().iter().map(|p| p.name).collect();
+            Err(Failure::input(format!("there is no pass `{name}`; the passes are {}", known.join(", "))))
+        }
+    }
 }
 
 /// `--dim NAME=N`, all of them.

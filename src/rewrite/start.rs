@@ -2,9 +2,9 @@
 //! changed model for the source.
 
 use crate::cli::{Preset, RewriteArgs};
-use crate::error::Failure;
+use crate::error::{Failure, sentence};
 use ancre_passes::ir::Graph;
-use ancre_passes::pipeline::training;
+use ancre_passes::transform::loss::loss_output;
 use ancre_passes::transform::reinit::{self, Normalisation};
 use ancre_passes::transform::{classes, separate, tie};
 use std::path::Path;
@@ -22,7 +22,8 @@ pub fn change(a: &RewriteArgs, model: &Path, g: &mut Graph, notices: &mut Vec<St
     }
     let fail = |e: String| Failure::input(e).at(model);
     if let Some(n) = a.classes {
-        let output = training::loss_output(g, a.output.as_deref()).map_err(|e| fail(format!("--classes: {e}")))?;
+        let output = loss_output(g, a.output.as_deref())
+            .map_err(|e| fail(format!("--classes: {}", sentence(&e, e.hint()))))?;
         let done = classes::replace_classifier(g, output, n as i64, a.reinit.unwrap_or(0))
             .map_err(|e| fail(format!("--classes: {e}")))?;
         notices.push(format!(

@@ -1,18 +1,16 @@
 //! The files of a training graph: the graph, its evaluation graph, its state.
 
 use crate::cli::{LossArg, RewriteArgs, StateArg};
-use crate::error::Failure;
+use crate::error::{Failure, sentence};
 use crate::rewrite::batch::{BatchFacts, dim_json};
 use crate::rewrite::options;
 use ancre_passes::ir::{DType, Graph, TensorType};
-use ancre_passes::pipeline;
-use ancre_passes::pipeline::evaluation::build_evaluation_graph;
-use ancre_passes::pipeline::training::{Training, build_training_graph};
+use ancre_passes::pipeline::training::Training;
+use ancre_passes::pipeline::{PassError, PassManager};
 use ancre_passes::placement;
 use ancre_passes::transform::optimizer::StateRecord;
 use ancre_passes::transform::rebatch::{self, Batch, Current};
 use ancre_passes::transform::route::Router;
-use ancre_passes::transform::widen;
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 use serde_json::{Value, json};
@@ -64,6 +62,7 @@ pub fn build(
     routed: Graph,
     routers: &[Router],
     any_batch: &dyn Fn(&mut Vec<String>) -> Option<BatchFacts>,
+    manager: &mut PassManager,
     notices: &mut Vec<String>,
 ) -> Result<Result<TrainingFiles, String>, Failure> {
     if a.no_train || a.loss == Some(LossArg::None) {
@@ -88,21 +87,25 @@ pub fn build(
         let rebuilt = any_batch(notices);
         o.batch = rebuilt.as_ref().map(|_| Batch::Dynamic);
         let for_evaluation = a.eval_graph.then(|| routed.clone());
-        let mut training = match build_training_graph(routed, routers, &o) {
+        let reason = |e: PassError| match e {
+            PassError::Stopped(_) => Err(Failure::from(e)),
+            e => Ok(sentence(&e, e.hint())),
+        };
+        let mut training = match manager.training_graph(routed, routers, &o) {
             Ok(t) => t,
-            Err(e) => return Ok(Err(e.to_string())),
+            Err(e) => return reason(e).map(Err),
         };
         let mut evaluation = None;
         if let Some(g) = for_evaluation {
-            match build_evaluation_graph(g, &training.states, &o) {
-                Ok((g, _)) => evaluation = Some(g),
-                Err(e) => return Ok(Err(format!("no evaluation graph: {e}"))),
+            match manager.evaluation_graph(g, &training.states, &o) {
+                Ok(g) => evaluation = Some(g),
+                Err(e) => return reason(e).map(|why| Err(format!("no evaluation graph: {why}"))),
             }
         }
-        let widened = widen_bfloat16(&mut training.graph, evaluation.as_mut()).map_err(Failure::input)?;
-        if widened > 0 {
+        if training.widened > 0 {
             notices.push(format!(
-                "{widened} operators of the training graph have no bfloat16 kernel and compute in float32, between casts"
+                "{} operators of the training graph have no bfloat16 kernel and compute in float32, between casts",
+                training.widened
             ));
         }
         let state = if a.state == Some(StateArg::Separate) {
@@ -158,17 +161,6 @@ pub fn build(
         );
     }
     Ok(built)
-}
-
-/// Casts around what has no bfloat16 kernel; returns how many nodes of the training graph that are.
-fn widen_bfloat16(training: &mut Graph, evaluation: Option<&mut Graph>) -> Result<usize, String> {
-    let widen = |g: &mut Graph| {
-        let gaps = placement::bfloat16_gaps(g);
-        let widened = widen::compute_in_float32(g, &gaps);
-        pipeline::check(g, "widen").map(|()| widened)
-    };
-    evaluation.map_or(Ok(0), widen)?;
-    widen(training)
 }
 
 /// Takes the state's defaults out of a graph, whose state inputs must then be fed; returns them as a .safetensors file, zero moments

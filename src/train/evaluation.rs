@@ -9,12 +9,12 @@ use crate::engine::ort::device::Device;
 use crate::engine::ort::stepper::{DeviceState, Stepper};
 use crate::engine::ort::{OrtEngine, OrtSession};
 use crate::engine::{EngineError, Tensors};
-use crate::error::Failure;
+use crate::error::{Failure, sentence};
 use crate::io::files;
 use crate::rewrite;
 use ancre_passes::ir::{DType, Graph, Kind, TensorType, ValueId};
 use ancre_passes::onnx;
-use ancre_passes::pipeline::evaluation::build_evaluation_graph;
+use ancre_passes::pipeline::PassManager;
 use ancre_passes::pipeline::training::TrainingOptions;
 use ancre_passes::transform::loss::LossOptions;
 use ancre_passes::transform::optimizer::{OptimizerKind, OptimizerOptions, StateKind};
@@ -179,6 +179,5 @@ fn of_forward(t: &TrainingGraph, forward: &Path) -> Result<Graph, String> {
         batch: rebatch::possible(&g),
         ..TrainingOptions::of(loss, OptimizerOptions::of(OptimizerKind::None))
     };
-    let (g, _) = build_evaluation_graph(g, &t.states, &o).map_err(|e| e.to_string())?;
-    Ok(g)
+    PassManager::default().evaluation_graph(g, &t.states, &o).map_err(|e| sentence(&e, e.hint()))
 }

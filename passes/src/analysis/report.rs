@@ -55,8 +55,8 @@ pub fn inspect_text(g: &Graph, s: &ResidualStructure) -> String {
     if identity + projection == 0 {
         let adds = match s.rejected.len() {
             0 => "it adds no floating-point values".to_string(),
-            1 => "its only floating-point add is not one (--rejected says why)".to_string(),
-            n => format!("none of its {n} floating-point adds is one (--rejected says why)"),
+            1 => "its only floating-point add is not one".to_string(),
+            n => format!("none of its {n} floating-point adds is one"),
         };
         return format!("No residual adds: {adds}.\n");
     }

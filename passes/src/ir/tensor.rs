@@ -236,7 +236,7 @@ impl Tensor {
     /// The checked path of the external file: relative, below the model's directory, not through a link that leaves it.
     pub fn external_path(&self) -> Result<PathBuf, TensorError> {
         let place = self.external().ok_or_else(|| self.fail("is not external".into()))?;
-        external_path(self.root.as_deref(), &place.location).map_err(|what| self.fail(what))
+        external_path(self.root.as_deref(), &place.location).map_err(|e| self.fail(e.to_string()))
     }
 
     /// Little-endian element bytes. Reads the external file when the data is there.
@@ -440,25 +440,34 @@ pub(crate) fn external_place(p: &TensorProto) -> Option<ExternalPlace> {
     })
 }
 
+/// What is wrong with the path of an external file.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum PathError {
+    #[error(
+        "its external data path `{0}` must be relative and stay below the model's directory; move the data beside the model and save it with a plain file name"
+    )]
+    Outside(String),
+    #[error(
+        "its external data file `{0}` is a link that leaves the model's directory; put the data itself beside the model"
+    )]
+    Link(String),
+}
+
 /// The checked path of an external file: relative, below the model's directory, not through a link that leaves it.
 ///
 /// # Errors
 /// What is wrong with it.
-pub(crate) fn external_path(root: Option<&Path>, location: &str) -> Result<PathBuf, String> {
+pub(crate) fn external_path(root: Option<&Path>, location: &str) -> Result<PathBuf, PathError> {
     let relative = Path::new(location);
     if location.is_empty() || relative.components().any(|c| !matches!(c, Component::Normal(_) | Component::CurDir)) {
-        return Err(format!(
-            "its external data path `{location}` must be relative and stay below the model's directory; move the data beside the model and save it with a plain file name"
-        ));
+        return Err(PathError::Outside(location.into()));
     }
     let root = root.filter(|r| !r.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let path = root.join(relative);
     if let (Ok(real), Ok(base)) = (path.canonicalize(), root.canonicalize())
         && !real.starts_with(&base)
     {
-        return Err(format!(
-            "its external data file `{location}` is a link that leaves the model's directory; put the data itself beside the model"
-        ));
+        return Err(PathError::Link(location.into()));
     }
     Ok(path)
 }

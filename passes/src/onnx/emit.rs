@@ -3,6 +3,7 @@
 use super::external::{relocate, relocate_tensor};
 use super::import::read_value_info;
 use crate::ir::{ANCRE, Attr, DType, Dim, Graph, Kind, NodeId, NodeSite, Parts, Tensor, ValueId, ValueType};
+use crate::refusal::Hint;
 use indexmap::IndexMap;
 use onnx_protobuf::attribute_proto::AttributeType;
 use onnx_protobuf::tensor_proto::DataLocation;
@@ -24,13 +25,20 @@ pub enum EmitError {
     #[error("attribute `{name}` of {site} cannot be written")]
     Attribute { site: NodeSite, name: String },
     #[error(
-        "the model would be {0} bytes, over the 2 GiB that one ONNX message may have; it can be written, with its weights in an external data file, but not be verified: --verify none"
+        "the model would be {0} bytes, over the 2 GiB that one ONNX message may have; it can be written, with its weights in an external data file, but not be verified"
     )]
     TooLarge(u64),
     #[error("writing failed: {0}")]
     Io(#[from] std::io::Error),
     #[error("encoding failed: {0}")]
     Encode(#[from] protobuf::Error),
+}
+
+impl EmitError {
+    /// What a person may do.
+    pub fn hint(&self) -> Option<Hint> {
+        matches!(self, EmitError::TooLarge(_)).then_some(Hint::SkipVerification)
+    }
 }
 
 /// Where a model's large tensors go.

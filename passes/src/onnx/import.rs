@@ -1,6 +1,7 @@
 //! ONNX message to IR. Nothing is dropped: each node keeps its source message, the model and graph keep their shells.
 
 use super::external::external_files;
+use super::inline::InlineError;
 use super::scan::{Scanned, scan};
 use crate::ir::{
     ANCRE, Attr, Attrs, DType, Dim, Graph, Kind, NodeId, NodeSite, Op, SharedBytes, Tensor, TensorError, ValueType,
@@ -59,6 +60,8 @@ pub enum ImportError {
         "{0} is of the domain `{ANCRE}`, whose operators are this tool's own and stand in no file; give the operator another domain"
     )]
     Reserved(NodeSite),
+    #[error("is not a readable ONNX model: {0}")]
+    Inline(#[from] InlineError),
     #[error("initializer: {0}")]
     Tensor(#[from] TensorError),
     #[error("{site}: {error}")]
@@ -88,10 +91,10 @@ pub fn read(bytes: &SharedBytes, root: Option<&Path>) -> Result<Graph, ImportErr
 pub fn read_prepared(
     bytes: &SharedBytes,
     root: Option<&Path>,
-    prepare: impl FnOnce(&mut ModelProto) -> Result<(), String>,
+    prepare: impl FnOnce(&mut ModelProto) -> Result<(), InlineError>,
 ) -> Result<Graph, ImportError> {
     let Scanned { mut model, initializers } = scan(bytes)?;
-    prepare(&mut model).map_err(ImportError::Damaged)?;
+    prepare(&mut model)?;
     let root: Option<Arc<Path>> = root.map(Arc::from);
     let initializers = initializers.into_iter().map(|(head, raw)| {
         let name = head.name.clone();
@@ -241,7 +244,7 @@ fn assemble(mut model: ModelProto, tensors: Vec<(String, Tensor)>, root: Option<
     g.shell = Arc::new(model);
     g.graph_shell = Arc::new(source);
     for (location, name) in external_files(&g) {
-        external_path(g.root.as_deref(), &location).map_err(|what| TensorError { name, what })?;
+        external_path(g.root.as_deref(), &location).map_err(|e| TensorError { name, what: e.to_string() })?;
     }
     Ok(g)
 }

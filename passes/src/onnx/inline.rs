@@ -15,13 +15,27 @@ const DEEPEST: usize = 64;
 /// Nodes and calls that inlining may lead to.
 const MOST_NODES: usize = 1 << 20;
 
+/// Why functions cannot be inlined.
+#[derive(Debug, thiserror::Error)]
+pub enum InlineError {
+    /// The bodies multiply.
+    #[error("its functions expand to more than {MOST_NODES} nodes")]
+    Nodes,
+    /// Calls go in a circle.
+    #[error("function `{0}` calls itself, or calls are nested more than {DEEPEST} deep")]
+    Deep(String),
+    /// Calls multiply.
+    #[error("its functions call each other more than {MOST_NODES} times")]
+    Calls,
+}
+
 type Key = (String, String, String);
 
 /// Inlines every call of the main graph that can be; returns how many there were.
 ///
 /// # Errors
 /// When functions call each other in a circle, or their bodies multiply beyond measure.
-pub fn inline(model: &mut ModelProto) -> Result<usize, String> {
+pub fn inline(model: &mut ModelProto) -> Result<usize, InlineError> {
     let Some(graph) = model.graph.as_mut() else { return Ok(0) };
     inline_functions(graph, &mut model.functions, &mut model.opset_import)
 }
@@ -30,7 +44,7 @@ fn inline_functions(
     graph: &mut GraphProto,
     functions: &mut Vec<FunctionProto>,
     opsets: &mut Vec<OperatorSetIdProto>,
-) -> Result<usize, String> {
+) -> Result<usize, InlineError> {
     let mut table: HashMap<Key, FunctionProto> = HashMap::new();
     for f in functions.iter() {
         let compatible = f.opset_import.iter().all(|o| version(opsets, &o.domain).is_none_or(|v| v == o.version));
@@ -117,23 +131,23 @@ struct Inliner {
 }
 
 impl Inliner {
-    fn expand(&mut self, nodes: Vec<NodeProto>, depth: usize, out: &mut Vec<NodeProto>) -> Result<(), String> {
+    fn expand(&mut self, nodes: Vec<NodeProto>, depth: usize, out: &mut Vec<NodeProto>) -> Result<(), InlineError> {
         for n in nodes {
             let key = key(&n);
             let Some(f) = self.table.get(&key).cloned() else {
                 out.push(n);
                 self.nodes += 1;
                 if self.nodes > MOST_NODES {
-                    return Err(format!("its functions expand to more than {MOST_NODES} nodes"));
+                    return Err(InlineError::Nodes);
                 }
                 continue;
             };
             if depth >= DEEPEST {
-                return Err(format!("function `{}` calls itself, or calls are nested more than {DEEPEST} deep", n.op_type));
+                return Err(InlineError::Deep(n.op_type));
             }
             self.calls += 1;
             if self.calls > MOST_NODES {
-                return Err(format!("its functions call each other more than {MOST_NODES} times"));
+                return Err(InlineError::Calls);
             }
             self.used.insert(key);
             let body = self.body(&n, f);
@@ -345,6 +359,6 @@ mod tests {
         let f = function("F", &["a"], &["b"], vec![node("F", "my", &["a"], &["b"])]);
         let mut g = GraphProto { node: vec![node("F", "my", &["x"], &["y"])], ..Default::default() };
         let e = inline_functions(&mut g, &mut vec![f], &mut opsets()).unwrap_err();
-        assert!(e.contains("`F` calls itself"), "{e}");
+        assert!(e.to_string().contains("`F` calls itself"), "{e}");
     }
 }

@@ -142,6 +142,6 @@ fn repeat(p: &mut Pullback, ct: ValueId, window: &Window, share: f64, x: &Tensor
     let repeated = p.b.op("Expand", &[spread, target])?;
     p.b.graph.set_type(repeated, TensorType::new(ty.dtype, wide).into());
     let whole = reshape_around(p.b, repeated, &shape)?;
-    let rest: Vec<i64> = (0..rank).map(|i| (&x.shape[2 + i] - &shape[2 + i]).known().unwrap_or(0)).collect();
+    let rest = (0..rank).map(|i| p.b.number(&(&x.shape[2 + i] - &shape[2 + i]))).collect::<Result<Vec<i64>, _>>()?;
     Ok(pad_spatial(p.b, whole, &vec![0; rank], &rest, None)?)
 }

@@ -66,7 +66,7 @@ fn sum_leading(b: &mut Builder, v: ValueId, lead: usize, narrow: i64) -> Built {
     let matrix = b.reshape(v, &[-1, width], &[rows, columns])?;
     let ones = b.row_of_ones(matrix)?;
     let sum = b.matmul(ones, matrix)?;
-    let target: Vec<i64> = to.known_dims().unwrap_or_default();
+    let target = b.numbers(&to.shape)?;
     b.reshape(sum, &target, &to.shape)
 }
 

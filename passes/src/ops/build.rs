@@ -49,6 +49,22 @@ impl<'g> Builder<'g> {
         })
     }
 
+    /// An extent that has to be a number.
+    ///
+    /// # Errors
+    /// When it is symbolic.
+    pub fn number(&self, extent: &Dim) -> Result<i64, BuildError> {
+        extent.known().ok_or_else(|| self.error("constant", TypeError(format!("the extent {extent} has to be a number"))))
+    }
+
+    /// Extents that have to be numbers.
+    ///
+    /// # Errors
+    /// When one is symbolic.
+    pub fn numbers(&self, shape: &[Dim]) -> Result<Vec<i64>, BuildError> {
+        shape.iter().map(|d| self.number(d)).collect()
+    }
+
     /// A complaint about an operator that cannot be built here.
     pub fn error(&self, op: &str, error: TypeError) -> BuildError {
         BuildError { op: op.to_string(), prefix: self.prefix.clone(), error }

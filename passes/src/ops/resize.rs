@@ -8,6 +8,7 @@ use super::sample::{floats, ints};
 use super::*;
 use crate::ir::Tensor;
 use crate::ops::build::{Builder, Built};
+use crate::refusal::Why;
 
 pub(super) struct Resize;
 
@@ -32,7 +33,7 @@ impl OpRule for Resize {
     /// x̄ = ȳ, over each axis summed over blocks or multiplied by its weights.
     fn pullback(&self, p: &mut Pullback) -> Result<(), GradError> {
         let (x, ct, ty) = (p.operand(0)?, p.ct(0)?, p.ty(0)?);
-        let axes = plan(p, &ty).map_err(|reason| p.unsupported(&reason))?;
+        let axes = plan(p, &ty).map_err(|why| p.unsupported(&why.to_string()))?;
         let mut v = sum_blocks(p.b, ct, x, &axes)?;
         for (axis, how) in axes.iter().enumerate() {
             if let Axis::Weights(weights) = how {
@@ -95,21 +96,21 @@ fn resized(attrs: &Attrs, ty: &TensorType) -> Option<Vec<usize>> {
     }
 }
 
-fn plan(p: &Pullback, ty: &TensorType) -> Result<Vec<Axis>, String> {
+fn plan(p: &Pullback, ty: &TensorType) -> Result<Vec<Axis>, Why> {
     let attrs = p.attrs();
     if attrs.int("antialias", 0) != 0 || attrs.int("exclude_outside", 0) != 0 {
-        return Err("`antialias` and `exclude_outside`".into());
+        return Err(Why::Feature("`antialias` or `exclude_outside`"));
     }
     if attrs.str("coordinate_transformation_mode", "half_pixel") == "tf_crop_and_resize" {
-        return Err("cropping while resizing".into());
+        return Err(Why::Feature("cropping while resizing"));
     }
     if attrs.str("keep_aspect_ratio_policy", "stretch") != "stretch" {
-        return Err("`keep_aspect_ratio_policy`".into());
+        return Err(Why::Feature("`keep_aspect_ratio_policy`"));
     }
-    let axes = resized(&attrs, ty).ok_or("an axis is out of range")?;
+    let axes = resized(&attrs, ty).ok_or(Why::Form("names an axis that is out of range".into()))?;
     let floats = |i| p.graph().constant(p.try_operand(i)?).and_then(|t| t.to_f64().ok()).filter(|v| v.len() == axes.len());
     let (scales, sizes) = (floats(2), p.ints(3).ok().filter(|v| v.len() == axes.len()));
-    let out = p.b.ty(p.result(0)).map_err(|e| e.to_string())?;
+    let out = p.b.ty(p.result(0)).map_err(|e| Why::Unbuildable(e.to_string()))?;
     let mut plan: Vec<Axis> = (0..ty.rank()).map(|_| Axis::Kept).collect();
     for (i, axis) in axes.into_iter().enumerate() {
         let input = ty.shape[axis].known();
@@ -118,7 +119,7 @@ fn plan(p: &Pullback, ty: &TensorType) -> Result<Vec<Axis>, String> {
             (Some(scales), _, _) => scales[i],
             (None, Some(n), Some(m)) => m as f64 / n as f64,
             _ if out.shape[axis] == ty.shape[axis] => 1.0,
-            _ => return Err(format!("the scale of axis {axis} is only known at run time")),
+            _ => return Err(Why::Form(format!("scales axis {axis} by what is only known at run time"))),
         };
         if scale == 1.0 {
             continue;
@@ -129,12 +130,11 @@ fn plan(p: &Pullback, ty: &TensorType) -> Result<Vec<Axis>, String> {
             (Some(_), Some(m)) => m,
             _ => (probe as f64 * scale).floor() as i64,
         };
-        let size = |n: i64| usize::try_from(n).map_err(|_| format!("axis {axis} would have extent {n}"));
+        let size = |n: i64| usize::try_from(n).map_err(|_| Why::Form(format!("gives axis {axis} the extent {n}")));
         let (probe, length) = (size(probe)?, size(length)?);
         if probe.checked_mul(length).is_none_or(|n| n > LARGEST) {
-            return Err(format!(
-                "the weights from {probe} to {length} elements of axis {axis} are too many to be written out"
-            ));
+            let what = format!("has too many weights from {probe} to {length} elements of axis {axis} to be written out");
+            return Err(Why::Form(what));
         }
         let weights = Weights::of(&attrs, probe, length, scale)?;
         plan[axis] = match weights.block() {
@@ -142,7 +142,7 @@ fn plan(p: &Pullback, ty: &TensorType) -> Result<Vec<Axis>, String> {
                 Axis::Blocks(k)
             }
             _ if input.is_some() => Axis::Weights(weights),
-            _ => return Err(format!("axis {axis} is symbolic and its elements are not merely repeated")),
+            _ => return Err(Why::Form(format!("does not merely repeat the elements of axis {axis}, whose extent is symbolic"))),
         };
     }
     Ok(plan)
@@ -150,7 +150,7 @@ fn plan(p: &Pullback, ty: &TensorType) -> Result<Vec<Axis>, String> {
 
 impl Weights {
     /// By ONNX's definition of the operator.
-    fn of(attrs: &Attrs, input: usize, output: usize, scale: f64) -> Result<Weights, String> {
+    fn of(attrs: &Attrs, input: usize, output: usize, scale: f64) -> Result<Weights, Why> {
         let mode = attrs.str("mode", "nearest");
         let place = attrs.str("coordinate_transformation_mode", "half_pixel");
         let a = attrs.float("cubic_coeff_a", -0.75) as f64;
@@ -169,7 +169,7 @@ impl Weights {
                     n / 2.0 * (1.0 - adjustment) + (o + 0.5) / scale - 0.5
                 }
                 "half_pixel" | "pytorch_half_pixel" => (o + 0.5) / scale - 0.5,
-                other => return Err(format!("the coordinates `{other}`")),
+                other => return Err(Why::Attribute { attribute: "coordinate_transformation_mode", value: other.into() }),
             };
             let (at, last) = (at as f64, input as f64 - 1.0);
             let mut put = |j: f64, w: f64| values[i * input + j.clamp(0.0, last) as usize] += w;
@@ -196,7 +196,7 @@ impl Weights {
                     put(low + 1.0, near(1.0 - t));
                     put(low + 2.0, far(2.0 - t));
                 }
-                other => return Err(format!("the mode `{other}`")),
+                other => return Err(Why::Attribute { attribute: "mode", value: other.into() }),
             }
         }
         Ok(Weights { output, input, values })

@@ -1,21 +1,26 @@
-//! The passes in their order, and what each promises.
+//! The passes in the order in which they run, and the manager that runs them.
 //!
-//! ```text
-//! import → find types → residual analysis ─┐
-//!                                          ▼
-//!   route-skips ──► lower-routes ──► eliminate-dead ──► forward graph
-//!        │
-//!        └──► separate-parameters ──► rebatch ──► tie-parameters ──► legalize ──► master-copies ──► fold-constants
-//!                     ──► activate-dropout ──► train-batch-norm ──► append-loss ──► differentiate ──► append-optimizer
-//!                     ──► lower-routes ──► lower-batch-norm ──► eliminate-dead ──► widen ──► training graph
-//! ```
+//! A training graph takes [`ROUTE`], [`PREPARE`] and [`TRAIN`], a forward graph [`ROUTE`] and [`FORWARD`]; [`PIPELINES`] lists all
+//! arrays by name. The arrays are the only place where an order is written: the main job, the tests, the diagram in docs/design.md and
+//! `examples/opt.rs` read them.
 
-pub mod evaluation;
+mod choose;
+mod context;
+mod manager;
+mod outputs;
+mod passes;
 pub mod training;
+mod words;
 
-use crate::ir::{Graph, NodeId};
-use crate::transform::{eliminate, lower_routes};
-use crate::verify;
+pub use context::{Choice, Cx};
+pub use manager::{Debugging, PassError, PassManager, PassRun};
+pub use passes::*;
+pub use words::{WordError, run_words};
+
+use crate::ir::Graph;
+use crate::refusal::Applied;
+use crate::verify::Stage;
+use std::fmt::Write;
 
 /// What a pass promises about the function a graph computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,111 +39,120 @@ pub enum Contract {
     Changes,
 }
 
-/// A pass as the pipeline lists it.
-#[derive(Clone, Copy, Debug)]
-pub struct PassInfo {
+/// A pass.
+#[derive(Clone, Copy)]
+pub struct Pass {
     /// Name, a verb.
     pub name: &'static str,
-    /// Its promise.
+    /// Its promise. The tests check each.
     pub contract: Contract,
     /// What it does and why it stands where it does.
-    pub what: &'static str,
+    pub why: &'static str,
+    /// Runs it.
+    pub run: Run,
 }
 
-/// Every pass, in pipeline order. The tests check each promise.
-pub const PASSES: &[PassInfo] = &[
-    PassInfo {
-        name: "route-skips",
-        contract: Contract::EqualAtOneHot,
-        what: "replaces (reassign) or augments skips by routes; first, because it reads the source's own structure",
-    },
-    PassInfo {
-        name: "separate-parameters",
-        contract: Contract::Exact,
-        what: "gives parameters that an exporter merged an initializer each; before anything rewrites the nodes that name them",
-    },
-    PassInfo {
-        name: "rebatch",
-        contract: Contract::EverySample,
-        what: "rebuilds a graph with a batch in its shapes for another one; while the nodes are still the source's, so that it can be planned on that",
-    },
-    PassInfo {
-        name: "tie-parameters",
-        contract: Contract::Exact,
-        what: "makes one parameter of a matrix and its transpose that an exporter stored beside it; before parameters are chosen",
-    },
-    PassInfo {
-        name: "legalize",
-        contract: Contract::Rounding,
-        what: "brings the source's operators to opset 18 and fused ones to plain ones, so that every pullback sees one form",
-    },
-    PassInfo {
-        name: "master-copies",
-        contract: Contract::Exact,
-        what: "makes half-precision parameters float32 state, cast where they are read; before folding, which would fold the casts",
-    },
-    PassInfo {
-        name: "fold-constants",
-        contract: Contract::Exact,
-        what: "folds shape arithmetic, so that pullbacks see constant axes and shapes; training graph only, the forward graph keeps the source's nodes",
-    },
-    PassInfo {
-        name: "activate-dropout",
-        contract: Contract::Changes,
-        what: "replaces the source's dropouts by masks of the step; before differentiation, which needs no pullback for them then",
-    },
-    PassInfo {
-        name: "train-batch-norm",
-        contract: Contract::Changes,
-        what: "puts batch normalisation into training mode; before differentiation, which needs its own pullback",
-    },
-    PassInfo { name: "append-loss", contract: Contract::Extends, what: "adds the target input and the loss" },
-    PassInfo {
-        name: "differentiate",
-        contract: Contract::Extends,
-        what: "adds the gradients; while routes are still one operator each, so that their pullback is one too",
-    },
-    PassInfo { name: "append-optimizer", contract: Contract::Extends, what: "adds the update of every trained tensor" },
-    PassInfo {
-        name: "lower-routes",
-        contract: Contract::Rounding,
-        what: "replaces the router's operators by plain ones; late, because the lowering is chosen for the whole router",
-    },
-    PassInfo {
-        name: "lower-batch-norm",
-        contract: Contract::Rounding,
-        what: "replaces training-mode batch normalisation by plain operators",
-    },
-    PassInfo { name: "eliminate-dead", contract: Contract::Exact, what: "removes what nobody reads" },
-    PassInfo {
-        name: "widen",
-        contract: Contract::Rounding,
-        what: "lets bfloat16 operators that the target has no kernels for compute in float32; last, because kernels are asked for by the operators that are emitted",
-    },
+/// What runs a pass.
+pub type Run = fn(&mut Graph, &mut Cx) -> Result<Applied, PassError>;
+
+impl Pass {
+    const fn new(name: &'static str, contract: Contract, why: &'static str, run: Run) -> Pass {
+        Pass { name, contract, why, run }
+    }
+}
+
+/// From the source to the routed graph, which all others start from.
+pub const ROUTE: &[Pass] = &[ROUTE_SKIPS];
+
+/// From the routed graph to the forward graph.
+pub const FORWARD: &[Pass] = &[LOWER_ROUTES, ELIMINATE_DEAD, CONVERT_OPSET];
+
+/// From the routed graph to one that can be differentiated: separate parameters in plain operators of one operator set.
+pub const PREPARE: &[Pass] =
+    &[SEPARATE_PARAMETERS, REBATCH, TIE_PARAMETERS, LEGALIZE, CHOOSE_PARAMETERS, MASTER_COPIES, FOLD_CONSTANTS];
+
+/// From the prepared graph to the training graph.
+pub const TRAIN: &[Pass] = &[
+    ACTIVATE_DROPOUT,
+    TRAIN_BATCH_NORM,
+    APPEND_LOSS,
+    DIFFERENTIATE,
+    APPEND_OPTIMIZER,
+    DECLARE_OUTPUTS,
+    LOWER_ROUTES,
+    LOWER_BATCH_NORM,
+    ELIMINATE_DEAD,
+    MARK_IN_PLACE,
+    DESCRIBE,
+    WIDEN,
 ];
 
-/// Verifies a graph after a pass, in debug builds and tests.
-///
-/// # Errors
-/// Every violated invariant, with the pass that left it.
-pub fn check(g: &Graph, pass: &str) -> Result<(), String> {
-    check_at(g, pass, verify::Stage::Open)
-}
+/// From the prepared graph to the evaluation graph: forward and loss, no updates.
+pub const EVAL: &[Pass] = &[APPEND_LOSS, DECLARE_OUTPUTS, LOWER_ROUTES, ELIMINATE_DEAD, DESCRIBE, WIDEN];
 
-fn check_at(g: &Graph, pass: &str, stage: verify::Stage) -> Result<(), String> {
-    if !cfg!(debug_assertions) {
-        return Ok(());
+/// From the prepared graph to one that also gives gradients of one of its own outputs.
+pub const GRAD: &[Pass] = &[DIFFERENTIATE, DECLARE_GRADIENTS, LOWER_ROUTES, LOWER_BATCH_NORM, ELIMINATE_DEAD, WIDEN];
+
+/// All pipelines by name.
+pub const PIPELINES: &[(&str, &[Pass])] =
+    &[("route", ROUTE), ("forward", FORWARD), ("prepare", PREPARE), ("train", TRAIN), ("eval", EVAL), ("grad", GRAD)];
+
+/// Every pass once, in the order of the pipelines.
+pub fn passes() -> Vec<&'static Pass> {
+    let mut all: Vec<&'static Pass> = Vec::new();
+    for pass in PIPELINES.iter().flat_map(|(_, passes)| *passes) {
+        if !all.iter().any(|p| p.name == pass.name) {
+            all.push(pass);
+        }
     }
-    verify::verify(g, stage).map_err(|found| format!("after pass {pass}, a fault of this tool:\n  {}", found.join("\n  ")))
+    all
 }
 
 /// From a routed graph to the forward graph that is emitted.
 ///
 /// # Errors
 /// A fault of a pass, with its name.
-pub fn lower_forward(g: &mut Graph, keep: impl Fn(&Graph, NodeId) -> bool) -> Result<(), String> {
-    lower_routes::lower_routes(g).map_err(|e| format!("pass lower-routes: {e}"))?;
-    check(g, "lower-routes")?;
-    eliminate::eliminate_dead(g, keep);
-    check_at(g, "eliminate-dead", verify::Stage::Legal)
+pub fn lower_forward(g: &mut Graph) -> Result<(), PassError> {
+    PassManager::default().run_to_emit(FORWARD, g, &mut Cx::default())
+}
+
+/// Verifies a graph after a pass that was run by itself, in debug builds.
+///
+/// # Errors
+/// Every violated invariant, with the pass that left it.
+pub fn check(g: &Graph, pass: &'static str) -> Result<(), PassError> {
+    if cfg!(debug_assertions) { PassManager::default().check(g, pass, Stage::Open) } else { Ok(()) }
+}
+
+/// The pipelines as a Mermaid flow chart.
+pub fn diagram() -> String {
+    let mut text = String::from("flowchart TD\n");
+    let chain = |passes: &[Pass]| passes.iter().map(|p| p.name).collect::<Vec<_>>().join("<br>");
+    for (name, passes) in PIPELINES {
+        let _ = writeln!(text, "  {name}[\"<b>{name}</b><br>{}\"]", chain(passes));
+    }
+    text += "  source([model.onnx]) --> route --> forward --> out([forward graph])\n";
+    text += "  route --> prepare --> train --> trained([training graph])\n";
+    text += "  prepare --> eval --> evaluated([evaluation graph])\n";
+    text += "  prepare --> grad --> gradients([gradient graph])\n";
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    /// The diagram of docs/design.md of the passes is the arrays'. `BLESS=1` writes it anew.
+    #[test]
+    fn design_page_shows_the_pipelines() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/design.md");
+        let page = std::fs::read_to_string(path).unwrap();
+        let (begin, end) = ("<!-- pipelines -->\n```mermaid\n", "```\n<!-- /pipelines -->");
+        let (before, rest) = page.split_once(begin).unwrap();
+        let (shown, after) = rest.split_once(end).unwrap();
+        let want = super::diagram();
+        if std::env::var_os("BLESS").is_some() {
+            std::fs::write(path, format!("{before}{begin}{want}{end}{after}")).unwrap();
+        } else {
+            assert_eq!(shown, want, "docs/design.md is out of date: run this test with BLESS=1");
+        }
+    }
 }

@@ -2,8 +2,7 @@
 
 use crate::analysis::head::constant_origin;
 use crate::ir::{DType, Graph, Kind, ValueId};
-use crate::pipeline::training::loss_output;
-use crate::transform::loss::{self, LossKind, Squash};
+use crate::transform::loss::{self, LossError, LossKind, Squash, loss_output};
 
 /// Chooses a loss by what the model shows of itself.
 ///
@@ -14,14 +13,10 @@ use crate::transform::loss::{self, LossKind, Squash};
 ///
 /// # Errors
 /// The reason, when the evidence does not suffice.
-pub fn choose(g: &Graph, output: Option<&str>) -> Result<LossKind, String> {
+pub fn choose(g: &Graph, output: Option<&str>) -> Result<LossKind, LossError> {
     let v = loss_output(g, output)?;
     let name = g.name(v).to_string();
-    let refuse = |why: String| {
-        Err(format!(
-            "{why}; choose with --loss cross-entropy (int64 class labels), next-token (language models), mse, l1, huber or bce"
-        ))
-    };
+    let refuse = |why: String| Err(LossError::WhichLoss(why));
     let Some(ty) = g.tensor_type(v) else {
         return refuse(format!("nothing tells which loss output `{name}` is meant for: its type is {}", g.value(v).ty));
     };

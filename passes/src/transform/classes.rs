@@ -12,7 +12,7 @@
 use super::fresh::Fresh;
 use crate::analysis::head::{constant_origin, find_head};
 use crate::analysis::types::{infer_node, is_resolved};
-use crate::ir::{Dim, Graph, NodeId, Tensor, ValueId};
+use crate::ir::{Dim, Graph, NodeId, NodeSite, Tensor, ValueId, ValueType};
 use crate::ops::constant_ints;
 use std::collections::HashSet;
 
@@ -34,36 +34,72 @@ pub struct Replaced {
     pub fresh: Vec<String>,
 }
 
+/// Why a model's classifier cannot be replaced.
+#[derive(Debug, thiserror::Error)]
+pub enum ClassifierError {
+    /// No linear map lies before the output.
+    #[error("no linear map (Gemm, MatMul, Conv) lies before output `{0}`")]
+    NoMap(String),
+    /// The last linear map is no classifier.
+    #[error("{0}, the last linear map, {1}")]
+    Map(NodeSite, String),
+    /// Its new weight would be too large.
+    #[error("{0} would have a weight {1:?} of more than {MOST_ELEMENTS} elements")]
+    TooLarge(NodeSite, Vec<i64>),
+    /// Something after it depends on the number of classes.
+    #[error("{site} follows the classifier and does not take {classes} classes instead of {before}")]
+    Follower {
+        /// The node.
+        site: NodeSite,
+        /// Asked for.
+        classes: i64,
+        /// What there was.
+        before: i64,
+    },
+    /// The output does not count classes.
+    #[error("output `{output}` of type {ty} has no axis that counts {before} classes: {site}, the last linear map, is no classifier")]
+    Output {
+        /// Name of the output.
+        output: String,
+        /// Its type.
+        ty: ValueType,
+        /// Classes of the map.
+        before: i64,
+        /// The map.
+        site: NodeSite,
+    },
+}
+
 /// Replaces the last linear map before `output` by a fresh one of `classes` classes.
 ///
 /// # Errors
 /// When there is no such map, or something after it depends on the number of classes.
-pub fn replace_classifier(g: &mut Graph, output: ValueId, classes: i64, seed: u64) -> Result<Replaced, String> {
+pub fn replace_classifier(g: &mut Graph, output: ValueId, classes: i64, seed: u64) -> Result<Replaced, ClassifierError> {
     let out_name = g.name(output).to_string();
     let head =
-        find_head(g, output).ok_or_else(|| format!("no linear map (Gemm, MatMul, Conv) lies before output `{out_name}`"))?;
+        find_head(g, output).ok_or_else(|| ClassifierError::NoMap(out_name.clone()))?;
     let site = g.site(head.node);
-    let (axis, features) =
-        class_axis(g, head.node, head.operand).map_err(|e| format!("{site}, the last linear map, {e}"))?;
-    let weight = g.operand(head.node, head.operand).ok_or("the classifier has no weight")?;
-    let ty = g.tensor_type(weight).ok_or_else(|| format!("the type of {site}'s weight is unknown"))?;
-    let mut dims = ty.known_dims().ok_or_else(|| format!("the shape of {site}'s weight is unknown"))?;
+    let unfit = |what: &str| ClassifierError::Map(site.clone(), what.to_string());
+    let (axis, features) = class_axis(g, head.node, head.operand).map_err(|what| unfit(&what))?;
+    let weight = g.operand(head.node, head.operand).ok_or_else(|| unfit("has no weight"))?;
+    let ty = g.tensor_type(weight).ok_or_else(|| unfit("has a weight of unknown type"))?;
+    let mut dims = ty.known_dims().ok_or_else(|| unfit("has a weight of unknown shape"))?;
     let before = dims[axis];
     dims[axis] = classes;
     let elements = dims.iter().try_fold(1i64, |n, d| n.checked_mul(*d)).filter(|n| *n <= MOST_ELEMENTS);
     if elements.is_none() {
-        return Err(format!("{site} would have a weight {dims:?} of more than {MOST_ELEMENTS} elements"));
+        return Err(ClassifierError::TooLarge(site, dims));
     }
     let bound = 1.0 / (features as f64).sqrt();
     let mut fresh = vec![renew(g, (head.node, head.operand), |name| Fresh::new(seed, name).uniform(ty.dtype, &dims, bound))];
     if let Some((node, operand)) = head.bias {
-        let bias = g.operand(node, operand).ok_or("the classifier has no bias")?;
-        let ty = g.tensor_type(bias).ok_or_else(|| format!("the type of {site}'s bias is unknown"))?;
+        let bias = g.operand(node, operand).ok_or_else(|| unfit("has no bias"))?;
+        let ty = g.tensor_type(bias).ok_or_else(|| unfit("has a bias of unknown type"))?;
         let mut dims = ty.known_dims().unwrap_or_default();
         match dims.iter().position(|d| *d == before) {
             Some(i) => dims[i] = classes,
             None if before == 1 || ty.rank() == 0 => dims = vec![classes],
-            None => return Err(format!("the bias of {site} has type {ty}, {before} elements were expected")),
+            None => return Err(unfit(&format!("has a bias of type {ty}, {before} elements were expected"))),
         }
         fresh.push(renew(g, (node, operand), |name| Fresh::new(seed, name).uniform(ty.dtype, &dims, bound)));
     }
@@ -76,10 +112,7 @@ pub fn replace_classifier(g: &mut Graph, output: ValueId, classes: i64, seed: u6
     {
         let changed: Vec<_> = old.iter().zip(&new).filter(|(old, new)| old != new).collect();
         if old.len() != new.len() || changed.len() != 1 || !counts(changed[0]) {
-            return Err(format!(
-                "output `{out_name}` of type {} has no axis that counts {before} classes: {site}, the last linear map, is no classifier",
-                g.value(output).ty
-            ));
+            return Err(ClassifierError::Output { output: out_name, ty: g.value(output).ty.clone(), before, site });
         }
     }
     Ok(Replaced { node: site.name, input, before, features, fresh })
@@ -122,7 +155,7 @@ fn renew(g: &mut Graph, (node, operand): (NodeId, usize), make: impl FnOnce(&str
 }
 
 /// Derives the types of what follows the classifier anew.
-fn follow(g: &mut Graph, node: NodeId, before: i64, classes: i64) -> Result<(), String> {
+fn follow(g: &mut Graph, node: NodeId, before: i64, classes: i64) -> Result<(), ClassifierError> {
     let after = g.descendants([node]);
     let order = g.topological_order();
     let mut changed = HashSet::new();
@@ -132,7 +165,7 @@ fn follow(g: &mut Graph, node: NodeId, before: i64, classes: i64) -> Result<(), 
             reshape_to(g, n, before, classes);
         }
         let Some(types) = infer_node(g, n, &|v| g.tensor_type(v)) else {
-            return Err(format!("{site} follows the classifier and does not take {classes} classes instead of {before}"));
+            return Err(ClassifierError::Follower { site, classes, before });
         };
         for (v, ty) in g.results(n).zip(types) {
             let ty = ty.into();
@@ -212,6 +245,6 @@ mod tests {
         let mut g = classifier(true, true);
         let y = g.find("scaled").unwrap();
         let e = replace_classifier(&mut g, y, 7, 0).unwrap_err();
-        assert!(e.contains("`scaled` (Mul) follows the classifier"), "{e}");
+        assert!(e.to_string().contains("`scaled` (Mul) follows the classifier"), "{e}");
     }
 }

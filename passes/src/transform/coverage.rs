@@ -44,10 +44,10 @@ mod tests {
     fn operators_file_is_current() {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/OPERATORS.md");
         let table = super::operator_table();
-        if std::env::var_os("UPDATE_OPERATORS").is_some() {
+        if std::env::var_os("BLESS").is_some() {
             std::fs::write(path, &table).unwrap();
         }
         let file = std::fs::read_to_string(path).unwrap_or_default();
-        assert!(file == table, "passes/OPERATORS.md is out of date: run this test with UPDATE_OPERATORS=1");
+        assert!(file == table, "passes/OPERATORS.md is out of date: run this test with BLESS=1");
     }
 }

@@ -13,9 +13,17 @@ const LARGEST: usize = 1 << 16;
 /// Folds every operator whose results are small constants; returns how many. The operators themselves are left for
 /// [`super::eliminate`].
 pub fn fold_constants(g: &mut Graph) -> usize {
+    fold_where(g, |_, _| true)
+}
+
+/// As [`fold_constants`], asking of each operator whether it may.
+pub fn fold_where(g: &mut Graph, mut allows: impl FnMut(&Graph, NodeId) -> bool) -> usize {
     let mut folded = 0;
     for id in g.topological_order() {
         let Some(arrays) = constants(g, id) else { continue };
+        if !allows(g, id) {
+            continue;
+        }
         let before = g.node_count();
         let results: Vec<ValueId> = g.results(id).collect();
         for (old, array) in results.into_iter().zip(arrays) {

@@ -3,6 +3,7 @@
 use super::master::is_half;
 use crate::ir::{Attrs, DType, Dim, Graph, NodeId, Op, TensorType, ValueId, ValueType};
 use crate::ops::build::{BuildError, Builder, Built};
+use crate::refusal::Hint;
 
 /// Which loss.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,14 +79,51 @@ pub struct Loss {
     pub target: ValueId,
 }
 
-/// The reason a loss does not fit an output.
+/// The reason a loss does not fit an output, or cannot be chosen.
 #[derive(Debug, thiserror::Error)]
-#[allow(missing_docs)]
 pub enum LossError {
+    /// The output is of another kind.
     #[error("{0}")]
     Unfit(String),
+    /// It is not clear which output is meant.
+    #[error("{0}")]
+    WhichOutput(String),
+    /// It is not clear which loss is meant.
+    #[error("{0}")]
+    WhichLoss(String),
+    /// A node could not be built.
     #[error(transparent)]
     Build(#[from] BuildError),
+}
+
+impl LossError {
+    /// What a person may do.
+    pub fn hint(&self) -> Option<Hint> {
+        match self {
+            LossError::WhichOutput(_) => Some(Hint::ChooseOutput),
+            LossError::WhichLoss(_) => Some(Hint::ChooseLoss),
+            _ => None,
+        }
+    }
+}
+
+/// The output a loss reads: the named one, or the only float one.
+///
+/// # Errors
+/// When the choice is not clear; the message lists the outputs.
+pub fn loss_output(g: &Graph, wanted: Option<&str>) -> Result<ValueId, LossError> {
+    let all = g.outputs().iter().map(|o| format!("`{}` {}", g.name(o.value), g.value(o.value).ty));
+    let listed = all.collect::<Vec<_>>().join(", ");
+    if let Some(name) = wanted {
+        let found = g.outputs().iter().find(|o| g.name(o.value) == name);
+        return found.map(|o| o.value).ok_or_else(|| LossError::Unfit(format!("the model has no output `{name}`; it has {listed}")));
+    }
+    let floats: Vec<ValueId> = g.outputs().iter().map(|o| o.value).filter(|v| g.is_float(*v)).collect();
+    match floats.as_slice() {
+        [one] => Ok(*one),
+        [] => Err(LossError::Unfit(format!("the model has no float output to train on; it has {listed}"))),
+        _ => Err(LossError::WhichOutput(format!("the model has several float outputs: {listed}"))),
+    }
 }
 
 /// Is the class axis of this output its last one? Token logits [N, T, V] of a model that reads integer ids, unless its last step
@@ -231,13 +269,11 @@ pub fn append_loss(g: &mut Graph, output: ValueId, o: &LossOptions) -> Result<Lo
         ))
     })?;
     if !ty.dtype.is_float() {
-        return Err(LossError::Unfit(format!(
-            "output `{name}` has type {ty}; a loss needs a float output (--output NAME chooses one)"
-        )));
+        return Err(LossError::WhichOutput(format!("output `{name}` has type {ty}; a loss needs a float output")));
     }
     let last = classes_last(g, output);
     let output = logits_of(g, output, o.kind, last)?;
-    let target_type = target_type(&ty, o.kind, last).map_err(|e| LossError::Unfit(format!("output `{name}`: {e}")))?;
+    let target_type = target_type(&name, &ty, o.kind, last)?;
     let wanted = o.labels.clone().unwrap_or_else(|| if o.kind.takes_labels() { "labels" } else { "target" }.to_string());
     // The model's own names win.
     let target_name = if g.is_free(&wanted) { wanted } else { format!("ancre.{wanted}") };
@@ -257,16 +293,18 @@ pub fn append_loss(g: &mut Graph, output: ValueId, o: &LossOptions) -> Result<Lo
     Ok(Loss { value, target })
 }
 
-fn target_type(ty: &TensorType, kind: LossKind, last: bool) -> Result<TensorType, String> {
+fn target_type(output: &str, ty: &TensorType, kind: LossKind, last: bool) -> Result<TensorType, LossError> {
     if !kind.takes_labels() {
         let dtype = if is_half(ty.dtype) { DType::F32 } else { ty.dtype };
         return Ok(TensorType::new(dtype, ty.shape.clone()));
     }
     if ty.rank() < 2 {
-        return Err(format!("{} needs logits of rank 2 or more, it has type {ty}", kind.name()));
+        let needs = format!("{} needs logits of rank 2 or more, it has type {ty}", kind.name());
+        return Err(LossError::Unfit(format!("output `{output}`: {needs}")));
     }
     if kind == LossKind::NextToken && ty.rank() != 3 {
-        return Err(format!("next-token needs token logits [N, T, V], it has type {ty}"));
+        let needs = format!("next-token needs token logits [N, T, V], it has type {ty}");
+        return Err(LossError::Unfit(format!("output `{output}`: {needs}")));
     }
     let mut shape = ty.shape.clone();
     shape.remove(if last || kind == LossKind::NextToken { ty.rank() - 1 } else { 1 });
@@ -295,17 +333,18 @@ fn cross_entropy(b: &mut Builder, logits: ValueId, labels: ValueId, last: bool, 
     let ty = b.ty(x)?;
     let classes = ty.shape[ty.rank() - 1].clone();
     let positions = ty.shape[..ty.rank() - 1].iter().fold(Dim::from(1), |p, d| &p * d);
-    let count = classes.known().unwrap_or(-1);
     if ty.rank() > 2 {
-        if count < 0 {
-            let shape = b.op("Shape", &[x])?;
-            let classes_dim = b.slices(shape, &[0], &[-1], &[i64::MAX])?;
-            let minus = b.ints(&[-1]);
-            let target = b.concat(&[minus, classes_dim], 0)?;
-            x = b.reshape_dynamic(x, target, &[positions.clone(), classes.clone()])?;
-        } else {
-            x = b.reshape(x, &[-1, count], &[positions.clone(), classes.clone()])?;
-        }
+        let to = [positions.clone(), classes.clone()];
+        x = match classes.known() {
+            Some(count) => b.reshape(x, &[-1, count], &to)?,
+            None => {
+                let shape = b.op("Shape", &[x])?;
+                let classes_dim = b.slices(shape, &[0], &[-1], &[i64::MAX])?;
+                let minus = b.ints(&[-1]);
+                let target = b.concat(&[minus, classes_dim], 0)?;
+                b.reshape_dynamic(x, target, &to)?
+            }
+        };
     }
     let x = b.cast(x, DType::F32)?;
     let labels = b.reshape(labels, &[-1], std::slice::from_ref(&positions))?;

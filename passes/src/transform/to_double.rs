@@ -1,7 +1,27 @@
 //! A graph in double precision: finite differences of a float32 loss drown in its rounding.
 
-use crate::ir::{Attr, Attrs, DType, Graph, Kind, NodeId, Op, Tensor, TensorType, ValueId, ValueType};
+use crate::ir::{Attr, Attrs, DType, Graph, Kind, NodeId, NodeSite, Op, Tensor, TensorError, TensorType, ValueId, ValueType};
 use std::collections::HashSet;
+
+/// Why a graph cannot be computed in double precision.
+#[derive(Debug, thiserror::Error)]
+pub enum DoubleError {
+    /// A node has a graph of its own.
+    #[error("{0} has a subgraph")]
+    Subgraph(NodeSite),
+    /// Scales have to be constants, which stay float32.
+    #[error("{0} has scales that are computed")]
+    Scales(NodeSite),
+    /// There is no loss.
+    #[error("the graph has no output")]
+    NoOutput,
+    /// The first output is no loss.
+    #[error("the first output `{0}` is no scalar loss but {1}")]
+    NoLoss(String, ValueType),
+    /// A constant cannot be read.
+    #[error(transparent)]
+    Tensor(#[from] TensorError),
+}
 
 fn is_narrow(t: DType) -> bool {
     matches!(t, DType::F32 | DType::F16 | DType::BF16)
@@ -11,7 +31,7 @@ fn is_narrow(t: DType) -> bool {
 ///
 /// # Errors
 /// Names what cannot be widened.
-pub fn widen(g: &mut Graph) -> Result<(), String> {
+pub fn widen(g: &mut Graph) -> Result<(), DoubleError> {
     let all: HashSet<ValueId> = g.nodes().flat_map(|n| g.results(n)).collect();
     g.forget_declarations(&all);
     for n in g.nodes().collect::<Vec<_>>() {
@@ -37,11 +57,11 @@ pub fn spell_out(g: &mut Graph) {
     }
 }
 
-fn wide(t: &Tensor) -> Result<Tensor, String> {
-    Ok(Tensor::floats(DType::F64, t.dims(), &t.to_f64().map_err(|e| e.to_string())?))
+fn wide(t: &Tensor) -> Result<Tensor, TensorError> {
+    Ok(Tensor::floats(DType::F64, t.dims(), &t.to_f64()?))
 }
 
-fn widen_node(g: &mut Graph, n: NodeId) -> Result<(), String> {
+fn widen_node(g: &mut Graph, n: NodeId) -> Result<(), DoubleError> {
     let site = g.site(n);
     match &mut g.node_mut(n).kind {
         Kind::Input(_) => {}
@@ -56,7 +76,7 @@ fn widen_node(g: &mut Graph, n: NodeId) -> Result<(), String> {
         }
         Kind::Op(op) => {
             if op.attrs.0.values().any(|a| matches!(a, Attr::Opaque(p) if p.g.is_some() || !p.graphs.is_empty())) {
-                return Err(format!("{site} has a subgraph"));
+                return Err(DoubleError::Subgraph(site));
             }
             let mut changed = false;
             for key in ["to", "dtype", "stash_type"] {
@@ -97,14 +117,14 @@ fn widen_node(g: &mut Graph, n: NodeId) -> Result<(), String> {
 }
 
 /// Some operands are float32 by definition, whatever the data is.
-fn keep_narrow_operands(g: &mut Graph, n: NodeId) -> Result<(), String> {
+fn keep_narrow_operands(g: &mut Graph, n: NodeId) -> Result<(), DoubleError> {
     if !g.is_op(n, "Resize") {
         return Ok(());
     }
     for operand in 1..g.node(n).operand_count().min(3) {
         let Some(v) = g.operand(n, operand) else { continue };
-        let t = g.constant(v).ok_or_else(|| format!("{} has scales that are computed", g.site(n)))?;
-        let t = Tensor::floats(DType::F32, t.dims(), &t.to_f64().map_err(|e| e.to_string())?);
+        let t = g.constant(v).ok_or_else(|| DoubleError::Scales(g.site(n)))?;
+        let t = Tensor::floats(DType::F32, t.dims(), &t.to_f64()?);
         let narrow = g.add_initializer("narrow", t, false);
         g.set_operand(n, operand, Some(narrow));
     }
@@ -333,11 +353,11 @@ fn is_square(g: &Graph, v: ValueId) -> bool {
 }
 
 /// A loss graph: the forward part of a training graph, up to its first output.
-pub fn loss_graph(train: &Graph) -> Result<(Graph, String), String> {
-    let loss = train.outputs().first().ok_or("the graph has no output")?.value;
+pub fn loss_graph(train: &Graph) -> Result<(Graph, String), DoubleError> {
+    let loss = train.outputs().first().ok_or(DoubleError::NoOutput)?.value;
     let ty = train.tensor_type(loss).unwrap_or(TensorType::fixed(DType::F32, &[]));
     if ty.shape.iter().any(|d| !d.is_one()) || !ty.dtype.is_float() {
-        return Err(format!("the first output `{}` is no scalar loss but {}", train.name(loss), ValueType::from(ty)));
+        return Err(DoubleError::NoLoss(train.name(loss).into(), ty.into()));
     }
     let mut g = train.clone();
     g.clear_outputs();

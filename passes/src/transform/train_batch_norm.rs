@@ -37,7 +37,8 @@ pub fn train_batch_norm(g: &mut Graph) -> Result<Vec<StateTensor>, BuildError> {
     let mut states = Vec::new();
     for (v, new) in next {
         g.set_overridable(v, true);
-        let shape = g.tensor_type(v).and_then(|t| t.known_dims()).unwrap_or_default();
+        // A tensor's extents are numbers.
+        let shape = g.initializer(v).map(|t| t.dims().to_vec()).unwrap_or_default();
         states.push(StateTensor { value: v, next: Some(new), kind: StateKind::Statistic, trainable: false, shape });
     }
     Ok(states)

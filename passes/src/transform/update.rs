@@ -91,13 +91,16 @@ impl Pack<'_> {
             return Ok(vec![joined]);
         }
         let types = self.members.iter().map(|t| b.ty(t.value)).collect::<Result<Vec<_>, _>>()?;
-        let sizes: Vec<i64> = types.iter().map(|t| t.elements().known().unwrap_or(0)).collect();
+        let sizes = types.iter().map(|t| b.number(&t.elements())).collect::<Result<Vec<i64>, _>>()?;
         let sizes = b.ints(&sizes);
         let parts = b.node(Op::new("Split", Attrs::new().with("axis", 0)), &[Some(joined), Some(sizes)])?;
         parts
             .into_iter()
             .zip(types)
-            .map(|(part, ty)| b.reshape(part, &ty.known_dims().unwrap_or_default(), &ty.shape))
+            .map(|(part, ty)| {
+                let target = b.numbers(&ty.shape)?;
+                b.reshape(part, &target, &ty.shape)
+            })
             .collect()
     }
 
@@ -129,7 +132,8 @@ impl Pack<'_> {
                 // The default must reach its full size before it is joined.
                 let elements = ty.elements();
                 let flat = b.reshape(v, &[-1], std::slice::from_ref(&elements))?;
-                let size = b.ints(&[elements.known().unwrap_or(0)]);
+                let size = b.number(&elements)?;
+                let size = b.ints(&[size]);
                 b.op("Expand", &[flat, size])?
             });
         }

@@ -39,9 +39,9 @@ impl Losses {
     /// Loads the loss in float64, or as it is where the engine cannot do that.
     pub(super) fn new(t: &Training, engine: &dyn Engine) -> Result<Losses, Failure> {
         let path = &t.subject.path;
-        let (mut narrow, loss) = loss_graph(&t.subject.graph).map_err(|e| Failure::input(e).at(path))?;
+        let (mut narrow, loss) = loss_graph(&t.subject.graph).map_err(|e| Failure::input(e.to_string()).at(path))?;
         let mut wide = narrow.clone();
-        let attempt = widen(&mut wide).and_then(|()| {
+        let attempt = widen(&mut wide).map_err(|e| e.to_string()).and_then(|()| {
             spell_out(&mut wide);
             eliminate::eliminate_dead(&mut wide, |_, _| false);
             Losses::load(t, &wide, &loss, engine, true)

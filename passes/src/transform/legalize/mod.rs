@@ -17,7 +17,7 @@ mod needs;
 mod upgrade;
 
 use crate::analysis::types::{infer_node, is_resolved, merge};
-use crate::ir::{Attrs, Graph, Kind, NodeId, Op, ValueId};
+use crate::ir::{Attrs, Graph, Kind, NodeId, NodeSite, Op, ValueId};
 use crate::ir::{TensorType, ValueType};
 use crate::ops::build::{BuildError, Builder};
 use crate::ops::{self, Decomposed, Derivative, MICROSOFT, Source, TypeError};
@@ -71,29 +71,48 @@ fn ir_version_of(opset: i64) -> i64 {
 /// The lowest operator set that a newer one can be taken down to, and that a training graph can be in.
 pub const LOWEST: i64 = TARGET;
 
+/// Why a graph cannot be brought to an operator set.
+#[derive(Debug, thiserror::Error)]
+pub enum ConvertError {
+    /// It is too far down.
+    #[error("the graph is of opset {0}; a graph is taken up to any later one, and down to {LOWEST} at the lowest")]
+    TooLow(i64),
+    /// A node needs a later one.
+    #[error("{site} needs opset {needed}, {to} was asked for")]
+    Needs {
+        /// The node.
+        site: NodeSite,
+        /// What it needs.
+        needed: i64,
+        /// What was asked for.
+        to: i64,
+    },
+    /// An older form cannot be rewritten.
+    #[error(transparent)]
+    Build(#[from] BuildError),
+}
+
 /// Brings a graph to exactly this operator set, changing no node that means the same there.
 ///
 /// # Errors
 /// When the operator set lacks an operator as it is used, or an older form cannot be rewritten.
-pub fn convert(g: &mut Graph, to: i64) -> Result<(), String> {
+pub fn convert(g: &mut Graph, to: i64) -> Result<(), ConvertError> {
     let from = g.opsets.get("").copied().unwrap_or(to);
     if from == to {
         return Ok(());
     }
     if to < from && to < LOWEST {
-        return Err(format!(
-            "the graph is of opset {from}; a graph is taken up to any later one, and down to {LOWEST} at the lowest"
-        ));
+        return Err(ConvertError::TooLow(from));
     }
     g.opsets.insert(String::new(), to);
     g.raise_ir(ir_version_of(to));
     let regrouped = |op: &Op| op.name == "GroupNormalization" && from < 21 && to >= 21;
     replace_each(g, from, |op| is_standard(op) && (regrouped(op) || needs::version(&op.name, from) > to));
     if let Some((node, needed)) = needs::beyond(g, from, to) {
-        return Err(format!("{} needs opset {needed}, {to} was asked for", g.site(node)));
+        return Err(ConvertError::Needs { site: g.site(node), needed, to });
     }
     if from < to {
-        upgrade::upgrade(g, from, to).map_err(|e| e.to_string())?;
+        upgrade::upgrade(g, from, to)?;
     } else {
         needs::strip(g, to);
     }

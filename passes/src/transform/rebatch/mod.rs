@@ -78,14 +78,28 @@ pub struct Rebatched {
     pub edits: usize,
 }
 
+/// Why a graph cannot be rebuilt for another batch.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum RebatchError {
+    /// Nothing counts samples.
+    #[error("no input has a first axis that could count samples")]
+    NoSamples,
+    /// Its batch is none.
+    #[error("its batch is {0}")]
+    Empty(i64),
+    /// A node stands in the way.
+    #[error("{0}")]
+    Node(String),
+}
+
 /// The batch of a graph: extent of the first axis of the first input that has two axes or more, else of the first input's.
 ///
 /// # Errors
 /// When no input has an axis.
-pub fn current(g: &Graph) -> Result<Current, String> {
+pub fn current(g: &Graph) -> Result<Current, RebatchError> {
     let shapes: Vec<Vec<Dim>> = g.required_inputs().filter_map(|v| Some(g.tensor_type(v)?.shape)).collect();
     let shape = shapes.iter().find(|s| s.len() >= 2).or_else(|| shapes.iter().find(|s| !s.is_empty()));
-    let first = shape.and_then(|s| s.first()).ok_or("no input has a first axis that could count samples")?;
+    let first = shape.and_then(|s| s.first()).ok_or(RebatchError::NoSamples)?;
     Ok(match first.known() {
         Some(n) => Current::Fixed(n),
         None => Current::Dynamic(first.clone()),
@@ -109,20 +123,20 @@ pub struct Plan {
     edits: Vec<(NodeId, Edit)>,
 }
 
-/// Why a graph cannot be rebuilt.
+/// Why a node stands in the way.
 type Refusal = String;
 
 /// Plans the change of a graph whose batch is the number `before`.
 ///
 /// # Errors
 /// The node that stands in the way and why.
-pub fn plan(g: &Graph, before: i64) -> Result<Plan, Refusal> {
+pub fn plan(g: &Graph, before: i64) -> Result<Plan, RebatchError> {
     if before < 1 {
-        return Err(format!("its batch is {before}"));
+        return Err(RebatchError::Empty(before));
     }
     let symbol = free_symbol(g);
     let mut a = Analysis::new(g, before, Dim::symbol(&symbol));
-    let edits = search::search(&mut a)?;
+    let edits = search::search(&mut a).map_err(RebatchError::Node)?;
     Ok(Plan { symbol, before, places: a.places, edits })
 }
 

@@ -6,8 +6,8 @@ use crate::verify;
 /// The graph rebuilt from batch 1, or why not.
 fn rebuilt(text: &str, to: Batch) -> Result<Graph, String> {
     let mut g = parse(text).unwrap();
-    let Current::Fixed(before) = current(&g)? else { panic!("the batch is fixed") };
-    let plan = plan(&g, before)?;
+    let Current::Fixed(before) = current(&g).map_err(|e| e.to_string())? else { panic!("the batch is fixed") };
+    let plan = plan(&g, before).map_err(|e| e.to_string())?;
     plan.apply(&mut g, to).unwrap();
     eliminate_dead(&mut g, |_, _| false);
     verify::verify(&g, verify::Stage::Legal).unwrap();

@@ -31,6 +31,7 @@ pub use params::{initial_matrix, one_hot_parameters, reference_weights};
 
 use crate::analysis::residual::Chain;
 use crate::ir::{ANCRE, Attrs, Graph, NodeId, Op, ValueId};
+use crate::refusal::Hint;
 use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 
@@ -127,6 +128,22 @@ pub struct RouteOptions {
     pub chains: ChainChoice,
 }
 
+impl Default for RouteOptions {
+    /// Every skip reassigned, gated, uniform: a router that trains well from a trained network.
+    fn default() -> RouteOptions {
+        RouteOptions {
+            form: Form::Reassign,
+            granularity: Granularity::Add,
+            scope: Scope::Stage,
+            rule: Rule::Gated,
+            normalize: Normalize::Incoming,
+            init: Init::Uniform,
+            tau: 0.01,
+            chains: ChainChoice::All,
+        }
+    }
+}
+
 /// An earlier chain's state among a router's sources.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Source {
@@ -167,7 +184,18 @@ pub struct Routed {
     /// The routers built, in the order of their chains.
     pub routers: Vec<Router>,
     /// Chosen chains that got none though other states might have been read, with the reason they were not.
-    pub left_alone: Vec<(usize, String)>,
+    pub left_alone: Vec<LeftAlone>,
+}
+
+/// A chain that got no router.
+#[derive(Clone, Debug)]
+pub struct LeftAlone {
+    /// The chain's id.
+    pub chain: usize,
+    /// Why.
+    pub why: String,
+    /// What a person may do.
+    pub hint: Option<Hint>,
 }
 
 impl Router {
@@ -190,7 +218,7 @@ impl Router {
 #[allow(missing_docs)]
 pub enum RouteError {
     #[error("chain {chain}: {what}")]
-    Chain { chain: usize, what: String },
+    Chain { chain: usize, what: String, hint: Option<Hint> },
     #[error("there is no chain {0}; `inspect` lists the chains and their ids (0 to {1})")]
     NoSuchChain(usize, usize),
     #[error(
@@ -198,7 +226,18 @@ pub enum RouteError {
     )]
     AlreadyRouted,
     #[error("{0}")]
-    Options(String),
+    Options(&'static str, Hint),
+}
+
+impl RouteError {
+    /// What a person may do.
+    pub fn hint(&self) -> Option<Hint> {
+        match self {
+            RouteError::Chain { hint, .. } => hint.clone(),
+            RouteError::Options(_, hint) => Some(hint.clone()),
+            _ => None,
+        }
+    }
 }
 
 /// Name of a router's initializer or value.
@@ -245,7 +284,7 @@ pub fn route_skips(g: &mut Graph, chains: &[Chain], options: &RouteOptions) -> R
             plan.notes.extend(admitted.note);
         }
         if chosen && let Some(why) = too_many_weights(states.len() - 1, plan.sources.len()) {
-            routed.left_alone.push((chain.id, why));
+            routed.left_alone.push(LeftAlone { chain: chain.id, why, hint: Some(Hint::LargerBlocks) });
             continue;
         }
         // Types that nothing tells (results of fused operators of other domains) leave nothing to lower the router by.
@@ -256,14 +295,14 @@ pub fn route_skips(g: &mut Graph, chains: &[Chain], options: &RouteOptions) -> R
             let why = format!(
                 "the type of its state `{unknown}` is not known; run onnx.shape_inference on the model, or export it unfused"
             );
-            routed.left_alone.push((chain.id, why));
+            routed.left_alone.push(LeftAlone { chain: chain.id, why, hint: None });
         } else if chosen && (states.len() > 2 || !plan.sources.is_empty()) {
             let router = build(g, chain, options, plan)?;
             states.clone_from(&router.states);
             replaced.extend(original.iter().copied().zip(states.iter().copied()).filter(|(old, new)| old != new));
             routed.routers.push(router);
         } else if chosen && options.scope == Scope::Network && !plan.notes.is_empty() {
-            routed.left_alone.push((chain.id, plan.notes.join("; ")));
+            routed.left_alone.push(LeftAlone { chain: chain.id, why: plan.notes.join("; "), hint: None });
         }
         if let Some(earlier) = &mut earlier {
             earlier.add(place, &original, &states);
@@ -280,7 +319,7 @@ fn too_many_weights(blocks: usize, sources: usize) -> Option<String> {
     let edges = blocks.saturating_mul(blocks + 1) / 2 + blocks * sources;
     (edges > MOST_EDGES).then(|| {
         format!(
-            "its {blocks} blocks would have {edges} weights, more than {MOST_EDGES}; larger blocks have fewer (--granularity block or N)"
+            "its {blocks} blocks would have {edges} weights, more than {MOST_EDGES}; larger blocks have fewer"
         )
     })
 }
@@ -296,19 +335,20 @@ struct Plan {
 }
 
 fn check_options(o: &RouteOptions) -> Result<(), RouteError> {
-    let fail = |what: &str| Err(RouteError::Options(what.to_string()));
+    let fail = |what, hint| Err(RouteError::Options(what, hint));
     if !(o.tau > 0.0 && o.tau.is_finite()) {
-        return fail("the temperature --tau must be a positive number");
+        return fail("the temperature must be a positive number", Hint::Temperature);
     }
     if o.scope == Scope::Network && o.normalize == Normalize::Outgoing {
-        return fail("--scope network normalises over a row's sources: it takes --normalize incoming only");
+        let what = "a router that reads the states of earlier chains normalises over a row's sources";
+        return fail(what, Hint::NormalizeIncoming);
     }
     match (&o.rule, &o.init) {
-        (Rule::Free, Init::NearIdentity(_)) => fail("--parametrization free starts at identity, uniform or file:PATH"),
+        (Rule::Free, Init::NearIdentity(_)) => fail("free weights have no start near the identity", Hint::ChooseInit),
         (Rule::Constant, Init::Identity | Init::NearIdentity(_) | Init::Given(_)) => {
-            fail("--parametrization constant is the frozen uniform router and takes no --init")
+            fail("the constant router is the frozen uniform one and has no other start", Hint::ChooseInit)
         }
-        (_, Init::NearIdentity(e)) if !(*e > 0.0 && *e < 1.0) => fail("near-identity=EPS needs 0 < EPS < 1"),
+        (_, Init::NearIdentity(e)) if !(*e > 0.0 && *e < 1.0) => fail("a start near the identity is at a distance above 0 and below 1", Hint::ChooseInit),
         _ => Ok(()),
     }
 }
@@ -321,7 +361,7 @@ fn unit_length(g: &Graph, chain: &Chain, o: &RouteOptions) -> Result<(usize, Opt
             return Ok((1, Some("the chain has no repeated unit; every add is a block".into())));
         }
         Granularity::Block => chain.period,
-        Granularity::Adds(0) => return Err(RouteError::Options("--granularity N needs N of 1 or more".into())),
+        Granularity::Adds(0) => return Err(RouteError::Options("a block has at least one add", Hint::LargerBlocks)),
         Granularity::Adds(n) => n,
     };
     if asked > 1
@@ -332,8 +372,9 @@ fn unit_length(g: &Graph, chain: &Chain, o: &RouteOptions) -> Result<(usize, Opt
             Granularity::Adds(_) => Err(RouteError::Chain {
                 chain: chain.id,
                 what: format!(
-                    "--granularity {asked} with reassign needs each block's input to reach its output through adds alone, but {why}; use --granularity add"
+                    "in blocks of {asked} adds, whose skips are reassigned, a block's input has to reach its output through adds alone, but {why}"
                 ),
+                hint: Some(Hint::SingleAdds),
             }),
             _ => Ok((
                 1,

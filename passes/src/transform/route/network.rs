@@ -72,16 +72,14 @@ impl Earlier {
             candidates += 1;
             let fits = match (&ty, g.tensor_type(s.value)) {
                 (Some(to), Some(from)) if s.nchw && self.nchw[place] => fit(&from, to),
-                (Some(_), Some(_)) => {
-                    Err("channels first is not evident: no convolution reads or makes the state directly".to_string())
-                }
-                _ => Err("its type is not known".to_string()),
+                (Some(_), Some(_)) => Err(Misfit::Layout),
+                _ => Err(Misfit::Untyped),
             };
             match fits {
                 Ok(adapter) => {
                     let stem = format!("ancre/{}/source_{}", chain.id, sources.len());
                     let value = adapt(g, &stem, s.value, &adapter)
-                        .map_err(|e| RouteError::Chain { chain: chain.id, what: e.to_string() })?;
+                        .map_err(|e| RouteError::Chain { chain: chain.id, what: e.to_string(), hint: None })?;
                     sources.push(Source { state: s.value, value });
                 }
                 Err(why) => left_out.push(format!("`{}` {} ({why})", g.name(s.value), g.value(s.value).ty)),
@@ -166,26 +164,47 @@ struct Adapter {
     dtype: DType,
 }
 
-fn fit(from: &TensorType, to: &TensorType) -> Result<Adapter, String> {
+/// Why a state cannot be brought to a chain's shape.
+#[derive(Debug, thiserror::Error)]
+enum Misfit {
+    #[error("its type is not known")]
+    Untyped,
+    #[error("channels first is not evident: no convolution reads or makes the state directly")]
+    Layout,
+    #[error("only states of rank 4 have channels and spatial axes")]
+    Rank,
+    #[error("the chain's element type is {0}")]
+    Type(DType),
+    #[error("its batch is another")]
+    Batch,
+    #[error("its number of channels is not known")]
+    Channels,
+    #[error("the spatial ratio {0} to {1} is no integer")]
+    Fraction(i64, i64),
+    #[error("the spatial ratio {0} to {1} is not known")]
+    Unknown(Dim, Dim),
+}
+
+fn fit(from: &TensorType, to: &TensorType) -> Result<Adapter, Misfit> {
     if from.rank() != 4 || to.rank() != 4 {
-        return Err("only states of rank 4 have channels and spatial axes".into());
+        return Err(Misfit::Rank);
     }
     if from.dtype != to.dtype {
-        return Err(format!("the chain's element type is {}", to.dtype));
+        return Err(Misfit::Type(to.dtype));
     }
     if from.shape[0] != to.shape[0] {
-        return Err("its batch is another".into());
+        return Err(Misfit::Batch);
     }
-    let ratio = |axis: usize| -> Result<i64, String> {
+    let ratio = |axis: usize| -> Result<i64, Misfit> {
         let (a, b): (&Dim, &Dim) = (&from.shape[axis], &to.shape[axis]);
         match (a.known(), b.known()) {
             (Some(a), Some(b)) if b > 0 && a % b == 0 && a >= b => Ok(a / b),
-            (Some(a), Some(b)) => Err(format!("the spatial ratio {a} to {b} is no integer")),
+            (Some(a), Some(b)) => Err(Misfit::Fraction(a, b)),
             _ if a == b => Ok(1),
-            _ => Err(format!("the spatial ratio {a} to {b} is not known")),
+            _ => Err(Misfit::Unknown(a.clone(), b.clone())),
         }
     };
-    let channels = |ty: &TensorType| ty.shape[1].known().ok_or("its number of channels is not known".to_string());
+    let channels = |ty: &TensorType| ty.shape[1].known().ok_or(Misfit::Channels);
     Ok(Adapter { ratio: [ratio(2)?, ratio(3)?], channels: [channels(from)?, channels(to)?], dtype: from.dtype })
 }
 

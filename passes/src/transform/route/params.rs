@@ -2,9 +2,10 @@
 
 use super::{Init, Normalize, RouteError, RouteOptions, Rule, router_name};
 use crate::ir::{Graph, Tensor, ValueId};
+use crate::refusal::Hint;
 use indexmap::IndexMap;
 
-/// Arrays of an `--init` file: shape and values.
+/// Arrays of a file of starting values: shape and values.
 type Given = IndexMap<String, (Vec<usize>, Vec<f32>)>;
 
 /// Adds a router's initializers: K rows over S earlier states and K own ones.
@@ -19,14 +20,14 @@ pub(super) fn parameters(
     let gate_name = router_name(chain, "gate");
     let width = extra + k;
     let given = |given: &Given, name: &str, want: &[usize]| -> Result<Option<Vec<f32>>, RouteError> {
-        let fail = |what: String| Err(RouteError::Chain { chain, what });
+        let fail = |what: String| Err(RouteError::Chain { chain, what, hint: Some(Hint::CorrectInitFile) });
         match given.get(name) {
             None => Ok(None),
             Some((shape, _)) if shape != want => {
-                fail(format!("`{name}` in the --init file has shape {shape:?}, expected {want:?}"))
+                fail(format!("`{name}` in the file of starting values has shape {shape:?}, expected {want:?}"))
             }
             Some((_, values)) if !values.iter().all(|v| v.is_finite()) => {
-                fail(format!("`{name}` in the --init file holds a number that is not finite"))
+                fail(format!("`{name}` in the file of starting values holds a number that is not finite"))
             }
             Some((_, values)) => Ok(Some(values.clone())),
         }
@@ -34,8 +35,8 @@ pub(super) fn parameters(
     let (matrix, gates) = match &o.init {
         Init::Given(file) => {
             let Some(mut matrix) = given(file, &name, &[k, width])? else {
-                let what = format!("the --init file holds no `{name}` [{k}, {width}]; it holds {}", list(file));
-                return Err(RouteError::Chain { chain, what });
+                let what = format!("the file of starting values holds no `{name}` [{k}, {width}]; it holds {}", list(file));
+                return Err(RouteError::Chain { chain, what, hint: Some(Hint::CorrectInitFile) });
             };
             // What no row reads is stored as 0, whatever the file has there.
             matrix.iter_mut().enumerate().filter(|(i, _)| i % width > extra + i / width).for_each(|(_, v)| *v = 0.0);

@@ -1,0 +1,119 @@
+//! Which initializers become state.
+
+use super::training::TrainableChoice;
+use super::{Choice, Cx, PassError};
+use crate::analysis::head::{find_head, head_initializers};
+use crate::analysis::roles::{Role, initializer_roles};
+use crate::ir::{Graph, Kind};
+use crate::refusal::Hint;
+use crate::transform::loss::loss_output;
+use crate::transform::optimizer::{StateKind, StateRecord};
+
+/// Fills in what was chosen, and what else could have been.
+pub(super) fn choose(g: &Graph, cx: &mut Cx) -> Result<(), PassError> {
+    match &cx.choice {
+        Choice::Named(names) => {
+            let value = |n: &String| g.find(n).ok_or_else(|| PassError::unfit(format!("the model has no value `{n}`")));
+            cx.chosen = names.iter().map(|n| Ok((value(n)?, StateKind::Parameter))).collect::<Result<_, PassError>>()?;
+        }
+        Choice::State(states) => {
+            let ours = [StateKind::Parameter, StateKind::Logits, StateKind::Gate, StateKind::Statistic];
+            for s in states.iter().filter(|s| ours.contains(&s.kind)) {
+                if let Some(v) = g.find(&s.name).filter(|v| g.initializer(*v).is_some()) {
+                    cx.chosen.push((v, s.kind));
+                    cx.states.push(StateRecord { output: None, in_place: false, ..s.clone() });
+                }
+            }
+        }
+        Choice::Training => {
+            by_role(g, cx)?;
+            for r in &cx.routers {
+                if g.name(r.logits).ends_with("logits") {
+                    cx.chosen.push((r.logits, StateKind::Logits));
+                }
+                cx.chosen.extend(r.gate.map(|gate| (gate, StateKind::Gate)));
+            }
+            if cx.chosen.is_empty() {
+                let what = "nothing would train: the model has no parameter by role".into();
+                return Err(PassError::Unfit { what, hint: Some(Hint::NameTrainable) });
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Parameters with another name in the source, that of the tensor the exporter had merged them into or of their transpose, are
+/// matched by either.
+fn by_role(g: &Graph, cx: &mut Cx) -> Result<(), PassError> {
+    let (choice, aliases): (&TrainableChoice, _) = (&cx.training.trainable, &cx.aliases);
+    let both = |name: &str| [Some(name.to_string()), aliases.get(name).cloned()].into_iter().flatten().collect::<Vec<_>>();
+    let matches = |patterns: &[String], name: &str| both(name).iter().any(|n| patterns.iter().any(|p| glob(p, n)));
+    let known = |n: &String| g.find(n).and_then(|v| g.initializer(v)).is_some() || aliases.values().any(|other| other == n);
+    if let Some(missing) = choice.exactly.iter().flatten().find(|n| !known(n)) {
+        let what = format!("the list of what trains names `{missing}`, which is no initializer of the model");
+        return Err(PassError::Unfit { what, hint: Some(Hint::CorrectTrainableList) });
+    }
+    let head = if choice.head_only {
+        let output = loss_output(g, cx.training.output.as_deref())?;
+        let head = find_head(g, output).ok_or_else(|| PassError::Unfit {
+            what: format!(
+                "no linear map (Gemm, MatMul, Conv) lies before output `{}`: there is no head to train",
+                g.name(output)
+            ),
+            hint: Some(Hint::TrainBackbone),
+        })?;
+        Some(head_initializers(g, &head))
+    } else {
+        None
+    };
+    for (v, role) in initializer_roles(g) {
+        let name = g.name(v);
+        if name.starts_with("ancre.") || !cx.own.contains(name) {
+            continue;
+        }
+        let in_head = head.as_ref().is_none_or(|h| h.contains(&v));
+        let by_role = match &choice.exactly {
+            Some(names) => both(name).iter().any(|n| names.contains(n)),
+            None => (role.trains() && in_head) || matches(&choice.also, name),
+        };
+        if by_role && !matches(&choice.frozen, name) {
+            cx.chosen.push((v, StateKind::Parameter));
+        } else if role != Role::Statistic {
+            let why = match (role.trains(), in_head) {
+                (true, false) => "backbone",
+                (true, true) => "frozen by option",
+                (false, _) => role.name(),
+            };
+            cx.frozen.push((name.to_string(), why.to_string()));
+        }
+    }
+    for pattern in choice.also.iter().chain(&choice.frozen) {
+        let one = std::slice::from_ref(pattern);
+        if !g.nodes().any(|n| matches!(g.node(n).kind, Kind::Initializer { .. }) && matches(one, g.name(g.result(n, 0)))) {
+            return Err(PassError::unfit(format!("no initializer matches the pattern `{pattern}`")));
+        }
+    }
+    Ok(())
+}
+
+/// Does a name match a pattern with `*` and `?`?
+fn glob(pattern: &str, name: &str) -> bool {
+    let (p, n): (Vec<char>, Vec<char>) = (pattern.chars().collect(), name.chars().collect());
+    let (mut i, mut j, mut star) = (0, 0, None);
+    while j < n.len() {
+        if i < p.len() && (p[i] == '?' || (p[i] == n[j] && p[i] != '*')) {
+            i += 1;
+            j += 1;
+        } else if i < p.len() && p[i] == '*' {
+            star = Some((i, j));
+            i += 1;
+        } else if let Some((si, sj)) = star {
+            i = si + 1;
+            j = sj + 1;
+            star = Some((si, sj + 1));
+        } else {
+            return false;
+        }
+    }
+    p[i..].iter().all(|c| *c == '*')
+}

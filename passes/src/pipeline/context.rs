@@ -1,0 +1,98 @@
+//! What passes work with beside the graph.
+
+use super::PassError;
+use super::training::TrainingOptions;
+use crate::analysis::residual::Chain;
+use crate::ir::{Graph, NodeId, ValueId};
+use crate::refusal::{Applied, Refusal};
+use crate::transform::optimizer::{StateKind, StateRecord, StateTensor, Trained, Update};
+use crate::transform::route::{LeftAlone, RouteOptions, Router};
+use indexmap::IndexMap;
+use std::collections::HashSet;
+
+/// Which initializers become state.
+#[derive(Clone, Debug, Default)]
+pub enum Choice {
+    /// Those that train by the training options.
+    #[default]
+    Training,
+    /// The state of a training graph, for its evaluation graph.
+    State(Vec<StateRecord>),
+    /// These values: gradients are asked for of them.
+    Named(Vec<String>),
+}
+
+/// What was asked for, and what earlier passes found.
+#[derive(Default)]
+pub struct Cx {
+    /// How to route; the router's defaults where absent.
+    pub route: RouteOptions,
+    /// The chains that can be routed, where the caller has looked for them already.
+    pub chains: Option<Vec<Chain>>,
+    /// How to train.
+    pub training: TrainingOptions,
+    /// Which initializers become state.
+    pub choice: Choice,
+    /// The value that is differentiated, where it is not the loss.
+    pub of: Option<String>,
+    /// Operator set of the forward graph, if it is to be another one.
+    pub opset: Option<i64>,
+    /// Nodes that nobody reads and that stay all the same, because the source has them.
+    pub keep: HashSet<NodeId>,
+
+    /// Routers.
+    pub routers: Vec<Router>,
+    /// Chosen chains that got no router, with the reason.
+    pub left_alone: Vec<LeftAlone>,
+    /// What passes refused to change.
+    pub refused: Vec<Refusal>,
+    /// Names of separated and tied parameters, each with the other name its tensor has in the source.
+    pub aliases: IndexMap<String, String>,
+    /// The source's own initializers, by name.
+    pub own: HashSet<String>,
+    /// Initializers that became state.
+    pub chosen: Vec<(ValueId, StateKind)>,
+    /// Float initializers that do not train, with the reason.
+    pub frozen: Vec<(String, String)>,
+    /// Number of half-precision tensors that have a float32 master copy.
+    pub masters: usize,
+    /// Names of the source's dropouts, which are active.
+    pub dropouts: Vec<String>,
+    /// Running statistics.
+    pub statistics: Vec<StateTensor>,
+    /// The loss.
+    pub loss: Option<ValueId>,
+    /// Name of the output that the loss reads.
+    pub loss_output: String,
+    /// Name of the target input.
+    pub target: String,
+    /// What trains, with its gradient.
+    pub trained: Vec<Trained>,
+    /// The optimiser's part.
+    pub update: Option<Update>,
+    /// Names of what trains.
+    pub trainable: Vec<String>,
+    /// State, in output order.
+    pub states: Vec<StateRecord>,
+
+    /// Number of bfloat16 operators that compute in float32, between casts.
+    pub widened: usize,
+
+    /// Changes that are still allowed, where there is a limit.
+    pub changes_left: Option<usize>,
+}
+
+impl Cx {
+    /// A count of changes under the limit, if there is one.
+    pub(super) fn count(&self) -> Applied {
+        Applied { left: self.changes_left, ..Applied::default() }
+    }
+
+    /// The scalar that is differentiated.
+    pub(super) fn loss(&self, g: &Graph) -> Result<ValueId, PassError> {
+        match &self.of {
+            Some(name) => g.find(name).ok_or_else(|| PassError::unfit(format!("the model has no value `{name}`"))),
+            None => self.loss.ok_or(PassError::Missing("loss")),
+        }
+    }
+}

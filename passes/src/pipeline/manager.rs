@@ -1,0 +1,199 @@
+//! Runs passes: verifies after them, times and counts them, and shows the graph between them to whoever looks for a fault.
+
+use super::{Cx, Pass};
+use crate::ir::Graph;
+use crate::ops::GradError;
+use crate::ops::build::BuildError;
+use crate::refusal::Hint;
+use crate::text;
+use crate::transform::legalize::ConvertError;
+use crate::transform::loss::LossError;
+use crate::transform::rebatch::RebatchError;
+use crate::transform::route::RouteError;
+use crate::verify::{self, Stage};
+use std::time::Instant;
+
+/// Why a pipeline ended early.
+#[derive(Debug, thiserror::Error)]
+pub enum PassError {
+    /// The graph does not have what was asked for.
+    #[error("{what}")]
+    Unfit {
+        /// What is wrong.
+        what: String,
+        /// What to do.
+        hint: Option<Hint>,
+    },
+    /// The loss does not fit.
+    #[error(transparent)]
+    Loss(LossError),
+    /// There is no derivative.
+    #[error(transparent)]
+    Gradient(#[from] GradError),
+    /// There can be no such router.
+    #[error(transparent)]
+    Route(#[from] RouteError),
+    /// The graph cannot be rebuilt for another batch.
+    #[error(transparent)]
+    Rebatch(#[from] RebatchError),
+    /// The graph cannot be brought to an operator set.
+    #[error(transparent)]
+    Convert(#[from] ConvertError),
+    /// A node could not be built.
+    #[error("building the graph failed: {0}")]
+    Build(#[from] BuildError),
+    /// A pass left a graph that is not well formed.
+    #[error("after pass {pass}, a fault of this tool:\n  {}", .found.iter().take(5).cloned().collect::<Vec<_>>().join("\n  "))]
+    Invalid {
+        /// The pass.
+        pass: &'static str,
+        /// The violated invariants.
+        found: Vec<String>,
+    },
+    /// A pass that finds what this one works with has not run.
+    #[error("there is no {0} yet: the pass that makes it runs before")]
+    Missing(&'static str),
+    /// The pass after which the pipeline was to stop has run.
+    #[error("stopped after pass {0}")]
+    Stopped(&'static str),
+}
+
+impl From<LossError> for PassError {
+    fn from(e: LossError) -> PassError {
+        match e {
+            LossError::Build(e) => PassError::Build(e),
+            e => PassError::Loss(e),
+        }
+    }
+}
+
+impl PassError {
+    /// The graph does not have what was asked for.
+    pub fn unfit(what: impl Into<String>) -> PassError {
+        PassError::Unfit { what: what.into(), hint: None }
+    }
+
+    /// What a person may do.
+    pub fn hint(&self) -> Option<Hint> {
+        match self {
+            PassError::Unfit { hint, .. } => hint.clone(),
+            PassError::Loss(e) => e.hint(),
+            PassError::Route(e) => e.hint(),
+            _ => None,
+        }
+    }
+}
+
+/// What to show and where to stop, for whoever looks for a fault.
+#[derive(Clone, Debug, Default)]
+pub struct Debugging {
+    /// Show the graph after these passes; `all`: after each.
+    pub print_after: Vec<String>,
+    /// Stop after this pass.
+    pub stop_after: Option<String>,
+    /// Changes that all passes together may make which could leave a place as it is. Bisection finds the change that breaks a
+    /// graph: it is the last one under the smallest limit that breaks it.
+    pub max_changes: Option<usize>,
+}
+
+impl Debugging {
+    /// A name that no pass has.
+    pub fn unknown_pass(&self) -> Option<&str> {
+        let all = super::passes();
+        let mut named = self.print_after.iter().filter(|n| *n != "all").chain(&self.stop_after);
+        named.find(|n| !all.iter().any(|p| p.name == **n)).map(String::as_str)
+    }
+}
+
+/// One run of a pass.
+#[derive(Clone, Copy, Debug)]
+pub struct PassRun {
+    /// The pass.
+    pub pass: &'static str,
+    /// Its changes.
+    pub changed: usize,
+    /// Places it refused to change.
+    pub refused: usize,
+    /// How long it took.
+    pub seconds: f64,
+}
+
+/// Runs passes.
+#[derive(Default)]
+pub struct PassManager<'a> {
+    /// Every run so far.
+    pub runs: Vec<PassRun>,
+    debugging: Debugging,
+    /// Takes what is shown.
+    show: Option<&'a dyn Fn(&str)>,
+    /// A graph whose own violations are no fault of a pass.
+    source: Option<&'a Graph>,
+}
+
+impl<'a> PassManager<'a> {
+    /// A manager that shows graphs by `show`.
+    pub fn new(debugging: Debugging, show: &'a dyn Fn(&str)) -> PassManager<'a> {
+        PassManager { debugging, show: Some(show), ..PassManager::default() }
+    }
+
+    /// From now on what is wrong in `source` itself is no fault of a pass.
+    pub fn starts_from(&mut self, source: &'a Graph) {
+        self.source = Some(source);
+    }
+
+    /// Runs passes one after the other.
+    ///
+    /// # Errors
+    /// The first that fails, or that leaves an ill-formed graph (checked in debug builds).
+    pub fn run(&mut self, passes: &[Pass], g: &mut Graph, cx: &mut Cx) -> Result<(), PassError> {
+        for pass in passes {
+            let begin = Instant::now();
+            cx.changes_left = self.debugging.max_changes;
+            let applied = (pass.run)(g, cx)?;
+            if applied.left.is_some() {
+                self.debugging.max_changes = applied.left;
+            }
+            if let Some(last) = &applied.last {
+                self.say(&format!("# {}: {} changes, the last at {last}\n", pass.name, applied.changed));
+            }
+            let refused = applied.refused.len();
+            let seconds = begin.elapsed().as_secs_f64();
+            self.runs.push(PassRun { pass: pass.name, changed: applied.changed, refused, seconds });
+            cx.refused.extend(applied.refused);
+            if cfg!(debug_assertions) {
+                self.check(g, pass.name, Stage::Open)?;
+            }
+            let stops = self.debugging.stop_after.as_deref() == Some(pass.name);
+            if stops || self.debugging.print_after.iter().any(|n| n == pass.name || n == "all") {
+                self.say(&format!("# after {}\n{}", pass.name, text::outline(g)));
+            }
+            if stops {
+                return Err(PassError::Stopped(pass.name));
+            }
+        }
+        Ok(())
+    }
+
+    /// Runs the passes after which a graph is emitted, and verifies it, in release builds too.
+    ///
+    /// # Errors
+    /// As [`PassManager::run`].
+    pub fn run_to_emit(&mut self, passes: &[Pass], g: &mut Graph, cx: &mut Cx) -> Result<(), PassError> {
+        self.run(passes, g, cx)?;
+        self.check(g, passes.last().map_or("", |p| p.name), Stage::Legal)
+    }
+
+    fn say(&self, text: &str) {
+        if let Some(show) = self.show {
+            show(text);
+        }
+    }
+
+    pub(super) fn check(&self, g: &Graph, pass: &'static str, stage: Stage) -> Result<(), PassError> {
+        let Err(mut found) = verify::verify(g, stage) else { return Ok(()) };
+        if let Some(Err(before)) = self.source.map(|source| verify::verify(source, stage)) {
+            found.retain(|f| !before.contains(f));
+        }
+        if found.is_empty() { Ok(()) } else { Err(PassError::Invalid { pass, found }) }
+    }
+}

@@ -1,0 +1,270 @@
+//! Every pass as the pipelines list it: its promise, its place, and how it is called.
+
+#![allow(missing_docs)] // Each says what it does and why it stands where it does, as a value.
+
+use super::Contract::{Changes, EqualAtOneHot, EverySample, Exact, Extends, Rounding};
+use super::outputs::{declare_gradients, declare_outputs, describe};
+use super::{Choice, Pass, PassError};
+use crate::analysis::residual::find_residuals;
+use crate::ir::ValueId;
+use crate::placement;
+use crate::refusal::Applied;
+use crate::transform::in_place::mark_in_place;
+use crate::transform::loss::{append_loss, loss_output};
+use crate::transform::optimizer::{Trained, append_optimizer};
+use crate::transform::rebatch::{self, Current};
+use crate::transform::{
+    differentiate, dropout, eliminate, fold, legalize, lower_routes, master, route, separate, tie, train_batch_norm, widen,
+};
+
+pub const ROUTE_SKIPS: Pass = Pass::new(
+    "route-skips",
+    EqualAtOneHot,
+    "replaces (reassign) or augments skips by routes; first, because it reads the source's own structure",
+    |g, cx| {
+        let mut applied = cx.count();
+        let mut chains = cx.chains.take().unwrap_or_else(|| find_residuals(g).chains);
+        chains.retain(|c| c.joins.len() < 2 || applied.allows(&format!("chain {}", c.id)));
+        let routed = route::route_skips(g, &chains, &cx.route)?;
+        cx.left_alone = routed.left_alone;
+        cx.routers = routed.routers;
+        Ok(Applied { changed: cx.routers.len(), ..applied })
+    },
+);
+
+pub const SEPARATE_PARAMETERS: Pass = Pass::new(
+    "separate-parameters",
+    Exact,
+    "gives parameters that an exporter merged an initializer each; before anything rewrites the nodes that name them, \
+     because `freeze` finds the names again on the forward graph",
+    |g, cx| {
+        let names = separate::separate_parameters(g, separate::is_own);
+        let applied = Applied::of(names.len());
+        cx.aliases.extend(names);
+        Ok(applied)
+    },
+);
+
+pub const REBATCH: Pass = Pass::new(
+    "rebatch",
+    EverySample,
+    "rebuilds a graph with a batch in its shapes for another one; while the nodes are still the source's, so that it can be \
+     planned on that",
+    |g, cx| {
+        let Some(to) = cx.training.batch else { return Ok(Applied::default()) };
+        let Current::Fixed(before) = rebatch::current(g)? else { return Ok(Applied::default()) };
+        Ok(Applied::of(rebatch::plan(g, before)?.apply(g, to)?.edits))
+    },
+);
+
+pub const TIE_PARAMETERS: Pass = Pass::new(
+    "tie-parameters",
+    Exact,
+    "makes one parameter of a matrix and its transpose that an exporter stored beside it; before parameters are chosen",
+    |g, cx| {
+        let ties = tie::tie_parameters(g)?;
+        let applied = Applied::of(ties.len());
+        cx.aliases.extend(ties.into_iter().map(|t| (t.name, t.transposed)));
+        Ok(applied)
+    },
+);
+
+pub const LEGALIZE: Pass = Pass::new(
+    "legalize",
+    Rounding,
+    "brings the source's operators to opset 18 and fused ones to plain ones, so that every pullback sees one form",
+    |g, cx| {
+        // Initializers that legalisation adds are constants of formulas: they do not train. Named by values: those of separated
+        // parameters are not their nodes'.
+        let values = g.nodes().map(|n| g.result(n, 0)).filter(|v| g.contains(*v) && g.initializer(*v).is_some());
+        cx.own = values.map(|v| g.name(v).to_string()).collect();
+        let applied = legalize::decompose_contrib(g);
+        let opset = cx.training.opset.unwrap_or(legalize::TARGET).max(legalize::LOWEST);
+        legalize::to_opset(g, opset)?;
+        Ok(applied)
+    },
+);
+
+pub const CHOOSE_PARAMETERS: Pass = Pass::new(
+    "choose-parameters",
+    Exact,
+    "makes state of the initializers that train, so that nothing takes them for constants; after legalisation, because a \
+     tensor's role shows in plain operators, and before folding",
+    |g, cx| {
+        super::choose::choose(g, cx)?;
+        cx.chosen.iter().for_each(|(v, _)| g.set_overridable(*v, true));
+        Ok(Applied::of(cx.chosen.len()))
+    },
+);
+
+pub const MASTER_COPIES: Pass = Pass::new(
+    "master-copies",
+    Exact,
+    "makes half-precision parameters float32 state, cast where they are read; before folding, which would fold the casts",
+    |g, cx| {
+        let mut halves: Vec<ValueId> = cx.chosen.iter().map(|(v, _)| *v).collect();
+        if matches!(cx.choice, Choice::Training) && !cx.training.freezes_statistics() {
+            halves.extend(master::stored_statistics(g));
+        }
+        cx.masters = master::master_copies(g, &halves)?;
+        Ok(Applied::of(cx.masters))
+    },
+);
+
+pub const FOLD_CONSTANTS: Pass = Pass::new(
+    "fold-constants",
+    Exact,
+    "folds shape arithmetic, so that pullbacks see constant axes and shapes; not in the forward graph, which keeps the \
+     source's nodes",
+    |g, cx| {
+        let mut applied = cx.count();
+        fold::fold_where(g, |g, id| applied.allows(&g.site(id)));
+        Ok(applied)
+    },
+);
+
+pub const ACTIVATE_DROPOUT: Pass = Pass::new(
+    "activate-dropout",
+    Changes,
+    "replaces the source's dropouts by masks of the step; before differentiation, which needs no pullback for them then",
+    |g, cx| {
+        cx.dropouts = dropout::activate_dropout(g, cx.training.seed)?;
+        Ok(Applied::of(cx.dropouts.len()))
+    },
+);
+
+pub const TRAIN_BATCH_NORM: Pass = Pass::new(
+    "train-batch-norm",
+    Changes,
+    "puts batch normalisation into training mode; before differentiation, which needs its own pullback",
+    |g, cx| {
+        if !cx.training.freezes_statistics() {
+            cx.statistics = train_batch_norm::train_batch_norm(g)?;
+        }
+        Ok(Applied::of(cx.statistics.len()))
+    },
+);
+
+pub const APPEND_LOSS: Pass = Pass::new("append-loss", Extends, "adds the target input and the loss", |g, cx| {
+    let output = loss_output(g, cx.training.output.as_deref())?;
+    cx.loss_output = g.name(output).to_string();
+    let loss = append_loss(g, output, &cx.training.loss)?;
+    cx.target = g.name(loss.target).to_string();
+    cx.loss = Some(loss.value);
+    Ok(Applied::of(1))
+});
+
+pub const DIFFERENTIATE: Pass = Pass::new(
+    "differentiate",
+    Extends,
+    "adds the gradients; while routes are still one operator each, so that their pullback is one too",
+    |g, cx| {
+        if cx.chosen.is_empty() {
+            super::choose::choose(g, cx)?;
+        }
+        let wrt: Vec<ValueId> = cx.chosen.iter().map(|(v, _)| *v).collect();
+        let gradients = differentiate(g, cx.loss(g)?, &wrt).map_err(|e| e.because(&cx.refused))?;
+        for &(v, kind) in &cx.chosen {
+            match gradients.get(&v) {
+                Some(ct) => cx.trained.push(Trained { value: v, gradient: *ct, kind }),
+                None => {
+                    cx.frozen.push((g.name(v).to_string(), "the loss does not depend on it".into()));
+                    g.set_overridable(v, false);
+                }
+            }
+        }
+        if cx.trained.is_empty() {
+            return Err(PassError::unfit("nothing would train: the loss depends on none of the trainable tensors"));
+        }
+        cx.trainable = cx.trained.iter().map(|t| g.name(t.value).to_string()).collect();
+        Ok(Applied::of(cx.trained.len()))
+    },
+);
+
+pub const APPEND_OPTIMIZER: Pass =
+    Pass::new("append-optimizer", Extends, "adds the update of every trained tensor", |g, cx| {
+        cx.update = Some(append_optimizer(g, cx.loss(g)?, &cx.trained, &cx.training.optimizer)?);
+        Ok(Applied::of(cx.trained.len()))
+    });
+
+pub const DECLARE_OUTPUTS: Pass = Pass::new(
+    "declare-outputs",
+    Extends,
+    "declares loss, state and gradients outputs; before lowering, which replaces nodes and so invalidates the values held \
+     so far",
+    |g, cx| {
+        declare_outputs(g, cx)?;
+        Ok(Applied::of(g.outputs().len()))
+    },
+);
+
+pub const DECLARE_GRADIENTS: Pass = Pass::new(
+    "declare-gradients",
+    Extends,
+    "declares gradients outputs beside those of the source; before lowering, as declare-outputs",
+    |g, cx| {
+        declare_gradients(g, cx);
+        Ok(Applied::of(cx.trained.len()))
+    },
+);
+
+pub const LOWER_ROUTES: Pass = Pass::new(
+    "lower-routes",
+    Rounding,
+    "replaces the router's operators by plain ones; late, because the lowering is chosen for the whole router",
+    |g, _| {
+        lower_routes::lower_routes(g)?;
+        Ok(Applied::default())
+    },
+);
+
+pub const LOWER_BATCH_NORM: Pass =
+    Pass::new("lower-batch-norm", Rounding, "replaces training-mode batch normalisation by plain operators", |g, _| {
+        train_batch_norm::lower(g)?;
+        Ok(Applied::default())
+    });
+
+pub const ELIMINATE_DEAD: Pass = Pass::new("eliminate-dead", Exact, "removes what nobody reads", |g, cx| {
+    Ok(Applied::of(eliminate::eliminate_dead(g, |_, id| cx.keep.contains(&id))))
+});
+
+pub const CONVERT_OPSET: Pass = Pass::new(
+    "convert-opset",
+    Rounding,
+    "brings the forward graph to the operator set that was asked for; last, because lowering builds in the source's",
+    |g, cx| {
+        if let Some(to) = cx.opset {
+            legalize::convert(g, to)?;
+        }
+        Ok(Applied::default())
+    },
+);
+
+pub const MARK_IN_PLACE: Pass = Pass::new(
+    "mark-in-place",
+    Exact,
+    "says which states a loop may overwrite; when the nodes that read them are those that will run",
+    |g, cx| {
+        mark_in_place(g, &mut cx.states);
+        Ok(Applied::of(cx.states.iter().filter(|s| s.in_place).count()))
+    },
+);
+
+pub const DESCRIBE: Pass = Pass::new("describe", Exact, "writes metadata: state, loss, optimizer", |g, cx| {
+    describe(g, cx);
+    Ok(Applied::default())
+});
+
+pub const WIDEN: Pass = Pass::new(
+    "widen",
+    Rounding,
+    "lets bfloat16 operators that the target has no kernels for compute in float32; last, because kernels are asked for by \
+     the operators that are emitted",
+    |g, cx| {
+        let mut applied = cx.count();
+        let mut gaps = placement::bfloat16_gaps(g);
+        gaps.retain(|n| applied.allows(&g.site(*n)));
+        cx.widened = widen::compute_in_float32(g, &gaps);
+        Ok(Applied { changed: cx.widened, ..applied })
+    },
+);

@@ -1,0 +1,95 @@
+//! Passes and their options by word, for golden texts and for `examples/opt.rs`.
+
+use super::{Choice, Cx, PIPELINES, PassError, PassManager, passes};
+use crate::ir::Graph;
+use crate::transform::loss::{LossKind, LossOptions};
+use crate::transform::optimizer::{OptimizerKind, OptimizerOptions, StateKind, StateRecord};
+use crate::transform::rebatch::Batch;
+use crate::transform::route::{ChainChoice, Form, Granularity, Init, Normalize, Rule, Scope};
+
+/// Why words do not name a run of a pass.
+#[derive(Debug, thiserror::Error)]
+pub enum WordError {
+    /// No pass and no pipeline has the name.
+    #[error("there is no pass or pipeline `{0}`")]
+    Pass(String),
+    /// No option is spelled so.
+    #[error("there is no option `{0}`")]
+    Option(String),
+    /// The pass itself failed.
+    #[error(transparent)]
+    Run(#[from] PassError),
+}
+
+/// Runs one pass, or a whole pipeline, named by the first word; the others are its options.
+///
+/// # Errors
+/// When there is no such pass or option, or the pass fails.
+pub fn run_words(words: &str, g: &mut Graph, cx: &mut Cx, manager: &mut PassManager) -> Result<(), WordError> {
+    let mut words = words.split_whitespace();
+    let name = words.next().unwrap_or_default();
+    words.try_for_each(|w| cx.set(g, w).ok_or_else(|| WordError::Option(w.into())))?;
+    let pipeline = PIPELINES.iter().find(|(n, _)| *n == name).map(|(_, passes)| *passes);
+    let single = || passes().into_iter().find(|p| p.name == name).map(std::slice::from_ref);
+    let passes = pipeline.or_else(single).ok_or_else(|| WordError::Pass(name.into()))?;
+    Ok(manager.run(passes, g, cx)?)
+}
+
+impl Cx {
+    /// Sets an option: of the router by its name alone, others as `name=value`. `None`: there is no such option.
+    fn set(&mut self, g: &Graph, word: &str) -> Option<()> {
+        let (route, training) = (&mut self.route, &mut self.training);
+        let (key, value) = word.split_once('=').unwrap_or((word, ""));
+        let names = || value.split(',').map(str::to_string).collect::<Vec<_>>();
+        match key {
+            "augment" => route.form = Form::Augment,
+            "block" => route.granularity = Granularity::Block,
+            "network" => route.scope = Scope::Network,
+            "softmax" => route.rule = Rule::Softmax,
+            "free" => route.rule = Rule::Free,
+            "constant" => route.rule = Rule::Constant,
+            "outgoing" => route.normalize = Normalize::Outgoing,
+            "identity" => route.init = Init::Identity,
+            "tau" => route.tau = value.parse().ok()?,
+            "chains" => route.chains = ChainChoice::Ids(names().iter().map(|n| n.parse().ok()).collect::<Option<_>>()?),
+            "loss" => training.loss = LossOptions::of(LossKind::of_name(value)?),
+            "output" => training.output = Some(value.into()),
+            "optimizer" => {
+                use OptimizerKind::*;
+                training.optimizer = OptimizerOptions::of([AdamW, Adam, Sgd, None].into_iter().find(|k| k.name() == value)?);
+            }
+            "trainable" => training.trainable.also = names(),
+            "frozen" => training.trainable.frozen = names(),
+            "head-only" => training.trainable.head_only = true,
+            "frozen-bn" => training.frozen_bn = true,
+            "batch" if value == "dynamic" => training.batch = Some(Batch::Dynamic),
+            "batch" => training.batch = Some(Batch::Fixed(value.parse().ok()?)),
+            "opset" => {
+                training.opset = Some(value.parse().ok()?);
+                self.opset = training.opset;
+            }
+            "seed" => training.seed = value.parse().ok()?,
+            "of" => self.of = Some(value.into()),
+            "wrt" => self.choice = Choice::Named(names()),
+            // What a training graph would hold as state; kinds do not matter to an evaluation graph.
+            "state" => {
+                let record = |name: String| {
+                    let shape = g.tensor_type(g.find(&name)?)?.known_dims()?;
+                    let kind = StateKind::Parameter;
+                    Some(StateRecord {
+                        input: name.clone(),
+                        name,
+                        output: None,
+                        kind,
+                        trainable: true,
+                        shape,
+                        in_place: false,
+                    })
+                };
+                self.choice = Choice::State(names().into_iter().map(record).collect::<Option<_>>()?);
+            }
+            _ => return Option::None,
+        }
+        Some(())
+    }
+}
