@@ -92,7 +92,11 @@ fn advice(hint: &Hint) -> &'static str {
         Hint::SingleAdds => "--granularity add",
         Hint::Temperature => "--tau X with X above 0",
         Hint::NormalizeIncoming => "--normalize incoming, or --scope stage",
-        Hint::ChooseInit => "--init uniform, identity, file:PATH or, for softmax and gated, near-identity=EPS with 0 < EPS < 1; constant takes none",
-        Hint::CorrectInitFile => "the file of --init file:PATH holds a matrix for each chain's logits, named as the message says",
+        Hint::ChooseInit => {
+            "--init uniform, identity, file:PATH or, for softmax and gated, near-identity=EPS with 0 < EPS < 1; constant takes none"
+        }
+        Hint::CorrectInitFile => {
+            "the file of --init file:PATH holds a matrix for each chain's logits, named as the message says"
+        }
     }
 }

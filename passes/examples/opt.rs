@@ -27,8 +27,12 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
     let [file, stages] = words.as_slice() else {
         passes().iter().for_each(|p| eprintln!("{:20} {:?}: {}", p.name, p.contract, p.why));
-        PIPELINES.iter().for_each(|(name, p)| eprintln!("{name}: {}", p.iter().map(|p| p.name).collect::<Vec<_>>().join(", ")));
-        return Err("usage: opt MODEL.onnx|GRAPH.onnxtxt [--print-after NAME|all] [--max-changes N] 'PASS [option…] | …'".into());
+        PIPELINES
+            .iter()
+            .for_each(|(name, p)| eprintln!("{name}: {}", p.iter().map(|p| p.name).collect::<Vec<_>>().join(", ")));
+        return Err(
+            "usage: opt MODEL.onnx|GRAPH.onnxtxt [--print-after NAME|all] [--max-changes N] 'PASS [option…] | …'".into()
+        );
     };
     let bytes = std::fs::read(file)?;
     let mut g = if file.ends_with(".onnx") {
@@ -47,7 +51,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     for stage in stages.split('|') {
         run_words(stage, &mut g, &mut cx, &mut manager)?;
     }
-    manager.runs.iter().for_each(|r| eprintln!("# {}: {} changes, {} refused, {:.3} s", r.pass, r.changed, r.refused, r.seconds));
+    manager
+        .runs
+        .iter()
+        .for_each(|r| eprintln!("# {}: {} changes, {} refused, {:.3} s", r.pass, r.changed, r.refused, r.seconds));
     cx.refused.iter().for_each(|r| eprintln!("# refused: {r}"));
     print!("{}", text::outline(&g));
     Ok(())

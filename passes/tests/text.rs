@@ -109,9 +109,8 @@ fn every_pass_has_a_golden_text() {
         let run = text.lines().find_map(|l| l.strip_prefix("// RUN: ")).unwrap();
         ran.extend(run.split('|').filter_map(|s| s.split_whitespace().next()).map(str::to_string));
     }
-    let in_pipeline = |p: &Pass| {
-        PIPELINES.iter().any(|(name, all)| ran.iter().any(|r| r == name) && all.iter().any(|q| q.name == p.name))
-    };
+    let in_pipeline =
+        |p: &Pass| PIPELINES.iter().any(|(name, all)| ran.iter().any(|r| r == name) && all.iter().any(|q| q.name == p.name));
     let missing: Vec<&str> =
         passes().into_iter().filter(|p| !ran.iter().any(|r| r == p.name) && !in_pipeline(p)).map(|p| p.name).collect();
     assert!(missing.is_empty(), "no golden text runs {missing:?}");

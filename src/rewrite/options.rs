@@ -299,11 +299,8 @@ pub fn training_options(a: &RewriteArgs, loss: LossOptions) -> Result<TrainingOp
 /// # Errors
 /// A name that no pass has.
 pub fn debugging(a: &RewriteArgs) -> Result<Debugging, Failure> {
-    let debugging = Debugging {
-        print_after: a.print_after.clone(),
-        stop_after: a.stop_after.clone(),
-        max_changes: a.max_changes,
-    };
+    let debugging =
+        Debugging { print_after: a.print_after.clone(), stop_after: a.stop_after.clone(), max_changes: a.max_changes };
     match debugging.unknown_pass() {
         None => Ok(debugging),
         Some(name) => {

@@ -22,8 +22,8 @@ pub fn change(a: &RewriteArgs, model: &Path, g: &mut Graph, notices: &mut Vec<St
     }
     let fail = |e: String| Failure::input(e).at(model);
     if let Some(n) = a.classes {
-        let output = loss_output(g, a.output.as_deref())
-            .map_err(|e| fail(format!("--classes: {}", sentence(&e, e.hint()))))?;
+        let output =
+            loss_output(g, a.output.as_deref()).map_err(|e| fail(format!("--classes: {}", sentence(&e, e.hint()))))?;
         let done = classes::replace_classifier(g, output, n as i64, a.reinit.unwrap_or(0))
             .map_err(|e| fail(format!("--classes: {e}")))?;
         notices.push(format!(

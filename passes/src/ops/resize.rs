@@ -142,7 +142,11 @@ fn plan(p: &Pullback, ty: &TensorType) -> Result<Vec<Axis>, Why> {
                 Axis::Blocks(k)
             }
             _ if input.is_some() => Axis::Weights(weights),
-            _ => return Err(Why::Form(format!("does not merely repeat the elements of axis {axis}, whose extent is symbolic"))),
+            _ => {
+                return Err(Why::Form(format!(
+                    "does not merely repeat the elements of axis {axis}, whose extent is symbolic"
+                )));
+            }
         };
     }
     Ok(plan)

@@ -57,7 +57,9 @@ pub enum ClassifierError {
         before: i64,
     },
     /// The output does not count classes.
-    #[error("output `{output}` of type {ty} has no axis that counts {before} classes: {site}, the last linear map, is no classifier")]
+    #[error(
+        "output `{output}` of type {ty} has no axis that counts {before} classes: {site}, the last linear map, is no classifier"
+    )]
     Output {
         /// Name of the output.
         output: String,
@@ -76,8 +78,7 @@ pub enum ClassifierError {
 /// When there is no such map, or something after it depends on the number of classes.
 pub fn replace_classifier(g: &mut Graph, output: ValueId, classes: i64, seed: u64) -> Result<Replaced, ClassifierError> {
     let out_name = g.name(output).to_string();
-    let head =
-        find_head(g, output).ok_or_else(|| ClassifierError::NoMap(out_name.clone()))?;
+    let head = find_head(g, output).ok_or_else(|| ClassifierError::NoMap(out_name.clone()))?;
     let site = g.site(head.node);
     let unfit = |what: &str| ClassifierError::Map(site.clone(), what.to_string());
     let (axis, features) = class_axis(g, head.node, head.operand).map_err(|what| unfit(&what))?;

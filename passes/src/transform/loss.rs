@@ -116,7 +116,9 @@ pub fn loss_output(g: &Graph, wanted: Option<&str>) -> Result<ValueId, LossError
     let listed = all.collect::<Vec<_>>().join(", ");
     if let Some(name) = wanted {
         let found = g.outputs().iter().find(|o| g.name(o.value) == name);
-        return found.map(|o| o.value).ok_or_else(|| LossError::Unfit(format!("the model has no output `{name}`; it has {listed}")));
+        return found
+            .map(|o| o.value)
+            .ok_or_else(|| LossError::Unfit(format!("the model has no output `{name}`; it has {listed}")));
     }
     let floats: Vec<ValueId> = g.outputs().iter().map(|o| o.value).filter(|v| g.is_float(*v)).collect();
     match floats.as_slice() {

@@ -1,6 +1,8 @@
 //! A graph in double precision: finite differences of a float32 loss drown in its rounding.
 
-use crate::ir::{Attr, Attrs, DType, Graph, Kind, NodeId, NodeSite, Op, Tensor, TensorError, TensorType, ValueId, ValueType};
+use crate::ir::{
+    Attr, Attrs, DType, Graph, Kind, NodeId, NodeSite, Op, Tensor, TensorError, TensorType, ValueId, ValueType,
+};
 use std::collections::HashSet;
 
 /// Why a graph cannot be computed in double precision.

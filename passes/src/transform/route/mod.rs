@@ -317,11 +317,8 @@ const MOST_EDGES: usize = 1 << 23;
 /// Why a chain of so many blocks, whose rows read so many earlier states too, gets no router.
 fn too_many_weights(blocks: usize, sources: usize) -> Option<String> {
     let edges = blocks.saturating_mul(blocks + 1) / 2 + blocks * sources;
-    (edges > MOST_EDGES).then(|| {
-        format!(
-            "its {blocks} blocks would have {edges} weights, more than {MOST_EDGES}; larger blocks have fewer"
-        )
-    })
+    (edges > MOST_EDGES)
+        .then(|| format!("its {blocks} blocks would have {edges} weights, more than {MOST_EDGES}; larger blocks have fewer"))
 }
 
 /// How one chain will be routed.
@@ -348,7 +345,9 @@ fn check_options(o: &RouteOptions) -> Result<(), RouteError> {
         (Rule::Constant, Init::Identity | Init::NearIdentity(_) | Init::Given(_)) => {
             fail("the constant router is the frozen uniform one and has no other start", Hint::ChooseInit)
         }
-        (_, Init::NearIdentity(e)) if !(*e > 0.0 && *e < 1.0) => fail("a start near the identity is at a distance above 0 and below 1", Hint::ChooseInit),
+        (_, Init::NearIdentity(e)) if !(*e > 0.0 && *e < 1.0) => {
+            fail("a start near the identity is at a distance above 0 and below 1", Hint::ChooseInit)
+        }
         _ => Ok(()),
     }
 }

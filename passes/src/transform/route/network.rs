@@ -78,8 +78,11 @@ impl Earlier {
             match fits {
                 Ok(adapter) => {
                     let stem = format!("ancre/{}/source_{}", chain.id, sources.len());
-                    let value = adapt(g, &stem, s.value, &adapter)
-                        .map_err(|e| RouteError::Chain { chain: chain.id, what: e.to_string(), hint: None })?;
+                    let value = adapt(g, &stem, s.value, &adapter).map_err(|e| RouteError::Chain {
+                        chain: chain.id,
+                        what: e.to_string(),
+                        hint: None,
+                    })?;
                     sources.push(Source { state: s.value, value });
                 }
                 Err(why) => left_out.push(format!("`{}` {} ({why})", g.name(s.value), g.value(s.value).ty)),
