@@ -22,6 +22,7 @@ use crate::error::Failure;
 use crate::io::files;
 use ancre_passes::ir::{Graph, SharedBytes};
 use ancre_passes::onnx;
+use ancre_passes::ops::is_random;
 use ancre_passes::proof::interface::Difference;
 use ancre_passes::proof::{Proof, ProofOptions, interface, prove_equal};
 use divergence::Divergence;
@@ -260,9 +261,7 @@ pub fn run(a: &Subject, bs: &[&Subject], verdicts: &mut [&mut Verdict], o: &Veri
 
 /// The first node of a model that draws random numbers.
 fn first_random(s: &Subject) -> Option<String> {
-    const RANDOM: [&str; 6] =
-        ["RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial"];
     let g = &s.graph;
-    let node = g.nodes().find(|n| g.op(*n).is_some_and(|o| o.domain.is_empty() && RANDOM.contains(&o.name.as_str())))?;
+    let node = g.nodes().find(|n| g.op(*n).is_some_and(|o| is_random(&o.name)))?;
     Some(format!("{}: {}", s.path.display(), g.site(node)))
 }

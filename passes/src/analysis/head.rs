@@ -1,7 +1,7 @@
 //! The head of a network: the last linear map before an output, and what belongs to it.
 
-use super::roles::keeps_elements;
 use crate::ir::{Graph, Kind, NodeId, ValueId};
+use crate::ops::keeps_elements;
 use std::collections::HashSet;
 
 /// The last linear map before an output.
@@ -25,7 +25,7 @@ pub fn constant_origin(g: &Graph, v: ValueId) -> Option<ValueId> {
     loop {
         match &g.node(v.node).kind {
             Kind::Initializer { .. } => return Some(v),
-            Kind::Op(op) if op.domain.is_empty() && keeps_elements(&op.name) => {
+            Kind::Op(op) if keeps_elements(op) => {
                 v = g.operand(v.node, 0)?;
             }
             _ => return None,

@@ -7,6 +7,7 @@
 use super::head::constant_origin;
 use super::origin::is_of_exporter;
 use crate::ir::{Graph, Kind, NodeId, ValueId};
+use crate::ops::passes_through;
 
 /// The role of a float constant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,19 +46,6 @@ impl Role {
             Role::Frozen(why) => why,
         }
     }
-}
-
-/// Operators that hand all elements of their first operand on, in another type or layout.
-pub(super) fn keeps_elements(name: &str) -> bool {
-    matches!(
-        name,
-        "Identity" | "Cast" | "CastLike" | "Transpose" | "Reshape" | "Unsqueeze" | "Squeeze" | "Expand" | "Flatten"
-    )
-}
-
-/// Operators that hand a constant, or a part of it, on without changing what it is.
-fn passes_through(name: &str) -> bool {
-    keeps_elements(name) || name == "Slice"
 }
 
 /// Which nodes depend on data a caller feeds, by their index: a position index does not, a token id does.
@@ -150,7 +138,7 @@ fn use_role(g: &Graph, node: NodeId, operand: usize, v: ValueId, from_input: &[b
     }
     let name = op.name.as_str();
     let rank = g.tensor_type(v).map_or(0, |t| t.rank());
-    if (passes_through(name) || reparametrises(name)) && operand == 0 {
+    if (passes_through(op) || reparametrises(name)) && operand == 0 {
         return onward(g, node, v, from_input, depth);
     }
     // A weight that is computed from parameters: a direction and its length, a normalised matrix.
@@ -249,7 +237,7 @@ fn feeds_both_sin_and_cos(g: &Graph, node: NodeId) -> bool {
 /// Does a softmax read the node's result, perhaps in another layout (windows beside heads)? Then it adds to scores.
 fn feeds_softmax(g: &Graph, node: NodeId, depth: usize) -> bool {
     g.results(node).flat_map(|r| g.uses(r)).any(|(n, operand)| {
-        let layout = operand == 0 && g.op(n).is_some_and(|op| passes_through(&op.name));
+        let layout = operand == 0 && g.op(n).is_some_and(passes_through);
         g.is_op(n, "Softmax") || (layout && depth > 0 && feeds_softmax(g, n, depth - 1))
     })
 }

@@ -54,6 +54,12 @@ impl Reduction {
         Some(Reduction { axes, keep })
     }
 
+    /// Of the node a shape rule works on.
+    pub(super) fn in_types(cx: &Infer) -> Result<Reduction, TypeError> {
+        let (ty, listed) = (cx.ty(0)?, cx.listed("axes", 1)?);
+        Reduction::new(cx.attrs(), ty, listed).ok_or_else(|| TypeError(format!("an axis is out of range for {ty}")))
+    }
+
     /// Of the node a pullback works on.
     pub(super) fn of(p: &Pullback) -> Result<Reduction, GradError> {
         let listed = p.listed("axes", 1)?;
@@ -90,15 +96,11 @@ impl Reduction {
 /// The shape rule of the reductions.
 pub(super) fn reduced(cx: &Infer) -> Types {
     let ty = cx.ty(0)?;
-    let listed = match cx.listed("axes", 1) {
-        Ok(listed) => listed,
-        // Axes nobody knows, but with all of them kept at least the rank is known.
-        Err(_) if cx.attrs().int("keepdims", 1) != 0 => {
-            return Ok(vec![TensorType::new(ty.dtype, ty.shape.iter().map(|_| unknown_dim("r")).collect::<Vec<_>>())]);
-        }
-        Err(e) => return Err(e),
-    };
-    let r = Reduction::new(cx.attrs(), ty, listed).ok_or_else(|| TypeError(format!("an axis is out of range for {ty}")))?;
+    // Axes nobody knows, but with all of them kept at least the rank is known.
+    if cx.listed("axes", 1).is_err() && cx.attrs().int("keepdims", 1) != 0 {
+        return Ok(vec![TensorType::new(ty.dtype, ty.shape.iter().map(|_| unknown_dim("r")).collect::<Vec<_>>())]);
+    }
+    let r = Reduction::in_types(cx)?;
     let shape: Vec<Dim> = ty
         .shape
         .iter()

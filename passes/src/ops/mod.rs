@@ -5,8 +5,10 @@
 //! To add an operator, write its file and add its line to the list below. The passes know no operator by name beyond what
 //! they rewrite.
 
+mod axes;
 pub mod broadcast;
 pub mod build;
+mod class;
 mod conv_weight;
 mod decompose;
 pub mod eval;
@@ -21,16 +23,19 @@ mod unary;
 mod unruled;
 mod window;
 
+pub use axes::{Along, Axes, Label, axes, axes_of};
 pub use batch_norm_train::lower as lower_batch_norm_train;
+pub use class::{Class, Mixing, is_random, keeps_elements, passes_through, reads_values};
 pub(crate) use decompose::MICROSOFT;
 pub use decompose::{Decomposed, Source};
 pub use place::sum_terms;
 pub use pullback::{Contribution, Cotangents, GradError, Pullback};
 pub(crate) use route::ROUTE_SOURCES;
 pub use sample::{Sample, SampleOperand};
+pub(crate) use transpose::permutation;
 pub use unruled::{unruled, why_no_rule};
 
-use crate::ir::{Attrs, DType, Dim, Graph, Op, TensorType, ValueId};
+use crate::ir::{Attrs, DType, Dim, Graph, NodeId, Op, TensorType, ValueId};
 use crate::refusal::Why;
 use build::{Builder, Built};
 use std::collections::HashMap;
@@ -140,6 +145,11 @@ pub trait OpRule: Sync {
     /// First version of the operator set that has the operator in the form this rule reads and emits.
     fn since(&self) -> i64 {
         1
+    }
+
+    /// What kind of operator it is.
+    fn class(&self) -> Class {
+        Class::of(&Op { domain: self.domain().into(), ..Op::new(self.name(), Attrs::new()) })
     }
 
     /// Types of the results.

@@ -39,7 +39,7 @@ impl OpRule for Transpose {
 }
 
 /// The axis that each axis of the result comes from; `None` where the attribute is no permutation of so many axes.
-fn permutation(attrs: &Attrs, rank: usize) -> Option<Vec<usize>> {
+pub(crate) fn permutation(attrs: &Attrs, rank: usize) -> Option<Vec<usize>> {
     let Some(perm) = attrs.ints("perm") else { return Some((0..rank).rev().collect()) };
     let mut free = vec![true; rank];
     let perm: Vec<usize> = perm.iter().map(|i| usize::try_from(*i).ok()).collect::<Option<_>>()?;

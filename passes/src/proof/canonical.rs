@@ -6,26 +6,10 @@ use super::term::{Args, AttrKey, Granted, Head, MOST, OpKey, Table, Term, TermId
 use super::versions::version_key;
 use crate::ir::{Attr, Graph, Kind, NodeId, Op, TensorType, ValueId, ValueType};
 use crate::ops::eval::{Array, Bounded, Call, OPERATORS, Operand, evaluate, reads_type};
+use crate::ops::is_random;
 use onnx_protobuf::Message;
 use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
-
-/// Operators that give something else each time.
-const RANDOM: &[&str] = &[
-    "RandomNormal",
-    "RandomNormalLike",
-    "RandomUniform",
-    "RandomUniformLike",
-    "Multinomial",
-    "Bernoulli",
-    "BiasDropout",
-    "BitmaskDropout",
-    "BitmaskBiasDropout",
-];
-
-pub(super) fn is_random(name: &str) -> bool {
-    RANDOM.contains(&name)
-}
 
 fn normal(domain: &str) -> &str {
     if domain == "ai.onnx" { "" } else { domain }

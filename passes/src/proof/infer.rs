@@ -3,41 +3,17 @@
 use super::canonical::Side;
 use super::term::{Granted, Table, TermId};
 use crate::ir::{Dim, NodeId, Op, Shape, TensorType, ValueType};
-use crate::ops::{self, Infer};
+use crate::ops::{self, Class, Infer};
 
-/// Operators whose operands broadcast, and how many of their last axes do not.
-fn broadcasts(op: &Op) -> Option<usize> {
-    const ELEMENTS: &[&str] = &[
-        "Add",
-        "Sub",
-        "Mul",
-        "Div",
-        "Pow",
-        "Mod",
-        "And",
-        "Or",
-        "Xor",
-        "Equal",
-        "Less",
-        "Greater",
-        "LessOrEqual",
-        "GreaterOrEqual",
-        "Max",
-        "Min",
-        "Sum",
-        "Mean",
-        "Where",
-        "PRelu",
-        "BitShift",
-        "BitwiseAnd",
-        "BitwiseOr",
-        "BitwiseXor",
-        "BiasGelu",
-        "SkipLayerNormalization",
-    ];
+/// How many of the last axes of operands that broadcast do not; `None` where operands do not broadcast.
+fn broadcasts(op: &Op, operands: usize) -> Option<usize> {
     match op.name.as_str() {
         "MatMul" | "FusedMatMul" => Some(2),
-        name => ELEMENTS.contains(&name).then_some(0),
+        "SkipLayerNormalization" => Some(0),
+        _ => {
+            let class = Class::of(op);
+            (operands > 1 && class.is_elementwise() && class != Class::Carry).then_some(0)
+        }
     }
 }
 
@@ -56,7 +32,7 @@ pub(super) fn types(t: &mut Table, side: &Side, id: NodeId, op: &Op, args: &[Ter
             own = rule.infer(&Infer { op, types: &operand_types, extents: &extents, present: &present }).unwrap_or_default();
         }
     }
-    if let Some(fixed) = broadcasts(op)
+    if let Some(fixed) = broadcasts(op, args.len())
         && let Some(ty) = own.first_mut()
     {
         undecided(t, &operand_types, fixed, ty);
@@ -68,7 +44,7 @@ pub(super) fn types(t: &mut Table, side: &Side, id: NodeId, op: &Op, args: &[Ter
         let own = own.get(slot);
         let dtype = own.map(|ty| ty.dtype).or(fact.dtype);
         let shape = match (own.map(|ty| &ty.shape), &fact.shape) {
-            (Some(own), Some(fact)) if own.len() == fact.len() && broadcasts(op).is_none() => {
+            (Some(own), Some(fact)) if own.len() == fact.len() && broadcasts(op, args.len()).is_none() => {
                 let open = |d: &Dim| d.symbols().any(|s| s.starts_with('?')) && !t.is_definite(d);
                 let taken = own.iter().zip(fact).map(|(o, f)| if open(o) && is_solid(t, f) { f } else { o });
                 let shape: Shape = taken.cloned().collect();

@@ -2,6 +2,7 @@
 
 use crate::analysis::head::constant_origin;
 use crate::ir::{DType, Graph, Kind, ValueId};
+use crate::ops::{Class, Mixing, passes_through};
 use crate::transform::loss::{self, LossError, LossKind, Squash, loss_output};
 
 /// Chooses a loss by what the model shows of itself.
@@ -62,10 +63,8 @@ fn is_linear(g: &Graph, v: ValueId) -> bool {
     for _ in 0..12 {
         let Some(op) = g.op(v.node) else { return false };
         let next = match op.name.as_str() {
-            "MatMul" | "Gemm" | "Einsum" => return true,
-            "Identity" | "Cast" | "Reshape" | "Transpose" | "Squeeze" | "Unsqueeze" | "Tanh" | "Slice" => {
-                g.operand(v.node, 0)
-            }
+            _ if Class::of(op) == Class::Mixing(Mixing::MatMul) => return true,
+            name if passes_through(op) || name == "Tanh" => g.operand(v.node, 0),
             "Add" | "Mul" | "Div" => g
                 .operands(v.node)
                 .iter()
@@ -137,8 +136,8 @@ fn holds_positions(g: &Graph, v: ValueId, depth: usize) -> bool {
     let Some(op) = g.op(v.node).filter(|_| depth > 0) else { return false };
     let data = match op.name.as_str() {
         "Add" | "Sub" => 2,
-        "Cast" | "Identity" | "Reshape" | "Unsqueeze" | "Squeeze" | "Expand" | "Gather" | "GatherND" | "Transpose"
-        | "Slice" | "Tile" | "Flatten" => 1,
+        "Gather" | "GatherND" | "Tile" => 1,
+        _ if passes_through(op) => 1,
         _ => return false,
     };
     g.operands(v.node).iter().take(data).flatten().any(|o| holds_positions(g, *o, depth - 1))

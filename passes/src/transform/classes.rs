@@ -13,7 +13,7 @@ use super::fresh::Fresh;
 use crate::analysis::head::{constant_origin, find_head};
 use crate::analysis::types::{infer_node, is_resolved};
 use crate::ir::{Dim, Graph, NodeId, NodeSite, Tensor, ValueId, ValueType};
-use crate::ops::constant_ints;
+use crate::ops::{Along, axes_of, constant_ints};
 use std::collections::HashSet;
 
 /// Elements of the largest weight that is made: four gigabytes of float32.
@@ -121,13 +121,14 @@ pub fn replace_classifier(g: &mut Graph, output: ValueId, classes: i64, seed: u6
 
 /// The axis of the weight that counts classes, and the number of features.
 fn class_axis(g: &Graph, node: NodeId, operand: usize) -> Result<(usize, i64), String> {
-    let op = g.op(node).ok_or("is no operator")?;
     let weight = g.operand(node, operand).and_then(|v| g.tensor_type(v)).ok_or("has a weight of unknown type")?;
     let dims = weight.known_dims().ok_or("has a weight of unknown shape")?;
-    match (op.name.as_str(), dims.as_slice()) {
-        ("Gemm", [a, b]) if operand == 1 => Ok(if op.attrs.int("transB", 0) == 1 { (0, *b) } else { (1, *a) }),
-        ("MatMul", [k, _]) if operand == 1 => Ok((1, *k)),
-        ("Conv", [_, rest @ ..]) if op.attrs.int("group", 1) == 1 => Ok((0, rest.iter().product())),
+    let axes = axes_of(g, node).ok_or("reads values of unknown types")?;
+    let along: Vec<Along> = axes.operand(operand).iter().map(|l| axes.along(*l)).collect();
+    match along.iter().position(|a| *a == Along::Free) {
+        Some(axis) if (0..dims.len()).all(|a| a == axis || along[a] == Along::Contracted) => {
+            Ok((axis, dims.iter().enumerate().filter(|(a, _)| *a != axis).map(|(_, d)| d).product()))
+        }
         _ => Err(format!("has a weight of type {weight} as operand {operand}, which is not a classifier's")),
     }
 }

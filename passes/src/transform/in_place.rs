@@ -3,12 +3,11 @@
 
 use super::optimizer::StateRecord;
 use crate::ir::{Graph, NodeId, ValueId};
+use crate::ops::passes_through;
 
-/// Operators whose result may be their operand's memory, by themselves or after a runtime's simplification.
-const VIEWS: [&str; 9] = ["Cast", "Expand", "Flatten", "Identity", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"];
-
-/// Operators that read an element no later than they write the one at its place.
-const ELEMENTWISE: [&str; 6] = ["Add", "Div", "Identity", "Mul", "Sub", "Where"];
+/// Operators whose kernels read an element no later than they write the one at its place. That is less than element-wise: a
+/// runtime computes a sum of three, or the error function, in several passes over the result.
+const ONE_PASS: [&str; 6] = ["Add", "Div", "Identity", "Mul", "Sub", "Where"];
 
 /// Marks the states whose readers have all run, whatever the order a runtime chooses, when the next value is written.
 ///
@@ -25,7 +24,9 @@ pub(crate) fn mark_in_place(g: &Graph, states: &mut [StateRecord]) {
             continue;
         }
         let Some(mut readers) = readers(g, state, Some(next.node)) else { continue };
-        if readers.contains(&next.node) && !is_one_of(g, next.node, &ELEMENTWISE) {
+        if readers.contains(&next.node)
+            && !g.op(next.node).is_some_and(|o| o.domain.is_empty() && ONE_PASS.contains(&o.name.as_str()))
+        {
             continue;
         }
         readers.retain(|r| *r != next.node);
@@ -37,10 +38,6 @@ pub(crate) fn mark_in_place(g: &Graph, states: &mut [StateRecord]) {
     for (i, range) in marked {
         states[i].in_place = before[range].iter().all(|b| *b);
     }
-}
-
-fn is_one_of(g: &Graph, node: NodeId, operators: &[&str]) -> bool {
-    g.op(node).is_some_and(|o| o.domain.is_empty() && operators.contains(&o.name.as_str()))
 }
 
 /// The nodes that read a value's memory, through views of it; `None` where it leaves the graph by another way than `next`.
@@ -55,7 +52,8 @@ fn readers(g: &Graph, v: ValueId, next: Option<NodeId>) -> Option<Vec<NodeId>> {
             if g.captures(node).any(|c| c == v) {
                 return None;
             }
-            if next != Some(node) && is_one_of(g, node, &VIEWS) {
+            // The result may be the operand's memory, by itself or after a runtime's simplification.
+            if next != Some(node) && g.op(node).is_some_and(passes_through) {
                 memory.extend(g.results(node));
             } else {
                 readers.push(node);

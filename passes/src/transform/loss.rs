@@ -3,6 +3,7 @@
 use super::master::is_half;
 use crate::ir::{Attrs, DType, Dim, Graph, NodeId, Op, TensorType, ValueId, ValueType};
 use crate::ops::build::{BuildError, Builder, Built};
+use crate::ops::{Along, Class, axes_of};
 use crate::refusal::Hint;
 
 /// Which loss.
@@ -137,16 +138,15 @@ pub fn classes_last(g: &Graph, output: ValueId) -> bool {
 }
 
 fn brings_last_axis_to_front(g: &Graph, output: ValueId) -> bool {
-    let mut v = output;
-    while let Some(op) = g.op(v.node).filter(|op| op.domain.is_empty()) {
-        match op.name.as_str() {
-            "Transpose" => return op.attrs.ints("perm") == Some(&[0, 2, 1]),
-            "Identity" | "Cast" | "Softmax" | "LogSoftmax" => match g.operand(v.node, 0) {
-                Some(from) => v = from,
-                None => return false,
-            },
-            _ => return false,
+    let (mut v, mut axis) = (output, 1);
+    while let Some(op) = g.op(v.node).filter(|op| op.is("Transpose") || matches!(Class::of(op), Class::Carry | Class::Rows))
+    {
+        let back = axes_of(g, v.node).and_then(|axes| Some((g.operand(v.node, 0)?, axes.backward(axis, 0)?)));
+        let Some((from, was)) = back else { return false };
+        if op.is("Transpose") {
+            return was == 2;
         }
+        (v, axis) = (from, was);
     }
     false
 }
@@ -179,7 +179,7 @@ pub fn squashed(g: &Graph, output: ValueId) -> Option<Squashed> {
         match op.name.as_str() {
             "Identity" => {}
             "Cast" if g.is_float(v) => {}
-            "Reshape" | "Flatten" | "Squeeze" | "Unsqueeze" | "Transpose" => shapes.push(v.node),
+            _ if Class::of(op) == Class::Layout => shapes.push(v.node),
             _ => break,
         }
         v = g.operand(v.node, 0).filter(|from| g.is_float(*from))?;
@@ -192,28 +192,15 @@ pub fn squashed(g: &Graph, output: ValueId) -> Option<Squashed> {
     if !op.is("Softmax") && !op.is("LogSoftmax") {
         return None;
     }
-    let ty = g.tensor_type(v)?;
-    // Before opset 13 all axes from `axis` on are one.
-    let old = g.opsets.get("").is_some_and(|o| *o < 13);
-    let axis = ty.axis(op.attrs.int("axis", if old { 1 } else { -1 }))?;
-    if old && ty.shape[axis + 1..].iter().any(|d| !d.is_one()) {
+    let (axes, ty) = (axes_of(g, v.node)?, g.tensor_type(v)?);
+    // Before opset 13 all axes from one on are normalised together.
+    let mut over = (0..ty.rank()).filter(|a| axes.along(axes.result(0)[*a]) == Along::Whole);
+    let axis = over.next()?;
+    if over.any(|a| !ty.shape[a].is_one()) {
         return None;
     }
-    let axis = shapes.iter().rev().try_fold(axis, |axis, node| carried(g, *node, axis))?;
+    let axis = shapes.iter().rev().try_fold(axis, |axis, node| axes_of(g, *node)?.forward(0, axis))?;
     Some(Squashed { squash: Squash::Softmax(axis), logits, shapes })
-}
-
-/// Where an axis is after a node that changes the shape; `None` where it is split or joined with others.
-fn carried(g: &Graph, node: NodeId, axis: usize) -> Option<usize> {
-    if g.is_op(node, "Transpose") {
-        let rank = g.tensor_type(g.operand(node, 0)?)?.rank();
-        let perm = g.op(node)?.attrs.ints("perm").map(<[i64]>::to_vec);
-        let perm = perm.unwrap_or_else(|| (0..rank as i64).rev().collect());
-        return perm.iter().position(|p| *p == axis as i64);
-    }
-    let (from, to) = (g.tensor_type(g.operand(node, 0)?)?.shape, g.tensor_type(g.result(node, 0))?.shape);
-    let ahead = |s: &[Dim]| s.iter().fold(Dim::from(1), |p, d| &p * d);
-    (0..to.len()).find(|i| to[*i] == from[axis] && ahead(&to[..*i]) == ahead(&from[..axis]))
 }
 
 /// The value a loss reads for a model output: the logits before a trailing softmax or sigmoid that the loss itself contains, in the

@@ -16,6 +16,7 @@ use super::fresh::{Fresh, constant};
 use crate::analysis::head::constant_origin;
 use crate::analysis::roles::{Role, initializer_roles};
 use crate::ir::{Graph, NodeId, Tensor, ValueId};
+use crate::ops::{Along, Class, Label, Mixing, axes_of, keeps_elements};
 
 /// Gives every trained weight and running statistic a fresh value; returns the names of those that keep theirs.
 pub fn reinitialize(g: &mut Graph, seed: u64) -> Vec<String> {
@@ -43,35 +44,35 @@ fn fresh(g: &Graph, v: ValueId, role: Role, seed: u64) -> Option<Tensor> {
     let stream = || Fresh::new(seed, g.name(v));
     let bounded = |fan_in: i64| stream().uniform(dtype, dims, 1.0 / (fan_in.max(1) as f64).sqrt());
     match role {
-        Role::Weight => carried(g, v).into_iter().find_map(|(n, i, at)| fan_in(g, n, i, at)).map(bounded),
+        Role::Weight => carried(g, v).into_iter().find_map(|(n, i)| fan_in(g, n, i)).map(bounded),
         Role::Embedding => Some(stream().normal(dtype, dims, 1.0)),
         Role::Position => Some(stream().normal(dtype, dims, 0.02)),
         Role::NormScale => Some(constant(dtype, dims, 1.0)),
         Role::NormBias => Some(constant(dtype, dims, 0.0)),
-        Role::Bias => Some(match carried(g, v).into_iter().find_map(|(n, i, _)| map_of_bias(g, n, i)) {
+        Role::Bias => Some(match carried(g, v).into_iter().find_map(|(n, i)| map_of_bias(g, n, i)) {
             Some(fan_in) => bounded(fan_in),
             None => constant(dtype, dims, 0.0),
         }),
         Role::Scale => {
             let uses = carried(g, v);
-            if uses.iter().any(|(n, _, _)| g.is_op(*n, "PRelu")) {
+            if uses.iter().any(|(n, _)| g.is_op(*n, "PRelu")) {
                 Some(constant(dtype, dims, 0.25))
-            } else if uses.iter().any(|(n, i, _)| scales_normalised(g, *n, *i)) {
+            } else if uses.iter().any(|(n, i)| scales_normalised(g, *n, *i)) {
                 Some(constant(dtype, dims, 1.0))
             } else {
                 None
             }
         }
         Role::Statistic => {
-            let variance = carried(g, v).iter().any(|(n, i, _)| g.is_op(*n, "BatchNormalization") && *i == 4);
+            let variance = carried(g, v).iter().any(|(n, i)| g.is_op(*n, "BatchNormalization") && *i == 4);
             Some(constant(dtype, dims, if variance { 1.0 } else { 0.0 }))
         }
         Role::Frozen(_) => None,
     }
 }
 
-/// Who reads a constant, through operators that hand it on: consumer, operand and the value as it is read there.
-fn carried(g: &Graph, v: ValueId) -> Vec<(NodeId, usize, ValueId)> {
+/// Who reads a constant, through operators that hand it on: consumer and operand.
+fn carried(g: &Graph, v: ValueId) -> Vec<(NodeId, usize)> {
     let mut found = Vec::new();
     let mut open = vec![v];
     while let Some(at) = open.pop() {
@@ -80,7 +81,7 @@ fn carried(g: &Graph, v: ValueId) -> Vec<(NodeId, usize, ValueId)> {
             if onward {
                 open.extend(g.results(n));
             } else {
-                found.push((n, i, at));
+                found.push((n, i));
             }
         }
     }
@@ -88,29 +89,25 @@ fn carried(g: &Graph, v: ValueId) -> Vec<(NodeId, usize, ValueId)> {
 }
 
 /// Inputs that one result of the map sums over; PyTorch's `fan_in`.
-fn fan_in(g: &Graph, node: NodeId, operand: usize, weight: ValueId) -> Option<i64> {
+fn fan_in(g: &Graph, node: NodeId, operand: usize) -> Option<i64> {
     let op = g.op(node)?;
-    let dims = g.tensor_type(weight)?.known_dims()?;
-    let transposed = |name: &str| op.attrs.int(name, 0) == 1;
-    match (op.name.as_str(), operand, dims.as_slice()) {
-        ("Conv" | "ConvTranspose" | "FusedConv", 1, [_, rest @ ..]) => Some(rest.iter().product()),
-        ("Gemm", 0, [a, b]) => Some(if transposed("transA") { *a } else { *b }),
-        ("Gemm", 1, [a, b]) => Some(if transposed("transB") { *b } else { *a }),
-        ("MatMul" | "FusedMatMul", 0, [.., k]) => Some(*k),
-        ("MatMul" | "FusedMatMul", 1, [.., k, _] | [k]) => Some(*k),
-        ("Attention", 1, [k, _]) => Some(*k),
-        // An einsum's contracted axes are many things; the largest extent but one is near enough to none: its first axis.
-        ("Einsum", _, [k, ..]) => Some(*k),
+    let dims = g.tensor_type(g.operand(node, operand)?)?.known_dims()?;
+    match Class::of(op) {
+        // PyTorch counts a transposed convolution's by its weight's second axis.
+        _ if op.is("ConvTranspose") => dims.get(1..).map(|rest| rest.iter().product()),
+        Class::Mixing(Mixing::Conv | Mixing::MatMul | Mixing::Attention) => {
+            let axes = axes_of(g, node)?;
+            let contracted = |l: &Label| axes.along(*l) == Along::Contracted;
+            Some(dims.iter().zip(axes.operand(operand)).filter(|(_, l)| contracted(l)).map(|(d, _)| d).product())
+        }
         _ => None,
     }
 }
 
 /// `fan_in` of the map whose result a bias is added to.
 fn map_of_bias(g: &Graph, node: NodeId, operand: usize) -> Option<i64> {
-    if let Some(w) = g.operand(node, 1)
-        && operand == 2
-    {
-        return fan_in(g, node, 1, w);
+    if operand == 2 && g.operand(node, 1).is_some() {
+        return fan_in(g, node, 1);
     }
     if !g.is_op(node, "Add") || operand > 1 {
         return None;
@@ -118,13 +115,12 @@ fn map_of_bias(g: &Graph, node: NodeId, operand: usize) -> Option<i64> {
     let mut v = g.operand(node, 1 - operand)?;
     for _ in 0..4 {
         let op = g.op(v.node)?;
-        match op.name.as_str() {
-            "MatMul" | "Gemm" | "Conv" | "ConvTranspose" | "Einsum" => {
-                let weight = |i: usize| g.operand(v.node, i).filter(|w| constant_origin(g, *w).is_some()).map(|w| (i, w));
-                let (i, w) = weight(1).or_else(|| weight(0))?;
-                return fan_in(g, v.node, i, w);
+        match Class::of(op) {
+            Class::Mixing(Mixing::Conv | Mixing::MatMul) => {
+                let is_weight = |i: &usize| g.operand(v.node, *i).is_some_and(|w| constant_origin(g, w).is_some());
+                return fan_in(g, v.node, [1, 0].into_iter().find(is_weight)?);
             }
-            "Reshape" | "Transpose" | "Cast" | "Identity" | "Squeeze" | "Unsqueeze" => v = g.operand(v.node, 0)?,
+            _ if keeps_elements(op) => v = g.operand(v.node, 0)?,
             _ => return None,
         }
     }
@@ -181,10 +177,12 @@ pub fn normalisation(g: &Graph) -> Normalisation {
         };
     }
     let other = ["InstanceNormalization", "GroupNormalization", "LayerNormalization", "Sqrt"];
-    if any(&ACTIVATIONS) && !any(&other) { Normalisation::Gone } else { Normalisation::Whole }
+    if g.nodes().any(|n| activates(g, n)) && !any(&other) { Normalisation::Gone } else { Normalisation::Whole }
 }
 
-const ACTIVATIONS: [&str; 9] = ["Relu", "Clip", "LeakyRelu", "PRelu", "Elu", "HardSwish", "Sigmoid", "Gelu", "Mish"];
+fn activates(g: &Graph, node: NodeId) -> bool {
+    g.op(node).is_some_and(|op| Class::of(op) == Class::Activation)
+}
 
 /// Does the convolution see one place only, as those of a squeeze-and-excitation do? They have no normalisation of their own.
 fn is_of_one_place(g: &Graph, node: NodeId) -> bool {
@@ -193,8 +191,7 @@ fn is_of_one_place(g: &Graph, node: NodeId) -> bool {
 
 /// A convolution with a bias whose result an activation reads at once.
 fn is_bare(g: &Graph, node: NodeId) -> bool {
-    let activates = |n: NodeId| g.op(n).is_some_and(|op| ACTIVATIONS.contains(&op.name.as_str()));
-    g.operand(node, 2).is_some() && g.uses(g.result(node, 0)).any(|(n, _)| activates(n))
+    g.operand(node, 2).is_some() && g.uses(g.result(node, 0)).any(|(n, _)| activates(g, n))
 }
 
 #[cfg(test)]

@@ -23,7 +23,8 @@
 //! element-wise operator reads, which are numbers of a formula as far as a graph can tell.
 
 use crate::analysis::roles::{Role, UseRoles};
-use crate::ir::{DType, Graph, Kind, NodeId, Tensor, ValueId};
+use crate::ir::{DType, Graph, Kind, NodeId, Op, Tensor, ValueId};
+use crate::ops::{Class, reads_values};
 use indexmap::IndexMap;
 use std::collections::HashSet;
 
@@ -101,7 +102,7 @@ fn parts_of(g: &Graph, roles: &UseRoles, v: ValueId, tensor: &Tensor, is_paramet
         return Vec::new();
     }
     let owns = |v: ValueId, (n, i): Use| {
-        i < g.node(n).operand_count() && !(tensor.len() == 1 && is_elementwise(g, n)) && is_parameter(roles.role(v, n, i))
+        i < g.node(n).operand_count() && !(tensor.len() == 1 && takes_number(g, n)) && is_parameter(roles.role(v, n, i))
     };
     let mut direct = Vec::new();
     let mut parts = Vec::new();
@@ -123,7 +124,7 @@ fn parts_of(g: &Graph, roles: &UseRoles, v: ValueId, tensor: &Tensor, is_paramet
             open.extend(its.iter().rev().filter(|(r, _)| g.is_op(*r, "Identity")).map(|u| (own, *u)));
         } else if from == v && owns(v, (n, i)) {
             direct.push((n, i));
-        } else if !reads_shape_only(g, n, i) {
+        } else if g.op(n).is_none_or(|op| reads_values(op, i)) {
             others += 1;
         }
     }
@@ -173,14 +174,10 @@ fn role_word(role: Role, operand: usize) -> &'static str {
     }
 }
 
-fn is_elementwise(g: &Graph, n: NodeId) -> bool {
-    const NUMBERS: &[&str] = &["Add", "Sub", "Mul", "Div", "Pow", "Sum", "Max", "Min", "Where", "Expand", "CastLike"];
-    g.op(n).is_some_and(|op| op.domain.is_empty() && NUMBERS.contains(&op.name.as_str()))
-}
-
-/// Does the node read the operand's shape or type, but not its elements?
-fn reads_shape_only(g: &Graph, n: NodeId, operand: usize) -> bool {
-    g.is_op(n, "Shape") || g.is_op(n, "Size") || (g.is_op(n, "CastLike") && operand == 1)
+/// Does the node compute with the operand as a number, not as a parameter: element by element, or repeated?
+fn takes_number(g: &Graph, n: NodeId) -> bool {
+    let takes = |op: &Op| op.is("Expand") || (Class::of(op).is_elementwise() && Class::of(op) != Class::Activation);
+    g.op(n).is_some_and(takes)
 }
 
 /// Are all elements equal, bit for bit?
@@ -198,7 +195,7 @@ fn is_constant_valued(t: &Tensor) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ir::{Attrs, Op, TensorType, ValueType};
+    use crate::ir::{Attrs, TensorType, ValueType};
     use crate::verify::{Stage, verify};
 
     fn ty(dims: &[i64]) -> ValueType {

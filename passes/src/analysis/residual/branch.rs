@@ -1,9 +1,10 @@
 //! The region between a state and an add: is it a residual branch?
 
 use super::Why;
-use super::classes::{Class, Mixing, clips_at_zero};
+use super::classes::clips_at_zero;
 use super::flow::Flow;
 use crate::ir::{NodeId, ValueId};
+use crate::ops::{Class, Mixing};
 use smallvec::SmallVec;
 
 /// An add under examination, seen with one of its addends as the skip.
@@ -142,11 +143,10 @@ pub(super) fn branch(f: &Flow, q: &Question, marks: &mut Marks) -> Result<Region
 
 /// Is the node computed from the given values and constants alone, without mixing?
 fn is_function_of(f: &Flow, n: NodeId, values: &[ValueId]) -> bool {
-    let class = matches!(
-        f.class_of(n),
-        Class::Carry | Class::Layout | Class::Norm | Class::Scale | Class::Nonlinear | Class::Elementwise | Class::Reduce
-    );
-    class && f.reads[n.index()].iter().all(|(_, v)| values.contains(v) || !f.is_live(*v))
+    let class = f.class_of(n);
+    let kind = class.is_nonlinear()
+        || matches!(class, Class::Carry | Class::Layout | Class::Norm | Class::Scale | Class::Elementwise | Class::Reduce);
+    kind && f.reads[n.index()].iter().all(|(_, v)| values.contains(v) || !f.is_live(*v))
 }
 
 /// Does the read of `consumer` continue the skip path, rather than lead the branch into it?
@@ -203,7 +203,7 @@ fn walk(f: &Flow, q: &Question, seeds: Vec<NodeId>, directly: bool, marks: &mut 
 /// An activation, or a product of two values of the region (which `marks` holds).
 fn is_nonlinear(f: &Flow, n: NodeId, marks: &Marks) -> bool {
     match f.class_of(n) {
-        Class::Nonlinear => true,
+        class if class.is_nonlinear() => true,
         Class::Mixing(Mixing::Attention | Mixing::Recurrent | Mixing::Opaque) => true,
         Class::Mixing(_) | Class::Carry | Class::Add => clips_at_zero(f.g, n),
         Class::Scale => f.reads[n.index()].iter().filter(|(_, v)| marks.contains(v.node)).count() > 1,
@@ -291,7 +291,7 @@ fn score_behind(f: &Flow, v: ValueId, region: &Marks) -> Option<NodeId> {
         match f.class_of(at) {
             Class::Mixing(Mixing::MatMul) if softmax => return Some(at),
             Class::Mixing(_) => return None,
-            Class::Nonlinear => softmax |= f.g.op(at).is_some_and(|op| op.name == "Softmax"),
+            Class::Rows => softmax |= f.g.op(at).is_some_and(|op| op.name == "Softmax"),
             _ => {}
         }
         at = f.reads[at.index()]

@@ -1,6 +1,6 @@
 //! Runs of identity joins, and what follows each add.
 
-use super::classes::{Class, clips_at_zero, fused_post};
+use super::classes::{clips_at_zero, fused_post};
 use super::flow::Flow;
 use super::join::Finder;
 use super::layout::restores;
@@ -8,6 +8,7 @@ use super::reason::reason;
 use super::transient::bridge;
 use super::{Chain, Join, JoinKind, Post, Rejected, ResidualStructure};
 use crate::ir::{NodeId, ValueId, ValueType};
+use crate::ops::Class;
 use smallvec::SmallVec;
 use std::collections::{HashMap, HashSet};
 
@@ -91,7 +92,9 @@ fn may_follow(class: Class) -> bool {
             | Class::Reduce
             | Class::Scale
             | Class::Add
+            | Class::Activation
             | Class::Nonlinear
+            | Class::Rows
             | Class::Elementwise
     )
 }
@@ -196,7 +199,7 @@ fn made_by(f: &Flow, v: ValueId) -> Option<String> {
     for _ in 0..4 {
         match f.class_of(at.node) {
             Class::Carry | Class::Layout => at = f.g.operand(at.node, 0)?,
-            Class::Norm | Class::Nonlinear => return f.g.op(at.node).map(|o| o.name.clone()),
+            class if class == Class::Norm || class.is_nonlinear() => return f.g.op(at.node).map(|o| o.name.clone()),
             _ => return None,
         }
     }

@@ -1,7 +1,8 @@
 //! The graph as flow of data: dense tables, topological places, liveness and post-dominators.
 
-use super::classes::{Class, addends, class, reads_data, sum_slot};
+use super::classes::{addends, sum_slot};
 use crate::ir::{Dim, Graph, Kind, NodeId, ValueId};
+use crate::ops::{Class, reads_values};
 use smallvec::SmallVec;
 
 /// A read: result `slot` of a node is operand `operand` of `consumer`.
@@ -62,9 +63,9 @@ impl<'g> Flow<'g> {
                 f.live[i] = matches!(g.node(*node).kind, Kind::Input(_));
                 continue;
             };
-            f.class[i] = class(op);
+            f.class[i] = Class::of(op);
             let all = g.node(*node).reads().iter().enumerate().filter_map(|(i, v)| v.map(|v| (i, v)));
-            for (operand, v) in all.filter(|(operand, _)| reads_data(op, *operand)) {
+            for (operand, v) in all.filter(|(operand, _)| reads_values(op, *operand)) {
                 f.live[i] |= f.live[v.node.index()];
                 f.reads[i].push((operand as u32, v));
                 f.readers[v.node.index()].push(Read { slot: v.slot, consumer: *node, operand: operand as u32 });

@@ -1,12 +1,13 @@
 //! Which adds are joins.
 
 use super::branch::{Marks, Question, Region, branch, signature};
-use super::classes::{Addend, Class, Mixing, addends, sum_slot};
+use super::classes::{Addend, addends, sum_slot};
 use super::flow::{Flow, Read};
 use super::layout::restores;
 use super::skip::{Start, identity_starts, projection_starts};
 use super::{Join, JoinKind, Why};
 use crate::ir::{NodeId, ValueId};
+use crate::ops::{Class, Mixing};
 use smallvec::SmallVec;
 use std::collections::{HashMap, HashSet};
 

@@ -4,9 +4,9 @@
 //! owners, splitting a factor where an axis ends inside of it; a transpose moves whole axes. The elements are where they were
 //! when the factors are in their first order again.
 
-use super::classes::Class;
 use super::flow::Flow;
-use crate::ir::{Attr, Dim, NodeId, ValueId};
+use crate::ir::{Dim, NodeId, ValueId};
+use crate::ops::{Class, permutation};
 
 /// Factors in row-major order: (place in the original order, extent).
 type Factors = Vec<(usize, Dim)>;
@@ -37,13 +37,6 @@ fn is_transpose(f: &Flow, n: NodeId) -> bool {
     f.g.op(n).is_some_and(|op| op.name == "Transpose")
 }
 
-fn permutation(f: &Flow, n: NodeId, rank: usize) -> Vec<usize> {
-    match f.g.op(n).and_then(|op| op.attrs.get("perm")) {
-        Some(Attr::Ints(perm)) => perm.iter().map(|p| *p as usize).collect(),
-        _ => (0..rank).rev().collect(),
-    }
-}
-
 fn trace(f: &Flow, shape_before: &[Dim], nodes: &[NodeId]) -> Option<bool> {
     let mut axes: Vec<Factors> = shape_before
         .iter()
@@ -52,8 +45,8 @@ fn trace(f: &Flow, shape_before: &[Dim], nodes: &[NodeId]) -> Option<bool> {
         .collect();
     for n in nodes {
         if is_transpose(f, *n) {
-            let perm = permutation(f, *n, axes.len());
-            axes = perm.iter().map(|p| axes.get(*p).cloned()).collect::<Option<_>>()?;
+            let perm = permutation(&f.g.op(*n)?.attrs, axes.len())?;
+            axes = perm.iter().map(|p| axes[*p].clone()).collect();
         } else {
             let flat: Factors = axes.concat();
             axes = regroup(flat, shape(f, f.g.result(*n, 0))?)?;
@@ -99,8 +92,8 @@ fn restores_by_permutations(f: &Flow, nodes: &[NodeId]) -> bool {
         if op.name != "Transpose" {
             continue;
         }
-        let Some(Attr::Ints(perm)) = op.attrs.get("perm") else { return false };
-        let perm: Vec<usize> = perm.iter().map(|p| *p as usize).collect();
+        let rank = op.attrs.ints("perm").map_or(0, <[i64]>::len);
+        let Some(perm) = permutation(&op.attrs, rank).filter(|_| rank > 0) else { return false };
         let undoes =
             |last: &Vec<usize>| last.len() == perm.len() && perm.iter().enumerate().all(|(i, p)| last.get(*p) == Some(&i));
         if stack.last().is_some_and(undoes) {

@@ -11,12 +11,13 @@
 //! another state that the first add's branch reads as well. Partners are joins together, or none of them is.
 
 use super::branch::{Marks, Region};
-use super::classes::{Addend, Class, Mixing, addends};
+use super::classes::{Addend, addends};
 use super::flow::Flow;
 use super::join::{Finder, Refusal};
 use super::skip::Start;
 use super::{JoinKind, Why};
 use crate::ir::{NodeId, ValueId};
+use crate::ops::{Class, Mixing};
 use smallvec::SmallVec;
 use std::collections::HashSet;
 

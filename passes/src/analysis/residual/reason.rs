@@ -1,10 +1,10 @@
 //! Why an add is no join, in words.
 
 use super::Why;
-use super::classes::Class;
 use super::flow::Flow;
 use super::join::Refusal;
 use crate::ir::{NodeId, ValueId};
+use crate::ops::Class;
 
 /// A sentence that names the add's operands.
 pub(super) fn reason(f: &Flow, add: NodeId, why: Option<Refusal>) -> String {

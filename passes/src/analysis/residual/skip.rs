@@ -1,8 +1,8 @@
 //! From an add backwards along one addend: where may the skip have started?
 
-use super::classes::Class;
 use super::flow::Flow;
 use crate::ir::{NodeId, ValueId};
+use crate::ops::{Class, Mixing};
 use smallvec::SmallVec;
 
 /// Steps looked back along a skip.
@@ -214,12 +214,12 @@ fn project_back(
             here.only_normalises = false;
             (!data.is_empty()).then_some(data)
         }
-        Class::Mixing(super::classes::Mixing::Pool) => {
+        Class::Mixing(Mixing::Pool) => {
             here.projected = true;
             here.only_normalises = false;
             one(data)
         }
-        Class::Mixing(super::classes::Mixing::Conv | super::classes::Mixing::MatMul) => {
+        Class::Mixing(Mixing::Conv | Mixing::MatMul) => {
             here.projected = true;
             here.only_normalises = false;
             here.maps += 1;

@@ -13,11 +13,11 @@
 //! the whole sequence.
 
 use super::chains::Run;
-use super::classes::Class;
 use super::flow::Flow;
 use super::layout::restores;
 use super::{Join, JoinKind};
 use crate::ir::{NodeId, ValueId};
+use crate::ops::Class;
 use std::collections::HashMap;
 
 /// Nodes looked at on the way to a value's other form.

@@ -9,8 +9,9 @@
 
 use super::{RouteError, Source};
 use crate::analysis::residual::Chain;
-use crate::ir::{Attrs, DType, Dim, Graph, TensorType, ValueId};
+use crate::ir::{Attrs, DType, Dim, Graph, NodeId, TensorType, ValueId};
 use crate::ops::build::{BuildError, Builder, Built};
+use crate::ops::{Along, Class, Mixing, axes_of};
 use std::collections::HashSet;
 
 /// Left-out states named in a note.
@@ -98,15 +99,30 @@ impl Earlier {
     }
 }
 
+/// Does a node take axis 1 of an image for its channels, as convolutions, pooling and normalisation per channel do?
+fn is_channels_first(g: &Graph, node: NodeId) -> bool {
+    let class = g.op(node).map(Class::of);
+    let Some(Class::Mixing(Mixing::Conv | Mixing::Pool) | Class::Norm) = class else { return false };
+    axes_of(g, node).is_some_and(|axes| {
+        let image = axes.operand(0);
+        let slides = image.iter().skip(2).any(|l| axes.along(*l) == Along::Window);
+        image.len() == 4 && (slides || axes.in_operand(1, image[1]).is_some())
+    })
+}
+
+/// Does an operator hand on what it is given, or scale or squash it, whatever the order of the axes?
+fn keeps_axes(g: &Graph, node: NodeId) -> bool {
+    g.op(node).is_some_and(|op| matches!(Class::of(op), Class::Carry | Class::Activation | Class::Scale))
+}
+
 /// Does a convolution give a branch's result that is added to a chain's state without being rearranged?
 fn adds_convolutions(g: &Graph, chain: &Chain) -> bool {
     let mut seen: HashSet<ValueId> = chain.states.iter().skip(1).copied().collect();
     let mut open: Vec<(ValueId, usize)> = seen.iter().map(|v| (*v, 0)).collect();
     while let Some((v, depth)) = open.pop() {
-        let Some(op) = g.op(v.node) else { continue };
-        match op.name.as_str() {
-            "Conv" | "ConvTranspose" | "ConvInteger" | "QLinearConv" | "FusedConv" => return true,
-            "Add" | "Sum" | "Mul" | "Identity" | "Cast" | "Dropout" | "Relu" if depth < 4 => {
+        match g.op(v.node).map(Class::of) {
+            Some(Class::Mixing(Mixing::Conv)) if is_channels_first(g, v.node) => return true,
+            Some(class) if depth < 4 && (class == Class::Add || keeps_axes(g, v.node)) => {
                 open.extend(g.reads(v.node).filter(|r| seen.insert(*r)).map(|r| (r, depth + 1)));
             }
             _ => {}
@@ -127,31 +143,12 @@ fn is_nchw(g: &Graph, chain: &Chain) -> bool {
     }
     let mut seen: HashSet<ValueId> = open.iter().copied().collect();
     while let Some(v) = open.pop() {
-        for (node, operand) in g.uses_in_order(v) {
-            let Some(op) = g.op(node) else { continue };
-            match op.name.as_str() {
-                "Conv"
-                | "ConvTranspose"
-                | "ConvInteger"
-                | "QLinearConv"
-                | "FusedConv"
-                | "BatchNormalization"
-                | "InstanceNormalization"
-                | "GroupNormalization"
-                | "MaxPool"
-                | "AveragePool"
-                    if operand == 0 =>
-                {
-                    return true;
-                }
-                "Identity" | "Cast" | "QuantizeLinear" | "DequantizeLinear" | "Dropout" | "Relu" | "LeakyRelu" | "PRelu"
-                | "Elu" | "Clip" | "Sigmoid" | "HardSigmoid" | "HardSwish" | "Swish" | "Gelu" | "Tanh" | "Softplus"
-                | "Mish" | "Mul" | "Div"
-                    if operand == 0 =>
-                {
-                    open.extend(g.results(node).take(1).filter(|r| seen.insert(*r)));
-                }
-                _ => {}
+        for (node, _) in g.uses_in_order(v).into_iter().filter(|(_, operand)| *operand == 0) {
+            if is_channels_first(g, node) {
+                return true;
+            }
+            if keeps_axes(g, node) {
+                open.extend(g.results(node).take(1).filter(|r| seen.insert(*r)));
             }
         }
     }

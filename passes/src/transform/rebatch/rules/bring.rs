@@ -75,50 +75,6 @@ impl Rule<'_, '_> {
         Err(why.into())
     }
 
-    /// One place in a result of that rank, whose last axes are the operands', for all that carry samples; `fits` says which axes it
-    /// may be. Operands may get axes in front if `lead`.
-    pub(super) fn agree(
-        &mut self,
-        which: &[usize],
-        rank: usize,
-        lead: bool,
-        fits: impl Fn(&Place) -> bool,
-    ) -> Option<Place> {
-        let missing = |r: &Self, i: usize| Some(rank.saturating_sub(r.rank(i).ok()?));
-        let placed: Vec<usize> = which.iter().copied().filter(|i| self.place(*i).is_some()).collect();
-        let mut candidates = Vec::new();
-        for &i in &placed {
-            let p = self.place(i)?.clone();
-            candidates.push(p.at(p.axis + missing(self, i)?));
-        }
-        for axis in 0..rank {
-            let extent = |i: &usize| self.shape(*i).ok()?.get(axis.checked_sub(missing(self, *i)?)?).cloned();
-            let found: Vec<Dim> = placed.iter().filter_map(extent).collect();
-            candidates.extend(found.into_iter().chain([Dim::from(1)]).map(|d| Place::whole(axis, d)));
-        }
-        let pure = |q: &Place| !q.is_pure();
-        candidates[placed.len()..].sort_by_key(|q| (pure(q), q.axis));
-        for q in candidates {
-            if !fits(&q) {
-                continue;
-            }
-            let (edits, moved) = (self.edits.len(), self.moved.clone());
-            let all = placed.iter().all(|&i| {
-                let Some(missing) = missing(self, i) else { return false };
-                match q.axis.checked_sub(missing) {
-                    Some(axis) => self.bring(i, &q.at(axis), 0),
-                    None => lead && self.bring(i, &q.at(0), missing - q.axis),
-                }
-            });
-            if all {
-                return Some(q);
-            }
-            self.edits.truncate(edits);
-            self.moved = moved;
-        }
-        None
-    }
-
     /// Takes integers that depend on the batch for what they were in the source. Returns whether there were any.
     pub(super) fn take_as_was(&mut self) -> bool {
         let symbol = self.a.batch.symbols().next().unwrap_or_default().to_string();
@@ -143,7 +99,7 @@ impl Rule<'_, '_> {
 }
 
 /// The shape of a value without samples, of which the source's is given.
-fn shape_beside(shape: &[Dim], p: &Place) -> Vec<Dim> {
+pub(super) fn shape_beside(shape: &[Dim], p: &Place) -> Vec<Dim> {
     let mut own = shape.to_vec();
     if let Some(d) = own.get_mut(p.axis) {
         *d = p.beside();

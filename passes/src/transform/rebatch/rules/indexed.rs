@@ -10,12 +10,7 @@ use crate::ir::Dim;
 impl Rule<'_, '_> {
     pub(super) fn gather(&mut self) -> Found {
         let axis = self.axis_attr(0)?;
-        let width = self.rank(1)?;
-        if self.place(0).is_none() {
-            let q = self.need(1)?;
-            return self.all(q.at(axis + q.axis));
-        }
-        if self.place(1).is_some() {
+        if self.place(0).is_some() && self.place(1).is_some() {
             // Each sample's indices point into its own part of the axis.
             let what = self.shape(0)?.get(axis).cloned().ok_or("its axis is out of range")?;
             let p = Place::whole(axis, what);
@@ -25,8 +20,7 @@ impl Rule<'_, '_> {
             let q = self.own_indices(&p, None)?;
             return self.all(q.at(axis + q.axis));
         }
-        let p = self.need(0)?;
-        if p.axis == axis {
+        if let Some(p) = self.place(0).cloned().filter(|p| p.axis == axis) {
             let (edits, answers) = (self.edits.len(), self.answers);
             match self.own_indices(&p, None) {
                 Ok(q) => return self.all(q.at(axis + q.axis)),
@@ -40,9 +34,7 @@ impl Rule<'_, '_> {
                 }
             }
         }
-        let p = self.need(0)?;
-        let axis = if p.axis < axis { p.axis } else { p.axis + width - 1 };
-        self.all(p.at(axis))
+        self.by_axes()
     }
 
     /// Indices into one sample's part of an axis: each sample gets its own, its number of parts further. Where the indices are the
@@ -95,35 +87,18 @@ impl Rule<'_, '_> {
         Some(())
     }
 
-    pub(super) fn elements_along(&mut self, name: &str) -> Found {
-        let axis = self.axis_attr(0)?;
-        let all: Vec<usize> = if name == "GatherElements" { vec![0, 1] } else { vec![0, 1, 2] };
-        let rank = self.rank(0)?;
-        let p = self
-            .agree(&all, rank, false, |q| q.axis != axis)
-            .ok_or("it indexes along the samples, or its operands have them in different places")?;
-        self.meet_others(&all, p)
-    }
-
     pub(super) fn gather_nd(&mut self) -> Found {
         let shared = self.int("batch_dims", 0) as usize;
         let (last, m) = self.coordinates()?;
-        match (self.place(0).cloned(), self.place(1).cloned()) {
-            (None, Some(q)) if q.axis >= shared && q.axis < last => self.all(q),
-            (p, q) if p.as_ref().or(q.as_ref()).is_some_and(|p| p.axis < shared) => {
-                let first = p.clone().or(q.clone()).ok_or("no operand carries samples")?;
-                if [0, 1].iter().any(|i| self.place(*i).is_some() && !self.bring(*i, &first, 0)) {
-                    return Err("its operands have the samples in different places".into());
-                }
-                self.meet_others(&[0, 1], first)
-            }
-            (Some(p), None) if p.axis >= shared + m => self.all(p.at(last + p.axis - shared - m)),
-            _ => {
+        let apart = |p: &Place, alone: bool| p.axis < shared || (alone && p.axis >= shared + m);
+        match (self.place(0), self.place(1)) {
+            (Some(p), q) if !apart(p, q.is_none()) => {
                 let why = "its indices depend on the samples and so does what they index";
                 let p = self.settle(0, why, |_, p| Ok((shared..shared + m).contains(&p.axis)))?;
                 let q = self.own_coordinates(&p, last, (p.axis - shared, m))?;
                 self.all(q)
             }
+            _ => self.by_axes(),
         }
     }
 

@@ -3,124 +3,16 @@
 pub(super) mod bring;
 mod indexed;
 mod moves;
-mod products;
 mod shapes;
 
 use super::edit::Edit;
 use super::integers::{self, Integers};
 use super::place::Place;
 use super::{Analysis, Refusal};
-use crate::ir::{ANCRE, Dim, NodeId, ValueId};
-use crate::ops::ROUTE_SOURCES;
+use crate::ir::{DType, Dim, NodeId, TensorType, ValueId};
+use crate::ops::{Along, Axes, Class, Infer, Label, Mixing, axes};
 use bring::Effort;
 use std::collections::BTreeMap;
-
-/// Operators that compute each element of the broadcast of their operands by itself.
-const ELEMENTWISE: &[&str] = &[
-    "Abs",
-    "Acos",
-    "Acosh",
-    "Add",
-    "And",
-    "Asin",
-    "Asinh",
-    "Atan",
-    "Atanh",
-    "BitShift",
-    "BitwiseAnd",
-    "BitwiseNot",
-    "BitwiseOr",
-    "BitwiseXor",
-    "Cast",
-    "Ceil",
-    "Celu",
-    "Cos",
-    "Cosh",
-    "Div",
-    "Dropout",
-    "Elu",
-    "Equal",
-    "Erf",
-    "Exp",
-    "Floor",
-    "Gelu",
-    "Greater",
-    "GreaterOrEqual",
-    "HardSigmoid",
-    "HardSwish",
-    "Identity",
-    "IsInf",
-    "IsNaN",
-    "LeakyRelu",
-    "Less",
-    "LessOrEqual",
-    "Log",
-    "Max",
-    "Mean",
-    "Min",
-    "Mish",
-    "Mod",
-    "Mul",
-    "Neg",
-    "Not",
-    "Or",
-    "PRelu",
-    "Pow",
-    "Reciprocal",
-    "Relu",
-    "Round",
-    "Selu",
-    "Shrink",
-    "Sigmoid",
-    "Sign",
-    "Sin",
-    "Sinh",
-    "Softplus",
-    "Softsign",
-    "Sqrt",
-    "Sub",
-    "Sum",
-    "Swish",
-    "Tan",
-    "Tanh",
-    "ThresholdedRelu",
-    "Where",
-    "Xor",
-    "Clip",
-    "RandomNormalLike",
-    "RandomUniformLike",
-    "Bernoulli",
-    // of com.microsoft
-    "BiasGelu",
-    "FastGelu",
-    "QuickGelu",
-];
-
-/// Operators that take the samples of their first operand along axis 0, and whose others are parameters.
-const SAMPLES_FIRST: &[&str] = &[
-    "AveragePool",
-    "Col2Im",
-    "Conv",
-    "ConvTranspose",
-    "DeformConv",
-    "DepthToSpace",
-    "GlobalAveragePool",
-    "GlobalLpPool",
-    "GlobalMaxPool",
-    "GroupNormalization",
-    "InstanceNormalization",
-    "LRN",
-    "LpPool",
-    "MaxPool",
-    "SpaceToDepth",
-];
-
-/// Operators along one axis.
-const ALONG_AXIS: &[&str] = &["ArgMax", "ArgMin", "CumSum", "Hardmax", "LogSoftmax", "LpNormalization", "Softmax", "TopK"];
-
-/// Operators all of whose operands that carry samples, and all of whose results, carry them along axis 0.
-const ALL_FIRST: &[&str] =
-    &["Attention", "GridSample", "EmbedLayerNormalization", "MultiHeadAttention", "GroupQueryAttention", "PackedAttention"];
 
 /// What a rule found.
 pub(super) enum Outcome {
@@ -180,13 +72,6 @@ impl Rule<'_, '_> {
         let g = self.a.g;
         let op = g.op(self.id).ok_or("it is no operator")?;
         let name = op.name.as_str();
-        if op.is_ancre("Route") {
-            let sources: Vec<usize> = (ROUTE_SOURCES..self.operands.len()).collect();
-            return self.elementwise(&sources);
-        }
-        if op.domain == ANCRE {
-            return Err("no rule says where it puts the samples".into());
-        }
         // Integers about shapes are no values of the samples.
         if let Some(i) =
             integers::evaluate(g, self.id, &*self).filter(|_| self.placed().is_empty() || name == "Shape" || name == "Size")
@@ -203,38 +88,15 @@ impl Rule<'_, '_> {
             }
             return Err(format!("operand {i} is computed from the number of samples"));
         }
-        let everything: Vec<usize> = (0..self.operands.len()).filter(|i| self.operands[*i].is_some()).collect();
         match name {
-            n if ELEMENTWISE.contains(&n) => self.elementwise(&everything),
-            "CastLike" | "QuantizeLinear" | "DequantizeLinear" => self.elementwise(&[0]),
-            n if SAMPLES_FIRST.contains(&n) => self.samples_first(),
-            n if ALONG_AXIS.contains(&n) => self.along_axis(n),
-            n if ALL_FIRST.contains(&n) => self.all_first(),
-            n if n.starts_with("Reduce") => self.reduce(),
-            "BatchNormalization" => self.batch_normalization(),
-            "LayerNormalization" | "RMSNormalization" | "SimplifiedLayerNormalization" => self.layer_normalization(),
-            "SkipLayerNormalization" | "SkipSimplifiedLayerNormalization" => self.skip_layer_normalization(),
-            "MatMul" | "FusedMatMul" => self.matmul(),
-            "Gemm" | "FusedGemm" => self.gemm(),
-            "FusedConv" => self.fused_conv(),
-            "Einsum" => self.einsum(),
-            "Transpose" => self.transpose(),
-            "Squeeze" | "Unsqueeze" => self.squeeze(name == "Unsqueeze"),
             "Flatten" => self.flatten(),
-            "Concat" => self.concat(),
-            "Split" => self.keeps_axis("it splits the samples", |r, p| r.axis_attr(0).map(|a| a != p.axis)),
             "Slice" => self.slice(),
-            "Pad" => self.pad(),
-            "Trilu" => self.keeps_axis("it is triangular over the samples", |r, p| Ok(p.axis + 2 < r.rank(0)?)),
             "Gather" => self.gather(),
-            "GatherElements" | "ScatterElements" => self.elements_along(name),
             "GatherND" => self.gather_nd(),
             "ScatterND" => self.scatter_nd(),
-            "DFT" => self.fourier(),
-            "OneHot" => self.one_hot(),
-            "RotaryEmbedding" => self.rotary(),
-            "LSTM" | "GRU" | "RNN" => self.recurrent(),
-            _ => Err("no rule says whether it keeps the samples of a batch apart".into()),
+            // Amounts nobody knows are taken to leave the samples alone.
+            "Pad" if self.listed("pads", 1).is_err() => self.all(self.need(0)?),
+            _ => self.by_axes(),
         }
     }
 
@@ -377,153 +239,130 @@ impl Rule<'_, '_> {
         })
     }
 
-    /// Aligns operands from their last axes; those with samples must have them at one place of a result of that rank.
-    fn aligned(&mut self, which: &[usize], rank: usize) -> Result<Place, Refusal> {
-        let mut p = self.agree(which, rank, true, |_| true).ok_or_else(|| match self.placed().as_slice() {
-            [] => "no operand carries samples".into(),
-            [one] => format!("the samples of operand {one} cannot be brought to where it needs them"),
-            [i, j, ..] => format!("operands {i} and {j} have the samples in different places"),
-        })?;
-        // What differs along an axis can be repeated for every sample only if that is done as a whole.
-        let differs = |r: &Self, i: usize| {
-            let own = r.shape(i).ok()?;
-            let d = own.get(p.axis.checked_sub(rank.checked_sub(own.len())?)?)?;
-            (r.place(i).is_none() && !d.is_one()).then_some(())
-        };
-        if !p.outer.is_one() && which.iter().any(|i| differs(self, *i).is_some()) {
-            p = self.agree(which, rank, true, |q| q.outer.is_one()).unwrap_or(p);
-        }
-        for &i in which {
-            if self.place(i).is_none() {
-                let missing = rank - self.rank(i)?.min(rank);
-                if p.axis >= missing {
-                    self.meet(i, p.axis - missing, &p, true)?;
-                }
-            }
-        }
-        Ok(p)
-    }
+    // ---- the samples along an axis that the operator keeps apart ---------------------------------------------------------
 
-    fn elementwise(&mut self, which: &[usize]) -> Found {
-        let rank = self.result_shape()?.len();
-        let p = self.aligned(which, rank)?;
-        self.all(p)
-    }
-
-    // ---- operators ----------------------------------------------------------------------------------------------------
-
-    /// The first operand's place, if the condition holds for it.
-    fn keeps_axis(&mut self, why: &str, holds: impl Fn(&Self, &Place) -> Result<bool, Refusal>) -> Found {
-        self.only(&[0])?;
-        let p = self.settle(0, why, holds)?;
-        self.all(p)
-    }
-
-    fn samples_first(&mut self) -> Found {
+    fn axes(&self) -> Option<Axes> {
         let g = self.a.g;
-        let second = g.results(self.id).nth(1);
-        if g.is_op(self.id, "MaxPool") && second.is_some_and(|v| g.is_read(v) || g.is_output(v)) {
-            return Err("its indices count over all samples".into());
-        }
-        self.keeps_axis("the samples do not lie along axis 0", |_, p| Ok(p.axis == 0))
+        let operand_type = |i: usize| {
+            let dtype = g.value(self.operands[i]?).ty.dtype.unwrap_or(DType::F32);
+            Some(TensorType::new(dtype, self.shape(i).ok()?))
+        };
+        let types: Vec<Option<TensorType>> = (0..self.operands.len()).map(operand_type).collect();
+        let extents = |i: usize| self.extents(i);
+        let present = |i: usize| self.operands.get(i).is_some_and(Option::is_some);
+        axes(
+            &Infer { op: g.op(self.id)?, types: &types, extents: &extents, present: &present },
+            self.opset(),
+            self.result_shape().ok().as_deref(),
+        )
     }
 
-    /// The operands without samples get theirs at a place the others have them; the results have them there too.
-    fn meet_others(&mut self, which: &[usize], p: Place) -> Found {
-        for &i in which {
-            if self.place(i).is_none() {
-                self.meet(i, p.axis, &p, false)?;
-            }
-        }
-        self.all(p)
-    }
-
-    /// A convolution to whose result something is added.
-    fn fused_conv(&mut self) -> Found {
-        self.only(&[0, 3])?;
-        let first = |_: &Self, p: &Place| Ok(p.axis == 0);
-        let p = self.settle(0, "the samples do not lie along axis 0", first)?;
-        if self.place(3).is_some() && !self.bring(3, &p, 0) {
-            return Err("its operands have the samples in different places".into());
-        }
-        if self.place(3).is_none() && self.operands.get(3).copied().flatten().is_some() {
-            self.meet(3, 0, &p, false)?;
-        }
-        self.all(p)
-    }
-
-    fn all_first(&mut self) -> Found {
+    /// The samples lie along one free axis of all operands that carry some: where they are, or where they can be brought.
+    pub(super) fn by_axes(&mut self) -> Found {
+        let axes = self.axes().ok_or("no rule says whether it keeps the samples of a batch apart")?;
         let placed = self.placed();
-        for &i in &placed {
-            self.settle(i, &format!("the samples of operand {i} do not lie along axis 0"), |_, p| Ok(p.axis == 0))?;
+        let mut candidates: Vec<(Label, Place)> = Vec::new();
+        for i in &placed {
+            let p = self.need(*i)?;
+            candidates.extend(axes.operand(*i).get(p.axis).map(|label| (*label, p)));
         }
-        let p = self.need(placed[0])?;
-        if let Some(i) = placed.iter().find(|i| self.place(**i) != Some(&p)) {
-            return Err(format!("operands {} and {i} have the samples in different places", placed[0]));
+        let present = candidates.len();
+        for label in axes.labels() {
+            let extent = |i: &usize| self.shape(*i).ok()?.get(axes.in_operand(*i, label)?).cloned();
+            let extents: Vec<Dim> = placed.iter().filter_map(extent).collect();
+            candidates.extend(extents.into_iter().chain([Dim::from(1)]).map(|d| (label, Place::whole(0, d))));
         }
-        let (name, first) = (self.a.g.op(self.id).map(|o| o.name.clone()).unwrap_or_default(), self.rank(0)?);
+        match placed.as_slice() {
+            [one] => {
+                let (p, shape) = (self.need(*one)?, self.shape(*one)?);
+                candidates[present..].sort_by_key(|(label, q)| {
+                    let axis = axes.in_operand(*one, *label).unwrap_or(usize::MAX);
+                    let stays = axis < shape.len() && p.stays(&q.at(axis), &bring::shape_beside(&shape, &p));
+                    (!stays, !q.is_pure(), axis)
+                });
+            }
+            _ => candidates[present..]
+                .sort_by_key(|(label, q)| (!q.is_pure(), axes.in_result(0, *label).unwrap_or(usize::MAX))),
+        }
+        candidates.retain(|(label, _)| axes.along(*label) == Along::Free && self.is_in_results(&axes, *label));
+        // What differs along an axis can be repeated for every sample only if that is done as a whole.
+        for clashes in [false, true] {
+            for (label, p) in &candidates {
+                if !clashes && !p.outer.is_one() && self.differs(&axes, *label) {
+                    continue;
+                }
+                let (edits, moved) = (self.edits.len(), self.moved.clone());
+                if placed.iter().all(|i| self.bring_along(&axes, *i, *label, p)) {
+                    return self.meet_along(&axes, *label, p);
+                }
+                self.edits.truncate(edits);
+                self.moved = moved;
+            }
+        }
+        Err(self.refusal(&axes, &placed))
+    }
+
+    /// Have all results that are read the axis?
+    fn is_in_results(&self, axes: &Axes, label: Label) -> bool {
+        let g = self.a.g;
+        let read = |v: ValueId| g.is_read(v) || g.is_output(v);
+        g.results(self.id).enumerate().all(|(slot, v)| axes.in_result(slot, label).is_some() || !read(v))
+    }
+
+    /// Is there an operand without samples that is not the same all along an axis?
+    fn differs(&self, axes: &Axes, label: Label) -> bool {
+        (0..self.operands.len()).filter(|i| self.place(*i).is_none()).any(|i| {
+            let extent = || self.shape(i).ok()?.get(axes.in_operand(i, label)?).cloned();
+            extent().is_some_and(|d| !axes.broadcasts(i) || !d.is_one())
+        })
+    }
+
+    /// Brings the samples of an operand to an axis, which it may get where it broadcasts.
+    fn bring_along(&mut self, axes: &Axes, i: usize, label: Label, p: &Place) -> bool {
+        match (axes.in_operand(i, label), axes.in_result(0, label)) {
+            (Some(axis), _) => self.bring(i, &p.at(axis), 0),
+            (None, Some(to)) if axes.broadcasts(i) => {
+                let missing = axes.result(0).len().saturating_sub(axes.operand(i).len());
+                to < missing && self.bring(i, &p.at(0), missing - to)
+            }
+            _ => false,
+        }
+    }
+
+    /// The operands without samples get theirs; the results have them along the same axis.
+    fn meet_along(&mut self, axes: &Axes, label: Label, p: &Place) -> Found {
         for i in 0..self.operands.len() {
-            // Parameters have fewer axes than what they are applied to; masks broadcast.
-            let other = self.operands[i].is_some() && self.place(i).is_none();
-            let mask = name == "Attention" && i == 3;
-            if other && !mask && (name == "Attention" || name == "GridSample") && self.rank(i)? >= first {
-                self.meet(i, 0, &p, false)?;
-            } else if other && mask && self.rank(i)? == 4 {
-                self.meet(i, 0, &p, true)?;
+            if let (None, Some(axis)) = (self.place(i), axes.in_operand(i, label)) {
+                self.meet(i, axis, p, axes.broadcasts(i))?;
             }
         }
-        self.all(p)
+        let places = |slot: usize| axes.in_result(slot, label).map(|axis| p.at(axis));
+        Ok(Outcome::Places((0..self.a.g.node(self.id).results().len()).map(places).collect()))
     }
 
-    fn along_axis(&mut self, name: &str) -> Found {
-        let old = self.opset() < 13 && name.ends_with("max") && !name.starts_with("Arg");
-        let axis = match name {
-            "CumSum" => {
-                let axis = self.listed("axis", 1)?.and_then(|a| a.first().copied()).ok_or("its axis is unknown")?;
-                (if axis < 0 { axis + self.rank(0)? as i64 } else { axis }) as usize
-            }
-            "ArgMax" | "ArgMin" => self.axis_attr(0)?,
-            _ => self.axis_attr(if old { 1 } else { -1 })?,
+    /// Why no axis fits.
+    fn refusal(&self, axes: &Axes, placed: &[usize]) -> Refusal {
+        let is_free = |i: &&usize| {
+            let label = self.place(**i).and_then(|p| axes.operand(**i).get(p.axis));
+            label.is_some_and(|l| axes.along(*l) == Along::Free)
         };
-        self.only(&[0])?;
-        let mut p = self.settle(0, "it computes over the samples", |_, p| Ok(p.axis < axis || p.axis > axis && !old))?;
-        if name.starts_with("Arg") && self.int("keepdims", 1) == 0 && p.axis > axis {
-            p.axis -= 1;
-        }
-        self.all(p)
-    }
-
-    fn reduce(&mut self) -> Found {
-        self.only(&[0])?;
-        let rank = self.rank(0)? as i64;
-        let axes = match self.listed("axes", 1)? {
-            Some(axes) if !axes.is_empty() => axes,
-            _ if self.int("noop_with_empty_axes", 0) == 1 => return self.all(self.need(0)?),
-            _ => return Err("it reduces over everything, the samples too".into()),
+        let Some(i) = placed.iter().find(|i| !is_free(i)) else {
+            return match placed {
+                [i, j, ..] => format!("operands {i} and {j} have the samples in different places"),
+                _ => "a result that is read counts over all samples".into(),
+            };
         };
-        let axes: Vec<usize> = axes.iter().map(|a| (if *a < 0 { a + rank } else { *a }) as usize).collect();
-        let mut p = self.settle(0, "it reduces over the samples", |_, p| Ok(!axes.contains(&p.axis)))?;
-        if self.int("keepdims", 1) == 0 {
-            p.axis -= axes.iter().filter(|a| **a < p.axis).count();
+        match self.a.g.op(self.id).map_or(Class::Other, Class::of) {
+            Class::Reduce => "it reduces over the samples too".into(),
+            Class::Concat => "it joins along the samples, or they lie in different places".into(),
+            Class::Layout => "it removes the axis of the samples".into(),
+            Class::Rows | Class::Scan => "it computes over the samples".into(),
+            Class::Mixing(Mixing::Recurrent) if *i == 0 => "it runs along the samples".into(),
+            Class::Mixing(Mixing::MatMul) => format!("it contracts the samples of operand {i}"),
+            Class::Norm if *i == 0 => "it normalises over the samples".into(),
+            Class::Select if *i == 0 => "it selects, pads or computes along the samples".into(),
+            _ if *i > 0 => format!("its operand {i}, a parameter of the operator, depends on the samples"),
+            _ => format!("the samples lie along axis {}, over which it computes", self.place(*i).map_or(0, |p| p.axis)),
         }
-        self.all(p)
-    }
-
-    fn batch_normalization(&mut self) -> Found {
-        if self.int("training_mode", 0) == 1 {
-            return Err("it is in training mode and normalises over the samples".into());
-        }
-        self.keeps_axis("the samples lie along the channels", |_, p| Ok(p.axis != 1))
-    }
-
-    fn layer_normalization(&mut self) -> Found {
-        self.keeps_axis("it normalises over the samples", |r, p| Ok(p.axis < r.axis_attr(-1)?))
-    }
-
-    fn skip_layer_normalization(&mut self) -> Found {
-        self.only(&[0, 1])?;
-        let rank = self.rank(0)?;
-        let p = self.aligned(&[0, 1], rank)?;
-        if p.axis + 1 == rank { Err("it normalises over the samples".into()) } else { self.all(p) }
     }
 }
