@@ -5,7 +5,7 @@ use super::subgraph;
 use super::term::{Args, AttrKey, Granted, Head, MOST, OpKey, Table, Term, TermId};
 use super::versions::version_key;
 use crate::ir::{Attr, Graph, Kind, NodeId, Op, TensorType, ValueId, ValueType};
-use crate::ops::eval::{Array, Bounded, Call, OPERATORS, Operand, evaluate, reads_type};
+use crate::ops::eval::{Array, Bounded, Call, Operand, evaluate, is_evaluated, reads_type};
 use crate::ops::is_random;
 use onnx_protobuf::Message;
 use std::collections::{HashMap, HashSet};
@@ -254,7 +254,7 @@ impl<'g> Table<'g> {
     /// The elements of an operator's only result, if its operands are known well enough and every engine must agree on it.
     fn evaluated(&mut self, s: &Site<'_, 'g>) -> Option<Array<Bounded>> {
         let (name, attrs) = (s.op.name.as_str(), &s.op.attrs);
-        if !OPERATORS.contains(&name) {
+        if !is_evaluated(name) {
             return None;
         }
         let mut arrays = Vec::with_capacity(s.args.len());

@@ -5,6 +5,7 @@
 //!
 //! Sums and products of floats are not reduced, since engines order them differently.
 
+mod compute;
 mod domain;
 mod movement;
 mod number;
@@ -14,7 +15,7 @@ pub use domain::{Bounded, Domain, Element, Exact, Poly};
 pub use movement::{joined, part_sizes};
 
 use crate::ir::{Attrs, DType, Dim, Graph, NodeId, Tensor, ValueId, ValueType};
-use places::{Places, axis_of, common, count, expanded, strided, strides};
+use places::{Places, axis_of, common, expanded};
 use std::borrow::Cow;
 
 /// A tensor whose elements are known in a domain's way, row-major.
@@ -28,108 +29,36 @@ pub struct Array<D> {
     pub elements: Vec<Element<D>>,
 }
 
-/// Operators that are evaluated.
-pub const OPERATORS: &[&str] = &[
-    "Abs",
-    "Add",
-    "And",
-    "ArgMax",
-    "ArgMin",
-    "BitShift",
-    "BitwiseAnd",
-    "BitwiseNot",
-    "BitwiseOr",
-    "BitwiseXor",
-    "Cast",
-    "CastLike",
-    "Ceil",
-    "Clip",
-    "Concat",
-    "ConstantOfShape",
-    "CumSum",
-    "Div",
-    "Equal",
-    "Expand",
-    "Flatten",
-    "Floor",
-    "Gather",
-    "GatherElements",
-    "GatherND",
-    "Greater",
-    "GreaterOrEqual",
-    "Identity",
-    "Less",
-    "LessOrEqual",
-    "Max",
-    "Min",
-    "Mod",
-    "Mul",
-    "Neg",
-    "NonZero",
-    "Not",
-    "OneHot",
-    "Or",
-    "Pad",
-    "Pow",
-    "Range",
-    "Reciprocal",
-    "ReduceMax",
-    "ReduceMin",
-    "ReduceProd",
-    "ReduceSum",
-    "Relu",
-    "Reshape",
-    "Round",
-    "ScatterElements",
-    "ScatterND",
-    "Shape",
-    "Sigmoid",
-    "Sign",
-    "Size",
-    "Slice",
-    "Softmax",
-    "Split",
-    "Sqrt",
-    "Squeeze",
-    "Sub",
-    "Tanh",
-    "Tile",
-    "Transpose",
-    "Trilu",
-    "Unsqueeze",
-    "Where",
-    "Xor",
+/// Operators that only choose, convert or place elements, so that a float comes out as it went in.
+#[rustfmt::skip]
+const MOVE: &[&str] = &[
+    "Cast", "CastLike", "Concat", "ConstantOfShape", "Expand", "Flatten", "Gather", "GatherElements", "GatherND", "Identity",
+    "OneHot", "Pad", "Reshape", "ScatterElements", "ScatterND", "Shape", "Size", "Slice", "Split", "Squeeze", "Tile", "Transpose",
+    "Trilu", "Unsqueeze", "Where",
 ];
 
-/// Does the operator only choose, convert or place elements, so that a float comes out as it went in?
+/// Operators that compute.
+#[rustfmt::skip]
+const COMPUTE: &[&str] = &[
+    "Abs", "Add", "And", "ArgMax", "ArgMin", "BitShift", "BitwiseAnd", "BitwiseNot", "BitwiseOr", "BitwiseXor", "Ceil", "Clip",
+    "CumSum", "Div", "Equal", "Floor", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Max", "Min", "Mod", "Mul", "Neg",
+    "NonZero", "Not", "Or", "Pow", "Range", "Reciprocal", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceSum", "Relu", "Round",
+    "Sigmoid", "Sign", "Softmax", "Sqrt", "Sub", "Tanh", "Xor",
+];
+
+/// The operators that are evaluated.
+pub fn operators() -> impl Iterator<Item = &'static str> {
+    MOVE.iter().chain(COMPUTE).copied()
+}
+
+/// Does the operator only choose, convert or place elements?
 pub fn only_moves(name: &str) -> bool {
-    const MOVES: &[&str] = &[
-        "Cast",
-        "CastLike",
-        "Concat",
-        "ConstantOfShape",
-        "Expand",
-        "Flatten",
-        "Gather",
-        "GatherElements",
-        "GatherND",
-        "Identity",
-        "Pad",
-        "Reshape",
-        "ScatterElements",
-        "ScatterND",
-        "Shape",
-        "Size",
-        "Slice",
-        "Split",
-        "Squeeze",
-        "Tile",
-        "Transpose",
-        "Trilu",
-        "Unsqueeze",
-        "Where",
-    ];
-    MOVES.contains(&name)
+    MOVE.contains(&name)
+}
+
+/// Is the operator evaluated?
+pub fn is_evaluated(name: &str) -> bool {
+    only_moves(name) || COMPUTE.contains(&name)
 }
 
 /// Is the operator evaluated from the type of this operand, whatever its elements are?
@@ -174,7 +103,7 @@ pub trait Facts<D: Domain> {
 
 /// The results of a node, if all it reads is known and they have at most so many elements.
 pub fn evaluate_node<D: Domain>(g: &Graph, id: NodeId, facts: &dyn Facts<D>, most: usize) -> Option<Vec<Array<D>>> {
-    let op = g.op(id).filter(|op| op.domain.is_empty() && OPERATORS.contains(&op.name.as_str()))?;
+    let op = g.op(id).filter(|op| op.domain.is_empty() && is_evaluated(&op.name))?;
     let values = g.operands(id);
     let mut arrays = Vec::with_capacity(values.len());
     for (i, v) in values.iter().enumerate() {
@@ -430,189 +359,6 @@ impl<'a, D: Domain> Call<'a, D> {
         let n = shape.len() as i64;
         let (start, len) = places::range(n, self.attrs.int("start", 0), self.attrs.int("end", n), 1)?;
         int64(vec![len], shape.get(start as usize..(start + len) as usize)?)
-    }
-
-    /// At least the first bound, then at most the second.
-    fn clip(&self) -> Option<Array<D>> {
-        let x = self.x(0)?;
-        let mut clipped = x.clone();
-        for (i, attr, name) in [(1, "min", "Max"), (2, "max", "Min")] {
-            let bound = match self.attrs.get(attr) {
-                None if !self.is_there(i) => continue,
-                None => self.x(i)?.clone(),
-                Some(_) => {
-                    let v = f64::from(self.attrs.float(attr, 0.0));
-                    Array { dtype: x.dtype, dims: vec![], elements: vec![rounded(x.dtype, v)?] }
-                }
-            };
-            clipped = clipped.binary(name, self.attrs, &bound, self.most)?;
-        }
-        Some(clipped)
-    }
-
-    fn reduce(&self) -> Option<Array<D>> {
-        let x = self.x(0)?;
-        let rank = x.dims.len();
-        let listed = self.listed("axes", 1)?.unwrap_or_default();
-        if listed.is_empty() && self.attrs.int("noop_with_empty_axes", 0) != 0 {
-            return Some(x.clone());
-        }
-        let mut gone = vec![listed.is_empty(); rank];
-        for a in listed {
-            gone[axis_of(a, rank)?] = true;
-        }
-        let kept: Vec<i64> = x.dims.iter().zip(&gone).map(|(d, gone)| if *gone { 1 } else { *d }).collect();
-        let own = strides(&kept);
-        let steps: Vec<i64> = own.iter().zip(&gone).map(|(s, gone)| if *gone { 0 } else { *s }).collect();
-        let (_, into) = strided(x.dims.clone(), &steps, 0, usize::MAX)?;
-        let n = count(&kept, self.most)?;
-        let name = match self.name {
-            "ReduceSum" => "Add",
-            "ReduceProd" => "Mul",
-            "ReduceMax" => "Max",
-            _ => "Min",
-        };
-        if x.dtype.is_float() && matches!(name, "Add" | "Mul") && into.len() != n {
-            return None;
-        }
-        let meet = Meet::of::<D>(name, self.attrs, x.dtype)?;
-        let mut out: Vec<Option<Element<D>>> = vec![None; n];
-        for (e, at) in x.elements.iter().zip(into) {
-            let slot = out.get_mut(at)?;
-            *slot = Some(match slot {
-                Some(all) => meet.apply(all, e)?,
-                None => e.clone(),
-            });
-        }
-        let keep = self.attrs.int("keepdims", 1) != 0;
-        let dims = kept.iter().zip(&gone).filter(|(_, gone)| keep || !**gone).map(|(d, _)| *d).collect();
-        // Of no elements there is no largest one, and engines differ in what the sum is.
-        Some(Array { dtype: x.dtype, dims, elements: out.into_iter().collect::<Option<_>>()? })
-    }
-
-    /// Lines along an axis: the places of each, one line after the other in the order of the other axes.
-    fn lines(dims: &[i64], axis: usize) -> impl Iterator<Item = Vec<usize>> {
-        let n = dims[axis].max(0) as usize;
-        let inner = dims[axis + 1..].iter().product::<i64>().max(0) as usize;
-        let outer = dims[..axis].iter().product::<i64>().max(0) as usize;
-        (0..outer * inner).map(move |l| (0..n).map(|i| (l / inner * n + i) * inner + l % inner).collect())
-    }
-
-    fn running_sum(&self) -> Option<Array<D>> {
-        let x = self.x(0)?;
-        let axis = axis_of(self.one(1)?, x.dims.len())?;
-        if x.dtype.is_float() {
-            return None;
-        }
-        let (exclusive, reverse) = (self.attrs.int("exclusive", 0) != 0, self.attrs.int("reverse", 0) != 0);
-        let meet = Meet::of::<D>("Add", self.attrs, x.dtype)?;
-        let mut out = x.elements.clone();
-        for mut line in Self::lines(&x.dims, axis) {
-            if reverse {
-                line.reverse();
-            }
-            let mut sum = Element::Int(0);
-            for at in line {
-                let next = meet.apply(&sum, &x.elements[at])?;
-                out[at] = if exclusive { sum } else { next.clone() };
-                sum = next;
-            }
-        }
-        Some(Array { elements: out, ..x.clone() })
-    }
-
-    fn place_of_largest(&self) -> Option<Array<D>> {
-        let x = self.x(0)?;
-        let axis = self.axis(0)?;
-        let last = self.attrs.int("select_last_index", 0) != 0;
-        let name = match (self.name == "ArgMax", last) {
-            (true, false) => "Greater",
-            (true, true) => "GreaterOrEqual",
-            (false, false) => "Less",
-            (false, true) => "LessOrEqual",
-        };
-        let meet = Meet::of::<D>(name, self.attrs, x.dtype)?;
-        let mut found = Vec::new();
-        for line in Self::lines(&x.dims, axis) {
-            let mut best = 0;
-            for i in 1..line.len() {
-                if meet.apply(&x.elements[line[i]], &x.elements[line[best]])?.int()? != 0 {
-                    best = i;
-                }
-            }
-            line.first()?;
-            found.push(Element::Int(best as i64));
-        }
-        let mut dims = x.dims.clone();
-        dims[axis] = 1;
-        if self.attrs.int("keepdims", 1) == 0 {
-            dims.remove(axis);
-        }
-        Some(Array { dtype: DType::I64, dims, elements: found })
-    }
-
-    fn range(&self) -> Option<Array<D>> {
-        let t = self.x(0)?.dtype;
-        if t.is_float() {
-            let one = |i: usize| match self.x(i)?.elements.as_slice() {
-                [Element::Float(v)] if v.is_finite() => Some(*v),
-                _ => None,
-            };
-            let (start, end, step) = (one(0)?, one(1)?, one(2)?);
-            let n = ((end - start) / step).ceil().max(0.0);
-            let n = count(&[(n < 1e15).then_some(n as i64)?], self.most)?;
-            // Added up or multiplied out: the same where nothing rounds.
-            let exact = |v: &f64| (v * 1024.0).fract() == 0.0 && v.abs() < 2f64.powi(20) && number::round(t, *v) == Some(*v);
-            let at = |i: usize| Some(start + i as f64 * step).filter(exact).map(Element::Float);
-            [start, end, step, n as f64 * step].iter().all(exact).then_some(())?;
-            return Some(Array { dtype: t, dims: vec![n as i64], elements: (0..n).map(at).collect::<Option<_>>()? });
-        }
-        let (start, end, step) = (self.one(0)?, self.one(1)?, self.one(2)?);
-        let n = length(start, end, step).and_then(|n| count(&[i64::try_from(n).ok()?], self.most))?;
-        let at = |i: usize| number::wrap(t, start.wrapping_add((i as i64).wrapping_mul(step))).map(Element::Int);
-        Some(Array { dtype: t, dims: vec![n as i64], elements: (0..n).map(at).collect::<Option<_>>()? })
-    }
-
-    fn non_zero(&self) -> Option<Array<D>> {
-        let x = self.x(0)?;
-        let is_set = |e: &Element<D>| match e {
-            Element::Int(v) => Some(*v != 0),
-            Element::Float(v) => Some(*v != 0.0),
-            Element::Open(_) => None,
-        };
-        let set: Vec<bool> = x.elements.iter().map(is_set).collect::<Option<_>>()?;
-        let all = strides(&x.dims);
-        let places: Vec<i64> = (0..set.len() as i64).filter(|i| set[*i as usize]).collect();
-        let along = x.dims.iter().zip(&all).flat_map(|(d, s)| places.iter().map(move |p| Element::Int(p / s % d)));
-        Some(Array { dtype: DType::I64, dims: vec![x.dims.len() as i64, places.len() as i64], elements: along.collect() })
-    }
-
-    /// Along the last axis. Where one entry is so much larger than the others that their exponentials underflow, the result is
-    /// exactly one-hot; entries that underflow are exactly zero; others are only bounded.
-    fn softmax(&self) -> Option<Array<D>> {
-        let x = self.x(0)?;
-        let axis = self.axis(if self.opset < 13 { 1 } else { -1 })?;
-        let width = *x.dims.last()? as usize;
-        if axis + 1 != x.dims.len() || width == 0 || !x.dtype.is_float() {
-            return None;
-        }
-        // Far below ln(smallest denormal / 2), whatever way exp is computed.
-        let gone = if x.dtype == DType::F64 { -760.0 } else { -110.0 };
-        let float = |e: &Element<D>| if let Element::Float(v) = e { v.is_finite().then_some(*v) } else { None };
-        let mut out = Vec::with_capacity(x.elements.len());
-        for row in x.elements.chunks(width) {
-            let row: Vec<f64> = row.iter().map(float).collect::<Option<_>>()?;
-            let top = row.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-            let near = row.iter().filter(|v| **v - top > gone).count();
-            for v in row {
-                out.push(match (v - top > gone, near) {
-                    (false, _) => Element::Float(0.0),
-                    (true, 1) => Element::Float(1.0),
-                    (true, _) => D::within(x.dtype, 1.001)?,
-                });
-            }
-        }
-        Some(Array { elements: out, ..x.clone() })
     }
 }
 
