@@ -192,20 +192,15 @@ impl<'g> Analysis<'g> {
         }
         match &self.g.node(id).kind {
             Kind::Input(_) => Ok(self.input(self.g.result(id, 0), answer)),
-            Kind::Initializer { .. } => {
-                self.constant(self.g.result(id, 0));
+            Kind::Op(op) if !op.is("Constant") => {
+                self.operator(id, answer).map_err(|why| format!("{}: {why}", self.g.site(id)))
+            }
+            Kind::Initializer { .. } | Kind::Op(_) => {
+                let v = self.g.result(id, 0);
+                self.integers.extend(integers::of_constant(self.g, v).map(|i| (v, Some(i))));
                 Ok(1)
             }
-            Kind::Op(op) if op.is("Constant") => {
-                self.constant(self.g.result(id, 0));
-                Ok(1)
-            }
-            Kind::Op(_) => self.operator(id, answer).map_err(|why| format!("{}: {why}", self.g.site(id))),
         }
-    }
-
-    fn constant(&mut self, v: ValueId) {
-        self.integers.extend(integers::of_constant(self.g, v).map(|i| (v, Some(i))));
     }
 
     /// An input's first axis counts samples if it has the batch's extent; else its second may; or it is shared by all samples.
