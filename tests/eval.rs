@@ -568,7 +568,7 @@ fn polynomials_under_an_assignment_are_the_numbers() {
                     };
                     assert!(same, "{}: {arrays:?} gives {p:?} where numbers give {n:?}", shown(&case));
                 }
-                *open.entry(*name).or_insert(0) += p.elements.iter().filter(|e| matches!(e, Element::Open(_))).count();
+                *open.entry(name).or_insert(0) += p.elements.iter().filter(|e| matches!(e, Element::Open(_))).count();
             }
         }
     }
