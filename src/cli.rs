@@ -2,7 +2,7 @@
 
 mod verify;
 
-pub use verify::{EngineArg, VerifyArgs};
+pub use verify::{EngineArg, LimitArgs, VerifyArgs};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
@@ -77,6 +77,9 @@ pub struct InspectArgs {
     /// Write a picture of the chains before and after the rewrite
     #[arg(long, value_name = "FILE")]
     pub svg: Option<PathBuf>,
+    /// How much engines may take.
+    #[command(flatten)]
+    pub limits: LimitArgs,
 }
 
 /// `freeze`.
@@ -365,6 +368,9 @@ pub struct RewriteArgs {
     /// Extent of a symbolic input dimension (repeatable)
     #[arg(long, value_name = "NAME=N", help_heading = "Verification")]
     pub dim: Vec<String>,
+    /// How much engines may take.
+    #[command(flatten)]
+    pub limits: LimitArgs,
     /// Fail (1) when the file written is not equivalent to the source
     #[arg(long, help_heading = "Verification")]
     pub require_equivalent: bool,

@@ -1,6 +1,7 @@
 //! `ancre-rewrite`: see the README.
 
 use ancre_rewrite::cli::{Cli, Command};
+use ancre_rewrite::engine::child;
 use ancre_rewrite::error::Failure;
 use ancre_rewrite::rewrite::report;
 #[cfg(feature = "ort")]
@@ -14,6 +15,9 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 fn main() -> ExitCode {
+    if std::env::args_os().nth(1).is_some_and(|a| a == child::ARGUMENT) {
+        return ExitCode::from(child::serve());
+    }
     report_full_disks();
     let cli = Cli::parse();
     // A panic unwinds through the outputs, which removes what was not finished.
@@ -48,6 +52,12 @@ fn report_full_disks() {
 
 /// What goes to standard output, and the exit status.
 fn run(cli: &Cli) -> Result<(String, u8), Failure> {
+    let limits = match &cli.command {
+        Some(Command::Verify(a)) => &a.limits,
+        Some(Command::Inspect(a)) => &a.limits,
+        _ => &cli.rewrite.limits,
+    };
+    child::isolate(child::Limits::of(limits)?);
     let text = match &cli.command {
         #[cfg(feature = "ort")]
         Some(Command::Train(a)) => {

@@ -9,6 +9,7 @@ mod cli;
 mod common;
 mod data;
 mod dropout;
+mod engines;
 mod eval;
 mod freeze;
 mod golden;

@@ -12,6 +12,17 @@ pub enum EngineArg {
     Both,
 }
 
+/// How much an engine, which runs in a process of its own, may take.
+#[derive(Args, Debug, Default)]
+pub struct LimitArgs {
+    /// Most memory an engine may use, such as 500M or 8G; verify: fail (2) when more would be needed [default: 4 GiB and 16 times the model]
+    #[arg(long, value_name = "SIZE", help_heading = "Verification")]
+    pub max_memory: Option<String>,
+    /// Most seconds an engine may take to load a model or to run it once [default: 120 and one a MiB of the model]
+    #[arg(long, value_name = "SECONDS", help_heading = "Verification", value_parser = clap::value_parser!(u64).range(1..))]
+    pub engine_timeout: Option<u64>,
+}
+
 /// `verify`.
 #[derive(Args, Debug, Default)]
 #[command(after_help = "Examples:
@@ -63,9 +74,9 @@ pub struct VerifyArgs {
     /// Extent of a symbolic input dimension (repeatable)
     #[arg(long, value_name = "NAME=N")]
     pub dim: Vec<String>,
-    /// Fail (2) when the check would need more memory, such as 500M or 8G
-    #[arg(long, value_name = "SIZE")]
-    pub max_memory: Option<String>,
+    /// How much engines may take.
+    #[command(flatten)]
+    pub limits: LimitArgs,
     /// One JSON document on stdout
     #[arg(long)]
     pub json: bool,

@@ -1,5 +1,8 @@
-//! Engines that run models: tract, embedded and independent of ONNX Runtime, and a stock ONNX Runtime of the user's.
+//! Engines that run models: tract, embedded and independent of ONNX Runtime, and a stock ONNX Runtime of the user's. The tool
+//! runs each in a process of its own ([`child`]); as a library, in this one.
 
+pub mod child;
+pub mod memory;
 #[cfg(feature = "ort")]
 pub mod ort;
 pub mod random_inputs;
@@ -7,6 +10,7 @@ pub mod random_inputs;
 mod samples;
 #[cfg(feature = "tract")]
 pub mod tract;
+mod wire;
 
 use crate::io::tensor::NpTensor;
 use ancre_passes::analysis::types;
@@ -29,6 +33,8 @@ pub enum EngineError {
     Run { engine: &'static str, why: String },
     #[error("input `{name}`: {why}")]
     Input { name: String, why: String },
+    #[error("{engine} {how}")]
+    Died { engine: &'static str, how: String },
     #[error("{0}")]
     NoRuntime(String),
 }
@@ -58,7 +64,7 @@ pub trait Session {
 /// The embedded engine.
 #[cfg(feature = "tract")]
 pub fn tract() -> Box<dyn Engine> {
-    Box::new(tract::TractEngine)
+    child::engine(tract::NAME, None).unwrap_or_else(|| Box::new(tract::TractEngine))
 }
 
 /// The embedded engine of a build without it, which can load nothing.
@@ -85,8 +91,8 @@ pub fn tract() -> Box<dyn Engine> {
 /// When none is found, or the tool was built without it.
 #[cfg(feature = "ort")]
 pub fn ort() -> Result<Box<dyn Engine>, EngineError> {
-    ort::locate()?;
-    Ok(Box::new(ort::OrtEngine::default()))
+    let found = ort::locate()?;
+    Ok(child::engine(ort::NAME, Some(found.path)).unwrap_or_else(|| Box::new(ort::OrtEngine::default())))
 }
 
 /// The user's ONNX Runtime.

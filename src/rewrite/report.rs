@@ -1,5 +1,6 @@
 //! What the main job says: to people, and as JSON.
 
+use crate::engine::memory::bytes;
 use crate::rewrite::batch::BatchFacts;
 use crate::rewrite::verification::{self, Verification};
 use crate::rewrite::{Outcome, option_names};
@@ -74,16 +75,6 @@ fn normalize(n: Normalize) -> &'static str {
 
 fn scope(s: Scope) -> &'static str {
     if s == Scope::Stage { "stage" } else { "network" }
-}
-
-/// `12.3 MB` and the like.
-pub fn bytes(n: u64) -> String {
-    match n {
-        0..1_000 => format!("{n} B"),
-        1_000..1_000_000 => format!("{:.0} kB", n as f64 / 1e3),
-        1_000_000..1_000_000_000 => format!("{:.1} MB", n as f64 / 1e6),
-        _ => format!("{:.2} GB", n as f64 / 1e9),
-    }
 }
 
 /// The report of the main job for people.

@@ -5,6 +5,7 @@ use super::{
 };
 use crate::cli::{EngineArg, VerifyArgs};
 use crate::engine::Tensors;
+use crate::engine::child::Limits;
 use crate::error::Failure;
 use crate::io::files::Outputs;
 use crate::rewrite::{self, options};
@@ -44,7 +45,7 @@ fn attempt(args: &VerifyArgs) -> Result<Answer, Failure> {
     };
     let clock = Instant::now();
     let mut o = verify_options(args)?;
-    let _watch = o.max_memory.map(memory::Watch::new);
+    let _watch = o.max_memory.map(memory::watch);
     let (a, b) = (Subject::read(a)?, Subject::read(b)?);
     rewrite::check_dims(&a.graph, &o.dims).map_err(|e| e.at(&a.path))?;
     o.given = given::read_inputs(&args.input, &a.graph)?;
@@ -69,7 +70,7 @@ fn check_gradient(args: &VerifyArgs, train: &Path) -> Result<Answer, Failure> {
     let mut o = verify_options(args)?;
     o.engine = Some(args.engine.unwrap_or(EngineArg::Ort));
     o.trials = args.trials.unwrap_or(3) as usize;
-    let _watch = o.max_memory.map(memory::Watch::new);
+    let _watch = o.max_memory.map(memory::watch);
     let train = Subject::read(train)?;
     rewrite::check_dims(&train.graph, &o.dims).map_err(|e| e.at(&train.path))?;
     o.given = given::read_inputs(&args.input, &train.graph)?;
@@ -117,6 +118,6 @@ fn verify_options(args: &VerifyArgs) -> Result<VerifyOptions, Failure> {
         tolerance: Tolerance { atol: number(args.atol, "--atol")?, rtol: number(args.rtol, "--rtol")?, precision: None },
         dims: options::dims(&args.dim)?,
         given: Tensors::new(),
-        max_memory: args.max_memory.as_deref().map(memory::parse_size).transpose()?,
+        max_memory: Limits::of(&args.limits)?.memory,
     })
 }

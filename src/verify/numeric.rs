@@ -151,7 +151,7 @@ fn run_reference<'t>(
     let mut session = a.load(e)?;
     let made = match trials.take() {
         Some(made) => made,
-        None => make_trials(e, session.as_mut(), a, bs, o, found)?,
+        None => make_trials(e, &mut session, a, bs, o, found)?,
     };
     let made: &'t [Trial] = trials.insert(made);
     let outputs = in_order(made, |trial| session.run(&trial.inputs).map_err(|error| cannot_run(e, a, trial, &error)))?;
@@ -177,7 +177,7 @@ fn in_order<T>(trials: &[Trial], mut run: impl FnMut(&Trial) -> Result<T, Failur
 
 fn make_trials(
     e: &dyn Engine,
-    session: &mut dyn Session,
+    session: &mut Box<dyn Session>,
     a: &Subject,
     bs: &[&Subject],
     o: &VerifyOptions,
@@ -198,7 +198,12 @@ fn make_trials(
                 first = Some(trial);
                 break;
             }
-            Err(error) => why = why.or(Some(cannot_run(e, a, &trial, &error))),
+            Err(error) => {
+                why = why.or(Some(cannot_run(e, a, &trial, &error)));
+                if matches!(error, EngineError::Died { .. }) {
+                    break;
+                }
+            }
         }
     }
     let Some(first) = first else {
@@ -207,11 +212,17 @@ fn make_trials(
     let mut other = None;
     if first.style != super::inputs::Style::Given && o.trials > 1 {
         for sizes in planner.other_sizes(&first.sizes, &fixed) {
-            let runs = check_memory(a, b, &sizes, o).is_ok()
-                && planner.probe(&sizes).is_ok_and(|inputs| session.run(&inputs).is_ok());
-            if runs {
-                other = Some(sizes);
-                break;
+            let Ok(inputs) = check_memory(a, b, &sizes, o).map_err(|e| e.what).and_then(|()| planner.probe(&sizes)) else {
+                continue;
+            };
+            match session.run(&inputs) {
+                Ok(_) => {
+                    other = Some(sizes);
+                    break;
+                }
+                // Some extent is too much for the engine; it starts anew.
+                Err(EngineError::Died { .. }) => *session = a.load(e)?,
+                Err(_) => {}
             }
         }
     }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 /// Names the library to use, before everything else.
-pub(super) const PATH_VARIABLE: &str = "ORT_DYLIB_PATH";
+pub(in crate::engine) const PATH_VARIABLE: &str = "ORT_DYLIB_PATH";
 /// Folder of the user's cache that holds runtimes fetched by this tool.
 const CACHE_FOLDER: [&str; 2] = ["ancre-rewrite", "onnxruntime"];
 

@@ -4,6 +4,8 @@ mod facts;
 mod operators;
 mod run;
 
+pub(super) const NAME: &str = "tract";
+
 pub use facts::TractOracle;
 pub use run::{TractEngine, run};
 

@@ -1,6 +1,6 @@
 //! Running models in tract.
 
-use super::{framework, from_datum, is_known, quietly, to_datum, to_tract};
+use super::{NAME, framework, from_datum, is_known, quietly, to_datum, to_tract};
 use crate::engine::{Engine, EngineError, Session, Tensors};
 use crate::io::tensor::NpTensor;
 use ancre_passes::ir::DType;
@@ -14,7 +14,6 @@ use tract_onnx::prelude::{
 };
 use tract_onnx::tract_hir::internal::{IntoTValue, TVec, f16};
 
-const NAME: &str = "tract";
 /// Plans kept for input shapes seen before.
 const MOST_PLANS: usize = 2;
 
