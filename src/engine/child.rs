@@ -263,6 +263,7 @@ pub fn serve() -> u8 {
 
 fn load(engine: &str, model: &[u8], root: Option<&Path>) -> Result<Box<dyn Session>, EngineError> {
     match engine {
+        #[cfg(feature = "tract")]
         super::tract::NAME => super::tract::TractEngine.load(model, root),
         #[cfg(feature = "ort")]
         super::ort::NAME => super::ort::OrtEngine::default().load(model, root),

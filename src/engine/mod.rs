@@ -1,6 +1,8 @@
 //! Engines that run models: tract, embedded and independent of ONNX Runtime, and a stock ONNX Runtime of the user's. The tool
 //! runs each in a process of its own ([`child`]); as a library, in this one.
 
+// A build without engines keeps the limits and starts nothing.
+#[cfg_attr(not(any(feature = "tract", feature = "ort")), allow(dead_code))]
 pub mod child;
 pub mod memory;
 #[cfg(feature = "ort")]
@@ -10,6 +12,7 @@ pub mod random_inputs;
 mod samples;
 #[cfg(feature = "tract")]
 pub mod tract;
+#[cfg_attr(not(any(feature = "tract", feature = "ort")), allow(dead_code))]
 mod wire;
 
 use crate::io::tensor::NpTensor;
