@@ -21,34 +21,20 @@ impl fmt::Display for Refusal {
 
 /// Why a node is left as it is. The text's subject is the node.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[allow(missing_docs)]
 pub enum Why {
     /// The type of a value it reads or writes is not known, or not far enough.
     #[error("the type of `{value}` is only known as {known}")]
-    UnknownType {
-        /// The value's name.
-        value: String,
-        /// What is known.
-        known: ValueType,
-    },
+    UnknownType { value: String, known: ValueType },
     /// An extent has to be a number and is not.
     #[error("the extent {extent} of `{value}` has to be a number")]
-    DynamicExtent {
-        /// The value's name.
-        value: String,
-        /// The extent as the type states it.
-        extent: String,
-    },
+    DynamicExtent { value: String, extent: String },
     /// An operand has to be a constant and is computed.
     #[error("its operand `{0}` has to be a constant")]
     Computed(String),
     /// An attribute has a value that has no plain form.
     #[error("its attribute `{attribute}` is {value}, which has no plain form here")]
-    Attribute {
-        /// The attribute's name.
-        attribute: &'static str,
-        /// Its value.
-        value: String,
-    },
+    Attribute { attribute: &'static str, value: String },
     /// An operand or a result belongs to a feature that has no plain form, such as a key cache.
     #[error("it uses {0}, which has no plain form here")]
     Feature(&'static str),

@@ -8,6 +8,7 @@ use crate::verify::report::engine_name;
 use crate::verify::{Comparison, Subject, VerifyOptions, numeric};
 use ancre_passes::ir::Graph;
 use ancre_passes::onnx;
+use ancre_passes::pipeline;
 use ancre_passes::transform::{bake, eliminate, tie};
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -76,6 +77,7 @@ pub fn freeze(a: &FreezeArgs) -> Result<Frozen, Failure> {
             .help("give the forward graph that ancre-rewrite wrote, STEM.ancre.onnx")
             .at(&a.model));
     }
+    let source = g.clone();
     let restored = a.state.as_deref().map(|path| restore::restore(&mut g, path)).transpose()?;
     let (mut baked, mut drift) = (None, None);
     if routed && !a.keep_router {
@@ -95,6 +97,7 @@ pub fn freeze(a: &FreezeArgs) -> Result<Frozen, Failure> {
         let stem = a.model.file_stem().and_then(|s| s.to_str()).unwrap_or("model");
         a.model.with_file_name(format!("{}.frozen.onnx", stem.trim_end_matches(".ancre")))
     });
+    pipeline::ready(&g, &source, "bake-router").map_err(|e| Failure::from(e).at(&a.model))?;
     let emission = onnx::emit(&g).map_err(|e| Failure::input(e.to_string()).at(&path))?;
     let spared: Vec<&Path> = [Some(a.model.as_path()), a.state.as_deref()].into_iter().flatten().collect();
     let mut outputs = Outputs::sparing(&spared);

@@ -57,6 +57,7 @@ pub fn json(o: &Outcome) -> Value {
         "training": training,
         "notices": o.notices,
         "seconds": seconds,
+        "passes": o.passes.iter().map(|p| json!({"name": p.pass, "changed": p.changed, "refused": p.refused, "seconds": p.seconds})).collect::<Vec<_>>(),
     })
 }
 
@@ -106,6 +107,9 @@ pub fn text(o: &Outcome, verbose: bool) -> String {
     if verbose {
         let all: Vec<String> = o.seconds.iter().map(|(phase, s)| format!("{phase} {:.0} ms", s * 1e3)).collect();
         let _ = writeln!(out, "time      {}", all.join(", "));
+        let slow = o.passes.iter().filter(|p| p.seconds >= 1e-3);
+        let slow: Vec<String> = slow.map(|p| format!("{} {:.0} ms", p.pass, p.seconds * 1e3)).collect();
+        let _ = writeln!(out, "passes    {}", slow.join(", "));
     }
     next_text(out, o);
     s

@@ -185,3 +185,19 @@ fn without_evidence_for_a_loss_there_is_a_reason() {
         assert!(ran.err.contains("no training graph") && ran.err.contains("net.onnx"), "{}", ran.err);
     }
 }
+
+#[test]
+fn passes_can_be_looked_into() {
+    let (dir, model) = folder();
+    let out = format!("{}/out/", dir.path().display());
+    let ran = tool(&with(&model, &["--stop-after", "lower-routes", "-o", &out]));
+    assert!(ran.status == 0 && ran.err.contains("# after lower-routes") && ran.err.contains("ancre/0/"), "{}", ran.err);
+    assert!(!dir.path().join("out").exists());
+    let ran = tool(&with(&model, &["--print-after", "route-skips", "--no-train", "--dry-run", "--verify", "none"]));
+    assert!(ran.status == 0 && ran.err.contains("ancre.Route") && !ran.err.contains("# after lower-routes"), "{}", ran.err);
+    let ran = tool(&with(&model, &["--max-changes", "1", "--no-train", "--dry-run", "--verify", "none", "--json"]));
+    assert!(ran.err.contains("# route-skips: 1 changes, the last at chain 0"), "{}", ran.err);
+    assert_eq!(ran.json()["router"]["chains"].as_array().unwrap().len(), 1);
+    let ran = tool(&with(&model, &["--print-after", "nobody"]));
+    assert!(ran.status == 2 && ran.err.contains("`nobody`") && ran.err.contains("fold-constants"), "{}", ran.err);
+}

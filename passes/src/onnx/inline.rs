@@ -17,14 +17,12 @@ const MOST_NODES: usize = 1 << 20;
 
 /// Why functions cannot be inlined.
 #[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)]
 pub enum InlineError {
-    /// The bodies multiply.
     #[error("its functions expand to more than {MOST_NODES} nodes")]
     Nodes,
-    /// Calls go in a circle.
     #[error("function `{0}` calls itself, or calls are nested more than {DEEPEST} deep")]
     Deep(String),
-    /// Calls multiply.
     #[error("its functions call each other more than {MOST_NODES} times")]
     Calls,
 }

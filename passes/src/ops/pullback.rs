@@ -3,7 +3,6 @@
 use super::broadcast::unbroadcast;
 use crate::ir::{Attrs, Graph, NodeId, NodeSite, TensorType, ValueId};
 use crate::ops::build::{BuildError, Builder};
-use crate::refusal::Refusal;
 use indexmap::IndexMap;
 
 /// Why there is no derivative.
@@ -77,19 +76,6 @@ pub struct Pullback<'a, 'g> {
     pub(crate) result_cts: Vec<Option<ValueId>>,
     pub(crate) wanted: &'a dyn Fn(ValueId) -> bool,
     pub(crate) cotangents: &'a mut Cotangents,
-}
-
-impl GradError {
-    /// The same with the reason why a pass left the node as it is, where one did.
-    pub fn because(self, refused: &[Refusal]) -> GradError {
-        match self {
-            GradError::NoPullback { site, reason, path } => {
-                let known = refused.iter().rev().find(|r| r.site == site);
-                GradError::NoPullback { reason: known.map_or(reason, |r| r.why.to_string()), site, path }
-            }
-            other => other,
-        }
-    }
 }
 
 impl From<BuildError> for GradError {

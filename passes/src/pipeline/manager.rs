@@ -15,45 +15,26 @@ use std::time::Instant;
 
 /// Why a pipeline ended early.
 #[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)]
 pub enum PassError {
-    /// The graph does not have what was asked for.
     #[error("{what}")]
-    Unfit {
-        /// What is wrong.
-        what: String,
-        /// What to do.
-        hint: Option<Hint>,
-    },
-    /// The loss does not fit.
+    Unfit { what: String, hint: Option<Hint> },
     #[error(transparent)]
     Loss(LossError),
-    /// There is no derivative.
     #[error(transparent)]
     Gradient(#[from] GradError),
-    /// There can be no such router.
     #[error(transparent)]
     Route(#[from] RouteError),
-    /// The graph cannot be rebuilt for another batch.
     #[error(transparent)]
     Rebatch(#[from] RebatchError),
-    /// The graph cannot be brought to an operator set.
     #[error(transparent)]
     Convert(#[from] ConvertError),
-    /// A node could not be built.
     #[error("building the graph failed: {0}")]
     Build(#[from] BuildError),
-    /// A pass left a graph that is not well formed.
     #[error("after pass {pass}, a fault of this tool:\n  {}", .found.iter().take(5).cloned().collect::<Vec<_>>().join("\n  "))]
-    Invalid {
-        /// The pass.
-        pass: &'static str,
-        /// The violated invariants.
-        found: Vec<String>,
-    },
-    /// A pass that finds what this one works with has not run.
+    Invalid { pass: &'static str, found: Vec<String> },
     #[error("there is no {0} yet: the pass that makes it runs before")]
     Missing(&'static str),
-    /// The pass after which the pipeline was to stop has run.
     #[error("stopped after pass {0}")]
     Stopped(&'static str),
 }

@@ -124,6 +124,17 @@ pub fn check(g: &Graph, pass: &'static str) -> Result<(), PassError> {
     if cfg!(debug_assertions) { PassManager::default().check(g, pass, Stage::Open) } else { Ok(()) }
 }
 
+/// Verifies a graph that is emitted without a pipeline, in release builds too. What is wrong in `source` itself is no fault of
+/// this tool.
+///
+/// # Errors
+/// Every violated invariant.
+pub fn ready(g: &Graph, source: &Graph, pass: &'static str) -> Result<(), PassError> {
+    let mut manager = PassManager::default();
+    manager.starts_from(source);
+    manager.check(g, pass, Stage::Legal)
+}
+
 /// The pipelines as a Mermaid flow chart.
 pub fn diagram() -> String {
     let mut text = String::from("flowchart TD\n");
@@ -140,6 +151,46 @@ pub fn diagram() -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::*;
+    use crate::text::parse;
+
+    const SUMS: &str = "g (float[2] x) => (float[2] y) <int64 a = {1}, int64 b = {2}> {
+        s = Add (a, b) t = Mul (s, b) f = Cast <to = 1> (t) y = Mul (x, f) }";
+
+    const BREAKS: Pass = Pass::new("breaks", Contract::Exact, "leaves a type that the rule does not give", |g, _| {
+        let y = g.outputs()[0].value;
+        g.set_type(y, crate::ir::TensorType::fixed(crate::ir::DType::F32, &[3]).into());
+        Ok(Applied::of(1))
+    });
+
+    #[test]
+    fn a_pass_that_breaks_a_graph_is_named_and_what_is_wrong_in_the_source_is_not_its_fault() {
+        let mut g = parse(SUMS).unwrap();
+        let run = |g: &mut Graph, manager: &mut PassManager| manager.run_to_emit(&[BREAKS], g, &mut Cx::default());
+        let e = run(&mut g, &mut PassManager::default()).unwrap_err().to_string();
+        assert!(e.contains("after pass breaks") && e.contains("`y`"), "{e}");
+        let source = g.clone();
+        let mut manager = PassManager::default();
+        manager.starts_from(&source);
+        run(&mut g, &mut manager).unwrap();
+    }
+
+    #[test]
+    fn changes_end_at_the_limit_and_the_last_one_is_said() {
+        for (limit, said) in [(0, ""), (1, "`s`"), (2, "`t`")] {
+            let shown = std::cell::RefCell::new(String::new());
+            let show = |text: &str| shown.borrow_mut().push_str(text);
+            let mut manager = PassManager::new(Debugging { max_changes: Some(limit), ..Debugging::default() }, &show);
+            manager.run(&[FOLD_CONSTANTS, FOLD_CONSTANTS], &mut parse(SUMS).unwrap(), &mut Cx::default()).unwrap();
+            assert_eq!(manager.runs.iter().map(|r| r.changed).sum::<usize>(), limit);
+            assert!(
+                shown.borrow().contains(said) && (limit == 0) == shown.borrow().is_empty(),
+                "{limit}: {}",
+                shown.borrow()
+            );
+        }
+    }
+
     /// The diagram of docs/design.md of the passes is the arrays'. `BLESS=1` writes it anew.
     #[test]
     fn design_page_shows_the_pipelines() {

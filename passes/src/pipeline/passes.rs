@@ -78,9 +78,9 @@ pub const LEGALIZE: Pass = Pass::new(
         // parameters are not their nodes'.
         let values = g.nodes().map(|n| g.result(n, 0)).filter(|v| g.contains(*v) && g.initializer(*v).is_some());
         cx.own = values.map(|v| g.name(v).to_string()).collect();
-        let applied = legalize::decompose_contrib(g);
+        let mut applied = cx.count();
         let opset = cx.training.opset.unwrap_or(legalize::TARGET).max(legalize::LOWEST);
-        legalize::to_opset(g, opset)?;
+        legalize::legalize(g, opset, &mut applied)?;
         Ok(applied)
     },
 );
@@ -163,7 +163,7 @@ pub const DIFFERENTIATE: Pass = Pass::new(
             super::choose::choose(g, cx)?;
         }
         let wrt: Vec<ValueId> = cx.chosen.iter().map(|(v, _)| *v).collect();
-        let gradients = differentiate(g, cx.loss(g)?, &wrt).map_err(|e| e.because(&cx.refused))?;
+        let gradients = differentiate(g, cx.loss(g)?, &wrt)?;
         for &(v, kind) in &cx.chosen {
             match gradients.get(&v) {
                 Some(ct) => cx.trained.push(Trained { value: v, gradient: *ct, kind }),

@@ -9,14 +9,12 @@ use crate::transform::route::{ChainChoice, Form, Granularity, Init, Normalize, R
 
 /// Why words do not name a run of a pass.
 #[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)]
 pub enum WordError {
-    /// No pass and no pipeline has the name.
     #[error("there is no pass or pipeline `{0}`")]
     Pass(String),
-    /// No option is spelled so.
     #[error("there is no option `{0}`")]
     Option(String),
-    /// The pass itself failed.
     #[error(transparent)]
     Run(#[from] PassError),
 }

@@ -36,38 +36,27 @@ pub struct Replaced {
 
 /// Why a model's classifier cannot be replaced.
 #[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)]
 pub enum ClassifierError {
-    /// No linear map lies before the output.
     #[error("no linear map (Gemm, MatMul, Conv) lies before output `{0}`")]
     NoMap(String),
-    /// The last linear map is no classifier.
     #[error("{0}, the last linear map, {1}")]
     Map(NodeSite, String),
-    /// Its new weight would be too large.
     #[error("{0} would have a weight {1:?} of more than {MOST_ELEMENTS} elements")]
     TooLarge(NodeSite, Vec<i64>),
-    /// Something after it depends on the number of classes.
     #[error("{site} follows the classifier and does not take {classes} classes instead of {before}")]
     Follower {
-        /// The node.
         site: NodeSite,
-        /// Asked for.
         classes: i64,
-        /// What there was.
         before: i64,
     },
-    /// The output does not count classes.
     #[error(
         "output `{output}` of type {ty} has no axis that counts {before} classes: {site}, the last linear map, is no classifier"
     )]
     Output {
-        /// Name of the output.
         output: String,
-        /// Its type.
         ty: ValueType,
-        /// Classes of the map.
         before: i64,
-        /// The map.
         site: NodeSite,
     },
 }

@@ -82,17 +82,14 @@ pub struct Loss {
 
 /// The reason a loss does not fit an output, or cannot be chosen.
 #[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)]
 pub enum LossError {
-    /// The output is of another kind.
     #[error("{0}")]
     Unfit(String),
-    /// It is not clear which output is meant.
     #[error("{0}")]
     WhichOutput(String),
-    /// It is not clear which loss is meant.
     #[error("{0}")]
     WhichLoss(String),
-    /// A node could not be built.
     #[error(transparent)]
     Build(#[from] BuildError),
 }

@@ -7,20 +7,16 @@ use std::collections::HashSet;
 
 /// Why a graph cannot be computed in double precision.
 #[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)]
 pub enum DoubleError {
-    /// A node has a graph of its own.
     #[error("{0} has a subgraph")]
     Subgraph(NodeSite),
-    /// Scales have to be constants, which stay float32.
     #[error("{0} has scales that are computed")]
     Scales(NodeSite),
-    /// There is no loss.
     #[error("the graph has no output")]
     NoOutput,
-    /// The first output is no loss.
     #[error("the first output `{0}` is no scalar loss but {1}")]
     NoLoss(String, ValueType),
-    /// A constant cannot be read.
     #[error(transparent)]
     Tensor(#[from] TensorError),
 }

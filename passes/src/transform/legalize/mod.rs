@@ -32,10 +32,14 @@ pub const TARGET: i64 = 18;
 /// # Errors
 /// When an older form cannot be rewritten: the types it needs are unknown, or it stands in a subgraph.
 pub fn to_opset(g: &mut Graph, target: i64) -> Result<i64, BuildError> {
+    to_opset_within(g, target, &mut Applied::default())
+}
+
+fn to_opset_within(g: &mut Graph, target: i64, applied: &mut Applied) -> Result<i64, BuildError> {
     let from = g.opsets.get("").copied().unwrap_or(target);
     // New nodes are built in the target's forms, which every later operator set reads too.
     g.opsets.insert(String::new(), target);
-    replace_each(g, from, is_standard);
+    replace_each(g, from, is_standard, applied);
     let reached = needs::smallest(g, from, target);
     if from < reached {
         upgrade::upgrade(g, from, reached)?;
@@ -73,21 +77,12 @@ pub const LOWEST: i64 = TARGET;
 
 /// Why a graph cannot be brought to an operator set.
 #[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)]
 pub enum ConvertError {
-    /// It is too far down.
     #[error("the graph is of opset {0}; a graph is taken up to any later one, and down to {LOWEST} at the lowest")]
     TooLow(i64),
-    /// A node needs a later one.
     #[error("{site} needs opset {needed}, {to} was asked for")]
-    Needs {
-        /// The node.
-        site: NodeSite,
-        /// What it needs.
-        needed: i64,
-        /// What was asked for.
-        to: i64,
-    },
-    /// An older form cannot be rewritten.
+    Needs { site: NodeSite, needed: i64, to: i64 },
     #[error(transparent)]
     Build(#[from] BuildError),
 }
@@ -107,7 +102,12 @@ pub fn convert(g: &mut Graph, to: i64) -> Result<(), ConvertError> {
     g.opsets.insert(String::new(), to);
     g.raise_ir(ir_version_of(to));
     let regrouped = |op: &Op| op.name == "GroupNormalization" && from < 21 && to >= 21;
-    replace_each(g, from, |op| is_standard(op) && (regrouped(op) || needs::version(&op.name, from) > to));
+    replace_each(
+        g,
+        from,
+        |op| is_standard(op) && (regrouped(op) || needs::version(&op.name, from) > to),
+        &mut Applied::default(),
+    );
     if let Some((node, needed)) = needs::beyond(g, from, to) {
         return Err(ConvertError::Needs { site: g.site(node), needed, to });
     }
@@ -123,9 +123,24 @@ pub fn convert(g: &mut Graph, to: i64) -> Result<(), ConvertError> {
 ///
 /// Runs before [`to_opset`], which may have to raise the operator set for what is built here.
 pub fn decompose_contrib(g: &mut Graph) -> Applied {
+    let mut applied = Applied::default();
+    contrib(g, &mut applied);
+    applied
+}
+
+fn contrib(g: &mut Graph, applied: &mut Applied) {
     let from = g.opsets.get("").copied().unwrap_or(TARGET);
     // This one the runtime also takes in the standard domain.
-    replace_each(g, from, |op| op.domain == MICROSOFT || op.is("SimplifiedLayerNormalization"))
+    replace_each(g, from, |op| op.domain == MICROSOFT || op.is("SimplifiedLayerNormalization"), applied);
+}
+
+/// Both: [`decompose_contrib`], then [`to_opset`], counting what is written as other operators and keeping why the rest is not.
+///
+/// # Errors
+/// As [`to_opset`].
+pub fn legalize(g: &mut Graph, target: i64, applied: &mut Applied) -> Result<i64, BuildError> {
+    contrib(g, applied);
+    to_opset_within(g, target, applied)
 }
 
 /// Why a node is not written as plain operators; `None` if it can be. May leave nodes behind that nobody reads.
@@ -153,23 +168,21 @@ fn stem(g: &Graph, id: NodeId) -> String {
 }
 
 /// Replaces every chosen node that can be, producers before consumers, so that each finds the types of its operands.
-fn replace_each(g: &mut Graph, from: i64, chosen: impl Fn(&Op) -> bool) -> Applied {
-    let mut applied = Applied::default();
+fn replace_each(g: &mut Graph, from: i64, chosen: impl Fn(&Op) -> bool, applied: &mut Applied) {
     let mut b = Builder::new(g, "");
     for id in b.graph.topological_order() {
         infer(b.graph, id);
-        if !b.graph.op(id).is_some_and(&chosen) {
+        if !b.graph.op(id).is_some_and(&chosen) || applied.left == Some(0) {
             continue;
         }
         let installed = decomposed(&mut b, id, from).map(|new| new.and_then(|new| install(b.graph, id, &new)));
         match installed {
             None => {}
-            Some(Ok(())) => applied.changed += 1,
+            Some(Ok(())) => _ = applied.allows(&b.graph.site(id)),
             // What cannot be built stays; nodes that were built before the failure are dead.
             Some(Err(why)) => applied.refused.push(why.at(b.graph.site(id))),
         }
     }
-    applied
 }
 
 fn is_captured(g: &Graph, v: ValueId) -> bool {

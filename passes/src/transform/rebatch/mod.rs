@@ -80,14 +80,12 @@ pub struct Rebatched {
 
 /// Why a graph cannot be rebuilt for another batch.
 #[derive(Debug, Clone, thiserror::Error)]
+#[allow(missing_docs)]
 pub enum RebatchError {
-    /// Nothing counts samples.
     #[error("no input has a first axis that could count samples")]
     NoSamples,
-    /// Its batch is none.
     #[error("its batch is {0}")]
     Empty(i64),
-    /// A node stands in the way.
     #[error("{0}")]
     Node(String),
 }
