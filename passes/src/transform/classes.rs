@@ -45,20 +45,11 @@ pub enum ClassifierError {
     #[error("{0} would have a weight {1:?} of more than {MOST_ELEMENTS} elements")]
     TooLarge(NodeSite, Vec<i64>),
     #[error("{site} follows the classifier and does not take {classes} classes instead of {before}")]
-    Follower {
-        site: NodeSite,
-        classes: i64,
-        before: i64,
-    },
+    Follower { site: NodeSite, classes: i64, before: i64 },
     #[error(
         "output `{output}` of type {ty} has no axis that counts {before} classes: {site}, the last linear map, is no classifier"
     )]
-    Output {
-        output: String,
-        ty: ValueType,
-        before: i64,
-        site: NodeSite,
-    },
+    Output { output: String, ty: ValueType, before: i64, site: NodeSite },
 }
 
 /// Replaces the last linear map before `output` by a fresh one of `classes` classes.
