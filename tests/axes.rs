@@ -2,7 +2,7 @@
 //! reverse order, and another first part of an operand changes no other part of a result.
 
 use crate::common::{Random, emit, floats, open};
-use ancre_passes::ir::{DType, Dim, Graph, Tensor, TensorType};
+use ancre_passes::ir::{Attrs, DType, Dim, Graph, Op, Tensor, TensorType};
 use ancre_passes::ops::build::Builder;
 use ancre_passes::ops::{Along, Axes, Class, Infer, OpRule, Sample, SampleOperand, axes, rules};
 use ancre_rewrite::engine::ort::OrtSession;
@@ -229,7 +229,7 @@ fn a_wrong_statement_is_told() {
     assert!(e.contains("changes other parts"), "{e}");
     // A running sum is another one in reverse order.
     let mut scan = along_the_other;
-    scan.op.name = "CumSum".into();
+    scan.op = Op::new("CumSum", Attrs::new());
     scan.operands.push(SampleOperand::Ints { dims: vec![], values: vec![0] });
     let e = check(&scan, &axes).unwrap_err();
     assert!(e.contains("not reversed"), "{e}");
