@@ -9,11 +9,12 @@ mod nets;
 use ancre_passes::analysis::residual::find_residuals;
 use ancre_passes::ir::{Graph, SharedBytes};
 use ancre_passes::pipeline::training::{TrainingOptions, build_training_graph};
+use ancre_passes::target::CPU;
 use ancre_passes::transform::loss::{LossKind, LossOptions};
 use ancre_passes::transform::lower_routes::{Lowering, lower_routes_by};
 use ancre_passes::transform::optimizer::{OptimizerKind, OptimizerOptions};
 use ancre_passes::transform::route::{
-    ChainChoice, Form, Granularity, Init, Normalize, RouteOptions, Router, Rule, Scope, route_skips,
+    ChainChoice, Form, Granularity, Init, Normalize, RouteOptions, Rule, Scope, route_skips,
 };
 use ancre_passes::{onnx, pipeline};
 use ancre_rewrite::engine;
@@ -77,11 +78,11 @@ impl Case {
         g
     }
 
-    fn routed(&self) -> (Graph, Vec<Router>) {
+    fn routed(&self) -> Graph {
         let mut g = self.typed();
         let chains = find_residuals(&g).chains;
-        let routers = route_skips(&mut g, &chains, &route_options()).unwrap().routers;
-        (g, routers)
+        route_skips(&mut g, &chains, &route_options()).unwrap();
+        g
     }
 }
 
@@ -135,15 +136,15 @@ fn route_and_lower(b: Bencher, case: &Case) {
 
 #[divan::bench(args = cases(), max_time = 2)]
 fn training(b: Bencher, case: &Case) {
-    let (g, routers) = case.routed();
+    let g = case.routed();
     let options = training_options(&g);
     // A few models hold operators without a derivative; how fast that is found counts too.
-    b.with_inputs(|| g.clone()).bench_local_values(|g| build_training_graph(g, &routers, &options).map(|t| t.graph).ok());
+    b.with_inputs(|| g.clone()).bench_local_values(|g| build_training_graph(g, &options).map(|t| t.graph).ok());
 }
 
 #[divan::bench(args = cases(), max_time = 2)]
 fn emit(b: Bencher, case: &Case) {
-    let (mut g, _) = case.routed();
+    let mut g = case.routed();
     pipeline::lower_forward(&mut g).unwrap();
     b.bench_local(|| onnx::emit(black_box(&g)).unwrap().to_bytes().unwrap());
 }
@@ -156,8 +157,8 @@ fn emission(b: Bencher, case: &Case) {
     let chains = find_residuals(&g).chains;
     let options = training_options(&g);
     let run = |mut g: Graph| {
-        let routers = route_skips(&mut g, &chains, &route_options()).unwrap().routers;
-        let training = build_training_graph(g.clone(), &routers, &options).map(|t| t.graph).ok();
+        route_skips(&mut g, &chains, &route_options()).unwrap();
+        let training = build_training_graph(g.clone(), &options).map(|t| t.graph).ok();
         pipeline::lower_forward(&mut g).unwrap();
         let mut nodes = 0;
         for g in [Some(g), training].into_iter().flatten() {
@@ -180,7 +181,7 @@ fn lowering(b: Bencher, case: &Lowered) {
         Some(by) => {
             let chains = find_residuals(&g).chains;
             route_skips(&mut g, &chains, &route_options()).unwrap();
-            lower_routes_by(&mut g, by).unwrap();
+            lower_routes_by(&mut g, &CPU, by).unwrap();
             onnx::emit(&g).unwrap().to_bytes().unwrap()
         }
     };

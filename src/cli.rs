@@ -217,9 +217,10 @@ pub enum VerifyArg {
 }
 #[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)]
-pub enum Target {
+pub enum TargetArg {
     Cpu,
     Cuda,
+    Wasm,
 }
 
 /// The main job.
@@ -347,9 +348,9 @@ pub struct RewriteArgs {
     /// Train a weight and its transpose, which an exporter stored beside it (an embedding and the head tied to it), each by itself
     #[arg(long, help_heading = "Training graph")]
     pub untied: bool,
-    /// Provider whose kernels the training graph's placement is checked against
+    /// Machine whose costs choose among formulations of the same computation [default: cpu]
     #[arg(long, help_heading = "Training graph")]
-    pub target: Option<Target>,
+    pub target: Option<TargetArg>,
     /// Engine that compares the rewrite with its source, proved or not; none: no verification [default: a proof, else tract, else ONNX Runtime]
     #[arg(long, help_heading = "Verification")]
     pub verify: Option<VerifyArg>,

@@ -95,14 +95,13 @@ fn work_on(bytes: Vec<u8>, depth: Depth) -> Result<(), String> {
     let chains = find_residuals(&g).chains;
     let arguments = ancre_rewrite::cli::Cli::parse_from(["ancre-rewrite", "damaged.onnx", "--loss", "mse"]).rewrite;
     let options = ancre_rewrite::rewrite::options::route_options(&arguments).map_err(|e| e.to_string())?;
-    let routers = route_skips(&mut g, &chains, &options).map_err(|e| e.to_string())?.routers;
+    route_skips(&mut g, &chains, &options).map_err(|e| e.to_string())?;
     if depth == Depth::Train {
         let model = Path::new("damaged.onnx");
         let built = ancre_rewrite::rewrite::training_files::build(
             &arguments,
             model,
             g.clone(),
-            &routers,
             &|_| None,
             &mut pipeline::PassManager::default(),
             &mut Vec::new(),

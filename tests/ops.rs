@@ -15,7 +15,8 @@ use crate::common::{Random, emit, floats, open};
 use ancre_passes::ir::{Attrs, DType, Dim, Graph, Op, Tensor, TensorType, ValueId};
 use ancre_passes::ops::build::Builder;
 use ancre_passes::ops::{Derivative, OpRule, Sample, SampleOperand, rules};
-use ancre_passes::transform::{differentiate, eliminate, legalize, train_batch_norm};
+use ancre_passes::target::CPU;
+use ancre_passes::transform::{differentiate, eliminate, legalize, lower_abstract};
 use ancre_passes::verify;
 use ancre_rewrite::engine::ort::OrtSession;
 use ancre_rewrite::engine::{Session, Tensors};
@@ -195,7 +196,7 @@ impl Built {
         }
         let loss = Builder::new(&mut g, "loss").sum(&terms).map_err(|e| e.to_string())?;
         let wrt: Vec<ValueId> = self.fed.iter().map(|f| f.value).collect();
-        let gradients = differentiate(&mut g, loss, &wrt).map_err(|e| format!("the pullback fails: {e}"))?;
+        let gradients = differentiate(&mut g, &CPU, loss, &wrt).map_err(|e| format!("the pullback fails: {e}"))?;
         let mut names = Vec::new();
         for f in &self.fed {
             let Some(ct) = gradients.get(&f.value) else {
@@ -305,7 +306,7 @@ impl Built {
 
 /// Lowers what is abstract, verifies and encodes.
 fn finish(mut g: Graph, stage: verify::Stage) -> Result<Vec<u8>, String> {
-    train_batch_norm::lower(&mut g).map_err(|e| e.to_string())?;
+    lower_abstract::lower_abstract(&mut g, &CPU).map_err(|e| e.to_string())?;
     eliminate::eliminate_dead(&mut g, |_, _| false);
     verify::verify(&g, stage).map_err(|e| e.join("; "))?;
     Ok(emit(&g))

@@ -1,14 +1,15 @@
 //! Every model of `models/`, routed in every way that keeps its function, is proved equal to its source; changed ones are not.
 
-use crate::common::{Random, emit, max_abs, models, open};
+use crate::common::{Random, emit, max_abs, models, open, route};
 use ancre_passes::analysis::residual::find_residuals;
 use ancre_passes::ir::{Attr, Graph, Kind, NodeId, SharedBytes, Tensor};
 use ancre_passes::onnx;
 use ancre_passes::proof::{Proof, ProofOptions, prove_equal};
+use ancre_passes::target::CPU;
 use ancre_passes::transform::eliminate;
 use ancre_passes::transform::lower_routes::{Lowering, lower_routes_by};
 use ancre_passes::transform::route::{
-    ChainChoice, Form, Granularity, Init, Normalize, RouteOptions, Router, Rule, Scope, route_skips,
+    ChainChoice, Form, Granularity, Init, Normalize, RouteOptions, RouterSpec, Rule, Scope,
 };
 use ancre_rewrite::engine::random_inputs;
 use ancre_rewrite::engine::{self, Session};
@@ -42,10 +43,10 @@ fn options(granularity: Granularity, rule: Rule, init: Init) -> RouteOptions {
     }
 }
 
-fn routed(source: &Graph, o: &RouteOptions, lowering: Option<Lowering>) -> (Graph, Vec<Router>) {
+fn routed(source: &Graph, o: &RouteOptions, lowering: Option<Lowering>) -> (Graph, Vec<RouterSpec>) {
     let mut g = source.clone();
-    let routers = route_skips(&mut g, &find_residuals(source).chains, o).unwrap().routers;
-    lower_routes_by(&mut g, lowering).unwrap();
+    let routers = route(&mut g, &find_residuals(source).chains, o);
+    lower_routes_by(&mut g, &CPU, lowering).unwrap();
     eliminate::eliminate_dead(&mut g, |_, _| false);
     (g, routers)
 }
@@ -134,20 +135,20 @@ fn chosen_wrongly_a_router_is_not_proved() {
     for path in models() {
         let source = load(&path);
         let (mut g, routers) = routed(&source, &options(Granularity::Add, Rule::Free, Init::Identity), None);
-        for r in routers.iter().filter(|r| r.blocks > 1) {
+        for r in routers.iter().filter(|r| r.blocks() > 1) {
             let before = g.initializer(r.logits).unwrap().clone();
-            let width = r.blocks + r.sources.len();
+            let width = r.blocks() + r.sources.len();
             let mut w = before.to_f32().unwrap();
             // The last row reads the state before its own.
-            let row = (r.blocks - 1) * width;
+            let row = (r.blocks() - 1) * width;
             w.swap(row + width - 1, row + width - 2);
-            g.set_initializer(r.logits, Tensor::f32s(&[r.blocks as i64, width as i64], &w), false);
-            assert!(!prove(&source, &g).proved, "{}: router {}", name(&path), r.chain);
+            g.set_initializer(r.logits, Tensor::f32s(&[r.blocks() as i64, width as i64], &w), false);
+            assert!(!prove(&source, &g).proved, "{}: router {}", name(&path), g.name(r.logits));
             // One unit in the last place of the weight.
             let mut w = before.to_f32().unwrap();
             w[row + width - 1] = f32::from_bits(1f32.to_bits() - 1);
-            g.set_initializer(r.logits, Tensor::f32s(&[r.blocks as i64, width as i64], &w), false);
-            assert!(!prove(&source, &g).proved, "{}: router {}", name(&path), r.chain);
+            g.set_initializer(r.logits, Tensor::f32s(&[r.blocks() as i64, width as i64], &w), false);
+            assert!(!prove(&source, &g).proved, "{}: router {}", name(&path), g.name(r.logits));
             g.set_initializer(r.logits, before, false);
             found += 1;
         }

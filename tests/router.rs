@@ -1,6 +1,6 @@
 //! The router beyond one chain: network scope, old operator sets, files of logits, names that are taken.
 
-use crate::common::{Random, emit, floats, max_abs, open, text, tool, tool_ok, write_npz};
+use crate::common::{Random, emit, floats, max_abs, open, route, text, tool, tool_ok, write_npz};
 use ancre_passes::analysis::residual::find_residuals;
 use ancre_passes::ir::{Attrs, DType, Dim, Graph, Tensor, TensorType, ValueId};
 use ancre_passes::ops::build::Builder;
@@ -9,7 +9,7 @@ use ancre_passes::pipeline::training::{TrainingOptions, build_training_graph};
 use ancre_passes::transform::loss::{LossKind, LossOptions};
 use ancre_passes::transform::optimizer::{OptimizerKind, OptimizerOptions};
 use ancre_passes::transform::route::{
-    ChainChoice, Form, Granularity, Init, Normalize, RouteOptions, Router, Rule, Scope, one_hot_parameters, route_skips,
+    ChainChoice, Form, Granularity, Init, Normalize, RouteOptions, RouterSpec, Rule, Scope, one_hot_parameters,
 };
 use ancre_passes::verify;
 use ancre_rewrite::engine::{self, Session, Tensors};
@@ -123,10 +123,10 @@ fn same(a: &Tensors, b: &Tensors, tolerance: f64, what: &str) {
     }
 }
 
-fn set_one_hot(g: &mut Graph, routers: &[Router], o: &RouteOptions) {
+fn set_one_hot(g: &mut Graph, routers: &[RouterSpec], o: &RouteOptions) {
     for r in routers {
-        let (matrix, gate) = one_hot_parameters(r.blocks, r.sources.len(), o);
-        let (k, width) = (r.blocks as i64, (r.blocks + r.sources.len()) as i64);
+        let (matrix, gate) = one_hot_parameters(r.blocks(), r.sources.len(), o);
+        let (k, width) = (r.blocks() as i64, (r.blocks() + r.sources.len()) as i64);
         g.set_initializer(r.logits, Tensor::f32s(&[k, width], &matrix), false);
         if let Some(v) = r.gate {
             g.set_initializer(v, Tensor::f32s(&[k], &gate), false);
@@ -135,15 +135,16 @@ fn set_one_hot(g: &mut Graph, routers: &[Router], o: &RouteOptions) {
 }
 
 /// Random logits and gates, far from one-hot.
-fn randomise(g: &mut Graph, routers: &[Router], random: &mut Random, spread: f64) {
+fn randomise(g: &mut Graph, routers: &[RouterSpec], random: &mut Random, spread: f64) {
     for r in routers {
-        let width = r.blocks + r.sources.len();
+        let width = r.blocks() + r.sources.len();
         let used = |i: usize| i % width <= r.sources.len() + i / width;
-        let values: Vec<f64> = (0..r.blocks * width).map(|i| if used(i) { spread * random.normal() } else { 0.0 }).collect();
-        g.set_initializer(r.logits, Tensor::floats(DType::F32, &[r.blocks as i64, width as i64], &values), false);
+        let values: Vec<f64> =
+            (0..r.blocks() * width).map(|i| if used(i) { spread * random.normal() } else { 0.0 }).collect();
+        g.set_initializer(r.logits, Tensor::floats(DType::F32, &[r.blocks() as i64, width as i64], &values), false);
         if let Some(v) = r.gate {
-            let values: Vec<f64> = (0..r.blocks).map(|_| 0.2 + 0.6 * random.unit()).collect();
-            g.set_initializer(v, Tensor::floats(DType::F32, &[r.blocks as i64], &values), false);
+            let values: Vec<f64> = (0..r.blocks()).map(|_| 0.2 + 0.6 * random.unit()).collect();
+            g.set_initializer(v, Tensor::floats(DType::F32, &[r.blocks() as i64], &values), false);
         }
     }
 }
@@ -170,7 +171,7 @@ fn a_route_is_lowered_for_every_operator_set() {
             let o = options(Form::Reassign, rule, scope, normalize, 0.01);
             let what = format!("opset {opset}, {rule:?}, {scope:?}, {normalize:?}");
             let mut routed = g.clone();
-            let routers = route_skips(&mut routed, &chains, &o).unwrap().routers;
+            let routers = route(&mut routed, &chains, &o);
             let sources: Vec<usize> = routers.iter().map(|r| r.sources.len()).collect();
             assert_eq!(sources, if scope == Scope::Network { vec![0, 7, 9] } else { vec![0, 0] }, "{what}");
             set_one_hot(&mut routed, &routers, &o);
@@ -212,7 +213,7 @@ fn network_rows_are_weighted_sums_of_pooled_and_fitted_states() {
         let mut random = Random(4);
         let feeds = feeds(&mut random);
         let chains = find_residuals(&g).chains;
-        let routers = route_skips(&mut g, &chains, &o).unwrap().routers;
+        let routers = route(&mut g, &chains, &o);
         randomise(&mut g, &routers, &mut random, 0.5);
         for r in &routers {
             for v in r.sources.iter().map(|s| &s.state).chain(&r.states).chain(r.rows.iter().map(|(_, v)| v)) {
@@ -291,12 +292,12 @@ fn network_scope_s_gradients_are_the_derivatives() {
         let mut g = loaded(18);
         let mut random = Random(5);
         let chains = find_residuals(&g).chains;
-        let routers = route_skips(&mut g, &chains, &o).unwrap().routers;
+        let routers = route(&mut g, &chains, &o);
         randomise(&mut g, &routers, &mut random, 0.3);
         let (loss, optimizer) = (LossOptions::of(LossKind::Mse), OptimizerOptions::of(OptimizerKind::None));
         let training =
             TrainingOptions { output: Some(output.into()), grad_outputs: true, ..TrainingOptions::of(loss, optimizer) };
-        let training = build_training_graph(g, &routers, &training).unwrap().graph;
+        let training = build_training_graph(g, &training).unwrap().graph;
         let mut session = open(&emit(&training)).unwrap();
         let mut feeds = feeds(&mut random);
         feeds.insert("target".into(), floats(DType::F32, &[2, 5], &random.normals(10)));

@@ -27,6 +27,7 @@
 //! ```
 
 pub mod analysis;
+pub mod contract;
 pub mod ir;
 pub mod onnx;
 pub mod ops;
@@ -35,6 +36,7 @@ pub mod placement;
 pub mod proof;
 pub mod random;
 pub mod refusal;
+pub mod target;
 pub mod text;
 pub mod transform;
 pub mod verify;

@@ -7,13 +7,15 @@
 //! 5. Where an operator's shape rule can tell its results' types, they agree with the recorded ones (symbolic dimensions agree
 //!    with anything).
 //! 6. A value captured by a subgraph still has the name the subgraph reads.
+//! 7. A router's values exist, and an operator of a router (`ancre.Route…`) names one of the graph, whose logits and gate it
+//!    reads; a route has a row of it, and as many sources as the row reads.
 //!
 //! At [`Stage::Legal`] also:
 //!
-//! 7. No abstract operator (`ancre.*`) is left.
-//! 8. Every operator of the standard domain that a rule describes exists in the graph's operator set, in the form it has.
+//! 8. No abstract operator (`ancre.*`) is left.
+//! 9. Every operator of the standard domain that a rule describes exists in the graph's operator set, in the form it has.
 
-use crate::ir::{ANCRE, Graph, Kind, NodeId, Op};
+use crate::ir::{ANCRE, Graph, Kind, NodeId, Op, RouterId};
 use crate::ops;
 use std::collections::HashSet;
 
@@ -46,9 +48,16 @@ pub fn verify(g: &Graph, stage: Stage) -> Result<(), Vec<String>> {
         if sound {
             check_types(g, id, &mut found);
             check_captures(g, id, &mut found);
+            check_router(g, id, &mut found);
         }
         if stage == Stage::Legal {
             check_legal(g, id, &mut found);
+        }
+    }
+    for (id, r) in &g.routers {
+        let gone = r.values().filter(|v| !g.contains(*v)).count();
+        if gone > 0 {
+            found.push(format!("7: {gone} values of router {id} are gone"));
         }
     }
     for id in g.inputs() {
@@ -96,6 +105,23 @@ fn check_types(g: &Graph, id: NodeId, found: &mut Vec<String>) {
     }
 }
 
+fn check_router(g: &Graph, id: NodeId, found: &mut Vec<String>) {
+    let Some(op) = g.op(id).filter(|o| o.domain == ANCRE && o.name.starts_with("Route")) else { return };
+    let router = op.attrs.int("router", -1);
+    let Some(spec) = usize::try_from(router).ok().and_then(|id| g.routers.get(&RouterId(id))) else {
+        found.push(format!("7: {} names router {router}, which the graph has not", g.site(id)));
+        return;
+    };
+    if g.operand(id, 0) != Some(spec.logits) || g.operand(id, 1) != spec.gate {
+        found.push(format!("7: {} does not read the logits and the gate of router {router}", g.site(id)));
+    }
+    let row = usize::try_from(op.attrs.int("row", -1)).ok().filter(|row| *row < spec.blocks());
+    let sources = g.node(id).operand_count().saturating_sub(ops::ROUTE_SOURCES);
+    if op.name == "Route" && row.is_none_or(|row| spec.reads(row) != sources) {
+        found.push(format!("7: {} has {sources} sources, its row in router {router} reads others", g.site(id)));
+    }
+}
+
 fn check_captures(g: &Graph, id: NodeId, found: &mut Vec<String>) {
     let mut captures = g.captures(id).peekable();
     let Some(source) = g.op(id).and_then(|o| o.source.clone()) else { return };
@@ -130,7 +156,7 @@ fn collect_names(graph: &onnx_protobuf::GraphProto, names: &mut HashSet<String>)
 fn check_legal(g: &Graph, id: NodeId, found: &mut Vec<String>) {
     let Some(op) = g.op(id) else { return };
     if op.domain == ANCRE {
-        found.push(format!("7: {} has not been lowered", g.site(id)));
+        found.push(format!("8: {} has not been lowered", g.site(id)));
     }
     let opset = g.opsets.get("").copied().unwrap_or(0);
     if op.domain.is_empty()
@@ -140,7 +166,7 @@ fn check_legal(g: &Graph, id: NodeId, found: &mut Vec<String>) {
         let (since, until) = forms(g, id, op, rule.since());
         if opset < since || until.is_some_and(|until| opset >= until) {
             let until = until.map(|v| format!(" until {v}")).unwrap_or_default();
-            found.push(format!("8: {} exists from opset {since}{until} in this form, the graph has {opset}", g.site(id)));
+            found.push(format!("9: {} exists from opset {since}{until} in this form, the graph has {opset}", g.site(id)));
         }
     }
 }
@@ -171,7 +197,7 @@ fn forms(g: &Graph, id: NodeId, op: &Op, since: i64) -> (i64, Option<i64>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ir::{Attrs, Op, TensorType, ValueId};
+    use crate::ir::{Attrs, Op, Source, TensorType, ValueId};
     use crate::text::parse;
     use onnx_protobuf::{AttributeProto, GraphProto, NodeProto};
     use std::sync::Arc;
@@ -265,10 +291,32 @@ mod tests {
     }
 
     #[test]
+    fn operators_of_a_router_fit_it() {
+        let text = r#"g (float[2] h0, float[2] f) => (float[2] h2) <float[2, 2] l = {…}> {
+            h1 = Add (h0, f)  r = ancre.Route <router = 3, row = 1> (l, , h0, h1)  h2 = Add (r, f)
+            @3 <form = "reassign", rule = "softmax", normalize = "incoming", scope = "stage"> (l, ) () () (h0, h1, h2) (, r) }"#;
+        let breaks = |change: &dyn Fn(&mut Graph), part: &str| {
+            let mut g = parse(text).unwrap();
+            assert_eq!(verify(&g, Stage::Open), Ok(()));
+            change(&mut g);
+            let found = verify(&g, Stage::Open).unwrap_err();
+            assert!(found.len() == 1 && found[0].starts_with("7: ") && found[0].contains(part), "{found:#?}");
+        };
+        breaks(&|g| g.routers.clear(), "names router 3, which the graph has not");
+        breaks(&|g| g.routers[0].gate = g.find("f"), "does not read the logits and the gate");
+        breaks(&|g| g.routers[0].states[0].slot = 9, "1 values of router 3 are gone");
+        let extra = |g: &mut Graph| {
+            let (state, value) = (at(g, "f"), at(g, "f"));
+            g.routers[0].sources.push(Source { state, value });
+        };
+        breaks(&extra, "has 2 sources");
+    }
+
+    #[test]
     fn abstract_operators_are_lowered() {
         let mut g = graph();
         g.replace_op(at(&g, "a").node, Op::in_domain(ANCRE, "Strange", Attrs::new()), &[]);
-        breaks(&g, 7, "node `a` (ancre.Strange) has not been lowered");
+        breaks(&g, 8, "node `a` (ancre.Strange) has not been lowered");
     }
 
     #[test]
@@ -276,6 +324,6 @@ mod tests {
         let mut g = graph();
         let (a, x) = (at(&g, "a"), at(&g, "x"));
         g.replace_op(a.node, Op::new("Gelu", Attrs::new()), &[Some(x)]);
-        breaks(&g, 8, "node `a` (Gelu) exists from opset 20");
+        breaks(&g, 9, "node `a` (Gelu) exists from opset 20");
     }
 }

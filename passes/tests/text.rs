@@ -80,12 +80,12 @@ fn stage_of(stage: &str, g: &mut Graph, cx: &mut Cx, out: &mut String) -> Result
             for run in manager.runs.iter().filter(|r| r.changed > 0 && r.pass != "route-skips") {
                 let _ = writeln!(out, "# {}: {}", run.pass, run.changed);
             }
-            if ran("route-skips") && cx.routers.is_empty() {
+            if ran("route-skips") && g.routers.is_empty() {
                 *out += "# no router\n";
             }
-            for r in cx.routers.iter().filter(|_| ran("route-skips")) {
-                let note = r.note.as_ref().map(|n| format!("; {n}")).unwrap_or_default();
-                let _ = writeln!(out, "# chain {}: {} blocks of {} adds{note}", r.chain, r.blocks, r.adds_per_block);
+            for (id, r) in g.routers.iter().filter(|_| ran("route-skips")) {
+                let note = cx.routed.notes.get(id).map(|n| format!("; {n}")).unwrap_or_default();
+                let _ = writeln!(out, "# chain {id}: {} blocks of {} adds{note}", r.blocks(), r.adds_per_block);
             }
             for (new, old) in cx.aliases.iter().skip(known.0) {
                 let _ = writeln!(out, "# {new} was {old}");

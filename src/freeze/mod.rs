@@ -6,10 +6,11 @@ use crate::io::files::Outputs;
 use crate::rewrite;
 use crate::verify::report::engine_name;
 use crate::verify::{Comparison, Subject, VerifyOptions, numeric};
+use ancre_passes::contract::{LossRecord, Record, RouterRecord, Ties};
 use ancre_passes::ir::Graph;
 use ancre_passes::onnx;
 use ancre_passes::pipeline;
-use ancre_passes::transform::{bake, eliminate, tie};
+use ancre_passes::transform::{bake, eliminate};
 use serde_json::json;
 use std::path::{Path, PathBuf};
 
@@ -66,12 +67,12 @@ pub fn freeze(a: &FreezeArgs) -> Result<Frozen, Failure> {
         return Err(Failure::input(format!("--prune {} is out of range [0, 1)", a.prune)));
     }
     let (mut g, _) = rewrite::load(&a.model)?;
-    if g.metadata.contains_key("ancre.loss") {
+    if LossRecord::is_in(&g) {
         return Err(Failure::input("is a training graph")
             .help("give the forward graph that ancre-rewrite wrote beside it, STEM.ancre.onnx")
             .at(&a.model));
     }
-    let routed = g.metadata.contains_key("ancre.router");
+    let routed = RouterRecord::is_in(&g);
     if !routed && a.state.is_none() {
         return Err(Failure::input("holds no router and no --state is given: there is nothing to freeze")
             .help("give the forward graph that ancre-rewrite wrote, STEM.ancre.onnx")
@@ -91,7 +92,7 @@ pub fn freeze(a: &FreezeArgs) -> Result<Frozen, Failure> {
         }
     }
     if !a.keep_router {
-        g.metadata.shift_remove(tie::KEY);
+        g.metadata.shift_remove(Ties::KEY);
     }
     let path = a.output.clone().unwrap_or_else(|| {
         let stem = a.model.file_stem().and_then(|s| s.to_str()).unwrap_or("model");

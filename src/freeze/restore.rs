@@ -3,9 +3,9 @@
 use crate::error::Failure;
 use crate::io::arrays::{Array, read_arrays};
 use ancre_passes::analysis::roles::initializer_roles;
-use ancre_passes::ir::{Graph, Tensor, ValueId};
-use ancre_passes::transform::route::Rule;
-use ancre_passes::transform::{bake, separate, tie};
+use ancre_passes::contract::{ChainRecord, Record, RouterRecord, Ties};
+use ancre_passes::ir::{Graph, Rule, Tensor, ValueId};
+use ancre_passes::transform::{separate, tie};
 use std::collections::HashSet;
 use std::path::Path;
 
@@ -36,7 +36,7 @@ pub(super) fn restore(g: &mut Graph, path: &Path) -> Result<Restored, Failure> {
     let _ = separate::separate_in_forward(g, names.iter().copied());
     let mut held: HashSet<&str> = names.iter().copied().collect();
     // Before the values change: where the file does not say what is tied, equality does.
-    let ties = tie::recorded(g).unwrap_or_else(|| tie::find_ties(g));
+    let ties = Ties::read(g).ok().flatten().map_or_else(|| tie::find_ties(g), |ties| ties.0);
     let mut done = Restored::default();
     let mut strange = Vec::new();
     for (array, name) in state.iter().zip(&names) {
@@ -91,12 +91,12 @@ fn is_of_training(g: &Graph, name: &str) -> bool {
 /// The router's tensors, and every parameter whose moments are there, must be there too. A chain that the loss does not depend
 /// on does not train, so one of several may be absent.
 fn missing(g: &Graph, names: &[&str], held: &HashSet<&str>) -> Result<(), String> {
-    if let Ok(record) = bake::read_record(g)
+    if let Ok(Some(record)) = RouterRecord::read(g)
         && record.parametrization != Rule::Constant
     {
-        let own = |c: &bake::ChainRecord| [Some(c.logits.clone()), c.gate.clone()].into_iter().flatten().collect::<Vec<_>>();
-        let absent = |c: &bake::ChainRecord| own(c).into_iter().find(|n| !held.contains(n.as_str()));
-        let none_of = |c: &bake::ChainRecord| own(c).iter().all(|n| !held.contains(n.as_str()));
+        let own = |c: &ChainRecord| [Some(c.logits.clone()), c.gate.clone()].into_iter().flatten().collect::<Vec<_>>();
+        let absent = |c: &ChainRecord| own(c).into_iter().find(|n| !held.contains(n.as_str()));
+        let none_of = |c: &ChainRecord| own(c).iter().all(|n| !held.contains(n.as_str()));
         let part = record.chains.iter().filter(|c| !none_of(c)).find_map(absent);
         let all = record.chains.iter().all(none_of).then(|| record.chains.iter().find_map(absent)).flatten();
         if let Some(name) = part.or(all) {

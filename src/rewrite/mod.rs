@@ -18,15 +18,14 @@ use crate::rewrite::verification::Verification;
 use crate::verify::Subject;
 use ancre_passes::analysis::residual::{ResidualStructure, find_residuals};
 use ancre_passes::analysis::roles::initializer_roles;
-use ancre_passes::ir::{Graph, NodeId, SharedBytes, ValueId};
+use ancre_passes::contract::{Record, Tie, Ties};
+use ancre_passes::ir::{Graph, NodeId, RouterId, RouterSpec, SharedBytes};
 use ancre_passes::onnx;
 use ancre_passes::pipeline::{Cx, FORWARD, PassError, PassManager, PassRun, ROUTE};
 use ancre_passes::placement::{self, Fallback};
-use ancre_passes::transform::bake::{ChainRecord, RouterRecord, SourceRecord};
-use ancre_passes::transform::route::{Granularity, Init, LeftAlone, RouteOptions, Router};
-use ancre_passes::transform::tie::{self, Tie};
-use ancre_passes::transform::{dropout, legalize};
-use serde_json::{Value, json};
+use ancre_passes::transform::route::{LeftAlone, RouteOptions, Routed};
+use ancre_passes::transform::{dropout, legalize, route, tie};
+use indexmap::IndexMap;
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -42,7 +41,9 @@ pub struct Outcome {
     /// Number of trained elements by role.
     pub parameters: u64,
     /// Routers built.
-    pub routers: Vec<Router>,
+    pub routers: IndexMap<RouterId, RouterSpec>,
+    /// What a person should know of a router.
+    pub notes: IndexMap<RouterId, String>,
     /// The router's options.
     pub route: RouteOptions,
     /// Files written, or that would be (dry run): kind, path, bytes, nodes.
@@ -179,17 +180,18 @@ pub fn rewrite(a: &RewriteArgs) -> Result<Outcome, Failure> {
     let mut routed = source.clone();
     let mut cx = Cx { route: route_options.clone(), chains: Some(structure.chains.clone()), ..Cx::default() };
     manager.run(ROUTE, &mut routed, &mut cx).map_err(|e| Failure::from(e).at(model))?;
-    let Cx { routers, left_alone, .. } = cx;
-    if a.require && routers.is_empty() {
+    let Routed { notes, left_alone } = cx.routed;
+    if a.require && routed.routers.is_empty() {
         return Err(Failure::check("there is nothing to rewrite: no residual chain of two or more blocks").at(model));
     }
     let left = |l: LeftAlone| format!("chain {} gets no router: {}", l.chain, sentence(&l.why, l.hint));
     notices.extend(left_alone.into_iter().map(left));
-    notices.extend(routers.iter().filter_map(|r| r.note.as_ref().map(|n| format!("chain {}: {n}", r.chain))));
-    describe_router(&mut routed, &structure, &routers, &route_options);
+    notices.extend(notes.iter().map(|(chain, note)| format!("chain {chain}: {note}")));
+    route::describe(&mut routed, &structure.chains);
     let ties = record_ties(a, &source, &mut routed);
     let mut forward = routed.clone();
     let mut cx = Cx { keep: dead, opset: a.opset, ..Cx::default() };
+    cx.training.target = options::target(a);
     manager.run_to_emit(FORWARD, &mut forward, &mut cx).map_err(|e| match (e, a.opset) {
         (PassError::Convert(e), Some(n)) => Failure::input(format!("--opset {n}: {e}")).at(model),
         (e, _) => Failure::from(e).at(model),
@@ -208,7 +210,7 @@ pub fn rewrite(a: &RewriteArgs) -> Result<Outcome, Failure> {
         }),
         _ => None,
     };
-    let training = training_files::build(a, model, routed.clone(), &routers, &any_batch, &mut manager, &mut notices)?;
+    let training = training_files::build(a, model, routed.clone(), &any_batch, &mut manager, &mut notices)?;
     clock.lap("differentiate");
 
     let paths = OutputPaths::new(model, a.out.as_deref());
@@ -248,7 +250,7 @@ pub fn rewrite(a: &RewriteArgs) -> Result<Outcome, Failure> {
             let (graph, bytes) = if a.dry_run { emitted(&forward, model)? } else { outputs.read_back(&paths.forward)? };
             let place = if a.dry_run { model } else { &paths.forward };
             let file = Subject::of_file(graph, bytes, place)?;
-            Some(verification::verify(&subject, file, !routers.is_empty(), &route_options, how)?)
+            Some(verification::verify(&subject, file, !routed.routers.is_empty(), &route_options, how)?)
         }
     };
     clock.lap("verify");
@@ -271,7 +273,8 @@ pub fn rewrite(a: &RewriteArgs) -> Result<Outcome, Failure> {
         source,
         structure,
         parameters,
-        routers,
+        routers: routed.routers,
+        notes,
         route: route_options,
         outputs: written,
         verified,
@@ -329,13 +332,13 @@ pub fn check_dims(g: &Graph, dims: &Sizes) -> Result<(), Failure> {
 /// Finds what is tied, and records it where both graphs and `freeze` see it. Those who want none of it leave a record of that.
 fn record_ties(a: &RewriteArgs, source: &Graph, routed: &mut Graph) -> Vec<Tie> {
     let mut ties = tie::find_ties(source);
-    routed.metadata.shift_remove(tie::KEY);
+    routed.metadata.shift_remove(Ties::KEY);
     let found = !ties.is_empty();
     if a.untied {
         ties.clear();
     }
     if found && !a.no_train {
-        tie::record(routed, &ties);
+        Ties(ties.clone()).write(routed);
     }
     ties
 }
@@ -346,65 +349,4 @@ fn count_parameters(g: &Graph, ties: &[Tie]) -> u64 {
         .filter(|(v, r)| r.trains() && !ties.iter().any(|t| t.transposed == g.name(*v)))
         .filter_map(|(v, _)| g.initializer(v).map(|t| t.len() as u64))
         .sum()
-}
-
-/// Names of init and granularity for metadata and reports.
-pub fn option_names(o: &RouteOptions) -> (String, String) {
-    let init = match &o.init {
-        Init::Uniform => "uniform".to_string(),
-        Init::Identity => "identity".to_string(),
-        Init::NearIdentity(e) => format!("near-identity={e}"),
-        Init::Given(_) => "file".to_string(),
-    };
-    let granularity = match o.granularity {
-        Granularity::Add => "add".to_string(),
-        Granularity::Block => "block".to_string(),
-        Granularity::Adds(n) => n.to_string(),
-    };
-    (init, granularity)
-}
-
-fn describe_router(g: &mut Graph, structure: &ResidualStructure, routers: &[Router], o: &RouteOptions) {
-    if routers.is_empty() {
-        return;
-    }
-    let (init, granularity) = option_names(o);
-    let names = |values: &[ValueId]| values.iter().map(|v| g.name(*v).to_string()).collect::<Vec<_>>();
-    let chains: Vec<ChainRecord> = routers
-        .iter()
-        .map(|r| ChainRecord {
-            id: r.chain,
-            blocks: r.blocks,
-            adds_per_block: r.adds_per_block,
-            logits: g.name(r.logits).to_string(),
-            gate: r.gate.map(|v| g.name(v).to_string()),
-            sources: r
-                .sources
-                .iter()
-                .map(|s| SourceRecord { state: g.name(s.state).to_string(), value: g.name(s.value).to_string() })
-                .collect(),
-            states: names(&r.states),
-            rows: r.rows.iter().map(|(row, v)| (*row, g.name(*v).to_string())).collect(),
-        })
-        .collect();
-    let record = RouterRecord {
-        form: o.form,
-        granularity,
-        scope: o.scope,
-        parametrization: o.rule,
-        init,
-        tau: o.tau,
-        normalize: o.normalize,
-        chains,
-    };
-    let chains: Vec<Value> = structure
-        .chains
-        .iter()
-        .map(|c| {
-            json!({"id": c.id, "blocks": c.joins.len(), "adds": c.joins.iter().map(|j| g.site(j.node).name).collect::<Vec<_>>(),
-                   "states": names(&c.states)})
-        })
-        .collect();
-    g.metadata.insert("ancre.router".into(), serde_json::to_string(&record).unwrap_or_default());
-    g.metadata.insert("ancre.chains".into(), Value::Array(chains).to_string());
 }

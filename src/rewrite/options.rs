@@ -2,7 +2,7 @@
 
 use crate::cli::{
     self, EngineArg, FormArg, LossArg, NormalizeArg, OptimizerArg, Parametrization, Preset, Reduction, RewriteArgs,
-    VerifyArg,
+    TargetArg, VerifyArg,
 };
 use crate::engine::random_inputs::Sizes;
 use crate::error::{Failure, sentence};
@@ -11,6 +11,7 @@ use crate::verify::{ProofMode, Tolerance, VerifyOptions};
 use ancre_passes::ir::Graph;
 use ancre_passes::pipeline::training::{TrainableChoice, TrainingOptions};
 use ancre_passes::pipeline::{Debugging, passes};
+use ancre_passes::target::{self, Target};
 use ancre_passes::transform::auto_loss;
 use ancre_passes::transform::loss::{LossKind, LossOptions};
 use ancre_passes::transform::optimizer::{OptimizerKind, OptimizerOptions};
@@ -246,6 +247,15 @@ pub fn verify_options(a: &RewriteArgs, dims: Sizes) -> Option<VerifyOptions> {
     })
 }
 
+/// The machine whose costs choose among formulations.
+pub fn target(a: &RewriteArgs) -> &'static Target {
+    match a.target {
+        None | Some(TargetArg::Cpu) => &target::CPU,
+        Some(TargetArg::Cuda) => &target::CUDA,
+        Some(TargetArg::Wasm) => &target::WASM,
+    }
+}
+
 /// The training graph's options.
 ///
 /// # Errors
@@ -277,6 +287,7 @@ pub fn training_options(a: &RewriteArgs, loss: LossOptions) -> Result<TrainingOp
         router_lr_scale: a.router_lr_scale.unwrap_or(plain.router_lr_scale),
     };
     Ok(TrainingOptions {
+        target: target(a),
         loss,
         optimizer,
         output: a.output.clone(),

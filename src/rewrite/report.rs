@@ -1,25 +1,24 @@
 //! What the main job says: to people, and as JSON.
 
 use crate::engine::memory::bytes;
+use crate::rewrite::Outcome;
 use crate::rewrite::batch::BatchFacts;
 use crate::rewrite::verification::{self, Verification};
-use crate::rewrite::{Outcome, option_names};
 use ancre_passes::analysis::report as structure;
+use ancre_passes::ir::{Form, RouterSpec};
 use ancre_passes::placement::Fallback;
-use ancre_passes::transform::route::{Form, Normalize, Router, Scope, rule_name};
 use serde_json::{Map, Value, json};
 use std::fmt::Write;
 
 /// The JSON report of the main job.
 pub fn json(o: &Outcome) -> Value {
     let inspected = structure::inspect_json(&o.source, &o.structure, &o.model.display().to_string());
-    let (init, granularity) = option_names(&o.route);
-    let coefficients: usize = o.routers.iter().map(Router::coefficients).sum();
-    let gates: usize = o.routers.iter().map(Router::gates).sum();
+    let coefficients: usize = o.routers.values().map(RouterSpec::coefficients).sum();
+    let gates: usize = o.routers.values().map(RouterSpec::gates).sum();
     let routers: Vec<Value> = o
         .routers
         .iter()
-        .map(|r| json!({"id": r.chain, "K": r.blocks, "S": r.sources.len(), "adds_per_block": r.adds_per_block, "note": r.note}))
+        .map(|(id, r)| json!({"id": id.0, "K": r.blocks(), "S": r.sources.len(), "adds_per_block": r.adds_per_block, "note": o.notes.get(id)}))
         .collect();
     let outputs: Vec<Value> = o
         .outputs
@@ -47,8 +46,8 @@ pub fn json(o: &Outcome) -> Value {
         "residual_adds": inspected["residual_adds"], "identity": inspected["identity"], "projection": inspected["projection"],
         "chains": inspected["chains"],
         "router": {
-            "form": form(o.route.form), "granularity": granularity, "scope": scope(o.route.scope), "parametrization": rule_name(o.route.rule),
-            "init": init, "tau": number(o.route.tau), "normalize": normalize(o.route.normalize), "coefficients": coefficients, "gates": gates,
+            "form": o.route.form, "granularity": o.route.granularity.to_string(), "scope": o.route.scope, "parametrization": o.route.rule,
+            "init": o.route.init.to_string(), "tau": number(o.route.tau), "normalize": o.route.normalize, "coefficients": coefficients, "gates": gates,
             "chains": routers,
         },
         "outputs": outputs,
@@ -64,18 +63,6 @@ pub fn json(o: &Outcome) -> Value {
 /// A float32 option as the decimal number it was written as.
 fn number(v: f32) -> Value {
     v.to_string().parse::<f64>().map_or(Value::Null, |d| json!(d))
-}
-
-fn form(f: Form) -> &'static str {
-    if f == Form::Reassign { "reassign" } else { "augment" }
-}
-
-fn normalize(n: Normalize) -> &'static str {
-    if n == Normalize::Incoming { "incoming" } else { "outgoing" }
-}
-
-fn scope(s: Scope) -> &'static str {
-    if s == Scope::Stage { "stage" } else { "network" }
 }
 
 /// The report of the main job for people.
@@ -120,25 +107,26 @@ fn router_text(out: &mut String, o: &Outcome) {
         let _ = writeln!(out, "router    none: no chain of two or more blocks was chosen, the graph is unchanged");
         return;
     }
-    let (init, granularity) = option_names(&o.route);
-    let coefficients: usize = o.routers.iter().map(Router::coefficients).sum();
-    let gates: usize = o.routers.iter().map(Router::gates).sum();
+    let coefficients: usize = o.routers.values().map(RouterSpec::coefficients).sum();
+    let gates: usize = o.routers.values().map(RouterSpec::gates).sum();
     let gates = if gates > 0 { format!(" + {gates} gates") } else { String::new() };
     let chains: Vec<String> = o
         .routers
         .iter()
-        .map(|r| match r.sources.len() {
-            0 => format!("{} (K = {})", r.chain, r.blocks),
-            s => format!("{} (K = {}, and {s} earlier states)", r.chain, r.blocks),
+        .map(|(id, r)| match r.sources.len() {
+            0 => format!("{id} (K = {})", r.blocks()),
+            s => format!("{id} (K = {}, and {s} earlier states)", r.blocks()),
         })
         .collect();
     let _ = writeln!(
         out,
-        "router    {}, {granularity}, {}, {}, {}, init {init}, tau {}: {coefficients} coefficients{gates}",
-        form(o.route.form),
-        scope(o.route.scope),
-        rule_name(o.route.rule),
-        normalize(o.route.normalize),
+        "router    {}, {}, {}, {}, {}, init {}, tau {}: {coefficients} coefficients{gates}",
+        o.route.form.name(),
+        o.route.granularity,
+        o.route.scope.name(),
+        o.route.rule.name(),
+        o.route.normalize.name(),
+        o.route.init,
         o.route.tau
     );
     let _ = writeln!(out, "          chains {}", chains.join(", "));

@@ -4,13 +4,12 @@ use crate::cli::{LossArg, RewriteArgs, StateArg};
 use crate::error::{Failure, sentence};
 use crate::rewrite::batch::{BatchFacts, dim_json};
 use crate::rewrite::options;
+use ancre_passes::contract::StateRecord;
 use ancre_passes::ir::{DType, Graph, TensorType};
 use ancre_passes::pipeline::training::Training;
 use ancre_passes::pipeline::{PassError, PassManager};
 use ancre_passes::placement;
-use ancre_passes::transform::optimizer::StateRecord;
 use ancre_passes::transform::rebatch::{self, Batch, Current};
-use ancre_passes::transform::route::Router;
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 use serde_json::{Value, json};
@@ -60,7 +59,6 @@ pub fn build(
     a: &RewriteArgs,
     model: &Path,
     routed: Graph,
-    routers: &[Router],
     any_batch: &dyn Fn(&mut Vec<String>) -> Option<BatchFacts>,
     manager: &mut PassManager,
     notices: &mut Vec<String>,
@@ -72,6 +70,7 @@ pub fn build(
     let quantised = routed
         .nodes()
         .find(|n| routed.op(*n).is_some_and(|op| op.name.contains("QuantizeLinear") || op.name.starts_with("QLinear")));
+    let routes = !routed.routers.is_empty();
     let attempt = || -> Result<Result<TrainingFiles, String>, Failure> {
         if let Some(node) = quantised {
             let site = routed.site(node);
@@ -91,7 +90,7 @@ pub fn build(
             PassError::Stopped(_) => Err(Failure::from(e)),
             e => Ok(sentence(&e, e.hint())),
         };
-        let mut training = match manager.training_graph(routed, routers, &o) {
+        let mut training = match manager.training_graph(routed, &o) {
             Ok(t) => t,
             Err(e) => return reason(e).map(Err),
         };
@@ -149,7 +148,7 @@ pub fn build(
         notices.push(format!("no training graph: {why}"));
     }
     if let Ok(TrainingFiles { facts, .. }) = &built
-        && !routers.is_empty()
+        && routes
         && a.init.as_deref() == Some("identity")
         && a.parametrization.is_none_or(|p| p == crate::cli::Parametrization::Softmax)
         && facts.trainable.iter().any(|n| n.ends_with(".logits"))

@@ -13,11 +13,13 @@ use crate::error::Failure;
 use crate::io::tensor::NpTensor;
 use crate::verify::report::engine_name;
 use crate::verify::{self, Comparison, Subject, Verdict, VerifyOptions};
-use ancre_passes::ir::{DType, Graph, Tensor};
-use ancre_passes::transform::bake::{self, RouterRecord};
-use ancre_passes::transform::eliminate;
+use ancre_passes::ir::{DType, Graph, RouterId, RouterSpec, Tensor, ValueId};
 use ancre_passes::transform::route::{Form, RouteOptions, one_hot_parameters};
+use ancre_passes::transform::{bake, eliminate};
+use indexmap::IndexMap;
 use serde_json::{Value, json};
+
+type Routers = IndexMap<RouterId, RouterSpec>;
 
 /// What is known about a graph beside the source.
 #[derive(Clone, Debug, Default)]
@@ -108,8 +110,8 @@ pub fn verify(
 ) -> Result<Verification, Failure> {
     let model = &source.path;
     let unreadable = |e: String| Failure::input(e).at(&file.path);
-    let record = if routed { Some(bake::read_record(&file.graph).map_err(|e| unreadable(e.to_string()))?) } else { None };
-    let one_hot = record.as_ref().map(|r| one_hot_graph(&file.graph, r, o)).transpose().map_err(unreadable)?;
+    let routers = if routed { Some(bake::read_routers(&file.graph).map_err(|e| unreadable(e.to_string()))?) } else { None };
+    let one_hot = routers.as_ref().map(|r| one_hot_graph(&file.graph, r, o)).transpose().map_err(unreadable)?;
     let one_hot = one_hot.map(|g| Subject::of_graph(g, &file.path));
     let mut subjects: Vec<&Subject> = one_hot.iter().chain([&file]).collect();
     let mut verdicts: Vec<Verdict> = subjects.iter().map(|b| verify::prove(source, b, how)).collect();
@@ -125,8 +127,8 @@ pub fn verify(
     verdicts.iter().for_each(|v| found.take_run(v));
     found.emitted = verdicts.last().and_then(Finding::of);
     found.one_hot = Finding::of(&verdicts[0]).unwrap_or_default();
-    if let Some(record) = record.filter(|_| o.form == Form::Augment) {
-        let ran = compare_rows(file, record, how).map(|v| {
+    if let Some(routers) = routers.filter(|_| o.form == Form::Augment) {
+        let ran = compare_rows(file, routers, how).map(|v| {
             found.take_run(&v);
             found.rows = v.numeric.map(|n| n.report.verdict);
         });
@@ -169,28 +171,23 @@ impl Verification {
 }
 
 /// `reassign`: the graph with one-hot parameters. `augment`: the graph with every route replaced by zero.
-fn one_hot_graph(file: &Graph, record: &RouterRecord, o: &RouteOptions) -> Result<Graph, String> {
+fn one_hot_graph(file: &Graph, routers: &Routers, o: &RouteOptions) -> Result<Graph, String> {
     let mut g = file.clone();
-    let find =
-        |g: &Graph, name: &str| g.find(name).ok_or_else(|| format!("the router's `{name}` is not in the file written"));
-    for chain in &record.chains {
+    for r in routers.values() {
         if o.form == Form::Reassign {
-            let (matrix, gate) = one_hot_parameters(chain.blocks, chain.sources.len(), o);
-            let k = chain.blocks as i64;
-            let logits = find(&g, &chain.logits)?;
-            g.set_initializer(logits, Tensor::f32s(&[k, k + chain.sources.len() as i64], &matrix), false);
-            if let Some(name) = &chain.gate {
-                let v = find(&g, name)?;
+            let (matrix, gate) = one_hot_parameters(r.blocks(), r.sources.len(), o);
+            let (k, width) = (r.blocks() as i64, r.width() as i64);
+            g.set_initializer(r.logits, Tensor::f32s(&[k, width], &matrix), false);
+            if let Some(v) = r.gate {
                 g.set_initializer(v, Tensor::f32s(&[k], &gate), false);
             }
             continue;
         }
-        for name in chain.states.iter().skip(1) {
-            let state = find(&g, name)?;
+        for state in r.states.iter().skip(1) {
             if !g.is_op(state.node, "Add") {
-                return Err(format!("the state `{name}` is no sum with a route in the file written"));
+                return Err(format!("the state `{}` is no sum with a route in the file written", g.name(*state)));
             }
-            let dtype = g.value(state).ty.dtype.unwrap_or(DType::F32);
+            let dtype = g.value(*state).ty.dtype.unwrap_or(DType::F32);
             let zero = g.add_initializer("ancre/zero", Tensor::floats(dtype, &[], &[0.0]), false);
             g.set_operand(state.node, 1, Some(zero));
         }
@@ -200,30 +197,42 @@ fn one_hot_graph(file: &Graph, record: &RouterRecord, o: &RouteOptions) -> Resul
 }
 
 /// Compares every route with Σ w·h, recomputed from the sources' values in the same run.
-fn compare_rows(file: Subject, record: RouterRecord, how: &VerifyOptions) -> Result<Verdict, Failure> {
+fn compare_rows(file: Subject, routers: Routers, how: &VerifyOptions) -> Result<Verdict, Failure> {
     let mut g = file.graph;
-    for chain in &record.chains {
-        for name in chain.columns().chain(chain.rows.iter().map(|(_, name)| name)) {
-            if let Some(v) = g.find(name).filter(|v| !g.is_output(*v)) {
+    let mut rows = Vec::new();
+    for r in routers.values() {
+        let weights = bake::router_weights(&g, r).map_err(|e| Failure::input(e.to_string()).at(&file.path))?;
+        let name = |v: ValueId| g.name(v).to_string();
+        for &(row, route) in &r.rows {
+            let (first, count) = (row * r.width(), r.reads(row));
+            let weights = weights[first..first + count].to_vec();
+            rows.push(Row { route: name(route), sources: r.columns().take(count).map(name).collect(), weights });
+        }
+        for v in r.columns().chain(r.rows.iter().map(|(_, v)| *v)) {
+            if !g.is_output(v) {
                 g.add_output(v, None);
             }
         }
     }
-    let weights = |chain| bake::chain_weights(&g, &record, chain).map_err(|e| Failure::input(e.to_string()).at(&file.path));
-    let weights = record.chains.iter().map(weights).collect::<Result<Vec<_>, _>>()?;
-    let recomputed = Subject::of_graph(g.clone(), &file.path).wrapped(Box::new(move |session| {
-        Box::new(Recomputed { session, record: record.clone(), weights: weights.clone() })
-    }));
+    let recomputed = Subject::of_graph(g.clone(), &file.path)
+        .wrapped(Box::new(move |session| Box::new(Recomputed { session, rows: rows.clone() })));
     let rows = Subject::of_graph(g, &file.path);
     let how = VerifyOptions { proof: verify::ProofMode::Never, ..how.clone() };
     verify::compare_subjects(&recomputed, &rows, &how)
 }
 
+/// A route, and what it is the sum of.
+#[derive(Clone)]
+struct Row {
+    route: String,
+    sources: Vec<String>,
+    weights: Vec<f64>,
+}
+
 /// A run of the file whose outputs are the routes, recomputed.
 struct Recomputed {
     session: Box<dyn Session>,
-    record: RouterRecord,
-    weights: Vec<Vec<f64>>,
+    rows: Vec<Row>,
 }
 
 impl Session for Recomputed {
@@ -234,18 +243,17 @@ impl Session for Recomputed {
             values.get(name).ok_or_else(missing)
         };
         let mut rows = Tensors::new();
-        for (chain, weights) in self.record.chains.iter().zip(&self.weights) {
-            let sources: Vec<Vec<f64>> =
-                chain.columns().map(|s| Ok(get(s)?.to_f64())).collect::<Result<_, EngineError>>()?;
-            for (row, name) in &chain.rows {
-                let got = get(name)?;
-                let first = row * chain.width();
-                let mut want = vec![0f64; got.len()];
-                for (w, source) in weights[first..first + chain.reads(*row)].iter().zip(&sources) {
-                    want.iter_mut().zip(source).for_each(|(x, h)| *x += w * h);
+        let mut floats: IndexMap<&str, Vec<f64>> = IndexMap::new();
+        for row in &self.rows {
+            let got = get(&row.route)?;
+            let mut want = vec![0f64; got.len()];
+            for (w, source) in row.weights.iter().zip(&row.sources) {
+                if !floats.contains_key(source.as_str()) {
+                    floats.insert(source, get(source)?.to_f64());
                 }
-                rows.extend(NpTensor::from_f64s(got.dtype(), got.shape(), &want).map(|t| (name.clone(), t)));
+                want.iter_mut().zip(&floats[source.as_str()]).for_each(|(x, h)| *x += w * h);
             }
+            rows.extend(NpTensor::from_f64s(got.dtype(), got.shape(), &want).map(|t| (row.route.clone(), t)));
         }
         Ok(rows)
     }

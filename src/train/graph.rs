@@ -5,34 +5,12 @@ use super::data::Wanted;
 use crate::engine::ort::stepper::Carried;
 use crate::error::Failure;
 use crate::io::files;
+use ancre_passes::contract::{LossRecord, OptimizerRecord, Record, RouterRecord, StateRecord, States, Unreadable};
 use ancre_passes::ir::{DType, Graph, Output, Shape, ValueId};
 use ancre_passes::onnx::read_value_info;
-use ancre_passes::transform::bake::{RouterRecord, read_record};
 use ancre_passes::transform::loss::LossKind;
-use ancre_passes::transform::optimizer::StateRecord;
 use indexmap::IndexMap;
-use serde::Deserialize;
 use std::path::{Path, PathBuf};
-
-/// The metadata `ancre.loss`.
-#[derive(Clone, Debug, Deserialize)]
-pub struct LossRecord {
-    /// Its name on the command line.
-    pub kind: String,
-    /// `mean` or `sum`.
-    pub reduction: String,
-    /// The target input.
-    pub target: String,
-    /// The model output that the loss reads.
-    pub output: Option<String>,
-    /// Label smoothing.
-    #[serde(default)]
-    pub label_smoothing: f64,
-    /// Label that does not count.
-    pub ignore_index: Option<i64>,
-    /// Threshold of the Huber loss.
-    pub huber_delta: Option<f64>,
-}
 
 /// Class scores among the outputs: where predictions are read.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -93,20 +71,14 @@ impl TrainingGraph {
 
     fn of(graph: Graph, path: &Path, hash: String) -> Result<TrainingGraph, Failure> {
         let help = "train takes the file STEM.ancre.train.onnx that `ancre-rewrite MODEL.onnx` writes";
-        let text = |key: &str| {
-            let missing = || Failure::input(format!("is no training graph: it has no `{key}` metadata")).help(help);
-            graph.metadata.get(key).ok_or_else(missing)
-        };
-        let unread = |key: &str, e: serde_json::Error| Failure::input(format!("its `{key}` metadata cannot be read: {e}"));
-        let states: Vec<StateRecord> = serde_json::from_str(text("ancre.state")?).map_err(|e| unread("ancre.state", e))?;
-        let loss: LossRecord = serde_json::from_str(text("ancre.loss")?).map_err(|e| unread("ancre.loss", e))?;
-        let optimizer = graph.metadata.get("ancre.optimizer").map(|t| serde_json::from_str::<serde_json::Value>(t));
-        let optimizer = optimizer
-            .transpose()
-            .map_err(|e| unread("ancre.optimizer", e))?
+        let unread = |e: Unreadable| Failure::input(e.to_string());
+        let missing = |key: &str| Failure::input(format!("is no training graph: it has no `{key}` metadata")).help(help);
+        let states = States::read(&graph).map_err(unread)?.ok_or_else(|| missing(States::KEY))?.0;
+        let loss = LossRecord::read(&graph).map_err(unread)?.ok_or_else(|| missing(LossRecord::KEY))?;
+        let OptimizerRecord { kind: optimizer, accumulate, .. } = OptimizerRecord::read(&graph)
+            .map_err(unread)?
             .ok_or_else(|| Failure::input("is an evaluation graph: it makes no updates").help(help))?;
-        let accumulate = optimizer["accumulate"].as_u64().unwrap_or(1);
-        let optimizer = optimizer["kind"].as_str().unwrap_or_default().to_string();
+        let accumulate = accumulate.unwrap_or(1) as u64;
         if optimizer == "none" {
             return Err(Failure::input("was emitted with --optimizer none and makes no updates")
                 .help("rewrite the model with --optimizer adamw, adam or sgd"));
@@ -127,11 +99,7 @@ impl TrainingGraph {
         let scores = find_scores(&graph, &loss, loss_kind, &[&loss_output, &norm_output], &states);
         let mut wanted = Wanted::of(&graph, scores.as_ref().and_then(|s| s.classes))?;
         wanted.inputs.retain(|slot| !states.iter().any(|s| s.input == slot.name));
-        let router = if graph.metadata.contains_key("ancre.router") {
-            Some(read_record(&graph).map_err(|e| Failure::input(e.to_string()))?)
-        } else {
-            None
-        };
+        let router = RouterRecord::read(&graph).map_err(unread)?;
         let path = path.to_path_buf();
         Ok(TrainingGraph {
             path,

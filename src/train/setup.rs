@@ -14,7 +14,7 @@ use crate::engine::ort::stepper::{DeviceState, Stepper};
 use crate::engine::ort::{OrtEngine, OrtSession, environment, locate};
 use crate::engine::{EngineError, Tensors};
 use crate::error::Failure;
-use ancre_passes::transform::optimizer::StateKind;
+use ancre_passes::contract::StateKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 

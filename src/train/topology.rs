@@ -1,7 +1,7 @@
 //! The learned topology: which earlier states the blocks came to read.
 
 use crate::engine::Tensors;
-use ancre_passes::transform::bake::{ChainRecord, RouterRecord};
+use ancre_passes::contract::{ChainRecord, RouterRecord};
 use ancre_passes::transform::route::reference_weights;
 use serde::Serialize;
 use std::fmt::Write;

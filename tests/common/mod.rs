@@ -2,8 +2,10 @@
 
 pub mod nets;
 
-use ancre_passes::ir::{DType, Graph};
+use ancre_passes::analysis::residual::Chain;
+use ancre_passes::ir::{DType, Graph, RouterSpec};
 use ancre_passes::onnx;
+use ancre_passes::transform::route::{RouteOptions, route_skips};
 use ancre_rewrite::engine::ort::{OrtEngine, OrtSession, install};
 use ancre_rewrite::engine::{Tensors, ort};
 use ancre_rewrite::io::tensor::NpTensor;
@@ -21,6 +23,12 @@ pub fn runtime() -> &'static Path {
         Err(missing) => install::install(None, false)
             .unwrap_or_else(|e| panic!("the tests need an ONNX Runtime; {missing}; and fetching one failed: {e}")),
     })
+}
+
+/// Routes a graph's chains; the routers.
+pub fn route(g: &mut Graph, chains: &[Chain], o: &RouteOptions) -> Vec<RouterSpec> {
+    route_skips(g, chains, o).unwrap();
+    g.routers.values().cloned().collect()
 }
 
 /// Loads a model in ONNX Runtime, one thread.

@@ -4,6 +4,7 @@ mod attr;
 mod bytes;
 mod dim;
 mod graph;
+mod router;
 mod tensor;
 mod types;
 
@@ -11,6 +12,8 @@ pub use attr::{Attr, Attrs};
 pub use bytes::SharedBytes;
 pub use dim::Dim;
 pub use graph::{ANCRE, Graph, Kind, Node, NodeId, NodeSite, Op, Output, Value, ValueId};
+pub(crate) use router::words;
+pub use router::{Form, Normalize, RouterId, RouterSpec, Rule, Scope, Source};
 pub use tensor::{ExternalPlace, Tensor, TensorError};
 pub(crate) use tensor::{Parts, external_path, external_place};
 pub use types::{DType, Shape, TensorType, ValueType};

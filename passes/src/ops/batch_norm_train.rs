@@ -3,7 +3,7 @@
 //! y = d · s · scale + bias with the deviations d = x − mean and s = 1 / √(var + ε); mean and the biased variance of each
 //! channel (axis 1) are taken over all other axes. Results: y, mean, var, s, d; the middle three are one number a channel.
 //!
-//! Stock runtimes have no kernel for `BatchNormalization` in training mode, so [`lower`] writes plain operators. Its pullback
+//! Stock runtimes have no kernel for `BatchNormalization` in training mode, so it is lowered to plain operators. Its pullback
 //! reads d, var and s: d takes x's place in memory, since nothing after it reads x. Both keep to few passes over the
 //! activations; the inference-mode `BatchNormalization` serves as the fused "times one number plus another, per channel".
 
@@ -75,6 +75,27 @@ impl OpRule for BatchNormTrain {
         let term = p.b.sub(kept, removed)?;
         p.accumulate(0, term)
     }
+    fn lower(&self, b: &mut Builder, node: NodeId) -> Result<Vec<ValueId>, BuildError> {
+        let [Some(x), Some(scale), Some(bias)] = b.graph.operands(node)[..] else {
+            return Err(b.error(self.name(), TypeError("an operand is missing".into())));
+        };
+        let attrs = normalize_attrs(b, node);
+        let epsilon = attrs.float("epsilon", 1e-5) as f64;
+        let rank = b.ty(x)?.rank();
+        let mean = channel_reduce(b, "ReduceMean", x)?;
+        let column = per_channel(b, mean, rank)?;
+        // The mean square of the deviations, not the difference of mean squares, which cancels.
+        let deviations = b.sub(x, column)?;
+        let squares = b.mul(deviations, deviations)?;
+        let var = channel_reduce(b, "ReduceMean", squares)?;
+        // On x and its mean rather than on the deviations: PyTorch's own formula, so that what is within rounding of a kink (a ReLU
+        // after it) falls on the same side as there.
+        let y = b.op_with("BatchNormalization", attrs, &[x, scale, bias, mean, var])?;
+        let shifted = b.shift(var, epsilon)?;
+        let root = b.sqrt(shifted)?;
+        let inverse = b.op("Reciprocal", &[root])?;
+        Ok(vec![y, mean, var, inverse, deviations])
+    }
     fn samples(&self) -> Vec<Sample> {
         let of = |x: &[i64], epsilon: f32| {
             let mut s = Sample::of(
@@ -87,34 +108,6 @@ impl OpRule for BatchNormTrain {
         };
         vec![of(&[3, 2, 4, 3], 1e-5), of(&[8, 3], 1e-3), of(&[2, 2, 5], 1e-5), of(&[2, 2, 2, 3, 2], 1e-2)]
     }
-}
-
-/// Emits the plain operators of a `BatchNormTrain` node and gives the values of its five results; the node itself stays.
-pub fn lower(b: &mut Builder, node: NodeId) -> Result<Vec<ValueId>, BuildError> {
-    let operand = |b: &Builder, i: usize| {
-        b.graph.operand(node, i).ok_or_else(|| BuildError {
-            op: "ancre.BatchNormTrain".into(),
-            prefix: b.prefix.clone(),
-            error: TypeError(format!("operand {i} is missing")),
-        })
-    };
-    let (x, scale, bias) = (operand(b, 0)?, operand(b, 1)?, operand(b, 2)?);
-    let attrs = normalize_attrs(b, node);
-    let epsilon = attrs.float("epsilon", 1e-5) as f64;
-    let rank = b.ty(x)?.rank();
-    let mean = channel_reduce(b, "ReduceMean", x)?;
-    let column = per_channel(b, mean, rank)?;
-    // The mean square of the deviations, not the difference of mean squares, which cancels.
-    let deviations = b.sub(x, column)?;
-    let squares = b.mul(deviations, deviations)?;
-    let var = channel_reduce(b, "ReduceMean", squares)?;
-    // On x and its mean rather than on the deviations: PyTorch's own formula, so that what is within rounding of a kink (a ReLU
-    // after it) falls on the same side as there.
-    let y = b.op_with("BatchNormalization", attrs, &[x, scale, bias, mean, var])?;
-    let shifted = b.shift(var, epsilon)?;
-    let root = b.sqrt(shifted)?;
-    let inverse = b.op("Reciprocal", &[root])?;
-    Ok(vec![y, mean, var, inverse, deviations])
 }
 
 fn normalize_attrs(b: &Builder, node: NodeId) -> Attrs {

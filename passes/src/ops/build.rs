@@ -2,6 +2,7 @@
 
 use crate::ir::{Attrs, DType, Dim, Graph, Op, Tensor, TensorType, ValueId};
 use crate::ops::{self, TypeError};
+use crate::target::{self, Target};
 use std::collections::HashMap;
 
 /// A node that could not be built, because its operands do not fit or their types are unknown.
@@ -26,14 +27,21 @@ pub struct Builder<'g> {
     pub graph: &'g mut Graph,
     /// Start of the new names.
     pub prefix: String,
+    /// The machine whose costs choose among formulations.
+    pub target: &'static Target,
     constants: HashMap<(DType, Vec<i64>, Vec<u8>), ValueId>,
     ones: HashMap<(DType, Dim), ValueId>,
 }
 
 impl<'g> Builder<'g> {
-    /// A builder on a graph.
+    /// A builder on a graph, for the CPU.
     pub fn new(graph: &'g mut Graph, prefix: &str) -> Builder<'g> {
-        Builder { graph, prefix: prefix.to_string(), constants: HashMap::new(), ones: HashMap::new() }
+        Builder::on(graph, prefix, &target::CPU)
+    }
+
+    /// A builder on a graph, for a machine.
+    pub fn on(graph: &'g mut Graph, prefix: &str, target: &'static Target) -> Builder<'g> {
+        Builder { graph, prefix: prefix.to_string(), target, constants: HashMap::new(), ones: HashMap::new() }
     }
 
     /// The type of a value.

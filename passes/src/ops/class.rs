@@ -97,7 +97,8 @@ const CLASSES: &[(Class, &str)] = &[
     (Class::Reduce, "ReduceSum ReduceMean ReduceMax ReduceMin ReduceProd ReduceL1 ReduceL2 ReduceSumSquare ReduceLogSum \
         ReduceLogSumExp GlobalAveragePool GlobalMaxPool GlobalLpPool"),
     (Class::Scan, "CumSum CumProd TopK ArgMax ArgMin NonZero OneHot Unique"),
-    (Class::Mixing(Mixing::Conv), "Conv ConvTranspose ConvInteger QLinearConv FusedConv DeformConv CausalConvWithState"),
+    (Class::Mixing(Mixing::Conv), "Conv ConvTranspose ConvInteger QLinearConv FusedConv DeformConv CausalConvWithState \
+        ConvWeightCotangent"),
     (Class::Mixing(Mixing::MatMul), "MatMul FusedMatMul Gemm FusedGemm Einsum"),
     (Class::Mixing(Mixing::Attention), "Attention MultiHeadAttention GroupQueryAttention LinearAttention"),
     (Class::Mixing(Mixing::Pool), "MaxPool AveragePool LpPool RoiAlign MaxRoiPool"),

@@ -1,14 +1,15 @@
 //! `Conv`: y = x ∗ w + bias over 1, 2, 3 or more spatial axes, in groups.
 //!
-//! Which plain operators carry the gradients is a matter of cost; the choices below were measured on the CPU provider and keep
-//! to operators whose CUDA kernels are of the ordinary kind.
+//! Which plain operators carry the gradients is a matter of cost, which the [`Target`] knows; all are of the ordinary kind that
+//! has kernels on every provider.
 
 use super::batch_norm_train::channel_reduce;
-use super::conv_weight::weight_gradient;
+use super::conv_weight::weight_cotangent;
 use super::sample::floats;
 use super::window::{Window, crop_like, slice};
 use super::*;
 use crate::ops::build::{BuildError, Builder, Built};
+use crate::target::Target;
 
 pub(super) struct Conv;
 
@@ -32,7 +33,7 @@ impl OpRule for Conv {
         shape.extend(window.output(&x.shape[2..])?);
         Ok(vec![TensorType::new(x.dtype, shape)])
     }
-    /// x̄ = ȳ ∗ᵀ w (see [`input_gradient`]), w̄ = Σ_n correlation of x and ȳ (see [`weight_gradient`]), bias: Σ ȳ.
+    /// x̄ = ȳ ∗ᵀ w (see [`input_gradient`]), w̄ = Σ_n correlation of x and ȳ (see [`weight_cotangent`]), bias: Σ ȳ.
     fn pullback(&self, p: &mut Pullback) -> Result<(), GradError> {
         let ct = p.ct(0)?;
         let attrs = p.attrs();
@@ -46,7 +47,7 @@ impl OpRule for Conv {
             p.accumulate(0, term)?;
         }
         if p.wants(1) {
-            let term = weight_gradient(p.b, x, ct, w, &window, group)?;
+            let term = weight_cotangent(p.b, x, ct, w, &window, group)?;
             p.accumulate(1, term)?;
         }
         if p.wants(2) {
@@ -112,8 +113,8 @@ pub(super) fn input_gradient(b: &mut Builder, ct: ValueId, w: ValueId, like: Val
     let (w_ty, like_ty) = (b.ty(w)?, b.ty(like)?);
     let rank = window.rank();
     let fits = (0..rank).all(|i| window.begin[i] < window.reach(i) && window.end[i] < window.reach(i));
-    let cheap = w_ty.shape[1].is_one() || window.taps() == 1 || is_small(&w_ty, &b.ty(ct)?, &like_ty);
-    if !window.is_strided() && fits && cheap {
+    let cheap = w_ty.shape[1].is_one() || window.taps() == 1 || is_small(b.target, &w_ty, &b.ty(ct)?, &like_ty);
+    if b.target.reversed_weight > 0 && !window.is_strided() && fits && cheap {
         let reversed = adjoint_weight(b, w, group)?;
         let mut pads: Vec<i64> = (0..rank).map(|i| window.reach(i) - 1 - window.begin[i]).collect();
         pads.extend((0..rank).map(|i| window.reach(i) - 1 - window.end[i]));
@@ -127,13 +128,12 @@ pub(super) fn input_gradient(b: &mut Builder, ct: ValueId, w: ValueId, like: Val
     transposed(b, ct, w, like, window, group)
 }
 
-/// Is a weight small beside the activations at its two sides? Measured with batches of 8 to 64: the reversed copy costs more than
-/// the transposed convolution's serial scatter once the weight has some half of their elements.
-fn is_small(w: &TensorType, output: &TensorType, input: &TensorType) -> bool {
-    let batch = input.shape[0].known().unwrap_or(8);
+/// Is a weight small beside the activations at its two sides?
+fn is_small(target: &Target, w: &TensorType, output: &TensorType, input: &TensorType) -> bool {
+    let batch = input.shape[0].known().unwrap_or(target.batch);
     let elements = |t: &TensorType| t.shape[1..].iter().try_fold(1, |a, d| Some(a * d.known()?));
     match (w.elements().known(), elements(output), elements(input)) {
-        (Some(w), Some(output), Some(input)) => 2 * w <= batch * (output + input),
+        (Some(w), Some(output), Some(input)) => target.reversed_weight * w <= batch * (output + input),
         _ => true,
     }
 }

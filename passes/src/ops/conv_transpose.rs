@@ -1,7 +1,7 @@
 //! `ConvTranspose`: the transpose of a convolution with the same weight [C, O / group, k..], plus a bias.
 
 use super::batch_norm_train::channel_reduce;
-use super::conv_weight::weight_gradient;
+use super::conv_weight::weight_cotangent;
 use super::sample::floats;
 use super::window::{Window, crop_like};
 use super::*;
@@ -33,19 +33,13 @@ impl OpRule for ConvTranspose {
         let (window, _) = geometry(&attrs, &w_ty.shape[2..], &x_ty.shape[2..]).map_err(|e| p.unsupported(&e.to_string()))?;
         let group = attrs.int("group", 1);
         if p.wants(0) {
-            let attrs = Attrs::new()
-                .with("kernel_shape", window.kernel.clone())
-                .with("strides", window.strides.clone())
-                .with("dilations", window.dilations.clone())
-                .with("pads", [window.begin.clone(), window.end.clone()].concat())
-                .with("group", group);
-            let term = p.b.op_with("Conv", attrs, &[ct, w])?;
+            let term = p.b.op_with("Conv", window.attrs(group), &[ct, w])?;
             // An output padding of a stride or more makes room for further windows.
             let term = crop_like(p.b, term, &vec![0; window.rank()], x)?;
             p.accumulate(0, term)?;
         }
         if p.wants(1) {
-            let term = weight_gradient(p.b, ct, x, w, &window, group)?;
+            let term = weight_cotangent(p.b, ct, x, w, &window, group)?;
             p.accumulate(1, term)?;
         }
         if p.wants(2) {

@@ -1,18 +1,63 @@
-//! The cotangent of a convolution's weight: for every tap what the windows see of x there, times ȳ, summed over windows and
-//! batch.
+//! `ancre.ConvWeightCotangent`: the cotangent of a convolution's weight, for every tap what the windows see of x there, times ȳ,
+//! summed over windows and batch.
+//!
+//! Operands: x, ȳ, and the weight, of which only the type is read. Attributes: the convolution's. It is one operator until the
+//! graph is lowered, when the [`Target`](crate::target::Target) chooses among the formulations below.
 
 use super::batch_norm_train::channel_reduce;
 use super::broadcast::sum_batch;
 use super::conv::{merge_axes, reshape_around, split_axis};
 use super::matmul::{contract_batch, contract_batches, is_long};
 use super::window::{Window, crop_like, pad_spatial, slice};
-use crate::ir::{Attrs, Dim, Tensor, TensorType, ValueId};
-use crate::ops::build::{Builder, Built};
+use super::sample::floats;
+use super::*;
+use crate::ir::{ANCRE, NodeId, Tensor};
+use crate::ops::build::{BuildError, Builder, Built};
 
 /// Cells of a mask that is written out for every row.
 const LARGE_MASK: i64 = 16384;
 
-/// The cotangent of a convolution's weight.
+pub(super) struct ConvWeightCotangent;
+
+impl OpRule for ConvWeightCotangent {
+    fn name(&self) -> &'static str {
+        "ConvWeightCotangent"
+    }
+    fn domain(&self) -> &'static str {
+        ANCRE
+    }
+    fn infer(&self, cx: &Infer) -> Types {
+        Ok(vec![cx.ty(2)?.clone()])
+    }
+    fn derivative(&self) -> Derivative {
+        Derivative::None("second derivatives are not supported")
+    }
+    fn lower(&self, b: &mut Builder, node: NodeId) -> Result<Vec<ValueId>, BuildError> {
+        let [Some(x), Some(ct), Some(w)] = b.graph.operands(node)[..] else {
+            return Err(b.error(self.name(), TypeError("an operand is missing".into())));
+        };
+        let attrs = b.graph.op(node).map(|op| op.attrs.clone()).unwrap_or_default();
+        let x_ty = b.ty(x)?;
+        let window = Window::new(&attrs, None, &x_ty.shape[2..]).map_err(|e| b.error(self.name(), e))?;
+        // The names are those of the convolution's gradient.
+        b.prefix.truncate(b.prefix.rfind('/').unwrap_or(b.prefix.len()));
+        Ok(vec![weight_gradient(b, x, ct, w, &window, attrs.int("group", 1))?])
+    }
+    fn samples(&self) -> Vec<Sample> {
+        let window = Attrs::new().with("kernel_shape", vec![3, 3]).with("pads", vec![1; 4]);
+        let mut s = Sample::of(self.name(), window, vec![floats(&[2, 3, 5, 4]), floats(&[2, 4, 5, 4]), floats(&[4, 3, 3, 3])]);
+        s.op.domain = ANCRE.to_string();
+        vec![s]
+    }
+}
+
+/// The operator for the weight's cotangent from a convolution's input and its result's cotangent.
+pub(super) fn weight_cotangent(b: &mut Builder, x: ValueId, ct: ValueId, w: ValueId, window: &Window, group: i64) -> Built {
+    let op = Op::in_domain(ANCRE, "ConvWeightCotangent", window.attrs(group));
+    Ok(b.node(op, &[Some(x), Some(ct), Some(w)])?[0])
+}
+
+/// The cotangent of a convolution's weight in plain operators.
 ///
 /// At stride 1 the taps' shifts are shared out between the operands (see [`shifted`]). Strided windows, and extents that are
 /// not known, take one slice of x a tap.
@@ -20,15 +65,18 @@ const LARGE_MASK: i64 = 16384;
 /// Exceptions: few input channels make narrow products, so a strided window is first made a denser one over more channels
 /// (space to depth) and the slices are joined; groups of single channels are element-wise products or, where many taps or
 /// strided slices make those slow, a convolution of x with ȳ as its kernel, batch and channels changing places.
-pub(super) fn weight_gradient(b: &mut Builder, x: ValueId, ct: ValueId, w: ValueId, window: &Window, group: i64) -> Built {
+fn weight_gradient(b: &mut Builder, x: ValueId, ct: ValueId, w: ValueId, window: &Window, group: i64) -> Built {
+    let costs = &b.target.conv_weight;
     let (x_ty, ct_ty, w_ty) = (b.ty(x)?, b.ty(ct)?, b.ty(w)?);
     let single = w_ty.shape[1].is_one() && group > 1;
     let fixed = x_ty.shape[2..].iter().chain(&ct_ty.shape[2..]).all(|d| d.known().is_some());
-    let few = group == 1 && w_ty.shape[1].known().is_some_and(|c| c < 8);
-    if single && fixed && (window.is_strided() || window.taps() > 9) {
+    let below = |most: i64| group == 1 && w_ty.shape[1].known().is_some_and(|c| c < most);
+    let few = below(costs.joined_channels);
+    let dense = window.dilations.iter().all(|d| *d == 1);
+    if single && fixed && (window.is_strided() || window.taps() > costs.depthwise_taps) {
         return swapped(b, x, ct, w, window, group);
     }
-    if few && fixed && window.is_strided() && window.dilations.iter().all(|d| *d == 1) {
+    if below(costs.blocked_channels) && fixed && window.is_strided() && dense {
         return space_to_depth(b, x, ct, w, window);
     }
     if !few && !single && fixed && !window.is_strided() && window.taps() > 1 {
@@ -53,7 +101,7 @@ pub(super) fn weight_gradient(b: &mut Builder, x: ValueId, ct: ValueId, w: Value
     }
     if group == 1 && seen.len() > 1 && !ct_ty.shape[0].is_one() {
         let area = ct_ty.shape[2..].iter().fold(Dim::from(1), |a, d| &a * d);
-        if !is_long(&ct_ty.shape[1], &x_ty.shape[1], &area) {
+        if !is_long(b, &ct_ty.shape[1], &x_ty.shape[1], &area) {
             return summed_once(b, &seen, ct, w);
         }
     }

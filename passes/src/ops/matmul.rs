@@ -170,9 +170,9 @@ pub(super) fn gemm(b: &mut Builder, x: ValueId, y: ValueId, trans_x: bool, trans
 }
 
 /// Is it better to gather a batch of products [M, P] · [P, K] into one long product than to sum them?
-pub(super) fn is_long(m: &Dim, k: &Dim, inner: &Dim) -> bool {
+pub(super) fn is_long(b: &Builder, m: &Dim, k: &Dim, inner: &Dim) -> bool {
     match (m.known(), k.known(), inner.known()) {
-        (Some(m), Some(k), Some(p)) => m * k > 6 * p * (m + k),
+        (Some(m), Some(k), Some(p)) => m * k > b.target.long_product * p * (m + k),
         _ => false,
     }
 }
@@ -180,7 +180,7 @@ pub(super) fn is_long(m: &Dim, k: &Dim, inner: &Dim) -> bool {
 /// Σ_batch A Bᵀ for A [batch, .., M, P] and B [batch, .., K, P], to [.., M, K].
 ///
 /// Either a batch of products and a sum, or both transposed and one long product. The first writes batch · M · K numbers, the
-/// second moves batch · P · (M + K); measured on the CPU the second wins once the products are some six times as large.
+/// second moves batch · P · (M + K); the target says how much dearer the latter is.
 pub(super) fn contract_batch(b: &mut Builder, lhs: ValueId, rhs: ValueId) -> Built {
     Ok(contract_batches(b, lhs, &[rhs])?[0])
 }
@@ -193,7 +193,7 @@ pub(super) fn contract_batches(b: &mut Builder, lhs: ValueId, all: &[ValueId]) -
     let inner: Dim = l.shape[l.rank() - 1].clone();
     let (m, k) = (l.shape[l.rank() - 2].clone(), r.shape[r.rank() - 2].clone());
     let single = l.shape[0].is_one();
-    if single || !is_long(&m, &k, &inner) {
+    if single || !is_long(b, &m, &k, &inner) {
         let sum = |rhs: &ValueId| {
             let transposed = b.transpose_last(*rhs)?;
             let product = b.matmul(lhs, transposed)?;

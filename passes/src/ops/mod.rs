@@ -9,7 +9,6 @@ mod axes;
 pub mod broadcast;
 pub mod build;
 mod class;
-mod conv_weight;
 mod decompose;
 pub mod eval;
 mod flat;
@@ -24,12 +23,11 @@ mod unruled;
 mod window;
 
 pub use axes::{Along, Axes, Label, axes, axes_of};
-pub use batch_norm_train::lower as lower_batch_norm_train;
 pub use class::{Class, Mixing, is_random, keeps_elements, passes_through, reads_values};
 pub(crate) use decompose::MICROSOFT;
 pub use decompose::{Decomposed, Source};
 pub use place::sum_terms;
-pub use pullback::{Contribution, Cotangents, GradError, Pullback};
+pub use pullback::{Contribution, Cotangents, Deferred, GradError, Pullback};
 pub(crate) use route::ROUTE_SOURCES;
 pub use sample::{Sample, SampleOperand};
 pub(crate) use transpose::permutation;
@@ -174,6 +172,25 @@ pub trait OpRule: Sync {
         Err(Why::Form("has no plain form".into()))
     }
 
+    /// What a value's terms that pullbacks of this operator left to it come to, all at once when the value's producer is
+    /// reached. May settle the cotangents of other values that wait for the same terms.
+    fn gather(
+        &self,
+        b: &mut Builder,
+        _cts: &mut Cotangents,
+        _v: ValueId,
+        terms: &[Deferred],
+    ) -> Result<Vec<ValueId>, GradError> {
+        let site = b.graph.site(terms[0].node);
+        let reason = "its rule does not say what its deferred terms come to".into();
+        Err(GradError::NoPullback { site, reason, path: String::new() })
+    }
+
+    /// An abstract operator's results in plain ones, as they are best on the builder's target. The node itself stays.
+    fn lower(&self, b: &mut Builder, _node: NodeId) -> Result<Vec<ValueId>, build::BuildError> {
+        Err(b.error(self.name(), TypeError("it is no operator that is lowered by itself".into())))
+    }
+
     /// Applications by which the rules are tested.
     fn samples(&self) -> Vec<Sample>;
 }
@@ -196,6 +213,7 @@ ops! {
     conv::Conv;
     col2im::COL2IM;
     conv_transpose::ConvTranspose;
+    conv_weight::ConvWeightCotangent;
     einsum::Einsum;
     gemm::Gemm;
     global_pool::GlobalAveragePool, GlobalMaxPool;

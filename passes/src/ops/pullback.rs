@@ -1,5 +1,6 @@
 //! What a pullback works with: the node's operands and results, the results' cotangents, and a builder.
 
+use super::OpRule;
 use super::broadcast::unbroadcast;
 use crate::ir::{Attrs, Graph, NodeId, NodeSite, TensorType, ValueId};
 use crate::ops::build::{BuildError, Builder};
@@ -42,27 +43,23 @@ pub enum GradError {
 }
 
 /// One term of a value's cotangent.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub enum Contribution {
     /// A cotangent of the value's own type.
     Value(ValueId),
-    /// The value is a source of a route: the terms of all routes of one router are summed in one operator later
-    /// (`ancre.RouteCotangent`), so that a state read by K rows costs one pass and not K.
-    Route {
-        /// The `ancre.Route` node.
-        route: NodeId,
-        /// Column of the value in the router's matrix.
-        column: i64,
-        /// The route's cotangent.
-        ct: ValueId,
-    },
-    /// The value is a route's logits or gate: the whole router's inner products are taken in one operator later.
-    RouteWeights {
-        /// The `ancre.Route` node.
-        route: NodeId,
-        /// The route's cotangent.
-        ct: ValueId,
-    },
+    /// What a rule will build together with its other terms ([`OpRule::gather`]).
+    Deferred(&'static dyn OpRule, Deferred),
+}
+
+/// A node's part in the cotangent of one of its operands, not built yet.
+#[derive(Clone, Copy, Debug)]
+pub struct Deferred {
+    /// The node.
+    pub node: NodeId,
+    /// Which operand the value is.
+    pub operand: usize,
+    /// Cotangent of the node's first result.
+    pub ct: ValueId,
 }
 
 /// Cotangents gathered so far.
@@ -73,6 +70,7 @@ pub struct Pullback<'a, 'g> {
     /// Builds the gradient's nodes.
     pub b: &'a mut Builder<'g>,
     pub(crate) node: NodeId,
+    pub(crate) rule: &'static dyn OpRule,
     pub(crate) result_cts: Vec<Option<ValueId>>,
     pub(crate) wanted: &'a dyn Fn(ValueId) -> bool,
     pub(crate) cotangents: &'a mut Cotangents,
@@ -182,7 +180,14 @@ impl Pullback<'_, '_> {
         self.accumulate(i, ct)
     }
 
-    pub(crate) fn contribute(&mut self, v: ValueId, c: Contribution) {
+    /// Leaves operand `i`'s cotangent, of which `ct` is this node's part, to the rule's [`OpRule::gather`].
+    pub fn defer(&mut self, i: usize, ct: ValueId) {
+        if let Some(v) = self.try_operand(i) {
+            self.contribute(v, Contribution::Deferred(self.rule, Deferred { node: self.node, operand: i, ct }));
+        }
+    }
+
+    fn contribute(&mut self, v: ValueId, c: Contribution) {
         if (self.wanted)(v) {
             self.cotangents.entry(v).or_default().push(c);
         }

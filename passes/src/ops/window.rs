@@ -33,6 +33,16 @@ pub(super) fn pooled(cx: &Infer) -> Result<TensorType, TypeError> {
 }
 
 impl Window {
+    /// A convolution's attributes.
+    pub(super) fn attrs(&self, group: i64) -> Attrs {
+        Attrs::new()
+            .with("kernel_shape", self.kernel.clone())
+            .with("strides", self.strides.clone())
+            .with("dilations", self.dilations.clone())
+            .with("pads", [self.begin.clone(), self.end.clone()].concat())
+            .with("group", group)
+    }
+
     /// Reads the attributes; `kernel` is the weight's spatial shape where there is a weight.
     pub(super) fn new(attrs: &Attrs, kernel: Option<&[Dim]>, input: &[Dim]) -> Result<Window, TypeError> {
         let rank = input.len();

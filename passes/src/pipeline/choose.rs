@@ -4,10 +4,10 @@ use super::training::TrainableChoice;
 use super::{Choice, Cx, PassError};
 use crate::analysis::head::{find_head, head_initializers};
 use crate::analysis::roles::{Role, initializer_roles};
+use crate::contract::{StateKind, StateRecord};
 use crate::ir::{Graph, Kind};
 use crate::refusal::Hint;
 use crate::transform::loss::loss_output;
-use crate::transform::optimizer::{StateKind, StateRecord};
 
 /// Fills in what was chosen, and what else could have been.
 pub(super) fn choose(g: &Graph, cx: &mut Cx) -> Result<(), PassError> {
@@ -27,10 +27,8 @@ pub(super) fn choose(g: &Graph, cx: &mut Cx) -> Result<(), PassError> {
         }
         Choice::Training => {
             by_role(g, cx)?;
-            for r in &cx.routers {
-                if g.name(r.logits).ends_with("logits") {
-                    cx.chosen.push((r.logits, StateKind::Logits));
-                }
+            for r in g.routers.values().filter(|r| r.trains()) {
+                cx.chosen.push((r.logits, StateKind::Logits));
                 cx.chosen.extend(r.gate.map(|gate| (gate, StateKind::Gate)));
             }
             if cx.chosen.is_empty() {

@@ -3,10 +3,11 @@
 use super::PassError;
 use super::training::TrainingOptions;
 use crate::analysis::residual::Chain;
+use crate::contract::{StateKind, StateRecord};
 use crate::ir::{Graph, NodeId, ValueId};
 use crate::refusal::{Applied, Refusal};
-use crate::transform::optimizer::{StateKind, StateRecord, StateTensor, Trained, Update};
-use crate::transform::route::{LeftAlone, RouteOptions, Router};
+use crate::transform::optimizer::{StateTensor, Trained, Update};
+use crate::transform::route::{RouteOptions, Routed};
 use indexmap::IndexMap;
 use std::collections::HashSet;
 
@@ -40,10 +41,8 @@ pub struct Cx {
     /// Nodes that nobody reads and that stay all the same, because the source has them.
     pub keep: HashSet<NodeId>,
 
-    /// Routers.
-    pub routers: Vec<Router>,
-    /// Chosen chains that got no router, with the reason.
-    pub left_alone: Vec<LeftAlone>,
+    /// What is to be said of the routers.
+    pub routed: Routed,
     /// What passes refused to change.
     pub refused: Vec<Refusal>,
     /// Names of separated and tied parameters, each with the other name its tensor has in the source.

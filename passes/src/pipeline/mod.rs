@@ -80,7 +80,7 @@ pub const TRAIN: &[Pass] = &[
     APPEND_OPTIMIZER,
     DECLARE_OUTPUTS,
     LOWER_ROUTES,
-    LOWER_BATCH_NORM,
+    LOWER_ABSTRACT,
     ELIMINATE_DEAD,
     MARK_IN_PLACE,
     DESCRIBE,
@@ -91,7 +91,7 @@ pub const TRAIN: &[Pass] = &[
 pub const EVAL: &[Pass] = &[APPEND_LOSS, DECLARE_OUTPUTS, LOWER_ROUTES, ELIMINATE_DEAD, DESCRIBE, WIDEN];
 
 /// From the prepared graph to one that also gives gradients of one of its own outputs.
-pub const GRAD: &[Pass] = &[DIFFERENTIATE, DECLARE_GRADIENTS, LOWER_ROUTES, LOWER_BATCH_NORM, ELIMINATE_DEAD, WIDEN];
+pub const GRAD: &[Pass] = &[DIFFERENTIATE, DECLARE_GRADIENTS, LOWER_ROUTES, LOWER_ABSTRACT, ELIMINATE_DEAD, WIDEN];
 
 /// All pipelines by name.
 pub const PIPELINES: &[(&str, &[Pass])] =

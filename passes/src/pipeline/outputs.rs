@@ -1,9 +1,9 @@
 //! Outputs and metadata of training, evaluation and gradient graphs.
 
 use super::{Cx, PassError};
+use crate::contract::{LossRecord, Names, OptimizerRecord, Record, StateRecord, States};
 use crate::ir::{Attrs, Graph, Kind, Op, ValueId};
-use crate::transform::optimizer::{OptimizerKind, StateRecord, declare_moments};
-use serde_json::json;
+use crate::transform::optimizer::{OptimizerKind, declare_moments};
 
 /// Declares the outputs in the order of the training graph's contract, and gives every state its names.
 pub(super) fn declare_outputs(g: &mut Graph, cx: &mut Cx) -> Result<(), PassError> {
@@ -15,7 +15,7 @@ pub(super) fn declare_outputs(g: &mut Graph, cx: &mut Cx) -> Result<(), PassErro
     of_model.into_iter().for_each(|(v, info)| g.add_output(v, info));
     let Some(update) = &cx.update else { return Ok(()) };
     let norm = publish_as(g, update.grad_norm, "grad_norm");
-    g.metadata.insert("ancre.names".into(), json!({"loss": g.name(loss), "grad_norm": norm}).to_string());
+    Names { loss: g.name(loss).to_string(), grad_norm: norm }.write(g);
     let states: Vec<_> = update.states.iter().chain(&cx.statistics).cloned().collect();
     for s in &states {
         let name = g.name(s.value).to_string();
@@ -66,34 +66,37 @@ fn publish_as(g: &mut Graph, v: ValueId, name: &str) -> String {
 /// Writes the metadata of a graph with a loss.
 pub(super) fn describe(g: &mut Graph, cx: &Cx) {
     let o = &cx.training;
-    g.metadata.insert("ancre.state".into(), serde_json::to_string(&cx.states).unwrap_or_default());
-    let loss = json!({"kind": o.loss.kind.name(), "reduction": if o.loss.sum { "sum" } else { "mean" }, "target": cx.target,
-                      "output": cx.loss_output, "label_smoothing": o.loss.smoothing, "ignore_index": o.loss.ignore_index,
-                      "huber_delta": o.loss.huber_delta});
-    g.metadata.insert("ancre.loss".into(), loss.to_string());
+    States(cx.states.clone()).write(g);
+    let loss = LossRecord {
+        kind: o.loss.kind.name().into(),
+        reduction: if o.loss.sum { "sum" } else { "mean" }.into(),
+        target: cx.target.clone(),
+        output: Some(cx.loss_output.clone()),
+        label_smoothing: o.loss.smoothing,
+        ignore_index: o.loss.ignore_index,
+        huber_delta: Some(o.loss.huber_delta),
+    };
+    loss.write(g);
     if cx.update.is_none() {
         return;
     }
     let opt = &o.optimizer;
     let adam = matches!(opt.kind, OptimizerKind::Adam | OptimizerKind::AdamW);
-    let mut record = json!({"kind": opt.kind.name()});
-    if let Some(r) = record.as_object_mut() {
-        if adam {
-            r.insert("betas".into(), json!([opt.beta1, opt.beta2]));
-            r.insert("eps".into(), json!(opt.eps));
-        }
-        if opt.kind == OptimizerKind::Sgd {
-            r.insert("momentum".into(), json!(opt.momentum));
-            r.insert("nesterov".into(), json!(opt.nesterov));
-        }
-        if opt.kind != OptimizerKind::None {
-            // Unless the model has a value of that name.
-            r.insert("lr".into(), json!(if g.find("ancre.lr").is_some() { "ancre.lr" } else { "lr" }));
-            r.insert("weight_decay".into(), json!(opt.decay()));
-            r.insert("clip_norm".into(), json!(opt.clip_norm));
-            r.insert("accumulate".into(), json!(opt.accumulate));
-            r.insert("router_lr_scale".into(), json!(opt.router_lr_scale));
-        }
-    }
-    g.metadata.insert("ancre.optimizer".into(), record.to_string());
+    let sgd = opt.kind == OptimizerKind::Sgd;
+    let updates = opt.kind != OptimizerKind::None;
+    // Unless the model has a value of that name.
+    let lr = if g.find("ancre.lr").is_some() { "ancre.lr" } else { "lr" };
+    let record = OptimizerRecord {
+        kind: opt.kind.name().into(),
+        betas: adam.then_some([opt.beta1, opt.beta2]),
+        eps: adam.then_some(opt.eps),
+        momentum: sgd.then_some(opt.momentum),
+        nesterov: sgd.then_some(opt.nesterov),
+        lr: updates.then(|| lr.into()),
+        weight_decay: updates.then(|| opt.decay()),
+        clip_norm: updates.then_some(opt.clip_norm),
+        accumulate: updates.then_some(opt.accumulate),
+        router_lr_scale: updates.then_some(opt.router_lr_scale),
+    };
+    record.write(g);
 }

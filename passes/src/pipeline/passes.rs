@@ -14,7 +14,8 @@ use crate::transform::loss::{append_loss, loss_output};
 use crate::transform::optimizer::{Trained, append_optimizer};
 use crate::transform::rebatch::{self, Current};
 use crate::transform::{
-    differentiate, dropout, eliminate, fold, legalize, lower_routes, master, route, separate, tie, train_batch_norm, widen,
+    differentiate, dropout, eliminate, fold, legalize, lower_abstract, lower_routes, master, route, separate, tie,
+    train_batch_norm, widen,
 };
 
 pub const ROUTE_SKIPS: Pass = Pass::new(
@@ -25,10 +26,8 @@ pub const ROUTE_SKIPS: Pass = Pass::new(
         let mut applied = cx.count();
         let mut chains = cx.chains.take().unwrap_or_else(|| find_residuals(g).chains);
         chains.retain(|c| c.joins.len() < 2 || applied.allows(&format!("chain {}", c.id)));
-        let routed = route::route_skips(g, &chains, &cx.route)?;
-        cx.left_alone = routed.left_alone;
-        cx.routers = routed.routers;
-        Ok(Applied { changed: cx.routers.len(), ..applied })
+        cx.routed = route::route_skips(g, &chains, &cx.route)?;
+        Ok(Applied { changed: g.routers.len(), ..applied })
     },
 );
 
@@ -163,7 +162,7 @@ pub const DIFFERENTIATE: Pass = Pass::new(
             super::choose::choose(g, cx)?;
         }
         let wrt: Vec<ValueId> = cx.chosen.iter().map(|(v, _)| *v).collect();
-        let gradients = differentiate(g, cx.loss(g)?, &wrt)?;
+        let gradients = differentiate(g, cx.training.target, cx.loss(g)?, &wrt)?;
         for &(v, kind) in &cx.chosen {
             match gradients.get(&v) {
                 Some(ct) => cx.trained.push(Trained { value: v, gradient: *ct, kind }),
@@ -183,7 +182,7 @@ pub const DIFFERENTIATE: Pass = Pass::new(
 
 pub const APPEND_OPTIMIZER: Pass =
     Pass::new("append-optimizer", Extends, "adds the update of every trained tensor", |g, cx| {
-        cx.update = Some(append_optimizer(g, cx.loss(g)?, &cx.trained, &cx.training.optimizer)?);
+        cx.update = Some(append_optimizer(g, cx.loss(g)?, &cx.trained, &cx.training.optimizer, cx.training.target)?);
         Ok(Applied::of(cx.trained.len()))
     });
 
@@ -212,17 +211,22 @@ pub const LOWER_ROUTES: Pass = Pass::new(
     "lower-routes",
     Rounding,
     "replaces the router's operators by plain ones; late, because the lowering is chosen for the whole router",
-    |g, _| {
-        lower_routes::lower_routes(g)?;
+    |g, cx| {
+        lower_routes::lower_routes(g, cx.training.target)?;
         Ok(Applied::default())
     },
 );
 
-pub const LOWER_BATCH_NORM: Pass =
-    Pass::new("lower-batch-norm", Rounding, "replaces training-mode batch normalisation by plain operators", |g, _| {
-        train_batch_norm::lower(g)?;
+pub const LOWER_ABSTRACT: Pass = Pass::new(
+    "lower-abstract",
+    Rounding,
+    "replaces training-mode batch normalisation and the gradients of convolutions' weights by plain operators; late, because \
+     the target chooses among formulations",
+    |g, cx| {
+        lower_abstract::lower_abstract(g, cx.training.target)?;
         Ok(Applied::default())
-    });
+    },
+);
 
 pub const ELIMINATE_DEAD: Pass = Pass::new("eliminate-dead", Exact, "removes what nobody reads", |g, cx| {
     Ok(Applied::of(eliminate::eliminate_dead(g, |_, id| cx.keep.contains(&id))))

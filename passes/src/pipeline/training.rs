@@ -1,11 +1,12 @@
 //! Assembles training and evaluation graphs. The contract is the table of inputs and outputs in the README's "training graph".
 
 use super::{Choice, Cx, EVAL, PREPARE, Pass, PassError, PassManager, TRAIN};
+use crate::contract::StateRecord;
 use crate::ir::Graph;
+use crate::target::{self, Target};
 use crate::transform::loss::{LossKind, LossOptions, loss_output};
-use crate::transform::optimizer::{OptimizerKind, OptimizerOptions, StateRecord};
+use crate::transform::optimizer::{OptimizerKind, OptimizerOptions};
 use crate::transform::rebatch::Batch;
-use crate::transform::route::Router;
 
 /// Which initializers train.
 #[derive(Clone, Debug, Default)]
@@ -37,6 +38,8 @@ pub struct TrainingOptions {
     pub grad_outputs: bool,
     /// Keep batch normalisation as in evaluation.
     pub frozen_bn: bool,
+    /// The machine whose costs choose among formulations.
+    pub target: &'static Target,
 }
 
 impl Default for TrainingOptions {
@@ -58,6 +61,7 @@ impl TrainingOptions {
             batch: None,
             grad_outputs: false,
             frozen_bn: false,
+            target: &target::CPU,
         }
     }
 
@@ -91,8 +95,8 @@ pub struct Training {
 ///
 /// # Errors
 /// When the loss does not fit, an operator has no derivative, or nothing would train.
-pub fn build_training_graph(g: Graph, routers: &[Router], o: &TrainingOptions) -> Result<Training, PassError> {
-    PassManager::default().training_graph(g, routers, o)
+pub fn build_training_graph(g: Graph, o: &TrainingOptions) -> Result<Training, PassError> {
+    PassManager::default().training_graph(g, o)
 }
 
 impl PassManager<'_> {
@@ -100,8 +104,8 @@ impl PassManager<'_> {
     ///
     /// # Errors
     /// When the loss does not fit, an operator has no derivative, or nothing would train.
-    pub fn training_graph(&mut self, mut g: Graph, routers: &[Router], o: &TrainingOptions) -> Result<Training, PassError> {
-        let mut cx = Cx { training: o.clone(), routers: routers.to_vec(), ..Cx::default() };
+    pub fn training_graph(&mut self, mut g: Graph, o: &TrainingOptions) -> Result<Training, PassError> {
+        let mut cx = Cx { training: o.clone(), ..Cx::default() };
         self.prepared(TRAIN, &mut g, &mut cx)?;
         Ok(Training {
             graph: g,

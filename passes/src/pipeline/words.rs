@@ -1,9 +1,11 @@
 //! Passes and their options by word, for golden texts and for `examples/opt.rs`.
 
 use super::{Choice, Cx, PIPELINES, PassError, PassManager, passes};
+use crate::contract::{StateKind, StateRecord};
 use crate::ir::Graph;
+use crate::target::Target;
 use crate::transform::loss::{LossKind, LossOptions};
-use crate::transform::optimizer::{OptimizerKind, OptimizerOptions, StateKind, StateRecord};
+use crate::transform::optimizer::{OptimizerKind, OptimizerOptions};
 use crate::transform::rebatch::Batch;
 use crate::transform::route::{ChainChoice, Form, Granularity, Init, Normalize, Rule, Scope};
 
@@ -66,6 +68,7 @@ impl Cx {
                 training.opset = Some(value.parse().ok()?);
                 self.opset = training.opset;
             }
+            "target" => training.target = Target::of_name(value)?,
             "seed" => training.seed = value.parse().ok()?,
             "of" => self.of = Some(value.into()),
             "wrt" => self.choice = Choice::Named(names()),

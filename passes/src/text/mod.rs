@@ -13,6 +13,13 @@
 //! }
 //! ```
 //!
+//! A router that operators name is written after the nodes, its values in five lists: logits and gate, the states of earlier chains
+//! and what they were brought to, the chain's own states, and each row's route.
+//!
+//! ```text
+//!     @0 <form = "reassign", rule = "gated", …> (logits, gate) (s) (s.fit) (h0, h1, h2) (, r1)
+//! ```
+//!
 //! A type without brackets is a scalar's, `float[]` one of unknown rank, and a dimension may be a polynomial of symbols. Types of
 //! operators' results are inferred; a declaration without elements states one that the operator's rule does not give. A label
 //! names a node that is not named like its first result.

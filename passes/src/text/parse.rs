@@ -1,7 +1,10 @@
 //! Text as graphs.
 
 use super::{inferred, is_bare_char};
-use crate::ir::{Attr, Attrs, DType, Dim, Graph, Op, Tensor, ValueId, ValueType};
+use crate::ir::{
+    Attr, Attrs, DType, Dim, Form, Graph, Normalize, Op, RouterId, RouterSpec, Rule, Scope, Source, Tensor, ValueId,
+    ValueType,
+};
 use indexmap::IndexMap;
 use std::sync::Arc;
 
@@ -50,7 +53,7 @@ pub fn parse(text: &str) -> Parsed<Graph> {
     }
     p.expect('{')?;
     while !p.eat('}') {
-        p.node(&mut g, &mut stated)?;
+        if p.eat('@') { p.router(&mut g)? } else { p.node(&mut g, &mut stated)? }
     }
     if p.peek().is_some() {
         return p.wrong("the end of the text");
@@ -398,6 +401,54 @@ impl Parser<'_> {
             let ty = stated.swap_remove(&name).map_or(rule, |(ty, _)| ty);
             g.push_result(id, &name, ty);
         }
+        Ok(())
+    }
+
+    /// A router, after its `@`.
+    fn router(&mut self, g: &mut Graph) -> Parsed<()> {
+        let id = RouterId(self.int()?.max(0) as usize);
+        let mut attrs = Attrs::new();
+        self.expect('<')?;
+        self.list('>', |p| p.attr(&mut attrs))?;
+        let mut lists: [Vec<Option<ValueId>>; 5] = Default::default();
+        for list in &mut lists {
+            self.expect('(')?;
+            self.list(')', |p| {
+                list.push(p.operand(g)?);
+                Ok(())
+            })?;
+        }
+        let [weights, states, values, own, rows] = lists;
+        let word = |name: &str| attrs.str(name, "").to_string();
+        let words = (
+            Form::of_name(&word("form")),
+            Rule::of_name(&word("rule")),
+            Normalize::of_name(&word("normalize")),
+            Scope::of_name(&word("scope")),
+        );
+        let (Some(form), Some(rule), Some(normalize), Some(scope)) = words else {
+            return self.fail("a router has a form, a rule, a normalisation and a scope".into());
+        };
+        let Some(logits) = weights.first().copied().flatten() else {
+            return self.fail("a router has logits".into());
+        };
+        let sources = states.into_iter().flatten().zip(values.into_iter().flatten());
+        let spec = RouterSpec {
+            form,
+            rule,
+            normalize,
+            scope,
+            tau: attrs.float("tau", 1.0),
+            granularity: word("granularity"),
+            init: word("init"),
+            adds_per_block: attrs.int("adds_per_block", 1).max(0) as usize,
+            logits,
+            gate: weights.get(1).copied().flatten(),
+            sources: sources.map(|(state, value)| Source { state, value }).collect(),
+            states: own.into_iter().flatten().collect(),
+            rows: rows.into_iter().enumerate().filter_map(|(row, v)| Some((row, v?))).collect(),
+        };
+        g.routers.insert(id, spec);
         Ok(())
     }
 

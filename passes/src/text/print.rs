@@ -1,7 +1,7 @@
 //! Graphs as text.
 
 use super::{inferred, is_bare};
-use crate::ir::{Attr, DType, Dim, Graph, Kind, NodeId, Tensor, TensorType, ValueId, ValueType};
+use crate::ir::{Attr, Attrs, DType, Dim, Graph, Kind, NodeId, Tensor, TensorType, ValueId, ValueType};
 use std::fmt::Write;
 
 /// Tensors of more elements are elided where people read.
@@ -142,6 +142,29 @@ impl Printer<'_> {
                 name(&op.full_name()),
                 operands.join(", ")
             );
+        }
+        for (id, r) in &g.routers {
+            let attrs = Attrs::new()
+                .with("form", r.form.name())
+                .with("rule", r.rule.name())
+                .with("normalize", r.normalize.name())
+                .with("tau", r.tau)
+                .with("scope", r.scope.name())
+                .with("granularity", r.granularity.as_str())
+                .with("init", r.init.as_str())
+                .with("adds_per_block", r.adds_per_block as i64);
+            let attrs: Vec<String> = attrs.0.iter().map(|(n, a)| self.attr(n, a)).collect();
+            let row = |k: usize| r.rows.iter().find(|(row, _)| *row == k).map(|(_, v)| *v);
+            let lists: [Vec<Option<ValueId>>; 5] = [
+                vec![Some(r.logits), r.gate],
+                r.sources.iter().map(|s| Some(s.state)).collect(),
+                r.sources.iter().map(|s| Some(s.value)).collect(),
+                r.states.iter().copied().map(Some).collect(),
+                (0..r.blocks()).map(row).collect(),
+            ];
+            let text = |v: &Option<ValueId>| v.map_or(String::new(), |v| name(g.name(v)));
+            let lists = lists.map(|l| format!(" ({})", l.iter().map(text).collect::<Vec<_>>().join(", ")));
+            let _ = writeln!(out, "{indent}@{id} <{}>{}", attrs.join(", "), lists.concat());
         }
         out
     }

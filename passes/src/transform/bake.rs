@@ -1,71 +1,11 @@
 //! Bakes a router's weights into a deployable graph: every route becomes a sum with constant weights, in which a weight of
 //! one costs nothing and a weight of zero drops its edge.
 
-use super::route::{Normalize, Rule, reference_weights};
-use crate::ir::{Dim, Graph, Tensor, ValueId};
+use super::route::reference_weights;
+use crate::contract::{self, Record, RouterRecord};
+use crate::ir::{Dim, Graph, Normalize, RouterId, RouterSpec, Rule, Tensor, ValueId};
 use crate::ops::build::{BuildError, Builder, Built};
-use serde::{Deserialize, Serialize};
-
-/// The metadata `ancre.router`: what later tools need to read a routed graph.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[allow(missing_docs)]
-pub struct RouterRecord {
-    pub form: super::route::Form,
-    pub granularity: String,
-    pub scope: super::route::Scope,
-    pub parametrization: Rule,
-    pub init: String,
-    pub tau: f32,
-    pub normalize: Normalize,
-    pub chains: Vec<ChainRecord>,
-}
-
-/// One routed chain of [`RouterRecord`].
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[allow(missing_docs)]
-pub struct ChainRecord {
-    pub id: usize,
-    #[serde(rename = "K")]
-    pub blocks: usize,
-    pub adds_per_block: usize,
-    /// Initializer of the logits (or weights), [K, S + K].
-    pub logits: String,
-    /// Initializer of the gate, K elements.
-    pub gate: Option<String>,
-    /// Earlier chains' states that all rows read, S of them; their columns come first.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub sources: Vec<SourceRecord>,
-    /// Values of the states h_0 … h_K.
-    pub states: Vec<String>,
-    /// Row (0-based) and value of each route.
-    pub rows: Vec<(usize, String)>,
-}
-
-/// An earlier chain's state among the sources of a [`ChainRecord`].
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct SourceRecord {
-    /// Value of the state.
-    pub state: String,
-    /// Value of the state brought to the chain's shape, which the rows read.
-    pub value: String,
-}
-
-impl ChainRecord {
-    /// The values of the matrix's columns, in order.
-    pub fn columns(&self) -> impl Iterator<Item = &String> {
-        self.sources.iter().map(|s| &s.value).chain(&self.states).take(self.width())
-    }
-
-    /// Number of columns, S + K.
-    pub fn width(&self) -> usize {
-        self.sources.len() + self.blocks
-    }
-
-    /// Number of columns that a row (0-based) reads.
-    pub fn reads(&self, row: usize) -> usize {
-        self.sources.len() + row + 1
-    }
-}
+use indexmap::IndexMap;
 
 /// What baking found wrong.
 #[derive(Debug, thiserror::Error)]
@@ -83,39 +23,38 @@ pub enum BakeError {
     Build(#[from] BuildError),
 }
 
-/// The router record of a forward graph.
+/// The routers of a forward graph, by its metadata.
 ///
 /// # Errors
-/// When there is none or it cannot be read.
-pub fn read_record(g: &Graph) -> Result<RouterRecord, BakeError> {
-    let text = g.metadata.get("ancre.router").ok_or_else(|| BakeError::Metadata("there is none".into()))?;
-    serde_json::from_str(text).map_err(|e| BakeError::Metadata(e.to_string()))
+/// When there are none or they cannot be read.
+pub fn read_routers(g: &Graph) -> Result<IndexMap<RouterId, RouterSpec>, BakeError> {
+    let record = RouterRecord::read(g).map_err(|e| BakeError::Metadata(e.why))?;
+    let record = record.ok_or_else(|| BakeError::Metadata("there is none".into()))?;
+    record.routers(g).map_err(BakeError::Missing)
 }
 
-/// The K × (S + K) weights of a chain, from the logits and gate in the file.
+/// The K × (S + K) weights of a router, from the logits and gate in the file.
 ///
 /// # Errors
 /// When they are missing or unreadable.
-pub fn chain_weights(g: &Graph, record: &RouterRecord, chain: &ChainRecord) -> Result<Vec<f64>, BakeError> {
-    let read = |name: &str| -> Result<Vec<f32>, BakeError> {
-        let v = g.find(name).ok_or_else(|| BakeError::Missing(name.into()))?;
-        let t = g.initializer(v).ok_or_else(|| BakeError::Missing(name.into()))?;
-        t.to_f32().map_err(|e| BakeError::Tensor(name.into(), e.to_string()))
+pub fn router_weights(g: &Graph, r: &RouterSpec) -> Result<Vec<f64>, BakeError> {
+    let read = |v: ValueId| -> Result<Vec<f32>, BakeError> {
+        let t = g.initializer(v).ok_or_else(|| BakeError::Missing(g.name(v).into()))?;
+        t.to_f32().map_err(|e| BakeError::Tensor(g.name(v).into(), e.to_string()))
     };
-    let logits = read(&chain.logits)?;
-    if logits.len() != chain.blocks * chain.width() {
-        return Err(BakeError::Tensor(
-            chain.logits.clone(),
-            format!("it has {} elements, expected {} x {}", logits.len(), chain.blocks, chain.width()),
-        ));
+    let logits = read(r.logits)?;
+    let (blocks, width) = (r.blocks(), r.width());
+    let wrong = |v: ValueId, what: String| Err(BakeError::Tensor(g.name(v).into(), what));
+    if logits.len() != blocks * width {
+        return wrong(r.logits, format!("it has {} elements, expected {blocks} x {width}", logits.len()));
     }
-    let gate = chain.gate.as_deref().map(read).transpose()?;
-    if let (Some(gate), Some(name)) = (&gate, &chain.gate)
-        && gate.len() != chain.blocks
+    let gate = r.gate.map(read).transpose()?;
+    if let (Some(gate), Some(v)) = (&gate, r.gate)
+        && gate.len() != blocks
     {
-        return Err(BakeError::Tensor(name.clone(), format!("it has {} elements, K is {}", gate.len(), chain.blocks)));
+        return wrong(v, format!("it has {} elements, K is {blocks}", gate.len()));
     }
-    Ok(reference_weights(&logits, gate.as_deref(), chain.blocks, record.parametrization, record.normalize, record.tau))
+    Ok(reference_weights(&logits, gate.as_deref(), blocks, r.rule, r.normalize, r.tau))
 }
 
 /// What baking did.
@@ -135,16 +74,14 @@ pub struct Baked {
 /// # Errors
 /// When metadata and graph disagree.
 pub fn bake_router(g: &mut Graph, prune: f64) -> Result<Baked, BakeError> {
-    let record = read_record(g)?;
     let mut baked = Baked::default();
-    for chain in &record.chains {
-        let weights = chain_weights(g, &record, chain)?;
-        for (row, name) in &chain.rows {
-            let old = g.find(name).ok_or_else(|| BakeError::Missing(name.clone()))?;
+    for (id, router) in read_routers(g)? {
+        let weights = router_weights(g, &router)?;
+        for &(row, old) in &router.rows {
             let mut terms = Vec::new();
             let mut dropped = 0.0;
-            let first = row * chain.width();
-            for (w, source) in weights[first..first + chain.reads(*row)].iter().zip(chain.columns()) {
+            let first = row * router.width();
+            for (w, source) in weights[first..first + router.reads(row)].iter().zip(router.columns()) {
                 // What float32 rounds to nothing beside the other weights is no edge: identity logits give exact zeros there.
                 let w = *w as f32 as f64;
                 if w == 0.0 || w.abs() < prune {
@@ -152,18 +89,17 @@ pub fn bake_router(g: &mut Graph, prune: f64) -> Result<Baked, BakeError> {
                     baked.dropped += 1;
                     continue;
                 }
-                terms.push((g.find(source).ok_or_else(|| BakeError::Missing(source.clone()))?, w));
+                terms.push((source, w));
             }
-            let sums_to_one = record.normalize == Normalize::Incoming && record.parametrization == Rule::Softmax;
+            let sums_to_one = router.normalize == Normalize::Incoming && router.rule == Rule::Softmax;
             let total: f64 = terms.iter().map(|(_, w)| w).sum();
             if prune > 0.0 && sums_to_one && total > 0.0 {
                 terms.iter_mut().for_each(|(_, w)| *w /= total);
             }
             baked.kept += terms.len();
             baked.worst_drop = baked.worst_drop.max(dropped);
-            let mut b = Builder::new(g, &format!("ancre/{}/baked_{}", chain.id, row + 1));
-            let first_source = chain.columns().next().and_then(|name| b.graph.find(name)).unwrap_or(old);
-            let new = weighted_sum(&mut b, &terms, first_source)?;
+            let mut b = Builder::new(g, &format!("ancre/{id}/baked_{}", row + 1));
+            let new = weighted_sum(&mut b, &terms, router.columns().next().unwrap_or(old))?;
             g.replace_uses(old, new, |_| true);
             if g.is_output(old) {
                 g.redirect_output(old, new);
@@ -171,8 +107,7 @@ pub fn bake_router(g: &mut Graph, prune: f64) -> Result<Baked, BakeError> {
             }
         }
     }
-    // What is deployed is no longer ours to read.
-    g.metadata.retain(|key, _| !key.starts_with("ancre."));
+    contract::forget(g);
     Ok(baked)
 }
 

@@ -6,23 +6,29 @@
 
 use crate::ir::{Graph, Kind, NodeId, NodeSite, Tensor, ValueId};
 use crate::ops::build::Builder;
-use crate::ops::{self, Contribution, Cotangents, Derivative, GradError, Pullback};
-use crate::transform::{legalize, route};
+use crate::ops::{self, Contribution, Cotangents, Deferred, Derivative, GradError, OpRule, Pullback};
+use crate::target::Target;
+use crate::transform::legalize;
 use indexmap::IndexMap;
 use std::collections::VecDeque;
 
 /// Gradients by trainable value. A value the loss does not depend on is absent.
 pub type Gradients = IndexMap<ValueId, ValueId>;
 
-/// Appends the gradient of a scalar `loss` with respect to `wrt`.
+/// Appends the gradient of a scalar `loss` with respect to `wrt`, as it is best computed on a target.
 ///
 /// # Errors
 /// When an operator on a differentiable path has no pullback (the error names the path), or a pullback fails.
-pub fn differentiate(g: &mut Graph, loss: ValueId, wrt: &[ValueId]) -> Result<Gradients, GradError> {
+pub fn differentiate(
+    g: &mut Graph,
+    target: &'static Target,
+    loss: ValueId,
+    wrt: &[ValueId],
+) -> Result<Gradients, GradError> {
     let order = g.topological_order();
     let active = reached_from(g, &order, wrt);
     let dtype = g.value(loss).ty.dtype.unwrap_or(crate::ir::DType::F32);
-    let mut b = Builder::new(g, "grad");
+    let mut b = Builder::on(g, "grad", target);
     let seed = b.constant("const/loss_ct", Tensor::floats(dtype, &[], &[1.0]));
     let mut cts: Cotangents = IndexMap::from([(loss, vec![Contribution::Value(seed)])]);
     for id in order.into_iter().rev() {
@@ -51,7 +57,7 @@ pub fn differentiate(g: &mut Graph, loss: ValueId, wrt: &[ValueId]) -> Result<Gr
         let result_cts =
             results.iter().map(|v| finish(&mut b, &mut cts, *v)).collect::<Result<Vec<_>, _>>().map_err(at(&site))?;
         let wanted = |v: ValueId| active[v.node.index()];
-        let mut p = Pullback { b: &mut b, node: id, result_cts, wanted: &|v| wanted(v), cotangents: &mut cts };
+        let mut p = Pullback { b: &mut b, node: id, rule, result_cts, wanted: &|v| wanted(v), cotangents: &mut cts };
         rule.pullback(&mut p).map_err(|e| match e {
             GradError::NoPullback { reason, .. } => no_pullback(b.graph, id, wrt, loss, &reason),
             other => at(&site)(other),
@@ -90,23 +96,22 @@ fn reached_from(g: &Graph, order: &[NodeId], wrt: &[ValueId]) -> Vec<bool> {
     active
 }
 
-/// Sums a value's terms into its cotangent. Route terms of one router become one operator.
+/// Sums a value's terms into its cotangent. Those that a rule deferred it now builds.
 fn finish(b: &mut Builder, cts: &mut Cotangents, v: ValueId) -> Result<Option<ValueId>, GradError> {
     let Some(terms) = cts.swap_remove(&v) else { return Ok(None) };
     let mut values = Vec::new();
-    let mut routes = Vec::new();
-    let mut weights = Vec::new();
+    let mut deferred: IndexMap<&str, (&dyn OpRule, Vec<Deferred>)> = IndexMap::new();
     for t in terms {
         match t {
             Contribution::Value(ct) => values.push(ct),
-            Contribution::Route { route, column, ct } => routes.push((route, column, ct)),
-            Contribution::RouteWeights { route, ct } => weights.push((route, ct)),
+            Contribution::Deferred(rule, term) => deferred.entry(rule.name()).or_insert((rule, Vec::new())).1.push(term),
         }
     }
-    // The router's part has names of its own; what follows is the node's at hand again.
+    // These may have names of their own; what follows is the node's at hand again.
     let prefix = b.prefix.clone();
-    values.extend(route::state_cotangents(b, &routes)?);
-    values.extend(route::weight_cotangents(b, cts, v, &weights)?);
+    for (rule, terms) in deferred.into_values() {
+        values.extend(rule.gather(b, cts, v, &terms)?);
+    }
     b.prefix = prefix;
     let ct = ops::sum_terms(b, &values)?;
     // A readable name, unless the cotangent is another value's too (an Add hands its own on to both operands).

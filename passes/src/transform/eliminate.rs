@@ -16,5 +16,6 @@ pub fn eliminate_dead(g: &mut Graph, keep: impl Fn(&Graph, NodeId) -> bool) -> u
             removed += 1;
         }
     }
+    g.drop_dead_routers();
     removed
 }

@@ -1,7 +1,7 @@
 //! Which states a runtime may overwrite with their next value: a loop binds the output to the memory of the input and keeps
 //! one copy instead of two.
 
-use super::optimizer::StateRecord;
+use crate::contract::StateRecord;
 use crate::ir::{Graph, NodeId, ValueId};
 use crate::ops::passes_through;
 
@@ -136,9 +136,9 @@ impl Waits {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::contract::StateKind;
     use crate::ir::{DType, Tensor, TensorType};
     use crate::ops::build::Builder;
-    use crate::transform::optimizer::StateKind;
 
     /// A state `m` of two elements, what becomes of it, and the verdict.
     fn verdict(next: impl FnOnce(&mut Builder, ValueId) -> ValueId) -> bool {

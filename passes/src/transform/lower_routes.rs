@@ -1,4 +1,4 @@
-//! Replaces the abstract router operators by plain ones. All lowerings are here, and `Lowering::choose` chooses among them.
+//! Replaces the abstract router operators by plain ones. All lowerings are here; the target's costs choose among them.
 //!
 //! A router and its transpose are the same computation: targets in an order in which each reads a prefix of the sources,
 //! `target_t = Σ_{s < n_t} A[t, s] · source_s` (rows over states forwards; states over row cotangents backwards, both
@@ -11,8 +11,11 @@
 //! Under `gated` the one-hot part is a plain addition, so that the residual stream stays exact where matrix products are not
 //! (TF32): `route = h_near + Σ a (p − onehot) h`.
 
-use crate::ir::{ANCRE, Attrs, DType, Dim, Graph, NodeId, Tensor, TensorType, ValueId};
+use crate::ir::{
+    ANCRE, Attrs, DType, Dim, Graph, NodeId, Normalize, RouterId, RouterSpec, Rule, Tensor, TensorType, ValueId,
+};
 use crate::ops::build::{BuildError, Builder, Built, reshape_target};
+use crate::target::Target;
 use indexmap::{IndexMap, IndexSet};
 
 /// How a router's weighted sums are computed.
@@ -26,26 +29,17 @@ pub enum Lowering {
 
 impl Lowering {
     /// By the number of sources.
-    ///
-    /// Measured on CPU over states of 16 k to 780 k floats (K = 8 … 64): blocks of 4 are best or near it up to K = 16, blocks of
-    /// 8 above. Up to 4 states the stacking costs more than the pairs.
-    fn choose(sources: usize) -> Lowering {
-        match sources {
-            0..=4 => Lowering::Pairwise,
-            5..=16 => Lowering::TwoLevel(4),
-            _ => Lowering::TwoLevel(8),
-        }
+    fn choose(target: &Target, sources: usize) -> Lowering {
+        let costs = &target.router;
+        let size = costs.blocks.iter().find(|(most, _)| sources <= *most).map(|(_, size)| *size);
+        size.filter(|_| sources > costs.pairs).map_or(Lowering::Pairwise, Lowering::TwoLevel)
     }
 }
 
-/// A router as its operators' attributes describe it.
-struct RouterView {
-    id: i64,
-    logits: ValueId,
-    gate: Option<ValueId>,
-    rule: String,
-    outgoing: bool,
-    tau: f64,
+/// A router and its operators in the graph.
+struct RouterView<'s> {
+    id: RouterId,
+    spec: &'s RouterSpec,
     routes: Vec<NodeId>,
     cotangents: Vec<NodeId>,
     weights: Vec<NodeId>,
@@ -67,32 +61,24 @@ struct Weights {
 ///
 /// # Errors
 /// When a node cannot be built; that is a fault of this tool.
-pub fn lower_routes(g: &mut Graph) -> Result<(), BuildError> {
-    lower_routes_by(g, None)
+pub fn lower_routes(g: &mut Graph, target: &'static Target) -> Result<(), BuildError> {
+    lower_routes_by(g, target, None)
 }
 
 /// As [`lower_routes`], with one lowering for every router; by size if none is given.
 ///
 /// # Errors
 /// As [`lower_routes`].
-pub fn lower_routes_by(g: &mut Graph, lowering: Option<Lowering>) -> Result<(), BuildError> {
-    let mut routers: IndexMap<(i64, ValueId), RouterView> = IndexMap::new();
+pub fn lower_routes_by(g: &mut Graph, target: &'static Target, lowering: Option<Lowering>) -> Result<(), BuildError> {
+    let specs = g.routers.clone();
+    let mut routers: IndexMap<RouterId, RouterView> = IndexMap::new();
     for id in g.topological_order() {
         let Some(op) = g.op(id).filter(|o| o.domain == ANCRE && o.name.starts_with("Route")) else { continue };
-        let Some(logits) = g.operand(id, 0) else { continue };
-        let router = op.attrs.int("router", 0);
-        let view = routers.entry((router, logits)).or_insert_with(|| RouterView {
-            id: router,
-            logits,
-            gate: g.operand(id, 1),
-            rule: op.attrs.str("rule", "softmax").to_string(),
-            outgoing: op.attrs.str("normalize", "incoming") == "outgoing",
-            tau: op.attrs.float("tau", 0.01) as f64,
-            routes: Vec::new(),
-            cotangents: Vec::new(),
-            weights: Vec::new(),
-            lowering,
-        });
+        let router = RouterId(op.attrs.int("router", 0) as usize);
+        let Some(spec) = specs.get(&router) else { continue };
+        let (routes, cotangents, weights) = (Vec::new(), Vec::new(), Vec::new());
+        let view = RouterView { id: router, spec, routes, cotangents, weights, lowering };
+        let view = routers.entry(router).or_insert(view);
         match op.name.as_str() {
             "Route" => view.routes.push(id),
             "RouteCotangent" => view.cotangents.push(id),
@@ -100,22 +86,21 @@ pub fn lower_routes_by(g: &mut Graph, lowering: Option<Lowering>) -> Result<(), 
         }
     }
     for view in routers.values() {
-        lower_router(g, view)?;
+        lower_router(g, target, view)?;
     }
     Ok(())
 }
 
-fn lower_router(g: &mut Graph, view: &RouterView) -> Result<(), BuildError> {
-    let mut b = Builder::new(g, &format!("ancre/{}", view.id));
+fn lower_router(g: &mut Graph, target: &'static Target, view: &RouterView) -> Result<(), BuildError> {
+    let mut b = Builder::on(g, &format!("ancre/{}", view.id), target);
     let weights = emit_weights(&mut b, view)?;
-    let mut done: Vec<(ValueId, ValueId)> = Vec::new();
+    let mut done: IndexMap<ValueId, ValueId> = IndexMap::new();
 
     let mut rows: Vec<(i64, NodeId)> = view.routes.iter().map(|n| (attrs(&b, *n).int("row", 0), *n)).collect();
     rows.sort();
     if let Some((_, longest)) = rows.last() {
         let sources: Vec<ValueId> = b.graph.operands(*longest).iter().skip(2).flatten().copied().collect();
-        let targets: Vec<(i64, usize)> =
-            rows.iter().map(|(row, n)| (*row, attrs(&b, *n).ints("columns").map_or(0, <[i64]>::len))).collect();
+        let targets: Vec<(i64, usize)> = rows.iter().map(|(row, _)| (*row, view.spec.reads(*row as usize))).collect();
         let sums = triangular(&mut b, view.lowering, weights.matrix, &targets, &sources)?;
         for ((_, node), mut sum) in rows.iter().zip(sums) {
             if weights.offset.is_some() {
@@ -124,7 +109,7 @@ fn lower_router(g: &mut Graph, view: &RouterView) -> Result<(), BuildError> {
                     sum = b.add(nearest, sum)?;
                 }
             }
-            done.push((b.graph.result(*node, 0), sum));
+            done.insert(b.graph.result(*node, 0), sum);
         }
     }
     if !view.cotangents.is_empty() {
@@ -134,12 +119,15 @@ fn lower_router(g: &mut Graph, view: &RouterView) -> Result<(), BuildError> {
     for node in &view.weights {
         b.prefix = format!("grad/ancre/{}", view.id);
         let (logits, gate) = lower_weights_cotangent(&mut b, view, &weights, *node)?;
-        done.push((b.graph.result(*node, 0), logits));
+        done.insert(b.graph.result(*node, 0), logits);
         if let Some(gate) = gate {
-            done.push((b.graph.result(*node, 1), gate));
+            done.insert(b.graph.result(*node, 1), gate);
         }
     }
     let mut retired: IndexSet<NodeId> = IndexSet::new();
+    if let Some(spec) = g.routers.get_mut(&view.id) {
+        spec.rows.iter_mut().for_each(|(_, v)| *v = *done.get(v).unwrap_or(v));
+    }
     for (old, new) in done {
         g.replace_uses(old, new, |_| true);
         if g.is_output(old) {
@@ -162,13 +150,14 @@ fn attrs(b: &Builder, n: NodeId) -> Attrs {
 
 /// Extents [R, C] of the router's matrix.
 fn extents(b: &Builder, view: &RouterView) -> Result<(usize, usize), BuildError> {
-    let dims = b.ty(view.logits)?.known_dims().unwrap_or_default();
+    let dims = b.ty(view.spec.logits)?.known_dims().unwrap_or_default();
     Ok((dims.first().copied().unwrap_or(0) as usize, dims.get(1).copied().unwrap_or(0) as usize))
 }
 
 fn emit_weights(b: &mut Builder, view: &RouterView) -> Result<Weights, BuildError> {
-    if matches!(view.rule.as_str(), "free" | "constant") {
-        return Ok(Weights { matrix: view.logits, softmax: None, offset: None });
+    let spec = view.spec;
+    if matches!(spec.rule, Rule::Free | Rule::Constant) {
+        return Ok(Weights { matrix: spec.logits, softmax: None, offset: None });
     }
     let (r, c) = extents(b, view)?;
     // Columns before the chain's own (earlier chains' states) are read by every row.
@@ -177,31 +166,32 @@ fn emit_weights(b: &mut Builder, view: &RouterView) -> Result<Weights, BuildErro
     // A finite number of the size of −∞: exp gives exactly 0, and no runtime trips over an infinity in the file.
     let mask: Vec<f32> = (0..r * c).map(|i| if used(i / c, i % c) { 0.0 } else { -1e30 }).collect();
     let mask = b.constant(&format!("ancre/{}/mask", view.id), Tensor::f32s(&[r as i64, c as i64], &mask));
-    let tau = b.scalar(DType::F32, view.tau);
-    let scaled = b.div(view.logits, tau)?;
+    let tau = b.scalar(DType::F32, spec.tau as f64);
+    let scaled = b.div(spec.logits, tau)?;
     let masked = b.add(scaled, mask)?;
     // Softmax over columns everywhere: before opset 13 other axes mean something else.
-    let softmax = if view.outgoing {
+    let outgoing = spec.normalize == Normalize::Outgoing;
+    let softmax = if outgoing {
         let t = b.transpose(masked, &[1, 0])?;
         let s = b.op_with("Softmax", Attrs::new().with("axis", 1), &[t])?;
         b.transpose(s, &[1, 0])?
     } else {
         b.op_with("Softmax", Attrs::new().with("axis", 1), &[masked])?
     };
-    if view.rule != "gated" {
+    if spec.rule != Rule::Gated {
         b.graph.rename(softmax, &format!("ancre/{}/weights", view.id));
         return Ok(Weights { matrix: softmax, softmax: Some(softmax), offset: None });
     }
     let hot: Vec<f32> = (0..r * c).map(|i| (i % c == own + i / c) as u8 as f32).collect();
     let hot = b.constant(&format!("ancre/{}/onehot", view.id), Tensor::f32s(&[r as i64, c as i64], &hot));
     let mut offset = b.sub(softmax, hot)?;
-    if view.outgoing {
+    if outgoing {
         // The first row's gate is unused; incoming, its offset is 0 by itself.
         let rows: Vec<f32> = (0..r).map(|row| (row > 0) as u8 as f32).collect();
         let rows = b.constant(&format!("ancre/{}/gated_rows", view.id), Tensor::f32s(&[r as i64, 1], &rows));
         offset = b.mul(offset, rows)?;
     }
-    let gate = match view.gate {
+    let gate = match spec.gate {
         Some(gate) => b.unsqueeze(gate, &[1])?,
         None => b.scalar(DType::F32, 1.0),
     };
@@ -222,7 +212,7 @@ fn triangular(
     let ty = b.ty(like)?;
     let a = b.cast(a, ty.dtype)?;
     let rows = b.ty(a)?.shape[0].known().unwrap_or(0);
-    let size = match lowering.unwrap_or_else(|| Lowering::choose(sources.len())) {
+    let size = match lowering.unwrap_or_else(|| Lowering::choose(b.target, sources.len())) {
         Lowering::Pairwise => return pairwise(b, a, targets, sources),
         Lowering::TwoLevel(size) => size,
     };
@@ -321,7 +311,7 @@ fn lower_cotangents(
     b: &mut Builder,
     view: &RouterView,
     weights: &Weights,
-    done: &mut Vec<(ValueId, ValueId)>,
+    done: &mut IndexMap<ValueId, ValueId>,
 ) -> Result<(), BuildError> {
     let (r, c) = extents(b, view)?;
     let own = (c - r) as i64;
@@ -353,7 +343,7 @@ fn lower_cotangents(
         {
             sum = b.add(*ct, sum)?;
         }
-        done.push((b.graph.result(node, 0), sum));
+        done.insert(b.graph.result(node, 0), sum);
     }
     Ok(())
 }
@@ -368,9 +358,9 @@ fn lower_weights_cotangent(
 ) -> Result<(ValueId, Option<ValueId>), BuildError> {
     let (r, c) = extents(b, view)?;
     let a = attrs(b, node);
-    let count = a.ints("columns").map_or(0, <[i64]>::len);
     let rows = a.ints("rows").unwrap_or_default().to_vec();
     let operands: Vec<ValueId> = b.graph.operands(node).iter().skip(2).flatten().copied().collect();
+    let count = operands.len() - rows.len();
     let (states, cts) = operands.split_at(count);
     let mut inner = inner_products(b, cts, states)?;
     inner = b.cast(inner, DType::F32)?;
@@ -380,19 +370,20 @@ fn lower_weights_cotangent(
     let unread = (c - count) as i64;
     inner = pad_zeros(b, inner, view.id, 1, [0, unread], [rows.len() as i64, c as i64])?;
     inner = pad_zeros(b, inner, view.id, 0, [first, after], [r as i64, c as i64])?;
-    let axis = if view.outgoing { 0 } else { 1 };
+    let outgoing = view.spec.normalize == Normalize::Outgoing;
+    let axis = if outgoing { 0 } else { 1 };
     let Some(p) = weights.softmax else {
         let used: Vec<f32> = (0..r * c).map(|i| (i % c <= c - r + i / c) as u8 as f32).collect();
         let used = b.constant(&format!("ancre/{}/used", view.id), Tensor::f32s(&[r as i64, c as i64], &used));
         return Ok((b.mul(inner, used)?, None));
     };
     let mut gate_ct = None;
-    if let (Some(offset), Some(gate)) = (weights.offset, view.gate) {
+    if let (Some(offset), Some(gate)) = (weights.offset, view.spec.gate) {
         let along = b.mul(inner, offset)?;
         gate_ct = Some(b.reduce_sum(along, &[1], false)?);
         let gate = b.unsqueeze(gate, &[1])?;
         inner = b.mul(inner, gate)?;
-        if view.outgoing {
+        if outgoing {
             let rows: Vec<f32> = (0..r).map(|row| (row > 0) as u8 as f32).collect();
             let rows = b.constant(&format!("ancre/{}/gated_rows", view.id), Tensor::f32s(&[r as i64, 1], &rows));
             inner = b.mul(inner, rows)?;
@@ -402,12 +393,9 @@ fn lower_weights_cotangent(
     let mean = b.reduce_sum(weighted, &[axis], true)?;
     let centred = b.sub(inner, mean)?;
     let through = b.mul(p, centred)?;
-    let tau = b.scalar(DType::F32, view.tau);
+    let tau = b.scalar(DType::F32, view.spec.tau as f64);
     Ok((b.div(through, tau)?, gate_ct))
 }
-
-/// Elements of a sample from which on inner products are taken sample by sample.
-const LARGE_SAMPLE: i64 = 4096;
 
 /// ⟨row cotangent, state⟩ for all pairs: [rows, states]. One product; where a sample is large, one for each sample and a sum: a
 /// product of a few rows by a few columns is too narrow for an engine to share out among its threads, however long it is.
@@ -416,7 +404,7 @@ fn inner_products(b: &mut Builder, cts: &[ValueId], states: &[ValueId]) -> Built
     let (rows, columns) = (cts.len() as i64, states.len() as i64);
     let sample = ty.shape.iter().skip(1).fold(Dim::from(1), |n, d| &n * d);
     let (pieces, piece, target) = match sample.known() {
-        Some(n) if n >= LARGE_SAMPLE => (ty.shape[0].clone(), sample, [-1, 1, n]),
+        Some(n) if n >= b.target.router.large_sample => (ty.shape[0].clone(), sample, [-1, 1, n]),
         _ => (Dim::from(1), ty.elements(), [1, 1, -1]),
     };
     let single = pieces.is_one();
@@ -439,7 +427,7 @@ fn inner_products(b: &mut Builder, cts: &[ValueId], states: &[ValueId]) -> Built
 }
 
 /// Zeros before and after a matrix along one axis.
-fn pad_zeros(b: &mut Builder, m: ValueId, id: i64, axis: usize, around: [i64; 2], whole: [i64; 2]) -> Built {
+fn pad_zeros(b: &mut Builder, m: ValueId, id: RouterId, axis: usize, around: [i64; 2], whole: [i64; 2]) -> Built {
     let mut zeros = |n: i64| {
         let mut dims = whole;
         dims[axis] = n;
@@ -461,6 +449,7 @@ fn pad_zeros(b: &mut Builder, m: ValueId, id: i64, axis: usize, around: [i64; 2]
 mod tests {
     use super::*;
     use crate::analysis::residual::find_residuals;
+    use crate::target::{CPU, CUDA, WASM};
     use crate::transform::route::{ChainChoice, Form, Granularity, Init, Normalize, RouteOptions, Rule, Scope, route_skips};
 
     /// `h ← h + tanh(h w)`, so many times, routed with a gate: the graph and each route's name with its nearest state's.
@@ -488,11 +477,10 @@ mod tests {
             chains: ChainChoice::All,
         };
         let chains = find_residuals(&g).chains;
-        let routers = route_skips(&mut g, &chains, &options).expect("a router").routers;
-        let named = routers[0]
-            .rows
-            .iter()
-            .map(|(row, route)| (g.name(*route).to_string(), g.name(routers[0].states[*row]).to_string()));
+        route_skips(&mut g, &chains, &options).expect("a router");
+        let router = &g.routers[0];
+        let named =
+            router.rows.iter().map(|(row, route)| (g.name(*route).to_string(), g.name(router.states[*row]).to_string()));
         let named = named.collect();
         (g, named)
     }
@@ -501,11 +489,13 @@ mod tests {
     /// the nearest state itself, added, and what the products are given is zero at one-hot.
     #[test]
     fn the_one_hot_part_of_a_gated_route_is_a_plain_addition_in_every_lowering() {
-        let cases = [(4, Lowering::Pairwise), (9, Lowering::TwoLevel(4)), (20, Lowering::TwoLevel(8))];
-        for (blocks, lowering) in cases {
+        let sizes = [4, 9, 20].into_iter().flat_map(|k| [&CPU, &CUDA, &WASM].map(|t| (k, t, Lowering::choose(t, k))));
+        let chosen: Vec<_> = sizes.collect();
+        let of_cpu: Vec<Lowering> = chosen.iter().filter(|(_, t, _)| **t == CPU).map(|(.., l)| *l).collect();
+        assert_eq!(of_cpu, [Lowering::Pairwise, Lowering::TwoLevel(4), Lowering::TwoLevel(8)]);
+        for (blocks, target, lowering) in chosen {
             let (mut g, routes) = gated_chain(blocks);
-            assert_eq!(Lowering::choose(blocks), lowering);
-            lower_routes(&mut g).expect("lowered");
+            lower_routes_by(&mut g, target, Some(lowering)).expect("lowered");
             assert_eq!(routes.len(), blocks - 1, "the first row needs no route");
             for (route, nearest) in routes {
                 let sum = g.find(&route).expect("the route's name stays");

@@ -12,6 +12,7 @@ pub mod fresh;
 pub(crate) mod in_place;
 pub mod legalize;
 pub mod loss;
+pub mod lower_abstract;
 pub mod lower_routes;
 pub mod master;
 pub mod optimizer;

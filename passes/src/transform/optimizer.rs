@@ -3,9 +3,10 @@
 use super::dropout;
 use super::in_place::Waits;
 use super::update::{Pack, Scalars, dims, packs};
+use crate::contract::StateKind;
 use crate::ir::{DType, Dim, Graph, TensorType, ValueId};
 use crate::ops::build::{BuildError, Builder, Built};
-use serde::{Deserialize, Serialize};
+use crate::target::Target;
 
 /// Which optimiser.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,20 +76,6 @@ impl OptimizerOptions {
     }
 }
 
-/// What a state tensor is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-#[allow(missing_docs)]
-pub enum StateKind {
-    Parameter,
-    Logits,
-    Gate,
-    Moment,
-    Statistic,
-    Accumulator,
-    Counter,
-}
-
 /// One state tensor of a training graph: `input` is fed, `output` comes back as its next value.
 #[derive(Clone, Debug)]
 pub struct StateTensor {
@@ -117,7 +104,7 @@ pub struct Trained {
 impl Trained {
     /// Is it of the router's group?
     pub(super) fn is_router(&self) -> bool {
-        matches!(self.kind, StateKind::Logits | StateKind::Gate)
+        self.kind.is_router()
     }
 }
 
@@ -140,8 +127,9 @@ pub fn append_optimizer(
     loss: ValueId,
     trained: &[Trained],
     o: &OptimizerOptions,
+    target: &'static Target,
 ) -> Result<Update, BuildError> {
-    let mut b = Builder::new(g, "optimizer");
+    let mut b = Builder::on(g, "optimizer", target);
     let mut packs = packs(&mut b, trained)?;
     let squares = squares(&mut b, &packs)?;
     let grad_norm = norm(&mut b, &squares)?;
@@ -284,24 +272,4 @@ pub fn declare_moments(g: &mut Graph, states: &[StateTensor]) {
             g.set_type(s.value, crate::ir::ValueType { dtype, shape: Some(shape) });
         }
     }
-}
-
-/// One state tensor as the metadata describes it.
-#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
-pub struct StateRecord {
-    /// Name of the tensor.
-    pub name: String,
-    /// Graph input that takes it.
-    pub input: String,
-    /// Graph output that gives its next value.
-    pub output: Option<String>,
-    /// What it is.
-    pub kind: StateKind,
-    /// Is it trained?
-    pub trainable: bool,
-    /// Full shape.
-    pub shape: Vec<i64>,
-    /// May the output be bound to the input's memory?
-    #[serde(default)]
-    pub in_place: bool,
 }

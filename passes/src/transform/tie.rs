@@ -13,25 +13,14 @@
 //! no exporter is known to store one parameter so, while networks whose layers were cloned before training (`TransformerEncoder`)
 //! start with many that are equal and yet apart.
 //!
-//! The forward graph keeps both tensors. What is tied is recorded there ([`KEY`]), so that whoever writes a trained value into it
+//! The forward graph keeps both tensors. What is tied is recorded there ([`Ties`]), so that whoever writes a trained value into it
 //! writes both.
 
 use crate::analysis::roles::{Role, initializer_roles};
+use crate::contract::{Record, Tie, Ties};
 use crate::ir::{Graph, Kind, Tensor, ValueId};
 use crate::ops::build::{BuildError, Builder};
 use std::collections::{HashMap, HashSet};
-
-/// The metadata that records what is tied: a JSON list of [`Tie`]s. It is empty where ties were found but not wanted.
-pub const KEY: &str = "ancre.tied";
-
-/// A parameter under two names.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct Tie {
-    /// The tensor that is the parameter.
-    pub name: String,
-    /// The tensor that holds its transpose.
-    pub transposed: String,
-}
 
 /// Extent of the corner by which candidates are found.
 const CORNER: usize = 4;
@@ -152,23 +141,13 @@ fn transpose(t: &Tensor) -> Option<Tensor> {
     Some(Tensor::from_bytes(t.dtype(), &[c, r], out))
 }
 
-/// Records what is tied in a graph's metadata.
-pub fn record(g: &mut Graph, ties: &[Tie]) {
-    g.metadata.insert(KEY.into(), serde_json::to_string(ties).unwrap_or_default());
-}
-
-/// What a graph's metadata says is tied; `None` where it says nothing.
-pub fn recorded(g: &Graph) -> Option<Vec<Tie>> {
-    serde_json::from_str(g.metadata.get(KEY)?).ok()
-}
-
 /// Makes what the metadata says is tied one parameter, whose transpose the other's readers take.
 ///
 /// # Errors
 /// When a node cannot be built.
 pub fn tie_parameters(g: &mut Graph) -> Result<Vec<Tie>, BuildError> {
     let mut done = Vec::new();
-    for tie in recorded(g).unwrap_or_default() {
+    for tie in Ties::read(g).ok().flatten().unwrap_or_default().0 {
         let (Some(own), Some(other)) = (g.find(&tie.name), g.find(&tie.transposed)) else { continue };
         if g.initializer(own).is_none() || !fits(g, other) {
             continue;
@@ -242,7 +221,7 @@ mod tests {
         let mut g = language_model(&v, &[turned(12, 8, &v)]);
         let ties = find_ties(&g);
         assert_eq!(ties, [Tie { name: "table".into(), transposed: "map0".into() }]);
-        record(&mut g, &ties);
+        Ties(ties.clone()).write(&mut g);
         assert_eq!(tie_parameters(&mut g).unwrap(), ties);
         verify(&g, Stage::Open).unwrap();
         let map = g.find("map0").unwrap();

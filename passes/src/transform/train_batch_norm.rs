@@ -5,9 +5,9 @@
 //! pullback, and is lowered to plain operators after differentiation.
 
 use super::master;
-use super::optimizer::{StateKind, StateTensor};
-use crate::ir::{ANCRE, Attrs, Graph, Kind, NodeId, Op, TensorType, ValueId, ValueType};
-use crate::ops;
+use super::optimizer::StateTensor;
+use crate::contract::StateKind;
+use crate::ir::{ANCRE, Attrs, Graph, NodeId, Op, TensorType, ValueId, ValueType};
 use crate::ops::build::{BuildError, Builder};
 use indexmap::IndexMap;
 
@@ -67,11 +67,7 @@ fn convert(
     let deviations = g.value(x).ty.clone();
     g.push_result(node, &format!("{stem}.deviations"), deviations);
     g.place_after(node, id);
-    g.replace_uses(old, y, |_| true);
-    if g.is_output(old) {
-        g.redirect_output(old, y);
-    }
-    g.swap_names(old, y);
+    g.supplant(old, y);
     g.remove(id);
 
     let mut b = Builder::new(g, &format!("{stem}/running"));
@@ -94,30 +90,6 @@ fn convert(
         let added = b.scale(batch, 1.0 - momentum as f64)?;
         let new = b.add(kept, added)?;
         next.insert(stored, new);
-    }
-    Ok(())
-}
-
-/// Lowers every `ancre.BatchNormTrain` to plain operators.
-///
-/// # Errors
-/// When a node cannot be built.
-pub fn lower(g: &mut Graph) -> Result<(), BuildError> {
-    let nodes: Vec<NodeId> =
-        g.nodes().filter(|n| matches!(&g.node(*n).kind, Kind::Op(op) if op.is_ancre("BatchNormTrain"))).collect();
-    for id in nodes {
-        let prefix = g.node(id).name.clone();
-        let mut b = Builder::new(g, &prefix);
-        let plain = ops::lower_batch_norm_train(&mut b, id)?;
-        let results: Vec<ValueId> = g.results(id).collect();
-        for (old, new) in results.into_iter().zip(plain) {
-            g.replace_uses(old, new, |_| true);
-            if g.is_output(old) {
-                g.redirect_output(old, new);
-            }
-            g.swap_names(old, new);
-        }
-        g.remove(id);
     }
     Ok(())
 }

@@ -1,14 +1,11 @@
 //! The update of one trained tensor, or of many small ones laid end to end: a network has hundreds of biases and scales, and
 //! a dozen operators for each of them would cost more than their arithmetic.
 
-use super::optimizer::{OptimizerKind, OptimizerOptions, StateKind, StateTensor, Trained};
+use super::optimizer::{OptimizerKind, OptimizerOptions, StateTensor, Trained};
+use crate::contract::StateKind;
 use crate::ir::{Attrs, DType, Op, Tensor, ValueId};
 use crate::ops::build::{BuildError, Builder, Built};
 use indexmap::IndexMap;
-
-/// Tensors of up to so many elements are laid end to end. Measured on the CPU provider: joining and splitting moves nine
-/// copies of a tensor, which the operators saved (about four microseconds each) outweigh up to some ten thousand elements.
-const SMALL: i64 = 4096;
 
 /// Scalars that all updates share.
 pub(super) struct Scalars {
@@ -39,7 +36,7 @@ pub(super) fn packs<'a>(b: &mut Builder, trained: &'a [Trained]) -> Result<Vec<P
     let mut groups: IndexMap<Group, Vec<&Trained>> = IndexMap::new();
     for (i, t) in trained.iter().enumerate() {
         let ty = b.ty(t.value)?;
-        let small = ty.elements().known().is_some_and(|n| n <= SMALL);
+        let small = ty.elements().known().is_some_and(|n| n <= b.target.small_update);
         let key = (t.is_router(), small.then_some(ty.dtype), (!small).then_some(i));
         groups.entry(key).or_default().push(t);
     }

@@ -2,8 +2,8 @@
 
 use crate::error::Failure;
 use crate::io::arrays::numpy_name;
+use ancre_passes::contract::{LossRecord, Record};
 use ancre_passes::ir::{DType, Dim, Graph, ValueId};
-use serde_json::Value;
 
 /// What a training graph wants to be fed, per sample.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -93,10 +93,9 @@ impl Wanted {
             Failure::input(format!("is no training graph of this tool: {what}"))
                 .help("give the file STEM.ancre.train.onnx that ancre-rewrite wrote")
         };
-        let text = g.metadata.get("ancre.loss").ok_or_else(|| no("it has no metadata `ancre.loss`"))?;
-        let record: Value = serde_json::from_str(text).map_err(|_| no("its metadata `ancre.loss` is no JSON"))?;
-        let kind = record["kind"].as_str().unwrap_or_default().to_string();
-        let name = record["target"].as_str().unwrap_or_default();
+        let record = LossRecord::read(g).map_err(|e| no(&e.to_string()))?;
+        let record = record.ok_or_else(|| no("it has no metadata `ancre.loss`"))?;
+        let name = record.target.as_str();
         let target = g
             .required_inputs()
             .find(|v| g.name(*v) == name)
@@ -109,8 +108,8 @@ impl Wanted {
             inputs,
             target: slot,
             classes,
-            loss: kind,
-            ignore_index: record["ignore_index"].as_i64(),
+            loss: record.kind,
+            ignore_index: record.ignore_index,
             batch: batch.and_then(|d| d.known()).and_then(|n| usize::try_from(n).ok()),
         })
     }

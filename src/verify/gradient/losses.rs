@@ -1,10 +1,11 @@
 //! The loss as a function of the trained tensors, in an engine of its own.
 
-use super::{State, Training};
+use super::Training;
 use crate::engine::{Engine, Session, Tensors};
 use crate::error::Failure;
 use crate::io::tensor::NpTensor;
 use crate::verify::compare::{precision, relative};
+use ancre_passes::contract::{StateKind, StateRecord};
 use ancre_passes::ir::{DType, Graph};
 use ancre_passes::onnx;
 use ancre_passes::transform::eliminate;
@@ -105,7 +106,7 @@ impl Losses {
 
     /// Does the loss depend on the number of the step, as dropout's masks do?
     pub(super) fn depends_on(&self, t: &Training) -> bool {
-        t.states.iter().any(|s| s.kind == "counter" && self.read.contains(&s.input))
+        t.states.iter().any(|s| s.kind == StateKind::Counter && self.read.contains(&s.input))
     }
 
     /// What the rounding of the loss alone may do to a difference.
@@ -115,7 +116,13 @@ impl Losses {
     }
 
     /// The central difference of the loss along a direction of one tensor.
-    pub(super) fn difference(&mut self, t: &Training, s: &State, direction: &[f64], scale: f64) -> Result<f64, Failure> {
+    pub(super) fn difference(
+        &mut self,
+        t: &Training,
+        s: &StateRecord,
+        direction: &[f64],
+        scale: f64,
+    ) -> Result<f64, Failure> {
         let h = self.step * scale;
         let base = &t.point[&s.input];
         let values = base.to_f64();

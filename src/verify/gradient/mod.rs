@@ -19,37 +19,15 @@ use crate::engine::random_inputs::{self, Sizes};
 use crate::engine::{Engine, Session, Tensors};
 use crate::error::Failure;
 use crate::io::tensor::NpTensor;
+use ancre_passes::contract::{self, OptimizerRecord, Record, RouterRecord, StateKind, StateRecord, States, Unreadable};
 use ancre_passes::ir::DType;
 use ancre_passes::random::Random;
 use formula::Optimizer;
 use losses::Losses;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use std::collections::HashMap;
 use std::time::Instant;
 pub use updates::UpdateCheck;
-
-/// A state tensor as `ancre.state` describes it.
-#[derive(Clone, Debug, Deserialize)]
-pub struct State {
-    /// Its name.
-    pub name: String,
-    /// The graph input that takes it.
-    pub input: String,
-    /// The graph output that gives its next value.
-    pub output: Option<String>,
-    /// `parameter`, `logits`, `gate`, `moment`, …
-    pub kind: String,
-    /// Is it trained?
-    pub trainable: bool,
-    /// Its full shape.
-    pub shape: Vec<i64>,
-}
-
-impl State {
-    fn is_router(&self) -> bool {
-        self.kind == "logits" || self.kind == "gate"
-    }
-}
 
 /// One trained tensor's gradient against finite differences.
 #[derive(Clone, Debug, Serialize)]
@@ -57,7 +35,7 @@ pub struct TensorCheck {
     /// The tensor.
     pub name: String,
     /// `parameter`, `logits` or `gate`.
-    pub kind: String,
+    pub kind: StateKind,
     /// Norm of its gradient.
     pub norm: f64,
     /// g·d of the direction that fits worst.
@@ -107,7 +85,7 @@ impl GradientReport {
 /// A training graph with what it says about itself.
 pub(super) struct Training<'s> {
     subject: &'s Subject,
-    states: Vec<State>,
+    states: Vec<StateRecord>,
     optimizer: Option<Optimizer>,
     /// What its required inputs are fed, `lr` aside.
     inputs: Tensors,
@@ -122,7 +100,7 @@ pub(super) struct Training<'s> {
 }
 
 impl Training<'_> {
-    fn trained(&self) -> impl Iterator<Item = &State> {
+    fn trained(&self) -> impl Iterator<Item = &StateRecord> {
         self.states.iter().filter(|s| s.trainable)
     }
 
@@ -220,25 +198,16 @@ fn cannot(s: &Subject, e: &dyn Engine, why: &str) -> Failure {
 fn read<'s>(subject: &'s Subject, o: &VerifyOptions) -> Result<Training<'s>, Failure> {
     let g = &subject.graph;
     let unfit = |what: String| Failure::input(what).at(&subject.path);
-    let text = g.metadata.get("ancre.state").ok_or_else(|| {
+    let unread = |e: Unreadable| unfit(e.to_string());
+    let States(states) = States::read(g).map_err(unread)?.ok_or_else(|| {
         unfit("has no `ancre.state` in its metadata, so it is no training graph of this tool".into())
             .help("ancre-rewrite MODEL writes STEM.ancre.train.onnx")
     })?;
-    let states: Vec<State> =
-        serde_json::from_str(text).map_err(|e| unfit(format!("`ancre.state` in its metadata cannot be read: {e}")))?;
-    let optimizer = g
-        .metadata
-        .get("ancre.optimizer")
-        .map(|t| serde_json::from_str(t).map_err(|e| unfit(format!("`ancre.optimizer` cannot be read: {e}"))))
-        .transpose()?;
+    let optimizer = contract::read_as(g, OptimizerRecord::KEY).map_err(unread)?;
     if !states.iter().any(|s| s.trainable) {
         return Err(unfit("trains nothing: no state is trainable".into()));
     }
-    let tau = g
-        .metadata
-        .get("ancre.router")
-        .and_then(|t| serde_json::from_str::<serde_json::Value>(t).ok())
-        .and_then(|r| r["tau"].as_f64());
+    let tau = RouterRecord::read(g).ok().flatten().map(|r| r.tau as f64);
     let mut t = Training {
         subject,
         states,
@@ -277,7 +246,7 @@ fn read<'s>(subject: &'s Subject, o: &VerifyOptions) -> Result<Training<'s>, Fai
 /// The state that `--state separate` wrote beside the graph: `X.state.safetensors` for `X.train.onnx`.
 fn separate_state(t: &Training) -> Result<Tensors, Failure> {
     let g = &t.subject.graph;
-    let required = |s: &State| g.find(&s.input).is_some_and(|v| g.initializer(v).is_none());
+    let required = |s: &StateRecord| g.find(&s.input).is_some_and(|v| g.initializer(v).is_none());
     let path = &t.subject.path;
     let stem = path.file_stem().and_then(|s| s.to_str()).unwrap_or_default();
     let file = path.with_file_name(format!("{}.state.safetensors", stem.strip_suffix(".train").unwrap_or(stem)));
@@ -303,12 +272,12 @@ fn separate_state(t: &Training) -> Result<Tensors, Failure> {
 }
 
 /// How far an element may move so that the loss changes, but not out of all proportion.
-fn scale_of(s: &State, default: &NpTensor, tau: f64) -> f64 {
+fn scale_of(s: &StateRecord, default: &NpTensor, tau: f64) -> f64 {
     let values = default.to_f64();
     let rms = (values.iter().map(|v| v * v).sum::<f64>() / values.len().max(1) as f64).sqrt();
-    match s.kind.as_str() {
-        "logits" => 0.5 * tau,
-        "gate" => 0.3,
+    match s.kind {
+        StateKind::Logits => 0.5 * tau,
+        StateKind::Gate => 0.3,
         _ => 0.05 * rms.max(0.2),
     }
 }
@@ -365,7 +334,8 @@ fn gradients_at_point(t: &Training, session: &mut dyn Session, engine: &dyn Engi
     // Plain SGD shows its gradient only in how far it moves: far enough that rounding does not count.
     let lr = if t.optimizer.as_ref().is_some_and(|o| o.kind == "sgd") { 1024.0 } else { 1e-3 };
     let out = session.run(&t.feeds(lr)).map_err(|e| cannot(t.subject, engine, &e.to_string()))?;
-    let direct = |s: &State| [format!("{}.grad", s.name), format!("ancre.{}.grad", s.name)].iter().find_map(|n| out.get(n));
+    let direct =
+        |s: &StateRecord| [format!("{}.grad", s.name), format!("ancre.{}.grad", s.name)].iter().find_map(|n| out.get(n));
     if t.trained().all(|s| direct(s).is_some()) {
         let all = t.trained().filter_map(|s| Some((s.name.clone(), direct(s)?.to_f64()))).collect();
         return Ok((all, "the .grad outputs".into()));
@@ -383,7 +353,7 @@ fn gradients_at_point(t: &Training, session: &mut dyn Session, engine: &dyn Engi
     let mut all = Gradients::new();
     for s in t.trained() {
         let w = t.point[&s.input].to_f64();
-        let g = o.gradient_from_step(&s.name, s.is_router(), &w, &next, norm, lr);
+        let g = o.gradient_from_step(&s.name, s.kind.is_router(), &w, &next, norm, lr);
         all.insert(s.name.clone(), g.ok_or_else(|| missing(&format!("the optimiser `{}` shows none", o.kind)))?);
     }
     let from = match o.moments() {
@@ -424,7 +394,7 @@ fn check_tensors(
             if worst.as_ref().is_none_or(|w| error.is_nan() || error > w.error) {
                 worst = Some(TensorCheck {
                     name: s.name.clone(),
-                    kind: s.kind.clone(),
+                    kind: s.kind,
                     norm,
                     directional: along,
                     finite_difference: difference,

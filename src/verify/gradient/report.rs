@@ -25,7 +25,11 @@ pub fn json(path: &Path, reports: &[GradientReport], o: &VerifyOptions) -> Value
 fn tensor_line(t: &TensorCheck) -> String {
     format!(
         "`{}` ({}): the gradient says {:.6e} along the direction that fits worst, finite differences say {:.6e}; relative error {:.1e}",
-        t.name, t.kind, t.directional, t.finite_difference, t.error
+        t.name,
+        t.kind.name(),
+        t.directional,
+        t.finite_difference,
+        t.error
     )
 }
 
@@ -101,7 +105,12 @@ fn one(out: &mut String, r: &GradientReport, verbose: bool) {
             let _ = writeln!(
                 out,
                 "           {:<9} norm {:.2e}  g·d {:>13.6e}  difference {:>13.6e}  error {:.1e}  {}",
-                t.kind, t.norm, t.directional, t.finite_difference, t.error, t.name
+                t.kind.name(),
+                t.norm,
+                t.directional,
+                t.finite_difference,
+                t.error,
+                t.name
             );
         }
     }

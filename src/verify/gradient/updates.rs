@@ -5,6 +5,7 @@ use super::{Gradients, Training};
 use crate::engine::Session;
 use crate::io::tensor::NpTensor;
 use crate::verify::compare::relative;
+use ancre_passes::contract::StateKind;
 use ancre_passes::ir::DType;
 use ancre_passes::random::Random;
 use serde::Serialize;
@@ -71,11 +72,11 @@ fn check_step(
     let mut feeds = t.feeds(lr as f64);
     let mut state: HashMap<String, Vec<f64>> = HashMap::new();
     for s in &t.states {
-        match s.kind.as_str() {
-            "parameter" | "logits" | "gate" => {
+        match s.kind {
+            StateKind::Parameter | StateKind::Logits | StateKind::Gate => {
                 state.insert(s.name.clone(), t.point[&s.input].to_f64());
             }
-            "moment" | "accumulator" if step > 0 => {
+            StateKind::Moment | StateKind::Accumulator if step > 0 => {
                 let shape: Vec<usize> = s.shape.iter().map(|d| *d as usize).collect();
                 let drawn = moment(t, &s.name, shape.iter().product());
                 let tensor = t.subject.graph.find(&s.input).and_then(|v| t.subject.graph.value(v).ty.dtype);
@@ -84,14 +85,14 @@ fn check_step(
                 state.insert(s.name.clone(), tensor.to_f64());
                 feeds.insert(s.input.clone(), tensor);
             }
-            "counter" => {
+            StateKind::Counter => {
                 feeds.extend(NpTensor::i64s(&[], &[step as i64]).map(|c| (s.input.clone(), c)));
             }
             _ => {}
         }
     }
     let out = session.run(&feeds).map_err(|e| e.to_string())?;
-    let is_router = |name: &str| t.states.iter().any(|s| s.name == name && s.is_router());
+    let is_router = |name: &str| t.states.iter().any(|s| s.name == name && s.kind.is_router());
     let want = o.step(&Before { gradients, state: &state, router: &is_router, lr: lr as f64, step });
     let mut checks = Vec::new();
     for s in &t.states {

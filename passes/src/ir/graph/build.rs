@@ -26,6 +26,11 @@ impl Graph {
         self.push_result(id, name, ty)
     }
 
+    /// Nodes that are added from now on stand at this one's place in the file; at the end, if at none's.
+    pub fn insert_at(&mut self, node: Option<NodeId>) {
+        self.insertion = node.map(|n| self.node(n).position);
+    }
+
     /// Adds an operator; its results are added with [`Graph::push_result`].
     pub fn add_op(&mut self, name: &str, op: Op, operands: &[Option<ValueId>]) -> NodeId {
         let id = self.push(name.to_string(), Kind::Op(op));
@@ -35,7 +40,7 @@ impl Graph {
 
     fn push(&mut self, name: String, kind: Kind) -> NodeId {
         self.next_position += 1;
-        let (position, born) = (self.next_position, Born::nth(self.next_position));
+        let (position, born) = (self.insertion.unwrap_or(self.next_position), Born::nth(self.next_position));
         let node = Node { name, kind, results: SmallVec::new(), reads: SmallVec::new(), operands: 0, position, born };
         let index = self.g.add_node(node);
         self.id(index)

@@ -74,13 +74,22 @@ impl Graph {
         }
     }
 
-    /// Makes every reader of `old` read `new`, graph outputs included; `new` takes over the name of an output.
+    /// Makes every reader of `old` read `new`, graph outputs and routers included; `new` takes over the name of an output.
     pub fn redirect(&mut self, old: ValueId, new: ValueId) {
         self.replace_uses(old, new, |_| true);
+        self.routers.values_mut().for_each(|r| r.redirect(old, new));
         if self.is_output(old) {
             self.swap_names(old, new);
             self.redirect_output(old, new);
         }
+    }
+
+    /// As [`Graph::redirect`], and `new` takes over the name in any case.
+    pub fn supplant(&mut self, old: ValueId, new: ValueId) {
+        if !self.is_output(old) {
+            self.swap_names(old, new);
+        }
+        self.redirect(old, new);
     }
 
     /// Makes `new` the graph output that `old` was. Names stay: see [`Graph::swap_names`].

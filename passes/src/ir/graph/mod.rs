@@ -14,6 +14,7 @@ mod read;
 mod visit;
 
 use super::attr::Attrs;
+use super::router::{RouterId, RouterSpec};
 use super::tensor::Tensor;
 use super::types::ValueType;
 use indexmap::IndexMap;
@@ -172,9 +173,13 @@ pub struct Graph {
     pub graph_shell: Arc<GraphProto>,
     /// Metadata to emit: the source's, then ours.
     pub metadata: IndexMap<String, String>,
+    /// The routers that `ancre.*` operators name.
+    pub routers: IndexMap<RouterId, RouterSpec>,
     /// Directory of the source, where its external data paths start.
     pub root: Option<Arc<Path>>,
     next_position: u64,
+    /// Position of the nodes that are added, if it is not the last.
+    insertion: Option<u64>,
     next_fresh: HashMap<String, u32>,
 }
 
@@ -191,8 +196,10 @@ impl Default for Graph {
             shell: Arc::new(ModelProto { ir_version: 8, ..Default::default() }),
             graph_shell: Arc::new(GraphProto { name: "main".into(), ..Default::default() }),
             metadata: IndexMap::new(),
+            routers: IndexMap::new(),
             root: None,
             next_position: 0,
+            insertion: None,
             next_fresh: HashMap::new(),
         }
     }

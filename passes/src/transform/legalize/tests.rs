@@ -231,7 +231,7 @@ fn no_derivative_quotes_why_an_operator_stays_fused() {
     decompose_contrib(&mut g);
     let y = g.outputs()[0].value;
     let loss = Builder::new(&mut g, "loss").reduce_all("ReduceSum", y).unwrap();
-    let e = crate::transform::differentiate(&mut g, loss, &[x]).unwrap_err().to_string();
+    let e = crate::transform::differentiate(&mut g, &crate::target::CPU, loss, &[x]).unwrap_err().to_string();
     assert!(e.contains("no derivative here: it uses a key cache"), "{e}");
 }
 

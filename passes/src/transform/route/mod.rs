@@ -21,29 +21,18 @@
 //!
 //! Formulas: arXiv 2602.09009. A row with a single source of weight one needs no operator and gets none.
 
-mod cotangents;
 mod network;
 mod params;
 mod wire;
 
-pub(crate) use cotangents::{state_cotangents, weight_cotangents};
 pub use params::{initial_matrix, one_hot_parameters, reference_weights};
 
 use crate::analysis::residual::Chain;
-use crate::ir::{ANCRE, Attrs, Graph, NodeId, Op, ValueId};
+use crate::contract::{ChainStates, Chains, Record, RouterRecord};
+use crate::ir::{ANCRE, Attrs, Graph, Op, ValueId};
+pub use crate::ir::{Form, Normalize, RouterId, RouterSpec, Rule, Scope, Source};
 use crate::refusal::Hint;
 use indexmap::IndexMap;
-use serde::{Deserialize, Serialize};
-
-/// How a block takes its route.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Form {
-    /// The identity skip is replaced by the route: the original network at one-hot.
-    Reassign,
-    /// The route is added to the whole block's output: for training from scratch.
-    Augment,
-}
 
 /// How many residual adds make one block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,28 +45,14 @@ pub enum Granularity {
     Adds(usize),
 }
 
-/// The weights of a row.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Rule {
-    /// softmax(c / τ).
-    Softmax,
-    /// onehot + a · (softmax(c / τ) − onehot).
-    Gated,
-    /// c itself.
-    Free,
-    /// Frozen, uniform.
-    Constant,
-}
-
-/// Over what the softmax is taken.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Normalize {
-    /// Over the sources of a row.
-    Incoming,
-    /// Over the targets of a source.
-    Outgoing,
+impl std::fmt::Display for Granularity {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Granularity::Add => f.write_str("add"),
+            Granularity::Block => f.write_str("block"),
+            Granularity::Adds(n) => n.fmt(f),
+        }
+    }
 }
 
 /// Where the logits start.
@@ -93,6 +68,17 @@ pub enum Init {
     Given(IndexMap<String, (Vec<usize>, Vec<f32>)>),
 }
 
+impl std::fmt::Display for Init {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Init::Uniform => f.write_str("uniform"),
+            Init::Identity => f.write_str("identity"),
+            Init::NearIdentity(e) => write!(f, "near-identity={e}"),
+            Init::Given(_) => f.write_str("file"),
+        }
+    }
+}
+
 /// Which chains get a router.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ChainChoice {
@@ -102,16 +88,6 @@ pub enum ChainChoice {
     None,
     /// These ids.
     Ids(Vec<usize>),
-}
-
-/// Which states a row may read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Scope {
-    /// Those of its own chain.
-    Stage,
-    /// Also those of earlier chains that come before it, where they can be brought to its shape.
-    Network,
 }
 
 /// What to build.
@@ -144,45 +120,11 @@ impl Default for RouteOptions {
     }
 }
 
-/// An earlier chain's state among a router's sources.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Source {
-    /// The state.
-    pub state: ValueId,
-    /// The state brought to the chain's shape; the state itself where it fits.
-    pub value: ValueId,
-}
-
-/// A router that was built.
-#[derive(Clone, Debug)]
-pub struct Router {
-    /// The chain's id.
-    pub chain: usize,
-    /// Number of blocks K.
-    pub blocks: usize,
-    /// Residual adds in one block.
-    pub adds_per_block: usize,
-    /// What a person should know, such as a fall-back.
-    pub note: Option<String>,
-    /// Earlier chains' states that every row reads, S of them, in execution order; their columns come first.
-    pub sources: Vec<Source>,
-    /// Logits [K, S + K] (the weights themselves under `constant` and `free`).
-    pub logits: ValueId,
-    /// Gate, K elements.
-    pub gate: Option<ValueId>,
-    /// Block states h_0 … h_K as they are in the routed graph.
-    pub states: Vec<ValueId>,
-    /// The routes built: 0-based row and its `ancre.Route`.
-    pub rows: Vec<(usize, ValueId)>,
-    /// `augment`: the adds of block output and route, by row.
-    pub sums: Vec<NodeId>,
-}
-
-/// What [`route_skips`] did.
+/// What [`route_skips`] did, besides the graph's routers.
 #[derive(Clone, Debug, Default)]
 pub struct Routed {
-    /// The routers built, in the order of their chains.
-    pub routers: Vec<Router>,
+    /// What a person should know of a router, such as a fall-back.
+    pub notes: IndexMap<RouterId, String>,
     /// Chosen chains that got none though other states might have been read, with the reason they were not.
     pub left_alone: Vec<LeftAlone>,
 }
@@ -196,21 +138,6 @@ pub struct LeftAlone {
     pub why: String,
     /// What a person may do.
     pub hint: Option<Hint>,
-}
-
-impl Router {
-    /// Number of logits in use: row k competes among S + k sources.
-    pub fn coefficients(&self) -> usize {
-        self.blocks * (self.blocks + 1) / 2 + self.blocks * self.sources.len()
-    }
-
-    /// Number of gates in use. A first row without a competitor has none.
-    pub fn gates(&self) -> usize {
-        match self.gate {
-            Some(_) => self.blocks - self.sources.is_empty() as usize,
-            None => 0,
-        }
-    }
 }
 
 /// Why the router cannot be built as asked.
@@ -250,7 +177,7 @@ pub fn router_name(chain: usize, what: &str) -> String {
 /// # Errors
 /// When the options contradict each other or the model; the graph is then unusable.
 pub fn route_skips(g: &mut Graph, chains: &[Chain], options: &RouteOptions) -> Result<Routed, RouteError> {
-    if g.metadata.contains_key("ancre.router") {
+    if RouterRecord::is_in(g) {
         return Err(RouteError::AlreadyRouted);
     }
     check_options(options)?;
@@ -297,10 +224,14 @@ pub fn route_skips(g: &mut Graph, chains: &[Chain], options: &RouteOptions) -> R
             );
             routed.left_alone.push(LeftAlone { chain: chain.id, why, hint: None });
         } else if chosen && (states.len() > 2 || !plan.sources.is_empty()) {
+            let id = RouterId(chain.id);
+            if !plan.notes.is_empty() {
+                routed.notes.insert(id, plan.notes.join("; "));
+            }
             let router = build(g, chain, options, plan)?;
             states.clone_from(&router.states);
             replaced.extend(original.iter().copied().zip(states.iter().copied()).filter(|(old, new)| old != new));
-            routed.routers.push(router);
+            g.routers.insert(id, router);
         } else if chosen && options.scope == Scope::Network && !plan.notes.is_empty() {
             routed.left_alone.push(LeftAlone { chain: chain.id, why: plan.notes.join("; "), hint: None });
         }
@@ -401,59 +332,58 @@ fn not_adds_alone(g: &Graph, chain: &Chain, unit: usize) -> Option<String> {
     None
 }
 
-fn build(g: &mut Graph, chain: &Chain, o: &RouteOptions, plan: Plan) -> Result<Router, RouteError> {
+fn build(g: &mut Graph, chain: &Chain, o: &RouteOptions, plan: Plan) -> Result<RouterSpec, RouteError> {
     let blocks = plan.states.len() - 1;
     let (logits, gate) = params::parameters(g, chain.id, blocks, plan.sources.len(), o)?;
-    let mut router = Router {
-        chain: chain.id,
-        blocks,
+    let mut router = RouterSpec {
+        form: o.form,
+        rule: o.rule,
+        normalize: o.normalize,
+        tau: o.tau,
+        scope: o.scope,
+        granularity: o.granularity.to_string(),
+        init: o.init.to_string(),
         adds_per_block: plan.unit,
-        note: (!plan.notes.is_empty()).then(|| plan.notes.join("; ")),
-        sources: plan.sources,
         logits,
         gate,
+        sources: plan.sources,
         states: plan.states,
         rows: Vec::new(),
-        sums: Vec::new(),
     };
     for (row, joins) in chain.joins.chunks(plan.unit).enumerate() {
         let single = row == 0 && router.sources.is_empty() && o.normalize == Normalize::Incoming && o.rule != Rule::Free;
-        let route = if single { router.states[0] } else { add_route(g, &mut router, o, row) };
+        let route = if single { router.states[0] } else { add_route(g, &mut router, chain.id, row) };
         match o.form {
             Form::Reassign if single => {}
             Form::Reassign => wire::reassign(g, joins, route),
-            Form::Augment => wire::augment(g, &mut router, row, route),
+            Form::Augment => wire::augment(g, &mut router, chain.id, row, route),
         }
     }
     Ok(router)
 }
 
-fn add_route(g: &mut Graph, router: &mut Router, o: &RouteOptions, row: usize) -> ValueId {
-    let columns: Vec<i64> = (0..(router.sources.len() + row + 1) as i64).collect();
-    let attrs = Attrs::new()
-        .with("router", router.chain as i64)
-        .with("row", row as i64)
-        .with("columns", columns)
-        .with("rule", rule_name(o.rule))
-        .with("normalize", if o.normalize == Normalize::Incoming { "incoming" } else { "outgoing" })
-        .with("tau", o.tau);
+fn add_route(g: &mut Graph, router: &mut RouterSpec, id: usize, row: usize) -> ValueId {
+    let attrs = Attrs::new().with("router", id as i64).with("row", row as i64);
     let mut operands = vec![Some(router.logits), router.gate];
-    operands.extend(router.sources.iter().map(|s| Some(s.value)));
-    operands.extend(router.states[..=row].iter().map(|s| Some(*s)));
+    operands.extend(router.columns().take(router.reads(row)).map(Some));
     let ty = g.value(router.states[0]).ty.clone();
-    let name = format!("ancre/{}/route_{}", router.chain, row + 1);
+    let name = format!("ancre/{id}/route_{}", row + 1);
     let node = g.add_op(&name, Op::in_domain(ANCRE, "Route", attrs), &operands);
     let v = g.push_result(node, &name, ty);
     router.rows.push((row, v));
     v
 }
 
-/// The attribute value of a rule.
-pub fn rule_name(rule: Rule) -> &'static str {
-    match rule {
-        Rule::Softmax => "softmax",
-        Rule::Gated => "gated",
-        Rule::Free => "free",
-        Rule::Constant => "constant",
-    }
+/// Writes into the metadata what later tools need to read the routers, and which chains there are.
+pub fn describe(g: &mut Graph, chains: &[Chain]) {
+    let Some(record) = RouterRecord::of(g) else { return };
+    record.write(g);
+    let name = |v: &ValueId| g.name(*v).to_string();
+    let chain = |c: &Chain| ChainStates {
+        id: c.id,
+        blocks: c.joins.len(),
+        adds: c.joins.iter().map(|j| g.site(j.node).name).collect(),
+        states: c.states.iter().map(name).collect(),
+    };
+    Chains(chains.iter().map(chain).collect()).write(g);
 }

@@ -1,6 +1,6 @@
 //! Puts a route in the place of a block's skip, or adds it to the block.
 
-use super::Router;
+use super::RouterSpec;
 use crate::analysis::residual::Join;
 use crate::ir::{Attrs, Graph, Kind, NodeId, Op, ValueId};
 use indexmap::IndexMap;
@@ -95,10 +95,10 @@ pub(super) fn reassign(g: &mut Graph, joins: &[Join], route: ValueId) {
     g.replace_uses(old, new, |n| n == last.node);
 }
 
-pub(super) fn augment(g: &mut Graph, router: &mut Router, row: usize, route: ValueId) {
+pub(super) fn augment(g: &mut Graph, router: &mut RouterSpec, id: usize, row: usize, route: ValueId) {
     let block = router.states[row + 1];
     let ty = g.value(block).ty.clone();
-    let name = format!("ancre/{}/augment_{}", router.chain, row + 1);
+    let name = format!("ancre/{id}/augment_{}", row + 1);
     let add = g.add_op(&name, Op::new("Add", Attrs::new()), &[Some(block), Some(route)]);
     let block_name = format!("{}.block", g.name(block));
     let sum = g.push_result(add, &block_name, ty);
@@ -109,5 +109,4 @@ pub(super) fn augment(g: &mut Graph, router: &mut Router, row: usize, route: Val
     }
     g.swap_names(block, sum);
     router.states[row + 1] = sum;
-    router.sums.push(add);
 }

@@ -1,0 +1,268 @@
+//! What this tool writes into a model's metadata and reads back: one record for each key `ancre.*`, as JSON.
+//!
+//! | key | record | graphs |
+//! |---|---|---|
+//! | `ancre.router` | [`RouterRecord`] | all routed ones |
+//! | `ancre.chains` | [`Chains`] | all routed ones |
+//! | `ancre.tied` | [`Ties`] | all, where parameters are tied |
+//! | `ancre.names` | [`Names`] | training |
+//! | `ancre.state` | [`States`] | training and evaluation |
+//! | `ancre.loss` | [`LossRecord`] | training and evaluation |
+//! | `ancre.optimizer` | [`OptimizerRecord`] | training |
+//!
+//! The files are read by others: a key keeps its name, its meaning and its place in the text.
+
+mod router;
+
+pub use router::{ChainRecord, RouterRecord, SourceRecord};
+
+use crate::ir::{Graph, words};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+/// Metadata that is no such record.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("its `{key}` metadata cannot be read: {why}")]
+pub struct Unreadable {
+    /// The key.
+    pub key: &'static str,
+    /// What is wrong with the text.
+    pub why: String,
+}
+
+/// A record and the key it has in a model's metadata.
+pub trait Record: Serialize + DeserializeOwned {
+    /// The key.
+    const KEY: &'static str;
+
+    /// Writes it into a graph.
+    fn write(&self, g: &mut Graph) {
+        g.metadata.insert(Self::KEY.into(), serde_json::to_string(self).unwrap_or_default());
+    }
+
+    /// Is one there?
+    fn is_in(g: &Graph) -> bool {
+        g.metadata.contains_key(Self::KEY)
+    }
+
+    /// Reads it, if it is there.
+    ///
+    /// # Errors
+    /// When the text is no such record.
+    fn read(g: &Graph) -> Result<Option<Self>, Unreadable> {
+        read_as(g, Self::KEY)
+    }
+}
+
+/// A key's text, if it is there, read as a type of the caller's.
+///
+/// # Errors
+/// When it cannot be read so.
+pub fn read_as<T: DeserializeOwned>(g: &Graph, key: &'static str) -> Result<Option<T>, Unreadable> {
+    let read = |text: &String| serde_json::from_str(text).map_err(|e| Unreadable { key, why: e.to_string() });
+    g.metadata.get(key).map(read).transpose()
+}
+
+/// Removes all records: what is deployed is no longer this tool's to read.
+pub fn forget(g: &mut Graph) {
+    g.metadata.retain(|key, _| !key.starts_with("ancre."));
+}
+
+macro_rules! keys {
+    ($($record:ident = $key:literal,)+) => {
+        $(impl Record for $record {
+            const KEY: &'static str = $key;
+        })+
+    };
+}
+
+keys! {
+    RouterRecord = "ancre.router",
+    Chains = "ancre.chains",
+    Ties = "ancre.tied",
+    Names = "ancre.names",
+    States = "ancre.state",
+    LossRecord = "ancre.loss",
+    OptimizerRecord = "ancre.optimizer",
+}
+
+/// The residual chains of the source, routed or not.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Chains(pub Vec<ChainStates>);
+
+/// One chain.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ChainStates {
+    /// Its number.
+    pub id: usize,
+    /// Its residual adds.
+    pub blocks: usize,
+    /// The nodes of the adds.
+    pub adds: Vec<String>,
+    /// The values h_0 … h_K.
+    pub states: Vec<String>,
+}
+
+/// Parameters that are one. Empty where ties were found but not wanted.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Ties(pub Vec<Tie>);
+
+/// A parameter under two names.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tie {
+    /// The tensor that is the parameter.
+    pub name: String,
+    /// The tensor that holds its transpose.
+    pub transposed: String,
+}
+
+/// What the outputs of a training graph are called.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Names {
+    /// The loss.
+    pub loss: String,
+    /// The global norm of the gradients.
+    pub grad_norm: String,
+}
+
+/// The state of a training graph, in output order.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct States(pub Vec<StateRecord>);
+
+words! {
+    /// What a state tensor is.
+    StateKind {
+        /// A weight.
+        Parameter = "parameter",
+        /// A router's logits.
+        Logits = "logits",
+        /// A router's gate.
+        Gate = "gate",
+        /// A moment of the optimiser.
+        Moment = "moment",
+        /// A running statistic of a normalisation.
+        Statistic = "statistic",
+        /// A sum of gradients over micro-batches.
+        Accumulator = "accumulator",
+        /// The number of steps done.
+        Counter = "counter",
+    }
+}
+
+impl StateKind {
+    /// Is it of the router's group, which has its own learning rate and does not decay?
+    pub fn is_router(self) -> bool {
+        matches!(self, StateKind::Logits | StateKind::Gate)
+    }
+}
+
+/// One state tensor.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StateRecord {
+    /// Name of the tensor.
+    pub name: String,
+    /// Graph input that takes it.
+    pub input: String,
+    /// Graph output that gives its next value.
+    pub output: Option<String>,
+    /// What it is.
+    pub kind: StateKind,
+    /// Is it trained?
+    pub trainable: bool,
+    /// Full shape.
+    pub shape: Vec<i64>,
+    /// May the output be bound to the input's memory?
+    #[serde(default)]
+    pub in_place: bool,
+}
+
+/// The loss of a training or evaluation graph.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct LossRecord {
+    /// Its name on the command line.
+    pub kind: String,
+    /// `mean` or `sum`.
+    pub reduction: String,
+    /// The target input.
+    pub target: String,
+    /// The model output that the loss reads.
+    pub output: Option<String>,
+    /// Label smoothing.
+    #[serde(default)]
+    pub label_smoothing: f64,
+    /// Label that does not count.
+    pub ignore_index: Option<i64>,
+    /// Threshold of the Huber loss.
+    pub huber_delta: Option<f64>,
+}
+
+/// The optimiser of a training graph. What its kind does not have is left out.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct OptimizerRecord {
+    /// `adamw`, `adam`, `sgd` or `none`.
+    pub kind: String,
+    /// Decay rates of Adam's moments.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub betas: Option<[f64; 2]>,
+    /// Added to the root of Adam's second moment.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub eps: Option<f64>,
+    /// Momentum of SGD.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub momentum: Option<f64>,
+    /// Is it Nesterov's?
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub nesterov: Option<bool>,
+    /// Name of the learning rate's input.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lr: Option<String>,
+    /// Weight decay of the weights.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub weight_decay: Option<f64>,
+    /// Largest global gradient norm; null where there is no clipping.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub clip_norm: Option<Option<f64>>,
+    /// Micro-batches per update.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub accumulate: Option<u32>,
+    /// Learning rate of the router relative to the weights'.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub router_lr_scale: Option<f64>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Files written before are read, and what is written has its keys in the same order.
+    #[test]
+    fn records_keep_their_text() {
+        fn same<R: Record>(text: &str) {
+            let mut g = Graph::default();
+            g.metadata.insert(R::KEY.into(), text.into());
+            let record = R::read(&g).unwrap().unwrap();
+            record.write(&mut g);
+            assert_eq!(g.metadata[R::KEY], text);
+            g.metadata.insert(R::KEY.into(), "{".into());
+            assert!(R::read(&g).is_err());
+        }
+        same::<RouterRecord>(
+            r#"{"form":"reassign","granularity":"add","scope":"network","parametrization":"gated","init":"uniform","tau":0.01,"normalize":"incoming","chains":[{"id":1,"K":2,"adds_per_block":1,"logits":"l","gate":null,"sources":[{"state":"a","value":"b"}],"states":["x","y","z"],"rows":[[1,"r"]]}]}"#,
+        );
+        same::<Chains>(r#"[{"id":0,"blocks":1,"adds":["a"],"states":["x","y"]}]"#);
+        same::<Ties>(r#"[{"name":"a","transposed":"b"}]"#);
+        same::<States>(
+            r#"[{"name":"w","input":"w","output":"w.next","kind":"parameter","trainable":true,"shape":[2],"in_place":true}]"#,
+        );
+        same::<LossRecord>(
+            r#"{"kind":"mse","reduction":"mean","target":"t","output":"y","label_smoothing":0.0,"ignore_index":null,"huber_delta":1.0}"#,
+        );
+        same::<OptimizerRecord>(r#"{"kind":"none"}"#);
+        same::<OptimizerRecord>(
+            r#"{"kind":"sgd","momentum":0.9,"nesterov":false,"lr":"lr","weight_decay":0.0,"clip_norm":1.0,"accumulate":1,"router_lr_scale":1.0}"#,
+        );
+        let o = OptimizerRecord { kind: "adam".into(), clip_norm: Some(None), ..OptimizerRecord::default() };
+        assert_eq!(serde_json::to_string(&o).unwrap(), r#"{"kind":"adam","clip_norm":null}"#);
+    }
+}

@@ -1,0 +1,121 @@
+//! `ancre.router`: the routers of a graph, their values by name.
+
+use crate::ir::{Form, Graph, Normalize, RouterId, RouterSpec, Rule, Scope, Source, ValueId};
+use indexmap::IndexMap;
+use serde::{Deserialize, Serialize};
+
+/// The routers of a graph and what they have in common.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct RouterRecord {
+    pub form: Form,
+    pub granularity: String,
+    pub scope: Scope,
+    pub parametrization: Rule,
+    pub init: String,
+    pub tau: f32,
+    pub normalize: Normalize,
+    pub chains: Vec<ChainRecord>,
+}
+
+/// The router of one chain.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct ChainRecord {
+    pub id: usize,
+    #[serde(rename = "K")]
+    pub blocks: usize,
+    pub adds_per_block: usize,
+    /// Initializer of the logits (or weights), [K, S + K].
+    pub logits: String,
+    /// Initializer of the gate, K elements.
+    pub gate: Option<String>,
+    /// Earlier chains' states that all rows read, S of them; their columns come first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sources: Vec<SourceRecord>,
+    /// Values of the states h_0 … h_K.
+    pub states: Vec<String>,
+    /// Row (0-based) and value of each route.
+    pub rows: Vec<(usize, String)>,
+}
+
+/// An earlier chain's state among the sources of a [`ChainRecord`].
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct SourceRecord {
+    /// Value of the state.
+    pub state: String,
+    /// Value of the state brought to the chain's shape, which the rows read.
+    pub value: String,
+}
+
+impl ChainRecord {
+    /// Number of columns, S + K.
+    pub fn width(&self) -> usize {
+        self.sources.len() + self.blocks
+    }
+
+    /// Number of columns that a row (0-based) reads.
+    pub fn reads(&self, row: usize) -> usize {
+        self.sources.len() + row + 1
+    }
+}
+
+impl RouterRecord {
+    /// What is to be written of a graph's routers; they were all built by the same options.
+    pub fn of(g: &Graph) -> Option<RouterRecord> {
+        let first = g.routers.values().next()?;
+        let name = |v: ValueId| g.name(v).to_string();
+        let chain = |(id, r): (&RouterId, &RouterSpec)| ChainRecord {
+            id: id.0,
+            blocks: r.blocks(),
+            adds_per_block: r.adds_per_block,
+            logits: name(r.logits),
+            gate: r.gate.map(name),
+            sources: r.sources.iter().map(|s| SourceRecord { state: name(s.state), value: name(s.value) }).collect(),
+            states: r.states.iter().map(|v| name(*v)).collect(),
+            rows: r.rows.iter().map(|(row, v)| (*row, name(*v))).collect(),
+        };
+        Some(RouterRecord {
+            form: first.form,
+            granularity: first.granularity.clone(),
+            scope: first.scope,
+            parametrization: first.rule,
+            init: first.init.clone(),
+            tau: first.tau,
+            normalize: first.normalize,
+            chains: g.routers.iter().map(chain).collect(),
+        })
+    }
+
+    /// The routers it describes, as objects of a graph.
+    ///
+    /// # Errors
+    /// The first name that no value of the graph has.
+    pub fn routers(&self, g: &Graph) -> Result<IndexMap<RouterId, RouterSpec>, String> {
+        let find = |name: &String| g.find(name).ok_or_else(|| name.clone());
+        let spec = |c: &ChainRecord| -> Result<_, String> {
+            let source = |s: &SourceRecord| Ok(Source { state: find(&s.state)?, value: find(&s.value)? });
+            let row = |(row, v): &(usize, String)| match *row < c.states.len().saturating_sub(1) {
+                true => Ok((*row, find(v)?)),
+                false => Err(format!("row {row}")),
+            };
+            let spec = RouterSpec {
+                form: self.form,
+                rule: self.parametrization,
+                normalize: self.normalize,
+                tau: self.tau,
+                scope: self.scope,
+                granularity: self.granularity.clone(),
+                init: self.init.clone(),
+                adds_per_block: c.adds_per_block,
+                logits: find(&c.logits)?,
+                gate: c.gate.as_ref().map(find).transpose()?,
+                sources: c.sources.iter().map(source).collect::<Result<_, String>>()?,
+                states: c.states.iter().map(find).collect::<Result<_, _>>()?,
+                rows: c.rows.iter().map(row).collect::<Result<_, String>>()?,
+            };
+            Ok((RouterId(c.id), spec))
+        };
+        self.chains.iter().map(spec).collect()
+    }
+}

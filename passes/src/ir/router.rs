@@ -1,0 +1,217 @@
+//! Routers: the objects that the operators `ancre.Route` and its cotangents name by their id.
+
+use super::{Graph, ValueId};
+use serde::{Deserialize, Serialize};
+
+/// Enums whose variants have a word each, in files and on the command line.
+macro_rules! words {
+    ($($(#[$doc:meta])* $name:ident { $($(#[$about:meta])* $variant:ident = $word:literal,)+ })+) => {$(
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+        pub enum $name {
+            $($(#[$about])* #[serde(rename = $word)] $variant,)+
+        }
+
+        impl $name {
+            /// Its word.
+            pub fn name(self) -> &'static str {
+                match self {
+                    $($name::$variant => $word,)+
+                }
+            }
+
+            /// The one of that word.
+            pub fn of_name(word: &str) -> Option<$name> {
+                match word {
+                    $($word => Some($name::$variant),)+
+                    _ => None,
+                }
+            }
+        }
+    )+};
+}
+
+pub(crate) use words;
+
+words! {
+    /// How a block takes its route.
+    Form {
+        /// The identity skip is replaced by the route: the original network at one-hot.
+        Reassign = "reassign",
+        /// The route is added to the whole block's output: for training from scratch.
+        Augment = "augment",
+    }
+    /// The weights of a row.
+    Rule {
+        /// softmax(c / τ).
+        Softmax = "softmax",
+        /// onehot + a · (softmax(c / τ) − onehot).
+        Gated = "gated",
+        /// c itself.
+        Free = "free",
+        /// Frozen, uniform.
+        Constant = "constant",
+    }
+    /// Over what the softmax is taken.
+    Normalize {
+        /// Over the sources of a row.
+        Incoming = "incoming",
+        /// Over the targets of a source.
+        Outgoing = "outgoing",
+    }
+    /// Which states a row may read.
+    Scope {
+        /// Those of its own chain.
+        Stage = "stage",
+        /// Also those of earlier chains that come before it, where they can be brought to its shape.
+        Network = "network",
+    }
+}
+
+/// A router, by the number of its chain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct RouterId(pub usize);
+
+impl std::fmt::Display for RouterId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// An earlier chain's state among a router's sources.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Source {
+    /// The state.
+    pub state: ValueId,
+    /// The state brought to the chain's shape; the state itself where it fits.
+    pub value: ValueId,
+}
+
+/// The all-pairs router of one chain of K blocks.
+///
+/// Its matrix has a row for each block and a column for each source: first the S states of earlier chains, then the chain's own
+/// h_0 … h_{K−1}. Row k (0-based) reads the columns 0 … S + k.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RouterSpec {
+    /// How a block takes its route.
+    pub form: Form,
+    /// What the logits mean.
+    pub rule: Rule,
+    /// Over what the softmax is taken.
+    pub normalize: Normalize,
+    /// The softmax's temperature.
+    pub tau: f32,
+    /// Which states the rows were allowed to read.
+    pub scope: Scope,
+    /// How blocks were asked for: `add`, `block` or a number of adds.
+    pub granularity: String,
+    /// Where the logits started.
+    pub init: String,
+    /// Residual adds in one block.
+    pub adds_per_block: usize,
+    /// Logits [K, S + K]; the weights themselves under `constant` and `free`.
+    pub logits: ValueId,
+    /// Gate, K elements.
+    pub gate: Option<ValueId>,
+    /// Earlier chains' states that every row reads, S of them, in execution order.
+    pub sources: Vec<Source>,
+    /// Block states h_0 … h_K as they are in the routed graph.
+    pub states: Vec<ValueId>,
+    /// Rows that have a route, in order, with the route's sum. A row that reads one source with weight one has none.
+    pub rows: Vec<(usize, ValueId)>,
+}
+
+impl RouterSpec {
+    /// Number of blocks K.
+    pub fn blocks(&self) -> usize {
+        self.states.len().saturating_sub(1)
+    }
+
+    /// Number of columns, S + K.
+    pub fn width(&self) -> usize {
+        self.sources.len() + self.blocks()
+    }
+
+    /// Number of columns that a row reads.
+    pub fn reads(&self, row: usize) -> usize {
+        self.sources.len() + row + 1
+    }
+
+    /// The values of the columns.
+    pub fn columns(&self) -> impl Iterator<Item = ValueId> + '_ {
+        self.sources.iter().map(|s| s.value).chain(self.states.iter().copied()).take(self.width())
+    }
+
+    /// Do the logits, and the gate if there is one, train?
+    pub fn trains(&self) -> bool {
+        self.rule != Rule::Constant
+    }
+
+    /// Number of logits in use: row k competes among S + k sources.
+    pub fn coefficients(&self) -> usize {
+        let blocks = self.blocks();
+        blocks * (blocks + 1) / 2 + blocks * self.sources.len()
+    }
+
+    /// Number of gates in use. A first row without a competitor has none.
+    pub fn gates(&self) -> usize {
+        if self.gate.is_some() { self.blocks() - self.sources.is_empty() as usize } else { 0 }
+    }
+
+    /// Every value it names.
+    pub fn values(&self) -> impl Iterator<Item = ValueId> + '_ {
+        let sources = self.sources.iter().flat_map(|s| [s.state, s.value]);
+        let own = [self.logits].into_iter().chain(self.gate);
+        own.chain(sources).chain(self.states.iter().copied()).chain(self.rows.iter().map(|(_, v)| *v))
+    }
+
+    /// Names `new` wherever it names `old`.
+    pub fn redirect(&mut self, old: ValueId, new: ValueId) {
+        let sources = self.sources.iter_mut().flat_map(|s| [&mut s.state, &mut s.value]);
+        let own = [&mut self.logits].into_iter().chain(&mut self.gate);
+        let all = own.chain(sources).chain(&mut self.states).chain(self.rows.iter_mut().map(|(_, v)| v));
+        all.filter(|v| **v == old).for_each(|v| *v = new);
+    }
+}
+
+impl Graph {
+    /// Forgets the routers of which a value is gone.
+    pub fn drop_dead_routers(&mut self) {
+        let mut routers = std::mem::take(&mut self.routers);
+        routers.retain(|_, r| r.values().all(|v| self.contains(v)));
+        self.routers = routers;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::ir::{Attrs, Op};
+    use crate::text::{parse, print};
+    use crate::transform::eliminate::eliminate_dead;
+
+    const TEXT: &str = r#"g (float[2] h0, float[2] f) => (float[2] h2) <float[2, 2] l = {…}> {
+        h1 = Add (h0, f)  r = ancre.Route <router = 3, row = 1> (l, , h0, h1)  h2 = Add (r, f)
+        @3 <form = "reassign", rule = "softmax", normalize = "incoming", scope = "stage"> (l, ) () () (h0, h1, h2) (, r) }"#;
+
+    /// A router is the same after its graph was copied or written as text, follows a value that is replaced, and goes with the
+    /// values it names.
+    #[test]
+    fn a_router_survives_its_graph_s_changes() {
+        let mut g = parse(TEXT).unwrap();
+        assert_eq!(g.clone().routers, g.routers);
+        let again = parse(&print(&g)).unwrap();
+        assert_eq!(print(&again), print(&g));
+        assert_eq!((again.routers[0].reads(1), again.routers[0].rows.len()), (2, 1));
+        let (h0, h1, f) = (g.find("h0").unwrap(), g.find("h1").unwrap(), g.find("f").unwrap());
+        let other = g.add_op("other", Op::new("Sub", Attrs::new()), &[Some(h0), Some(f)]);
+        let other = g.push_result(other, "other", g.value(h1).ty.clone());
+        g.redirect(h1, other);
+        assert_eq!(g.routers[0].states[1], other);
+        assert_eq!(eliminate_dead(&mut g, |_, _| false), 1);
+        assert_eq!(g.routers.len(), 1);
+        let h2 = g.find("h2").unwrap();
+        g.redirect_output(h2, f);
+        eliminate_dead(&mut g, |_, _| false);
+        assert!(g.routers.is_empty());
+    }
+}

@@ -1,0 +1,121 @@
+//! Machines that graphs are written for: the numbers by which one formulation of a computation is preferred to another. They
+//! change which operators are emitted, never what those compute.
+//!
+//! `cargo bench --bench costs` measures the CPU's numbers again, each in the benchmark that its field names. Nothing of [`CUDA`]
+//! and [`WASM`] has been measured: their numbers follow from how those machines work, as each one's comment says.
+
+/// The costs of one machine.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Target {
+    /// Its name on the command line.
+    pub name: &'static str,
+    /// A cotangent is summed over leading axes by a product with a row of ones from this many columns on, below by `ReduceSum`.
+    /// Benchmark `row_sum`.
+    pub ones_columns: i64,
+    /// The same for the sum over a batch of matrix products. Benchmark `row_sum`, with 16 and 64 rows.
+    pub ones_products: i64,
+    /// A batch of products [M, P] · [P, K] is gathered into one long product once M · K exceeds so many times P · (M + K): the
+    /// first writes the one number for each sample, the second moves the other. Benchmark `batch_product`.
+    pub long_product: i64,
+    /// A convolution's input gradient is a `Conv` with the reversed weight where the weight has at most one part in so many of
+    /// the elements of the activations at its two sides, else a `ConvTranspose`; 0: only that. Benchmark `conv_input`.
+    pub reversed_weight: i64,
+    /// The batch that is assumed where it is symbolic.
+    pub batch: i64,
+    /// The formulations of a convolution's weight gradient.
+    pub conv_weight: ConvWeight,
+    /// The formulations of a router.
+    pub router: Router,
+    /// Trained tensors of up to so many elements are updated end to end. Benchmark `small_updates`.
+    pub small_update: i64,
+}
+
+/// How the gradient of a convolution's weight is computed. Benchmark `conv_weight`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ConvWeight {
+    /// With fewer input channels the taps' slices are joined into one product.
+    pub joined_channels: i64,
+    /// With fewer input channels a strided window becomes a dense one over blocks of cells.
+    pub blocked_channels: i64,
+    /// Groups of single channels with up to so many taps at stride 1 are products of slices, the others a convolution.
+    pub depthwise_taps: i64,
+}
+
+/// How a router's sums are computed. Benchmark `lowering` of `pipeline`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Router {
+    /// Up to so many sources take a product and a sum a pair.
+    pub pairs: usize,
+    /// Above that: blocks of the second number of sources, for up to the first number of them. The last entry holds for all.
+    pub blocks: &'static [(usize, usize)],
+    /// From so many elements of a sample on, inner products of cotangents and states are taken sample by sample.
+    pub large_sample: i64,
+}
+
+/// ONNX Runtime's CPU provider, measured on two cores.
+pub static CPU: Target = Target {
+    name: "cpu",
+    // `ReduceSum` over rows is several times slower where the rows are long.
+    ones_columns: 64,
+    // Below two thousand elements the two ways differ by ten microseconds, at 36 thousand by a factor of two to ten.
+    ones_products: 2048,
+    long_product: 6,
+    // With batches of 8 to 64 the reversed copy costs more than the transposed convolution's serial scatter once the weight has
+    // some half of the activations' elements.
+    reversed_weight: 2,
+    batch: 8,
+    // A convolution with batch and channels exchanged is three times slower than the products of shifted copies on dense
+    // windows; narrow products (few channels) waste the matrix kernel.
+    conv_weight: ConvWeight { joined_channels: 8, blocked_channels: 8, depthwise_taps: 9 },
+    // Over states of 16 k to 780 k floats, K = 8 … 64, blocks of 4 are best or near it up to K = 16, blocks of 8 above. Up to 4
+    // states the stacking costs more than the pairs.
+    router: Router { pairs: 4, blocks: &[(16, 4), (usize::MAX, 8)], large_sample: 4096 },
+    // Joining and splitting moves nine copies of a tensor, which the operators saved (about four microseconds each) outweigh up
+    // to some ten thousand elements.
+    small_update: 4096,
+};
+
+/// ONNX Runtime's CUDA provider. Not measured: a kernel's launch costs some five microseconds and memory moves a terabyte a second,
+/// so a few kernels over large arrays are preferred to many over small ones. The formulations stay within the operators that have
+/// kernels there, and sums stay out of matrix products, which may be rounded to ten bits (TF32).
+pub static CUDA: Target = Target {
+    name: "cuda",
+    // `ReduceSum` is one kernel at the memory's speed, and exact.
+    ones_columns: i64::MAX,
+    ones_products: i64::MAX,
+    // Both ways are bound by memory and read what they write: the one that moves fewer numbers wins.
+    long_product: 1,
+    // cuDNN's data gradient is one kernel; the reversed weight would be two copies before another.
+    reversed_weight: 0,
+    batch: 32,
+    // No slice for each tap: dense windows are one product of shifted copies, strided ones are made dense whatever their
+    // channels, groups of single channels are one grouped convolution.
+    conv_weight: ConvWeight { joined_channels: 0, blocked_channels: i64::MAX, depthwise_taps: 0 },
+    // Pairs are two kernels each, K² of them; a block's product is one. Blocks of about √K move the least.
+    router: Router { pairs: 2, blocks: &[(usize::MAX, 8)], large_sample: i64::MAX },
+    // Nine copies of 65 thousand numbers take five microseconds, a dozen kernels some fifty.
+    small_update: 1 << 16,
+};
+
+/// ONNX Runtime's WebAssembly build on one thread. Not measured: it has the CPU provider's kernels, so what one kernel does better
+/// than another there holds here; what only helps to share work among threads does not, and a node costs about twice as much.
+pub static WASM: Target = Target {
+    name: "wasm",
+    // Three nodes against one, where the one is a slow kernel.
+    ones_columns: 2048,
+    ones_products: 2048,
+    long_product: 6,
+    // The scatter of a transposed convolution is serial everywhere, so that one thread loses less by it.
+    reversed_weight: 4,
+    batch: 1,
+    conv_weight: ConvWeight { joined_channels: 8, blocked_channels: 8, depthwise_taps: 0 },
+    router: Router { pairs: 2, blocks: &[(usize::MAX, 16)], large_sample: i64::MAX },
+    small_update: 8192,
+};
+
+impl Target {
+    /// The target of a name.
+    pub fn of_name(name: &str) -> Option<&'static Target> {
+        [&CPU, &CUDA, &WASM].into_iter().find(|t| t.name == name)
+    }
+}
