@@ -8,8 +8,8 @@ use super::batch_norm_train::channel_reduce;
 use super::broadcast::sum_batch;
 use super::conv::{merge_axes, reshape_around, split_axis};
 use super::matmul::{contract_batch, contract_batches, is_long};
-use super::window::{Window, crop_like, pad_spatial, slice};
 use super::sample::floats;
+use super::window::{Window, crop_like, pad_spatial, slice};
 use super::*;
 use crate::ir::{ANCRE, NodeId, Tensor};
 use crate::ops::build::{BuildError, Builder, Built};
@@ -45,7 +45,8 @@ impl OpRule for ConvWeightCotangent {
     }
     fn samples(&self) -> Vec<Sample> {
         let window = Attrs::new().with("kernel_shape", vec![3, 3]).with("pads", vec![1; 4]);
-        let mut s = Sample::of(self.name(), window, vec![floats(&[2, 3, 5, 4]), floats(&[2, 4, 5, 4]), floats(&[4, 3, 3, 3])]);
+        let mut s =
+            Sample::of(self.name(), window, vec![floats(&[2, 3, 5, 4]), floats(&[2, 4, 5, 4]), floats(&[4, 3, 3, 3])]);
         s.op.domain = ANCRE.to_string();
         vec![s]
     }
