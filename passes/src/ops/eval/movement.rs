@@ -94,11 +94,11 @@ impl<D: Domain> Call<'_, D> {
                 Some(vec![x.dims[..axis].iter().product(), x.dims[axis..].iter().product()])
             }
             "Squeeze" => {
-                let listed = self.listed("axes", 1)?;
-                let axes: Option<Vec<usize>> = listed
-                    .map(|l| l.iter().map(|a| axis_of(*a, rank)).collect::<Option<_>>())
-                    .unwrap_or(Some((0..rank).filter(|i| x.dims[*i] == 1).collect()));
-                let axes = axes?;
+                let one = |axis: &usize| x.dims[*axis] == 1;
+                let axes: Vec<usize> = match self.listed("axes", 1)? {
+                    Some(list) => list.iter().map(|a| axis_of(*a, rank).filter(one)).collect::<Option<_>>()?,
+                    None => (0..rank).filter(one).collect(),
+                };
                 Some((0..rank).filter(|i| !axes.contains(i)).map(|i| x.dims[i]).collect())
             }
             _ => {
