@@ -1,7 +1,7 @@
 //! Recurrences, Fourier transforms and sums of blocks written as plain operators compute what ONNX Runtime's own kernels do.
 
 use crate::common::{Random, emit, floats, max_abs, open};
-use ancre_passes::analysis::types::infer_forward;
+use ancre_passes::analysis::types::resolve_types;
 use ancre_passes::ir::{Attrs, DType, Graph, Op, Tensor, TensorType, ValueType};
 use ancre_passes::transform::{eliminate, legalize};
 use ancre_rewrite::engine::{Session, Tensors};
@@ -33,7 +33,7 @@ fn check(what: &str, mut g: Graph, x: &[usize], tolerance: f64) {
     let feeds = Tensors::from([("x".to_string(), floats(DType::F32, x, &random.normals(x.iter().product())))]);
     let want = open(&emit(&g)).unwrap().run(&feeds).unwrap();
     let name = g.nodes().find_map(|n| g.op(n)).unwrap().name.clone();
-    infer_forward(&mut g);
+    resolve_types(&mut g, None);
     legalize::to_opset(&mut g, legalize::TARGET).unwrap();
     eliminate::eliminate_dead(&mut g, |_, _| false);
     assert!(g.nodes().all(|n| g.op(n).is_none_or(|op| op.name != name)), "{what}: the operator is still there");

@@ -93,7 +93,7 @@ fn check_edges(g: &Graph, id: NodeId, found: &mut Vec<String>) -> bool {
 fn check_types(g: &Graph, id: NodeId, found: &mut Vec<String>) {
     let Some(op) = g.op(id) else { return };
     // A rule that cannot tell (operands of unknown type, values computed in the graph) is no violation.
-    let Some(Ok(inferred)) = ops::result_types(g, op, g.operands(id)) else { return };
+    let Some(Ok(inferred)) = ops::result_types(op, g.operands(id), g) else { return };
     for (v, want) in g.results(id).zip(inferred) {
         let Some(have) = g.tensor_type(v) else { continue };
         let agree = have.dtype == want.dtype

@@ -110,7 +110,7 @@ pub fn ort() -> Result<Box<dyn Engine>, EngineError> {
 /// Finds the type of every value of a graph, as well as that can be known.
 pub fn find_types(g: &mut Graph) {
     #[cfg(feature = "tract")]
-    types::resolve_types(g, Some(&tract::TractOracle));
+    types::resolve_types(g, Some(&mut tract::TractOracle::default()));
     #[cfg(not(feature = "tract"))]
     types::resolve_types(g, None);
 }

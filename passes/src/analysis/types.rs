@@ -1,19 +1,31 @@
-//! Types of values: what an engine knows, then what the source declares, then what our own rules derive.
+//! Types of values: what our own rules derive, then what the source declares, then what an engine knows.
+//!
+//! The graph is walked once, producers first. Weights are typed values without bytes, so no external file is read; small constants keep
+//! their elements, and the arithmetic on shapes is followed as polynomials over the inputs' extents ([`eval`]). Whatever the
+//! [`Oracle`] answers carries on like the rest, so one unknown operator does not lose what follows it.
 
 use crate::ir::{Dim, Graph, NodeId, TensorType, ValueId, ValueType};
 use crate::onnx::read_value_info;
 use crate::ops;
-use indexmap::IndexMap;
+use crate::ops::eval::{self, Array, Facts, Poly};
+use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 
-/// Somebody who knows the types of values, usually an engine's shape inference.
-pub trait ShapeOracle {
-    /// Types by value name; values it knows nothing of are left out. Symbols are those of the graph's inputs; a dimension
-    /// it cannot name is [`unnamed_dim`].
-    ///
-    /// # Errors
-    /// When the graph as a whole cannot be analysed. One unknown operator is no such reason.
-    fn facts(&self, g: &Graph) -> Result<IndexMap<String, ValueType>, String>;
+/// Somebody who knows more than our own rules, usually an engine's shape inference. It is asked last, and only about results that
+/// are still open.
+pub trait Oracle {
+    /// What it knows of a node's results, in their order, from what is known of the operands. Symbols are those of the graph's
+    /// inputs; a dimension it cannot name is [`unnamed_dim`].
+    fn ask(&mut self, g: &Graph, node: NodeId, known: &dyn Facts<Poly>) -> Option<Vec<Fact>>;
+}
+
+/// What is known of a value.
+#[derive(Clone, Debug, Default)]
+pub struct Fact {
+    /// Its type.
+    pub ty: ValueType,
+    /// Its elements, where it takes part in the arithmetic on shapes.
+    pub elements: Option<Array<Poly>>,
 }
 
 /// Stands for a dimension of a value that cannot be expressed in the inputs' symbols. It equals no other one.
@@ -41,21 +53,6 @@ pub fn merge(old: &ValueType, new: ValueType) -> ValueType {
         (o, None) => o.clone(),
     };
     ValueType { dtype: new.dtype.or(old.dtype), shape }
-}
-
-/// Results of operators, in file order.
-fn op_results(g: &Graph) -> Vec<ValueId> {
-    g.nodes().filter(|n| g.op(*n).is_some()).flat_map(|n| g.results(n)).filter(|v| !g.name(*v).is_empty()).collect()
-}
-
-/// Gives the results of operators the types stated for their names. Inputs and initializers keep theirs.
-pub fn apply_facts(g: &mut Graph, facts: &IndexMap<String, ValueType>) {
-    for v in op_results(g) {
-        if let Some(fact) = facts.get(g.name(v)) {
-            let ty = merge(&g.value(v).ty, fact.clone());
-            g.set_type(v, ty);
-        }
-    }
 }
 
 /// What the source itself declares of the values inside its graph and of its outputs.
@@ -88,41 +85,9 @@ pub fn declared(g: &Graph) -> HashMap<String, ValueType> {
         .collect()
 }
 
-/// The types of a node's results by our own shape rule, from operand types that the caller knows.
-pub fn infer_node(g: &Graph, node: NodeId, type_of: &dyn Fn(ValueId) -> Option<TensorType>) -> Option<Vec<TensorType>> {
-    infer_node_knowing(g, node, type_of, &|v| ops::constant_extents(g, v))
-}
-
-/// As [`infer_node`], with integers (a target shape, axes; extents among them) that the caller knows.
-pub fn infer_node_knowing(
-    g: &Graph,
-    node: NodeId,
-    type_of: &dyn Fn(ValueId) -> Option<TensorType>,
-    extents_of: &dyn Fn(ValueId) -> Option<Vec<Dim>>,
-) -> Option<Vec<TensorType>> {
-    let op = g.op(node)?;
-    if op.is("Constant") {
-        let t = op.attrs.tensor("value")?;
-        return Some(vec![TensorType::fixed(t.dtype(), t.dims())]);
-    }
-    ops::result_types_knowing(op, g.operands(node), type_of, extents_of)?.ok()
-}
-
-/// Derives what is still unknown by our own shape rules, producers before consumers.
-pub fn infer_forward(g: &mut Graph) {
-    let order = g.topological_order();
-    for node in order {
-        let open = g.results(node).any(|v| !is_resolved(&g.value(v).ty));
-        if g.op(node).is_none() || !open {
-            continue;
-        }
-        let Some(types) = infer_node(g, node, &|v| g.tensor_type(v)) else { continue };
-        for (v, ty) in g.results(node).zip(types) {
-            // What was known before comes from a better source than the rule.
-            let ty = merge(&ty.into(), g.value(v).ty.clone());
-            g.set_type(v, ty);
-        }
-    }
+/// The types of a node's results by our own shape rule.
+pub fn infer_node(g: &Graph, node: NodeId, known: &dyn Facts<Poly>) -> Option<Vec<TensorType>> {
+    ops::result_types(g.op(node)?, g.operands(node), known)?.ok()
 }
 
 /// What [`resolve_types`] reached.
@@ -130,36 +95,92 @@ pub fn infer_forward(g: &mut Graph) {
 pub struct Coverage {
     /// Number of operator results.
     pub values: usize,
-    /// Names of those whose type is not fully known, in no meaningful order.
+    /// Names of those whose type is not fully known, in file order.
     pub unresolved: Vec<String>,
-    /// Why the oracle gave nothing at all.
-    pub oracle_failed: Option<String>,
 }
 
-/// Types every value as well as possible: oracle, then the source's declarations, then our own rules.
-pub fn resolve_types(g: &mut Graph, oracle: Option<&dyn ShapeOracle>) -> Coverage {
-    let mut coverage = Coverage::default();
-    match oracle.map(|o| o.facts(g)) {
-        Some(Ok(facts)) => apply_facts(g, &facts),
-        Some(Err(why)) => coverage.oracle_failed = Some(why),
-        None => {}
-    }
+/// Types every value as well as possible.
+pub fn resolve_types(g: &mut Graph, mut oracle: Option<&mut dyn Oracle>) -> Coverage {
     let declared = declared(g);
-    let results = op_results(g);
-    for v in &results {
-        let ty = &g.value(*v).ty;
-        if !is_resolved(ty)
-            && let Some(d) = declared.get(g.name(*v))
-        {
-            let ty = merge(d, ty.clone());
-            g.set_type(*v, ty);
+    let mut walk = Walk { g, arrays: HashMap::new() };
+    let mut coverage = Coverage::default();
+    for node in walk.g.topological_order() {
+        if walk.g.op(node).is_none() {
+            continue;
+        }
+        walk.visit(node, &declared, &mut oracle);
+        for v in walk.g.results(node).filter(|v| !walk.g.name(*v).is_empty()) {
+            coverage.values += 1;
+            if !is_resolved(&walk.g.value(v).ty) {
+                coverage.unresolved.push(walk.g.name(v).to_string());
+            }
         }
     }
-    infer_forward(g);
-    coverage.values = results.len();
-    coverage.unresolved =
-        results.iter().filter(|v| !is_resolved(&g.value(**v).ty)).map(|v| g.name(*v).to_string()).collect();
     coverage
+}
+
+struct Walk<'g> {
+    g: &'g mut Graph,
+    /// Elements of computed values that take part in the arithmetic on shapes.
+    arrays: HashMap<ValueId, Array<Poly>>,
+}
+
+impl Facts<Poly> for Walk<'_> {
+    fn array(&self, v: ValueId) -> Option<Cow<'_, Array<Poly>>> {
+        match self.arrays.get(&v) {
+            Some(array) => Some(Cow::Borrowed(array)),
+            None => self.g.array(v),
+        }
+    }
+
+    fn ty(&self, v: ValueId) -> ValueType {
+        self.g.value(v).ty.clone()
+    }
+}
+
+impl Walk<'_> {
+    fn visit(&mut self, node: NodeId, declared: &HashMap<String, ValueType>, oracle: &mut Option<&mut dyn Oracle>) {
+        let results: Vec<ValueId> = self.g.results(node).collect();
+        let mut types: Vec<ValueType> = vec![ValueType::default(); results.len()];
+        if let Some(arrays) = eval::evaluate_node(self.g, node, self, ops::MOST_ELEMENTS) {
+            types = arrays.iter().map(|a| TensorType::fixed(a.dtype, &a.dims).into()).collect();
+            self.arrays.extend(results.iter().copied().zip(arrays));
+        } else {
+            let own = infer_node(self.g, node, self).unwrap_or_default();
+            types.iter_mut().zip(own).for_each(|(ty, own)| *ty = own.into());
+            let named = |v: &ValueId| !self.g.name(*v).is_empty();
+            let is_open = |types: &[ValueType]| results.iter().zip(types).any(|(v, ty)| named(v) && !is_resolved(ty));
+            if is_open(&types) {
+                for (v, ty) in results.iter().zip(&mut types) {
+                    if let Some(d) = declared.get(self.g.name(*v)) {
+                        *ty = merge(d, std::mem::take(ty));
+                    }
+                }
+            }
+            if is_open(&types)
+                && !self.only_inherits(node, &types)
+                && let Some(oracle) = oracle
+                && let Some(facts) = oracle.ask(self.g, node, self)
+            {
+                for ((v, ty), fact) in results.iter().zip(&mut types).zip(facts) {
+                    *ty = merge(ty, fact.ty);
+                    self.arrays.extend(fact.elements.map(|array| (*v, array)));
+                }
+            }
+        }
+        for (v, ty) in results.into_iter().zip(types) {
+            let ty = merge(&self.g.value(v).ty, ty);
+            self.g.set_type(v, ty);
+        }
+    }
+
+    /// Are the dimensions that nobody can name all the operands'? Then there is no more to say.
+    fn only_inherits(&self, node: NodeId, types: &[ValueType]) -> bool {
+        let operands = self.g.reads(node).filter_map(|v| self.g.value(v).ty.shape.as_ref()).flatten();
+        let known: HashSet<&str> = operands.flat_map(Dim::symbols).collect();
+        let inherited = |d: &Dim| d.symbols().all(|s| !s.starts_with('?') || known.contains(s));
+        types.iter().all(|ty| ty.dtype.is_some() && ty.shape.as_ref().is_some_and(|s| s.iter().all(inherited)))
+    }
 }
 
 #[cfg(test)]
@@ -167,10 +188,12 @@ mod tests {
     use super::*;
     use crate::ir::{Attrs, DType, Op};
 
-    struct Knows(&'static str, ValueType);
-    impl ShapeOracle for Knows {
-        fn facts(&self, _: &Graph) -> Result<IndexMap<String, ValueType>, String> {
-            Ok(IndexMap::from([(self.0.to_string(), self.1.clone())]))
+    /// Knows every result to be of one type, and what it was asked about.
+    struct Knows(ValueType, Vec<String>);
+    impl Oracle for Knows {
+        fn ask(&mut self, g: &Graph, node: NodeId, _: &dyn Facts<Poly>) -> Option<Vec<Fact>> {
+            self.1.push(g.name(g.result(node, 0)).to_string());
+            Some(vec![Fact { ty: self.0.clone(), elements: None }])
         }
     }
 
@@ -191,8 +214,10 @@ mod tests {
     fn own_rules_carry_the_oracle_s_facts_on() {
         let mut g = graph();
         let known = TensorType::new(DType::F32, [Dim::symbol("n"), Dim::from(4)]);
-        let coverage = resolve_types(&mut g, Some(&Knows("a", known.clone().into())));
+        let mut oracle = Knows(known.clone().into(), Vec::new());
+        let coverage = resolve_types(&mut g, Some(&mut oracle));
         assert_eq!(coverage, Coverage { values: 2, ..Default::default() });
+        assert_eq!(oracle.1, ["a"], "only what our own rules leave open is asked");
         assert_eq!(g.tensor_type(g.find("b").unwrap()), Some(known));
     }
 

@@ -73,6 +73,16 @@ impl Dim {
         Some(Dim { terms })
     }
 
+    /// The quotient of an extent, rounded down: a symbol named by its text where it is no polynomial, so that equal quotients are
+    /// equal. None of an extent that nothing names.
+    pub fn quotient(&self, divisor: i64) -> Option<Dim> {
+        match self.known() {
+            Some(n) => n.checked_div_euclid(divisor).map(Dim::from),
+            None if self.symbols().any(|s| s.starts_with('?')) => None,
+            None => self.div_exact(&Dim::from(divisor)).or_else(|| Some(Dim::symbol(&format!("({self})/{divisor}")))),
+        }
+    }
+
     /// The value under an assignment of symbols, or `None` when one is missing.
     pub fn eval(&self, value_of: &dyn Fn(&str) -> Option<i64>) -> Option<i64> {
         let mut sum = 0i64;

@@ -80,7 +80,7 @@ impl<'g> Builder<'g> {
 
     /// Adds an operator with one or more results.
     pub fn node(&mut self, op: Op, operands: &[Option<ValueId>]) -> Result<Vec<ValueId>, BuildError> {
-        let types = ops::result_types(self.graph, &op, operands);
+        let types = ops::result_types(&op, operands, self.graph);
         let types = types.unwrap_or_else(|| Err(TypeError("this operator has no rule".into())));
         let results = types.map_err(|e| self.error(&op.full_name(), e))?;
         let stem = if self.prefix.is_empty() { op.name.clone() } else { format!("{}/{}", self.prefix, op.name) };

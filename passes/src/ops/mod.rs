@@ -18,6 +18,7 @@ mod place;
 mod pullback;
 mod reduce;
 mod sample;
+mod typed;
 mod unary;
 mod unruled;
 mod window;
@@ -33,9 +34,11 @@ pub use sample::{Sample, SampleOperand};
 pub(crate) use transpose::permutation;
 pub use unruled::{unruled, why_no_rule};
 
-use crate::ir::{Attrs, DType, Dim, Graph, NodeId, Op, TensorType, ValueId};
+use crate::ir::{Attrs, DType, Dim, Graph, NodeId, Op, TensorType, ValueId, ValueType};
 use crate::refusal::Why;
 use build::{Builder, Built};
+use eval::{Array, Facts, Poly};
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::OnceLock;
 
@@ -50,8 +53,8 @@ pub struct Infer<'a> {
     pub op: &'a Op,
     /// Types of the operands; `None` where missing or unknown.
     pub types: &'a [Option<TensorType>],
-    /// Elements of an operand of known integers, extents of other values among them.
-    pub extents: &'a dyn Fn(usize) -> Option<Vec<Dim>>,
+    /// Elements of an operand where they are known: numbers, or polynomials over extents.
+    pub array: &'a dyn Fn(usize) -> Option<Array<Poly>>,
     /// Is the operand there at all?
     pub present: &'a dyn Fn(usize) -> bool,
 }
@@ -75,7 +78,12 @@ impl Infer<'_> {
 
     /// Elements of an operand of integers that are all numbers.
     pub fn ints(&self, i: usize) -> Option<Vec<i64>> {
-        (self.extents)(i)?.iter().map(Dim::known).collect()
+        (self.array)(i)?.ints()
+    }
+
+    /// Elements of an operand of known integers, extents of other values among them.
+    pub fn extents(&self, i: usize) -> Option<Vec<Dim>> {
+        (self.array)(i)?.extents()
     }
 
     /// The single axis attribute, counted from the front.
@@ -89,7 +97,7 @@ impl Infer<'_> {
     fn target(&self, i: usize, what: &str) -> Result<Vec<Dim>, TypeError> {
         // A rank that no engine takes is damage, which must not be allocated for.
         const MOST_AXES: i64 = 1 << 10;
-        if let Some(dims) = (self.extents)(i) {
+        if let Some(dims) = self.extents(i) {
             return Ok(dims);
         }
         let rank = self.ty(i)?.shape.first().and_then(Dim::known).filter(|n| (0..=MOST_AXES).contains(n));
@@ -290,33 +298,37 @@ pub fn rule(op: &Op) -> Option<&'static dyn OpRule> {
     table.get(&(domain, op.name.as_str())).copied()
 }
 
-/// Types of an operator's results by its rule, from what the graph knows of the operands; `None` if it has no rule.
-pub fn result_types(g: &Graph, op: &Op, operands: &[Option<ValueId>]) -> Option<Types> {
-    result_types_knowing(op, operands, &|v| g.tensor_type(v), &|v| constant_extents(g, v))
+/// Types of an operator's results, from what is known of the operands; `None` of an operator that nothing is known of.
+pub fn result_types(op: &Op, operands: &[Option<ValueId>], known: &dyn Facts<Poly>) -> Option<Types> {
+    let types: Vec<Option<TensorType>> = operands.iter().map(|v| v.and_then(|v| known.ty(v).tensor())).collect();
+    let array = |i: usize| operands.get(i).copied().flatten().and_then(|v| known.array(v)).map(Cow::into_owned);
+    let present = |i: usize| operands.get(i).is_some_and(Option::is_some);
+    infer(&Infer { op, types: &types, array: &array, present: &present })
 }
 
-/// As [`result_types`], from types and integers (a target shape, axes; extents among them) that the caller knows.
-pub fn result_types_knowing(
-    op: &Op,
-    operands: &[Option<ValueId>],
-    type_of: &dyn Fn(ValueId) -> Option<TensorType>,
-    extents_of: &dyn Fn(ValueId) -> Option<Vec<Dim>>,
-) -> Option<Types> {
-    let types: Vec<Option<TensorType>> = operands.iter().map(|v| v.and_then(type_of)).collect();
-    let extents = |i: usize| operands.get(i).copied().flatten().and_then(extents_of);
-    let present = |i: usize| operands.get(i).is_some_and(Option::is_some);
-    Some(rule(op)?.infer(&Infer { op, types: &types, extents: &extents, present: &present }))
+/// By the operator's rule, or of one that has none by what is known of its types alone.
+pub(crate) fn infer(cx: &Infer) -> Option<Types> {
+    rule(cx.op).map(|rule| rule.infer(cx)).or_else(|| typed::infer(cx))
 }
+
+/// A graph knows the types it records and the elements of small constants.
+impl Facts<Poly> for Graph {
+    fn array(&self, v: ValueId) -> Option<Cow<'_, Array<Poly>>> {
+        Array::of_tensor(self.constant(v)?, MOST_ELEMENTS).map(Cow::Owned)
+    }
+
+    fn ty(&self, v: ValueId) -> ValueType {
+        self.value(v).ty.clone()
+    }
+}
+
+/// Elements above which a value takes no part in the arithmetic on shapes.
+pub const MOST_ELEMENTS: usize = 4096;
 
 /// Elements of a value that is a small integer constant.
 pub fn constant_ints(graph: &Graph, v: ValueId) -> Option<Vec<i64>> {
     let t = graph.constant(v)?;
     if t.len() > 4096 || t.dtype().is_float() { None } else { t.to_i64().ok() }
-}
-
-/// The same as extents.
-pub fn constant_extents(graph: &Graph, v: ValueId) -> Option<Vec<Dim>> {
-    Some(constant_ints(graph, v)?.into_iter().map(Dim::from).collect())
 }
 
 /// The type of the first operand, for element-wise operators of one operand.

@@ -17,7 +17,7 @@ impl OpRule for OneHot {
         let axis = cx.attrs().int("axis", -1);
         let axis = if axis < 0 { axis + rank } else { axis };
         cx.require((0..rank).contains(&axis), || format!("axis {axis} is out of range for {indices}"))?;
-        let depth = match (cx.extents)(1).as_deref() {
+        let depth = match cx.extents(1).as_deref() {
             Some([n]) => n.clone(),
             _ => unknown_dim("depth"),
         };

@@ -19,7 +19,7 @@ impl OpRule for Range {
                 Dim::from(i64::try_from(length).map_err(|_| TypeError(format!("{length} elements are too many")))?)
             }
             // From one extent to another that is no smaller.
-            (_, _, Some([1])) => match ((cx.extents)(0).as_deref(), (cx.extents)(1).as_deref()) {
+            (_, _, Some([1])) => match (cx.extents(0).as_deref(), cx.extents(1).as_deref()) {
                 (Some([start]), Some([limit])) if (limit - start).bounds().0 >= 0 => limit - start,
                 _ => unknown_dim("range"),
             },

@@ -15,7 +15,7 @@ impl OpRule for Reshape {
     fn infer(&self, cx: &Infer) -> Types {
         let ty = cx.ty(0)?;
         let listed = cx.attrs().ints("shape").map(|list| list.iter().map(|d| Dim::from(*d)).collect());
-        let target: Vec<Dim> = match listed.or_else(|| (cx.extents)(1)) {
+        let target: Vec<Dim> = match listed.or_else(|| cx.extents(1)) {
             Some(target) => target,
             // Computed in the graph: at least the rank is known.
             None => return Ok(vec![TensorType::new(ty.dtype, cx.target(1, "reshape")?)]),

@@ -23,10 +23,16 @@ impl OpRule for Resize {
         let ty = cx.ty(0)?;
         let axes = resized(cx.attrs(), ty).ok_or_else(|| TypeError(format!("an axis is out of range for {ty}")))?;
         let stretch = cx.attrs().str("keep_aspect_ratio_policy", "stretch") == "stretch";
-        let sizes = cx.ints(3).filter(|s| stretch && s.len() == axes.len());
+        let sizes = cx.extents(3).filter(|s| stretch && s.len() == axes.len());
+        let scales = (cx.array)(2).filter(|s| s.elements.len() == axes.len());
         let mut shape = ty.shape.clone();
         for (i, axis) in axes.into_iter().enumerate() {
-            shape[axis] = sizes.as_ref().map_or_else(|| unknown_dim("resize"), |s| Dim::from(s[i]));
+            let scaled = || match scales.as_ref()?.elements[i] {
+                eval::Element::Float(scale) => scaled(&shape[axis], scale),
+                _ => None,
+            };
+            let size = sizes.as_ref().map(|s| s[i].clone()).or_else(scaled);
+            shape[axis] = size.unwrap_or_else(|| unknown_dim("resize"));
         }
         Ok(vec![TensorType::new(ty.dtype, shape)])
     }
@@ -86,6 +92,17 @@ struct Weights {
     output: usize,
     input: usize,
     values: Vec<f64>,
+}
+
+/// The extent that a factor makes of another, rounded down.
+fn scaled(d: &Dim, scale: f64) -> Option<Dim> {
+    match d.known() {
+        // In single precision, as the runtime does it.
+        Some(n) => Some(Dim::from((n as f32 * scale as f32).floor() as i64)),
+        None if scale.fract() == 0.0 => Some(d * &Dim::from(scale as i64)),
+        None if (1.0 / scale).fract() == 0.0 => d.quotient((1.0 / scale) as i64),
+        None => None,
+    }
 }
 
 /// The axes that `scales` or `sizes` speak of.

@@ -19,7 +19,7 @@ impl OpRule for Slice {
         let ty = cx.ty(0)?;
         let bounds = |name, i: usize| match cx.attrs().ints(name) {
             Some(list) => Some(list.iter().map(|b| Dim::from(*b)).collect::<Vec<_>>()),
-            None => (cx.extents)(i),
+            None => cx.extents(i),
         };
         let count = match (cx.attrs().ints("starts"), cx.types.get(1).and_then(Option::as_ref)) {
             (Some(list), _) => Some(list.len()),

@@ -15,7 +15,7 @@ impl OpRule for Tile {
     fn infer(&self, cx: &Infer) -> Types {
         let ty = cx.ty(0)?;
         let mut shape = ty.shape.clone();
-        match (cx.extents)(1) {
+        match cx.extents(1) {
             Some(repeats) => {
                 cx.require(repeats.len() == shape.len(), || format!("{} repeats do not fit {ty}", repeats.len()))?;
                 shape.iter_mut().zip(repeats).for_each(|(d, n)| *d = &*d * &n);

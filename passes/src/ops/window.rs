@@ -158,7 +158,7 @@ impl Window {
                     None if stride == 1 => Ok(&input[i] + &Dim::from(slack + 1)),
                     None => {
                         let span = &input[i] + &Dim::from(slack);
-                        match span.div_exact(&Dim::from(stride)) {
+                        match span.quotient(stride).filter(|_| !self.ceil || span.div_exact(&Dim::from(stride)).is_some()) {
                             Some(steps) => Ok(&steps + &Dim::from(1)),
                             None => Ok(unknown_dim("window")),
                         }

@@ -2,7 +2,8 @@
 
 use super::canonical::Side;
 use super::term::{Granted, Table, TermId};
-use crate::ir::{Dim, NodeId, Op, Shape, TensorType, ValueType};
+use crate::ir::{DType, Dim, NodeId, Op, Shape, TensorType, ValueType};
+use crate::ops::eval::{Array, Domain, Poly};
 use crate::ops::{self, Class, Infer};
 
 /// How many of the last axes of operands that broadcast do not; `None` where operands do not broadcast.
@@ -24,13 +25,16 @@ pub(super) fn types(t: &mut Table, side: &Side, id: NodeId, op: &Op, args: &[Ter
     let mut own = computed_shape(t, op, args, &operand_types).unwrap_or_default();
     if own.is_empty() {
         let extents: Vec<Option<Vec<Dim>>> = args.iter().map(|a| small_extents(t, *a)).collect();
-        if let Some(rule) = ops::rule(op) {
-            // The rule of `Slice` takes for granted that a computed end lies inside.
-            let fits = |dims: &Vec<Dim>| op.name != "Slice" || dims.iter().all(|d| d.known().is_some());
-            let extents = |i: usize| extents.get(i).cloned().flatten().filter(fits);
-            let present = |i: usize| args.get(i).is_some_and(|a| *a != TermId::NONE);
-            own = rule.infer(&Infer { op, types: &operand_types, extents: &extents, present: &present }).unwrap_or_default();
-        }
+        // The rule of `Slice` takes for granted that a computed end lies inside.
+        let fits = |dims: &&Vec<Dim>| op.name != "Slice" || dims.iter().all(|d| d.known().is_some());
+        let array = |i: usize| {
+            let dims = extents.get(i)?.as_ref().filter(fits)?;
+            let elements = dims.iter().map(Poly::extent).collect::<Option<_>>()?;
+            Some(Array { dtype: DType::I64, dims: vec![dims.len() as i64], elements })
+        };
+        let present = |i: usize| args.get(i).is_some_and(|a| *a != TermId::NONE);
+        let cx = Infer { op, types: &operand_types, array: &array, present: &present };
+        own = ops::infer(&cx).and_then(Result::ok).unwrap_or_default();
     }
     if let Some(fixed) = broadcasts(op, args.len())
         && let Some(ty) = own.first_mut()
@@ -133,15 +137,6 @@ fn computed_shape(t: &mut Table, op: &Op, args: &[TermId], operands: &[Option<Te
                 })
                 .collect();
             Some(vec![TensorType::new(x.dtype, shape?)])
-        }
-        "QuantizeLinear" => {
-            let dtype = operands.get(2).cloned().flatten().map_or(crate::ir::DType::U8, |z| z.dtype);
-            (op.attrs.int("output_dtype", 0) == 0).then_some(vec![TensorType::new(dtype, operands.first()?.clone()?.shape)])
-        }
-        "DequantizeLinear" => {
-            let scale = operands.get(1)?.clone()?;
-            (op.attrs.int("output_dtype", 0) == 0)
-                .then_some(vec![TensorType::new(scale.dtype, operands.first()?.clone()?.shape)])
         }
         _ => None,
     }

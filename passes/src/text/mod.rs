@@ -44,7 +44,7 @@ fn inferred(g: &Graph, id: NodeId) -> Result<Option<Vec<TensorType>>, TypeError>
     if operands.iter().flatten().any(|v| g.tensor_type(*v).is_none()) {
         return Ok(None);
     }
-    ops::result_types(g, op, &operands).transpose()
+    ops::result_types(op, operands, g).transpose()
 }
 
 /// May the name stand without quotes?

@@ -146,7 +146,7 @@ fn follow(g: &mut Graph, node: NodeId, before: i64, classes: i64) -> Result<(), 
         if g.is_op(n, "Reshape") && before != 1 {
             reshape_to(g, n, before, classes);
         }
-        let Some(types) = infer_node(g, n, &|v| g.tensor_type(v)) else {
+        let Some(types) = infer_node(g, n, g) else {
             return Err(ClassifierError::Follower { site, classes, before });
         };
         for (v, ty) in g.results(n).zip(types) {

@@ -194,7 +194,7 @@ fn infer(g: &mut Graph, id: NodeId) {
     if g.results(id).all(|v| is_resolved(&g.value(v).ty)) {
         return;
     }
-    for (v, ty) in g.results(id).zip(infer_node(g, id, &|v| g.tensor_type(v)).unwrap_or_default()) {
+    for (v, ty) in g.results(id).zip(infer_node(g, id, g).unwrap_or_default()) {
         let ty = merge(&ty.into(), g.value(v).ty.clone());
         g.set_type(v, ty);
     }

@@ -5,7 +5,7 @@ mod near_misses;
 mod runs;
 
 use super::*;
-use crate::analysis::types::infer_forward;
+use crate::analysis::types::resolve_types;
 use crate::analysis::{dot, explain, report};
 use crate::ir::{Attrs, DType, Dim, Op, Tensor, TensorType};
 
@@ -84,7 +84,7 @@ fn extend(mut g: Graph, lines: &str) -> Graph {
             }
         }
     }
-    infer_forward(&mut g);
+    resolve_types(&mut g, None);
     g
 }
 
