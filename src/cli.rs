@@ -1,7 +1,11 @@
 //! The command line.
 
+#[cfg(feature = "ort")]
+mod train;
 mod verify;
 
+#[cfg(feature = "ort")]
+pub use train::{ScheduleKind, TrainArgs};
 pub use verify::{EngineArg, LimitArgs, VerifyArgs};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -47,7 +51,7 @@ pub enum Command {
     Freeze(FreezeArgs),
     /// Train in ONNX Runtime, from the training graph that the main job writes
     #[cfg(feature = "ort")]
-    Train(Box<crate::train::TrainArgs>),
+    Train(Box<TrainArgs>),
     /// Show which ONNX Runtime is used, or fetch one with pip
     Runtime(RuntimeArgs),
     /// Print shell completions

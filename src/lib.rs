@@ -7,6 +7,21 @@
 //! Below them: [`files`] and [`outputs`] read models and write files that appear whole or not at all, [`engine`] runs graphs in
 //! tract or ONNX Runtime, [`rewrite::verification`] says whether the rewrite equals its source, [`training_files`] writes the training graph and its companions,
 //! [`report`] puts outcomes into words.
+//!
+//! # Floor plan
+//!
+//! A module uses modules of lower floors only; `passes/tests/floors.rs` holds it.
+//!
+//! | floor | modules | what they are |
+//! | --- | --- | --- |
+//! | 7 | `train` | training runs |
+//! | 6 | `freeze`, `inspect`, `runtime` | the smaller verbs |
+//! | 5 | `rewrite` | the main job |
+//! | 4 | `verify` | comparing models, checking gradients |
+//! | 3 | `cli` | the command line's types |
+//! | 2 | `engine` | tract, ONNX Runtime, inputs to run models on |
+//! | 1 | `io` | files and arrays |
+//! | 0 | `error` | failures and their exit status |
 
 pub mod cli;
 pub mod engine;

@@ -57,7 +57,7 @@ fn run(cli: &Cli) -> Result<(String, u8), Failure> {
         Some(Command::Inspect(a)) => &a.limits,
         _ => &cli.rewrite.limits,
     };
-    child::isolate(child::Limits::of(limits)?);
+    child::isolate(child::Limits::of(limits.max_memory.as_deref(), limits.engine_timeout)?);
     let text = match &cli.command {
         #[cfg(feature = "ort")]
         Some(Command::Train(a)) => {
@@ -73,7 +73,7 @@ fn run(cli: &Cli) -> Result<(String, u8), Failure> {
         Some(Command::Inspect(a)) => inspect::inspect(a)? + if a.json { "\n" } else { "" },
         Some(Command::Freeze(a)) => {
             let done = freeze::freeze(a)?;
-            if a.json { format!("{}\n", done.json()) } else { report::frozen(&done) }
+            if a.json { format!("{}\n", done.json()) } else { freeze::text(&done) }
         }
         Some(Command::Runtime(a)) => runtime::runtime(a)?,
         Some(Command::Completions { shell }) => {

@@ -16,6 +16,22 @@
 //! - [`transform`] has the passes. [`pipeline`] lists them in order, each with what must hold before and after it.
 //! - [`proof`] shows that two graphs compute the same, by canonical forms.
 //!
+//! # Floor plan
+//!
+//! A module uses modules of lower floors only; `passes/tests/floors.rs` holds it, for both crates.
+//!
+//! | floor | modules | what they are |
+//! | --- | --- | --- |
+//! | 8 | `pipeline` | the passes in order |
+//! | 7 | `placement`, `proof` | what runs where; are two graphs the same? |
+//! | 6 | `transform` | one pass a file |
+//! | 5 | `analysis` | facts about graphs |
+//! | 4 | `text`, `verify` | the text form; the invariants |
+//! | 3 | `ops` | one rule an operator; builder and evaluator |
+//! | 2 | `onnx` | files to graphs and back |
+//! | 1 | `contract`, `random`, `refusal`, `target` | records in files; numbers; reasons; costs |
+//! | 0 | `ir` | the graph |
+//!
 //! ```
 //! use ancre_passes::analysis::residual::find_residuals;
 //! use ancre_passes::text::parse;

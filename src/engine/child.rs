@@ -7,7 +7,6 @@
 
 use super::wire::{Answer, Request, read_answer, write_answer};
 use super::{Engine, EngineError, Session, Tensors};
-use crate::cli::LimitArgs;
 use crate::engine::memory::{self, parse_size};
 use crate::error::Failure;
 use ancre_passes::ir::SharedBytes;
@@ -42,9 +41,9 @@ impl Limits {
     ///
     /// # Errors
     /// When the size is none.
-    pub fn of(a: &LimitArgs) -> Result<Limits, Failure> {
-        let memory = a.max_memory.as_deref().map(parse_size).transpose()?;
-        Ok(Limits { memory, time: a.engine_timeout.map(Duration::from_secs) })
+    pub fn of(memory: Option<&str>, seconds: Option<u64>) -> Result<Limits, Failure> {
+        let memory = memory.map(parse_size).transpose()?;
+        Ok(Limits { memory, time: seconds.map(Duration::from_secs) })
     }
 
     /// The limits for a model of so many bytes.

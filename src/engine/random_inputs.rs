@@ -4,6 +4,7 @@
 //! length, then zeros, as padding makes them; their first column is always one, so no row of attention is empty.
 
 use crate::engine::Tensors;
+use crate::error::Failure;
 use crate::io::tensor::NpTensor;
 use ancre_passes::ir::{DType, Dim, Graph, NodeId, ValueId};
 use ancre_passes::ops::constant_ints;
@@ -226,6 +227,46 @@ fn index_bound(g: &Graph, v: ValueId, sizes: &Sizes) -> Option<u64> {
 fn result_extent(g: &Graph, node: NodeId, axis: i64, sizes: &Sizes) -> Option<u64> {
     let ty = g.tensor_type(g.result(node, 0))?;
     u64::try_from(ty.shape.get(ty.axis(axis)?)?.eval(&|s| sizes.get(s).copied())?).ok()
+}
+
+/// `--dim NAME=N`, all of them.
+///
+/// # Errors
+/// The first that cannot be read.
+pub fn dims(a: &[String]) -> Result<Sizes, Failure> {
+    a.iter()
+        .map(|text| {
+            let (name, value) = text.split_once('=').unwrap_or((text, ""));
+            match value.parse::<i64>() {
+                Ok(v) if v > 0 && !name.is_empty() => Ok((name.to_string(), v)),
+                _ => Err(Failure::input(format!("--dim `{text}` is not NAME=N with a positive N"))),
+            }
+        })
+        .collect()
+}
+
+/// `--dim` must name symbols of the inputs' shapes.
+///
+/// # Errors
+/// The first that does not.
+pub fn check_dims(g: &Graph, dims: &Sizes) -> Result<(), Failure> {
+    let mut symbols: Vec<String> = g
+        .required_inputs()
+        .filter_map(|v| g.value(v).ty.shape.clone())
+        .flatten()
+        .flat_map(|d| d.symbols().map(str::to_string).collect::<Vec<_>>())
+        .collect();
+    symbols.sort();
+    symbols.dedup();
+    match dims.keys().find(|name| !symbols.contains(name)) {
+        None => Ok(()),
+        Some(name) if symbols.is_empty() => {
+            Err(Failure::input(format!("--dim {name}: the model's inputs have no symbolic dimension")))
+        }
+        Some(name) => {
+            Err(Failure::input(format!("--dim {name}: the inputs' symbolic dimensions are {}", symbols.join(", "))))
+        }
+    }
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 use crate::cli::FreezeArgs;
 use crate::error::Failure;
+use crate::engine::memory::bytes;
 use crate::io::files::Outputs;
 use crate::rewrite;
 use crate::verify::report::engine_name;
@@ -12,6 +13,7 @@ use ancre_passes::onnx;
 use ancre_passes::pipeline;
 use ancre_passes::transform::{bake, eliminate};
 use serde_json::json;
+use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
 mod restore;
@@ -121,4 +123,43 @@ fn measure(pruned: &Graph, whole: &Graph, model: &Path) -> Result<(&'static str,
     let mut found = numeric::compare_models(&subject(whole), &[&subject(pruned)], &how).map_err(|e| e.what)?;
     let found = found.swap_remove(0);
     Ok((engine_name(&found), found.report.verdict))
+}
+
+/// The report of `freeze` for people.
+pub fn text(f: &Frozen) -> String {
+    let mut out = String::new();
+    if let Some(s) = &f.restored {
+        let _ = writeln!(
+            out,
+            "state     {} tensors written back; {} entries belong to training only",
+            s.tensors,
+            s.unused.len()
+        );
+        if let Some(first) = s.kept.first() {
+            let _ =
+                writeln!(out, "          {} parameters are not in it and stay as they were (`{first}`, …)", s.kept.len());
+        }
+    }
+    if let Some(b) = &f.baked {
+        let _ = writeln!(
+            out,
+            "router    baked in: {} edges kept, {} dropped (at most {:.1e} of a row's weight)",
+            b.kept, b.dropped, b.worst_drop
+        );
+    }
+    match f.drift.as_ref().map(|d| &d.measured) {
+        Some(Ok((engine, c))) => {
+            let (abs, part) = (c.max_abs, c.max_rel * 100.0);
+            let _ = writeln!(
+                out,
+                "drift     pruning moves the outputs by up to {abs:.1e} ({part:.1}% of the largest value; {engine})"
+            );
+        }
+        Some(Err(why)) => {
+            let _ = writeln!(out, "drift     of pruning not measured: {why}");
+        }
+        None => {}
+    }
+    let _ = writeln!(out, "frozen    {}  ({}, {} nodes)", f.path.display(), bytes(f.bytes), f.nodes);
+    out
 }

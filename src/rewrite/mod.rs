@@ -9,7 +9,7 @@ pub mod verification;
 
 use crate::cli::{RewriteArgs, VerifyArg};
 use crate::engine;
-use crate::engine::random_inputs::Sizes;
+use crate::engine::random_inputs;
 use crate::error::{Failure, sentence};
 use crate::io::files::{self, Outputs};
 use crate::rewrite::batch::{BatchFacts, Request};
@@ -143,7 +143,7 @@ pub fn rewrite(a: &RewriteArgs) -> Result<Outcome, Failure> {
     options::check_numbers(a)?;
     options::check_combinations(a)?;
     let route_options = options::route_options(a)?;
-    let dims = options::dims(&a.dim)?;
+    let dims = random_inputs::dims(&a.dim)?;
     let debugging = options::debugging(a)?;
     let mut clock = Clock(Instant::now(), Vec::new());
     let mut notices = options::without_effect(a);
@@ -153,7 +153,7 @@ pub fn rewrite(a: &RewriteArgs) -> Result<Outcome, Failure> {
     if inlined && a.verify != Some(VerifyArg::None) {
         notices.push("local functions were inlined; verification compares with the source after that".into());
     }
-    check_dims(&source, &dims).map_err(|e| e.at(model))?;
+    random_inputs::check_dims(&source, &dims).map_err(|e| e.at(model))?;
     let quietened = dropout::evaluation_mode(&mut source);
     if quietened > 0 {
         notices.push(format!(
@@ -303,30 +303,6 @@ fn require_equivalent(v: &Verification) -> Result<(), Failure> {
         None => "is not known to be equivalent to the source".into(),
     };
     Err(Failure::check(format!("the rewritten model {why}; nothing was written")))
-}
-
-/// `--dim` must name symbols of the inputs' shapes.
-///
-/// # Errors
-/// The first that does not.
-pub fn check_dims(g: &Graph, dims: &Sizes) -> Result<(), Failure> {
-    let mut symbols: Vec<String> = g
-        .required_inputs()
-        .filter_map(|v| g.value(v).ty.shape.clone())
-        .flatten()
-        .flat_map(|d| d.symbols().map(str::to_string).collect::<Vec<_>>())
-        .collect();
-    symbols.sort();
-    symbols.dedup();
-    match dims.keys().find(|name| !symbols.contains(name)) {
-        None => Ok(()),
-        Some(name) if symbols.is_empty() => {
-            Err(Failure::input(format!("--dim {name}: the model's inputs have no symbolic dimension")))
-        }
-        Some(name) => {
-            Err(Failure::input(format!("--dim {name}: the inputs' symbolic dimensions are {}", symbols.join(", "))))
-        }
-    }
 }
 
 /// Finds what is tied, and records it where both graphs and `freeze` see it. Those who want none of it leave a record of that.

@@ -320,19 +320,3 @@ pub fn debugging(a: &RewriteArgs) -> Result<Debugging, Failure> {
         }
     }
 }
-
-/// `--dim NAME=N`, all of them.
-///
-/// # Errors
-/// The first that cannot be read.
-pub fn dims(a: &[String]) -> Result<Sizes, Failure> {
-    a.iter()
-        .map(|text| {
-            let (name, value) = text.split_once('=').unwrap_or((text, ""));
-            match value.parse::<i64>() {
-                Ok(v) if v > 0 && !name.is_empty() => Ok((name.to_string(), v)),
-                _ => Err(Failure::input(format!("--dim `{text}` is not NAME=N with a positive N"))),
-            }
-        })
-        .collect()
-}

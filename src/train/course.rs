@@ -43,7 +43,7 @@ impl Course {
         self.warmup = s.warmup;
         self.min_lr = s.min_lr;
         // A constant rate does not know where the run ends: it may be prolonged.
-        self.steps = (s.kind != super::schedule::ScheduleKind::Constant).then_some(s.total);
+        self.steps = (s.kind != crate::cli::ScheduleKind::Constant).then_some(s.total);
         self
     }
 

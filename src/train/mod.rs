@@ -3,7 +3,6 @@
 //! [`train`] is the verb. For loops of one's own: [`graph::TrainingGraph`] reads what a training graph says about itself,
 //! [`crate::engine::ort::stepper::Stepper`] runs its steps, [`evaluation::Evaluator`] validates, [`checkpoint`] keeps states.
 
-pub mod args;
 pub mod checkpoint;
 pub mod course;
 pub mod data;
@@ -20,6 +19,5 @@ pub mod setup;
 pub mod topology;
 mod verb;
 
-pub use args::TrainArgs;
 pub use outcome::Outcome;
 pub use verb::{train, train_in_terminal};

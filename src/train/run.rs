@@ -1,6 +1,5 @@
 //! The loop.
 
-use super::args::TrainArgs;
 use super::checkpoint::{Best, Position};
 use super::data::{Batch, Batches};
 use super::log::Entry;
@@ -10,6 +9,7 @@ use super::progress::{Epoch, Reporter, Step};
 use super::setup::Setup;
 use super::topology;
 use crate::cli::FreezeArgs;
+use crate::cli::TrainArgs;
 use crate::engine::Tensors;
 use crate::error::Failure;
 use crate::freeze;

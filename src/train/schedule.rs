@@ -1,29 +1,6 @@
 //! The learning rate over the steps.
 
-use clap::ValueEnum;
-
-/// How the rate goes down after the warm-up.
-#[derive(ValueEnum, Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum ScheduleKind {
-    /// It stays.
-    #[default]
-    Constant,
-    /// Half a cosine down to the least rate.
-    Cosine,
-    /// A straight line down to the least rate.
-    Linear,
-}
-
-impl ScheduleKind {
-    /// The command line's name.
-    pub fn name(self) -> &'static str {
-        match self {
-            ScheduleKind::Constant => "constant",
-            ScheduleKind::Cosine => "cosine",
-            ScheduleKind::Linear => "linear",
-        }
-    }
-}
+use crate::cli::ScheduleKind;
 
 /// A schedule with its numbers.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -1,6 +1,5 @@
 //! Everything that is decided, read and checked before the first step.
 
-use super::args::TrainArgs;
 use super::checkpoint::{self, Checkpoints, Position};
 use super::course::{Course, Environment, Hash};
 use super::data::{self, DataOptions, Dataset, batches_per_epoch};
@@ -9,6 +8,7 @@ use super::graph::TrainingGraph;
 use super::log::Log;
 use super::progress::{Plan, Reporter};
 use super::schedule::Schedule;
+use crate::cli::TrainArgs;
 use crate::engine::ort::device::{self, Device, DeviceChoice};
 use crate::engine::ort::stepper::{DeviceState, Stepper};
 use crate::engine::ort::{OrtEngine, OrtSession, environment, locate};

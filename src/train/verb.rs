@@ -1,9 +1,9 @@
 //! The verb itself.
 
-use super::args::TrainArgs;
 use super::outcome::Outcome;
 use super::progress::{Reporter, Silent, Terminal};
 use super::{interrupt, run, setup};
+use crate::cli::TrainArgs;
 use crate::error::Failure;
 
 /// Trains as the command line asks for. `stop` is asked after each step: once it says yes, a checkpoint is written and the run

@@ -4,11 +4,10 @@ use super::{
     ProofMode, Subject, Tolerance, Verdict, VerifyOptions, compare_subjects, given, gradient, junit, memory, report,
 };
 use crate::cli::{EngineArg, VerifyArgs};
-use crate::engine::Tensors;
+use crate::engine::{Tensors, random_inputs};
 use crate::engine::child::Limits;
 use crate::error::Failure;
 use crate::io::files::Outputs;
-use crate::rewrite::{self, options};
 use std::path::Path;
 use std::time::Instant;
 
@@ -47,7 +46,7 @@ fn attempt(args: &VerifyArgs) -> Result<Answer, Failure> {
     let mut o = verify_options(args)?;
     let _watch = o.max_memory.map(memory::watch);
     let (a, b) = (Subject::read(a)?, Subject::read(b)?);
-    rewrite::check_dims(&a.graph, &o.dims).map_err(|e| e.at(&a.path))?;
+    random_inputs::check_dims(&a.graph, &o.dims).map_err(|e| e.at(&a.path))?;
     o.given = given::read_inputs(&args.input, &a.graph)?;
     let verdict = compare_subjects(&a, &b, &o)?;
     let seconds = clock.elapsed().as_secs_f64();
@@ -72,7 +71,7 @@ fn check_gradient(args: &VerifyArgs, train: &Path) -> Result<Answer, Failure> {
     o.trials = args.trials.unwrap_or(3) as usize;
     let _watch = o.max_memory.map(memory::watch);
     let train = Subject::read(train)?;
-    rewrite::check_dims(&train.graph, &o.dims).map_err(|e| e.at(&train.path))?;
+    random_inputs::check_dims(&train.graph, &o.dims).map_err(|e| e.at(&train.path))?;
     o.given = given::read_inputs(&args.input, &train.graph)?;
     let reports = gradient::check(&train, &o)?;
     let failures = gradient::report::failures(&reports);
@@ -116,8 +115,8 @@ fn verify_options(args: &VerifyArgs) -> Result<VerifyOptions, Failure> {
         trials: args.trials.unwrap_or(8) as usize,
         seed: args.seed.unwrap_or(0),
         tolerance: Tolerance { atol: number(args.atol, "--atol")?, rtol: number(args.rtol, "--rtol")?, precision: None },
-        dims: options::dims(&args.dim)?,
+        dims: random_inputs::dims(&args.dim)?,
         given: Tensors::new(),
-        max_memory: Limits::of(&args.limits)?.memory,
+        max_memory: Limits::of(args.limits.max_memory.as_deref(), None)?.memory,
     })
 }

@@ -220,7 +220,7 @@ fn convert(d: &TDim, other: &dyn Fn(&TDim) -> Option<Dim>) -> Option<Dim> {
 mod tests {
     use super::*;
     use ancre_passes::analysis::types::{Coverage, resolve_types};
-    use ancre_passes::ir::{Attrs, Op};
+    use ancre_passes::ir::{Attrs, Op, TensorType};
     use onnx_protobuf::TensorProto;
 
     fn op(g: &mut Graph, op: Op, operands: &[ValueId], result: &str) -> ValueId {

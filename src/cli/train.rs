@@ -1,8 +1,7 @@
 //! The command line of `train`.
 
-use super::schedule::ScheduleKind;
 use crate::engine::ort::device::{DeviceChoice, Optimization};
-use clap::Args;
+use clap::{Args, ValueEnum};
 use std::path::PathBuf;
 
 /// `train`.
@@ -134,6 +133,29 @@ pub struct TrainArgs {
     /// Say more: what was loaded, host bytes a step
     #[arg(short, long)]
     pub verbose: bool,
+}
+
+/// How the rate goes down after the warm-up.
+#[derive(ValueEnum, Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ScheduleKind {
+    /// It stays.
+    #[default]
+    Constant,
+    /// Half a cosine down to the least rate.
+    Cosine,
+    /// A straight line down to the least rate.
+    Linear,
+}
+
+impl ScheduleKind {
+    /// The command line's name.
+    pub fn name(self) -> &'static str {
+        match self {
+            ScheduleKind::Constant => "constant",
+            ScheduleKind::Cosine => "cosine",
+            ScheduleKind::Linear => "linear",
+        }
+    }
 }
 
 fn image_size(text: &str) -> Result<[usize; 2], String> {
