@@ -200,9 +200,9 @@ impl<'t> Reading<'t> {
 pub fn axes_of(g: &Graph, node: NodeId) -> Option<Axes> {
     let operands = g.operands(node);
     let types: Vec<Option<TensorType>> = operands.iter().map(|v| g.tensor_type((*v)?)).collect();
-    let extents = |i: usize| constant_extents(g, operands.get(i).copied().flatten()?);
+    let array = |i: usize| g.array(operands.get(i).copied().flatten()?).map(Cow::into_owned);
     let present = |i: usize| operands.get(i).is_some_and(Option::is_some);
-    let cx = Infer { op: g.op(node)?, types: &types, extents: &extents, present: &present };
+    let cx = Infer { op: g.op(node)?, types: &types, array: &array, present: &present };
     let result = g.results(node).next().and_then(|v| g.value(v).ty.shape.as_deref());
     axes(&cx, g.opsets.get("").copied().unwrap_or(18), result)
 }

@@ -248,10 +248,10 @@ impl Rule<'_, '_> {
             Some(TensorType::new(dtype, self.shape(i).ok()?))
         };
         let types: Vec<Option<TensorType>> = (0..self.operands.len()).map(operand_type).collect();
-        let extents = |i: usize| self.extents(i);
+        let array = |i: usize| self.integers(i)?.clone();
         let present = |i: usize| self.operands.get(i).is_some_and(Option::is_some);
         axes(
-            &Infer { op: g.op(self.id)?, types: &types, extents: &extents, present: &present },
+            &Infer { op: g.op(self.id)?, types: &types, array: &array, present: &present },
             self.opset(),
             self.result_shape().ok().as_deref(),
         )
