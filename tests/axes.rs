@@ -2,8 +2,9 @@
 //! reverse order, and another first part of an operand changes no other part of a result.
 
 use crate::common::{Random, emit, floats, open};
-use ancre_passes::ir::{Attrs, DType, Dim, Graph, Op, Tensor, TensorType};
+use ancre_passes::ir::{Attrs, DType, Graph, Op, Tensor, TensorType};
 use ancre_passes::ops::build::Builder;
+use ancre_passes::ops::eval::{Array, Element};
 use ancre_passes::ops::{Along, Axes, Class, Infer, OpRule, Sample, SampleOperand, axes, rules};
 use ancre_rewrite::engine::ort::OrtSession;
 use ancre_rewrite::engine::{Session, Tensors};
@@ -54,12 +55,13 @@ fn whole(values: &[f64]) -> Vec<i64> {
 fn stated(sample: &Sample, operands: &[Option<Operand>]) -> Option<Axes> {
     let types: Vec<Option<TensorType>> =
         operands.iter().map(|o| o.as_ref().map(|o| TensorType::fixed(DType::F32, &o.dims))).collect();
-    let extents = |i: usize| {
-        let constant = operands.get(i)?.as_ref().filter(|o| matches!(o.kind, Kind::I64 | Kind::I32));
-        constant.map(|o| whole(&o.values).into_iter().map(Dim::from).collect())
+    let array = |i: usize| {
+        let constant = operands.get(i)?.as_ref().filter(|o| matches!(o.kind, Kind::I64 | Kind::I32))?;
+        let elements = whole(&constant.values).into_iter().map(Element::Int).collect();
+        Some(Array { dtype: DType::I64, dims: constant.dims.clone(), elements })
     };
     let present = |i: usize| operands.get(i).is_some_and(Option::is_some);
-    axes(&Infer { op: &sample.op, types: &types, extents: &extents, present: &present }, sample.opset, None)
+    axes(&Infer { op: &sample.op, types: &types, array: &array, present: &present }, sample.opset, None)
 }
 
 /// One application with its constants; what is fed may change from run to run.
