@@ -1,8 +1,8 @@
 //! `freeze`: trained state back into the forward graph, router baked in.
 
 use crate::cli::FreezeArgs;
-use crate::error::Failure;
 use crate::engine::memory::bytes;
+use crate::error::Failure;
 use crate::io::files::Outputs;
 use crate::rewrite;
 use crate::verify::report::engine_name;

@@ -4,8 +4,8 @@ use super::{
     ProofMode, Subject, Tolerance, Verdict, VerifyOptions, compare_subjects, given, gradient, junit, memory, report,
 };
 use crate::cli::{EngineArg, VerifyArgs};
-use crate::engine::{Tensors, random_inputs};
 use crate::engine::child::Limits;
+use crate::engine::{Tensors, random_inputs};
 use crate::error::Failure;
 use crate::io::files::Outputs;
 use std::path::Path;
