@@ -56,7 +56,7 @@ pub fn json(o: &Outcome) -> Value {
         "training": training,
         "notices": o.notices,
         "seconds": seconds,
-        "passes": o.passes.iter().map(|p| json!({"name": p.pass, "changed": p.changed, "refused": p.refused, "seconds": p.seconds})).collect::<Vec<_>>(),
+        "passes": o.passes.iter().map(|p| json!({"name": p.pass, "changed": p.changed, "refused": p.refused})).collect::<Vec<_>>(),
     })
 }
 
