@@ -1,7 +1,7 @@
 //! `ancre-rewrite`: see the README.
 
 use ancre_rewrite::cli::{Cli, Command};
-use ancre_rewrite::engine::child;
+use ancre_rewrite::engine::{self, child};
 use ancre_rewrite::error::Failure;
 use ancre_rewrite::rewrite::report;
 #[cfg(feature = "ort")]
@@ -24,6 +24,7 @@ fn main() -> ExitCode {
     let done = catch_unwind(AssertUnwindSafe(|| run(&cli))).unwrap_or_else(|_| {
         Err(Failure::input("this is a fault of ancre-rewrite; nothing was written").help("report it with the lines above"))
     });
+    engine::notices().iter().for_each(|notice| eprintln!("note: {notice}"));
     match done {
         Ok((text, status)) => {
             let mut out = std::io::stdout().lock();

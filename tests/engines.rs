@@ -55,6 +55,16 @@ fn an_engine_that_panics_or_divides_by_zero_is_survived() {
 }
 
 #[test]
+fn a_batch_norm_of_a_vector_is_survived() {
+    // tract's rule reads an axis that is not there.
+    let (_dir, m) = model(
+        "g (float[4] x) => (float[4] y) <float[4] a = {1, 1, 1, 1}, float[4] b = {1, 2, 3, 4}> { y = BatchNormalization (x, a, b, a, b) }",
+    );
+    let ran = tool(&["inspect", &m]);
+    assert_eq!(ran.status, 0, "{}", ran.err);
+}
+
+#[test]
 fn a_process_of_its_own_says_the_same() {
     runtime();
     // Errors come through as they are, and several models live in one process.

@@ -5,7 +5,7 @@
 //! memory: what it holds in RAM, not its address space, which an ONNX Runtime with its threads and arenas takes many times
 //! what it uses of. The parent watches the clock. Both limits grow with the model.
 
-use super::wire::{Answer, Request, read_answer, write_answer};
+use super::wire::{Answer, Reply, Request, read_answer, write_answer};
 use super::{Engine, EngineError, Session, Tensors};
 use crate::engine::memory::{self, parse_size};
 use crate::error::Failure;
@@ -56,6 +56,11 @@ impl Limits {
     }
 }
 
+/// Memory that one question about types may take.
+const ORACLE_MEMORY: u64 = 2 << 30;
+/// Time that it may take.
+const ORACLE_TIME: Duration = Duration::from_secs(10);
+
 /// The program to start, and the limits; unset, engines run in this process.
 static PROGRAM: OnceLock<(PathBuf, Limits)> = OnceLock::new();
 
@@ -70,6 +75,29 @@ pub fn isolate(limits: Limits) {
 pub(super) fn engine(name: &'static str, library: Option<PathBuf>) -> Option<Box<dyn Engine>> {
     let (program, limits) = PROGRAM.get()?;
     Some(Box::new(ChildEngine { name, program, limits: *limits, library, process: Rc::default(), sessions: Cell::new(0) }))
+}
+
+/// The process that is asked for types, if engines have some of their own; started at the first question.
+#[derive(Default)]
+pub(super) struct Oracle(Option<Process>);
+
+impl Oracle {
+    /// The answer to a question about types; or what the engine died of, after which it starts anew.
+    pub(super) fn ask(&mut self, request: &Request) -> Result<Answer, String> {
+        let Some((program, limits)) = PROGRAM.get() else { return Err("has no process".into()) };
+        let mut p = match self.0.take() {
+            Some(p) => p,
+            None => Process::start(program, "tract", None).map_err(|e| e.to_string())?,
+        };
+        let answer = p.ask(request, limits.time.unwrap_or(ORACLE_TIME), limits.memory.unwrap_or(ORACLE_MEMORY))?;
+        self.0 = Some(p);
+        Ok(answer)
+    }
+}
+
+/// Do engines run in processes of their own?
+pub(super) fn is_isolated() -> bool {
+    PROGRAM.get().is_some()
 }
 
 struct ChildEngine {
@@ -105,7 +133,8 @@ impl Engine for ChildEngine {
     fn load(&self, model: &[u8], root: Option<&Path>) -> Result<Box<dyn Session>, EngineError> {
         let start = |e: io::Error| EngineError::Load { engine: self.name, why: format!("its process does not start: {e}") };
         if self.process.borrow().is_none() {
-            *self.process.borrow_mut() = Some(self.start().map_err(start)?);
+            let started = Process::start(self.program, self.name, self.library.as_deref()).map_err(start)?;
+            *self.process.borrow_mut() = Some(started);
         }
         let session = self.sessions.get();
         self.sessions.set(session + 1);
@@ -118,19 +147,18 @@ impl Engine for ChildEngine {
     }
 }
 
-impl ChildEngine {
-    fn start(&self) -> io::Result<Process> {
-        let mut command = Command::new(self.program);
+impl Process {
+    fn start(program: &Path, name: &'static str, library: Option<&Path>) -> io::Result<Process> {
+        let mut command = Command::new(program);
         command.arg(ARGUMENT).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         #[cfg(feature = "ort")]
-        if let Some(library) = &self.library {
+        if let Some(library) = library {
             command.env(super::ort::locate::PATH_VARIABLE, library);
         }
         let mut child = command.spawn()?;
         let taken = (child.stdin.take(), child.stdout.take(), child.stderr.take());
         let (Some(stdin), Some(stdout), Some(mut stderr)) = taken else { return Err(io::ErrorKind::BrokenPipe.into()) };
         let (send, from) = channel();
-        let name = self.name;
         std::thread::spawn(move || {
             let mut stdout = BufReader::new(stdout);
             while let Ok(answer) = read_answer(&mut stdout, name) {
@@ -176,7 +204,10 @@ struct ChildSession {
 
 impl Session for ChildSession {
     fn run(&mut self, inputs: &Tensors) -> Result<Tensors, EngineError> {
-        self.ask(&Request::Run { session: self.session, inputs: inputs.clone() })
+        match self.ask(&Request::Run { session: self.session, inputs: inputs.clone() })? {
+            Reply::Tensors(outputs) => Ok(outputs),
+            Reply::Types(_) => Err(EngineError::Died { engine: self.engine, how: "answered another question".into() }),
+        }
     }
 }
 
@@ -191,27 +222,34 @@ impl Drop for ChildSession {
 impl ChildSession {
     fn ask(&self, request: &Request) -> Answer {
         let mut slot = self.process.borrow_mut();
-        let died = |how: String| Err(EngineError::Died { engine: self.engine, how });
-        let Some(p) = slot.as_mut() else { return died("its process has ended".into()) };
-        let asked = request.write(&mut p.to);
-        let how = match asked.map(|()| p.from.recv_timeout(self.most_time)) {
-            Ok(Ok(answer)) => return answer,
+        let died = |how: String| EngineError::Died { engine: self.engine, how };
+        let Some(p) = slot.as_mut() else { return Err(died("its process has ended".into())) };
+        let answer = p.ask(request, self.most_time, self.most_memory);
+        answer.unwrap_or_else(|how| {
+            *slot = None;
+            Err(died(how))
+        })
+    }
+}
+
+impl Process {
+    /// The answer; or what the process ended of, after which it is of no use.
+    fn ask(&mut self, request: &Request, most_time: Duration, most_memory: u64) -> Result<Answer, String> {
+        match request.write(&mut self.to).map(|()| self.from.recv_timeout(most_time)) {
+            Ok(Ok(answer)) => Ok(answer),
             Ok(Err(RecvTimeoutError::Timeout)) => {
-                format!("took more than {} s (--engine-timeout)", self.most_time.as_secs())
+                Err(format!("took more than {} s (--engine-timeout)", most_time.as_secs()))
             }
-            _ => self.death(p),
-        };
-        *slot = None;
-        died(how)
+            _ => Err(self.death(most_memory)),
+        }
     }
 
-    /// What the process ended of.
-    fn death(&self, p: &mut Process) -> String {
-        let status = p.child.wait().ok();
-        let said = p.said.lock().map(|s| String::from_utf8_lossy(&s).into_owned()).unwrap_or_default();
-        let last = said.lines().rev().find(|l| !l.trim().is_empty()).map(|l| format!(": {}", l.trim())).unwrap_or_default();
+    fn death(&mut self, most_memory: u64) -> String {
+        let status = self.child.wait().ok();
+        let said = self.said.lock().map(|s| String::from_utf8_lossy(&s).into_owned()).unwrap_or_default();
+        let last = last_words(&said).map(|l| format!(": {l}")).unwrap_or_default();
         if status.and_then(|s| s.code()) == Some(TOO_MUCH) {
-            return format!("used more than {} of memory (--max-memory)", memory::bytes(self.most_memory));
+            return format!("used more than {} of memory (--max-memory)", memory::bytes(most_memory));
         }
         #[cfg(unix)]
         if let Some(n) = status.and_then(|s| std::os::unix::process::ExitStatusExt::signal(&s)) {
@@ -230,6 +268,13 @@ impl ChildSession {
     }
 }
 
+/// What a process wrote before it ended: the message of its panic, else its last line.
+fn last_words(said: &str) -> Option<&str> {
+    let mut lines = said.lines().map(str::trim).filter(|l| !l.is_empty());
+    let panic = lines.clone().skip_while(|l| !l.contains("panicked at")).nth(1);
+    panic.or_else(|| lines.next_back())
+}
+
 /// What the child does: it answers until there are no more requests.
 pub fn serve() -> u8 {
     let (mut from, mut to) = (BufReader::new(io::stdin().lock()), BufWriter::new(io::stdout().lock()));
@@ -241,13 +286,17 @@ pub fn serve() -> u8 {
                 watch.allow(most_memory);
                 load(&engine, &model, root.as_deref().map(Path::new)).map(|loaded| {
                     sessions.insert(session, loaded);
-                    Tensors::new()
+                    Reply::Tensors(Tensors::new())
                 })
             }
             Request::Run { session, inputs } => match sessions.get_mut(&session) {
-                Some(s) => s.run(&inputs),
+                Some(s) => s.run(&inputs).map(Reply::Tensors),
                 None => Err(EngineError::NoRuntime("no such session".into())),
             },
+            Request::Types { model, known } => {
+                watch.allow(ORACLE_MEMORY);
+                Ok(Reply::Types(super::oracle::answer(model, &known)))
+            }
             Request::Drop { session } => {
                 sessions.remove(&session);
                 continue;
@@ -267,5 +316,26 @@ fn load(engine: &str, model: &[u8], root: Option<&Path>) -> Result<Box<dyn Sessi
         #[cfg(feature = "ort")]
         super::ort::NAME => super::ort::OrtEngine::default().load(model, root),
         other => Err(EngineError::NoRuntime(format!("there is no engine `{other}`"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_reason_of_a_death_is_found_in_its_last_words() {
+        let panic = "thread 'main' panicked at a.rs:1:2:\nindex out of bounds\nstack backtrace:\n  0: main\nnote: some\n";
+        assert_eq!(last_words(panic), Some("index out of bounds"));
+        assert_eq!(last_words("loading\nterminate called\n\n"), Some("terminate called"));
+        assert_eq!(last_words(""), None);
+    }
+
+    #[test]
+    fn limits_follow_from_the_model_unless_they_are_given() {
+        let (memory, time) = Limits::default().for_size(1 << 30);
+        assert_eq!((memory, time), (20 << 30, Duration::from_secs(120 + 1024)));
+        let given = Limits { memory: Some(5), time: Some(Duration::from_secs(1)) };
+        assert_eq!(given.for_size(1 << 30), (5, Duration::from_secs(1)));
     }
 }

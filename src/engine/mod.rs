@@ -5,6 +5,8 @@
 #[cfg_attr(not(any(feature = "tract", feature = "ort")), allow(dead_code))]
 pub mod child;
 pub mod memory;
+#[cfg_attr(not(feature = "tract"), allow(dead_code))]
+mod oracle;
 #[cfg(feature = "ort")]
 pub mod ort;
 pub mod random_inputs;
@@ -15,8 +17,9 @@ pub mod tract;
 #[cfg_attr(not(any(feature = "tract", feature = "ort")), allow(dead_code))]
 mod wire;
 
+pub use oracle::notices;
+
 use crate::io::tensor::NpTensor;
-use ancre_passes::analysis::types;
 use ancre_passes::ir::Graph;
 use indexmap::IndexMap;
 use std::path::Path;
@@ -109,8 +112,5 @@ pub fn ort() -> Result<Box<dyn Engine>, EngineError> {
 
 /// Finds the type of every value of a graph, as well as that can be known.
 pub fn find_types(g: &mut Graph) {
-    #[cfg(feature = "tract")]
-    types::resolve_types(g, Some(&mut tract::TractOracle::default()));
-    #[cfg(not(feature = "tract"))]
-    types::resolve_types(g, None);
+    oracle::find_types(g);
 }

@@ -3,8 +3,11 @@
 
 use super::{EngineError, Tensors};
 use crate::io::tensor::NpTensor;
-use ancre_passes::ir::DType;
+use ancre_passes::ir::{DType, Dim, ValueType};
 use std::io::{self, Read, Write};
+
+/// What is known of a value: its type, and where it takes part in the arithmetic on shapes its shape and elements.
+pub(super) type Known = (ValueType, Option<(Vec<i64>, Vec<Dim>)>);
 
 /// What is asked for.
 #[derive(Debug, PartialEq)]
@@ -29,6 +32,13 @@ pub(super) enum Request {
         /// What it is fed.
         inputs: Tensors,
     },
+    /// The types of the results of a model's one node.
+    Types {
+        /// The model: the node, its operands as inputs or, where they are constants, as initializers.
+        model: Vec<u8>,
+        /// What is known of operands, by name.
+        known: Vec<(String, Known)>,
+    },
     /// Forget a session. There is no answer.
     Drop {
         /// Number of the session.
@@ -36,8 +46,17 @@ pub(super) enum Request {
     },
 }
 
-/// The answer: the outputs, none after loading.
-pub(super) type Answer = Result<Tensors, EngineError>;
+/// What is answered.
+#[derive(Debug, PartialEq)]
+pub(super) enum Reply {
+    /// Outputs; none after loading.
+    Tensors(Tensors),
+    /// Types of results, if there is an answer.
+    Types(Option<Vec<Known>>),
+}
+
+/// The answer.
+pub(super) type Answer = Result<Reply, EngineError>;
 
 impl Request {
     pub(super) fn write(&self, w: &mut impl Write) -> io::Result<()> {
@@ -54,6 +73,15 @@ impl Request {
                 tensors(w, inputs)?;
             }
             Request::Drop { session } => numbers(w, &[2, *session])?,
+            Request::Types { model, known } => {
+                numbers(w, &[3])?;
+                bytes(w, model)?;
+                numbers(w, &[known.len() as u64])?;
+                for (name, k) in known {
+                    bytes(w, name.as_bytes())?;
+                    write_known(w, k)?;
+                }
+            }
         }
         w.flush()
     }
@@ -64,6 +92,11 @@ impl Request {
             Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
             kind => kind?,
         };
+        if kind == 3 {
+            let model = read_bytes(r)?;
+            let known = (0..read_number(r)?).map(|_| Ok((read_text(r)?, read_known(r)?))).collect::<io::Result<_>>()?;
+            return Ok(Some(Request::Types { model, known }));
+        }
         let session = read_number(r)?;
         Ok(Some(match kind {
             0 => {
@@ -81,9 +114,13 @@ impl Request {
 
 pub(super) fn write_answer(w: &mut impl Write, answer: &Answer) -> io::Result<()> {
     match answer {
-        Ok(outputs) => {
+        Ok(Reply::Tensors(outputs)) => {
             numbers(w, &[0])?;
             tensors(w, outputs)?;
+        }
+        Ok(Reply::Types(types)) => {
+            numbers(w, &[7, types.is_some() as u64, types.as_ref().map_or(0, Vec::len) as u64])?;
+            types.iter().flatten().try_for_each(|k| write_known(w, k))?;
         }
         Err(e) => {
             let (kind, texts): (u64, [&str; 4]) = match e {
@@ -104,7 +141,12 @@ pub(super) fn write_answer(w: &mut impl Write, answer: &Answer) -> io::Result<()
 pub(super) fn read_answer(r: &mut impl Read, engine: &'static str) -> io::Result<Answer> {
     let kind = read_number(r)?;
     if kind == 0 {
-        return Ok(Ok(read_tensors(r)?));
+        return Ok(Ok(Reply::Tensors(read_tensors(r)?)));
+    }
+    if kind == 7 {
+        let (answered, count) = (read_number(r)? == 1, read_number(r)?);
+        let types = (0..count).map(|_| read_known(r)).collect::<io::Result<Vec<_>>>()?;
+        return Ok(Ok(Reply::Types(answered.then_some(types))));
     }
     let [a, b, c, d] = [read_text(r)?, read_text(r)?, read_text(r)?, read_text(r)?];
     Ok(Err(match kind {
@@ -172,6 +214,57 @@ fn read_tensors(r: &mut impl Read) -> io::Result<Tensors> {
     Ok(all)
 }
 
+fn write_known(w: &mut impl Write, (ty, elements): &Known) -> io::Result<()> {
+    numbers(w, &[ty.dtype.map_or(0, |t| t.onnx() as u64), ty.shape.is_some() as u64])?;
+    write_dims(w, ty.shape.as_deref().unwrap_or_default())?;
+    numbers(w, &[elements.is_some() as u64])?;
+    if let Some((shape, elements)) = elements {
+        write_dims(w, &shape.iter().map(|d| Dim::from(*d)).collect::<Vec<_>>())?;
+        write_dims(w, elements)?;
+    }
+    Ok(())
+}
+
+fn read_known(r: &mut impl Read) -> io::Result<Known> {
+    let dtype = i32::try_from(read_number(r)?).ok().and_then(DType::from_onnx);
+    let (has_shape, shape) = (read_number(r)? == 1, read_dims(r)?);
+    let ty = ValueType { dtype, shape: has_shape.then_some(shape) };
+    if read_number(r)? == 0 {
+        return Ok((ty, None));
+    }
+    let shape = read_dims(r)?.iter().map(Dim::known).collect::<Option<_>>().ok_or_else(damaged)?;
+    Ok((ty, Some((shape, read_dims(r)?))))
+}
+
+fn write_dims(w: &mut impl Write, dims: &[Dim]) -> io::Result<()> {
+    numbers(w, &[dims.len() as u64])?;
+    for d in dims {
+        numbers(w, &[d.terms().count() as u64])?;
+        for (names, factor) in d.terms() {
+            numbers(w, &[factor as u64, names.len() as u64])?;
+            names.iter().try_for_each(|n| bytes(w, n.as_bytes()))?;
+        }
+    }
+    Ok(())
+}
+
+fn read_dims(r: &mut impl Read) -> io::Result<Vec<Dim>> {
+    let count = read_number(r)?;
+    let mut dims = Vec::new();
+    for _ in 0..count {
+        let mut sum = Dim::from(0);
+        for _ in 0..read_number(r)? {
+            let (mut product, names) = (Dim::from(read_number(r)? as i64), read_number(r)?);
+            for _ in 0..names {
+                product = &product * &Dim::symbol(&read_text(r)?);
+            }
+            sum = &sum + &product;
+        }
+        dims.push(sum);
+    }
+    Ok(dims)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -187,8 +280,16 @@ mod tests {
             most_memory: 1 << 40,
             model: vec![1, 2, 3],
         };
-        let sent =
-            [load(None), load(Some("")), Request::Run { session: 3, inputs: inputs.clone() }, Request::Drop { session: 3 }];
+        let dims = vec![&(&Dim::symbol("batch size") * &Dim::from(12)) + &Dim::from(-3), Dim::from(0)];
+        let known: Known = (ValueType { dtype: Some(DType::I64), shape: Some(dims.clone()) }, Some((vec![2], dims.clone())));
+        let open: Known = (ValueType::default(), None);
+        let sent = [
+            load(None),
+            load(Some("")),
+            Request::Run { session: 3, inputs: inputs.clone() },
+            Request::Types { model: vec![5], known: vec![("x".into(), known.clone()), ("y".into(), open.clone())] },
+            Request::Drop { session: 3 },
+        ];
         let mut pipe = Vec::new();
         sent.iter().for_each(|r| r.write(&mut pipe).unwrap());
         let mut r = pipe.as_slice();
@@ -199,7 +300,12 @@ mod tests {
 
         let engine = "tract";
         let unsupported = EngineError::Unsupported { engine, operator: "Odd".into(), node: "n".into(), why: "none".into() };
-        for answer in [Ok(inputs), Err(unsupported), Err(EngineError::Input { name: "x".into(), why: "cut".into() })] {
+        for answer in [
+            Ok(Reply::Tensors(inputs)),
+            Ok(Reply::Types(Some(vec![known, open]))),
+            Err(unsupported),
+            Err(EngineError::Input { name: "x".into(), why: "cut".into() }),
+        ] {
             let mut pipe = Vec::new();
             write_answer(&mut pipe, &answer).unwrap();
             assert!(read_answer(&mut &pipe[..pipe.len() - 1], engine).is_err());
