@@ -16,6 +16,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     };
     let model = onnx_protobuf::ModelProto::parse_from_bytes(&std::fs::read(&from)?)?;
     let mut g = onnx::import(model, Path::new(&from).parent())?;
+    legalize::from_old(&mut g)?;
     let coverage = resolve_types(&mut g, None);
     let before = g.op_count();
     for (new, original) in separate::separate_parameters(&mut g, separate::is_own) {

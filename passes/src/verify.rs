@@ -13,9 +13,11 @@
 //! At [`Stage::Legal`] also:
 //!
 //! 8. No abstract operator (`ancre.*`) is left.
-//! 9. Every operator of the standard domain that a rule describes exists in the graph's operator set, in the form it has.
+//! 9. Every operator of the standard domain that is not the source's exists in the graph's operator set, with the attributes,
+//!    operands and types it has, and means there what it means today.
 
-use crate::ir::{ANCRE, Graph, Kind, NodeId, Op, RouterId};
+use crate::ir::{ANCRE, Graph, Kind, NodeId, RouterId};
+use crate::onnx::schema::{self, meaning::Use};
 use crate::ops;
 use std::collections::HashSet;
 
@@ -49,9 +51,9 @@ pub fn verify(g: &Graph, stage: Stage) -> Result<(), Vec<String>> {
             check_types(g, id, &mut found);
             check_captures(g, id, &mut found);
             check_router(g, id, &mut found);
-        }
-        if stage == Stage::Legal {
-            check_legal(g, id, &mut found);
+            if stage == Stage::Legal {
+                check_legal(g, id, &mut found);
+            }
         }
     }
     for (id, r) in &g.routers {
@@ -161,36 +163,13 @@ fn check_legal(g: &Graph, id: NodeId, found: &mut Vec<String>) {
     let opset = g.opsets.get("").copied().unwrap_or(0);
     if op.domain.is_empty()
         && op.source.is_none()
-        && let Some(rule) = ops::rule(op)
+        && let Some(node) = Use::of(g, id)
     {
-        let (since, until) = forms(g, id, op, rule.since());
-        if opset < since || until.is_some_and(|until| opset >= until) {
-            let until = until.map(|v| format!(" until {v}")).unwrap_or_default();
-            found.push(format!("9: {} exists from opset {since}{until} in this form, the graph has {opset}", g.site(id)));
+        let before =
+            || node.last_change(opset, schema::NEWEST, opset).map(|v| format!("means something else before opset {v}"));
+        if let Some(what) = node.unfit(opset).or_else(before) {
+            found.push(format!("9: {} {what}; the graph has opset {opset}", g.site(id)));
         }
-    }
-}
-
-/// First operator set that has an operator in the form a node of ours has, and the first that no longer has it. `since`: for the
-/// form that the operator's rule describes, often a later one.
-fn forms(g: &Graph, id: NodeId, op: &Op, since: i64) -> (i64, Option<i64>) {
-    let listed = |name: &str| op.attrs.0.contains_key(name);
-    let matrix = || g.operand(id, 0).and_then(|v| g.tensor_type(v)).is_some_and(|t| t.rank() == 2);
-    match op.name.as_str() {
-        // Before 13 the operand was taken for a matrix.
-        "Softmax" | "LogSoftmax" if matrix() && op.attrs.int("axis", -1) == 1 => (1, None),
-        "Slice" if listed("starts") => (1, Some(10)),
-        "Squeeze" | "Unsqueeze" | "ReduceSum" if listed("axes") => (1, Some(13)),
-        "ReduceMean" | "ReduceMax" | "ReduceMin" | "ReduceProd" if listed("axes") => (1, Some(18)),
-        "ReduceSum" | "ReduceMean" | "ReduceMax" | "ReduceMin" | "ReduceProd" if g.node(id).operand_count() == 1 => {
-            (1, None)
-        }
-        "Pad" if listed("pads") => (2, Some(11)),
-        // Before 7 operands were broadcast by attribute only.
-        "Gemm" => (7, None),
-        "MatMul" => (1, None),
-        "AveragePool" if !listed("ceil_mode") && !listed("dilations") => (7, None),
-        _ => (since, None),
     }
 }
 

@@ -180,7 +180,7 @@ pub(crate) fn indexed_tables(g: &Graph, v: ValueId) -> Vec<ValueId> {
     let table = |(node, operand): (NodeId, usize)| {
         let op = g.op(node)?;
         let place = match (op.name.as_str(), operand) {
-            ("Gather", 1) if op.attrs.int("axis", 0) == 0 => 0,
+            ("Gather", 1) if op.int("axis") == 0 => 0,
             ("EmbedLayerNormalization", 0) => 2,
             ("EmbedLayerNormalization", 1) => 4,
             _ => return None,
@@ -203,15 +203,15 @@ fn index_bound(g: &Graph, v: ValueId, sizes: &Sizes) -> Option<u64> {
             u64::try_from(d).ok()
         };
         match (op.name.as_str(), operand) {
-            ("Gather" | "GatherElements" | "ScatterElements" | "Scatter", 1) => extent(0, op.attrs.int("axis", 0)),
+            ("Gather" | "GatherElements" | "ScatterElements" | "Scatter", 1) => extent(0, op.int("axis")),
             // ids into the table of words, segments into their own
             ("EmbedLayerNormalization", 0) => extent(2, 0),
             ("EmbedLayerNormalization", 1) => extent(4, 0),
-            ("GatherND" | "ScatterND", 1) => extent(0, op.attrs.int("batch_dims", 0)),
+            ("GatherND" | "ScatterND", 1) => extent(0, op.int("batch_dims")),
             ("OneHot", 0) => g
                 .operand(node, 1)
                 .and_then(|depth| g.constant(depth)?.to_i64().ok()?.first().map(|d| *d as u64))
-                .or_else(|| result_extent(g, node, op.attrs.int("axis", -1), sizes)),
+                .or_else(|| result_extent(g, node, op.int("axis"), sizes)),
             // One-hot by comparison with 0, 1, 2, …
             ("Equal", side) => g
                 .operand(node, 1 - side.min(1))

@@ -7,6 +7,7 @@ use crate::io::arrays;
 use ancre_passes::ir::{DType, Graph, Kind, SharedBytes};
 use ancre_passes::onnx;
 use ancre_passes::onnx::inline::inline;
+use ancre_passes::transform::legalize::from_old;
 use indexmap::IndexMap;
 use std::path::Path;
 
@@ -41,7 +42,14 @@ pub fn parse_model(bytes: &SharedBytes, path: &Path) -> Result<Graph, Failure> {
     if bytes.is_empty() {
         return Err(Failure::input("is empty, an .onnx file was expected").at(path));
     }
-    onnx::read(bytes, path.parent()).map_err(|e| import_failure(e, path))
+    modern(onnx::read(bytes, path.parent()), path)
+}
+
+/// The graph that was read, in forms that the passes read.
+fn modern(g: Result<Graph, onnx::ImportError>, path: &Path) -> Result<Graph, Failure> {
+    let mut g = g.map_err(|e| import_failure(e, path))?;
+    from_old(&mut g).map_err(|e| Failure::input(e.to_string()).at(path))?;
+    Ok(g)
 }
 
 /// Parses a model's bytes into the IR with its calls of local functions inlined; `None` if it has none that can be.
@@ -54,7 +62,7 @@ pub fn parse_inlined(bytes: &SharedBytes, path: &Path) -> Result<Option<Graph>, 
         calls = inline(model)?;
         Ok(())
     });
-    let g = g.map_err(|e| import_failure(e, path))?;
+    let g = modern(g, path)?;
     Ok((calls > 0).then_some(g))
 }
 

@@ -3,6 +3,7 @@
 use super::external::external_files;
 use super::inline::InlineError;
 use super::scan::{Scanned, scan};
+use super::schema;
 use crate::ir::{
     ANCRE, Attr, Attrs, DType, Dim, Graph, Kind, NodeId, NodeSite, Op, SharedBytes, Tensor, TensorError, ValueType,
     external_path,
@@ -15,12 +16,13 @@ use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
 
-/// Oldest operator set read.
-pub const OLDEST_OPSET: i64 = 7;
+/// Oldest operator set read. What is older than 7 is brought there before any pass sees it
+/// (`legalize::from_old`).
+pub const OLDEST_OPSET: i64 = 1;
 /// Newest operator set read.
-pub const NEWEST_OPSET: i64 = 26;
+pub const NEWEST_OPSET: i64 = schema::NEWEST;
 /// Newest IR version read. Its 6-bit floats are refused tensor by tensor; the rest of it is as in version 13.
-pub const NEWEST_IR: i64 = 14;
+pub const NEWEST_IR: i64 = schema::NEWEST_IR;
 /// Nesting of subgraphs above which a file is taken for damaged (and recursion could exhaust the stack).
 const DEEPEST: usize = 64;
 
@@ -284,6 +286,14 @@ fn free_names(graph: &GraphProto, depth: usize, free: &mut Vec<String>, inside: 
         }
     }
     Ok(())
+}
+
+/// A node's operator, of which only what is in its message is known. An attribute that cannot be read stays as it is.
+pub fn op_of(node: &NodeProto) -> Op {
+    let read = |a: &AttributeProto| read_attr(a, None).unwrap_or_else(|_| Attr::Opaque(Box::new(a.clone())));
+    let attrs = Attrs(node.attribute.iter().map(|a| (a.name.clone(), read(a))).collect());
+    let domain = if node.domain == "ai.onnx" { "" } else { node.domain.as_str() };
+    Op::in_domain(domain, &node.op_type, attrs)
 }
 
 fn read_attrs(node: &NodeProto, root: Option<&Arc<Path>>) -> Result<Attrs, TensorError> {

@@ -174,7 +174,7 @@ fn faults_of_a_file_are_named() {
         ("IR version 15", error(|m| m.ir_version = 15)),
         ("IR version 2", error(|m| m.ir_version = 2)),
         ("`w`: element type 27 is not known", error(|m| graph(m).initializer[0].data_type = 27)),
-        ("ai.onnx 27", error(|m| m.opset_import[0].version = 27)),
+        ("ai.onnx 29", error(|m| m.opset_import[0].version = 29)),
         ("no operator set", error(|m| m.opset_import.clear())),
         ("node `s` (Add) reads `w`", error(|m| graph(m).initializer.clear())),
         ("output `z`", error(|m| graph(m).output[0].name = "z".into())),

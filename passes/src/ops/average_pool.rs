@@ -16,9 +16,6 @@ impl OpRule for AveragePool {
     fn name(&self) -> &'static str {
         "AveragePool"
     }
-    fn since(&self) -> i64 {
-        11
-    }
     fn infer(&self, cx: &Infer) -> Types {
         Ok(vec![pooled(cx)?])
     }
@@ -26,11 +23,11 @@ impl OpRule for AveragePool {
     /// average pool at stride 1, and a transposed convolution with a constant kernel otherwise.
     fn pullback(&self, p: &mut Pullback) -> Result<(), GradError> {
         let mut ct = p.ct(0)?;
-        let attrs = p.attrs();
+        let op = p.op();
         let (x, x_ty) = (p.operand(0)?, p.ty(0)?);
-        let mut window = Window::new(&attrs, None, &x_ty.shape[2..]).map_err(|e| p.unsupported(&e.to_string()))?;
+        let mut window = Window::new(&op, None, &x_ty.shape[2..]).map_err(|e| p.unsupported(&e.to_string()))?;
         let rank = window.rank();
-        let include = attrs.int("count_include_pad", 0) != 0;
+        let include = op.int("count_include_pad") != 0;
         let mut share = 1.0 / window.taps() as f64;
         if window.ceil || (window.is_padded() && !include) {
             let extents: Option<Vec<i64>> = x_ty.shape[2..].iter().map(Dim::known).collect();

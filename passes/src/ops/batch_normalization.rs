@@ -11,22 +11,19 @@ impl OpRule for BatchNormalization {
     fn name(&self) -> &'static str {
         "BatchNormalization"
     }
-    fn since(&self) -> i64 {
-        9
-    }
     fn infer(&self, cx: &Infer) -> Types {
         let x = cx.ty(0)?;
         cx.require(x.rank() >= 2, || format!("{x} has no channel axis"))?;
         let mut all = vec![x.clone()];
-        if cx.attrs().int("training_mode", 0) != 0 {
+        if cx.op.int("training_mode") != 0 {
             all.extend([cx.ty(3)?.clone(), cx.ty(4)?.clone()]);
         }
         Ok(all)
     }
     /// x̄ = ȳ · scale · s; the scale's cotangent is s Σ ȳ (x − mean), the bias' Σ ȳ. Mean and variance are constants.
     fn pullback(&self, p: &mut Pullback) -> Result<(), GradError> {
-        let attrs = p.attrs();
-        if attrs.int("training_mode", 0) != 0 {
+        let op = p.op();
+        if op.int("training_mode") != 0 {
             return Err(
                 p.unsupported("training mode is differentiated as ancre.BatchNormTrain, which must replace it first")
             );
@@ -44,7 +41,7 @@ impl OpRule for BatchNormalization {
         if !p.wants(0) && !p.wants(1) {
             return Ok(());
         }
-        let shifted = p.b.shift(var, attrs.float("epsilon", 1e-5) as f64)?;
+        let shifted = p.b.shift(var, op.float("epsilon") as f64)?;
         let root = p.b.sqrt(shifted)?;
         if p.wants(0) {
             let scale = p.operand(1)?;

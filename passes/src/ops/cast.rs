@@ -9,11 +9,8 @@ impl OpRule for Cast {
     fn name(&self) -> &'static str {
         "Cast"
     }
-    fn since(&self) -> i64 {
-        6
-    }
     fn infer(&self, cx: &Infer) -> Types {
-        let to = cx.attrs().int("to", 0);
+        let to = cx.op.int("to");
         let to = i32::try_from(to).ok().and_then(DType::from_onnx).ok_or_else(|| TypeError(format!("unknown type {to}")))?;
         Ok(vec![TensorType::new(to, cx.ty(0)?.shape.clone())])
     }
@@ -36,9 +33,6 @@ impl OpRule for CastLike {
     fn name(&self) -> &'static str {
         "CastLike"
     }
-    fn since(&self) -> i64 {
-        15
-    }
     fn infer(&self, cx: &Infer) -> Types {
         Ok(vec![TensorType::new(cx.ty(1)?.dtype, cx.ty(0)?.shape.clone())])
     }
@@ -52,6 +46,25 @@ impl OpRule for CastLike {
             Attrs::new(),
             vec![floats(&[2, 3]), SampleOperand::FloatConstant { dims: vec![], values: vec![0.0] }],
         )]
+    }
+}
+
+/// The same bits as another type of their width (opset 26): no derivative comes through.
+pub(super) struct BitCast;
+
+impl OpRule for BitCast {
+    fn name(&self) -> &'static str {
+        "BitCast"
+    }
+    fn infer(&self, cx: &Infer) -> Types {
+        Cast.infer(cx)
+    }
+    fn derivative(&self) -> Derivative {
+        Derivative::Zero
+    }
+    fn samples(&self) -> Vec<Sample> {
+        let to = Attrs::new().with("to", DType::I32.onnx() as i64);
+        vec![Sample::of("BitCast", to, vec![floats(&[2, 3])]).at(26).shape_only()]
     }
 }
 

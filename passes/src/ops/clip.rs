@@ -9,9 +9,6 @@ impl OpRule for Clip {
     fn name(&self) -> &'static str {
         "Clip"
     }
-    fn since(&self) -> i64 {
-        11
-    }
     fn infer(&self, cx: &Infer) -> Types {
         like_first(cx)
     }

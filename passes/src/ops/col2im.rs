@@ -9,7 +9,6 @@ use crate::ir::Tensor;
 pub(super) const COL2IM: Composite = Composite {
     domain: "",
     name: "Col2Im",
-    since: 18,
     // [N, channels · block, blocks] to [N, channels, image…].
     infer: |cx| {
         let x = cx.ty(0)?;
@@ -38,7 +37,7 @@ fn image_of(b: &mut Builder, s: &Source) -> Decomposed {
     let ty = type_of(b, x)?;
     let (image, block) = (constant(b, s.need(1)?)?, constant(b, s.need(2)?)?);
     let rank = block.len();
-    let of = |name: &str, each: i64, count: usize| s.attrs.ints(name).map_or(vec![each; count], <[i64]>::to_vec);
+    let of = |name: &str, each: i64, count: usize| s.op.attrs.ints(name).map_or(vec![each; count], <[i64]>::to_vec);
     let (strides, dilations, pads) = (of("strides", 1, rank), of("dilations", 1, rank), of("pads", 0, 2 * rank));
     let size: i64 = block.iter().product();
     let (channels, places) = (extent(b, x, 1)?, extent(b, x, 2)?);

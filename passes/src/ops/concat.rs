@@ -9,12 +9,9 @@ impl OpRule for Concat {
     fn name(&self) -> &'static str {
         "Concat"
     }
-    fn since(&self) -> i64 {
-        4
-    }
     fn infer(&self, cx: &Infer) -> Types {
         let mut all = cx.ty(0)?.clone();
-        let axis = cx.axis(1)?;
+        let axis = cx.axis()?;
         for i in 1..cx.types.len() {
             let other = cx.ty(i)?;
             cx.require(other.rank() == all.rank() && other.dtype == all.dtype, || format!("{all} and {other} do not join"))?;
@@ -33,7 +30,7 @@ impl OpRule for Concat {
     /// x̄ᵢ = the part of ȳ that xᵢ became: one `Slice` if only one is wanted, one `Split` otherwise.
     fn pullback(&self, p: &mut Pullback) -> Result<(), GradError> {
         let (ct, count) = (p.ct(0)?, p.operand_count());
-        let axis = p.attrs().int("axis", 1);
+        let axis = p.op().int("axis");
         let axis = p.ty(0)?.axis(axis).ok_or_else(|| p.unsupported("its axis is out of range"))?;
         let wanted: Vec<usize> = (0..count).filter(|i| p.wants(*i)).collect();
         let known: Option<Vec<i64>> = (0..count).map(|i| p.ty(i).ok()?.shape[axis].known()).collect();

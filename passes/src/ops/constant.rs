@@ -9,9 +9,6 @@ impl OpRule for Constant {
     fn name(&self) -> &'static str {
         "Constant"
     }
-    fn since(&self) -> i64 {
-        1
-    }
     fn infer(&self, cx: &Infer) -> Types {
         let attrs = cx.attrs();
         let list = |dtype, n: usize| TensorType::fixed(dtype, &[n as i64]);

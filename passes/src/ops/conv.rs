@@ -17,18 +17,15 @@ impl OpRule for Conv {
     fn name(&self) -> &'static str {
         "Conv"
     }
-    fn since(&self) -> i64 {
-        11
-    }
     fn infer(&self, cx: &Infer) -> Types {
         let (x, w) = (cx.ty(0)?, cx.ty(1)?);
         cx.require(x.rank() >= 3 && x.rank() == w.rank(), || format!("{x} and weight {w} do not make a convolution"))?;
         cx.require(x.dtype == w.dtype, || format!("element types {} and {} differ", x.dtype, w.dtype))?;
-        let group = cx.attrs().int("group", 1);
+        let group = cx.op.int("group");
         if let (Some(c), Some(per_group)) = (x.shape[1].known(), w.shape[1].known()) {
             cx.require(c == per_group * group, || format!("{x} has not {group} groups of {per_group} channels"))?;
         }
-        let window = Window::new(cx.attrs(), Some(&w.shape[2..]), &x.shape[2..])?;
+        let window = Window::new(cx.op, Some(&w.shape[2..]), &x.shape[2..])?;
         let mut shape = vec![x.shape[0].clone(), w.shape[0].clone()];
         shape.extend(window.output(&x.shape[2..])?);
         Ok(vec![TensorType::new(x.dtype, shape)])
@@ -36,12 +33,12 @@ impl OpRule for Conv {
     /// x̄ = ȳ ∗ᵀ w (see [`input_gradient`]), w̄ = Σ_n correlation of x and ȳ (see [`weight_cotangent`]), bias: Σ ȳ.
     fn pullback(&self, p: &mut Pullback) -> Result<(), GradError> {
         let ct = p.ct(0)?;
-        let attrs = p.attrs();
+        let op = p.op();
         let (x, w) = (p.operand(0)?, p.operand(1)?);
         let (x_ty, w_ty) = (p.ty(0)?, p.ty(1)?);
         let window =
-            Window::new(&attrs, Some(&w_ty.shape[2..]), &x_ty.shape[2..]).map_err(|e| p.unsupported(&e.to_string()))?;
-        let group = attrs.int("group", 1);
+            Window::new(&op, Some(&w_ty.shape[2..]), &x_ty.shape[2..]).map_err(|e| p.unsupported(&e.to_string()))?;
+        let group = op.int("group");
         if p.wants(0) {
             let term = input_gradient(p.b, ct, w, x, &window, group)?;
             p.accumulate(0, term)?;

@@ -12,26 +12,23 @@ impl OpRule for ConvTranspose {
     fn name(&self) -> &'static str {
         "ConvTranspose"
     }
-    fn since(&self) -> i64 {
-        11
-    }
     fn infer(&self, cx: &Infer) -> Types {
         let (x, w) = (cx.ty(0)?, cx.ty(1)?);
         cx.require(x.rank() >= 3 && x.rank() == w.rank(), || format!("{x} and weight {w} do not make a convolution"))?;
         cx.require(x.dtype == w.dtype, || format!("element types {} and {} differ", x.dtype, w.dtype))?;
-        let (_, output) = geometry(cx.attrs(), &w.shape[2..], &x.shape[2..])?;
-        let mut shape = vec![x.shape[0].clone(), &w.shape[1] * &Dim::from(cx.attrs().int("group", 1))];
+        let (_, output) = geometry(cx.op, &w.shape[2..], &x.shape[2..])?;
+        let mut shape = vec![x.shape[0].clone(), &w.shape[1] * &Dim::from(cx.op.int("group"))];
         shape.extend(output);
         Ok(vec![TensorType::new(x.dtype, shape)])
     }
     /// x̄ = ȳ ∗ w, the convolution this one transposes; w̄ is that convolution's with x and ȳ in each other's place.
     fn pullback(&self, p: &mut Pullback) -> Result<(), GradError> {
         let ct = p.ct(0)?;
-        let attrs = p.attrs();
+        let op = p.op();
         let (x, w) = (p.operand(0)?, p.operand(1)?);
         let (x_ty, w_ty) = (p.ty(0)?, p.ty(1)?);
-        let (window, _) = geometry(&attrs, &w_ty.shape[2..], &x_ty.shape[2..]).map_err(|e| p.unsupported(&e.to_string()))?;
-        let group = attrs.int("group", 1);
+        let (window, _) = geometry(&op, &w_ty.shape[2..], &x_ty.shape[2..]).map_err(|e| p.unsupported(&e.to_string()))?;
+        let group = op.int("group");
         if p.wants(0) {
             let term = p.b.op_with("Conv", window.attrs(group), &[ct, w])?;
             // An output padding of a stride or more makes room for further windows.
@@ -74,23 +71,23 @@ impl OpRule for ConvTranspose {
 }
 
 /// The window of the convolution that this one transposes, and the output's extents.
-fn geometry(attrs: &Attrs, kernel: &[Dim], input: &[Dim]) -> Result<(Window, Vec<Dim>), TypeError> {
-    let mut explicit = attrs.clone();
-    explicit.0.shift_remove("auto_pad");
-    let auto = attrs.str("auto_pad", "NOTSET");
+fn geometry(op: &Op, kernel: &[Dim], input: &[Dim]) -> Result<(Window, Vec<Dim>), TypeError> {
+    let mut explicit = op.clone();
+    explicit.attrs.0.shift_remove("auto_pad");
+    let auto = op.str("auto_pad");
     let same = auto.starts_with("SAME");
     if auto != "NOTSET" {
-        explicit.0.shift_remove("pads");
+        explicit.attrs.0.shift_remove("pads");
     }
     let mut window = Window::new(&explicit, Some(kernel), input)?;
     let rank = window.rank();
-    let extra = match attrs.ints("output_padding") {
+    let extra = match op.attrs.ints("output_padding") {
         Some(v) if v.len() == rank => v.to_vec(),
         Some(v) => return Err(TypeError(format!("`output_padding` has {} entries where {rank} are needed", v.len()))),
         None => vec![0; rank],
     };
     // Some exporters list batch and channels too.
-    let asked = match attrs.ints("output_shape") {
+    let asked = match op.attrs.ints("output_shape") {
         Some(s) if s.len() >= rank => Some(&s[s.len() - rank..]),
         Some(s) => return Err(TypeError(format!("`output_shape` has {} entries where {rank} are needed", s.len()))),
         None => None,

@@ -36,12 +36,12 @@ impl OpRule for ConvWeightCotangent {
         let [Some(x), Some(ct), Some(w)] = b.graph.operands(node)[..] else {
             return Err(b.error(self.name(), TypeError("an operand is missing".into())));
         };
-        let attrs = b.graph.op(node).map(|op| op.attrs.clone()).unwrap_or_default();
+        let conv = Op::new("Conv", b.graph.op(node).map(|op| op.attrs.clone()).unwrap_or_default());
         let x_ty = b.ty(x)?;
-        let window = Window::new(&attrs, None, &x_ty.shape[2..]).map_err(|e| b.error(self.name(), e))?;
+        let window = Window::new(&conv, None, &x_ty.shape[2..]).map_err(|e| b.error(self.name(), e))?;
         // The names are those of the convolution's gradient.
         b.prefix.truncate(b.prefix.rfind('/').unwrap_or(b.prefix.len()));
-        Ok(vec![weight_gradient(b, x, ct, w, &window, attrs.int("group", 1))?])
+        Ok(vec![weight_gradient(b, x, ct, w, &window, conv.int("group"))?])
     }
     fn samples(&self) -> Vec<Sample> {
         let window = Attrs::new().with("kernel_shape", vec![3, 3]).with("pads", vec![1; 4]);

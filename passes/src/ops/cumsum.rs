@@ -9,17 +9,14 @@ impl OpRule for CumSum {
     fn name(&self) -> &'static str {
         "CumSum"
     }
-    fn since(&self) -> i64 {
-        11
-    }
     fn infer(&self, cx: &Infer) -> Types {
         like_first(cx)
     }
     /// x̄ = the running sum of ȳ in the other direction.
     fn pullback(&self, p: &mut Pullback) -> Result<(), GradError> {
-        let (ct, axis, attrs) = (p.ct(0)?, p.operand(1)?, p.attrs());
-        let reverse = 1 - attrs.int("reverse", 0);
-        let x_ct = p.b.op_with("CumSum", attrs.with("reverse", reverse), &[ct, axis])?;
+        let (ct, axis, op) = (p.ct(0)?, p.operand(1)?, p.op());
+        let reverse = 1 - op.int("reverse");
+        let x_ct = p.b.op_with("CumSum", op.attrs.with("reverse", reverse), &[ct, axis])?;
         p.accumulate(0, x_ct)
     }
     fn samples(&self) -> Vec<Sample> {

@@ -10,8 +10,8 @@ pub type Decomposed = Result<Vec<ValueId>, Why>;
 
 /// The node that a decomposition is about.
 pub struct Source {
-    /// Its attributes.
-    pub attrs: Attrs,
+    /// Its operator.
+    pub op: Op,
     /// Its operands; `None` where one is left out.
     pub operands: Vec<Option<ValueId>>,
     /// The version of its operator set: what its form means.
@@ -22,9 +22,9 @@ pub struct Source {
 impl Source {
     /// A node, read as it is meant in `opset`.
     pub fn of(g: &Graph, id: NodeId, opset: i64) -> Source {
-        let attrs = g.op(id).map(|op| op.attrs.clone()).unwrap_or_default();
+        let op = g.op(id).cloned().unwrap_or_else(|| Op::new("", Attrs::new()));
         let live = g.results(id).map(|v| g.is_read(v) || g.is_output(v)).collect();
-        Source { attrs, operands: g.operands(id).to_vec(), opset, live }
+        Source { op, operands: g.operands(id).to_vec(), opset, live }
     }
 
     /// Operand `i`, if present.
@@ -101,7 +101,6 @@ pub(super) fn constant(b: &Builder, v: ValueId) -> Result<Vec<i64>, Why> {
 pub(super) struct Composite {
     pub(super) domain: &'static str,
     pub(super) name: &'static str,
-    pub(super) since: i64,
     pub(super) infer: fn(&Infer) -> Types,
     /// As what it is written, in words.
     pub(super) form: &'static str,
@@ -118,9 +117,6 @@ impl OpRule for Composite {
     }
     fn domain(&self) -> &'static str {
         self.domain
-    }
-    fn since(&self) -> i64 {
-        self.since
     }
     fn infer(&self, cx: &Infer) -> Types {
         (self.infer)(cx)

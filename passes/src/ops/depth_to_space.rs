@@ -11,9 +11,6 @@ impl OpRule for DepthToSpace {
     fn name(&self) -> &'static str {
         "DepthToSpace"
     }
-    fn since(&self) -> i64 {
-        11
-    }
     fn infer(&self, cx: &Infer) -> Types {
         let (ty, k) = blocks(cx)?;
         let channels = ty.shape[1].div_exact(&(&k * &k)).unwrap_or_else(|| unknown_dim("depth"));
@@ -21,10 +18,10 @@ impl OpRule for DepthToSpace {
     }
     /// x̄ = ȳ with its blocks taken back to channels.
     fn pullback(&self, p: &mut Pullback) -> Result<(), GradError> {
-        let (x, ct, attrs) = (p.operand(0)?, p.ct(0)?, p.attrs());
-        let k = attrs.int("blocksize", 0);
+        let (x, ct, op) = (p.operand(0)?, p.ct(0)?, p.op());
+        let k = op.int("blocksize");
         let ty = p.ty(0)?;
-        let x_ct = if attrs.str("mode", "DCR") == "DCR" {
+        let x_ct = if op.str("mode") == "DCR" {
             let v = p.b.op_with("SpaceToDepth", Attrs::new().with("blocksize", k), &[ct])?;
             p.b.graph.set_type(v, ty.into());
             v
@@ -56,9 +53,6 @@ impl OpRule for SpaceToDepth {
     fn name(&self) -> &'static str {
         "SpaceToDepth"
     }
-    fn since(&self) -> i64 {
-        1
-    }
     fn infer(&self, cx: &Infer) -> Types {
         let (ty, k) = blocks(cx)?;
         let part = |i: usize| ty.shape[i].div_exact(&k).unwrap_or_else(|| unknown_dim("space"));
@@ -66,7 +60,7 @@ impl OpRule for SpaceToDepth {
     }
     /// x̄ = ȳ with its channels taken back to blocks.
     fn pullback(&self, p: &mut Pullback) -> Result<(), GradError> {
-        let (ct, ty, k) = (p.ct(0)?, p.ty(0)?, p.attrs().int("blocksize", 0));
+        let (ct, ty, k) = (p.ct(0)?, p.ty(0)?, p.op().int("blocksize"));
         let x_ct = p.b.op_with("DepthToSpace", Attrs::new().with("blocksize", k), &[ct])?;
         p.b.graph.set_type(x_ct, ty.into());
         p.accumulate(0, x_ct)
@@ -78,7 +72,7 @@ impl OpRule for SpaceToDepth {
 
 /// The operand's type and the block's edge.
 fn blocks<'a>(cx: &'a Infer) -> Result<(&'a TensorType, Dim), TypeError> {
-    let (ty, k) = (cx.ty(0)?, cx.attrs().int("blocksize", 0));
+    let (ty, k) = (cx.ty(0)?, cx.op.int("blocksize"));
     cx.require(ty.rank() == 4, || format!("{ty} is not a batch of images"))?;
     cx.require((1..=1 << 24).contains(&k), || format!("`blocksize` is {k}"))?;
     Ok((ty, Dim::from(k)))

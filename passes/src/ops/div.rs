@@ -9,9 +9,6 @@ impl OpRule for Div {
     fn name(&self) -> &'static str {
         "Div"
     }
-    fn since(&self) -> i64 {
-        7
-    }
     fn infer(&self, cx: &Infer) -> Types {
         like_all(cx)
     }

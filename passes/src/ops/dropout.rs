@@ -12,9 +12,6 @@ impl OpRule for Dropout {
     fn name(&self) -> &'static str {
         "Dropout"
     }
-    fn since(&self) -> i64 {
-        12
-    }
     fn infer(&self, cx: &Infer) -> Types {
         let x = cx.ty(0)?;
         Ok(vec![x.clone(), TensorType::new(DType::Bool, x.shape.clone())])

@@ -10,12 +10,9 @@ impl OpRule for Einsum {
     fn name(&self) -> &'static str {
         "Einsum"
     }
-    fn since(&self) -> i64 {
-        12
-    }
     fn infer(&self, cx: &Infer) -> Types {
         let types: Vec<&TensorType> = (0..cx.types.len()).map(|i| cx.ty(i)).collect::<Result<_, _>>()?;
-        let terms = Subscripts::parse(cx.attrs().str("equation", ""), &types)?;
+        let terms = Subscripts::parse(cx.op.str("equation"), &types)?;
         let mut extents: HashMap<char, Dim> = HashMap::new();
         for (letters, ty) in terms.operands.iter().zip(&types) {
             for (c, d) in letters.iter().zip(&ty.shape) {
@@ -35,8 +32,8 @@ impl OpRule for Einsum {
     fn pullback(&self, p: &mut Pullback) -> Result<(), GradError> {
         let ct = p.ct(0)?;
         let types: Vec<TensorType> = (0..p.operand_count()).map(|i| p.ty(i)).collect::<Result<_, _>>()?;
-        let attrs = p.attrs();
-        let terms = Subscripts::parse(attrs.str("equation", ""), &types.iter().collect::<Vec<_>>())
+        let op = p.op();
+        let terms = Subscripts::parse(op.str("equation"), &types.iter().collect::<Vec<_>>())
             .map_err(|e| p.unsupported(&e.to_string()))?;
         for i in 0..types.len() {
             if !p.wants(i) {

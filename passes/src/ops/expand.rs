@@ -9,9 +9,6 @@ impl OpRule for Expand {
     fn name(&self) -> &'static str {
         "Expand"
     }
-    fn since(&self) -> i64 {
-        8
-    }
     fn infer(&self, cx: &Infer) -> Types {
         let ty = cx.ty(0)?;
         Ok(vec![TensorType::new(ty.dtype, broadcast::broadcast(&ty.shape, &cx.target(1, "expand")?)?)])

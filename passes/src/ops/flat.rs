@@ -8,7 +8,6 @@ use crate::ir::Tensor;
 /// One of them.
 pub(super) struct Flat {
     name: &'static str,
-    since: i64,
     infer: fn(&Infer) -> Types,
     applied: fn() -> Vec<Application>,
 }
@@ -18,47 +17,47 @@ type Application = (Attrs, Vec<SampleOperand>);
 
 pub(super) static FLAT: &[Flat] = &[
     // Constant between their steps.
-    flat("Sign", 9, like_first, to_one),
-    flat("Floor", 6, like_first, to_one),
-    flat("Ceil", 6, like_first, to_one),
-    flat("Round", 11, like_first, to_one),
+    flat("Sign", like_first, to_one),
+    flat("Floor", like_first, to_one),
+    flat("Ceil", like_first, to_one),
+    flat("Round", like_first, to_one),
     // Comparisons, with broadcasting, and tests of elements.
-    flat("Equal", 7, bool_like_all, to_two),
-    flat("Greater", 7, bool_like_all, to_two),
-    flat("Less", 7, bool_like_all, to_two),
-    flat("GreaterOrEqual", 12, bool_like_all, to_two),
-    flat("LessOrEqual", 12, bool_like_all, to_two),
-    flat("IsNaN", 9, bool_like_all, to_one),
-    flat("IsInf", 10, bool_like_all, to_one),
+    flat("Equal", bool_like_all, to_two),
+    flat("Greater", bool_like_all, to_two),
+    flat("Less", bool_like_all, to_two),
+    flat("GreaterOrEqual", bool_like_all, to_two),
+    flat("LessOrEqual", bool_like_all, to_two),
+    flat("IsNaN", bool_like_all, to_one),
+    flat("IsInf", bool_like_all, to_one),
     // Logic, with broadcasting.
-    flat("Not", 1, bool_like_all, || vec![(Attrs::new(), truths(1))]),
-    flat("And", 7, bool_like_all, || vec![(Attrs::new(), truths(2))]),
-    flat("Or", 7, bool_like_all, || vec![(Attrs::new(), truths(2))]),
-    flat("Xor", 7, bool_like_all, || vec![(Attrs::new(), truths(2))]),
+    flat("Not", bool_like_all, || vec![(Attrs::new(), truths(1))]),
+    flat("And", bool_like_all, || vec![(Attrs::new(), truths(2))]),
+    flat("Or", bool_like_all, || vec![(Attrs::new(), truths(2))]),
+    flat("Xor", bool_like_all, || vec![(Attrs::new(), truths(2))]),
     // Places: of an extremum along an axis, of the elements that are not 0 (a column each).
-    flat("ArgMax", 1, place_of_extremum, along_axes),
-    flat("ArgMin", 1, place_of_extremum, along_axes),
-    flat("NonZero", 9, columns, to_one),
+    flat("ArgMax", place_of_extremum, along_axes),
+    flat("ArgMin", place_of_extremum, along_axes),
+    flat("NonZero", columns, to_one),
     // The shape, or a range of it from opset 15, and the number of elements.
-    flat("Shape", 1, extents, ranges),
-    flat("Size", 1, |_| Ok(vec![TensorType::fixed(DType::I64, &[])]), to_one),
+    flat("Shape", extents, ranges),
+    flat("Size", |_| Ok(vec![TensorType::fixed(DType::I64, &[])]), to_one),
     // Values of a shape: one everywhere, ones on a diagonal, random ones. Of an operand they are like nothing else is read.
-    flat("ConstantOfShape", 9, filled, fillings),
-    flat("EyeLike", 9, like_operand, to_one),
-    flat("RandomNormal", 1, of_shape, || vec![(Attrs::new().with("shape", vec![2, 3]), vec![])]),
-    flat("RandomUniform", 1, of_shape, || vec![(Attrs::new().with("shape", vec![2, 3]), vec![])]),
-    flat("RandomNormalLike", 1, like_operand, to_one),
-    flat("RandomUniformLike", 1, like_operand, to_one),
+    flat("ConstantOfShape", filled, fillings),
+    flat("EyeLike", like_operand, to_one),
+    flat("RandomNormal", of_shape, || vec![(Attrs::new().with("shape", vec![2, 3]), vec![])]),
+    flat("RandomUniform", of_shape, || vec![(Attrs::new().with("shape", vec![2, 3]), vec![])]),
+    flat("RandomNormalLike", like_operand, to_one),
+    flat("RandomUniformLike", like_operand, to_one),
 ];
 
-const fn flat(name: &'static str, since: i64, infer: fn(&Infer) -> Types, applied: fn() -> Vec<Application>) -> Flat {
-    Flat { name, since, infer, applied }
+const fn flat(name: &'static str, infer: fn(&Infer) -> Types, applied: fn() -> Vec<Application>) -> Flat {
+    Flat { name, infer, applied }
 }
 
 fn place_of_extremum(cx: &Infer) -> Types {
-    let (ty, axis) = (cx.ty(0)?, cx.axis(0)?);
+    let (ty, axis) = (cx.ty(0)?, cx.axis()?);
     let mut shape = ty.shape.clone();
-    if cx.attrs().int("keepdims", 1) != 0 {
+    if cx.op.int("keepdims") != 0 {
         shape[axis] = Dim::from(1);
     } else {
         shape.remove(axis);
@@ -131,9 +130,6 @@ fn fillings() -> Vec<Application> {
 impl OpRule for Flat {
     fn name(&self) -> &'static str {
         self.name
-    }
-    fn since(&self) -> i64 {
-        self.since
     }
     fn infer(&self, cx: &Infer) -> Types {
         (self.infer)(cx)

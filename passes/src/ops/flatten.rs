@@ -9,12 +9,9 @@ impl OpRule for Flatten {
     fn name(&self) -> &'static str {
         "Flatten"
     }
-    fn since(&self) -> i64 {
-        1
-    }
     fn infer(&self, cx: &Infer) -> Types {
         let ty = cx.ty(0)?;
-        let (axis, rank) = (cx.attrs().int("axis", 1), ty.rank() as i64);
+        let (axis, rank) = (cx.op.int("axis"), ty.rank() as i64);
         let axis = if axis < 0 { axis + rank } else { axis };
         cx.require((0..=rank).contains(&axis), || format!("axis {axis} is out of range for {ty}"))?;
         let product = |dims: &[Dim]| dims.iter().fold(Dim::from(1), |p, d| &p * d);

@@ -16,7 +16,6 @@ const LONGEST: i64 = 2048;
 pub(super) const DFT: Composite = Composite {
     domain: "",
     name: "DFT",
-    since: 17,
     infer: transformed,
     form: "MatMul with tables of cosines and sines; up to 2048 places, of known number",
     decompose: transform,
@@ -55,7 +54,7 @@ fn transformed(cx: &Infer) -> Types {
     if let Some(n) = length {
         out.shape[axis] = Dim::from(n);
     }
-    if cx.attrs().int("onesided", 0) != 0 {
+    if cx.op.int("onesided") != 0 {
         out.shape[axis] = out.shape[axis].known().map_or_else(|| unknown_dim("half"), |n| Dim::from(n / 2 + 1));
     }
     Ok(vec![out])
@@ -66,7 +65,7 @@ fn transform(b: &mut Builder, s: &Source) -> Decomposed {
     let ty = type_of(b, x)?;
     let rank = ty.rank() as i64;
     let listed = s.get(2).map(|v| constant(b, v)).transpose()?.and_then(|axis| axis.first().copied());
-    let axis = axis_of(listed, &s.attrs, s.opset < 20, ty.rank());
+    let axis = axis_of(listed, &s.op.attrs, s.opset < 20, ty.rank());
     let axis = axis.ok_or_else(|| unfit(format!("transforms an axis that {ty} does not have")))?;
     let parts = extent(b, x, ty.rank() - 1)?;
     let n = extent(b, x, axis)?;
@@ -75,8 +74,8 @@ fn transform(b: &mut Builder, s: &Source) -> Decomposed {
         let length = constant(b, length)?;
         refuse_if(length != [n], unfit(format!("makes a length of {length:?} from {n} places")))?;
     }
-    let inverse = s.attrs.int("inverse", 0) != 0;
-    let onesided = s.attrs.int("onesided", 0) != 0;
+    let inverse = s.op.int("inverse") != 0;
+    let onesided = s.op.int("onesided") != 0;
     refuse_if(inverse && onesided, Why::Feature("the inverse of one side"))?;
     let kept = if onesided { n / 2 + 1 } else { n };
     let axis = axis as i64;

@@ -10,19 +10,18 @@ use crate::refusal::Why;
 pub(super) const MATMUL: Composite = Composite {
     domain: MICROSOFT,
     name: "FusedMatMul",
-    since: 1,
     infer: arranged_product,
     form: "Transpose, MatMul, Mul",
     decompose: |b, s| {
-        let batched = ["transBatchA", "transBatchB"].iter().any(|a| s.attrs.int(a, 0) == 1);
+        let batched = ["transBatchA", "transBatchB"].iter().any(|a| s.op.int(a) == 1);
         refuse_if(batched, Why::Feature("transposed batches"))?;
         let operand = |b: &mut Builder, i: usize, attr: &str| -> Result<ValueId, Why> {
             let v = s.need(i)?;
-            Ok(if s.attrs.int(attr, 0) == 1 && b.ty(v)?.rank() > 1 { b.transpose_last(v)? } else { v })
+            Ok(if s.op.int(attr) == 1 && b.ty(v)?.rank() > 1 { b.transpose_last(v)? } else { v })
         };
         let (x, y) = (operand(b, 0, "transA")?, operand(b, 1, "transB")?);
         let product = b.matmul(x, y)?;
-        one(b.scale(product, s.attrs.float("alpha", 1.0) as f64))
+        one(b.scale(product, s.op.float("alpha") as f64))
     },
     samples: || {
         let attrs = |a: i64, b: i64| Attrs::new().with("transA", a).with("transB", b).with("alpha", 0.5_f32);
@@ -46,8 +45,8 @@ pub(super) const CONV: Composite = Composite {
         if let Some(z) = s.get(3) {
             y = b.add(y, z)?;
         }
-        let parameters = s.attrs.floats("activation_params").map(<[f32]>::to_vec).unwrap_or_default();
-        activated(b, y, s.attrs.str("activation", ""), &parameters)
+        let parameters = s.op.attrs.floats("activation_params").map(<[f32]>::to_vec).unwrap_or_default();
+        activated(b, y, s.op.str("activation"), &parameters)
     },
     samples: || {
         let operands = || vec![floats(&[2, 3, 6, 6]), floats(&[4, 3, 3, 3]), floats(&[4])];
@@ -68,9 +67,9 @@ pub(super) const GEMM: Composite = Composite {
     decompose: |b, s| {
         let operands = [Some(s.need(0)?), Some(s.need(1)?), s.get(2)];
         let y = b.node(Op::new("Gemm", without_activation(s)), &operands)?[0];
-        let given = |name: &str| s.attrs.get(name).map(|_| s.attrs.float(name, 0.0));
+        let given = |name: &str| s.op.attrs.get(name).map(|_| s.op.float(name));
         let parameters: Vec<f32> = [given("activation_alpha"), given("activation_beta")].into_iter().flatten().collect();
-        activated(b, y, s.attrs.str("activation", ""), &parameters)
+        activated(b, y, s.op.str("activation"), &parameters)
     },
     samples: || {
         let attrs = Attrs::new().with("activation", "Tanh").with("transB", 1);
@@ -100,7 +99,7 @@ fn activated(b: &mut Builder, x: ValueId, name: &str, parameters: &[f32]) -> Dec
 
 /// The attributes of an operator without those of what is fused into it.
 fn without_activation(s: &Source) -> Attrs {
-    let mut attrs = s.attrs.clone();
+    let mut attrs = s.op.attrs.clone();
     attrs.0.retain(|name, _| !name.starts_with("activation"));
     attrs
 }
@@ -113,10 +112,10 @@ fn arranged_product(cx: &Infer) -> Types {
         if rank < 2 {
             return Ok(ty);
         }
-        if cx.attrs().int(batch, 0) != 0 {
+        if cx.op.int(batch) != 0 {
             ty.shape[..rank - 1].rotate_left(1);
         }
-        if cx.attrs().int(trans, 0) != 0 {
+        if cx.op.int(trans) != 0 {
             ty.shape.swap(rank - 1, rank - 2);
         }
         Ok(ty)

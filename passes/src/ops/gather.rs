@@ -12,11 +12,8 @@ impl OpRule for Gather {
     fn name(&self) -> &'static str {
         "Gather"
     }
-    fn since(&self) -> i64 {
-        1
-    }
     fn infer(&self, cx: &Infer) -> Types {
-        let (ty, axis) = (cx.ty(0)?, cx.axis(0)?);
+        let (ty, axis) = (cx.ty(0)?, cx.axis()?);
         let indices = &cx.ty(1)?.shape;
         let shape = [&ty.shape[..axis], indices, &ty.shape[axis + 1..]].concat();
         Ok(vec![TensorType::new(ty.dtype, shape)])
@@ -25,7 +22,7 @@ impl OpRule for Gather {
     fn pullback(&self, p: &mut Pullback) -> Result<(), GradError> {
         let (x, indices, ct) = (p.operand(0)?, p.operand(1)?, p.ct(0)?);
         let (ty, rank) = (p.ty(0)?, p.ty(1)?.rank());
-        let axis = p.attrs().int("axis", 0);
+        let axis = p.op().int("axis");
         let axis = ty.axis(axis).ok_or_else(|| p.unsupported("its axis is out of range"))?;
         if let Some(first) = constant_ints(p.b.graph, indices).and_then(|list| run(&list)) {
             let block = match rank {

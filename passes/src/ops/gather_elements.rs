@@ -10,16 +10,13 @@ impl OpRule for GatherElements {
     fn name(&self) -> &'static str {
         "GatherElements"
     }
-    fn since(&self) -> i64 {
-        11
-    }
     fn infer(&self, cx: &Infer) -> Types {
         Ok(vec![TensorType::new(cx.ty(0)?.dtype, cx.ty(1)?.shape.clone())])
     }
     /// x̄ = zeros with ȳ added where it came from.
     fn pullback(&self, p: &mut Pullback) -> Result<(), GradError> {
         let (x, indices, ct) = (p.operand(0)?, p.operand(1)?, p.ct(0)?);
-        let axis = p.attrs().int("axis", 0);
+        let axis = p.op().int("axis");
         let axis = p.ty(0)?.axis(axis).ok_or_else(|| p.unsupported("its axis is out of range"))?;
         let zeros = p.b.zeros_like(x)?;
         let x_ct = add_at(p.b, zeros, indices, ct, axis)?;

@@ -9,14 +9,11 @@ impl OpRule for GatherND {
     fn name(&self) -> &'static str {
         "GatherND"
     }
-    fn since(&self) -> i64 {
-        11
-    }
     fn infer(&self, cx: &Infer) -> Types {
         let (ty, indices) = (cx.ty(0)?, cx.ty(1)?);
         let (depth, lead) = indices.shape.split_last().ok_or_else(|| TypeError("the indices are a scalar".into()))?;
         let depth = depth.known().ok_or_else(|| TypeError("the number of coordinates is unknown".into()))?;
-        let indexed = usize::try_from(cx.attrs().int("batch_dims", 0).saturating_add(depth)).ok();
+        let indexed = usize::try_from(cx.op.int("batch_dims").saturating_add(depth)).ok();
         let rest = indexed.and_then(|n| ty.shape.get(n..));
         let rest = rest.ok_or_else(|| TypeError(format!("{depth} coordinates do not fit {ty}")))?;
         Ok(vec![TensorType::new(ty.dtype, [lead, rest].concat())])
@@ -25,7 +22,7 @@ impl OpRule for GatherND {
     fn pullback(&self, p: &mut Pullback) -> Result<(), GradError> {
         let (x, indices, ct) = (p.operand(0)?, p.operand(1)?, p.ct(0)?);
         let (ty, own) = (p.ty(0)?, p.ty(1)?);
-        if p.attrs().int("batch_dims", 0) != 0 {
+        if p.op().int("batch_dims") != 0 {
             return Err(p.unsupported("`batch_dims` above 0"));
         }
         let depth = own.shape.last().and_then(Dim::known).unwrap_or(0) as usize;

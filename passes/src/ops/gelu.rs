@@ -9,11 +9,10 @@ use std::f64::consts::{FRAC_2_PI, SQRT_2};
 pub(super) const GELU: Composite = Composite {
     domain: "",
     name: "Gelu",
-    since: 20,
     infer: like_first,
     form: "Erf or Tanh, Mul",
     decompose: |b, s| {
-        let by_tanh = s.attrs.str("approximate", "none") == "tanh";
+        let by_tanh = s.op.str("approximate") == "tanh";
         let form = if by_tanh { gelu_tanh } else { gelu_exact };
         one(form(b, s.need(0)?))
     },
@@ -23,17 +22,15 @@ pub(super) const GELU: Composite = Composite {
 pub(super) const SWISH: Composite = Composite {
     domain: "",
     name: "Swish",
-    since: 24,
     infer: like_first,
     form: "Sigmoid, Mul",
-    decompose: |b, s| one(gated(b, s.need(0)?, s.attrs.float("alpha", 1.0) as f64)),
+    decompose: |b, s| one(gated(b, s.need(0)?, s.op.float("alpha") as f64)),
     samples: || vec![plain(Attrs::new()).at(24), plain(Attrs::new().with("alpha", 1.5_f32)).at(24)],
 };
 
 /// `Gelu` of ONNX Runtime, exact.
 pub(super) const FUSED: Composite = Composite {
     domain: MICROSOFT,
-    since: 1,
     form: "Erf, Mul",
     decompose: |b, s| one(gelu_exact(b, s.need(0)?)),
     samples: || vec![plain(Attrs::new())],
@@ -67,7 +64,7 @@ pub(super) const FAST_GELU: Composite = Composite {
 pub(super) const QUICK_GELU: Composite = Composite {
     name: "QuickGelu",
     form: "Sigmoid, Mul",
-    decompose: |b, s| one(gated(b, s.need(0)?, s.attrs.float("alpha", 1.702) as f64)),
+    decompose: |b, s| one(gated(b, s.need(0)?, s.op.float("alpha") as f64)),
     samples: || vec![plain(Attrs::new())],
     ..FUSED
 };

@@ -11,14 +11,11 @@ impl OpRule for Gemm {
     fn name(&self) -> &'static str {
         "Gemm"
     }
-    fn since(&self) -> i64 {
-        13
-    }
     fn infer(&self, cx: &Infer) -> Types {
         let (a, b) = (cx.ty(0)?, cx.ty(1)?);
         cx.require(a.rank() == 2 && b.rank() == 2, || format!("{a} and {b} are not two matrices"))?;
         cx.require(a.dtype == b.dtype, || format!("element types {} and {} differ", a.dtype, b.dtype))?;
-        let (ta, tb) = ((cx.attrs().int("transA", 0) != 0) as usize, (cx.attrs().int("transB", 0) != 0) as usize);
+        let (ta, tb) = ((cx.op.int("transA") != 0) as usize, (cx.op.int("transB") != 0) as usize);
         let (k, l) = (&a.shape[1 - ta], &b.shape[tb]);
         let agree = k.known().is_none() || l.known().is_none() || k == l;
         cx.require(agree, || format!("{a} and {b} disagree in the contracted extent"))?;
@@ -31,9 +28,9 @@ impl OpRule for Gemm {
     /// With Y = α A′ B′ + β C: Ā′ = α Ȳ B′ᵀ, B̄′ = α A′ᵀ Ȳ (each transposed where its operand was), C̄ = β unbroadcast(Ȳ).
     fn pullback(&self, p: &mut Pullback) -> Result<(), GradError> {
         let ct = p.ct(0)?;
-        let attrs = p.attrs();
-        let alpha = attrs.float("alpha", 1.0);
-        let (ta, tb) = (attrs.int("transA", 0) != 0, attrs.int("transB", 0) != 0);
+        let op = p.op();
+        let alpha = op.float("alpha");
+        let (ta, tb) = (op.int("transA") != 0, op.int("transB") != 0);
         let (a, b) = (p.operand(0)?, p.operand(1)?);
         if p.wants(0) {
             let term = if ta { gemm(p.b, b, ct, tb, true, alpha)? } else { gemm(p.b, ct, b, false, !tb, alpha)? };
@@ -46,7 +43,7 @@ impl OpRule for Gemm {
         if p.wants(2) {
             let c = p.operand(2)?;
             let term = unbroadcast(p.b, ct, c)?;
-            let term = p.b.scale(term, attrs.float("beta", 1.0) as f64)?;
+            let term = p.b.scale(term, op.float("beta") as f64)?;
             p.accumulate(2, term)?;
         }
         Ok(())

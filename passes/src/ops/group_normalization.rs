@@ -11,9 +11,8 @@ use super::*;
 pub(super) const GROUP: Composite = Composite {
     domain: "",
     name: "GroupNormalization",
-    since: 18,
     infer: |cx| {
-        let groups = cx.attrs().int("num_groups", 0);
+        let groups = cx.op.int("num_groups");
         let x = cx.ty(0)?;
         cx.require(x.rank() >= 2, || format!("{x} has no channel axis"))?;
         cx.require(groups > 0, || "`num_groups` is missing".into())?;
@@ -42,18 +41,18 @@ pub(super) const GROUP: Composite = Composite {
 /// (x − mean) / √(var + ε) over each group of channels, then scale and bias: of each group before opset 21, of each channel since.
 fn grouped(b: &mut Builder, s: &Source) -> Decomposed {
     let (x, scale, bias) = (s.need(0)?, s.need(1)?, s.need(2)?);
-    let groups = s.attrs.int("num_groups", 1);
+    let groups = s.op.int("num_groups");
     let ty = type_of(b, x)?;
     let channels = extent(b, x, 1)?;
     refuse_if(groups < 1 || channels % groups != 0, unfit(format!("has {channels} channels in {groups} groups")))?;
     let rest = ty.shape[2..].iter().fold(Dim::from(channels / groups), |p, d| &p * d);
-    let exact = b.cast(x, wide(s.attrs.int("stash_type", 1), ty.dtype))?;
+    let exact = b.cast(x, wide(s.op.int("stash_type"), ty.dtype))?;
     let grouped = b.reshape(exact, &[0, groups, -1], &[ty.shape[0].clone(), Dim::from(groups), rest])?;
     let mean = b.reduce("ReduceMean", grouped, &[2], true)?;
     let centred = b.sub(grouped, mean)?;
     let square = b.mul(centred, centred)?;
     let var = b.reduce("ReduceMean", square, &[2], true)?;
-    let shifted = b.shift(var, s.attrs.float("epsilon", 1e-5) as f64)?;
+    let shifted = b.shift(var, s.op.float("epsilon") as f64)?;
     let deviation = b.sqrt(shifted)?;
     let unit = b.div(centred, deviation)?;
     let unit = b.cast(unit, ty.dtype)?;
@@ -82,9 +81,6 @@ impl OpRule for InstanceNormalization {
     fn name(&self) -> &'static str {
         "InstanceNormalization"
     }
-    fn since(&self) -> i64 {
-        6
-    }
     fn infer(&self, cx: &Infer) -> Types {
         let x = cx.ty(0)?;
         cx.require(x.rank() >= 3, || format!("{x} has no spatial axes"))?;
@@ -94,12 +90,12 @@ impl OpRule for InstanceNormalization {
     /// scale's and the bias' cotangents are ȳ ⊙ x̂ and ȳ summed over all they apply to.
     fn pullback(&self, p: &mut Pullback) -> Result<(), GradError> {
         let ct = p.ct(0)?;
-        let attrs = p.attrs();
+        let op = p.op();
         let (x, x_ty) = (p.operand(0)?, p.ty(0)?);
         let Some(channels) = x_ty.shape[1].known() else {
             return Err(p.unsupported("the number of channels is symbolic"));
         };
-        let wide = stash(&attrs, x_ty.dtype);
+        let wide = stash(&op, x_ty.dtype);
         let ct = p.b.cast(ct, wide)?;
         let down = |p: &mut Pullback, i: usize, v: ValueId| -> Result<(), GradError> {
             let sum = channel_reduce(p.b, "ReduceSum", v)?;
@@ -117,7 +113,7 @@ impl OpRule for InstanceNormalization {
         let by_channel = |p: &mut Pullback, v: ValueId| p.b.reshape(v, &[0, channels, -1], &rows_of);
         let x_wide = p.b.cast(x, wide)?;
         let rows = by_channel(p, x_wide)?;
-        let [_, centred, inverse] = moments(p.b, rows, &[2], attrs.float("epsilon", 1e-5) as f64)?;
+        let [_, centred, inverse] = moments(p.b, rows, &[2], op.float("epsilon") as f64)?;
         let normal = p.b.mul(centred, inverse)?;
         if p.wants(1) {
             let whole = p.b.reshape_like(normal, x)?;

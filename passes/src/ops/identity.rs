@@ -9,9 +9,6 @@ impl OpRule for Identity {
     fn name(&self) -> &'static str {
         "Identity"
     }
-    fn since(&self) -> i64 {
-        1
-    }
     fn infer(&self, cx: &Infer) -> Types {
         like_first(cx)
     }

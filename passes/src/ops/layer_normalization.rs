@@ -12,14 +12,11 @@ impl OpRule for LayerNormalization {
     fn name(&self) -> &'static str {
         "LayerNormalization"
     }
-    fn since(&self) -> i64 {
-        17
-    }
     fn infer(&self, cx: &Infer) -> Types {
-        let axis = cx.axis(-1)?;
+        let axis = cx.axis()?;
         let x = cx.ty(0)?;
         let mut statistics = x.clone();
-        statistics.dtype = stash(cx.attrs(), x.dtype);
+        statistics.dtype = stash(cx.op, x.dtype);
         statistics.shape[axis..].fill(Dim::from(1));
         Ok(vec![x.clone(), statistics.clone(), statistics])
     }
@@ -35,9 +32,9 @@ impl OpRule for LayerNormalization {
             return Ok(());
         }
         let x_ty = p.ty(0)?;
-        let attrs = p.attrs();
-        let wide = stash(&attrs, x_ty.dtype);
-        let Some(axis) = x_ty.axis(attrs.int("axis", -1)) else {
+        let op = p.op();
+        let wide = stash(&op, x_ty.dtype);
+        let Some(axis) = x_ty.axis(op.int("axis")) else {
             return Err(p.unsupported("its axis is out of range"));
         };
         let mut shape = x_ty.shape.clone();
@@ -106,8 +103,8 @@ fn rows_pullback(p: &mut Pullback, ct: ValueId, deviations: ValueId, inverse: Va
 }
 
 /// The element type the statistics are computed in.
-pub(super) fn stash(attrs: &Attrs, own: DType) -> DType {
-    if own == DType::F64 { own } else { DType::from_onnx(attrs.int("stash_type", 1) as i32).unwrap_or(DType::F32) }
+pub(super) fn stash(op: &Op, own: DType) -> DType {
+    if own == DType::F64 { own } else { DType::from_onnx(op.int("stash_type") as i32).unwrap_or(DType::F32) }
 }
 
 /// The common part of the row-wise normalisations: cotangents of x (operand 0) and scale (operand 1) from x̂ and the inverse

@@ -43,11 +43,11 @@ pub(super) struct Reduction {
 }
 
 impl Reduction {
-    fn new(attrs: &Attrs, ty: &TensorType, listed: Option<Vec<i64>>) -> Option<Reduction> {
-        let keep = attrs.int("keepdims", 1) != 0;
+    fn new(op: &Op, ty: &TensorType, listed: Option<Vec<i64>>) -> Option<Reduction> {
+        let keep = op.int("keepdims") != 0;
         let mut axes = match listed {
             Some(list) if !list.is_empty() => list.iter().map(|a| ty.axis(*a)).collect::<Option<Vec<usize>>>()?,
-            _ if attrs.int("noop_with_empty_axes", 0) != 0 => Vec::new(),
+            _ if op.int("noop_with_empty_axes") != 0 => Vec::new(),
             _ => (0..ty.rank()).collect(),
         };
         axes.sort_unstable();
@@ -57,13 +57,13 @@ impl Reduction {
     /// Of the node a shape rule works on.
     pub(super) fn in_types(cx: &Infer) -> Result<Reduction, TypeError> {
         let (ty, listed) = (cx.ty(0)?, cx.listed("axes", 1)?);
-        Reduction::new(cx.attrs(), ty, listed).ok_or_else(|| TypeError(format!("an axis is out of range for {ty}")))
+        Reduction::new(cx.op, ty, listed).ok_or_else(|| TypeError(format!("an axis is out of range for {ty}")))
     }
 
     /// Of the node a pullback works on.
     pub(super) fn of(p: &Pullback) -> Result<Reduction, GradError> {
         let listed = p.listed("axes", 1)?;
-        Reduction::new(&p.attrs(), &p.ty(0)?, listed).ok_or_else(|| p.unsupported("an axis is out of range"))
+        Reduction::new(&p.op(), &p.ty(0)?, listed).ok_or_else(|| p.unsupported("an axis is out of range"))
     }
 
     /// Makes a value of the reduced shape broadcast against the operand: where more than leading axes were dropped, they
@@ -97,7 +97,7 @@ impl Reduction {
 pub(super) fn reduced(cx: &Infer) -> Types {
     let ty = cx.ty(0)?;
     // Axes nobody knows, but with all of them kept at least the rank is known.
-    if cx.listed("axes", 1).is_err() && cx.attrs().int("keepdims", 1) != 0 {
+    if cx.listed("axes", 1).is_err() && cx.op.int("keepdims") != 0 {
         return Ok(vec![TensorType::new(ty.dtype, ty.shape.iter().map(|_| unknown_dim("r")).collect::<Vec<_>>())]);
     }
     let r = Reduction::in_types(cx)?;

@@ -10,15 +10,15 @@ impl OpRule for LpNormalization {
         "LpNormalization"
     }
     fn infer(&self, cx: &Infer) -> Types {
-        cx.axis(-1)?;
+        cx.axis()?;
         like_first(cx)
     }
     /// x̄ = (ȳ − u Σ ȳ ⊙ y) / ‖x‖ with u = y for the 2-norm and sign(x) for the 1-norm; 0 where the norm is 0.
     fn pullback(&self, p: &mut Pullback) -> Result<(), GradError> {
         let (ct, x, y) = (p.ct(0)?, p.operand(0)?, p.result(0));
-        let attrs = p.attrs();
-        let axis = attrs.int("axis", -1);
-        let one = attrs.int("p", 2) == 1;
+        let op = p.op();
+        let axis = op.int("axis");
+        let one = op.int("p") == 1;
         let dtype = p.ty(0)?.dtype;
         let norm = p.b.reduce(if one { "ReduceL1" } else { "ReduceL2" }, x, &[axis], true)?;
         let products = p.b.mul(ct, y)?;

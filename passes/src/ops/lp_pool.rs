@@ -13,9 +13,6 @@ impl OpRule for LpPool {
     fn name(&self) -> &'static str {
         "LpPool"
     }
-    fn since(&self) -> i64 {
-        11
-    }
     fn infer(&self, cx: &Infer) -> Types {
         Ok(vec![pooled(cx)?])
     }
@@ -31,9 +28,6 @@ impl OpRule for LpPool {
 impl OpRule for GlobalLpPool {
     fn name(&self) -> &'static str {
         "GlobalLpPool"
-    }
-    fn since(&self) -> i64 {
-        2
     }
     fn infer(&self, cx: &Infer) -> Types {
         super::global_pool::infer(cx)

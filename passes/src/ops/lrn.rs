@@ -12,21 +12,21 @@ impl OpRule for Lrn {
     fn infer(&self, cx: &Infer) -> Types {
         let x = cx.ty(0)?;
         cx.require(x.rank() >= 2, || format!("{x} has no channel axis"))?;
-        cx.require(cx.attrs().int("size", 0) > 0, || "`size` is missing".into())?;
+        cx.require(cx.op.int("size") > 0, || "`size` is missing".into())?;
         like_first(cx)
     }
     /// x̄ = u − 2 α β x · mean(u ⊙ x / d) with u = ȳ d^−β, the mean over the channels whose windows hold this one.
     fn pullback(&self, p: &mut Pullback) -> Result<(), GradError> {
         let (ct, x, x_ty) = (p.ct(0)?, p.operand(0)?, p.ty(0)?);
-        let attrs = p.attrs();
-        let alpha = attrs.float("alpha", 1e-4) as f64;
-        let beta = attrs.float("beta", 0.75) as f64;
-        let size = attrs.int("size", 1);
+        let op = p.op();
+        let alpha = op.float("alpha") as f64;
+        let beta = op.float("beta") as f64;
+        let size = op.int("size");
         let (before, after) = ((size - 1) / 2, size / 2);
         let squares = p.b.mul(x, x)?;
         let mean = neighbours(p, squares, size, before, after)?;
         let scaled = p.b.scale(mean, alpha)?;
-        let divisor = p.b.shift(scaled, attrs.float("bias", 1.0) as f64)?;
+        let divisor = p.b.shift(scaled, op.float("bias") as f64)?;
         let exponent = p.b.scalar(x_ty.dtype, -beta);
         let power = p.b.op("Pow", &[divisor, exponent])?;
         let own = p.b.mul(ct, power)?;

@@ -11,9 +11,6 @@ impl OpRule for MatMul {
     fn name(&self) -> &'static str {
         "MatMul"
     }
-    fn since(&self) -> i64 {
-        13
-    }
     fn infer(&self, cx: &Infer) -> Types {
         Ok(vec![product_type(cx.ty(0)?, cx.ty(1)?)?])
     }

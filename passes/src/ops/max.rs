@@ -11,9 +11,6 @@ impl OpRule for Max {
     fn name(&self) -> &'static str {
         "Max"
     }
-    fn since(&self) -> i64 {
-        8
-    }
     fn infer(&self, cx: &Infer) -> Types {
         like_all(cx)
     }
@@ -31,9 +28,6 @@ pub(super) struct Min;
 impl OpRule for Min {
     fn name(&self) -> &'static str {
         "Min"
-    }
-    fn since(&self) -> i64 {
-        8
     }
     fn infer(&self, cx: &Infer) -> Types {
         like_all(cx)

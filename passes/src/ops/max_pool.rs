@@ -11,9 +11,6 @@ impl OpRule for MaxPool {
     fn name(&self) -> &'static str {
         "MaxPool"
     }
-    fn since(&self) -> i64 {
-        12
-    }
     fn infer(&self, cx: &Infer) -> Types {
         let ty = pooled(cx)?;
         let places = TensorType::new(DType::I64, ty.shape.clone());
@@ -22,12 +19,12 @@ impl OpRule for MaxPool {
     /// Each window's cotangent goes to its first maximum: ȳ scattered to the places that the primal itself reports.
     fn pullback(&self, p: &mut Pullback) -> Result<(), GradError> {
         let ct = p.ct(0)?;
-        let attrs = p.attrs();
-        if attrs.int("storage_order", 0) != 0 {
+        let op = p.op();
+        if op.int("storage_order") != 0 {
             return Err(p.unsupported("its indices are in column-major order"));
         }
         let (x, x_ty) = (p.operand(0)?, p.ty(0)?);
-        let window = Window::new(&attrs, None, &x_ty.shape[2..]).map_err(|e| p.unsupported(&e.to_string()))?;
+        let window = Window::new(&op, None, &x_ty.shape[2..]).map_err(|e| p.unsupported(&e.to_string()))?;
         let places = TensorType::new(DType::I64, p.b.ty(ct)?.shape);
         let places = p.extra_result(1, "places", places);
         let zero = p.b.scalar(x_ty.dtype, 0.0);

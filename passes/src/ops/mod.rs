@@ -87,9 +87,9 @@ impl Infer<'_> {
     }
 
     /// The single axis attribute, counted from the front.
-    pub fn axis(&self, default: i64) -> Result<usize, TypeError> {
+    pub fn axis(&self) -> Result<usize, TypeError> {
         let ty = self.ty(0)?;
-        let a = self.attrs().int("axis", default);
+        let a = self.op.int("axis");
         ty.axis(a).ok_or_else(|| TypeError(format!("axis {a} is out of range for {ty}")))
     }
 
@@ -146,11 +146,6 @@ pub trait OpRule: Sync {
     /// Operator set; empty for `ai.onnx`.
     fn domain(&self) -> &'static str {
         ""
-    }
-
-    /// First version of the operator set that has the operator in the form this rule reads and emits.
-    fn since(&self) -> i64 {
-        1
     }
 
     /// What kind of operator it is.
@@ -250,11 +245,15 @@ ops! {
     pow::Pow;
     clip::Clip;
     select::Where;
-    cast::Cast, CastLike;
+    cast::Cast, CastLike, BitCast;
     dropout::Dropout;
     modulo::Mod;
     trilu::Trilu;
+    causal_conv::CAUSAL_CONV;
+    cumprod::CUM_PROD;
     cumsum::CumSum;
+    linear_attention::LINEAR_ATTENTION;
+    swiglu::SWIGLU;
     route::Route, RouteCotangent, RouteWeightsCotangent;
     top_k::TopK;
     transpose::Transpose;
@@ -272,7 +271,7 @@ ops! {
     scatter_nd::ScatterND;
     pad::Pad;
     tile::Tile;
-    resize::Resize;
+    resize::Resize, Upsample;
     depth_to_space::DepthToSpace, SpaceToDepth;
     constant::Constant;
     range::Range;

@@ -8,9 +8,6 @@ impl OpRule for Mod {
     fn name(&self) -> &'static str {
         "Mod"
     }
-    fn since(&self) -> i64 {
-        10
-    }
     fn infer(&self, cx: &Infer) -> Types {
         like_all(cx)
     }

@@ -8,13 +8,10 @@ impl OpRule for OneHot {
     fn name(&self) -> &'static str {
         "OneHot"
     }
-    fn since(&self) -> i64 {
-        9
-    }
     fn infer(&self, cx: &Infer) -> Types {
         let (indices, values) = (cx.ty(0)?, cx.ty(2)?);
         let rank = indices.rank() as i64 + 1;
-        let axis = cx.attrs().int("axis", -1);
+        let axis = cx.op.int("axis");
         let axis = if axis < 0 { axis + rank } else { axis };
         cx.require((0..rank).contains(&axis), || format!("axis {axis} is out of range for {indices}"))?;
         let depth = match cx.extents(1).as_deref() {

@@ -9,9 +9,6 @@ impl OpRule for Pad {
     fn name(&self) -> &'static str {
         "Pad"
     }
-    fn since(&self) -> i64 {
-        11
-    }
     fn infer(&self, cx: &Infer) -> Types {
         let ty = cx.ty(0)?;
         let mut shape = ty.shape.clone();
@@ -28,7 +25,7 @@ impl OpRule for Pad {
     /// Padding by a constant: x̄ = the inner part of ȳ, the constant gets the sum of the rest. Padding by the tensor's own
     /// elements: the rest is folded back onto those it was copied from.
     fn pullback(&self, p: &mut Pullback) -> Result<(), GradError> {
-        match p.attrs().str("mode", "constant") {
+        match p.op().str("mode") {
             "constant" => {}
             "reflect" => return unfold(p, true),
             "edge" => return unfold(p, false),

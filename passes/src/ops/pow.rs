@@ -10,9 +10,6 @@ impl OpRule for Pow {
     fn name(&self) -> &'static str {
         "Pow"
     }
-    fn since(&self) -> i64 {
-        7
-    }
     fn infer(&self, cx: &Infer) -> Types {
         let base = cx.ty(0)?;
         Ok(vec![TensorType::new(base.dtype, broadcast::broadcast(&base.shape, &cx.ty(1)?.shape)?)])

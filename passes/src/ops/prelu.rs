@@ -9,9 +9,6 @@ impl OpRule for PRelu {
     fn name(&self) -> &'static str {
         "PRelu"
     }
-    fn since(&self) -> i64 {
-        7
-    }
     fn infer(&self, cx: &Infer) -> Types {
         like_first(cx)
     }

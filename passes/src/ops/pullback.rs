@@ -2,7 +2,7 @@
 
 use super::OpRule;
 use super::broadcast::unbroadcast;
-use crate::ir::{Attrs, Graph, NodeId, NodeSite, TensorType, ValueId};
+use crate::ir::{Attrs, Graph, NodeId, NodeSite, Op, TensorType, ValueId};
 use crate::ops::build::{BuildError, Builder};
 use indexmap::IndexMap;
 
@@ -92,6 +92,11 @@ impl Pullback<'_, '_> {
     /// The node whose pullback this is.
     pub fn node(&self) -> NodeId {
         self.node
+    }
+
+    /// The node's operator.
+    pub fn op(&self) -> Op {
+        self.b.graph.op(self.node).cloned().unwrap_or_else(|| Op::new("", Attrs::new()))
     }
 
     /// The node's attributes.

@@ -8,9 +8,6 @@ impl OpRule for Range {
     fn name(&self) -> &'static str {
         "Range"
     }
-    fn since(&self) -> i64 {
-        11
-    }
     fn infer(&self, cx: &Infer) -> Types {
         let dtype = cx.ty(0)?.dtype;
         let length = match (cx.ints(0).as_deref(), cx.ints(1).as_deref(), cx.ints(2).as_deref()) {

@@ -35,12 +35,11 @@ struct Cell {
 pub(super) const LSTM: Composite = Composite {
     domain: "",
     name: "LSTM",
-    since: 7,
     infer: |cx| states(cx, 4),
     form: "unrolled: MatMul, Sigmoid, Tanh; up to 256 steps, of known number",
     decompose: |b, s| {
         refuse_if(s.get(7).is_some(), Why::Feature("peepholes"))?;
-        refuse_if(s.attrs.int("input_forget", 0) != 0, Why::Feature("coupled gates"))?;
+        refuse_if(s.op.int("input_forget") != 0, Why::Feature("coupled gates"))?;
         unroll(b, s, 4, &["Sigmoid", "Tanh", "Tanh"], lstm_step)
     },
     samples: || recurrences(4),
@@ -75,7 +74,7 @@ fn states(cx: &Infer, gates: i64) -> Types {
     let (directions, hidden) = (w.shape[0].clone(), w.shape[2].clone());
     let (first, second) = (x.shape[0].clone(), x.shape[1].clone());
     // By batch the direction comes after it.
-    let (all, last) = if cx.attrs().int("layout", 0) == 0 {
+    let (all, last) = if cx.op.int("layout") == 0 {
         (vec![first, directions.clone(), second.clone(), hidden.clone()], vec![directions, second, hidden])
     } else {
         (vec![first.clone(), second, directions.clone(), hidden.clone()], vec![first, directions, hidden])
@@ -108,14 +107,14 @@ fn usual(attrs: &Attrs, defaults: &[&str]) -> bool {
 }
 
 fn unroll(b: &mut Builder, s: &Source, gates: i64, activations: &[&str], step: Step) -> Decomposed {
-    refuse_if(!usual(&s.attrs, activations), Why::Feature("other activations than the defaults"))?;
+    refuse_if(!usual(&s.op.attrs, activations), Why::Feature("other activations than the defaults"))?;
     refuse_if(s.get(4).is_some(), Why::Feature("lengths of its sequences"))?;
-    refuse_if(s.attrs.get("clip").is_some(), Why::Feature("a bound on its cells"))?;
-    refuse_if(s.attrs.int("layout", 0) != 0, Why::Feature("the batch as first axis"))?;
+    refuse_if(s.op.attrs.get("clip").is_some(), Why::Feature("a bound on its cells"))?;
+    refuse_if(s.op.int("layout") != 0, Why::Feature("the batch as first axis"))?;
     let (steps, hidden) = (extent(b, s.need(0)?, 0)?, extent(b, s.need(2)?, 2)?);
     let countable = (1..=LONGEST).contains(&steps);
     refuse_if(!countable, unfit(format!("has {steps} steps; up to {LONGEST} are written out")))?;
-    let backwards: &[bool] = match s.attrs.str("direction", "forward") {
+    let backwards: &[bool] = match s.op.str("direction") {
         "forward" => &[false],
         "reverse" => &[true],
         "bidirectional" => &[false, true],
@@ -177,7 +176,7 @@ fn cell(
         projected = b.add(projected, own)?;
         recurrent_bias = Some(b.slice(bias, 0, gates * hidden, 2 * gates * hidden)?);
     }
-    let linear_before_reset = s.attrs.int("linear_before_reset", 0) != 0;
+    let linear_before_reset = s.op.int("linear_before_reset") != 0;
     Ok((Cell { hidden, recurrent, recurrent_bias, linear_before_reset }, projected))
 }
 

@@ -10,7 +10,6 @@ use super::*;
 /// One of them.
 pub(super) struct Reduce {
     name: &'static str,
-    since: i64,
     when_none: WhenNone,
     slope: Slope,
     /// The operand of its samples.
@@ -32,31 +31,25 @@ type Slope = for<'f> fn(&Reduction, Term<'f>, Term<'f>, Term<'f>) -> Term<'f>;
 
 pub(super) static REDUCE: &[Reduce] = &[
     // Σ x
-    reduce("ReduceSum", 13, Stays, |r, x, _, ct| r.back(ct).spread_like(x), anywhere),
+    reduce("ReduceSum", Stays, |r, x, _, ct| r.back(ct).spread_like(x), anywhere),
     // Σ x / n
-    reduce("ReduceMean", 18, Stays, |r, x, _, ct| r.back(ct / r.count(x)).spread_like(x), anywhere),
+    reduce("ReduceMean", Stays, |r, x, _, ct| r.back(ct / r.count(x)).spread_like(x), anywhere),
     // Π x
-    reduce("ReduceProd", 18, Stays, |r, x, _, ct| product_slope(r, x, r.back(ct)), || floats_in(&DIMS, 0.5, 1.5)),
+    reduce("ReduceProd", Stays, |r, x, _, ct| product_slope(r, x, r.back(ct)), || floats_in(&DIMS, 0.5, 1.5)),
     // max x
-    reduce("ReduceMax", 18, Stays, |r, x, y, ct| extremum_slope(r, x, r.back(y), r.back(ct)), distinct),
+    reduce("ReduceMax", Stays, |r, x, y, ct| extremum_slope(r, x, r.back(y), r.back(ct)), distinct),
     // min x
-    reduce("ReduceMin", 18, Stays, |r, x, y, ct| extremum_slope(r, x, r.back(y), r.back(ct)), distinct),
+    reduce("ReduceMin", Stays, |r, x, y, ct| extremum_slope(r, x, r.back(y), r.back(ct)), distinct),
     // Σ |x|
-    reduce("ReduceL1", 18, Applies, |r, x, _, ct| times(r.back(ct), x.op("Sign")), positive),
+    reduce("ReduceL1", Applies, |r, x, _, ct| times(r.back(ct), x.op("Sign")), positive),
     // √Σ x²
-    reduce("ReduceL2", 18, Applies, |r, x, y, ct| norm_slope(x, r.back(y), r.back(ct)), positive),
+    reduce("ReduceL2", Applies, |r, x, y, ct| norm_slope(x, r.back(y), r.back(ct)), positive),
     // Σ x²
-    reduce("ReduceSumSquare", 18, Applies, |r, x, _, ct| x * r.back(ct * 2.0), anywhere),
+    reduce("ReduceSumSquare", Applies, |r, x, _, ct| x * r.back(ct * 2.0), anywhere),
     // ln Σ x
-    reduce(
-        "ReduceLogSum",
-        18,
-        Applies,
-        |r, x, y, ct| r.back(ct / y.op("Exp")).spread_like(x),
-        || floats_in(&DIMS, 0.5, 1.5),
-    ),
+    reduce("ReduceLogSum", Applies, |r, x, y, ct| r.back(ct / y.op("Exp")).spread_like(x), || floats_in(&DIMS, 0.5, 1.5)),
     // ln Σ eˣ
-    reduce("ReduceLogSumExp", 18, Stays, |r, x, y, ct| shares(x, r.back(y), r.back(ct)), anywhere),
+    reduce("ReduceLogSumExp", Stays, |r, x, y, ct| shares(x, r.back(y), r.back(ct)), anywhere),
 ];
 
 /// ȳ · Π over the other elements: with zeros replaced by 1, the product over the element, kept where no *other* element is 0.
@@ -91,14 +84,8 @@ fn times<'f>(ct: Term<'f>, sign: Term<'f>) -> Term<'f> {
     sign * ct
 }
 
-const fn reduce(
-    name: &'static str,
-    since: i64,
-    when_none: WhenNone,
-    slope: Slope,
-    operand: fn() -> SampleOperand,
-) -> Reduce {
-    Reduce { name, since, when_none, slope, operand }
+const fn reduce(name: &'static str, when_none: WhenNone, slope: Slope, operand: fn() -> SampleOperand) -> Reduce {
+    Reduce { name, when_none, slope, operand }
 }
 
 const DIMS: [i64; 3] = [2, 3, 4];
@@ -119,9 +106,6 @@ fn distinct() -> SampleOperand {
 impl OpRule for Reduce {
     fn name(&self) -> &'static str {
         self.name
-    }
-    fn since(&self) -> i64 {
-        self.since
     }
     fn infer(&self, cx: &Infer) -> Types {
         reduced(cx)

@@ -9,9 +9,6 @@ impl OpRule for Reshape {
     fn name(&self) -> &'static str {
         "Reshape"
     }
-    fn since(&self) -> i64 {
-        5
-    }
     fn infer(&self, cx: &Infer) -> Types {
         let ty = cx.ty(0)?;
         let listed = cx.attrs().ints("shape").map(|list| list.iter().map(|d| Dim::from(*d)).collect());
@@ -24,7 +21,7 @@ impl OpRule for Reshape {
         cx.require(free <= 1 && target.iter().all(|t| t.known().is_none_or(|t| t >= -1)), || {
             format!("{target:?} is no shape")
         })?;
-        let copies = cx.attrs().int("allowzero", 0) == 0;
+        let copies = cx.op.int("allowzero") == 0;
         let mut shape = Vec::with_capacity(target.len());
         for (i, t) in target.iter().enumerate() {
             shape.push(match t.known() {

@@ -16,15 +16,14 @@ impl OpRule for Resize {
     fn name(&self) -> &'static str {
         "Resize"
     }
-    fn since(&self) -> i64 {
-        11
-    }
     fn infer(&self, cx: &Infer) -> Types {
         let ty = cx.ty(0)?;
-        let axes = resized(cx.attrs(), ty).ok_or_else(|| TypeError(format!("an axis is out of range for {ty}")))?;
-        let stretch = cx.attrs().str("keep_aspect_ratio_policy", "stretch") == "stretch";
+        let axes = resized(cx.op, ty).ok_or_else(|| TypeError(format!("an axis is out of range for {ty}")))?;
+        let stretch = cx.op.str("keep_aspect_ratio_policy") == "stretch";
         let sizes = cx.extents(3).filter(|s| stretch && s.len() == axes.len());
-        let scales = (cx.array)(2).filter(|s| s.elements.len() == axes.len());
+        // Without the region of interest in between, as opset 10 had them, the scales are the second operand.
+        let at = if (2..4).any(|i| (cx.present)(i)) { 2 } else { 1 };
+        let scales = (cx.array)(at).filter(|s| s.elements.len() == axes.len());
         let mut shape = ty.shape.clone();
         for (i, axis) in axes.into_iter().enumerate() {
             let scaled = || match scales.as_ref()?.elements[i] {
@@ -76,6 +75,36 @@ impl OpRule for Resize {
     }
 }
 
+/// `Resize` of opsets 7 to 9, whose scales are an attribute or the second operand.
+pub(super) struct Upsample;
+
+impl OpRule for Upsample {
+    fn name(&self) -> &'static str {
+        "Upsample"
+    }
+    fn infer(&self, cx: &Infer) -> Types {
+        let ty = cx.ty(0)?;
+        let listed = cx.attrs().floats("scales").map(|s| s.iter().map(|s| f64::from(*s)).collect::<Vec<_>>());
+        let float = |e: &eval::Element<_>| if let eval::Element::Float(s) = e { Some(*s) } else { None };
+        let scales = listed.or_else(|| (cx.array)(1)?.elements.iter().map(float).collect()).filter(|s| s.len() == ty.rank());
+        let of = |(i, d): (usize, &Dim)| scales.as_ref().and_then(|s| scaled(d, s[i])).unwrap_or_else(|| unknown_dim("upsample"));
+        let shape: Vec<Dim> = ty.shape.iter().enumerate().map(of).collect();
+        Ok(vec![TensorType::new(ty.dtype, shape)])
+    }
+    fn derivative(&self) -> Derivative {
+        Derivative::None("a training graph has it as Resize")
+    }
+    fn samples(&self) -> Vec<Sample> {
+        let scales = vec![1.0_f32, 1.0, 2.0, 3.0];
+        let operand = SampleOperand::FloatConstant { dims: vec![4], values: scales.clone() };
+        let x = || floats(&[2, 1, 3, 4]);
+        vec![
+            Sample::of("Upsample", Attrs::new().with("scales", scales), vec![x()]).at(7).shape_only(),
+            Sample::of("Upsample", Attrs::new(), vec![x(), operand]).at(9).shape_only(),
+        ]
+    }
+}
+
 /// Largest matrix of weights, in elements.
 const LARGEST: usize = 1 << 26;
 
@@ -106,25 +135,25 @@ fn scaled(d: &Dim, scale: f64) -> Option<Dim> {
 }
 
 /// The axes that `scales` or `sizes` speak of.
-fn resized(attrs: &Attrs, ty: &TensorType) -> Option<Vec<usize>> {
-    match attrs.ints("axes") {
+fn resized(op: &Op, ty: &TensorType) -> Option<Vec<usize>> {
+    match op.attrs.ints("axes") {
         Some(axes) => axes.iter().map(|a| ty.axis(*a)).collect(),
         None => Some((0..ty.rank()).collect()),
     }
 }
 
 fn plan(p: &Pullback, ty: &TensorType) -> Result<Vec<Axis>, Why> {
-    let attrs = p.attrs();
-    if attrs.int("antialias", 0) != 0 || attrs.int("exclude_outside", 0) != 0 {
+    let op = p.op();
+    if op.int("antialias") != 0 || op.int("exclude_outside") != 0 {
         return Err(Why::Feature("`antialias` or `exclude_outside`"));
     }
-    if attrs.str("coordinate_transformation_mode", "half_pixel") == "tf_crop_and_resize" {
+    if op.str("coordinate_transformation_mode") == "tf_crop_and_resize" {
         return Err(Why::Feature("cropping while resizing"));
     }
-    if attrs.str("keep_aspect_ratio_policy", "stretch") != "stretch" {
+    if op.str("keep_aspect_ratio_policy") != "stretch" {
         return Err(Why::Feature("`keep_aspect_ratio_policy`"));
     }
-    let axes = resized(&attrs, ty).ok_or(Why::Form("names an axis that is out of range".into()))?;
+    let axes = resized(&op, ty).ok_or(Why::Form("names an axis that is out of range".into()))?;
     let floats = |i| p.graph().constant(p.try_operand(i)?).and_then(|t| t.to_f64().ok()).filter(|v| v.len() == axes.len());
     let (scales, sizes) = (floats(2), p.ints(3).ok().filter(|v| v.len() == axes.len()));
     let out = p.b.ty(p.result(0)).map_err(|e| Why::Unbuildable(e.to_string()))?;
@@ -153,11 +182,9 @@ fn plan(p: &Pullback, ty: &TensorType) -> Result<Vec<Axis>, Why> {
             let what = format!("has too many weights from {probe} to {length} elements of axis {axis} to be written out");
             return Err(Why::Form(what));
         }
-        let weights = Weights::of(&attrs, probe, length, scale)?;
+        let weights = Weights::of(&op, probe, length, scale)?;
         plan[axis] = match weights.block() {
-            Some(k) if input.is_some() || attrs.str("coordinate_transformation_mode", "") != "align_corners" => {
-                Axis::Blocks(k)
-            }
+            Some(k) if input.is_some() || op.str("coordinate_transformation_mode") != "align_corners" => Axis::Blocks(k),
             _ if input.is_some() => Axis::Weights(weights),
             _ => {
                 return Err(Why::Form(format!(
@@ -171,10 +198,10 @@ fn plan(p: &Pullback, ty: &TensorType) -> Result<Vec<Axis>, Why> {
 
 impl Weights {
     /// By ONNX's definition of the operator.
-    fn of(attrs: &Attrs, input: usize, output: usize, scale: f64) -> Result<Weights, Why> {
-        let mode = attrs.str("mode", "nearest");
-        let place = attrs.str("coordinate_transformation_mode", "half_pixel");
-        let a = attrs.float("cubic_coeff_a", -0.75) as f64;
+    fn of(op: &Op, input: usize, output: usize, scale: f64) -> Result<Weights, Why> {
+        let mode = op.str("mode");
+        let place = op.str("coordinate_transformation_mode");
+        let a = op.float("cubic_coeff_a") as f64;
         // Coordinates in single precision and in this order, so that they round as in the runtime.
         let (n, m, scale) = (input as f32, output as f32, scale as f32);
         let mut values = vec![0.0; input * output];
@@ -197,7 +224,7 @@ impl Weights {
             let (low, t) = (at.floor(), at - at.floor());
             match mode {
                 "nearest" => {
-                    let j = match attrs.str("nearest_mode", "round_prefer_floor") {
+                    let j = match op.str("nearest_mode") {
                         "floor" => low,
                         "ceil" => at.ceil(),
                         "round_prefer_ceil" => (at + 0.5).floor(),

@@ -9,9 +9,8 @@ use super::*;
 pub(super) const RMS: Composite = Composite {
     domain: "",
     name: "RMSNormalization",
-    since: 23,
     infer: |cx| {
-        cx.axis(-1)?;
+        cx.axis()?;
         like_first(cx)
     },
     form: "ReduceMean, Sqrt, Div, Mul",
@@ -21,12 +20,11 @@ pub(super) const RMS: Composite = Composite {
 
 pub(super) const SIMPLIFIED: Composite = Composite {
     name: "SimplifiedLayerNormalization",
-    since: 1,
     infer: |cx| {
-        let axis = cx.axis(-1)?;
+        let axis = cx.axis()?;
         let x = cx.ty(0)?;
         let mut inverse = x.clone();
-        inverse.dtype = stash(cx.attrs(), x.dtype);
+        inverse.dtype = stash(cx.op, x.dtype);
         inverse.shape[axis..].fill(Dim::from(1));
         Ok(vec![x.clone(), inverse])
     },
@@ -39,7 +37,7 @@ pub(super) const FUSED: Composite = Composite { domain: MICROSOFT, samples: Vec:
 
 fn normalized(b: &mut Builder, s: &Source) -> Decomposed {
     s.first_results_only(1, "the statistics it reports")?;
-    let (axis, epsilon, stash) = (s.attrs.int("axis", -1), s.attrs.float("epsilon", 1e-5), s.attrs.int("stash_type", 1));
+    let (axis, epsilon, stash) = (s.op.int("axis"), s.op.float("epsilon"), s.op.int("stash_type"));
     one(root_mean_square(b, s.need(0)?, s.need(1)?, axis, epsilon, stash))
 }
 

@@ -12,17 +12,14 @@ impl OpRule for ScatterElements {
     fn name(&self) -> &'static str {
         "ScatterElements"
     }
-    fn since(&self) -> i64 {
-        11
-    }
     fn infer(&self, cx: &Infer) -> Types {
         like_first(cx)
     }
     /// Writing: x̄ = ȳ with zeros at the places; adding: x̄ = ȳ. updates̅ = ȳ gathered at the places.
     fn pullback(&self, p: &mut Pullback) -> Result<(), GradError> {
-        let (indices, ct, attrs) = (p.operand(1)?, p.ct(0)?, p.attrs());
-        let axis = Attrs::new().with("axis", attrs.int("axis", 0));
-        let adds = match attrs.str("reduction", "none") {
+        let (indices, ct, op) = (p.operand(1)?, p.ct(0)?, p.op());
+        let axis = Attrs::new().with("axis", op.int("axis"));
+        let adds = match op.str("reduction") {
             "none" => false,
             "add" => true,
             _ => return Err(p.unsupported("only writing and adding are differentiated")),

@@ -11,16 +11,13 @@ impl OpRule for ScatterND {
     fn name(&self) -> &'static str {
         "ScatterND"
     }
-    fn since(&self) -> i64 {
-        11
-    }
     fn infer(&self, cx: &Infer) -> Types {
         like_first(cx)
     }
     /// Writing: x̄ = ȳ with zeros at the places; adding: x̄ = ȳ. updates̅ = ȳ gathered at the places.
     fn pullback(&self, p: &mut Pullback) -> Result<(), GradError> {
         let (indices, ct) = (p.operand(1)?, p.ct(0)?);
-        let adds = match p.attrs().str("reduction", "none") {
+        let adds = match p.op().str("reduction") {
             "none" => false,
             "add" => true,
             _ => return Err(p.unsupported("only writing and adding are differentiated")),

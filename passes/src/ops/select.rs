@@ -9,9 +9,6 @@ impl OpRule for Where {
     fn name(&self) -> &'static str {
         "Where"
     }
-    fn since(&self) -> i64 {
-        9
-    }
     fn infer(&self, cx: &Infer) -> Types {
         let (condition, x, y) = (cx.ty(0)?, cx.ty(1)?, cx.ty(2)?);
         cx.require(x.dtype == y.dtype, || format!("element types {} and {} differ", x.dtype, y.dtype))?;

@@ -16,7 +16,6 @@ use crate::refusal::Why;
 pub(super) const AT: Composite = Composite {
     domain: "",
     name: "SequenceAt",
-    since: 11,
     infer: |_| Err(TypeError("the types of a sequence's parts are not kept".into())),
     form: "Slice; of a `SplitToSequence` or `SequenceConstruct` at a constant place",
     decompose: at,
@@ -47,7 +46,7 @@ fn part_of_split(b: &mut Builder, sequence: ValueId, place: i64) -> Decomposed {
     let split = Source::of(b.graph, sequence.node, b.opset());
     let x = split.need(0)?;
     let ty = type_of(b, x)?;
-    let axis = ty.axis(split.attrs.int("axis", 0)).ok_or_else(|| unfit(format!("is of a split along no axis of {ty}")))?;
+    let axis = ty.axis(split.op.int("axis")).ok_or_else(|| unfit(format!("is of a split along no axis of {ty}")))?;
     let sizes = match split.get(1) {
         Some(v) => constant(b, v)?,
         None => vec![1],
@@ -70,7 +69,7 @@ fn part_of_split(b: &mut Builder, sequence: ValueId, place: i64) -> Decomposed {
         (i * size, size)
     };
     let mut y = b.slice(x, axis as i64, start, start + size)?;
-    if split.get(1).is_none() && split.attrs.int("keepdims", 1) == 0 {
+    if split.get(1).is_none() && split.op.int("keepdims") == 0 {
         y = b.squeeze(y, &[axis as i64])?;
     }
     Ok(vec![y])

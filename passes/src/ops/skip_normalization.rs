@@ -11,12 +11,11 @@ use crate::refusal::Why;
 pub(super) const LAYER: Composite = Composite {
     domain: MICROSOFT,
     name: "SkipLayerNormalization",
-    since: 1,
     infer: skipped,
     form: "Add, LayerNormalization",
     decompose: |b, s| {
         let sum = skip_sum(b, s, 4)?;
-        let y = layer_norm(b, sum, s.need(2)?, s.get(3), s.attrs.float("epsilon", 1e-12))?;
+        let y = layer_norm(b, sum, s.need(2)?, s.get(3), s.op.float("epsilon"))?;
         Ok(vec![y, sum, sum, sum])
     },
     samples: || {
@@ -32,7 +31,7 @@ pub(super) const SIMPLIFIED: Composite = Composite {
     form: "Add, ReduceMean, Sqrt, Div, Mul",
     decompose: |b, s| {
         let sum = skip_sum(b, s, 3)?;
-        let y = root_mean_square(b, sum, s.need(2)?, -1, s.attrs.float("epsilon", 1e-12), 1)?;
+        let y = root_mean_square(b, sum, s.need(2)?, -1, s.op.float("epsilon"), 1)?;
         Ok(vec![y, sum, sum, sum])
     },
     samples: || vec![Sample::of("", Attrs::new(), vec![floats(&[2, 3, 4]), floats(&[2, 3, 4]), floats(&[4])])],
@@ -71,7 +70,7 @@ pub(super) const EMBED: Composite = Composite {
             Some(mask) => b.reduce_sum(mask, &[1], false)?,
             None => return Err(Why::Feature("the number of its tokens without a mask of them")),
         };
-        let y = layer_norm(b, sum, s.need(5)?, s.get(6), s.attrs.float("epsilon", 1e-12))?;
+        let y = layer_norm(b, sum, s.need(5)?, s.get(6), s.op.float("epsilon"))?;
         Ok(vec![y, counts, sum])
     },
     samples: || {
@@ -94,9 +93,9 @@ pub(super) const PLAIN: Composite = Composite {
     form: "the standard operator",
     decompose: |b, s| {
         s.first_results_only(1, "the statistics it reports")?;
-        let axis = s.attrs.int("axis", -1);
+        let axis = s.op.int("axis");
         refuse_if(axis != -1, Why::Attribute { attribute: "axis", value: axis.to_string() })?;
-        one(layer_norm(b, s.need(0)?, s.need(1)?, s.get(2), s.attrs.float("epsilon", 1e-5)))
+        one(layer_norm(b, s.need(0)?, s.need(1)?, s.get(2), s.op.float("epsilon")))
     },
     samples: Vec::new,
     ..LAYER

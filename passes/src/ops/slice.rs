@@ -12,9 +12,6 @@ impl OpRule for Slice {
     fn name(&self) -> &'static str {
         "Slice"
     }
-    fn since(&self) -> i64 {
-        10
-    }
     fn infer(&self, cx: &Infer) -> Types {
         let ty = cx.ty(0)?;
         let bounds = |name, i: usize| match cx.attrs().ints(name) {

@@ -11,17 +11,14 @@ impl OpRule for Softmax {
     fn name(&self) -> &'static str {
         "Softmax"
     }
-    fn since(&self) -> i64 {
-        13
-    }
     fn infer(&self, cx: &Infer) -> Types {
-        cx.axis(-1)?;
+        cx.axis()?;
         like_first(cx)
     }
     /// x̄ = y ⊙ (ȳ − Σ ȳ ⊙ y). Reads the result only: the operand need not stay alive.
     fn pullback(&self, p: &mut Pullback) -> Result<(), GradError> {
         let (ct, y) = (p.ct(0)?, p.result(0));
-        let axis = p.attrs().int("axis", -1);
+        let axis = p.op().int("axis");
         let weighted = p.b.mul(ct, y)?;
         let dot = p.b.reduce_sum(weighted, &[axis], true)?;
         let share = p.b.mul(y, dot)?;
@@ -37,17 +34,14 @@ impl OpRule for LogSoftmax {
     fn name(&self) -> &'static str {
         "LogSoftmax"
     }
-    fn since(&self) -> i64 {
-        13
-    }
     fn infer(&self, cx: &Infer) -> Types {
-        cx.axis(-1)?;
+        cx.axis()?;
         like_first(cx)
     }
     /// x̄ = ȳ − exp(y) Σ ȳ.
     fn pullback(&self, p: &mut Pullback) -> Result<(), GradError> {
         let (ct, y) = (p.ct(0)?, p.result(0));
-        let axis = p.attrs().int("axis", -1);
+        let axis = p.op().int("axis");
         let probabilities = p.b.op("Exp", &[y])?;
         let total = p.b.reduce_sum(ct, &[axis], true)?;
         let share = p.b.mul(probabilities, total)?;

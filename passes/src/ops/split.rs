@@ -13,11 +13,8 @@ impl OpRule for Split {
     fn name(&self) -> &'static str {
         "Split"
     }
-    fn since(&self) -> i64 {
-        13
-    }
     fn infer(&self, cx: &Infer) -> Types {
-        let (ty, axis) = (cx.ty(0)?, cx.axis(0)?);
+        let (ty, axis) = (cx.ty(0)?, cx.axis()?);
         let sizes: Vec<Dim> = match cx.listed("split", 1)? {
             Some(sizes) => sizes.into_iter().map(Dim::from).collect(),
             None => {
@@ -38,7 +35,7 @@ impl OpRule for Split {
     }
     /// x̄ = the parts' cotangents joined, zeros for the parts the loss does not read.
     fn pullback(&self, p: &mut Pullback) -> Result<(), GradError> {
-        let axis = p.attrs().int("axis", 0);
+        let axis = p.op().int("axis");
         let results: Vec<ValueId> = p.graph().results(p.node()).collect();
         let mut parts = Vec::with_capacity(results.len());
         for (i, y) in results.into_iter().enumerate() {

@@ -11,9 +11,6 @@ impl OpRule for Squeeze {
     fn name(&self) -> &'static str {
         "Squeeze"
     }
-    fn since(&self) -> i64 {
-        13
-    }
     fn infer(&self, cx: &Infer) -> Types {
         let ty = cx.ty(0)?;
         let axes = squeezed(ty, cx.listed("axes", 1)?)
@@ -42,9 +39,6 @@ pub(super) struct Unsqueeze;
 impl OpRule for Unsqueeze {
     fn name(&self) -> &'static str {
         "Unsqueeze"
-    }
-    fn since(&self) -> i64 {
-        13
     }
     fn infer(&self, cx: &Infer) -> Types {
         let ty = cx.ty(0)?;

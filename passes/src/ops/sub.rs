@@ -9,9 +9,6 @@ impl OpRule for Sub {
     fn name(&self) -> &'static str {
         "Sub"
     }
-    fn since(&self) -> i64 {
-        7
-    }
     fn infer(&self, cx: &Infer) -> Types {
         like_all(cx)
     }

@@ -9,9 +9,6 @@ impl OpRule for Sum {
     fn name(&self) -> &'static str {
         "Sum"
     }
-    fn since(&self) -> i64 {
-        8
-    }
     fn infer(&self, cx: &Infer) -> Types {
         like_all(cx)
     }
@@ -33,9 +30,6 @@ pub(super) struct Mean;
 impl OpRule for Mean {
     fn name(&self) -> &'static str {
         "Mean"
-    }
-    fn since(&self) -> i64 {
-        8
     }
     fn infer(&self, cx: &Infer) -> Types {
         like_all(cx)

@@ -9,9 +9,6 @@ impl OpRule for Tile {
     fn name(&self) -> &'static str {
         "Tile"
     }
-    fn since(&self) -> i64 {
-        6
-    }
     fn infer(&self, cx: &Infer) -> Types {
         let ty = cx.ty(0)?;
         let mut shape = ty.shape.clone();

@@ -9,14 +9,11 @@ impl OpRule for TopK {
     fn name(&self) -> &'static str {
         "TopK"
     }
-    fn since(&self) -> i64 {
-        10
-    }
     fn infer(&self, cx: &Infer) -> Types {
-        let (ty, axis) = (cx.ty(0)?, cx.axis(-1)?);
+        let (ty, axis) = (cx.ty(0)?, cx.axis()?);
         let mut shape = ty.shape.clone();
         shape[axis] = match (cx.attrs().get("k"), cx.ints(1).as_deref()) {
-            (Some(_), _) => Dim::from(cx.attrs().int("k", 0)),
+            (Some(_), _) => Dim::from(cx.op.int("k")),
             (None, Some([k])) => Dim::from(*k),
             _ => unknown_dim("k"),
         };
@@ -27,7 +24,7 @@ impl OpRule for TopK {
         let (x, ct) = (p.operand(0)?, p.ct(0)?);
         let places = TensorType::new(DType::I64, p.b.ty(ct)?.shape);
         let places = p.extra_result(1, "places", places);
-        let axis = p.attrs().int("axis", -1);
+        let axis = p.op().int("axis");
         let zeros = p.b.zeros_like(x)?;
         let x_ct = p.b.op_with("ScatterElements", Attrs::new().with("axis", axis), &[zeros, places, ct])?;
         p.accumulate(0, x_ct)

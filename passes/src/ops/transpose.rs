@@ -9,9 +9,6 @@ impl OpRule for Transpose {
     fn name(&self) -> &'static str {
         "Transpose"
     }
-    fn since(&self) -> i64 {
-        1
-    }
     fn infer(&self, cx: &Infer) -> Types {
         let ty = cx.ty(0)?;
         let perm = permutation(cx.attrs(), ty.rank())

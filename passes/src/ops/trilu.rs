@@ -9,9 +9,6 @@ impl OpRule for Trilu {
     fn name(&self) -> &'static str {
         "Trilu"
     }
-    fn since(&self) -> i64 {
-        14
-    }
     fn infer(&self, cx: &Infer) -> Types {
         like_first(cx)
     }

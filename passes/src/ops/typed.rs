@@ -55,7 +55,7 @@ fn like(cx: &Infer, dtype: impl Fn(&TensorType) -> Result<DType, TypeError>) -> 
 /// The element type is the zero point's, else the one asked for, else unsigned bytes.
 fn quantized(cx: &Infer) -> Types {
     like(cx, |_| {
-        let asked = DType::from_onnx(cx.attrs().int("output_dtype", 0) as i32);
+        let asked = DType::from_onnx(cx.op.int("output_dtype") as i32);
         Ok(if (cx.present)(2) { cx.ty(2)?.dtype } else { asked.unwrap_or(DType::U8) })
     })
 }
@@ -64,7 +64,7 @@ fn quantized(cx: &Infer) -> Types {
 fn convolved(cx: &Infer, kernel: usize, dtype: impl Fn(&Infer) -> Result<DType, TypeError>) -> Types {
     let (x, w) = (cx.ty(0)?, cx.ty(kernel)?);
     cx.require(x.rank() >= 3 && w.rank() == x.rank(), || format!("{w} is no kernel for {x}"))?;
-    let window = Window::new(cx.attrs(), Some(&w.shape[2..]), &x.shape[2..])?;
+    let window = Window::new(cx.op, Some(&w.shape[2..]), &x.shape[2..])?;
     let mut shape = vec![x.shape[0].clone(), w.shape[0].clone()];
     shape.extend(window.output(&x.shape[2..])?);
     Ok(vec![TensorType::new(dtype(cx)?, shape)])
@@ -84,7 +84,7 @@ fn recurrent(cx: &Infer, name: &str) -> Types {
     let (x, w, r) = (cx.ty(0)?, cx.ty(1)?, cx.ty(2)?);
     cx.require(x.rank() == 3 && w.rank() == 3 && r.rank() == 3, || format!("{x} is no sequence of vectors"))?;
     let (directions, hidden) = (w.shape[0].clone(), r.shape[2].clone());
-    let batch_first = cx.attrs().int("layout", 0) == 1;
+    let batch_first = cx.op.int("layout") == 1;
     let [steps, batch] = if batch_first { [1, 0] } else { [0, 1] }.map(|i| x.shape[i].clone());
     let (all, last) = if batch_first {
         (vec![batch.clone(), steps, directions.clone(), hidden.clone()], vec![batch, directions, hidden])

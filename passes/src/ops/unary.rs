@@ -12,9 +12,8 @@ use std::f64::consts::FRAC_2_SQRT_PI;
 /// One of them.
 pub(super) struct Unary {
     name: &'static str,
-    since: i64,
-    /// Float attributes with their defaults.
-    attributes: &'static [(&'static str, f32)],
+    /// Float attributes.
+    attributes: &'static [&'static str],
     slope: Slope,
     samples: &'static [Domain],
 }
@@ -34,74 +33,74 @@ const EXPONENTIAL: &[Domain] = &[(&[], 0.2, 1.5), (&[], -2.0, -0.2), (&[0.5], -2
 const HARD: &[Domain] = &[(&[], -1.5, 1.5), (&[0.5, 0.2], 2.0, 4.0)];
 const HARD_SWISH: &[Domain] = &[(&[], -2.5, 2.5), (&[], 3.5, 5.0), (&[], -5.0, -3.5)];
 
-const ALPHA: &[(&str, f32)] = &[("alpha", 1.0)];
-const SELU: &[(&str, f32)] = &[("gamma", 1.050_701), ("alpha", 1.673_263_2)];
-const HARD_SIGMOID: &[(&str, f32)] = &[("alpha", 0.2), ("beta", 0.5)];
+const ALPHA: &[&str] = &["alpha"];
+const SELU: &[&str] = &["gamma", "alpha"];
+const HARD_SIGMOID: &[&str] = &["alpha", "beta"];
 
 /// Name, version; attributes; x̄ from x, y, ȳ and the attributes' values; where the samples lie. The comment above says y.
 pub(super) static UNARY: &[Unary] = &[
     // |x|
-    unary("Abs", 6, &[], |x, _, ct, _| ct * x.op("Sign"), BOTH_SIDES),
+    unary("Abs", &[], |x, _, ct, _| ct * x.op("Sign"), BOTH_SIDES),
     // −x
-    unary("Neg", 6, &[], |_, _, ct, _| -ct, ANYWHERE),
+    unary("Neg", &[], |_, _, ct, _| -ct, ANYWHERE),
     // 1 / x
-    unary("Reciprocal", 6, &[], |_, y, ct, _| -(ct * y * y), POSITIVE),
+    unary("Reciprocal", &[], |_, y, ct, _| -(ct * y * y), POSITIVE),
     // √x
-    unary("Sqrt", 6, &[], |_, y, ct, _| ct / y * 0.5, POSITIVE),
+    unary("Sqrt", &[], |_, y, ct, _| ct / y * 0.5, POSITIVE),
     // eˣ
-    unary("Exp", 6, &[], |_, y, ct, _| ct * y, ANYWHERE),
+    unary("Exp", &[], |_, y, ct, _| ct * y, ANYWHERE),
     // ln x
-    unary("Log", 6, &[], |x, _, ct, _| ct / x, POSITIVE),
+    unary("Log", &[], |x, _, ct, _| ct / x, POSITIVE),
     // 2/√π · ∫₀ˣ e^(−t²) dt. The factor rides on the subtraction that the minus sign needs anyway.
-    unary("Erf", 9, &[], |x, _, ct, _| ct * (FRAC_2_SQRT_PI.ln() - x * x).op("Exp"), ANYWHERE),
+    unary("Erf", &[], |x, _, ct, _| ct * (FRAC_2_SQRT_PI.ln() - x * x).op("Exp"), ANYWHERE),
     // sin x
-    unary("Sin", 7, &[], |x, _, ct, _| ct * x.op("Cos"), ANYWHERE),
+    unary("Sin", &[], |x, _, ct, _| ct * x.op("Cos"), ANYWHERE),
     // cos x
-    unary("Cos", 7, &[], |x, _, ct, _| -(ct * x.op("Sin")), ANYWHERE),
+    unary("Cos", &[], |x, _, ct, _| -(ct * x.op("Sin")), ANYWHERE),
     // tan x
-    unary("Tan", 7, &[], |_, y, ct, _| ct * (y * y + 1.0), INSIDE),
+    unary("Tan", &[], |_, y, ct, _| ct * (y * y + 1.0), INSIDE),
     // arcsin x
-    unary("Asin", 7, &[], |x, _, ct, _| ct / (1.0 - x * x).sqrt(), INSIDE),
+    unary("Asin", &[], |x, _, ct, _| ct / (1.0 - x * x).sqrt(), INSIDE),
     // arccos x
-    unary("Acos", 7, &[], |x, _, ct, _| -(ct / (1.0 - x * x).sqrt()), INSIDE),
+    unary("Acos", &[], |x, _, ct, _| -(ct / (1.0 - x * x).sqrt()), INSIDE),
     // arctan x
-    unary("Atan", 7, &[], |x, _, ct, _| ct / (x * x + 1.0), ANYWHERE),
+    unary("Atan", &[], |x, _, ct, _| ct / (x * x + 1.0), ANYWHERE),
     // ½(eˣ − e⁻ˣ). It and the next are each other's slope, written out, as neither has a CUDA kernel.
-    unary("Sinh", 9, &[], |x, _, ct, _| ct * ((x.op("Exp") + (-x).op("Exp")) * 0.5), ANYWHERE),
+    unary("Sinh", &[], |x, _, ct, _| ct * ((x.op("Exp") + (-x).op("Exp")) * 0.5), ANYWHERE),
     // ½(eˣ + e⁻ˣ)
-    unary("Cosh", 9, &[], |x, _, ct, _| ct * ((x.op("Exp") - (-x).op("Exp")) * 0.5), ANYWHERE),
+    unary("Cosh", &[], |x, _, ct, _| ct * ((x.op("Exp") - (-x).op("Exp")) * 0.5), ANYWHERE),
     // tanh x
-    unary("Tanh", 6, &[], |_, y, ct, _| ct * (1.0 - y * y), ANYWHERE),
+    unary("Tanh", &[], |_, y, ct, _| ct * (1.0 - y * y), ANYWHERE),
     // arsinh x
-    unary("Asinh", 9, &[], |x, _, ct, _| ct / (x * x + 1.0).sqrt(), ANYWHERE),
+    unary("Asinh", &[], |x, _, ct, _| ct / (x * x + 1.0).sqrt(), ANYWHERE),
     // arcosh x
-    unary("Acosh", 9, &[], |x, _, ct, _| ct / (x * x - 1.0).sqrt(), &[(&[], 1.5, 3.0)]),
+    unary("Acosh", &[], |x, _, ct, _| ct / (x * x - 1.0).sqrt(), &[(&[], 1.5, 3.0)]),
     // artanh x
-    unary("Atanh", 9, &[], |x, _, ct, _| ct / (1.0 - x * x), INSIDE),
+    unary("Atanh", &[], |x, _, ct, _| ct / (1.0 - x * x), INSIDE),
     // 1 / (1 + e⁻ˣ)
-    unary("Sigmoid", 6, &[], |_, y, ct, _| ct * (y * (1.0 - y)), ANYWHERE),
+    unary("Sigmoid", &[], |_, y, ct, _| ct * (y * (1.0 - y)), ANYWHERE),
     // ln(1 + eˣ)
-    unary("Softplus", 1, &[], |x, _, ct, _| ct * x.op("Sigmoid"), ANYWHERE),
+    unary("Softplus", &[], |x, _, ct, _| ct * x.op("Sigmoid"), ANYWHERE),
     // x / (1 + |x|)
-    unary("Softsign", 1, &[], |_, y, ct, _| ct * (1.0 - y.op("Abs")).squared(), BOTH_SIDES),
+    unary("Softsign", &[], |_, y, ct, _| ct * (1.0 - y.op("Abs")).squared(), BOTH_SIDES),
     // x · tanh(ln(1 + eˣ))
-    unary("Mish", 18, &[], |x, _, ct, _| ct * mish_slope(x, x.op("Softplus").op("Tanh")), ANYWHERE),
+    unary("Mish", &[], |x, _, ct, _| ct * mish_slope(x, x.op("Softplus").op("Tanh")), ANYWHERE),
     // max(x, 0)
-    unary("Relu", 6, &[], |_, y, ct, _| ct * y.is("Greater", 0.0), BOTH_SIDES),
+    unary("Relu", &[], |_, y, ct, _| ct * y.is("Greater", 0.0), BOTH_SIDES),
     // x for x > 0, else αx. For α ≥ 0 the result has the operand's sign.
-    unary("LeakyRelu", 6, &[("alpha", 0.01)], |x, y, ct, a| ct * leaky(if a[0] >= 0.0 { y } else { x }, a[0]), LEAKY),
+    unary("LeakyRelu", &["alpha"], |x, y, ct, a| ct * leaky(if a[0] >= 0.0 { y } else { x }, a[0]), LEAKY),
     // x for x > α, else 0
-    unary("ThresholdedRelu", 10, ALPHA, |x, _, ct, a| ct * x.is("Greater", a[0]), &[(&[], 1.2, 2.0), (&[0.5], -0.2, 0.4)]),
+    unary("ThresholdedRelu", ALPHA, |x, _, ct, a| ct * x.is("Greater", a[0]), &[(&[], 1.2, 2.0), (&[0.5], -0.2, 0.4)]),
     // x for x > 0, else α(eˣ − 1)
-    unary("Elu", 6, ALPHA, |_, y, ct, a| ct * exponential(y, 1.0, a[0]), EXPONENTIAL),
+    unary("Elu", ALPHA, |_, y, ct, a| ct * exponential(y, 1.0, a[0]), EXPONENTIAL),
     // γx for x > 0, else γα(eˣ − 1)
-    unary("Selu", 6, SELU, |_, y, ct, a| ct * exponential(y, a[0], a[0] * a[1]), BOTH_SIDES),
+    unary("Selu", SELU, |_, y, ct, a| ct * exponential(y, a[0], a[0] * a[1]), BOTH_SIDES),
     // x for x > 0, else α(e^(x/α) − 1)
-    unary("Celu", 12, ALPHA, |_, y, ct, a| ct * (y.min(0.0) * (1.0 / a[0]) + 1.0), &[(&[], -1.5, 1.5), (&[2.0], -1.5, 1.5)]),
+    unary("Celu", ALPHA, |_, y, ct, a| ct * (y.min(0.0) * (1.0 / a[0]) + 1.0), &[(&[], -1.5, 1.5), (&[2.0], -1.5, 1.5)]),
     // max(0, min(1, αx + β))
-    unary("HardSigmoid", 6, HARD_SIGMOID, |_, y, ct, a| ct * (y.is_between(0.0, 1.0) * a[0]), HARD),
+    unary("HardSigmoid", HARD_SIGMOID, |_, y, ct, a| ct * (y.is_between(0.0, 1.0) * a[0]), HARD),
     // x · max(0, min(1, x/6 + ½))
-    unary("HardSwish", 14, &[], |x, _, ct, _| ct * hard_swish_slope(x), HARD_SWISH),
+    unary("HardSwish", &[], |x, _, ct, _| ct * hard_swish_slope(x), HARD_SWISH),
 ];
 
 /// t + x (1 − t²) σ(x), with t = tanh(ln(1 + eˣ)).
@@ -125,36 +124,27 @@ fn exponential(y: Term<'_>, above: f64, below: f64) -> Term<'_> {
     if above == below { negative + below } else { negative + y.is("Greater", 0.0).choose(above, below) }
 }
 
-const fn unary(
-    name: &'static str,
-    since: i64,
-    attributes: &'static [(&'static str, f32)],
-    slope: Slope,
-    samples: &'static [Domain],
-) -> Unary {
-    Unary { name, since, attributes, slope, samples }
+const fn unary(name: &'static str, attributes: &'static [&'static str], slope: Slope, samples: &'static [Domain]) -> Unary {
+    Unary { name, attributes, slope, samples }
 }
 
 impl OpRule for Unary {
     fn name(&self) -> &'static str {
         self.name
     }
-    fn since(&self) -> i64 {
-        self.since
-    }
     fn infer(&self, cx: &Infer) -> Types {
         like_first(cx)
     }
     fn pullback(&self, p: &mut Pullback) -> Result<(), GradError> {
-        let attrs = p.attrs();
-        let values: Vec<f64> = self.attributes.iter().map(|(name, default)| attrs.float(name, *default) as f64).collect();
+        let op = p.op();
+        let values: Vec<f64> = self.attributes.iter().map(|name| op.float(name) as f64).collect();
         let x_ct = formula(p.b, [p.operand(0)?, p.result(0), p.ct(0)?], |[x, y, ct]| (self.slope)(x, y, ct, &values))?;
         p.accumulate(0, x_ct)
     }
     fn samples(&self) -> Vec<Sample> {
         let sample = |(given, low, high): &Domain| {
             let named = self.attributes.iter().zip(*given);
-            let attrs = named.fold(Attrs::new(), |attrs, ((name, _), value)| attrs.with(name, *value));
+            let attrs = named.fold(Attrs::new(), |attrs, (name, value)| attrs.with(name, *value));
             Sample::of(self.name, attrs, vec![floats_in(&[2, 3], *low, *high)])
         };
         self.samples.iter().map(sample).collect()

@@ -2,7 +2,7 @@
 
 use super::TypeError;
 use super::{Infer, unknown_dim};
-use crate::ir::{Attrs, Dim, TensorType, ValueId};
+use crate::ir::{Attrs, Dim, Op, TensorType, ValueId};
 use crate::ops::build::{Builder, Built};
 
 /// Bound of every number of a window: an attribute beyond is damage, and would overflow what is computed with it.
@@ -26,7 +26,7 @@ pub(super) struct Window {
 pub(super) fn pooled(cx: &Infer) -> Result<TensorType, TypeError> {
     let x = cx.ty(0)?;
     cx.require(x.rank() >= 3, || format!("{x} has no spatial axes"))?;
-    let window = Window::new(cx.attrs(), None, &x.shape[2..])?;
+    let window = Window::new(cx.op, None, &x.shape[2..])?;
     let mut shape = x.shape[..2].to_vec();
     shape.extend(window.output(&x.shape[2..])?);
     Ok(TensorType::new(x.dtype, shape))
@@ -44,9 +44,9 @@ impl Window {
     }
 
     /// Reads the attributes; `kernel` is the weight's spatial shape where there is a weight.
-    pub(super) fn new(attrs: &Attrs, kernel: Option<&[Dim]>, input: &[Dim]) -> Result<Window, TypeError> {
+    pub(super) fn new(op: &Op, kernel: Option<&[Dim]>, input: &[Dim]) -> Result<Window, TypeError> {
         let rank = input.len();
-        let kernel: Vec<i64> = match (attrs.ints("kernel_shape"), kernel) {
+        let kernel: Vec<i64> = match (op.attrs.ints("kernel_shape"), kernel) {
             (Some(k), _) => k.to_vec(),
             (None, Some(dims)) => dims
                 .iter()
@@ -55,7 +55,7 @@ impl Window {
             (None, None) => return Err(TypeError("the kernel's shape is missing".into())),
         };
         let listed = |name: &str, len: usize, default: i64| -> Result<Vec<i64>, TypeError> {
-            match attrs.ints(name) {
+            match op.attrs.ints(name) {
                 Some(v) if v.len() == len => Ok(v.to_vec()),
                 Some(v) => Err(TypeError(format!("`{name}` has {} entries where {len} are needed", v.len()))),
                 None => Ok(vec![default; len]),
@@ -71,15 +71,9 @@ impl Window {
         if kernel.iter().try_fold(1i64, |taps, k| taps.checked_mul(*k)).is_none() {
             return Err(TypeError(format!("a kernel of {kernel:?} has too many taps")));
         }
-        let mut window = Window {
-            kernel,
-            strides,
-            dilations,
-            begin: vec![0; rank],
-            end: vec![0; rank],
-            ceil: attrs.int("ceil_mode", 0) != 0,
-        };
-        match attrs.str("auto_pad", "NOTSET") {
+        let mut window =
+            Window { kernel, strides, dilations, begin: vec![0; rank], end: vec![0; rank], ceil: op.int("ceil_mode") != 0 };
+        match op.str("auto_pad") {
             "SAME_UPPER" => window.pad_same(input, true)?,
             "SAME_LOWER" => window.pad_same(input, false)?,
             "VALID" => {}

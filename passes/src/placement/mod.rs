@@ -3,10 +3,10 @@
 //!
 //! A kernel is matched on the *schema version* of the node's operator (its latest version at or below the graph's opset): a
 //! registry row `since..until` matches that range, an open row exactly `since`. `cuda_kernels.json` is the registry of the
-//! stock provider (ONNX Runtime 1.31.1), `schemas.json` the operator versions with their type constraints: those of onnx 1.23, and
-//! of the runtime's own domain as `com.microsoft.NAME`.
+//! stock provider (ONNX Runtime 1.31.1), operator versions and their type constraints are those of [`crate::onnx::schema`].
 
-use crate::ir::{Attrs, DType, Graph, Kind, NodeId};
+use crate::ir::{DType, Graph, Kind, NodeId, Op};
+use crate::onnx::schema::{self, Schema};
 use serde::Deserialize;
 use std::collections::HashMap;
 use std::sync::OnceLock;
@@ -26,6 +26,13 @@ pub struct Fallback {
 }
 
 #[derive(Deserialize)]
+struct Kernel {
+    since: i64,
+    until: Option<i64>,
+    types: HashMap<String, Vec<String>>,
+}
+
+#[derive(Default, Deserialize)]
 struct Registry {
     #[serde(rename = "ai.onnx")]
     standard: HashMap<String, Vec<Kernel>>,
@@ -33,38 +40,12 @@ struct Registry {
     contrib: HashMap<String, Vec<Kernel>>,
 }
 
-#[derive(Deserialize)]
-struct Kernel {
-    since: i64,
-    until: Option<i64>,
-    types: HashMap<String, Vec<String>>,
-}
-
-/// Version, operands' type constraints, results' type constraints, has a function body.
-type Schema = (i64, Vec<String>, Vec<String>, u8);
-
-/// Both by an operator's key.
-struct Tables {
-    kernels: HashMap<String, Vec<Kernel>>,
-    schemas: HashMap<String, Vec<Schema>>,
-}
-
-fn tables() -> &'static Tables {
-    static TABLES: OnceLock<Tables> = OnceLock::new();
-    TABLES.get_or_init(|| {
-        // Both files are part of the program; that they parse is a test.
-        let kernels = serde_json::from_str::<Registry>(include_str!("cuda_kernels.json")).map(|r| {
-            let contrib = r.contrib.into_iter().map(|(name, rows)| (key(CONTRIB, &name), rows));
-            r.standard.into_iter().chain(contrib).collect()
-        });
-        let schemas = serde_json::from_str(include_str!("schemas.json"));
-        Tables { kernels: kernels.unwrap_or_default(), schemas: schemas.unwrap_or_default() }
-    })
-}
-
-/// An operator's name in the tables.
-fn key(domain: &str, name: &str) -> String {
-    if domain.is_empty() { name.into() } else { format!("{domain}.{name}") }
+fn kernels(domain: &str, name: &str) -> &'static [Kernel] {
+    static REGISTRY: OnceLock<Registry> = OnceLock::new();
+    // The file is part of the program; that it parses is a test.
+    let r = REGISTRY.get_or_init(|| serde_json::from_str(include_str!("cuda_kernels.json")).unwrap_or_default());
+    let rows = if domain.is_empty() { &r.standard } else { &r.contrib };
+    rows.get(name).map(Vec::as_slice).unwrap_or_default()
 }
 
 /// Every node without a CUDA kernel at its opset and types; shape arithmetic, which ONNX Runtime keeps on the CPU on purpose,
@@ -113,29 +94,24 @@ fn fallback(g: &Graph, id: NodeId) -> Option<String> {
         return Some(format!("operator of domain {}; not checked", op.domain));
     }
     let opset = g.opsets.get(&op.domain).copied().unwrap_or(if op.domain.is_empty() { 18 } else { 1 });
-    let (t, key) = (tables(), key(&op.domain, &op.name));
-    let Some(schema) = t.schemas.get(&key).and_then(|s| s.iter().rev().find(|s| s.0 <= opset)) else {
+    let Some(schema) = schema::at(&op.domain, &op.name, opset) else {
         return Some(format!("no operator of this name is known at version {opset} of its domain; not checked"));
     };
-    let rows: Vec<&Kernel> = t
-        .kernels
-        .get(&key)
-        .into_iter()
-        .flatten()
-        .filter(|k| k.until.map_or(k.since == schema.0, |until| k.since <= schema.0 && schema.0 <= until))
-        .collect();
+    let version = schema.since;
+    let serves = |k: &&Kernel| k.until.map_or(k.since == version, |until| (k.since..=until).contains(&version));
+    let rows: Vec<&Kernel> = kernels(&op.domain, &op.name).iter().filter(serves).collect();
     if rows.is_empty() {
-        let inlined = schema.3 == 1 && op.name != "Celu";
+        let inlined = schema.has_body() && op.name != "Celu";
         let of = if op.domain.is_empty() { String::new() } else { format!(" of {}", op.domain) };
-        return (!inlined).then(|| format!("no CUDA kernel for version {} of the operator (opset {opset}{of})", schema.0));
+        return (!inlined).then(|| format!("no CUDA kernel for version {} of the operator (opset {opset}{of})", version));
     }
     let reasons: Vec<String> = rows.iter().filter_map(|k| type_gap(g, id, schema, k)).collect();
     if reasons.len() == rows.len() {
         let bfloat = g.results(id).all(|v| g.value(v).ty.dtype == Some(DType::BF16));
-        let inlined = schema.3 == 1 && bfloat && BFLOAT_BODIES.contains(&op.name.as_str());
+        let inlined = schema.has_body() && bfloat && BFLOAT_BODIES.contains(&op.name.as_str());
         return reasons.into_iter().next().filter(|_| !inlined);
     }
-    special(&key, &op.attrs)
+    special(op)
 }
 
 /// Operators without a bfloat16 kernel whose function body has one for each of its operators: the body is inlined.
@@ -144,15 +120,11 @@ const BFLOAT_BODIES: [&str; 4] = ["ReduceL1", "ReduceL2", "ReduceLogSumExp", "Re
 /// The first type of the node that a kernel does not take.
 fn type_gap(g: &Graph, id: NodeId, schema: &Schema, kernel: &Kernel) -> Option<String> {
     let operands = g.operands(id);
-    let of_operand = operands.iter().enumerate().filter_map(|(i, v)| {
-        let constraint = schema.1.get(i).or(schema.1.last())?;
-        Some((constraint, g.value((*v)?).ty.dtype?))
-    });
+    let of_operand =
+        operands.iter().enumerate().filter_map(|(i, v)| Some((schema.operand(i)?.constraint, g.value((*v)?).ty.dtype?)));
     let results: Vec<_> = g.results(id).collect();
-    let of_result = results.iter().enumerate().filter_map(|(i, v)| {
-        let constraint = schema.2.get(i).or(schema.2.last())?;
-        Some((constraint, g.value(*v).ty.dtype?))
-    });
+    let of_result =
+        results.iter().enumerate().filter_map(|(i, v)| Some((schema.result(i)?.constraint, g.value(*v).ty.dtype?)));
     of_operand.chain(of_result).find_map(|(constraint, dtype)| {
         let taken = kernel.types.get(constraint)?;
         (!taken.iter().any(|t| t == dtype.onnx_name())).then(|| format!("the CUDA kernel does not take {dtype}"))
@@ -160,20 +132,20 @@ fn type_gap(g: &Graph, id: NodeId, schema: &Schema, kernel: &Kernel) -> Option<S
 }
 
 /// Attributes that the provider's kernels refuse.
-fn special(key: &str, attrs: &Attrs) -> Option<String> {
-    if key == "com.microsoft.FusedConv" {
+fn special(op: &Op) -> Option<String> {
+    if op.domain == CONTRIB && op.name == "FusedConv" {
         // It is placed on CUDA all the same, and then the session does not load.
-        let activation = attrs.str("activation", "");
+        let activation = op.str("activation");
         return (activation != "Relu").then(|| format!("the CUDA kernel's only activation is Relu, not {activation}"));
     }
-    if key != "ConvTranspose" {
+    if !op.is("ConvTranspose") {
         return None;
     }
-    let auto = attrs.str("auto_pad", "NOTSET");
+    let auto = op.str("auto_pad");
     if auto.starts_with("SAME") {
         return Some(format!("ConvTranspose with auto_pad = {auto}"));
     }
-    let pads = attrs.ints("pads").unwrap_or_default();
+    let pads = op.attrs.ints("pads").unwrap_or_default();
     let (begin, end) = pads.split_at(pads.len() / 2);
     (begin != end).then(|| "ConvTranspose with asymmetric pads".into())
 }
@@ -181,7 +153,7 @@ fn special(key: &str, attrs: &Attrs) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ir::{Op, TensorType};
+    use crate::ir::{Attrs, TensorType};
 
     fn one(op: Op, dtype: DType, opset: i64) -> Vec<Fallback> {
         let mut g = Graph::default();
@@ -196,7 +168,7 @@ mod tests {
 
     #[test]
     fn the_tables_parse_and_know_the_traps() {
-        assert!(tables().kernels.len() > 100 && tables().schemas.len() > 150);
+        assert!(!kernels("", "Conv").is_empty() && !kernels(CONTRIB, "FastGelu").is_empty());
         assert!(one(Op::new("Relu", Attrs::new()), DType::F32, 18).is_empty());
         assert!(one(Op::new("MaxPool", Attrs::new()), DType::F32, 18).is_empty());
         assert_eq!(one(Op::new("MaxPool", Attrs::new()), DType::F32, 22).len(), 1);

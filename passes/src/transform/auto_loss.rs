@@ -107,11 +107,7 @@ fn embedding_rows(g: &Graph, ids: ValueId) -> Option<i64> {
 fn is_causal(g: &Graph) -> bool {
     g.nodes().any(|id| match &g.node(id).kind {
         Kind::Op(op) if op.is("Trilu") => true,
-        Kind::Op(op)
-            if op.name == "GroupQueryAttention"
-                || op.attrs.int("unidirectional", 0) == 1
-                || op.attrs.int("is_causal", 0) == 1 =>
-        {
+        Kind::Op(op) if op.name == "GroupQueryAttention" || op.int("unidirectional") == 1 || op.int("is_causal") == 1 => {
             true
         }
         // Positions compared with positions: `column <= row`, over ranges.

@@ -58,7 +58,7 @@ pub fn evaluation_mode(g: &mut Graph) -> usize {
                 changed += 1;
             }
         } else if g.is_op(id, "BatchNormalization") && unread(g) {
-            let training = g.op(id).is_some_and(|op| op.attrs.int("training_mode", 0) == 1);
+            let training = g.op(id).is_some_and(|op| op.int("training_mode") == 1);
             if training && let Kind::Op(op) = &mut g.node_mut(id).kind {
                 op.attrs.0.shift_remove("training_mode");
                 op.attrs_changed = true;

@@ -267,7 +267,7 @@ fn spell_node(g: &mut Graph, n: NodeId) {
     let mut f = Formula { g, ty };
     if op.name == "BatchNormalization" {
         if let Some(operands) = operands.filter(|o| o.len() == 5 && rank >= 2 && f.g.node(n).results().len() == 1) {
-            let new = f.batch_norm(&operands, rank, op.attrs.float("epsilon", 1e-5) as f64);
+            let new = f.batch_norm(&operands, rank, op.float("epsilon") as f64);
             f.g.redirect(y, new);
         }
         return;
@@ -275,7 +275,7 @@ fn spell_node(g: &mut Graph, n: NodeId) {
     let is_single = f.g.results(n).skip(1).all(|v| !f.g.is_read(v) && !f.g.is_output(v));
     if op.name == "LayerNormalization" && is_wide && is_single && rank > 0 {
         if let Some(operands) = operands.filter(|o| o.len() >= 2) {
-            let new = f.layer_norm(&operands, op.attrs.int("axis", -1), rank, op.attrs.float("epsilon", 1e-5) as f64);
+            let new = f.layer_norm(&operands, op.int("axis"), rank, op.float("epsilon") as f64);
             f.g.redirect(y, new);
         }
         return;
@@ -317,8 +317,8 @@ fn spell_node(g: &mut Graph, n: NodeId) {
         "Erf" => f.erf(x),
         "Sigmoid" => f.sigmoid(x),
         "HardSigmoid" => {
-            let line = f.scale(x, op.attrs.float("alpha", 0.2) as f64);
-            let line = f.shift(line, op.attrs.float("beta", 0.5) as f64);
+            let line = f.scale(x, op.float("alpha") as f64);
+            let line = f.shift(line, op.float("beta") as f64);
             f.between(line, 0.0, 1.0)
         }
         "HardSwish" => {
@@ -331,7 +331,7 @@ fn spell_node(g: &mut Graph, n: NodeId) {
             let zero = f.number(0.0);
             let above = f.op("Max", &[x, zero]);
             let below = f.op("Min", &[x, zero]);
-            let below = f.scale(below, op.attrs.float("alpha", 0.01) as f64);
+            let below = f.scale(below, op.float("alpha") as f64);
             f.op("Add", &[above, below])
         }
         _ => return,

@@ -29,7 +29,7 @@ pub fn train_batch_norm(g: &mut Graph) -> Result<Vec<StateTensor>, BuildError> {
             continue;
         }
         let (epsilon, momentum) = match g.op(id) {
-            Some(op) => (op.attrs.float("epsilon", 1e-5), op.attrs.float("momentum", 0.9)),
+            Some(op) => (op.float("epsilon"), op.float("momentum")),
             None => continue,
         };
         convert(g, id, [x, scale, bias, mean, var], epsilon, momentum, &mut next)?;

@@ -73,7 +73,7 @@ pub(super) fn fused_post(op: &Op) -> Option<String> {
         "SkipLayerNormalization" => Some("LayerNormalization".into()),
         "SkipSimplifiedLayerNormalization" => Some("RMSNormalization".into()),
         "SkipGroupNorm" => Some("GroupNormalization".into()),
-        "FusedConv" | "NhwcFusedConv" => match op.attrs.str("activation", "") {
+        "FusedConv" | "NhwcFusedConv" => match op.str("activation") {
             "" => None,
             activation => Some(activation.to_string()),
         },

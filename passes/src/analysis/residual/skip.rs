@@ -233,7 +233,7 @@ fn project_back(
 /// A convolution that keeps the channels apart, such as a blur before a stride.
 fn is_depthwise(f: &Flow, n: NodeId) -> bool {
     let Some(op) = f.g.op(n) else { return false };
-    let group = op.attrs.int("group", 1);
+    let group = op.int("group");
     let outputs = f.g.operand(n, 1).and_then(|w| f.g.value(w).ty.shape.as_ref()?.first()?.known());
     group > 1 && outputs == Some(group)
 }

@@ -7,7 +7,6 @@ use super::*;
 pub(in crate::ops) const PACKED: Composite = Composite {
     domain: MICROSOFT,
     name: "Attention",
-    since: 1,
     infer: |cx| {
         let (x, w) = (cx.ty(0)?, cx.ty(1)?);
         cx.require(x.rank() == 3 && w.rank() == 2, || format!("{x} and weights {w} are no attention"))?;
@@ -64,11 +63,11 @@ fn scores(
 ) -> Result<Scores, Why> {
     let (tq, tk) = (type_of(b, q)?, type_of(b, k)?);
     let depth = extent(b, q, 3)?;
-    let given = s.attrs.float("scale", 0.0) as f64;
+    let given = s.op.float("scale") as f64;
     let mut masks = Vec::new();
     if let Some(mask) = mask {
         let ty = type_of(b, mask)?;
-        let filter = s.attrs.float("mask_filter_value", -10000.0) as f64;
+        let filter = s.op.attrs.float("mask_filter_value", -10000.0) as f64;
         let same = |d: &Dim, e: &Dim| d == e || d.known().is_none() || e.known().is_none();
         let axes: &[i64] = match ty.rank() {
             2 if same(&ty.shape[1], &tk.shape[2]) => &[1, 2],
@@ -94,7 +93,7 @@ fn scores(
     masks.extend(bias.map(Mask::Bias));
     Ok(Scores {
         scale: if given == 0.0 { 1.0 / (depth as f64).sqrt() } else { given },
-        causal: s.attrs.int("unidirectional", 0) == 1,
+        causal: s.op.int("unidirectional") == 1,
         masks,
         ..Scores::default()
     })
@@ -109,11 +108,11 @@ fn filtered(b: &mut Builder, mask: ValueId, dtype: DType, filter: f64) -> Built 
 
 fn packed_attention(b: &mut Builder, s: &Source) -> Decomposed {
     refuse_if(s.get(4).is_some() || s.get(6).is_some(), Why::Feature("a key cache"))?;
-    refuse_if(s.attrs.int("do_rotary", 0) == 1, Why::Feature("a rotary embedding of its own"))?;
+    refuse_if(s.op.int("do_rotary") == 1, Why::Feature("a rotary embedding of its own"))?;
     s.first_results_only(1, "the key cache it reports")?;
     let (x, w) = (s.need(0)?, s.need(1)?);
     let width = extent(b, w, 1)?;
-    let sizes = s.attrs.ints("qkv_hidden_sizes").map_or_else(|| vec![width / 3; 3], <[i64]>::to_vec);
+    let sizes = s.op.attrs.ints("qkv_hidden_sizes").map_or_else(|| vec![width / 3; 3], <[i64]>::to_vec);
     let fit = sizes.len() == 3 && sizes.iter().sum::<i64>() == width;
     refuse_if(!fit, unfit(format!("has weights of {width} columns for parts of {sizes:?}")))?;
     let packed = b.matmul(x, w)?;
@@ -152,7 +151,7 @@ fn of_heads(
     mask: Option<ValueId>,
     bias: Option<ValueId>,
 ) -> Decomposed {
-    let heads = s.attrs.int("num_heads", 0);
+    let heads = s.op.int("num_heads");
     let (q, k, v) = (split_heads(b, parts[0], heads)?, split_heads(b, parts[1], heads)?, split_heads(b, parts[2], heads)?);
     let how = scores(b, s, [q, k], mask, bias)?;
     let y = attend(b, q, k, v, &how)?;

@@ -6,7 +6,6 @@ use super::*;
 pub(in crate::ops) const ROTARY: Composite = Composite {
     domain: "",
     name: "RotaryEmbedding",
-    since: 23,
     infer: like_first,
     form: "Mul, Add",
     decompose: |b, s| one_of(rotate(b, s, s.need(0)?, s.need(1)?, s.need(2)?, s.get(3))),
@@ -20,10 +19,9 @@ pub(in crate::ops) const ROTARY: Composite = Composite {
 /// Of ONNX Runtime. Operands: x, positions (one offset, or one for each token), cosines, sines.
 pub(in crate::ops) const FUSED: Composite = Composite {
     domain: MICROSOFT,
-    since: 1,
     decompose: |b, s| {
-        refuse_if(s.attrs.int("is_packed_batching", 0) == 1, Why::Feature("packed batches"))?;
-        refuse_if(s.attrs.float("scale", 1.0) != 1.0, Why::Feature("a scale"))?;
+        refuse_if(s.op.int("is_packed_batching") == 1, Why::Feature("packed batches"))?;
+        refuse_if(s.op.attrs.float("scale", 1.0) != 1.0, Why::Feature("a scale"))?;
         let x = s.need(0)?;
         let axis = if type_of(b, x)?.rank() == 4 { 2 } else { 1 };
         let at = positions_of(b, s.need(1)?, x, axis)?;
@@ -58,8 +56,8 @@ fn rotate(
     positions: Option<ValueId>,
 ) -> Result<ValueId, Why> {
     let ty = type_of(b, x)?;
-    let heads = s.attrs.int("num_heads", 0);
-    let mut part = s.attrs.int("rotary_embedding_dim", 0);
+    let heads = s.op.int("num_heads");
+    let mut part = s.op.int("rotary_embedding_dim");
     let width = match ty.rank() {
         4 => extent(b, x, 3)?,
         // Without a number of heads the tables tell the width of one.
@@ -87,7 +85,7 @@ fn rotate(
     };
     let (cos, sin) = (angle(b, cos)?, angle(b, sin)?);
     let turned = if part == width { grid } else { b.slice(grid, 3, 0, part)? };
-    let turned = if s.attrs.int("interleaved", 0) == 1 {
+    let turned = if s.op.int("interleaved") == 1 {
         turn_pairs(b, turned, cos, sin, part)?
     } else {
         let (first, second) = (b.slice(turned, 3, 0, part / 2)?, b.slice(turned, 3, part / 2, part)?);

@@ -5,7 +5,6 @@ use super::*;
 pub(in crate::ops) const ATTENTION: Composite = Composite {
     domain: "",
     name: "Attention",
-    since: 23,
     infer: attended,
     form: "MatMul, Softmax, MatMul; without a key cache",
     decompose: plain,
@@ -33,7 +32,7 @@ fn attended(cx: &Infer) -> Types {
         return Ok(vec![out]);
     }
     let heads = |name: &str| {
-        let n = cx.attrs().int(name, 0);
+        let n = cx.op.int(name);
         if n > 0 { Ok(Dim::from(n)) } else { Err(TypeError(format!("`{name}` is missing"))) }
     };
     let width = v.shape[2].div_exact(&heads("kv_num_heads")?).unwrap_or_else(|| unknown_dim("width"));
@@ -44,11 +43,11 @@ fn attended(cx: &Infer) -> Types {
 fn plain(b: &mut Builder, s: &Source) -> Decomposed {
     let cached = (4..7).any(|i| s.get(i).is_some());
     refuse_if(cached, Why::Feature("a key cache"))?;
-    let windowed = ["left_window_size", "right_window_size"].iter().any(|a| s.attrs.int(a, -1) >= 0);
+    let windowed = ["left_window_size", "right_window_size"].iter().any(|a| s.op.int(a) >= 0);
     refuse_if(windowed, Why::Feature("a window of keys"))?;
     s.first_results_only(1, "the cache or the scores it reports")?;
     let flat = type_of(b, s.need(0)?)?.rank() == 3;
-    let (q_heads, kv_heads) = (s.attrs.int("q_num_heads", 0), s.attrs.int("kv_num_heads", 0));
+    let (q_heads, kv_heads) = (s.op.int("q_num_heads"), s.op.int("kv_num_heads"));
     let q = split_heads(b, s.need(0)?, q_heads)?;
     let k = split_heads(b, s.need(1)?, kv_heads)?;
     let v = split_heads(b, s.need(2)?, kv_heads)?;
@@ -63,11 +62,11 @@ fn plain(b: &mut Builder, s: &Source) -> Decomposed {
         masks.push(if ty.dtype == DType::Bool { Mask::Allowed(mask) } else { Mask::Bias(mask) });
     }
     let scores = Scores {
-        scale: s.attrs.get("scale").map_or(1.0 / (depth as f64).sqrt(), |_| s.attrs.float("scale", 0.0) as f64),
-        softcap: s.attrs.float("softcap", 0.0) as f64,
-        causal: s.attrs.int("is_causal", 0) == 1,
+        scale: s.op.attrs.get("scale").map_or(1.0 / (depth as f64).sqrt(), |_| s.op.float("scale") as f64),
+        softcap: s.op.float("softcap") as f64,
+        causal: s.op.int("is_causal") == 1,
         masks,
-        precision: DType::from_onnx(s.attrs.int("softmax_precision", 0) as i32),
+        precision: DType::from_onnx(s.op.int("softmax_precision") as i32),
     };
     let k = repeat_heads(b, k, h / groups)?;
     let v = repeat_heads(b, v, h / groups)?;

@@ -93,7 +93,6 @@ fn among(rank: usize, is_new: impl Fn(usize) -> bool) -> String {
 
 /// Operators that move elements.
 fn moved(cx: &Infer, r: usize, ranks: &[Option<usize>], result: Option<&[Dim]>) -> Stated {
-    let axis = |default: i64| cx.axis(default);
     let shape = |i: usize| cx.ty(i).map(|ty| &ty.shape);
     let axes_in =
         |rank: usize, list: Vec<i64>| list.into_iter().map(move |a| if a < 0 { a + rank as i64 } else { a } as usize);
@@ -137,12 +136,12 @@ fn moved(cx: &Infer, r: usize, ranks: &[Option<usize>], result: Option<&[Dim]>) 
                 keeps(r, |a| repeats.get(a) != Some(&1))
             }
             "Concat" => {
-                let axis = axis(0)?;
+                let axis = cx.axis()?;
                 let x = row(r, |a| Some(if a == axis { "_" } else { "" }));
                 format!("{} -> {x}", vec![x.as_str(); ranks.len()].join(", "))
             }
             "Split" => {
-                let axis = axis(0)?;
+                let axis = cx.axis()?;
                 lacks(r, |a| a == axis, true)
             }
             "Slice" => {
@@ -157,12 +156,12 @@ fn moved(cx: &Infer, r: usize, ranks: &[Option<usize>], result: Option<&[Dim]>) 
                 keeps(r, |a| axes.iter().position(|b| *b == a).is_some_and(|i| !none(i)))
             }
             "Gather" => {
-                let axis = axis(0)?;
+                let axis = cx.axis()?;
                 let to = (0..r).map(|a| if a == axis { "i.. ".into() } else { format!("a{a} ") });
                 format!("{}, i.. -> {}", all(r), to.collect::<String>())
             }
             "GatherElements" => {
-                let (axis, x, i) = (axis(0)?, shape(0)?, shape(1)?);
+                let (axis, x, i) = (cx.axis()?, shape(0)?, shape(1)?);
                 let same = |a: usize| x.get(a) == i.get(a);
                 let data = row(r, |a| {
                     Some(if a == axis {
@@ -176,14 +175,14 @@ fn moved(cx: &Infer, r: usize, ranks: &[Option<usize>], result: Option<&[Dim]>) 
                 format!("{data}, {0} -> {0}", marked(r, |a| a != axis && !same(a)))
             }
             "ScatterElements" => {
-                let (axis, x, i) = (axis(0)?, shape(0)?, shape(1)?);
+                let (axis, x, i) = (cx.axis()?, shape(0)?, shape(1)?);
                 let data = marked(r, |a| a == axis || x.get(a) != i.get(a));
                 format!("{data}, {0}, {0} -> {data}", data.replace(&format!("=a{axis} "), "u "))
             }
             name @ ("GatherND" | "ScatterND") => {
                 let m =
                     shape(1)?.last().and_then(Dim::known).ok_or_else(|| TypeError("its coordinates are unknown".into()))?;
-                let b = cx.attrs().int("batch_dims", 0) as usize;
+                let b = cx.op.int("batch_dims") as usize;
                 let part = row(r, |a| (a >= b + m as usize).then_some(""));
                 let shared = all(b);
                 match name {
@@ -192,7 +191,7 @@ fn moved(cx: &Infer, r: usize, ranks: &[Option<usize>], result: Option<&[Dim]>) 
                 }
             }
             "OneHot" => {
-                let axis = cx.attrs().int("axis", -1);
+                let axis = cx.op.int("axis");
                 format!("{} -> {}", all(r), among(r + 1, |a| a as i64 == if axis < 0 { axis + r as i64 + 1 } else { axis }))
             }
             "Col2Im" => {
@@ -225,11 +224,11 @@ fn computed(cx: &Infer, opset: i64, r: usize) -> Stated {
             }
             // Before opset 13 all axes from one on are one.
             "Softmax" | "LogSoftmax" | "Hardmax" if opset < 13 => {
-                let axis = cx.axis(1)?;
+                let axis = counted(Some(int("axis", 1)))?;
                 keeps(r, |a| a >= axis)
             }
             "Softmax" | "LogSoftmax" | "Hardmax" | "LpNormalization" => {
-                let axis = cx.axis(-1)?;
+                let axis = cx.axis()?;
                 keeps(r, |a| a == axis)
             }
             "CumSum" | "CumProd" => {
@@ -247,11 +246,11 @@ fn computed(cx: &Infer, opset: i64, r: usize) -> Stated {
                 keeps(r, |a| axes.contains(&(a as i64)))
             }
             "TopK" => {
-                let axis = cx.axis(-1)?;
+                let axis = cx.axis()?;
                 lacks(r, |a| a == axis, true)
             }
             "ArgMax" | "ArgMin" => {
-                let axis = cx.axis(0)?;
+                let axis = cx.axis()?;
                 lacks(r, |a| a == axis, keep)
             }
             name if name.starts_with("Reduce") => {
@@ -259,7 +258,7 @@ fn computed(cx: &Infer, opset: i64, r: usize) -> Stated {
                 lacks(r, |a| axes.contains(&a), keep)
             }
             "LayerNormalization" | "RMSNormalization" | "SimplifiedLayerNormalization" => {
-                let axis = cx.axis(-1)?;
+                let axis = cx.axis()?;
                 let statistics = row(r, |a| Some(if a < axis { "" } else { "_" }));
                 format!("{0}, ^{0}, ^{0} -> {0}, {statistics}, {statistics}", marked(r, |a| a >= axis))
             }

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod defaults;
 mod moved;
 mod refused;
 mod routes;

@@ -2,8 +2,9 @@
 //!
 //! ```text
 //! decompose_contrib   com.microsoft.Attention, SkipLayerNormalization, …   → plain operators, as their rules say
+//! from_old            1 …  6  →  7   when a model is read
 //! to_opset            7 … 17  → 18   attributes become operands, older forms become today's
-//!                     19 … 26 → 18   newer operators become plain ones; the rest loses attributes that say nothing
+//!                     19 … 28 → 18   newer operators become plain ones; the rest loses attributes that say nothing
 //! ```
 //!
 //! Opset 18 is the target because it is where most CUDA kernels are found. An operator that 18 cannot express (a new one that
@@ -14,11 +15,15 @@
 //! plain form (a key cache, packed weights), stays as it is; differentiation says why if it matters.
 
 mod needs;
+mod old;
 mod upgrade;
+
+pub use old::from_old;
 
 use crate::analysis::types::{infer_node, is_resolved, merge};
 use crate::ir::{Attrs, Graph, Kind, NodeId, NodeSite, Op, ValueId};
 use crate::ir::{TensorType, ValueType};
+use crate::onnx::schema::{self, meaning::Use};
 use crate::ops::build::{BuildError, Builder};
 use crate::ops::{self, Decomposed, Derivative, MICROSOFT, Source, TypeError};
 use crate::refusal::{Applied, Why};
@@ -43,33 +48,15 @@ fn to_opset_within(g: &mut Graph, target: i64, applied: &mut Applied) -> Result<
     let reached = needs::smallest(g, from, target);
     if from < reached {
         upgrade::upgrade(g, from, reached)?;
-    } else if reached < from {
-        needs::strip(g, reached);
     }
+    needs::respell(g, from, reached);
     g.opsets.insert(String::new(), reached);
-    g.raise_ir(ir_version_of(reached));
+    g.raise_ir(schema::ir_version_of(reached));
     Ok(reached)
 }
 
 fn is_standard(op: &Op) -> bool {
     op.domain.is_empty()
-}
-
-/// The file format that an operator set came with: what is the least for it.
-fn ir_version_of(opset: i64) -> i64 {
-    match opset {
-        ..=8 => 3,
-        9 => 4,
-        10 => 5,
-        11 => 6,
-        12..=14 => 7,
-        15..=18 => 8,
-        19..=20 => 9,
-        21..=22 => 10,
-        23 => 11,
-        24 => 12,
-        _ => 13,
-    }
 }
 
 /// The lowest operator set that a newer one can be taken down to, and that a training graph can be in.
@@ -100,22 +87,17 @@ pub fn convert(g: &mut Graph, to: i64) -> Result<(), ConvertError> {
         return Err(ConvertError::TooLow(from));
     }
     g.opsets.insert(String::new(), to);
-    g.raise_ir(ir_version_of(to));
-    let regrouped = |op: &Op| op.name == "GroupNormalization" && from < 21 && to >= 21;
-    replace_each(
-        g,
-        from,
-        |op| is_standard(op) && (regrouped(op) || needs::version(&op.name, from) > to),
-        &mut Applied::default(),
-    );
+    g.raise_ir(schema::ir_version_of(to));
+    let changed = |op: &Op| Use::untyped(op, 0, 0).last_change(from.min(to), from.max(to), from).is_some();
+    let lacking = |op: &Op| is_standard(op) && (schema::at("", &op.name, to).is_none() || changed(op));
+    replace_each(g, from, lacking, &mut Applied::default());
     if let Some((node, needed)) = needs::beyond(g, from, to) {
         return Err(ConvertError::Needs { site: g.site(node), needed, to });
     }
     if from < to {
         upgrade::upgrade(g, from, to)?;
-    } else {
-        needs::strip(g, to);
     }
+    needs::respell(g, from, to);
     Ok(())
 }
 
@@ -259,5 +241,7 @@ fn raw(b: &mut Builder, op: Op, operands: &[Option<ValueId>], ty: TensorType) ->
     b.graph.push_result(node, &stem, ValueType::from(ty))
 }
 
+#[cfg(test)]
+mod old_tests;
 #[cfg(test)]
 mod tests;

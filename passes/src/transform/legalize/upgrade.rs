@@ -1,55 +1,14 @@
 //! Older forms of operators, rewritten as opset 18 has them.
 
+use super::needs::subgraphs;
 use super::{edit, is_captured, raw, stem, unfit};
 use crate::ir::{Attr, Attrs, DType, Graph, NodeId, Op, Tensor, ValueId};
+use crate::onnx::op_of;
+use crate::onnx::schema::{self, meaning::Use};
 use crate::ops::build::{BuildError, Builder, reshape_target};
-use onnx_protobuf::GraphProto;
+use onnx_protobuf::AttributeProto;
 
-type Done = Result<(), BuildError>;
-
-/// First operator set with today's form of each operator whose form changed; those that only gained element types or optional
-/// attributes are not listed.
-const FORMS: &[(&str, i64)] = &[
-    ("BatchNormalization", 14),
-    ("Clip", 11),
-    ("Dropout", 12),
-    ("Hardmax", 13),
-    ("LogSoftmax", 13),
-    ("Pad", 11),
-    ("ReduceL1", 18),
-    ("ReduceL2", 18),
-    ("ReduceLogSum", 18),
-    ("ReduceLogSumExp", 18),
-    ("ReduceMax", 18),
-    ("ReduceMean", 18),
-    ("ReduceMin", 18),
-    ("ReduceProd", 18),
-    ("ReduceSum", 13),
-    ("ReduceSumSquare", 18),
-    ("Resize", 13),
-    ("RoiAlign", 16),
-    ("Scan", 9),
-    ("Scatter", 19),
-    ("Slice", 10),
-    ("Softmax", 13),
-    ("Split", 18),
-    ("Squeeze", 13),
-    ("TopK", 10),
-    ("Unsqueeze", 13),
-    ("Upsample", 19),
-];
-
-/// Did its form change after `from`, up to `to`?
-fn changed_since(name: &str, from: i64, to: i64) -> bool {
-    // These two changed twice, or went before their successor's table starts.
-    let early = match name {
-        "Split" => from < 13 && to >= 13,
-        "Scatter" => from < 11 && to >= 11,
-        "Upsample" => from < 10 && to >= 10,
-        _ => false,
-    };
-    early || FORMS.iter().any(|(n, since)| *n == name && from < *since && to >= *since)
-}
+pub(super) type Done = Result<(), BuildError>;
 
 /// Rewrites every operator of an older operator set in the form that `to` has.
 pub(super) fn upgrade(g: &mut Graph, from: i64, to: i64) -> Done {
@@ -59,16 +18,11 @@ pub(super) fn upgrade(g: &mut Graph, from: i64, to: i64) -> Done {
         let Some(op) = b.graph.op(id).filter(|op| op.domain.is_empty()) else { continue };
         for a in op.attrs.0.values() {
             if let Attr::Opaque(a) = a {
-                for sub in a.g.as_ref().into_iter().chain(&a.graphs) {
-                    check_subgraph(&stem(b.graph, id), sub, from, to)?;
-                }
+                check_subgraphs(&stem(b.graph, id), a, from, to)?;
             }
         }
         let name = op.name.clone();
-        if name == "GridSample" && from < 20 && to >= 20 {
-            respell_modes(b.graph, id);
-        }
-        if changed_since(&name, from, to) {
+        if Use::of(b.graph, id).is_some_and(|node| !node.same_meaning(from, to)) {
             b.prefix = stem(b.graph, id);
             node(&mut b, id, &name, from, to)?;
         }
@@ -76,32 +30,18 @@ pub(super) fn upgrade(g: &mut Graph, from: i64, to: i64) -> Done {
     Ok(())
 }
 
-fn check_subgraph(at: &str, graph: &GraphProto, from: i64, to: i64) -> Done {
-    for n in &graph.node {
-        // A list of axes that is no attribute is no operand either: such a node means the same in both forms.
-        let listed = n.attribute.iter().any(|a| a.name == "axes");
-        let same = (n.op_type.starts_with("Reduce") || n.op_type == "Squeeze") && !listed;
-        if changed_since(&n.op_type, from, to) && !same {
+pub(super) fn check_subgraphs(at: &str, a: &AttributeProto, from: i64, to: i64) -> Done {
+    for n in subgraphs(a).flat_map(|g| &g.node) {
+        let op = op_of(n);
+        let node = Use::untyped(&op, n.input.len(), n.output.len());
+        let kept = |name: &String| schema::at("", &op.name, to).is_none_or(|s| s.attribute(name).is_some());
+        if op.domain.is_empty() && !(node.same_meaning(from, to) && op.attrs.0.keys().all(kept)) {
             let why = format!("it stands in a subgraph in the form of opset {from}; convert the model to opset {to} first");
             return Err(unfit(&n.op_type, at, &why));
         }
-        for sub in n.attribute.iter().flat_map(|a| a.g.as_ref().into_iter().chain(&a.graphs)) {
-            check_subgraph(at, sub, from, to)?;
-        }
+        n.attribute.iter().try_for_each(|a| check_subgraphs(at, a, from, to))?;
     }
     Ok(())
-}
-
-/// The interpolation modes have other names since opset 20.
-fn respell_modes(g: &mut Graph, id: NodeId) {
-    let mode = match g.op(id).map(|op| op.attrs.str("mode", "bilinear")) {
-        Some("bilinear") => "linear",
-        Some("bicubic") => "cubic",
-        _ => return,
-    };
-    edit(g, id, |a| {
-        a.0.insert("mode".into(), mode.into());
-    });
 }
 
 fn node(b: &mut Builder, id: NodeId, name: &str, from: i64, to: i64) -> Done {
@@ -143,14 +83,14 @@ fn node(b: &mut Builder, id: NodeId, name: &str, from: i64, to: i64) -> Done {
 }
 
 /// Removes an attribute and returns it.
-fn take(g: &mut Graph, id: NodeId, attr: &str) -> Option<Attr> {
+pub(super) fn take(g: &mut Graph, id: NodeId, attr: &str) -> Option<Attr> {
     g.op(id)?.attrs.get(attr)?;
     let mut taken = None;
     edit(g, id, |attrs| taken = attrs.0.shift_remove(attr));
     taken
 }
 
-fn ints_to_operand(b: &mut Builder, id: NodeId, attr: &str, at: usize) {
+pub(super) fn ints_to_operand(b: &mut Builder, id: NodeId, attr: &str, at: usize) {
     if let Some(Attr::Ints(values)) = take(b.graph, id, attr)
         && !values.is_empty()
     {

@@ -1,0 +1,266 @@
+//! What ONNX says of its operators: operands, types, attributes with their defaults, in every version.
+//!
+//! `table.rs` is written by `passes/schema/generate.py` from `onnx.defs`; [`meaning`] has what the schemas do not tell. An
+//! operator's version is the latest one at or below the graph's operator set.
+
+pub mod meaning;
+#[rustfmt::skip]
+mod table;
+
+use crate::ir::{Attr, DType, Op};
+
+/// The newest operator set of the standard domain that is known.
+pub const NEWEST: i64 = table::NEWEST;
+/// The newest version of the file format that is known.
+pub const NEWEST_IR: i64 = table::NEWEST_IR;
+
+/// One version of an operator.
+#[derive(Debug)]
+pub struct Schema {
+    /// Its domain; empty for `ai.onnx`.
+    pub domain: &'static str,
+    /// Its name.
+    pub name: &'static str,
+    /// The operator set it came with.
+    pub since: i64,
+    flags: u8,
+    /// Operands in their order; only the last may be variadic.
+    pub operands: &'static [Formal],
+    /// Results in their order.
+    pub results: &'static [Formal],
+    types: &'static [(&'static str, u32)],
+    /// Attributes by name.
+    pub attributes: &'static [Attribute],
+}
+
+const DEPRECATED: u8 = 1;
+const FUNCTION: u8 = 2;
+
+/// An operand or result.
+#[derive(Debug)]
+pub struct Formal {
+    /// Its name.
+    pub name: &'static str,
+    /// A type constraint's name, or one type.
+    pub constraint: &'static str,
+    /// May it be left out?
+    pub optional: bool,
+    /// Does it stand for any number of them?
+    pub variadic: bool,
+}
+
+/// An attribute.
+#[derive(Debug)]
+pub struct Attribute {
+    /// Its name.
+    pub name: &'static str,
+    /// What it holds.
+    pub kind: Kind,
+    /// Must it be given?
+    pub required: bool,
+    /// What it is where it is left out, if the schema says so.
+    pub default: Option<Value>,
+}
+
+/// What an attribute holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Kind {
+    Int,
+    Float,
+    String,
+    Ints,
+    Floats,
+    Strings,
+    Tensor,
+    Graph,
+    SparseTensor,
+    TypeProto,
+}
+
+/// The default of an attribute.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[allow(missing_docs)]
+pub enum Value {
+    Int(i64),
+    Float(f32),
+    Str(&'static str),
+    Ints(&'static [i64]),
+    Strs(&'static [&'static str]),
+}
+
+impl Value {
+    /// The same as an attribute of the IR; `None` for lists of strings, which it does not read.
+    pub fn attr(self) -> Option<Attr> {
+        Some(match self {
+            Value::Int(v) => v.into(),
+            Value::Float(v) => v.into(),
+            Value::Str(v) => v.into(),
+            Value::Ints(v) => v.into(),
+            Value::Strs(_) => return None,
+        })
+    }
+
+    /// Is an attribute this value?
+    pub fn is(self, a: &Attr) -> bool {
+        match (self, a) {
+            (Value::Int(d), Attr::Int(v)) => d == *v,
+            (Value::Float(d), Attr::Float(v)) => d.to_bits() == v.to_bits(),
+            (Value::Str(d), Attr::Str(v)) => d == v,
+            (Value::Ints(d), Attr::Ints(v)) => d == v.as_slice(),
+            (Value::Strs(d), Attr::Opaque(a)) => d.iter().map(|s| s.as_bytes()).eq(a.strings.iter().map(Vec::as_slice)),
+            _ => false,
+        }
+    }
+}
+
+impl Schema {
+    /// Has the operator been withdrawn with this version?
+    pub fn deprecated(&self) -> bool {
+        self.flags & DEPRECATED != 0
+    }
+
+    /// Does the standard say how to write it by other operators?
+    pub fn has_body(&self) -> bool {
+        self.flags & FUNCTION != 0
+    }
+
+    /// The attribute of this name.
+    pub fn attribute(&self, name: &str) -> Option<&'static Attribute> {
+        self.attributes.binary_search_by(|a| a.name.cmp(name)).ok().map(|i| &self.attributes[i])
+    }
+
+    /// Operand `i`, of which a variadic one may be many.
+    pub fn operand(&self, i: usize) -> Option<&'static Formal> {
+        nth(self.operands, i)
+    }
+
+    /// Result `i`, of which a variadic one may be many.
+    pub fn result(&self, i: usize) -> Option<&'static Formal> {
+        nth(self.results, i)
+    }
+
+    /// May an operand or result of this schema have this element type?
+    pub fn takes(&self, formal: &Formal, t: DType) -> bool {
+        match self.types.iter().find(|(name, _)| *name == formal.constraint) {
+            Some((_, mask)) => mask >> t.onnx() & 1 == 1,
+            None => formal.constraint.strip_prefix("tensor(").and_then(|n| n.strip_suffix(')')) == Some(t.onnx_name()),
+        }
+    }
+}
+
+fn nth(formals: &'static [Formal], i: usize) -> Option<&'static Formal> {
+    formals.get(i).or_else(|| formals.last().filter(|f| f.variadic))
+}
+
+/// Every version of an operator, the oldest first.
+pub fn versions(domain: &str, name: &str) -> &'static [Schema] {
+    let domain = if domain == "ai.onnx" { "" } else { domain };
+    let key = |s: &Schema| (s.domain, s.name).cmp(&(domain, name));
+    let from = table::SCHEMAS.partition_point(|s| key(s).is_lt());
+    let len = table::SCHEMAS[from..].partition_point(|s| key(s).is_eq());
+    &table::SCHEMAS[from..from + len]
+}
+
+/// An operator as an operator set has it; `None` if that has none of the name.
+pub fn at(domain: &str, name: &str, opset: i64) -> Option<&'static Schema> {
+    versions(domain, name).iter().rev().find(|s| s.since <= opset)
+}
+
+/// An attribute in the newest version of an operator that has it. An operator of a domain that is not known is taken for the
+/// standard's variant of that name.
+fn newest_with(domain: &str, name: &str, attribute: &str) -> Option<&'static Attribute> {
+    let find = |domain| versions(domain, name).iter().rev().find_map(|s| s.attribute(attribute));
+    find(domain).or_else(|| find("").filter(|_| versions(domain, name).is_empty()))
+}
+
+/// Every version of every operator, by domain, name and version.
+pub fn all() -> &'static [Schema] {
+    table::SCHEMAS
+}
+
+/// The version of the file format that an operator set came with: what is the least for it.
+pub fn ir_version_of(opset: i64) -> i64 {
+    let reached = table::IR_VERSIONS.iter().rev().find(|(v, _)| *v <= opset);
+    reached.map_or(3, |(_, ir)| *ir)
+}
+
+/// Attributes as an operator means them: what is not given has the value that ONNX says.
+impl Op {
+    fn given_or<T>(&self, name: &str, read: impl Fn(&Attr) -> Option<T>) -> Option<T> {
+        let given = self.attrs.get(name).and_then(&read);
+        given.or_else(|| read(&newest_with(&self.domain, &self.name, name)?.default?.attr()?))
+    }
+
+    /// An integer attribute, or its default in the newest operator set that has it; 0 where ONNX names none.
+    pub fn int(&self, name: &str) -> i64 {
+        let read = |a: &Attr| if let Attr::Int(v) = a { Some(*v) } else { None };
+        self.given_or(name, read).unwrap_or(0)
+    }
+
+    /// A float attribute, or its default as [`Op::int`].
+    pub fn float(&self, name: &str) -> f32 {
+        let read = |a: &Attr| if let Attr::Float(v) = a { Some(*v) } else { None };
+        self.given_or(name, read).unwrap_or(0.0)
+    }
+
+    /// A string attribute, or its default as [`Op::int`]; empty where ONNX names none.
+    pub fn str(&self, name: &str) -> &str {
+        if let Some(Attr::Str(v)) = self.attrs.get(name) {
+            return v;
+        }
+        match newest_with(&self.domain, &self.name, name).and_then(|a| a.default) {
+            Some(Value::Str(v)) => v,
+            _ => "",
+        }
+    }
+}
+
+// A row of the table.
+#[allow(clippy::too_many_arguments)]
+const fn schema(
+    domain: &'static str,
+    name: &'static str,
+    since: i64,
+    flags: u8,
+    operands: &'static [Formal],
+    results: &'static [Formal],
+    types: &'static [(&'static str, u32)],
+    attributes: &'static [Attribute],
+) -> Schema {
+    Schema { domain, name, since, flags, operands, results, types, attributes }
+}
+
+const fn one(name: &'static str, constraint: &'static str) -> Formal {
+    Formal { name, constraint, optional: false, variadic: false }
+}
+
+const fn opt(name: &'static str, constraint: &'static str) -> Formal {
+    Formal { name, constraint, optional: true, variadic: false }
+}
+
+const fn many(name: &'static str, constraint: &'static str) -> Formal {
+    Formal { name, constraint, optional: true, variadic: true }
+}
+
+const fn must(name: &'static str, kind: Kind) -> Attribute {
+    Attribute { name, kind, required: true, default: None }
+}
+
+const fn may(name: &'static str, kind: Kind) -> Attribute {
+    Attribute { name, kind, required: false, default: None }
+}
+
+const fn or(name: &'static str, default: Value) -> Attribute {
+    let kind = match default {
+        Value::Int(_) => Kind::Int,
+        Value::Float(_) => Kind::Float,
+        Value::Str(_) => Kind::String,
+        Value::Ints(_) => Kind::Ints,
+        Value::Strs(_) => Kind::Strings,
+    };
+    Attribute { name, kind, required: false, default: Some(default) }
+}
+
+#[cfg(test)]
+mod tests;
