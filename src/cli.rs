@@ -6,8 +6,13 @@ mod verify;
 
 #[cfg(feature = "ort")]
 pub use train::{ScheduleKind, TrainArgs};
-pub use verify::{EngineArg, LimitArgs, VerifyArgs};
+pub use verify::{LimitArgs, VerifyArgs};
 
+use ancre_passes::ir::{Form, Normalize, Rule, Scope};
+use ancre_passes::target::Target;
+use ancre_passes::transform::loss::LossKind;
+use ancre_passes::transform::optimizer::OptimizerKind;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
@@ -101,8 +106,8 @@ pub struct FreezeArgs {
     #[arg(long, value_name = "EPS", default_value_t = 0.0)]
     pub prune: f64,
     /// Output [default: STEM.frozen.onnx beside the model]
-    #[arg(short, long, value_name = "FILE")]
-    pub output: Option<PathBuf>,
+    #[arg(short, long, alias = "output", value_name = "FILE")]
+    pub out: Option<PathBuf>,
     /// One JSON document on stdout
     #[arg(long)]
     pub json: bool,
@@ -153,64 +158,56 @@ pub enum Preset {
     Finetune,
     Paper,
 }
-#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(missing_docs)]
-pub enum FormArg {
-    Reassign,
-    Augment,
-}
-#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(missing_docs)]
-pub enum Scope {
-    Stage,
-    Network,
-}
-#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(missing_docs)]
-pub enum Parametrization {
-    Softmax,
-    Gated,
-    Free,
-    Constant,
-}
-#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(missing_docs)]
-pub enum NormalizeArg {
-    Incoming,
-    Outgoing,
-}
-#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(missing_docs)]
-pub enum LossArg {
+/// The loss as it is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LossChoice {
+    /// By evidence in the model.
     Auto,
-    CrossEntropy,
-    NextToken,
-    Mse,
-    L1,
-    Huber,
-    Bce,
+    /// This one.
+    Kind(LossKind),
+    /// No training graph.
     None,
 }
+
+impl LossChoice {
+    fn words() -> impl Iterator<Item = &'static str> {
+        ["auto"].into_iter().chain(LossKind::WORDS.iter().copied()).chain(["none"])
+    }
+
+    fn of_name(word: &str) -> Option<LossChoice> {
+        match word {
+            "auto" => Some(LossChoice::Auto),
+            "none" => Some(LossChoice::None),
+            word => LossKind::of_name(word).map(LossChoice::Kind),
+        }
+    }
+}
+
+/// Reads one of the library's enums by its words.
+macro_rules! word_of {
+    ($kind:ty) => {
+        word_of!($kind, <$kind>::WORDS.iter().copied())
+    };
+    ($kind:ty, $words:expr) => {
+        PossibleValuesParser::new($words).try_map(|word| <$kind>::of_name(&word).ok_or("no such word"))
+    };
+}
+
 #[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub enum Reduction {
     Mean,
     Sum,
 }
-#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(missing_docs)]
-pub enum OptimizerArg {
-    Adamw,
-    Adam,
-    Sgd,
-    None,
-}
+
 #[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub enum StateArg {
     Inline,
     Separate,
 }
+
+/// What compares the rewrite with its source.
 #[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub enum VerifyArg {
@@ -218,13 +215,6 @@ pub enum VerifyArg {
     Ort,
     Both,
     None,
-}
-#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(missing_docs)]
-pub enum TargetArg {
-    Cpu,
-    Cuda,
-    Wasm,
 }
 
 /// The main job.
@@ -239,23 +229,23 @@ pub struct RewriteArgs {
     #[arg(long, help_heading = "Router")]
     pub preset: Option<Preset>,
     /// Replace the cascaded skip by the route, or add the route to the whole block
-    #[arg(long, help_heading = "Router")]
-    pub form: Option<FormArg>,
+    #[arg(long, value_parser = word_of!(Form), help_heading = "Router")]
+    pub form: Option<Form>,
     /// What one block is: add, block (the repeated unit) or a number of adds
     #[arg(long, value_name = "add|block|N", help_heading = "Router")]
     pub granularity: Option<String>,
     /// Which states a row may read
-    #[arg(long, help_heading = "Router")]
+    #[arg(long, value_parser = word_of!(Scope), help_heading = "Router")]
     pub scope: Option<Scope>,
     /// Softmax temperature [default: 0.01]
     #[arg(long, allow_negative_numbers = true, help_heading = "Router")]
     pub tau: Option<f32>,
     /// Weights of a row
-    #[arg(long, help_heading = "Router")]
-    pub parametrization: Option<Parametrization>,
+    #[arg(long, value_parser = word_of!(Rule), help_heading = "Router")]
+    pub parametrization: Option<Rule>,
     /// Softmax over a row's sources, or over a source's targets [default: incoming]
-    #[arg(long, help_heading = "Router")]
-    pub normalize: Option<NormalizeArg>,
+    #[arg(long, value_parser = word_of!(Normalize), help_heading = "Router")]
+    pub normalize: Option<Normalize>,
     /// Start of the logits: uniform, identity, near-identity[=EPS] or file:PATH (.npz, .safetensors)
     #[arg(long, value_name = "INIT", help_heading = "Router")]
     pub init: Option<String>,
@@ -266,8 +256,8 @@ pub struct RewriteArgs {
     #[arg(long, help_heading = "Training graph")]
     pub no_train: bool,
     /// Loss [default: auto, by evidence in the model]
-    #[arg(long, help_heading = "Training graph")]
-    pub loss: Option<LossArg>,
+    #[arg(long, value_parser = word_of!(LossChoice, LossChoice::words()), help_heading = "Training graph")]
+    pub loss: Option<LossChoice>,
     /// [default: mean]
     #[arg(long, help_heading = "Training graph")]
     pub reduction: Option<Reduction>,
@@ -287,8 +277,8 @@ pub struct RewriteArgs {
     #[arg(long, value_name = "NAME", help_heading = "Training graph")]
     pub labels: Option<String>,
     /// [default: adamw, with PyTorch's defaults]
-    #[arg(long, help_heading = "Training graph")]
-    pub optimizer: Option<OptimizerArg>,
+    #[arg(long, value_parser = word_of!(OptimizerKind), help_heading = "Training graph")]
+    pub optimizer: Option<OptimizerKind>,
     /// Momentum of SGD
     #[arg(long, allow_negative_numbers = true, value_name = "X", help_heading = "Training graph")]
     pub momentum: Option<f64>,
@@ -353,15 +343,15 @@ pub struct RewriteArgs {
     #[arg(long, help_heading = "Training graph")]
     pub untied: bool,
     /// Machine whose costs choose among formulations of the same computation [default: cpu]
-    #[arg(long, help_heading = "Training graph")]
-    pub target: Option<TargetArg>,
+    #[arg(long, value_parser = PossibleValuesParser::new(Target::NAMES).try_map(|name| Target::of_name(&name).ok_or("no such target")), help_heading = "Training graph")]
+    pub target: Option<&'static Target>,
     /// Engine that compares the rewrite with its source, proved or not; none: no verification [default: a proof, else tract, else ONNX Runtime]
     #[arg(long, help_heading = "Verification")]
     pub verify: Option<VerifyArg>,
     /// Inputs to compare on where no proof is found [default: 2]
     #[arg(long, value_name = "N", help_heading = "Verification")]
     pub trials: Option<usize>,
-    /// Seed of the random inputs [default: 0]
+    /// Seed of the random inputs and of the training graph's dropout masks [default: 0]
     #[arg(long, value_name = "N", help_heading = "Verification")]
     pub seed: Option<u64>,
     /// [default: 1e-5]
@@ -404,14 +394,14 @@ pub struct RewriteArgs {
     #[arg(short, long)]
     pub verbose: bool,
     /// Operator set of the graphs [default: the forward graph keeps the source's, the training graph 18 or the smallest that can]
-    #[arg(long, value_name = "N", help_heading = "Start", value_parser = clap::value_parser!(i64).range(7..=26))]
+    #[arg(long, value_name = "N", help_heading = "Start", value_parser = clap::value_parser!(i64).range(7..=28))]
     pub opset: Option<i64>,
 }
 
 impl RewriteArgs {
     /// Was any option given that only makes sense for a training graph?
     pub fn asks_for_training(&self) -> bool {
-        self.loss.is_some_and(|l| l != LossArg::None)
+        self.loss.is_some_and(|l| l != LossChoice::None)
             || self.reduction.is_some()
             || self.label_smoothing.is_some()
             || self.ignore_index.is_some()

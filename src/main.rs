@@ -58,7 +58,7 @@ fn run(cli: &Cli) -> Result<(String, u8), Failure> {
         Some(Command::Inspect(a)) => &a.limits,
         _ => &cli.rewrite.limits,
     };
-    child::isolate(child::Limits::of(limits.max_memory.as_deref(), limits.engine_timeout)?);
+    child::isolate(child::Limits::of(limits.max_memory, limits.engine_timeout));
     let text = match &cli.command {
         #[cfg(feature = "ort")]
         Some(Command::Train(a)) => {

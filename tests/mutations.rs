@@ -15,6 +15,7 @@ use ancre_passes::verify;
 use ancre_passes::{onnx, pipeline};
 use ancre_rewrite::engine;
 use ancre_rewrite::io::files;
+use ancre_rewrite::rewrite::config::RewriteConfig;
 use clap::Parser;
 use onnx_protobuf::{Message, ModelProto};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -94,13 +95,11 @@ fn work_on(bytes: Vec<u8>, depth: Depth) -> Result<(), String> {
     let _ = verify::verify(&g, verify::Stage::Open);
     let chains = find_residuals(&g).chains;
     let arguments = ancre_rewrite::cli::Cli::parse_from(["ancre-rewrite", "damaged.onnx", "--loss", "mse"]).rewrite;
-    let options = ancre_rewrite::rewrite::options::route_options(&arguments).map_err(|e| e.to_string())?;
-    route_skips(&mut g, &chains, &options).map_err(|e| e.to_string())?;
+    let config = RewriteConfig::try_from(&arguments).map_err(|e| e.to_string())?;
+    route_skips(&mut g, &chains, &config.route).map_err(|e| e.to_string())?;
     if depth == Depth::Train {
-        let model = Path::new("damaged.onnx");
         let built = ancre_rewrite::rewrite::training_files::build(
-            &arguments,
-            model,
+            &config,
             g.clone(),
             &|_| None,
             &mut pipeline::PassManager::default(),

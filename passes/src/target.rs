@@ -114,6 +114,9 @@ pub static WASM: Target = Target {
 };
 
 impl Target {
+    /// The names of all of them.
+    pub const NAMES: [&str; 3] = ["cpu", "cuda", "wasm"];
+
     /// The target of a name.
     pub fn of_name(name: &str) -> Option<&'static Target> {
         [&CPU, &CUDA, &WASM].into_iter().find(|t| t.name == name)

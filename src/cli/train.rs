@@ -1,5 +1,6 @@
 //! The command line of `train`.
 
+use crate::engine::memory::parse_size;
 use crate::engine::ort::device::{DeviceChoice, Optimization};
 use clap::{Args, ValueEnum};
 use std::path::PathBuf;
@@ -119,8 +120,8 @@ pub struct TrainArgs {
     #[arg(long, help_heading = "Runtime")]
     pub no_arena: bool,
     /// Most memory of the GPU to take, such as 8GiB
-    #[arg(long, value_name = "SIZE", value_parser = size, help_heading = "Runtime")]
-    pub gpu_memory: Option<usize>,
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, help_heading = "Runtime")]
+    pub gpu_memory: Option<u64>,
     /// How far ONNX Runtime may rewrite the graph
     #[arg(long, value_enum, value_name = "LEVEL", default_value_t, help_heading = "Runtime")]
     pub optimization: Optimization,
@@ -163,27 +164,12 @@ fn image_size(text: &str) -> Result<[usize; 2], String> {
     two.filter(|s: &[usize; 2]| s[0] > 0 && s[1] > 0).ok_or_else(|| "HxW such as 224x224 was expected".into())
 }
 
-fn size(text: &str) -> Result<usize, String> {
-    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let unit = match text[digits.len()..].to_ascii_lowercase().as_str() {
-        "" | "b" => 1,
-        "k" | "kb" | "kib" => 1 << 10,
-        "m" | "mb" | "mib" => 1 << 20,
-        "g" | "gb" | "gib" => 1 << 30,
-        _ => return Err("a size such as 8GiB or 500MB was expected".into()),
-    };
-    let number: f64 = digits.parse().map_err(|_| "a size such as 8GiB or 500MB was expected".to_string())?;
-    if number > 0.0 { Ok((number * f64::from(unit)) as usize) } else { Err("a positive size was expected".into()) }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn sizes_are_read() {
-        assert_eq!((size("8GiB"), size("1.5k"), size("12")), (Ok(8 << 30), Ok(1536), Ok(12)));
-        assert!(size("8 GiBs").is_err() && size("").is_err() && size("-1").is_err() && size("0").is_err());
+    fn image_sizes_are_read() {
         assert_eq!((image_size("32x64"), image_size("32").is_err(), image_size("0x3").is_err()), (Ok([32, 64]), true, true));
     }
 }

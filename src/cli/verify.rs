@@ -1,23 +1,16 @@
 //! `verify`'s arguments.
 
-use clap::{Args, ValueEnum};
+use crate::engine::EngineChoice;
+use crate::engine::memory::parse_size;
+use clap::Args;
 use std::path::PathBuf;
-
-/// Which engine runs the models.
-#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(missing_docs)]
-pub enum EngineArg {
-    Tract,
-    Ort,
-    Both,
-}
 
 /// How much an engine, which runs in a process of its own, may take.
 #[derive(Args, Debug, Default)]
 pub struct LimitArgs {
     /// Most memory an engine may use, such as 500M or 8G; verify: fail (2) when more would be needed [default: 4 GiB and 16 times the model]
-    #[arg(long, value_name = "SIZE", help_heading = "Verification")]
-    pub max_memory: Option<String>,
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, help_heading = "Verification")]
+    pub max_memory: Option<u64>,
     /// Most seconds an engine may take to load a model or to run it once [default: 120 and one a MiB of the model]
     #[arg(long, value_name = "SECONDS", help_heading = "Verification", value_parser = clap::value_parser!(u64).range(1..))]
     pub engine_timeout: Option<u64>,
@@ -55,7 +48,7 @@ pub struct VerifyArgs {
     pub reassociate: bool,
     /// Engine that runs the models; both: each of them, A against B in either [default: tract, or ONNX Runtime where tract cannot run them]
     #[arg(long)]
-    pub engine: Option<EngineArg>,
+    pub engine: Option<EngineChoice>,
     /// Number of inputs tried, the first ones random, then zeros, ties, large and small magnitudes, flipped signs [default: 8]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub trials: Option<u32>,

@@ -7,8 +7,7 @@
 
 use super::wire::{Answer, Reply, Request, read_answer, write_answer};
 use super::{Engine, EngineError, Session, Tensors};
-use crate::engine::memory::{self, parse_size};
-use crate::error::Failure;
+use crate::engine::memory;
 use ancre_passes::ir::SharedBytes;
 use ancre_passes::onnx;
 use std::cell::{Cell, RefCell};
@@ -38,12 +37,8 @@ pub struct Limits {
 
 impl Limits {
     /// What the command line says.
-    ///
-    /// # Errors
-    /// When the size is none.
-    pub fn of(memory: Option<&str>, seconds: Option<u64>) -> Result<Limits, Failure> {
-        let memory = memory.map(parse_size).transpose()?;
-        Ok(Limits { memory, time: seconds.map(Duration::from_secs) })
+    pub fn of(memory: Option<u64>, seconds: Option<u64>) -> Limits {
+        Limits { memory, time: seconds.map(Duration::from_secs) }
     }
 
     /// The limits for a model of so many bytes.

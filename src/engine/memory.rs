@@ -1,6 +1,5 @@
 //! Memory: sizes as people write them, and what this process uses.
 
-use crate::error::Failure;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -9,9 +8,9 @@ use std::time::Duration;
 ///
 /// # Errors
 /// When it is none.
-pub fn parse_size(text: &str) -> Result<u64, Failure> {
+pub fn parse_size(text: &str) -> Result<u64, String> {
     let fail = || {
-        Failure::input(format!("--max-memory `{text}` is no size")).help("a number with k, M, G or T, such as 500M or 8G")
+        "a number of bytes, or one with k, M, G, T (thousands) or KiB, MiB, GiB, TiB, such as 500M, was expected".to_string()
     };
     let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     let number: f64 = text[..digits].parse().map_err(|_| fail())?;

@@ -45,6 +45,15 @@ pub enum EngineError {
     NoRuntime(String),
 }
 
+/// Which engine runs the models.
+#[derive(clap::ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum EngineChoice {
+    Tract,
+    Ort,
+    Both,
+}
+
 /// Something that can run ONNX models.
 pub trait Engine {
     /// Name for reports: `tract`, `ort`.

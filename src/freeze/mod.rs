@@ -96,7 +96,7 @@ pub fn freeze(a: &FreezeArgs) -> Result<Frozen, Failure> {
     if !a.keep_router {
         g.metadata.shift_remove(Ties::KEY);
     }
-    let path = a.output.clone().unwrap_or_else(|| {
+    let path = a.out.clone().unwrap_or_else(|| {
         let stem = a.model.file_stem().and_then(|s| s.to_str()).unwrap_or("model");
         a.model.with_file_name(format!("{}.frozen.onnx", stem.trim_end_matches(".ancre")))
     });

@@ -128,7 +128,7 @@ mod tests {
         engine::find_types(&mut g);
         let structure = find_residuals(&g);
         let cli = crate::cli::Cli::parse_from(["ancre-rewrite", "m.onnx"]);
-        let options = crate::rewrite::options::route_options(&cli.rewrite).map_err(|e| e.to_string())?;
+        let options = crate::rewrite::config::RewriteConfig::try_from(&cli.rewrite).map_err(|e| e.to_string())?.route;
         route_skips(&mut g, &structure.chains, &options).map_err(|e| e.to_string())?;
         pipeline::lower_forward(&mut g).map_err(|e| e.to_string())?;
         onnx::emit(&g).and_then(|e| e.to_bytes()).map_err(|e| e.to_string())?;

@@ -1,7 +1,6 @@
 //! `--batch`: rebuilds the source, or the training graph alone, for another batch, and compares what comes of a batch with what
 //! comes of each of its samples by itself in the source.
 
-use crate::cli::RewriteArgs;
 use crate::engine::{EngineError, Session, Tensors};
 use crate::error::Failure;
 use crate::io::tensor::NpTensor;
@@ -55,22 +54,6 @@ impl BatchFacts {
 /// A number, or the text of a symbolic extent.
 pub fn dim_json(d: &Dim) -> Value {
     d.known().map_or_else(|| json!(d.to_string()), |n| json!(n))
-}
-
-/// Reads `--batch`.
-///
-/// # Errors
-/// When it is none of keep, dynamic and a positive number.
-pub fn request(a: &RewriteArgs) -> Result<Request, Failure> {
-    Ok(match a.batch.as_deref() {
-        None => Request::Default,
-        Some("keep") => Request::Keep,
-        Some("dynamic") => Request::Both(Batch::Dynamic),
-        Some(n) => match n.parse::<i64>() {
-            Ok(n) if n > 0 => Request::Both(Batch::Fixed(n)),
-            _ => return Err(Failure::input(format!("--batch `{n}` is not keep, dynamic or a positive number"))),
-        },
-    })
 }
 
 /// Rebuilds the source for the batch that was asked for; `None` when it has that one already.

@@ -1,18 +1,19 @@
 //! The main job: route a model's skips, build its training graph, prove the rewrite, write the files.
 
 pub mod batch;
-pub mod options;
+pub mod config;
 pub mod report;
 pub mod start;
 pub mod training_files;
 pub mod verification;
 
-use crate::cli::{RewriteArgs, VerifyArg};
+use crate::cli::RewriteArgs;
 use crate::engine;
 use crate::engine::random_inputs;
 use crate::error::{Failure, sentence};
 use crate::io::files::{self, Outputs};
 use crate::rewrite::batch::{BatchFacts, Request};
+use crate::rewrite::config::RewriteConfig;
 use crate::rewrite::training_files::{TrainingFacts, TrainingFiles};
 use crate::rewrite::verification::Verification;
 use crate::verify::Subject;
@@ -23,7 +24,7 @@ use ancre_passes::ir::{Graph, NodeId, RouterId, RouterSpec, SharedBytes};
 use ancre_passes::onnx;
 use ancre_passes::pipeline::{Cx, FORWARD, PassError, PassManager, PassRun, ROUTE};
 use ancre_passes::placement::{self, Fallback};
-use ancre_passes::transform::route::{LeftAlone, RouteOptions, Routed};
+use ancre_passes::transform::route::{ChainChoice, LeftAlone, RouteOptions, Routed};
 use ancre_passes::transform::{dropout, legalize, route, tie};
 use indexmap::IndexMap;
 use std::collections::HashSet;
@@ -137,34 +138,34 @@ impl OutputPaths {
 /// # Errors
 /// Status 2 for bad input or usage, 1 when a check says no. Nothing is written then.
 pub fn rewrite(a: &RewriteArgs) -> Result<Outcome, Failure> {
-    let model =
-        a.model.as_deref().ok_or_else(|| Failure::input("no model given").help("ancre-rewrite MODEL.onnx, or --help"))?;
-    let batch_request = batch::request(a)?;
-    options::check_numbers(a)?;
-    options::check_combinations(a)?;
-    let route_options = options::route_options(a)?;
-    let dims = random_inputs::dims(&a.dim)?;
-    let debugging = options::debugging(a)?;
+    run(RewriteConfig::try_from(a)?)
+}
+
+/// Runs the main job as it is configured.
+///
+/// # Errors
+/// As [`rewrite`].
+pub fn run(config: RewriteConfig) -> Result<Outcome, Failure> {
+    let model = config.model.as_path();
     let mut clock = Clock(Instant::now(), Vec::new());
-    let mut notices = options::without_effect(a);
+    let mut notices = config.idle.clone();
     // A network that stays as it is keeps its functions.
-    let stays = a.chains.as_deref() == Some("none") && a.no_train;
+    let stays = config.route.chains == ChainChoice::None && config.training.is_none();
     let (mut source, bytes, inlined) = if stays { load(model).map(|(g, b)| (g, b, false))? } else { load_inlined(model)? };
-    if inlined && a.verify != Some(VerifyArg::None) {
+    if inlined && config.verify.is_some() {
         notices.push("local functions were inlined; verification compares with the source after that".into());
     }
-    random_inputs::check_dims(&source, &dims).map_err(|e| e.at(model))?;
+    random_inputs::check_dims(&source, &config.dims).map_err(|e| e.at(model))?;
     let quietened = dropout::evaluation_mode(&mut source);
     if quietened > 0 {
         notices.push(format!(
             "the file was exported in training mode: {quietened} dropout and batch normalisation nodes are in evaluation mode in the forward graph, which is compared with the source in that mode"
         ));
     }
-    let changed = start::change(a, model, &mut source, &mut notices)? || quietened > 0 || inlined;
+    let changed = start::change(&config.start, model, &mut source, &mut notices)? || quietened > 0 || inlined;
     clock.lap("parse");
-    let verify_options = options::verify_options(a, dims);
-    let rebuilt = match batch_request {
-        Request::Both(to) => batch::rebuild_source(to, model, &mut source, verify_options.as_ref())?,
+    let rebuilt = match config.batch {
+        Request::Both(to) => batch::rebuild_source(to, model, &mut source, config.verify.as_ref())?,
         _ => None,
     };
     let changed = changed || rebuilt.is_some();
@@ -175,45 +176,45 @@ pub fn rewrite(a: &RewriteArgs) -> Result<Outcome, Failure> {
     let dead: HashSet<NodeId> =
         source.nodes().filter(|n| source.results(*n).all(|v| !source.is_read(v) && !source.is_output(v))).collect();
     let show = |text: &str| eprint!("{text}");
-    let mut manager = PassManager::new(debugging, &show);
+    let mut manager = PassManager::new(config.debugging.clone(), &show);
     manager.starts_from(&source);
     let mut routed = source.clone();
-    let mut cx = Cx { route: route_options.clone(), chains: Some(structure.chains.clone()), ..Cx::default() };
+    let mut cx = Cx { route: config.route.clone(), chains: Some(structure.chains.clone()), ..Cx::default() };
     manager.run(ROUTE, &mut routed, &mut cx).map_err(|e| Failure::from(e).at(model))?;
     let Routed { notes, left_alone } = cx.routed;
-    if a.require && routed.routers.is_empty() {
+    if config.require && routed.routers.is_empty() {
         return Err(Failure::check("there is nothing to rewrite: no residual chain of two or more blocks").at(model));
     }
     let left = |l: LeftAlone| format!("chain {} gets no router: {}", l.chain, sentence(&l.why, l.hint));
     notices.extend(left_alone.into_iter().map(left));
     notices.extend(notes.iter().map(|(chain, note)| format!("chain {chain}: {note}")));
     route::describe(&mut routed, &structure.chains);
-    let ties = record_ties(a, &source, &mut routed);
+    let ties = record_ties(&config, &source, &mut routed);
     let mut forward = routed.clone();
-    let mut cx = Cx { keep: dead, opset: a.opset, ..Cx::default() };
-    cx.training.target = options::target(a);
-    manager.run_to_emit(FORWARD, &mut forward, &mut cx).map_err(|e| match (e, a.opset) {
+    let mut cx = Cx { keep: dead, opset: config.opset, ..Cx::default() };
+    cx.training.target = config.target;
+    manager.run_to_emit(FORWARD, &mut forward, &mut cx).map_err(|e| match (e, config.opset) {
         (PassError::Convert(e), Some(n)) => Failure::input(format!("--opset {n}: {e}")).at(model),
         (e, _) => Failure::from(e).at(model),
     })?;
-    if let Some(n) = a.opset {
-        if n < legalize::LOWEST && !a.no_train {
+    if let Some(n) = config.opset {
+        if n < legalize::LOWEST && config.training.is_some() {
             notices.push(format!("the training graph is of opset {}, the lowest it can be in", legalize::LOWEST));
         }
     }
     clock.lap("rewrite");
 
-    let any_batch = |notices: &mut Vec<String>| match batch_request {
-        Request::Default => batch::for_training(model, &source, verify_options.as_ref()).unwrap_or_else(|why| {
+    let any_batch = |notices: &mut Vec<String>| match config.batch {
+        Request::Default => batch::for_training(model, &source, config.verify.as_ref()).unwrap_or_else(|why| {
             notices.push(format!("the training graph keeps the source's batch: {why}"));
             None
         }),
         _ => None,
     };
-    let training = training_files::build(a, model, routed.clone(), &any_batch, &mut manager, &mut notices)?;
+    let training = training_files::build(&config, routed.clone(), &any_batch, &mut manager, &mut notices)?;
     clock.lap("differentiate");
 
-    let paths = OutputPaths::new(model, a.out.as_deref());
+    let paths = OutputPaths::new(model, config.out.as_deref());
     let mut outputs = Outputs::sparing(&[model]);
     let mut written = Vec::new();
     let mut graphs = vec![("forward", paths.forward.clone(), &forward)];
@@ -223,19 +224,19 @@ pub fn rewrite(a: &RewriteArgs) -> Result<Outcome, Failure> {
     }
     for (kind, path, g) in graphs {
         let emission = onnx::emit(g).map_err(|e| Failure::input(e.to_string()).hint(e.hint()).at(&path))?;
-        let bytes = if a.dry_run { emission.byte_len() } else { outputs.add_model(&emission, &path)? };
+        let bytes = if config.dry_run { emission.byte_len() } else { outputs.add_model(&emission, &path)? };
         written.push((kind, path, bytes, emission.nodes));
     }
     if let Ok(TrainingFiles { state: Some(state), .. }) = &training {
         let path = paths.beside("state", Some("safetensors"));
-        if !a.dry_run {
+        if !config.dry_run {
             outputs.add_bytes(state, &path)?;
         }
         written.push(("state", path, state.len() as u64, 0));
     }
     clock.lap("emit");
 
-    let verified = match &verify_options {
+    let verified = match &config.verify {
         None => None,
         Some(how) => {
             files::check_external(&source, model).map_err(|e| e.help("--verify none does without the data"))?;
@@ -247,20 +248,21 @@ pub fn rewrite(a: &RewriteArgs) -> Result<Outcome, Failure> {
                     Subject::of_file(graph, bytes, model)?
                 }
             };
-            let (graph, bytes) = if a.dry_run { emitted(&forward, model)? } else { outputs.read_back(&paths.forward)? };
-            let place = if a.dry_run { model } else { &paths.forward };
+            let (graph, bytes) =
+                if config.dry_run { emitted(&forward, model)? } else { outputs.read_back(&paths.forward)? };
+            let place = if config.dry_run { model } else { &paths.forward };
             let file = Subject::of_file(graph, bytes, place)?;
-            Some(verification::verify(&subject, file, !routed.routers.is_empty(), &route_options, how)?)
+            Some(verification::verify(&subject, file, !routed.routers.is_empty(), &config.route, how)?)
         }
     };
     clock.lap("verify");
     if let Some(v) = &verified {
         notices.extend(v.notices.iter().cloned());
-        if a.require_equivalent {
+        if config.require_equivalent {
             require_equivalent(v).map_err(|e| e.at(model))?;
         }
     }
-    if !a.dry_run {
+    if !config.dry_run {
         outputs.commit()?;
     }
     clock.lap("emit");
@@ -275,7 +277,7 @@ pub fn rewrite(a: &RewriteArgs) -> Result<Outcome, Failure> {
         parameters,
         routers: routed.routers,
         notes,
-        route: route_options,
+        route: config.route.clone(),
         outputs: written,
         verified,
         training,
@@ -306,14 +308,14 @@ fn require_equivalent(v: &Verification) -> Result<(), Failure> {
 }
 
 /// Finds what is tied, and records it where both graphs and `freeze` see it. Those who want none of it leave a record of that.
-fn record_ties(a: &RewriteArgs, source: &Graph, routed: &mut Graph) -> Vec<Tie> {
+fn record_ties(config: &RewriteConfig, source: &Graph, routed: &mut Graph) -> Vec<Tie> {
     let mut ties = tie::find_ties(source);
     routed.metadata.shift_remove(Ties::KEY);
     let found = !ties.is_empty();
-    if a.untied {
+    if config.start.untied {
         ties.clear();
     }
-    if found && !a.no_train {
+    if found && config.training.is_some() {
         Ties(ties.clone()).write(routed);
     }
     ties

@@ -1,8 +1,8 @@
 //! Changes to the source before anything else: another classifier, fresh weights. All that follows, verification too, takes the
 //! changed model for the source.
 
-use crate::cli::{Preset, RewriteArgs};
 use crate::error::{Failure, sentence};
+use crate::rewrite::config::Start;
 use ancre_passes::ir::Graph;
 use ancre_passes::transform::loss::loss_output;
 use ancre_passes::transform::reinit::{self, Normalisation};
@@ -13,28 +13,28 @@ use std::path::Path;
 ///
 /// # Errors
 /// When there is no classifier to replace, or something after it depends on the number of classes.
-pub fn change(a: &RewriteArgs, model: &Path, g: &mut Graph, notices: &mut Vec<String>) -> Result<bool, Failure> {
-    if a.reinit.is_some() || a.preset == Some(Preset::Paper) {
+pub fn change(start: &Start, model: &Path, g: &mut Graph, notices: &mut Vec<String>) -> Result<bool, Failure> {
+    if start.from_scratch {
         notices.extend(lost_normalisation(g));
     }
-    if a.classes.is_none() && a.reinit.is_none() {
+    if start.classes.is_none() && start.reinit.is_none() {
         return Ok(false);
     }
     let fail = |e: String| Failure::input(e).at(model);
-    if let Some(n) = a.classes {
+    if let Some(n) = start.classes {
         let output =
-            loss_output(g, a.output.as_deref()).map_err(|e| fail(format!("--classes: {}", sentence(&e, e.hint()))))?;
-        let done = classes::replace_classifier(g, output, n as i64, a.reinit.unwrap_or(0))
+            loss_output(g, start.output.as_deref()).map_err(|e| fail(format!("--classes: {}", sentence(&e, e.hint()))))?;
+        let done = classes::replace_classifier(g, output, n as i64, start.reinit.unwrap_or(0))
             .map_err(|e| fail(format!("--classes: {e}")))?;
         notices.push(format!(
             "`{}` is a fresh linear map of {} features to {n} classes (before: {}); the rest is compared with the source with this map in its place",
             done.node, done.features, done.before
         ));
     }
-    if let Some(seed) = a.reinit {
+    if let Some(seed) = start.reinit {
         // What an exporter merged because it was equal is no longer equal.
         separate::separate_parameters(g, separate::is_own);
-        let ties = if a.untied { Vec::new() } else { tie::find_ties(g) };
+        let ties = if start.untied { Vec::new() } else { tie::find_ties(g) };
         let kept = reinit::reinitialize(g, seed);
         ties.iter().for_each(|t| tie::begin(g, t));
         let but = match kept.as_slice() {

@@ -1,19 +1,18 @@
 //! The files of a training graph: the graph, its evaluation graph, its state.
 
-use crate::cli::{LossArg, RewriteArgs, StateArg};
 use crate::error::{Failure, sentence};
 use crate::rewrite::batch::{BatchFacts, dim_json};
-use crate::rewrite::options;
+use crate::rewrite::config::RewriteConfig;
 use ancre_passes::contract::StateRecord;
-use ancre_passes::ir::{DType, Graph, TensorType};
+use ancre_passes::ir::{DType, Graph, Rule, TensorType};
 use ancre_passes::pipeline::training::Training;
 use ancre_passes::pipeline::{PassError, PassManager};
 use ancre_passes::placement;
 use ancre_passes::transform::rebatch::{self, Batch, Current};
+use ancre_passes::transform::route::Init;
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 use serde_json::{Value, json};
-use std::path::Path;
 
 /// What is reported about a training graph.
 pub struct TrainingFacts {
@@ -56,17 +55,13 @@ pub struct TrainingFiles {
 /// # Errors
 /// When training was asked for and there can be no training graph.
 pub fn build(
-    a: &RewriteArgs,
-    model: &Path,
+    config: &RewriteConfig,
     routed: Graph,
     any_batch: &dyn Fn(&mut Vec<String>) -> Option<BatchFacts>,
     manager: &mut PassManager,
     notices: &mut Vec<String>,
 ) -> Result<Result<TrainingFiles, String>, Failure> {
-    if a.no_train || a.loss == Some(LossArg::None) {
-        return Ok(Err("not asked for".into()));
-    }
-    let auto = matches!(a.loss, None | Some(LossArg::Auto));
+    let Some(asked) = &config.training else { return Ok(Err("not asked for".into())) };
     let quantised = routed
         .nodes()
         .find(|n| routed.op(*n).is_some_and(|op| op.name.contains("QuantizeLinear") || op.name.starts_with("QLinear")));
@@ -78,14 +73,13 @@ pub fn build(
                 "the model is quantised ({site}); it can be inspected and routed, not trained: train the float model and quantise the result"
             )));
         }
-        let loss = match options::loss_options(a, &routed, a.output.as_deref()) {
-            Ok(loss) => loss,
+        let mut o = match asked.choose_loss(&routed) {
+            Ok(loss) => asked.options(loss),
             Err(why) => return Ok(Err(why)),
         };
-        let mut o = options::training_options(a, loss)?;
         let rebuilt = any_batch(notices);
         o.batch = rebuilt.as_ref().map(|_| Batch::Dynamic);
-        let for_evaluation = a.eval_graph.then(|| routed.clone());
+        let for_evaluation = asked.evaluation.then(|| routed.clone());
         let reason = |e: PassError| match e {
             PassError::Stopped(_) => Err(Failure::from(e)),
             e => Ok(sentence(&e, e.hint())),
@@ -107,7 +101,7 @@ pub fn build(
                 training.widened
             ));
         }
-        let state = if a.state == Some(StateArg::Separate) {
+        let state = if asked.separate_state {
             let state = separate_state(&mut training.graph, &training.states).map_err(Failure::input)?;
             if let Some(g) = &mut evaluation {
                 separate_state(g, &training.states).map_err(Failure::input)?;
@@ -125,7 +119,7 @@ pub fn build(
         let fallbacks = placement::cuda_fallbacks(&training.graph);
         let facts = TrainingFacts {
             loss: o.loss.kind.name(),
-            auto,
+            auto: asked.loss.is_none(),
             optimizer: o.optimizer.kind.name(),
             target: training.target.clone(),
             batch: rebatch::current(&training.graph).map_or(Value::Null, |c| match c {
@@ -142,15 +136,15 @@ pub fn build(
     };
     let built = attempt()?;
     if let Err(why) = &built {
-        if a.asks_for_training() {
-            return Err(Failure::input(format!("no training graph: {why}")).at(model));
+        if asked.required {
+            return Err(Failure::input(format!("no training graph: {why}")).at(&config.model));
         }
         notices.push(format!("no training graph: {why}"));
     }
     if let Ok(TrainingFiles { facts, .. }) = &built
         && routes
-        && a.init.as_deref() == Some("identity")
-        && a.parametrization.is_none_or(|p| p == crate::cli::Parametrization::Softmax)
+        && config.route.init == Init::Identity
+        && config.route.rule == Rule::Softmax
         && facts.trainable.iter().any(|n| n.ends_with(".logits"))
         && !facts.trainable.iter().any(|n| n.ends_with(".gate"))
     {

@@ -74,7 +74,7 @@ pub(super) fn run(
             state: Some(from.clone()),
             keep_router: false,
             prune: 0.0,
-            output: Some(path.clone()),
+            out: Some(path.clone()),
             json: false,
         })?;
         outcome.export = Some(Export { from, frozen });

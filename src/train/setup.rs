@@ -280,7 +280,7 @@ fn open_session(a: &TrainArgs, t: &TrainingGraph, notices: &mut Vec<String>) -> 
         arena: !a.no_arena,
         memory_pattern: false,
         tf32: a.tf32,
-        gpu_memory: a.gpu_memory,
+        gpu_memory: a.gpu_memory.map(|n| n as usize),
         ..OrtEngine::default()
     };
     let cuda = |device: Device| -> Result<Result<(OrtEngine, OrtSession), String>, Failure> {

@@ -3,8 +3,8 @@
 use super::{
     ProofMode, Subject, Tolerance, Verdict, VerifyOptions, compare_subjects, given, gradient, junit, memory, report,
 };
-use crate::cli::{EngineArg, VerifyArgs};
-use crate::engine::child::Limits;
+use crate::cli::VerifyArgs;
+use crate::engine::EngineChoice;
 use crate::engine::{Tensors, random_inputs};
 use crate::error::Failure;
 use crate::io::files::Outputs;
@@ -67,7 +67,7 @@ fn attempt(args: &VerifyArgs) -> Result<Answer, Failure> {
 fn check_gradient(args: &VerifyArgs, train: &Path) -> Result<Answer, Failure> {
     let clock = Instant::now();
     let mut o = verify_options(args)?;
-    o.engine = Some(args.engine.unwrap_or(EngineArg::Ort));
+    o.engine = Some(args.engine.unwrap_or(EngineChoice::Ort));
     o.trials = args.trials.unwrap_or(3) as usize;
     let _watch = o.max_memory.map(memory::watch);
     let train = Subject::read(train)?;
@@ -117,6 +117,6 @@ fn verify_options(args: &VerifyArgs) -> Result<VerifyOptions, Failure> {
         tolerance: Tolerance { atol: number(args.atol, "--atol")?, rtol: number(args.rtol, "--rtol")?, precision: None },
         dims: random_inputs::dims(&args.dim)?,
         given: Tensors::new(),
-        max_memory: Limits::of(args.limits.max_memory.as_deref(), None)?.memory,
+        max_memory: args.limits.max_memory,
     })
 }

@@ -4,7 +4,7 @@
 use super::compare::compare;
 use super::numeric::{Failing, engines};
 use super::{Subject, VerifyOptions, memory};
-use crate::cli::EngineArg;
+use crate::engine::EngineChoice;
 use crate::engine::random_inputs::Sizes;
 use crate::engine::{Engine, Tensors};
 use ancre_passes::ir::{Graph, ValueId};
@@ -51,7 +51,7 @@ const MOST_VALUES: usize = 2000;
 /// # Errors
 /// Why it cannot be found.
 pub fn find(a: &Subject, b: &Subject, failing: &Failing, o: &VerifyOptions) -> Result<Option<Divergence>, String> {
-    let which = if failing.engine == "ort" { EngineArg::Ort } else { EngineArg::Tract };
+    let which = if failing.engine == "ort" { EngineChoice::Ort } else { EngineChoice::Tract };
     let engine = engines(which).map_err(|e| e.to_string())?.remove(0);
     let usable = |g: &Graph, v: ValueId| g.value(v).ty.dtype.is_some_and(|t| t.size().is_some());
     let pairs: Vec<(ValueId, ValueId)> = pairing::pairs(&a.graph, &b.graph)

@@ -15,7 +15,7 @@ pub mod report;
 pub use command::verify;
 pub use compare::{Comparison, OutputComparison, Report, Tolerance, compare, compare_all};
 
-use crate::cli::EngineArg;
+use crate::engine::EngineChoice;
 use crate::engine::random_inputs::Sizes;
 use crate::engine::{self, Engine, Session, Tensors};
 use crate::error::Failure;
@@ -143,7 +143,7 @@ pub struct VerifyOptions {
     /// May a proof take sums of floats for equal in whatever order they are added?
     pub reassociate: bool,
     /// Engine or engines of the numeric comparison; `None`: tract, or ONNX Runtime where tract cannot run a model.
-    pub engine: Option<EngineArg>,
+    pub engine: Option<EngineChoice>,
     /// Inputs to compare on.
     pub trials: usize,
     /// Seed of everything random.

@@ -61,13 +61,13 @@ pub struct NumericReport {
 ///
 /// # Errors
 /// When ONNX Runtime is asked for and there is none.
-pub fn engines(which: crate::cli::EngineArg) -> Result<Vec<Box<dyn Engine>>, Failure> {
-    use crate::cli::EngineArg;
+pub fn engines(which: crate::engine::EngineChoice) -> Result<Vec<Box<dyn Engine>>, Failure> {
+    use crate::engine::EngineChoice;
     let ort = || engine::ort().map_err(|e| Failure::input(e.to_string()));
     Ok(match which {
-        EngineArg::Tract => vec![engine::tract()],
-        EngineArg::Ort => vec![ort()?],
-        EngineArg::Both => vec![engine::tract(), ort()?],
+        EngineChoice::Tract => vec![engine::tract()],
+        EngineChoice::Ort => vec![ort()?],
+        EngineChoice::Both => vec![engine::tract(), ort()?],
     })
 }
 

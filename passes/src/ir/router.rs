@@ -1,18 +1,20 @@
 //! Routers: the objects that the operators `ancre.Route` and its cotangents name by their id.
 
 use super::{Graph, ValueId};
-use serde::{Deserialize, Serialize};
 
 /// Enums whose variants have a word each, in files and on the command line.
 macro_rules! words {
     ($($(#[$doc:meta])* $name:ident { $($(#[$about:meta])* $variant:ident = $word:literal,)+ })+) => {$(
         $(#[$doc])*
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
         pub enum $name {
             $($(#[$about])* #[serde(rename = $word)] $variant,)+
         }
 
         impl $name {
+            /// The words of all of them, in order.
+            pub const WORDS: &[&str] = &[$($word),+];
+
             /// Its word.
             pub fn name(self) -> &'static str {
                 match self {

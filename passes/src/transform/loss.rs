@@ -1,47 +1,31 @@
 //! Losses, appended as plain operators.
 
 use super::master::is_half;
+use crate::ir::words;
 use crate::ir::{Attrs, DType, Dim, Graph, NodeId, Op, TensorType, ValueId, ValueType};
 use crate::ops::build::{BuildError, Builder, Built};
 use crate::ops::{Along, Class, axes_of};
 use crate::refusal::Hint;
 
-/// Which loss.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LossKind {
-    /// Softmax cross-entropy with int64 class labels.
-    CrossEntropy,
-    /// Softmax cross-entropy of each position's logits with the next position's token.
-    NextToken,
-    /// Mean squared error.
-    Mse,
-    /// Mean absolute error.
-    L1,
-    /// Huber: quadratic below `delta`, linear above.
-    Huber,
-    /// Binary cross-entropy on logits.
-    Bce,
+words! {
+    /// Which loss.
+    LossKind {
+        /// Softmax cross-entropy with int64 class labels.
+        CrossEntropy = "cross-entropy",
+        /// Softmax cross-entropy of each position's logits with the next position's token.
+        NextToken = "next-token",
+        /// Mean squared error.
+        Mse = "mse",
+        /// Mean absolute error.
+        L1 = "l1",
+        /// Huber: quadratic below `delta`, linear above.
+        Huber = "huber",
+        /// Binary cross-entropy on logits.
+        Bce = "bce",
+    }
 }
 
 impl LossKind {
-    /// The command line's name.
-    pub fn name(self) -> &'static str {
-        match self {
-            LossKind::CrossEntropy => "cross-entropy",
-            LossKind::NextToken => "next-token",
-            LossKind::Mse => "mse",
-            LossKind::L1 => "l1",
-            LossKind::Huber => "huber",
-            LossKind::Bce => "bce",
-        }
-    }
-
-    /// The loss of this name.
-    pub fn of_name(name: &str) -> Option<LossKind> {
-        use LossKind::*;
-        [CrossEntropy, NextToken, Mse, L1, Huber, Bce].into_iter().find(|k| k.name() == name)
-    }
-
     /// Does it take class indices (int64), not float targets?
     pub fn takes_labels(self) -> bool {
         matches!(self, LossKind::CrossEntropy | LossKind::NextToken)

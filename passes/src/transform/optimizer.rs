@@ -4,32 +4,22 @@ use super::dropout;
 use super::in_place::Waits;
 use super::update::{Pack, Scalars, dims, packs};
 use crate::contract::StateKind;
+use crate::ir::words;
 use crate::ir::{DType, Dim, Graph, TensorType, ValueId};
 use crate::ops::build::{BuildError, Builder, Built};
 use crate::target::Target;
 
-/// Which optimiser.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum OptimizerKind {
-    /// Adam with decoupled weight decay.
-    AdamW,
-    /// Adam; weight decay is added to the gradient.
-    Adam,
-    /// Stochastic gradient descent with momentum.
-    Sgd,
-    /// No update: loss, outputs and gradients only.
-    None,
-}
-
-impl OptimizerKind {
-    /// The command line's name.
-    pub fn name(self) -> &'static str {
-        match self {
-            OptimizerKind::AdamW => "adamw",
-            OptimizerKind::Adam => "adam",
-            OptimizerKind::Sgd => "sgd",
-            OptimizerKind::None => "none",
-        }
+words! {
+    /// Which optimiser.
+    OptimizerKind {
+        /// Adam with decoupled weight decay.
+        AdamW = "adamw",
+        /// Adam; weight decay is added to the gradient.
+        Adam = "adam",
+        /// Stochastic gradient descent with momentum.
+        Sgd = "sgd",
+        /// No update: loss, outputs and gradients only.
+        None = "none",
     }
 }
 

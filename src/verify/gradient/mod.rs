@@ -14,7 +14,7 @@ mod updates;
 
 use super::numeric::engines;
 use super::{Subject, VerifyOptions};
-use crate::cli::EngineArg;
+use crate::engine::EngineChoice;
 use crate::engine::random_inputs::{self, Sizes};
 use crate::engine::{Engine, Session, Tensors};
 use crate::error::Failure;
@@ -128,10 +128,10 @@ impl Training<'_> {
 /// # Errors
 /// When the file is no training graph, or an engine cannot run it.
 pub fn check(subject: &Subject, o: &VerifyOptions) -> Result<Vec<GradientReport>, Failure> {
-    let which: &[(EngineArg, EngineArg)] = match o.engine.unwrap_or(EngineArg::Ort) {
-        EngineArg::Ort => &[(EngineArg::Ort, EngineArg::Tract)],
-        EngineArg::Tract => &[(EngineArg::Tract, EngineArg::Ort)],
-        EngineArg::Both => &[(EngineArg::Ort, EngineArg::Tract), (EngineArg::Tract, EngineArg::Ort)],
+    let which: &[(EngineChoice, EngineChoice)] = match o.engine.unwrap_or(EngineChoice::Ort) {
+        EngineChoice::Ort => &[(EngineChoice::Ort, EngineChoice::Tract)],
+        EngineChoice::Tract => &[(EngineChoice::Tract, EngineChoice::Ort)],
+        EngineChoice::Both => &[(EngineChoice::Ort, EngineChoice::Tract), (EngineChoice::Tract, EngineChoice::Ort)],
     };
     let mut reports = Vec::new();
     for (of_gradients, of_losses) in which {

@@ -1,0 +1,405 @@
+//! What the main job is to do. Arguments are resolved here once: presets and defaults are filled in, files of options are read,
+//! combinations are checked. Below, nothing that has a default is optional, and nothing knows of the command line.
+
+use crate::cli::{LossChoice, Preset, Reduction, RewriteArgs, StateArg, VerifyArg};
+use crate::engine::EngineChoice;
+use crate::engine::random_inputs::{self, Sizes};
+use crate::error::{Failure, sentence};
+use crate::io::files;
+use crate::rewrite::batch::Request;
+use crate::verify::{ProofMode, Tolerance, VerifyOptions};
+use ancre_passes::ir::{Form, Graph, Normalize, Rule, Scope};
+use ancre_passes::pipeline::training::{TrainableChoice, TrainingOptions};
+use ancre_passes::pipeline::{Debugging, passes};
+use ancre_passes::target::{self, Target};
+use ancre_passes::transform::auto_loss;
+use ancre_passes::transform::loss::{LossKind, LossOptions};
+use ancre_passes::transform::optimizer::{OptimizerKind, OptimizerOptions};
+use ancre_passes::transform::rebatch::Batch;
+use ancre_passes::transform::route::{ChainChoice, Granularity, Init, RouteOptions};
+use std::path::{Path, PathBuf};
+
+/// The main job, resolved.
+pub struct RewriteConfig {
+    /// The model.
+    pub model: PathBuf,
+    /// Output directory or forward graph's file, as it was given.
+    pub out: Option<String>,
+    /// Changes to the source before anything else.
+    pub start: Start,
+    /// Batch of the graphs.
+    pub batch: Request,
+    /// The router.
+    pub route: RouteOptions,
+    /// Operator set of the graphs, if one was asked for.
+    pub opset: Option<i64>,
+    /// The training graph; `None`: the forward graph only.
+    pub training: Option<TrainingRequest>,
+    /// The machine whose costs choose among formulations.
+    pub target: &'static Target,
+    /// Extents of symbolic dimensions.
+    pub dims: Sizes,
+    /// What is shown of the passes, and where they stop.
+    pub debugging: Debugging,
+    /// How the rewrite is verified; `None`: not at all.
+    pub verify: Option<VerifyOptions>,
+    /// Must the file written be equivalent to its source?
+    pub require_equivalent: bool,
+    /// Must there be something to rewrite?
+    pub require: bool,
+    /// Report, write nothing?
+    pub dry_run: bool,
+    /// What was said in vain: options that have no effect beside the others.
+    pub idle: Vec<String>,
+}
+
+/// Changes to the source before anything else.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Start {
+    /// Classes of a fresh head.
+    pub classes: Option<u32>,
+    /// Seed of fresh weights.
+    pub reinit: Option<u64>,
+    /// Is training from scratch meant?
+    pub from_scratch: bool,
+    /// The output whose head is replaced; `None`: the only float one.
+    pub output: Option<String>,
+    /// Do a weight and its stored transpose train each by itself?
+    pub untied: bool,
+}
+
+/// What was asked of the training graph.
+#[derive(Clone, Debug)]
+pub struct TrainingRequest {
+    /// The loss; `None`: by evidence in the model.
+    pub loss: Option<LossKind>,
+    /// Is it an error if there can be none? So it is when any option of it was given.
+    pub required: bool,
+    /// Is the state a file of its own?
+    pub separate_state: bool,
+    /// An evaluation graph too?
+    pub evaluation: bool,
+    options: TrainingOptions,
+}
+
+impl TrainingRequest {
+    /// The passes' options, with the loss that was chosen.
+    pub fn options(&self, loss: LossKind) -> TrainingOptions {
+        let mut o = self.options.clone();
+        o.loss.kind = loss;
+        o
+    }
+
+    /// The loss that was asked for, or the one that the model gives evidence of.
+    ///
+    /// # Errors
+    /// Why there is no evidence.
+    pub fn choose_loss(&self, g: &Graph) -> Result<LossKind, String> {
+        match self.loss {
+            Some(kind) => Ok(kind),
+            None => auto_loss::choose(g, self.output()).map_err(|e| sentence(&e, e.hint())),
+        }
+    }
+
+    /// The output that the loss reads, if one was named.
+    pub fn output(&self) -> Option<&str> {
+        self.options.output.as_deref()
+    }
+}
+
+impl TryFrom<&RewriteArgs> for RewriteConfig {
+    type Error = Failure;
+
+    fn try_from(a: &RewriteArgs) -> Result<RewriteConfig, Failure> {
+        let model = a.model.clone();
+        let model = model.ok_or_else(|| Failure::input("no model given").help("ancre-rewrite MODEL.onnx, or --help"))?;
+        let batch = batch(a.batch.as_deref())?;
+        check_numbers(a)?;
+        check_combinations(a)?;
+        Ok(RewriteConfig {
+            model,
+            out: a.out.clone(),
+            start: Start {
+                classes: a.classes,
+                reinit: a.reinit,
+                from_scratch: a.reinit.is_some() || a.preset == Some(Preset::Paper),
+                output: a.output.clone(),
+                untied: a.untied,
+            },
+            batch,
+            route: route(a)?,
+            opset: a.opset,
+            training: if a.no_train || a.loss == Some(LossChoice::None) { None } else { Some(training(a)?) },
+            target: a.target.unwrap_or(&target::CPU),
+            dims: random_inputs::dims(&a.dim)?,
+            debugging: debugging(a)?,
+            verify: verification(a)?,
+            require_equivalent: a.require_equivalent,
+            require: a.require,
+            dry_run: a.dry_run,
+            idle: without_effect(a),
+        })
+    }
+}
+
+/// The router's options: preset first, then what was given.
+fn route(a: &RewriteArgs) -> Result<RouteOptions, Failure> {
+    let paper = a.preset == Some(Preset::Paper);
+    let form = a.form.unwrap_or(if paper { Form::Augment } else { Form::Reassign });
+    // A preset sets all four options; without one the form decides.
+    let published = paper || (a.preset.is_none() && form == Form::Augment);
+    let rule = a.parametrization.unwrap_or(if published { Rule::Softmax } else { Rule::Gated });
+    let granularity = match a.granularity.as_deref() {
+        None if published => Granularity::Block,
+        None | Some("add") => Granularity::Add,
+        Some("block") => Granularity::Block,
+        Some(n) => Granularity::Adds(
+            n.parse().map_err(|_| Failure::input(format!("--granularity `{n}` is not add, block or a number of adds")))?,
+        ),
+    };
+    Ok(RouteOptions {
+        form,
+        granularity,
+        scope: a.scope.unwrap_or(Scope::Stage),
+        rule,
+        normalize: a.normalize.unwrap_or(Normalize::Incoming),
+        init: init(a.init.as_deref(), rule)?,
+        tau: a.tau.unwrap_or(0.01),
+        chains: chains(a.chains.as_deref())?,
+    })
+}
+
+fn init(text: Option<&str>, rule: Rule) -> Result<Init, Failure> {
+    let Some(text) = text else { return Ok(if rule == Rule::Free { Init::Identity } else { Init::Uniform }) };
+    let (name, value) = text.split_once(['=', ':']).unwrap_or((text, ""));
+    match (name, value) {
+        ("uniform", "") => Ok(Init::Uniform),
+        ("identity", "") => Ok(Init::Identity),
+        ("near-identity", "") => Ok(Init::NearIdentity(1e-3)),
+        ("near-identity", e) => match e.parse() {
+            Ok(e) => Ok(Init::NearIdentity(e)),
+            Err(_) => Err(Failure::input(format!("--init near-identity={e}: not a number"))),
+        },
+        ("file", path) => Ok(Init::Given(files::read_arrays(Path::new(path))?)),
+        _ => Err(Failure::input(format!("--init `{text}` is not uniform, identity, near-identity[=EPS] or file:PATH"))),
+    }
+}
+
+fn chains(text: Option<&str>) -> Result<ChainChoice, Failure> {
+    match text {
+        None | Some("all") => Ok(ChainChoice::All),
+        Some("none") => Ok(ChainChoice::None),
+        Some(text) => {
+            let ids: Result<Vec<usize>, _> = text.split(',').map(|s| s.trim().parse::<usize>()).collect();
+            ids.map(ChainChoice::Ids).map_err(|_| {
+                Failure::input(format!("--chains `{text}` is not all, none or a list of ids"))
+                    .help("ids as `inspect` lists them, such as --chains 0,2")
+            })
+        }
+    }
+}
+
+fn batch(text: Option<&str>) -> Result<Request, Failure> {
+    Ok(match text {
+        None => Request::Default,
+        Some("keep") => Request::Keep,
+        Some("dynamic") => Request::Both(Batch::Dynamic),
+        Some(n) => match n.parse::<i64>() {
+            Ok(n) if n > 0 => Request::Both(Batch::Fixed(n)),
+            _ => return Err(Failure::input(format!("--batch `{n}` is not keep, dynamic or a positive number"))),
+        },
+    })
+}
+
+fn training(a: &RewriteArgs) -> Result<TrainingRequest, Failure> {
+    let exactly = match &a.trainable_from {
+        None => None,
+        Some(path) => {
+            let text = std::fs::read_to_string(path).map_err(|e| Failure::input(format!("cannot be read: {e}")).at(path))?;
+            Some(text.lines().map(str::trim).filter(|l| !l.is_empty()).map(str::to_string).collect())
+        }
+    };
+    let plain = OptimizerOptions::of(a.optimizer.unwrap_or(OptimizerKind::AdamW));
+    let optimizer = OptimizerOptions {
+        kind: plain.kind,
+        momentum: a.momentum.unwrap_or(plain.momentum),
+        nesterov: a.nesterov,
+        weight_decay: a.weight_decay,
+        beta1: a.beta1.unwrap_or(plain.beta1),
+        beta2: a.beta2.unwrap_or(plain.beta2),
+        eps: a.eps.unwrap_or(plain.eps),
+        clip_norm: a.clip_norm,
+        accumulate: a.accumulate.unwrap_or(plain.accumulate),
+        router_lr_scale: a.router_lr_scale.unwrap_or(plain.router_lr_scale),
+    };
+    let loss = match a.loss {
+        Some(LossChoice::Kind(kind)) => Some(kind),
+        _ => None,
+    };
+    let loss_options = LossOptions {
+        sum: a.reduction == Some(Reduction::Sum),
+        smoothing: a.label_smoothing.unwrap_or(0.0),
+        // PyTorch's default.
+        ignore_index: Some(a.ignore_index.unwrap_or(-100)),
+        huber_delta: a.huber_delta.unwrap_or(1.0),
+        labels: a.labels.clone(),
+        // Where evidence decides, the caller fills in what it found.
+        kind: loss.unwrap_or(LossKind::CrossEntropy),
+    };
+    let options = TrainingOptions {
+        output: a.output.clone(),
+        trainable: TrainableChoice {
+            exactly,
+            also: a.trainable.clone(),
+            frozen: a.frozen.clone(),
+            head_only: a.freeze_backbone,
+        },
+        opset: a.opset,
+        seed: a.seed.unwrap_or(0),
+        grad_outputs: a.grad_outputs,
+        frozen_bn: a.frozen_bn,
+        target: a.target.unwrap_or(&target::CPU),
+        ..TrainingOptions::of(loss_options, optimizer)
+    };
+    Ok(TrainingRequest {
+        loss,
+        required: a.asks_for_training(),
+        separate_state: a.state == Some(StateArg::Separate),
+        evaluation: a.eval_graph,
+        options,
+    })
+}
+
+/// How the rewrite is verified; `None`: not at all.
+fn verification(a: &RewriteArgs) -> Result<Option<VerifyOptions>, Failure> {
+    let dims = random_inputs::dims(&a.dim)?;
+    let engine = match a.verify {
+        None => None,
+        Some(VerifyArg::Tract) => Some(EngineChoice::Tract),
+        Some(VerifyArg::Ort) => Some(EngineChoice::Ort),
+        Some(VerifyArg::Both) => Some(EngineChoice::Both),
+        Some(VerifyArg::None) => return Ok(None),
+    };
+    Ok(Some(VerifyOptions {
+        // An engine that was asked for runs, whatever is proved.
+        proof: if engine.is_some() { ProofMode::Beside } else { ProofMode::First },
+        engine,
+        trials: a.trials.unwrap_or(2),
+        seed: a.seed.unwrap_or(0),
+        tolerance: Tolerance { atol: a.atol.unwrap_or(1e-5), rtol: a.rtol.unwrap_or(1e-5), precision: None },
+        dims,
+        ..VerifyOptions::default()
+    }))
+}
+
+/// What is shown of the passes, and where they stop.
+///
+/// # Errors
+/// A name that no pass has.
+fn debugging(a: &RewriteArgs) -> Result<Debugging, Failure> {
+    let debugging =
+        Debugging { print_after: a.print_after.clone(), stop_after: a.stop_after.clone(), max_changes: a.max_changes };
+    match debugging.unknown_pass() {
+        None => Ok(debugging),
+        Some(name) => {
+            let known: Vec<&str> = passes().iter().map(|p| p.name).collect();
+            Err(Failure::input(format!("there is no pass `{name}`; the passes are {}", known.join(", "))))
+        }
+    }
+}
+
+/// Checks numbers that make no sense before any work is done.
+///
+/// # Errors
+/// The first such number.
+fn check_numbers(a: &RewriteArgs) -> Result<(), Failure> {
+    type Condition = fn(f64) -> bool;
+    let below_one: (Condition, _) = (|v| (0.0..1.0).contains(&v), "at least 0 and below 1");
+    let not_negative: (Condition, _) = (|v| v >= 0.0 && v.is_finite(), "a number of 0 or more");
+    let positive: (Condition, _) = (|v| v > 0.0 && v.is_finite(), "a number above 0");
+    // The graph holds it in single precision, and divides by it.
+    let divisor: (Condition, _) = (|v| v >= f32::MIN_POSITIVE.into() && v.is_finite(), "a number above 0");
+    for (name, value, (holds, what)) in [
+        ("tau", a.tau.map(f64::from), divisor),
+        ("label-smoothing", a.label_smoothing, below_one),
+        ("momentum", a.momentum, below_one),
+        ("beta1", a.beta1, below_one),
+        ("beta2", a.beta2, below_one),
+        ("weight-decay", a.weight_decay, not_negative),
+        ("eps", a.eps, not_negative),
+        ("huber-delta", a.huber_delta, positive),
+        ("clip-norm", a.clip_norm, positive),
+        ("router-lr-scale", a.router_lr_scale, not_negative),
+        ("atol", a.atol, not_negative),
+        ("rtol", a.rtol, not_negative),
+    ] {
+        if let Some(v) = value.filter(|v| !holds(*v)) {
+            return Err(Failure::input(format!("--{name} {v}: {what} was expected")));
+        }
+    }
+    if a.accumulate == Some(0) {
+        return Err(Failure::input("--accumulate 0: at least one micro-batch makes an update"));
+    }
+    if a.trials == Some(0) {
+        return Err(Failure::input("--trials 0 compares nothing").help("--verify none leaves verification out"));
+    }
+    for (name, value) in [("labels", &a.labels), ("output", &a.output)] {
+        if value.as_deref() == Some("") {
+            return Err(Failure::input(format!("--{name} needs a name")));
+        }
+    }
+    Ok(())
+}
+
+/// Refuses options that contradict each other.
+///
+/// # Errors
+/// The first such pair.
+fn check_combinations(a: &RewriteArgs) -> Result<(), Failure> {
+    let sgd = a.optimizer == Some(OptimizerKind::Sgd);
+    if !sgd && (a.momentum.is_some() || a.nesterov) {
+        return Err(Failure::input("--momentum and --nesterov belong to --optimizer sgd"));
+    }
+    if a.nesterov && a.momentum.unwrap_or(0.0) == 0.0 {
+        return Err(Failure::input("--nesterov needs --momentum"));
+    }
+    if a.require_equivalent && a.verify == Some(VerifyArg::None) {
+        return Err(Failure::input("--require-equivalent asks for what --verify none leaves out"));
+    }
+    Ok(())
+}
+
+/// Says of every option that was given and has no effect beside the others what it belongs to, so that nobody takes it for heard.
+fn without_effect(a: &RewriteArgs) -> Vec<String> {
+    let loss = a.loss.unwrap_or(LossChoice::Auto);
+    let classes = match loss {
+        LossChoice::Auto => true,
+        LossChoice::Kind(kind) => kind.takes_labels(),
+        LossChoice::None => false,
+    };
+    let optimizer = a.optimizer.unwrap_or(OptimizerKind::AdamW);
+    let adam = matches!(optimizer, OptimizerKind::AdamW | OptimizerKind::Adam);
+    let updates = optimizer != OptimizerKind::None;
+    let softmax = a.parametrization.is_none_or(|p| matches!(p, Rule::Softmax | Rule::Gated));
+    let trains = !a.no_train && loss != LossChoice::None;
+    let verifies = a.verify != Some(VerifyArg::None);
+    [
+        ("--tau", a.tau.is_some() && !softmax, "--parametrization softmax or gated"),
+        ("--ignore-index", a.ignore_index.is_some() && !classes, "--loss cross-entropy or next-token"),
+        ("--label-smoothing", a.label_smoothing.is_some() && !classes, "--loss cross-entropy or next-token"),
+        ("--huber-delta", a.huber_delta.is_some() && loss != LossChoice::Kind(LossKind::Huber), "--loss huber"),
+        ("--beta1", a.beta1.is_some() && !adam, "--optimizer adamw or adam"),
+        ("--beta2", a.beta2.is_some() && !adam, "--optimizer adamw or adam"),
+        ("--eps", a.eps.is_some() && !adam, "--optimizer adamw or adam"),
+        ("--weight-decay", a.weight_decay.is_some() && !updates, "an optimizer"),
+        ("--clip-norm", a.clip_norm.is_some() && !updates, "an optimizer"),
+        ("--accumulate", a.accumulate.is_some() && !updates, "an optimizer"),
+        ("--router-lr-scale", a.router_lr_scale.is_some() && !updates, "an optimizer"),
+        ("what was said of the training graph", a.asks_for_training() && !trains, "a run that writes one"),
+        ("--trials", a.trials.is_some() && !verifies, "a --verify other than none"),
+    ]
+    .into_iter()
+    .filter(|(_, idle, _)| *idle)
+    .map(|(option, _, belongs)| format!("{option} has no effect: it belongs to {belongs}"))
+    .collect()
+}
