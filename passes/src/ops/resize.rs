@@ -87,7 +87,8 @@ impl OpRule for Upsample {
         let listed = cx.attrs().floats("scales").map(|s| s.iter().map(|s| f64::from(*s)).collect::<Vec<_>>());
         let float = |e: &eval::Element<_>| if let eval::Element::Float(s) = e { Some(*s) } else { None };
         let scales = listed.or_else(|| (cx.array)(1)?.elements.iter().map(float).collect()).filter(|s| s.len() == ty.rank());
-        let of = |(i, d): (usize, &Dim)| scales.as_ref().and_then(|s| scaled(d, s[i])).unwrap_or_else(|| unknown_dim("upsample"));
+        let of =
+            |(i, d): (usize, &Dim)| scales.as_ref().and_then(|s| scaled(d, s[i])).unwrap_or_else(|| unknown_dim("upsample"));
         let shape: Vec<Dim> = ty.shape.iter().enumerate().map(of).collect();
         Ok(vec![TensorType::new(ty.dtype, shape)])
     }
