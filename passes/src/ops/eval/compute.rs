@@ -45,7 +45,8 @@ impl<D: Domain> Call<'_, D> {
             "ReduceMax" => "Max",
             _ => "Min",
         };
-        if x.dtype.is_float() && matches!(name, "Add" | "Mul") && into.len() != n {
+        let adds = matches!(name, "Add" | "Mul");
+        if x.dtype.is_float() && adds {
             return None;
         }
         let meet = Meet::of::<D>(name, self.attrs, x.dtype)?;
@@ -53,7 +54,9 @@ impl<D: Domain> Call<'_, D> {
         for (e, at) in x.elements.iter().zip(into) {
             let slot = out.get_mut(at)?;
             *slot = Some(match slot {
-                Some(all) => meet.apply(all, e)?,
+                Some(all) => meet
+                    .apply(all, e)
+                    .filter(|sum| !adds || number::is_total(name, x.dtype, all.int(), e.int(), sum.int()))?,
                 None => e.clone(),
             });
         }
@@ -147,7 +150,8 @@ impl<D: Domain> Call<'_, D> {
     }
 
     pub(super) fn non_zero(&self) -> Option<Array<D>> {
-        let x = self.x(0)?;
+        // Of a scalar the runtime tells one coordinate, the standard none.
+        let x = self.x(0).filter(|x| !x.dims.is_empty())?;
         let is_set = |e: &Element<D>| match e {
             Element::Int(v) => Some(*v != 0),
             Element::Float(v) => Some(*v != 0.0),

@@ -110,6 +110,13 @@ fn pick(x: f64, y: f64, v: f64) -> Option<f64> {
     (x != y || x.is_sign_negative() == y.is_sign_negative()).then_some(v)
 }
 
+/// Is a sum or product of two integers the same however it is computed? A reduction may go by way of floats, and then does not wrap.
+pub(super) fn is_total(name: &str, t: DType, x: Option<i64>, y: Option<i64>, total: Option<i64>) -> bool {
+    let (Some(x), Some(y), Some(total)) = (x, y, total) else { return true };
+    let exact = if name == "Add" { x.checked_add(y) } else { x.checked_mul(y) };
+    exact == Some(total) && t != DType::U64 && [x, y, total].iter().all(|v| v.unsigned_abs() <= EXACT)
+}
+
 /// Does the operator compare, so that its result is a boolean?
 pub(super) fn compares(name: &str) -> bool {
     matches!(name, "Equal" | "Less" | "Greater" | "LessOrEqual" | "GreaterOrEqual")

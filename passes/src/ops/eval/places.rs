@@ -113,13 +113,15 @@ pub fn range(n: i64, start: i64, end: i64, step: i64) -> Option<(i64, i64)> {
     if n == 0 && step != 0 {
         return Some((0, 0));
     }
+    // Backwards, ONNX Runtime takes these two for "to the start", others for the end of the axis.
+    let means_start = end == i64::MAX || end == i64::from(i32::MAX);
     let from_front = |v: i64| if v < 0 { v.saturating_add(n) } else { v };
     let (start, end) = (from_front(start), from_front(end));
     if step > 0 {
         let (start, end) = (start.clamp(0, n), end.clamp(0, n));
         let span = (end - start).max(0);
         Some((start, span / step + (span % step != 0) as i64))
-    } else if step < 0 {
+    } else if step < 0 && !means_start {
         let (start, end) = (start.clamp(0, n - 1), end.clamp(-1, n - 1));
         let (span, step) = ((start - end).max(0), step.saturating_neg());
         Some((start, span / step + (span % step != 0) as i64))
@@ -157,5 +159,7 @@ mod tests {
         assert_eq!(range(5, 3, 3, 1), Some((3, 0)));
         assert_eq!(range(5, 4, 0, i64::MIN), Some((4, 1)));
         assert_eq!((range(5, 0, 5, 0), range(0, 0, 5, -1)), (None, Some((0, 0))));
+        // Backwards engines differ in what these mean.
+        assert_eq!((range(5, 4, i64::MAX, -1), range(5, 4, i64::from(i32::MAX), -1)), (None, None));
     }
 }
