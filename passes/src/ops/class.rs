@@ -82,7 +82,7 @@ const CLASSES: &[(Class, &str)] = &[
     (Class::Carry, "Identity Cast CastLike BitCast Dropout QuantizeLinear DequantizeLinear Contiguous"),
     (Class::Add, "Add Sum QLinearAdd"),
     (Class::Scale, "Mul Div QLinearMul"),
-    (Class::Activation, "Relu LeakyRelu PRelu Elu Selu Celu Gelu FastGelu BiasGelu QuickGelu Sigmoid HardSigmoid HardSwish Swish \
+    (Class::Activation, "Relu LeakyRelu PRelu Elu Selu Celu Gelu FastGelu BiasGelu QuickGelu Sigmoid HardSigmoid HardSwish Swish SwiGLU \
         Mish Tanh Clip ThresholdedRelu Softplus Softsign Shrink QLinearSigmoid QLinearLeakyRelu"),
     (Class::Nonlinear, "Erf Exp Log Sin Cos Tan Asin Acos Atan Sinh Cosh Asinh Acosh Atanh Abs Max Min Sign Floor Ceil Round"),
     (Class::Elementwise, "Sub Neg Pow Mod Sqrt Reciprocal Where Mean IsNaN IsInf Equal Greater Less GreaterOrEqual LessOrEqual \
@@ -90,7 +90,7 @@ const CLASSES: &[(Class, &str)] = &[
     (Class::Rows, "Softmax LogSoftmax Hardmax"),
     (Class::Layout, "Reshape Transpose Squeeze Unsqueeze Flatten"),
     (Class::Select, "Slice Pad Resize Upsample DepthToSpace SpaceToDepth Gather Split Expand Tile GatherElements GatherND \
-        ScatterND ScatterElements Scatter Compress CenterCropPad Col2Im Trilu ReverseSequence TensorScatter"),
+        ScatterND ScatterElements Scatter Compress CenterCropPad Col2Im Trilu ReverseSequence TensorScatter SequenceAt"),
     (Class::Concat, "Concat QLinearConcat"),
     (Class::Norm, "BatchNormalization LayerNormalization InstanceNormalization GroupNormalization GroupNorm \
         RMSNormalization SimplifiedLayerNormalization LpNormalization MeanVarianceNormalization LRN BatchNormTrain"),
@@ -99,7 +99,7 @@ const CLASSES: &[(Class, &str)] = &[
     (Class::Scan, "CumSum CumProd TopK ArgMax ArgMin NonZero OneHot Unique"),
     (Class::Mixing(Mixing::Conv), "Conv ConvTranspose ConvInteger QLinearConv FusedConv DeformConv CausalConvWithState \
         ConvWeightCotangent"),
-    (Class::Mixing(Mixing::MatMul), "MatMul FusedMatMul Gemm FusedGemm Einsum"),
+    (Class::Mixing(Mixing::MatMul), "MatMul FusedMatMul TransposeMatMul Gemm FusedGemm Einsum"),
     (Class::Mixing(Mixing::Attention), "Attention MultiHeadAttention GroupQueryAttention LinearAttention"),
     (Class::Mixing(Mixing::Pool), "MaxPool AveragePool LpPool RoiAlign MaxRoiPool"),
     (Class::Mixing(Mixing::Recurrent), "LSTM GRU RNN DynamicQuantizeLSTM"),
