@@ -50,8 +50,8 @@ pub(super) const CUM_PROD: Composite = Composite {
         vec![
             of(Attrs::new(), &[2, 5], 1),
             of(Attrs::new().with("exclusive", 1), &[2, 3], -1),
-            of(Attrs::new().with("reverse", 1), &[4, 2], 0),
-            of(both, &[3, 2], -2),
+            of(Attrs::new().with("reverse", 1), &[2, 4], 1),
+            of(both, &[2, 2, 3], -2),
         ]
     },
 };

@@ -78,7 +78,8 @@ impl<'a> Use<'a> {
     /// An element type of the node that a version does not take.
     fn refused_type(&self, schema: &Schema) -> Option<DType> {
         let operands = self.operands.iter().enumerate().filter_map(|(i, t)| Some((schema.operand(i)?, t.as_ref()?)));
-        let results = self.results.iter().enumerate().filter_map(|(i, t)| Some((schema.result(i)?, t)));
+        // Of the others some are statistics, which runtimes give in the type that they compute in.
+        let results = self.results.iter().enumerate().take(1).filter_map(|(i, t)| Some((schema.result(i)?, t)));
         operands.chain(results).find_map(|(f, t)| t.dtype.filter(|t| !schema.takes(f, *t)))
     }
 
