@@ -70,6 +70,9 @@ struct Application {
     names: Vec<String>,
 }
 
+/// Extents and elements of a result.
+type Computed = (Vec<usize>, Vec<f64>);
+
 impl Application {
     fn new(sample: &Sample, operands: &[Option<Operand>]) -> Result<Application, String> {
         let mut g = Graph::default();
@@ -101,7 +104,7 @@ impl Application {
         Ok(Application { session: open(&emit(&g))?, names })
     }
 
-    fn run(&mut self, operands: &[Option<Operand>]) -> Result<Vec<(Vec<usize>, Vec<f64>)>, String> {
+    fn run(&mut self, operands: &[Option<Operand>]) -> Result<Vec<Computed>, String> {
         let fed = operands.iter().enumerate().filter_map(|(i, o)| Some((i, o.as_ref().filter(|o| o.kind == Kind::Fed)?)));
         let feeds: Tensors = fed
             .map(|(i, o)| {

@@ -10,7 +10,8 @@ mod oracle;
 #[cfg(feature = "ort")]
 pub mod ort;
 pub mod random_inputs;
-#[cfg(all(test, feature = "tract"))]
+#[cfg(test)]
+#[cfg(feature = "tract")]
 mod samples;
 #[cfg(feature = "tract")]
 pub mod tract;

@@ -147,7 +147,8 @@ pub(super) fn answer(model: Vec<u8>, known: &[(String, Known)]) -> Option<Vec<Kn
     Some(answered?.into_iter().map(|f| known_of(f.ty, f.elements.as_ref())).collect())
 }
 
-#[cfg(all(test, feature = "tract"))]
+#[cfg(test)]
+#[cfg(feature = "tract")]
 mod tests {
     use super::*;
     use ancre_passes::ir::{Attrs, Op, Tensor, TensorType};

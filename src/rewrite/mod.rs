@@ -197,10 +197,8 @@ pub fn run(config: RewriteConfig) -> Result<Outcome, Failure> {
         (PassError::Convert(e), Some(n)) => Failure::input(format!("--opset {n}: {e}")).at(model),
         (e, _) => Failure::from(e).at(model),
     })?;
-    if let Some(n) = config.opset {
-        if n < legalize::LOWEST && config.training.is_some() {
-            notices.push(format!("the training graph is of opset {}, the lowest it can be in", legalize::LOWEST));
-        }
+    if config.opset.is_some_and(|n| n < legalize::LOWEST) && config.training.is_some() {
+        notices.push(format!("the training graph is of opset {}, the lowest it can be in", legalize::LOWEST));
     }
     clock.lap("rewrite");
 

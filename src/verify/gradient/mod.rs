@@ -5,7 +5,8 @@
 //! trained tensor g·d must be (L(w + h·d) − L(w − h·d)) / 2h along the gradient itself and along random directions. The point
 //! is not the start of training, at which gates are zero and much of the gradient is too, but a random one beside it.
 
-#[cfg(all(test, feature = "tract"))]
+#[cfg(test)]
+#[cfg(feature = "tract")]
 mod double_tests;
 mod formula;
 mod losses;

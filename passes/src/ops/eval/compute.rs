@@ -49,7 +49,7 @@ impl<D: Domain> Call<'_, D> {
         if x.dtype.is_float() && adds {
             return None;
         }
-        let meet = Meet::of::<D>(name, self.attrs, x.dtype)?;
+        let meet = Meet::of(name, self.attrs, x.dtype)?;
         let mut out: Vec<Option<Element<D>>> = vec![None; n];
         for (e, at) in x.elements.iter().zip(into) {
             let slot = out.get_mut(at)?;
@@ -81,7 +81,7 @@ impl<D: Domain> Call<'_, D> {
             return None;
         }
         let (exclusive, reverse) = (self.attrs.int("exclusive", 0) != 0, self.attrs.int("reverse", 0) != 0);
-        let meet = Meet::of::<D>("Add", self.attrs, x.dtype)?;
+        let meet = Meet::of("Add", self.attrs, x.dtype)?;
         let mut out = x.elements.clone();
         for mut line in Self::lines(&x.dims, axis) {
             if reverse {
@@ -107,7 +107,7 @@ impl<D: Domain> Call<'_, D> {
             (false, false) => "Less",
             (false, true) => "LessOrEqual",
         };
-        let meet = Meet::of::<D>(name, self.attrs, x.dtype)?;
+        let meet = Meet::of(name, self.attrs, x.dtype)?;
         let mut found = Vec::new();
         for line in Self::lines(&x.dims, axis) {
             let mut best = 0;

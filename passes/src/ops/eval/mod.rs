@@ -234,7 +234,7 @@ impl<D: Domain> Array<D> {
         if self.dtype != other.dtype && name != "Pow" {
             return None;
         }
-        let meet = Meet::of::<D>(name, attrs, self.dtype)?;
+        let meet = Meet::of(name, attrs, self.dtype)?;
         let pairs = p.iter().zip(&q).map(|(i, j)| meet.apply(self.elements.get(*i)?, other.elements.get(*j)?));
         Some(Array { dtype: meet.result(), dims, elements: pairs.collect::<Option<_>>()? })
     }
@@ -254,7 +254,7 @@ struct Meet<'a> {
 }
 
 impl<'a> Meet<'a> {
-    fn of<D: Domain>(name: &'a str, attrs: &Attrs, dtype: DType) -> Option<Meet<'a>> {
+    fn of(name: &'a str, attrs: &Attrs, dtype: DType) -> Option<Meet<'a>> {
         let (ints, floats) = number::binary(name, attrs)?;
         Some(Meet { name, dtype, ints, floats })
     }

@@ -196,7 +196,7 @@ impl<D: Domain> Call<'_, D> {
         let rows = count(&at.dims[..at.dims.len() - 1], self.most)?;
         let mut first = Vec::with_capacity(rows);
         for r in 0..rows {
-            let which = if lead == 0 { 0 } else { r / (rows / lead).max(1) };
+            let which = rows.checked_div(lead).map_or(0, |each| r / each.max(1));
             let start = which * count(&x.dims[shared..], usize::MAX)?;
             let row = coordinates.get(r * m..(r + 1) * m)?;
             let inner = row.iter().enumerate().map(|(k, i)| inside(*i, x.dims[shared + k]));
