@@ -15,7 +15,7 @@ use crate::common::{Random, emit, floats, open};
 use ancre_passes::ir::{Attrs, DType, Dim, Graph, Op, Tensor, TensorType, ValueId};
 use ancre_passes::ops::build::Builder;
 use ancre_passes::ops::{Derivative, OpRule, Sample, SampleOperand, rules};
-use ancre_passes::target::CPU;
+use ancre_passes::target::{CPU, CUDA, Target, WASM};
 use ancre_passes::transform::{differentiate, eliminate, legalize, lower_abstract};
 use ancre_passes::verify;
 use ancre_rewrite::engine::ort::OrtSession;
@@ -180,11 +180,11 @@ impl Built {
         if g.nodes().any(lacking) {
             legalize::to_opset(&mut g, legalize::TARGET).map_err(|e| e.to_string())?;
         }
-        finish(g, verify::Stage::Open)
+        finish(g, &CPU, verify::Stage::Open)
     }
 
     /// The gradient of Σ ⟨ct, result⟩, with the cotangents as inputs; also the names of the gradients, `None` where zero.
-    fn gradient(&self, decomposes: bool) -> Result<(Vec<u8>, Vec<Option<String>>), String> {
+    fn gradient(&self, target: &'static Target, decomposes: bool) -> Result<(Vec<u8>, Vec<Option<String>>), String> {
         let mut g = self.graph.clone();
         // The values that a decomposition puts in the place of results are found as outputs.
         self.results.iter().for_each(|v| g.add_output(*v, None));
@@ -206,7 +206,7 @@ impl Built {
         }
         let loss = Builder::new(&mut g, "loss").sum(&terms).map_err(|e| e.to_string())?;
         let wrt: Vec<ValueId> = self.fed.iter().map(|f| f.value).collect();
-        let gradients = differentiate(&mut g, &CPU, loss, &wrt).map_err(|e| format!("the pullback fails: {e}"))?;
+        let gradients = differentiate(&mut g, target, loss, &wrt).map_err(|e| format!("the pullback fails: {e}"))?;
         let mut names = Vec::new();
         for f in &self.fed {
             let Some(ct) = gradients.get(&f.value) else {
@@ -220,7 +220,7 @@ impl Built {
         }
         // The sample's own operator need not exist in its graph's operator set in the form that the rule reads.
         let stage = if g.opsets[""] < 18 { verify::Stage::Open } else { verify::Stage::Legal };
-        Ok((finish(g, stage)?, names))
+        Ok((finish(g, target, stage)?, names))
     }
 
     /// Checks the results' types; hands back the results.
@@ -239,9 +239,28 @@ impl Built {
         Ok(got)
     }
 
+    /// Checks the gradient as each target has it.
     fn check_gradient(&self, forward: &mut OrtSession, results: &Tensors, decomposes: bool) -> Result<(), String> {
-        let (model, names) = self.gradient(decomposes)?;
-        let mut session = open(&model).map_err(|e| format!("gradient: {e}"))?;
+        let mut checked: Vec<Vec<u8>> = Vec::new();
+        for target in [&CPU, &CUDA, &WASM] {
+            let (model, names) = self.gradient(target, decomposes)?;
+            if !checked.contains(&model) {
+                self.check_gradient_of(&model, &names, forward, results)
+                    .map_err(|e| format!("{e} (target {})", target.name))?;
+                checked.push(model);
+            }
+        }
+        Ok(())
+    }
+
+    fn check_gradient_of(
+        &self,
+        model: &[u8],
+        names: &[Option<String>],
+        forward: &mut OrtSession,
+        results: &Tensors,
+    ) -> Result<(), String> {
+        let mut session = open(model).map_err(|e| format!("gradient: {e}"))?;
         let mut random = Random(11);
         let cotangents: Vec<(usize, Vec<f64>)> = (0..self.results.len())
             .filter(|i| self.graph.is_float(self.results[*i]))
@@ -268,7 +287,7 @@ impl Built {
             });
             Ok(change.sum::<f64>() / (2.0 * step))
         };
-        for (which, (f, name)) in self.fed.iter().zip(&names).enumerate() {
+        for (which, (f, name)) in self.fed.iter().zip(names).enumerate() {
             let got = match name {
                 Some(name) => {
                     let t = &gradients[name];
@@ -315,8 +334,8 @@ impl Built {
 }
 
 /// Lowers what is abstract, verifies and encodes.
-fn finish(mut g: Graph, stage: verify::Stage) -> Result<Vec<u8>, String> {
-    lower_abstract::lower_abstract(&mut g, &CPU).map_err(|e| e.to_string())?;
+fn finish(mut g: Graph, target: &'static Target, stage: verify::Stage) -> Result<Vec<u8>, String> {
+    lower_abstract::lower_abstract(&mut g, target).map_err(|e| e.to_string())?;
     eliminate::eliminate_dead(&mut g, |_, _| false);
     verify::verify(&g, stage).map_err(|e| e.join("; "))?;
     Ok(emit(&g))

@@ -44,9 +44,9 @@ impl OpRule for ConvWeightCotangent {
         Ok(vec![weight_gradient(b, x, ct, w, &window, conv.int("group"))?])
     }
     fn samples(&self) -> Vec<Sample> {
-        let window = Attrs::new().with("kernel_shape", vec![3, 3]).with("pads", vec![1; 4]);
-        let mut s =
-            Sample::of(self.name(), window, vec![floats(&[2, 3, 5, 4]), floats(&[2, 4, 5, 4]), floats(&[4, 3, 3, 3])]);
+        let window = Attrs::new().with("kernel_shape", vec![1, 1]);
+        let operands = vec![floats(&[2, 3, 5, 4]), floats(&[2, 4, 5, 4]), floats(&[4, 3, 1, 1])];
+        let mut s = Sample::of(self.name(), window, operands);
         s.op.domain = ANCRE.to_string();
         vec![s]
     }
@@ -54,6 +54,18 @@ impl OpRule for ConvWeightCotangent {
 
 /// The operator for the weight's cotangent from a convolution's input and its result's cotangent.
 pub(super) fn weight_cotangent(b: &mut Builder, x: ValueId, ct: ValueId, w: ValueId, window: &Window, group: i64) -> Built {
+    let w_ty = b.ty(w)?;
+    if w_ty.shape.iter().filter(|d| d.known().is_none()).count() > 1 {
+        return Err(b.error("ConvWeightCotangent", TypeError(format!("the weight is {w_ty}: two extents are not known"))));
+    }
+    // The weight knows the channels where nothing else did.
+    for (v, channels) in [(x, &w_ty.shape[1] * &Dim::from(group)), (ct, w_ty.shape[0].clone())] {
+        let mut ty = b.ty(v)?;
+        if ty.shape[1].known().is_none() {
+            ty.shape[1] = channels;
+            b.graph.set_type(v, ty.into());
+        }
+    }
     let op = Op::in_domain(ANCRE, "ConvWeightCotangent", window.attrs(group));
     Ok(b.node(op, &[Some(x), Some(ct), Some(w)])?[0])
 }
