@@ -4,9 +4,9 @@
 //! [`inspect::inspect`], [`freeze::freeze`], [`verify::verify`], [`runtime::runtime`], and `train::train` where the feature
 //! `ort` is on. Each returns what it found or an [`error::Failure`] with the exit status; none prints.
 //!
-//! Below them: [`files`] and [`outputs`] read models and write files that appear whole or not at all, [`engine`] runs graphs in
-//! tract or ONNX Runtime, [`rewrite::verification`] says whether the rewrite equals its source, [`training_files`] writes the training graph and its companions,
-//! [`report`] puts outcomes into words.
+//! Below them: [`io`] reads models and writes files that appear whole or not at all, [`engine`] runs graphs in tract or ONNX
+//! Runtime, each in a process of its own, [`rewrite::verification`] says whether the rewrite equals its source,
+//! [`rewrite::training_files`] writes the training graph and its companions, [`rewrite::report`] puts outcomes into words.
 //!
 //! # Floor plan
 //!

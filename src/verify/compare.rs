@@ -7,7 +7,7 @@ use indexmap::IndexMap;
 use serde::Serialize;
 
 /// How far two outputs may lie apart: |a − b| ≤ atol + rtol · max|b|, the maximum over the output. The relative part is no
-/// smaller than the rounding of the type that the output was computed in ([`relative`]); integers and booleans are equal or not.
+/// smaller than the rounding of the type that the output was computed in (`relative`); integers and booleans are equal or not.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Tolerance {
     /// Absolute part.

@@ -1,7 +1,7 @@
 //! Which versions of an operator mean the same for a node.
 //!
 //! Schemas tell most of it: the node's attributes, operands, results and types must be known to both versions, and what it
-//! leaves out must have the same default. [`CHANGES`] and the short lists below have what they do not tell.
+//! leaves out must have the same default. `CHANGES` and the short lists below have what they do not tell.
 
 use super::{Schema, Value, at, newest_with, versions};
 use crate::ir::{Attr, DType, Graph, NodeId, Op, ValueType};
