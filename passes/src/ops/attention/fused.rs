@@ -144,13 +144,7 @@ fn multi_head_attention(b: &mut Builder, s: &Source) -> Decomposed {
 }
 
 /// The attention of queries, keys and values [B,S,H·D].
-fn of_heads(
-    b: &mut Builder,
-    s: &Source,
-    parts: &[ValueId],
-    mask: Option<ValueId>,
-    bias: Option<ValueId>,
-) -> Decomposed {
+fn of_heads(b: &mut Builder, s: &Source, parts: &[ValueId], mask: Option<ValueId>, bias: Option<ValueId>) -> Decomposed {
     let heads = s.op.int("num_heads");
     let (q, k, v) = (split_heads(b, parts[0], heads)?, split_heads(b, parts[1], heads)?, split_heads(b, parts[2], heads)?);
     let how = scores(b, s, [q, k], mask, bias)?;
