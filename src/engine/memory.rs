@@ -10,7 +10,8 @@ use std::time::Duration;
 /// When it is none.
 pub fn parse_size(text: &str) -> Result<u64, String> {
     let fail = || {
-        "a number of bytes, or one with k, M, G, T (thousands) or KiB, MiB, GiB, TiB, such as 500M, was expected".to_string()
+        "no size: a number of bytes, or one with k, M, G, T (thousands) or KiB, MiB, GiB, TiB, such as 500M, was expected"
+            .to_string()
     };
     let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     let number: f64 = text[..digits].parse().map_err(|_| fail())?;
