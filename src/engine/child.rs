@@ -150,6 +150,8 @@ impl Process {
         if let Some(library) = library {
             command.env(super::ort::locate::PATH_VARIABLE, library);
         }
+        #[cfg(not(feature = "ort"))]
+        let _ = library;
         let mut child = command.spawn()?;
         let taken = (child.stdin.take(), child.stdout.take(), child.stderr.take());
         let (Some(stdin), Some(stdout), Some(mut stderr)) = taken else { return Err(io::ErrorKind::BrokenPipe.into()) };
@@ -304,6 +306,7 @@ pub fn serve() -> u8 {
     0
 }
 
+#[cfg_attr(not(any(feature = "tract", feature = "ort")), expect(unused_variables))]
 fn load(engine: &str, model: &[u8], root: Option<&Path>) -> Result<Box<dyn Session>, EngineError> {
     match engine {
         #[cfg(feature = "tract")]

@@ -5,7 +5,9 @@ use crate::io::tensor::NpTensor;
 use ancre_passes::ir::{DType, SharedBytes};
 use std::fs::File;
 use std::io::{Read, Seek};
-use std::path::{Path, PathBuf};
+use std::path::Path;
+#[cfg(feature = "ort")]
+use std::path::PathBuf;
 
 /// A compressed array up to this size is unpacked into memory, a larger one into a temporary file.
 const LARGEST_IN_MEMORY: u64 = 256 << 20;
