@@ -116,6 +116,7 @@ impl TryFrom<&RewriteArgs> for RewriteConfig {
         let batch = batch(a.batch.as_deref())?;
         check_numbers(a)?;
         check_combinations(a)?;
+        let dims = random_inputs::dims(&a.dim)?;
         Ok(RewriteConfig {
             model,
             out: a.out.clone(),
@@ -131,9 +132,9 @@ impl TryFrom<&RewriteArgs> for RewriteConfig {
             opset: a.opset,
             training: if a.no_train || a.loss == Some(LossChoice::None) { None } else { Some(training(a)?) },
             target: a.target.unwrap_or(&target::CPU),
-            dims: random_inputs::dims(&a.dim)?,
             debugging: debugging(a)?,
-            verify: verification(a)?,
+            verify: verification(a, &dims),
+            dims,
             require_equivalent: a.require_equivalent,
             require: a.require,
             dry_run: a.dry_run,
@@ -271,25 +272,24 @@ fn training(a: &RewriteArgs) -> Result<TrainingRequest, Failure> {
 }
 
 /// How the rewrite is verified; `None`: not at all.
-fn verification(a: &RewriteArgs) -> Result<Option<VerifyOptions>, Failure> {
-    let dims = random_inputs::dims(&a.dim)?;
+fn verification(a: &RewriteArgs, dims: &Sizes) -> Option<VerifyOptions> {
     let engine = match a.verify {
         None => None,
         Some(VerifyArg::Tract) => Some(EngineChoice::Tract),
         Some(VerifyArg::Ort) => Some(EngineChoice::Ort),
         Some(VerifyArg::Both) => Some(EngineChoice::Both),
-        Some(VerifyArg::None) => return Ok(None),
+        Some(VerifyArg::None) => return None,
     };
-    Ok(Some(VerifyOptions {
+    Some(VerifyOptions {
         // An engine that was asked for runs, whatever is proved.
         proof: if engine.is_some() { ProofMode::Beside } else { ProofMode::First },
         engine,
         trials: a.trials.unwrap_or(2),
         seed: a.seed.unwrap_or(0),
         tolerance: Tolerance { atol: a.atol.unwrap_or(1e-5), rtol: a.rtol.unwrap_or(1e-5), precision: None },
-        dims,
+        dims: dims.clone(),
         ..VerifyOptions::default()
-    }))
+    })
 }
 
 /// What is shown of the passes, and where they stop.

@@ -21,6 +21,16 @@ fn folder() -> (TempDir, PathBuf) {
     (dir, model)
 }
 
+/// Makes what computes `y` in the model an operator that nothing knows, in a node named `odd`.
+fn with_unknown_operator(model: &Path) {
+    let mut m = ModelProto::parse_from_bytes(&std::fs::read(model).unwrap()).unwrap();
+    let graph = m.graph.as_mut().unwrap();
+    let at = graph.node.iter().position(|n| n.output.contains(&"y".to_string())).unwrap();
+    graph.node[at].op_type = "NoSuchOperator".into();
+    graph.node[at].name = "odd".into();
+    std::fs::write(model, m.write_to_bytes().unwrap()).unwrap();
+}
+
 /// `model` and further arguments.
 fn with<'a>(model: &'a Path, more: &[&'a str]) -> Vec<&'a str> {
     [&[model.to_str().unwrap()], more].concat()
@@ -185,12 +195,7 @@ fn a_check_that_says_no_has_status_1() {
 #[test]
 fn an_operator_without_derivative_ends_the_training_graph() {
     let (_dir, model) = folder();
-    let mut m = ModelProto::parse_from_bytes(&std::fs::read(&model).unwrap()).unwrap();
-    let graph = m.graph.as_mut().unwrap();
-    let at = graph.node.iter().position(|n| n.output.contains(&"y".to_string())).unwrap();
-    graph.node[at].op_type = "NoSuchOperator".into();
-    graph.node[at].name = "odd".into();
-    std::fs::write(&model, m.write_to_bytes().unwrap()).unwrap();
+    with_unknown_operator(&model);
     // Asked for, a training graph is an error; else only a notice.
     let ran = tool(&with(&model, &["--verify", "none", "--loss", "mse"]));
     assert_eq!(ran.status, 2, "{}", ran.err);

@@ -1,6 +1,6 @@
 //! What the main job says of its file: proved, compared, in which engine; and that an engine's gaps stop nothing that is proved.
 
-use super::{folder, with};
+use super::{folder, with, with_unknown_operator};
 use crate::common::{emit, listing, model, runtime, text, tool, tool_ok};
 use ancre_passes::text::parse;
 use onnx_protobuf::{Message, ModelProto};
@@ -103,12 +103,7 @@ fn onnx_runtime_takes_over_from_tract() {
 #[test]
 fn no_engine_is_needed_for_what_is_proved() {
     let (dir, model) = folder();
-    let mut m = ModelProto::parse_from_bytes(&std::fs::read(&model).unwrap()).unwrap();
-    let graph = m.graph.as_mut().unwrap();
-    let at = graph.node.iter().position(|n| n.output.contains(&"y".to_string())).unwrap();
-    graph.node[at].op_type = "NoSuchOperator".into();
-    graph.node[at].name = "odd".into();
-    std::fs::write(&model, m.write_to_bytes().unwrap()).unwrap();
+    with_unknown_operator(&model);
     let said = tool_ok(&with(&model, &["--no-train", "--json"])).json();
     assert_eq!(said["verify"]["emitted"]["method"], "proof");
     // The file of another start has no proof, and nothing runs it: it is written, and that is said.
