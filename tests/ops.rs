@@ -15,6 +15,7 @@ use crate::common::{Random, emit, floats, open};
 use ancre_passes::ir::{Attrs, DType, Dim, Graph, Op, Tensor, TensorType, ValueId};
 use ancre_passes::ops::build::Builder;
 use ancre_passes::ops::{Derivative, OpRule, Sample, SampleOperand, rules};
+use ancre_passes::refusal::Applied;
 use ancre_passes::target::{CPU, CUDA, Target, WASM};
 use ancre_passes::transform::{differentiate, eliminate, legalize, lower_abstract};
 use ancre_passes::verify;
@@ -178,7 +179,7 @@ impl Built {
         self.results.iter().for_each(|v| g.add_output(*v, None));
         let lacking = |n| g.op(n).is_some_and(|op: &Op| NO_KERNEL.contains(&op.name.as_str()));
         if g.nodes().any(lacking) {
-            legalize::to_opset(&mut g, legalize::TARGET).map_err(|e| e.to_string())?;
+            legalize::to_opset(&mut g, legalize::TARGET, &mut Applied::default()).map_err(|e| e.to_string())?;
         }
         finish(g, &CPU, verify::Stage::Open)
     }
@@ -189,8 +190,8 @@ impl Built {
         // The values that a decomposition puts in the place of results are found as outputs.
         self.results.iter().for_each(|v| g.add_output(*v, None));
         if decomposes {
-            legalize::decompose_contrib(&mut g);
-            legalize::to_opset(&mut g, legalize::TARGET).map_err(|e| e.to_string())?;
+            legalize::decompose_contrib(&mut g, &mut Applied::default());
+            legalize::to_opset(&mut g, legalize::TARGET, &mut Applied::default()).map_err(|e| e.to_string())?;
         }
         let results: Vec<ValueId> = g.outputs().iter().map(|o| o.value).collect();
         let mut terms = Vec::new();

@@ -2,6 +2,7 @@
 
 use crate::common::{emit, floats, model, open, open_file, text, tool, tool_ok};
 use ancre_passes::ir::DType;
+use ancre_passes::refusal::Applied;
 use ancre_passes::text::parse;
 use ancre_passes::transform::legalize;
 use ancre_rewrite::engine::Session;
@@ -53,7 +54,7 @@ fn a_gated_product_is_what_the_reference_computes() {
         "<opset_import: [\"\" : 28]> g (float[1, 3] a, float[1, 3] b) => (float[1, 3] y) { y = SwiGLU <alpha = 0.5> (a, b) }",
     )
     .unwrap();
-    legalize::to_opset(&mut g, legalize::TARGET).unwrap();
+    legalize::to_opset(&mut g, legalize::TARGET, &mut Applied::default()).unwrap();
     let mut session = open(&emit(&g)).unwrap();
     let feed = |name: &str, values: &[f64]| (name.to_string(), floats(DType::F32, &[1, 3], values));
     let feeds = [feed("a", &[-1.0, 0.5, 2.0]), feed("b", &[3.0, -2.0, 0.25])].into_iter().collect();

@@ -3,6 +3,7 @@
 use crate::common::{Random, emit, floats, max_abs, open};
 use ancre_passes::analysis::types::resolve_types;
 use ancre_passes::ir::{Attrs, DType, Graph, Op, Tensor, TensorType, ValueType};
+use ancre_passes::refusal::Applied;
 use ancre_passes::transform::{eliminate, legalize};
 use ancre_rewrite::engine::{Session, Tensors};
 
@@ -34,7 +35,7 @@ fn check(what: &str, mut g: Graph, x: &[usize], tolerance: f64) {
     let want = open(&emit(&g)).unwrap().run(&feeds).unwrap();
     let name = g.nodes().find_map(|n| g.op(n)).unwrap().name.clone();
     resolve_types(&mut g, None);
-    legalize::to_opset(&mut g, legalize::TARGET).unwrap();
+    legalize::to_opset(&mut g, legalize::TARGET, &mut Applied::default()).unwrap();
     eliminate::eliminate_dead(&mut g, |_, _| false);
     assert!(g.nodes().all(|n| g.op(n).is_none_or(|op| op.name != name)), "{what}: the operator is still there");
     let got = open(&emit(&g)).unwrap().run(&feeds).unwrap();

@@ -3,6 +3,7 @@
 
 use crate::common::{emit, floats, max_abs, models, open, open_file, text, tool, tool_ok};
 use ancre_passes::ir::{DType, Graph};
+use ancre_passes::refusal::Applied;
 use ancre_passes::transform::{eliminate, fold, legalize, separate};
 use ancre_passes::verify;
 use ancre_rewrite::engine::random_inputs;
@@ -65,8 +66,8 @@ fn check_preparation(path: &Path) -> Result<(), String> {
     compare(&before, &run(&g).map_err(|e| step("separate-parameters", e))?, 0.0)
         .or_else(|_| compare(&before, &run(&g)?, 1e-6))
         .map_err(|e| step("separate-parameters", e))?;
-    legalize::decompose_contrib(&mut g);
-    legalize::to_opset(&mut g, legalize::TARGET).map_err(|e| step("legalize", e.to_string()))?;
+    legalize::decompose_contrib(&mut g, &mut Applied::default());
+    legalize::to_opset(&mut g, legalize::TARGET, &mut Applied::default()).map_err(|e| step("legalize", e.to_string()))?;
     let legal = run(&g).map_err(|e| step("legalize", e))?;
     compare(&before, &legal, 2e-5).map_err(|e| step("legalize", e))?;
     fold::fold_constants(&mut g);

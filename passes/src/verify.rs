@@ -38,7 +38,7 @@ pub fn verify(g: &Graph, stage: Stage) -> Result<(), Vec<String>> {
         let sound = check_edges(g, id, &mut found);
         for v in g.results(id) {
             let name = g.name(v);
-            let read = g.is_read(v) || g.is_output(v);
+            let read = g.is_needed(v);
             if name.is_empty() {
                 if read {
                     found.push(format!("2: {} has a nameless result that is read", g.site(id)));

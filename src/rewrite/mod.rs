@@ -174,7 +174,7 @@ pub fn run(config: RewriteConfig) -> Result<Outcome, Failure> {
     clock.lap("analyse");
 
     let dead: HashSet<NodeId> =
-        source.nodes().filter(|n| source.results(*n).all(|v| !source.is_read(v) && !source.is_output(v))).collect();
+        source.nodes().filter(|n| source.results(*n).all(|v| !source.is_needed(v))).collect();
     let show = |text: &str| eprint!("{text}");
     let mut manager = PassManager::new(config.debugging.clone(), &show);
     manager.starts_from(&source);
@@ -197,8 +197,8 @@ pub fn run(config: RewriteConfig) -> Result<Outcome, Failure> {
         (PassError::Convert(e), Some(n)) => Failure::input(format!("--opset {n}: {e}")).at(model),
         (e, _) => Failure::from(e).at(model),
     })?;
-    if config.opset.is_some_and(|n| n < legalize::LOWEST) && config.training.is_some() {
-        notices.push(format!("the training graph is of opset {}, the lowest it can be in", legalize::LOWEST));
+    if config.opset.is_some_and(|n| n < legalize::TARGET) && config.training.is_some() {
+        notices.push(format!("the training graph is of opset {}, the lowest it can be in", legalize::TARGET));
     }
     clock.lap("rewrite");
 

@@ -23,7 +23,7 @@ impl Source {
     /// A node, read as it is meant in `opset`.
     pub fn of(g: &Graph, id: NodeId, opset: i64) -> Source {
         let op = g.op(id).cloned().unwrap_or_else(|| Op::new("", Attrs::new()));
-        let live = g.results(id).map(|v| g.is_read(v) || g.is_output(v)).collect();
+        let live = g.results(id).map(|v| g.is_needed(v)).collect();
         Source { op, operands: g.operands(id).to_vec(), opset, live }
     }
 

@@ -78,8 +78,9 @@ pub const LEGALIZE: Pass = Pass::new(
         let values = g.nodes().map(|n| g.result(n, 0)).filter(|v| g.contains(*v) && g.initializer(*v).is_some());
         cx.own = values.map(|v| g.name(v).to_string()).collect();
         let mut applied = cx.count();
-        let opset = cx.training.opset.unwrap_or(legalize::TARGET).max(legalize::LOWEST);
-        legalize::legalize(g, opset, &mut applied)?;
+        let opset = cx.training.opset.unwrap_or_default().max(legalize::TARGET);
+        legalize::decompose_contrib(g, &mut applied);
+        legalize::to_opset(g, opset, &mut applied)?;
         Ok(applied)
     },
 );

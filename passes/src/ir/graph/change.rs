@@ -1,6 +1,7 @@
 //! Changing: operands, readers, names, outputs; removal.
 
 use super::{Graph, Kind, NodeId, Op, Use, ValueId};
+use crate::ir::attr::Attrs;
 use crate::ir::tensor::Tensor;
 use crate::ir::types::{TensorType, ValueType};
 use petgraph::Direction;
@@ -50,6 +51,14 @@ impl Graph {
         n.reads.resize(len, None);
         if let Some(v) = value {
             self.link(v, node, operand);
+        }
+    }
+
+    /// Changes a node's attributes, if it is an operator.
+    pub fn edit_attrs(&mut self, node: NodeId, change: impl FnOnce(&mut Attrs)) {
+        if let Kind::Op(op) = &mut self.node_mut(node).kind {
+            change(&mut op.attrs);
+            op.attrs_changed = true;
         }
     }
 

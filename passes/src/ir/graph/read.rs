@@ -150,6 +150,16 @@ impl Graph {
         self.uses(v).next().is_some()
     }
 
+    /// Does a node read the value, or is it a graph output?
+    pub fn is_needed(&self, v: ValueId) -> bool {
+        self.is_read(v) || self.is_output(v)
+    }
+
+    /// Does a subgraph read the value?
+    pub fn is_captured(&self, v: ValueId) -> bool {
+        self.uses(v).any(|(n, operand)| operand >= self.node(n).operand_count())
+    }
+
     /// Who reads a value, by the consumer's place in the file.
     pub fn uses_in_order(&self, v: ValueId) -> SmallVec<[(NodeId, usize); 4]> {
         let mut all: SmallVec<[(NodeId, usize); 4]> = self.uses(v).collect();

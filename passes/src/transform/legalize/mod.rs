@@ -1,18 +1,18 @@
 //! Brings the operators of a source to one operator set, in which the rest of a training graph is built.
 //!
 //! ```text
-//! decompose_contrib   com.microsoft.Attention, SkipLayerNormalization, …   → plain operators, as their rules say
 //! from_old            1 …  6  →  7   when a model is read
+//! decompose_contrib   com.microsoft.Attention, SkipLayerNormalization, …   → plain operators, as their rules say
 //! to_opset            7 … 17  → 18   attributes become operands, older forms become today's
-//!                     19 … 28 → 18   newer operators become plain ones; the rest loses attributes that say nothing
+//!                     19 … 28 → 18   newer operators become plain ones; attributes that say nothing are left out
 //! ```
 //!
-//! Opset 18 is the target because it is where most CUDA kernels are found. An operator that 18 cannot express (a new one that
+//! Opset 18 is the target because ONNX Runtime has the most CUDA kernels for it. An operator that 18 cannot express (a new one that
 //! is kept, an element type that came later) raises the opset to the smallest one that has it, never above the source's own.
 //!
 //! Values keep their ids and names: a node is rewritten in place, or becomes the last node of what replaces it. Nodes in
-//! between are named under it. What cannot be decomposed, because its types are unknown or it uses a feature that has no
-//! plain form (a key cache, packed weights), stays as it is; differentiation says why if it matters.
+//! between are named under it. A node that cannot be decomposed, because its types are unknown or it uses a feature that has no
+//! plain form (a key cache, packed weights), stays as it is. Differentiation says why if it matters.
 
 mod needs;
 mod old;
@@ -21,30 +21,26 @@ mod upgrade;
 pub use old::from_old;
 
 use crate::analysis::types::{infer_node, is_resolved, merge};
-use crate::ir::{Attrs, Graph, Kind, NodeId, NodeSite, Op, ValueId};
-use crate::ir::{TensorType, ValueType};
+use crate::ir::{Attr, Attrs, Graph, NodeId, NodeSite, Op, ValueId};
 use crate::onnx::schema::{self, meaning::Use};
 use crate::ops::build::{BuildError, Builder};
 use crate::ops::{self, Decomposed, Derivative, MICROSOFT, Source, TypeError};
 use crate::refusal::{Applied, Why};
 
-/// Operator set that training graphs are built for where the source allows it.
+/// Operator set that training graphs are built for where the source allows it. No training graph has a lower one, and no newer
+/// graph is taken down to a lower one.
 pub const TARGET: i64 = 18;
 
-/// Brings every operator of the standard domain to `target` (18), or to the smallest newer operator set that can express them
+/// Brings every operator of the standard domain to `target`, or to the smallest newer operator set that can express them
 /// all; sets the graph's operator set and returns it. The file format is raised to what that operator set came with.
 ///
 /// # Errors
 /// When an older form cannot be rewritten: the types it needs are unknown, or it stands in a subgraph.
-pub fn to_opset(g: &mut Graph, target: i64) -> Result<i64, BuildError> {
-    to_opset_within(g, target, &mut Applied::default())
-}
-
-fn to_opset_within(g: &mut Graph, target: i64, applied: &mut Applied) -> Result<i64, BuildError> {
+pub fn to_opset(g: &mut Graph, target: i64, applied: &mut Applied) -> Result<i64, BuildError> {
     let from = g.opsets.get("").copied().unwrap_or(target);
     // New nodes are built in the target's forms, which every later operator set reads too.
     g.opsets.insert(String::new(), target);
-    replace_each(g, from, is_standard, applied);
+    replace_each(g, from, |op| op.domain.is_empty(), applied);
     let reached = needs::smallest(g, from, target);
     if from < reached {
         upgrade::upgrade(g, from, reached)?;
@@ -55,18 +51,11 @@ fn to_opset_within(g: &mut Graph, target: i64, applied: &mut Applied) -> Result<
     Ok(reached)
 }
 
-fn is_standard(op: &Op) -> bool {
-    op.domain.is_empty()
-}
-
-/// The lowest operator set that a newer one can be taken down to, and that a training graph can be in.
-pub const LOWEST: i64 = TARGET;
-
 /// Why a graph cannot be brought to an operator set.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs)]
 pub enum ConvertError {
-    #[error("the graph is of opset {0}; a graph is taken up to any later one, and down to {LOWEST} at the lowest")]
+    #[error("the graph is of opset {0}; a graph is taken up to any later one, and down to {TARGET} at the lowest")]
     TooLow(i64),
     #[error("{site} needs opset {needed}, {to} was asked for")]
     Needs { site: NodeSite, needed: i64, to: i64 },
@@ -83,13 +72,13 @@ pub fn convert(g: &mut Graph, to: i64) -> Result<(), ConvertError> {
     if from == to {
         return Ok(());
     }
-    if to < from && to < LOWEST {
+    if to < from && to < TARGET {
         return Err(ConvertError::TooLow(from));
     }
     g.opsets.insert(String::new(), to);
     g.raise_ir(schema::ir_version_of(to));
     let changed = |op: &Op| Use::untyped(op, 0, 0).last_change(from.min(to), from.max(to), from).is_some();
-    let lacking = |op: &Op| is_standard(op) && (schema::at("", &op.name, to).is_none() || changed(op));
+    let lacking = |op: &Op| op.domain.is_empty() && (schema::at("", &op.name, to).is_none() || changed(op));
     replace_each(g, from, lacking, &mut Applied::default());
     if let Some((node, needed)) = needs::beyond(g, from, to) {
         return Err(ConvertError::Needs { site: g.site(node), needed, to });
@@ -101,28 +90,12 @@ pub fn convert(g: &mut Graph, to: i64) -> Result<(), ConvertError> {
     Ok(())
 }
 
-/// Replaces fused operators of ONNX Runtime (`com.microsoft`) by plain ones where that is possible.
-///
-/// Runs before [`to_opset`], which may have to raise the operator set for what is built here.
-pub fn decompose_contrib(g: &mut Graph) -> Applied {
-    let mut applied = Applied::default();
-    contrib(g, &mut applied);
-    applied
-}
-
-fn contrib(g: &mut Graph, applied: &mut Applied) {
+/// Replaces fused operators of ONNX Runtime (`com.microsoft`) by plain ones where that is possible. Runs before [`to_opset`],
+/// which may have to raise the operator set for what is built here.
+pub fn decompose_contrib(g: &mut Graph, applied: &mut Applied) {
     let from = g.opsets.get("").copied().unwrap_or(TARGET);
-    // This one the runtime also takes in the standard domain.
+    // ONNX Runtime accepts this operator in the standard domain too.
     replace_each(g, from, |op| op.domain == MICROSOFT || op.is("SimplifiedLayerNormalization"), applied);
-}
-
-/// Both: [`decompose_contrib`], then [`to_opset`], counting what is written as other operators and keeping why the rest is not.
-///
-/// # Errors
-/// As [`to_opset`].
-pub fn legalize(g: &mut Graph, target: i64, applied: &mut Applied) -> Result<i64, BuildError> {
-    contrib(g, applied);
-    to_opset_within(g, target, applied)
 }
 
 /// Why a node is not written as plain operators; `None` if it can be. May leave nodes behind that nobody reads.
@@ -135,7 +108,7 @@ pub(crate) fn refusal(g: &mut Graph, id: NodeId) -> Option<Why> {
 fn decomposed(b: &mut Builder, id: NodeId, from: i64) -> Option<Decomposed> {
     let rule = b.graph.op(id).and_then(ops::rule).filter(|r| matches!(r.derivative(), Derivative::Decompose(_)))?;
     b.prefix = stem(b.graph, id);
-    let captured = b.graph.results(id).skip(1).any(|v| is_captured(b.graph, v));
+    let captured = b.graph.results(id).skip(1).any(|v| b.graph.is_captured(v));
     if captured || b.graph.captures(id).next().is_some() {
         return Some(Err(Why::Subgraph));
     }
@@ -149,7 +122,7 @@ fn stem(g: &Graph, id: NodeId) -> String {
     if n.name.is_empty() { n.results().first().map(|v| v.name.clone()).unwrap_or_default() } else { n.name.clone() }
 }
 
-/// Replaces every chosen node that can be, producers before consumers, so that each finds the types of its operands.
+/// Replaces every chosen node that can be replaced. Producers come before consumers, which need the types of their operands.
 fn replace_each(g: &mut Graph, from: i64, chosen: impl Fn(&Op) -> bool, applied: &mut Applied) {
     let mut b = Builder::new(g, "");
     for id in b.graph.topological_order() {
@@ -161,17 +134,13 @@ fn replace_each(g: &mut Graph, from: i64, chosen: impl Fn(&Op) -> bool, applied:
         match installed {
             None => {}
             Some(Ok(())) => _ = applied.allows(&b.graph.site(id)),
-            // What cannot be built stays; nodes that were built before the failure are dead.
+            // Nodes that were built before the failure are dead.
             Some(Err(why)) => applied.refused.push(why.at(b.graph.site(id))),
         }
     }
 }
 
-fn is_captured(g: &Graph, v: ValueId) -> bool {
-    g.uses(v).any(|(n, operand)| operand >= g.node(n).operand_count())
-}
-
-/// Types a node's results by its rule where they are not known.
+/// Gives a node's results the types of its rule where they are not known.
 fn infer(g: &mut Graph, id: NodeId) {
     if g.results(id).all(|v| is_resolved(&g.value(v).ty)) {
         return;
@@ -186,25 +155,16 @@ fn unfit(op: &str, at: &str, what: &str) -> BuildError {
     BuildError { op: op.to_string(), prefix: at.to_string(), error: TypeError(what.to_string()) }
 }
 
-/// Makes `id` the producer of `new[0]`, which was built last for it, and gives the readers of its other results theirs.
+/// Makes `id` the producer of `new[0]`, which was built last for it. The other new values take the place of its other results.
 fn install(g: &mut Graph, id: NodeId, new: &[ValueId]) -> Result<(), Why> {
     let unanswered = || Why::Feature("a result that is read");
-    let Some(&first) = new.first() else { return Err(unanswered()) };
-    let first = last_node(g, id, first, &new[1..]);
-    for slot in 1..g.node(id).results().len() as u32 {
-        let old = g.result(id, slot);
-        let read = g.is_read(old) || g.is_output(old);
-        match new.get(slot as usize) {
-            Some(&v) if read => {
-                g.replace_uses(old, v, |_| true);
-                g.redirect_output(old, v);
-                g.swap_names(old, v);
-            }
-            None if read => return Err(unanswered()),
-            _ => {}
-        }
+    let first = last_node(g, id, *new.first().ok_or_else(unanswered)?, &new[1..]);
+    let needed: Vec<ValueId> = g.results(id).skip(1).filter(|v| g.is_needed(*v)).collect();
+    if needed.iter().any(|v| v.slot as usize >= new.len()) {
+        return Err(unanswered());
     }
-    let Kind::Op(op) = g.node(first.node).kind.clone() else { return Err(unanswered()) };
+    needed.into_iter().for_each(|old| g.supplant(old, new[old.slot as usize]));
+    let op = g.op(first.node).cloned().ok_or_else(unanswered)?;
     let operands = g.operands(first.node).to_vec();
     let ty = merge(&g.value(first).ty.clone(), g.value(g.result(id, 0)).ty.clone());
     g.replace_op(id, op, &operands);
@@ -218,7 +178,7 @@ fn install(g: &mut Graph, id: NodeId, new: &[ValueId]) -> Result<(), Why> {
 fn last_node(g: &mut Graph, id: NodeId, v: ValueId, others: &[ValueId]) -> ValueId {
     let n = g.node(v.node);
     let ours = n.op().is_some_and(|op| op.source.is_none()) && n.results().len() == 1;
-    if ours && v.node != id && !g.is_read(v) && !g.is_output(v) && !others.contains(&v) {
+    if ours && v.node != id && !g.is_needed(v) && !others.contains(&v) {
         return v;
     }
     let ty = g.value(v).ty.clone();
@@ -226,19 +186,17 @@ fn last_node(g: &mut Graph, id: NodeId, v: ValueId, others: &[ValueId]) -> Value
     g.push_result(node, "", ty)
 }
 
-/// Changes a node's attributes.
-fn edit(g: &mut Graph, id: NodeId, change: impl FnOnce(&mut Attrs)) {
-    if let Kind::Op(op) = &mut g.node_mut(id).kind {
-        change(&mut op.attrs);
-        op.attrs_changed = true;
-    }
+/// Sets an attribute.
+fn set(g: &mut Graph, id: NodeId, name: &str, value: impl Into<Attr>) {
+    g.edit_attrs(id, |a| _ = a.0.insert(name.into(), value.into()));
 }
 
-/// Adds an operator without a shape rule, whose one result has a known type.
-fn raw(b: &mut Builder, op: Op, operands: &[Option<ValueId>], ty: TensorType) -> ValueId {
-    let stem = format!("{}/{}", b.prefix, op.name);
-    let node = b.graph.add_op(&stem, op, operands);
-    b.graph.push_result(node, &stem, ValueType::from(ty))
+/// Removes an attribute and returns it.
+fn take(g: &mut Graph, id: NodeId, name: &str) -> Option<Attr> {
+    g.op(id)?.attrs.get(name)?;
+    let mut taken = None;
+    g.edit_attrs(id, |attrs| taken = attrs.0.shift_remove(name));
+    taken
 }
 
 #[cfg(test)]

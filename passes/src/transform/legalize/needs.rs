@@ -1,6 +1,5 @@
-//! Which operator set a source's operators ask for, going down.
+//! The lowest operator set that a source's operators can be taken down to.
 
-use super::edit;
 use crate::ir::{Attr, Graph, NodeId};
 use crate::onnx::op_of;
 use crate::onnx::schema::meaning::{RESPELLED, Use, says_nothing};
@@ -16,7 +15,7 @@ pub(super) fn smallest(g: &Graph, from: i64, target: i64) -> i64 {
     needed.clamp(target, from)
 }
 
-/// A node that asks for a later operator set than `to`, and which.
+/// A node that needs a later operator set than `to`, and that operator set.
 pub(super) fn beyond(g: &Graph, from: i64, to: i64) -> Option<(NodeId, i64)> {
     let needed = |id: NodeId| (id, of_node(g, id, from, to));
     if from <= to { None } else { g.nodes().map(needed).find(|(_, n)| *n > to) }
@@ -29,7 +28,7 @@ fn of_node(g: &Graph, id: NodeId, from: i64, least: i64) -> i64 {
     node.lowest(from, least).max(inside.unwrap_or(least))
 }
 
-/// What the nodes of subgraphs ask for. Their types are not known here; attributes that came later are not taken away.
+/// What the nodes of subgraphs need. Their types are not known here, and attributes that came later are not taken away.
 fn of_subgraphs(a: &AttributeProto, from: i64, least: i64) -> i64 {
     let mut needed = least;
     for n in subgraphs(a).flat_map(|g| &g.node) {
@@ -51,8 +50,7 @@ pub(super) fn subgraphs(a: &AttributeProto) -> impl Iterator<Item = &GraphProto>
 
 /// Removes attributes that the operator set does not know and that say nothing, and renames values that it spells differently.
 pub(super) fn respell(g: &mut Graph, from: i64, opset: i64) {
-    let nodes: Vec<NodeId> = g.nodes().collect();
-    for id in nodes {
+    for id in g.nodes().collect::<Vec<_>>() {
         let Some(op) = g.op(id).filter(|op| op.domain.is_empty() && !op.attrs.0.is_empty()) else { continue };
         let Some(schema) = at("", &op.name, opset) else { continue };
         let silent = |(name, a): &(&String, &Attr)| schema.attribute(name).is_none() && says_nothing(op, name, a);
@@ -64,7 +62,7 @@ pub(super) fn respell(g: &mut Graph, from: i64, opset: i64) {
         if silent.is_empty() && other.is_none() {
             continue;
         }
-        edit(g, id, |attrs| {
+        g.edit_attrs(id, |attrs| {
             attrs.0.retain(|name, _| !silent.contains(name));
             if let Some((attr, value)) = other {
                 attrs.0.insert(attr.into(), value.into());

@@ -6,10 +6,10 @@
 //! Cast, Concat, Selu, …    a type's name, an axis, constants that had other defaults → written out
 //! ```
 //!
-//! What said nothing about inference (`consumed_inputs`, `is_test`) goes.
+//! Attributes that say nothing about inference (`consumed_inputs`, `is_test`) are removed.
 
-use super::upgrade::{Done, check_subgraphs, ints_to_operand, take};
-use super::{edit, infer, stem, unfit};
+use super::upgrade::{Done, attrs, check_subgraphs, ints_to_operand};
+use super::{infer, set, stem, take, unfit};
 use crate::analysis::types::declared;
 use crate::ir::{Attr, Attrs, DType, Graph, NodeId, Op};
 use crate::onnx::schema::{at, meaning::Use};
@@ -33,7 +33,7 @@ pub fn from_old(g: &mut Graph) -> Result<(), BuildError> {
     for id in b.graph.topological_order() {
         if let Some(name) = b.graph.op(id).filter(|op| op.domain.is_empty()).map(|op| op.name.clone()) {
             b.prefix = stem(b.graph, id);
-            // Which operands an operator might overwrite.
+            // It says which operands the operator may overwrite.
             take(b.graph, id, "consumed_inputs");
             node(&mut b, id, &name, from)?;
             check(b.graph, id, from)?;
@@ -50,6 +50,7 @@ pub fn from_old(g: &mut Graph) -> Result<(), BuildError> {
     Ok(())
 }
 
+/// Refuses a node that is still not as the oldest operator set has it.
 fn check(g: &Graph, id: NodeId, from: i64) -> Done {
     let Some(node) = Use::of(g, id) else { return Ok(()) };
     for a in node.op.attrs.0.values() {
@@ -75,7 +76,7 @@ fn node(b: &mut Builder, id: NodeId, name: &str, from: i64) -> Done {
                 return align(b, id, axis, from);
             }
         }
-        // One slope a channel.
+        // The slopes are one for each channel.
         "PRelu" => {
             let slope = b.graph.operand(id, 1).and_then(|v| b.graph.tensor_type(v));
             if slope.is_some_and(|t| t.rank() == 1 && !t.shape[0].is_one()) {
@@ -87,11 +88,7 @@ fn node(b: &mut Builder, id: NodeId, name: &str, from: i64) -> Done {
         "LSTM" | "GRU" | "RNN" => drop(take(b.graph, id, "output_sequence")),
         "BatchNormalization" => {
             take(b.graph, id, "is_test");
-            let read = |b: &Builder, slot: u32| {
-                let v = b.graph.result(id, slot);
-                b.graph.is_read(v) || b.graph.is_output(v)
-            };
-            if (1..b.graph.node(id).results().len() as u32).all(|slot| !read(b, slot)) {
+            if !b.graph.results(id).skip(1).any(|v| b.graph.is_needed(v)) {
                 b.graph.drop_results(id, 1);
             }
         }
@@ -101,13 +98,16 @@ fn node(b: &mut Builder, id: NodeId, name: &str, from: i64) -> Done {
             write(b.graph, id, "axis", 0);
             if let Some(parts) = b.graph.operand(id, 1) {
                 let parts = constant(b, parts).ok_or_else(|| refused(b.graph, id, from, "its parts are computed"))?;
-                let attrs = b.graph.op(id).map(|op| op.attrs.clone()).unwrap_or_default();
-                let x = b.graph.operand(id, 0);
+                let (attrs, x) = (attrs(b.graph, id), b.graph.operand(id, 0));
                 b.graph.replace_op(id, Op::new("Split", attrs.with("split", parts)), &[x]);
             }
         }
         "Tile" if from < 6 => return tile(b, id, from),
-        "Pad" if from < 2 => rename(b.graph, id, "paddings", "pads"),
+        "Pad" if from < 2 => {
+            if let Some(pads) = take(b.graph, id, "paddings") {
+                write(b.graph, id, "pads", pads);
+            }
+        }
         "Selu" if from < 6 => {
             write(b.graph, id, "alpha", 1.6732_f32);
             write(b.graph, id, "gamma", 1.0507_f32);
@@ -130,7 +130,7 @@ fn node(b: &mut Builder, id: NodeId, name: &str, from: i64) -> Done {
             let width = scale(take(b.graph, id, "width_scale"));
             write(b.graph, id, "scales", vec![1.0, 1.0, height, width]);
             if b.graph.op(id).is_some_and(|op| op.attrs.str("mode", "") == "bilinear") {
-                edit(b.graph, id, |a| drop(a.0.insert("mode".into(), "linear".into())));
+                set(b.graph, id, "mode", "linear");
             }
         }
         _ => {}
@@ -181,12 +181,6 @@ fn constant(b: &Builder, v: crate::ir::ValueId) -> Option<Vec<i64>> {
 /// Writes an attribute out where it is left out.
 fn write(g: &mut Graph, id: NodeId, name: &str, value: impl Into<Attr>) {
     if g.op(id).is_some_and(|op| op.attrs.get(name).is_none()) {
-        edit(g, id, |a| drop(a.0.insert(name.into(), value.into())));
-    }
-}
-
-fn rename(g: &mut Graph, id: NodeId, old: &str, new: &str) {
-    if let Some(value) = take(g, id, old) {
-        write(g, id, new, value);
+        set(g, id, name, value);
     }
 }

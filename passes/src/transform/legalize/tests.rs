@@ -1,7 +1,7 @@
 //! Forms and attributes after each rewrite; the numbers were compared in an engine.
 
 use super::*;
-use crate::ir::{Attr, DType, Dim, Tensor};
+use crate::ir::{DType, Dim, Tensor, TensorType, ValueType};
 use crate::verify::{Stage, verify};
 
 fn f32s(dims: &[i64]) -> ValueType {
@@ -25,11 +25,17 @@ fn graph(opset: i64, op: Op, inputs: &[ValueType], results: usize) -> Graph {
 }
 
 fn legal(g: &mut Graph) -> i64 {
-    let opset = to_opset(g, TARGET).unwrap();
+    let opset = to_opset(g, TARGET, &mut Applied::default()).unwrap();
     crate::transform::eliminate::eliminate_dead(g, |_, _| false);
     verify(g, Stage::Legal).unwrap();
     assert_eq!(g.name(g.outputs()[0].value), "y");
     opset
+}
+
+fn decomposed(g: &mut Graph) -> Applied {
+    let mut applied = Applied::default();
+    decompose_contrib(g, &mut applied);
+    applied
 }
 
 fn ops(g: &Graph) -> Vec<String> {
@@ -120,7 +126,7 @@ fn batch_statistics_of_the_old_form_are_dropped_only_unread() {
     let mut g = graph(9, Op::new("BatchNormalization", Attrs::new()), &inputs, 5);
     let mean = g.result(producer(&g), 1);
     g.add_output(mean, None);
-    assert!(to_opset(&mut g, TARGET).is_err());
+    assert!(to_opset(&mut g, TARGET, &mut Applied::default()).is_err());
 }
 
 #[test]
@@ -179,14 +185,14 @@ fn fused_operators_of_the_runtime_become_plain_ones() {
     let mut g = graph(14, skip, &[x.clone(), x.clone(), f32s(&[8])], 4);
     let sum = g.result(producer(&g), 3);
     g.add_output(sum, None);
-    assert_eq!(decompose_contrib(&mut g).changed, 1);
+    assert_eq!(decomposed(&mut g).changed, 1);
     legal(&mut g);
     assert_eq!(ops(&g), ["Add", "LayerNormalization"]);
     assert_eq!(g.name(g.outputs()[1].value), "y3");
 
     let packed = Op::in_domain("com.microsoft", "Attention", Attrs::new().with("num_heads", 2));
     let mut g = graph(14, packed, &[x.clone(), f32s(&[8, 24]), f32s(&[24])], 1);
-    assert_eq!(decompose_contrib(&mut g).changed, 1);
+    assert_eq!(decomposed(&mut g).changed, 1);
     legal(&mut g);
     assert!(ops(&g).iter().all(|op| !op.contains('.')));
     assert_eq!(g.tensor_type(g.outputs()[0].value), x.tensor());
@@ -199,15 +205,15 @@ fn an_activation_fused_into_a_product_comes_after_it() {
     let (x, w) = (f32s(&[2, 3, 5, 5]), f32s(&[4, 3, 3, 3]));
     let conv = fused("FusedConv", named("LeakyRelu").with("activation_params", vec![0.3_f32]));
     let mut g = graph(14, conv, &[x.clone(), w.clone(), f32s(&[4]), f32s(&[2, 4, 3, 3])], 1);
-    assert_eq!(decompose_contrib(&mut g).changed, 1);
+    assert_eq!(decomposed(&mut g).changed, 1);
     assert_eq!(ops(&g), ["Conv", "Add", "LeakyRelu"]);
     assert_eq!(g.op(producer(&g)).unwrap().attrs.float("alpha", 0.0), 0.3);
     let mut g = graph(14, fused("FusedGemm", named("Tanh").with("transB", 1)), &[f32s(&[2, 3]), f32s(&[4, 3])], 1);
-    assert_eq!(decompose_contrib(&mut g).changed, 1);
+    assert_eq!(decomposed(&mut g).changed, 1);
     assert_eq!(ops(&g), ["Gemm", "Tanh"]);
     // An activation that has no form here keeps the operator.
     let mut g = graph(14, fused("FusedConv", named("Softmax")), &[x, w], 1);
-    assert_eq!(decompose_contrib(&mut g).changed, 0);
+    assert_eq!(decomposed(&mut g).changed, 0);
 }
 
 #[test]
@@ -217,7 +223,7 @@ fn a_fused_operator_whose_statistics_are_read_stays() {
     let mut g = graph(14, skip, &[x.clone(), x, f32s(&[8])], 2);
     let mean = g.result(producer(&g), 1);
     g.add_output(mean, None);
-    let applied = decompose_contrib(&mut g);
+    let applied = decomposed(&mut g);
     assert_eq!((applied.changed, applied.refused[0].why.clone()), (0, Why::Feature("the statistics it reports")));
 }
 
@@ -228,7 +234,7 @@ fn no_derivative_quotes_why_an_operator_stays_fused() {
     let attention = Op::in_domain("com.microsoft", "Attention", Attrs::new().with("num_heads", 2));
     let mut g = graph(18, attention, &[x.clone(), f32s(&[8, 24]), f32s(&[24]), x, past], 1);
     let x = g.operand(producer(&g), 0).unwrap();
-    decompose_contrib(&mut g);
+    decomposed(&mut g);
     let y = g.outputs()[0].value;
     let loss = Builder::new(&mut g, "loss").reduce_all("ReduceSum", y).unwrap();
     let e = crate::transform::differentiate(&mut g, &crate::target::CPU, loss, &[x]).unwrap_err().to_string();

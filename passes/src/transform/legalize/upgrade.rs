@@ -1,8 +1,8 @@
 //! Older forms of operators, rewritten as opset 18 has them.
 
 use super::needs::subgraphs;
-use super::{edit, is_captured, raw, stem, unfit};
-use crate::ir::{Attr, Attrs, DType, Graph, NodeId, Op, Tensor, ValueId};
+use super::{set, stem, take, unfit};
+use crate::ir::{Attr, Attrs, DType, Graph, NodeId, Op, Tensor};
 use crate::onnx::op_of;
 use crate::onnx::schema::{self, meaning::Use};
 use crate::ops::build::{BuildError, Builder, reshape_target};
@@ -21,8 +21,8 @@ pub(super) fn upgrade(g: &mut Graph, from: i64, to: i64) -> Done {
                 check_subgraphs(&stem(b.graph, id), a, from, to)?;
             }
         }
-        let name = op.name.clone();
         if Use::of(b.graph, id).is_some_and(|node| !node.same_meaning(from, to)) {
+            let name = op.name.clone();
             b.prefix = stem(b.graph, id);
             node(&mut b, id, &name, from, to)?;
         }
@@ -30,6 +30,7 @@ pub(super) fn upgrade(g: &mut Graph, from: i64, to: i64) -> Done {
     Ok(())
 }
 
+/// Refuses nodes of a subgraph that mean something else in `to`.
 pub(super) fn check_subgraphs(at: &str, a: &AttributeProto, from: i64, to: i64) -> Done {
     for n in subgraphs(a).flat_map(|g| &g.node) {
         let op = op_of(n);
@@ -71,25 +72,24 @@ fn node(b: &mut Builder, id: NodeId, name: &str, from: i64, to: i64) -> Done {
         "Dropout" => float_to_operand(b, id, "ratio", 1),
         "BatchNormalization" => return batch_normalization(b, id),
         "Upsample" | "Resize" => resize(b, id, name, from),
-        "Scatter" => rename(b.graph, id, "ScatterElements"),
-        // Its boxes were halved before the attribute existed.
-        "RoiAlign" => edit(b.graph, id, |a| {
-            a.0.insert("coordinate_transformation_mode".into(), "output_half_pixel".into());
-        }),
+        "Scatter" => {
+            let attrs = attrs(b.graph, id);
+            let operands = b.graph.operands(id).to_vec();
+            b.graph.replace_op(id, Op::new("ScatterElements", attrs), &operands);
+        }
+        // `RoiAlign` halved its boxes before the attribute existed.
+        "RoiAlign" => set(b.graph, id, "coordinate_transformation_mode", "output_half_pixel"),
         reduce if reduce.starts_with("Reduce") => ints_to_operand(b, id, "axes", 1),
         _ => return Err(unfit(name, &b.prefix, &format!("its form of opset {from} is not supported"))),
     }
     Ok(())
 }
 
-/// Removes an attribute and returns it.
-pub(super) fn take(g: &mut Graph, id: NodeId, attr: &str) -> Option<Attr> {
-    g.op(id)?.attrs.get(attr)?;
-    let mut taken = None;
-    edit(g, id, |attrs| taken = attrs.0.shift_remove(attr));
-    taken
+pub(super) fn attrs(g: &Graph, id: NodeId) -> Attrs {
+    g.op(id).map(|op| op.attrs.clone()).unwrap_or_default()
 }
 
+/// Makes an operand of an attribute that lists integers.
 pub(super) fn ints_to_operand(b: &mut Builder, id: NodeId, attr: &str, at: usize) {
     if let Some(Attr::Ints(values)) = take(b.graph, id, attr)
         && !values.is_empty()
@@ -110,54 +110,36 @@ fn float_to_operand(b: &mut Builder, id: NodeId, attr: &str, at: usize) {
     }
 }
 
-/// Another operator with the same attributes, operands and results.
-fn rename(g: &mut Graph, id: NodeId, name: &str) {
-    let attrs = g.op(id).map(|op| op.attrs.clone()).unwrap_or_default();
-    let operands = g.operands(id).to_vec();
-    g.replace_op(id, Op::new(name, attrs), &operands);
-}
-
 fn split(b: &mut Builder, id: NodeId, to: i64) {
     ints_to_operand(b, id, "split", 1);
     if to >= 18 && b.graph.operand(id, 1).is_none() {
         let parts = b.graph.node(id).results().len() as i64;
-        edit(b.graph, id, |a| {
-            a.0.insert("num_outputs".into(), Attr::Int(parts));
-        });
+        set(b.graph, id, "num_outputs", parts);
     }
 }
 
-/// Before opset 13 the operand was seen as a matrix: axes before `axis` its rows, the others its columns.
+/// Before opset 13 `Softmax` saw its operand as a matrix: the axes before `axis` were the rows, the others the columns.
 fn softmax(b: &mut Builder, id: NodeId, name: &str) -> Done {
     let Some(x) = b.graph.operand(id, 0) else { return Ok(()) };
-    let axis = b.graph.op(id).map_or(1, |op| op.attrs.int("axis", 1));
-    let last = |g: &mut Graph| {
-        edit(g, id, |a| {
-            a.0.insert("axis".into(), Attr::Int(-1));
-        })
-    };
+    let axis = attrs(b.graph, id).int("axis", 1);
     if axis == -1 {
-        last(b.graph);
+        set(b.graph, id, "axis", -1);
         return Ok(());
     }
     let ty = b.ty(x)?;
     let rank = ty.rank();
     let axis = if axis < 0 { axis + rank as i64 } else { axis } as usize;
-    let columns = ty.shape.iter().skip(axis + 1);
-    if columns.clone().all(|d| d.is_one()) {
+    if ty.shape.iter().skip(axis + 1).all(|d| d.is_one()) {
         // One axis is the whole row.
-        if axis + 1 == rank {
-            last(b.graph);
-        } else {
-            edit(b.graph, id, |a| {
-                a.0.insert("axis".into(), Attr::Int(axis as i64));
-            });
-        }
+        set(b.graph, id, "axis", if axis + 1 == rank { -1 } else { axis as i64 });
         return Ok(());
     }
     let rows = b.op_with("Flatten", Attrs::new().with("axis", axis as i64), &[x])?;
     let flat = b.ty(rows)?;
-    let y = raw(b, Op::new(name, Attrs::new().with("axis", -1)), &[Some(rows)], flat);
+    // `Hardmax` has no rule, so the builder cannot infer its type.
+    let stem = format!("{}/{name}", b.prefix);
+    let node = b.graph.add_op(&stem, Op::new(name, Attrs::new().with("axis", -1)), &[Some(rows)]);
+    let y = b.graph.push_result(node, &stem, flat.into());
     let target = match reshape_target(&ty.shape) {
         Some(dims) => b.ints(&dims),
         None => b.op("Shape", &[x])?,
@@ -166,22 +148,19 @@ fn softmax(b: &mut Builder, id: NodeId, name: &str) -> Done {
     Ok(())
 }
 
-/// Results other than the first were batch statistics that only the old training form gives; `spatial = 0` had statistics for
-/// each element of a sample.
+/// The results after the first were batch statistics, which only the old training form gives. Under `spatial = 0` each element of
+/// a sample had its own statistics.
 fn batch_normalization(b: &mut Builder, id: NodeId) -> Done {
-    let results: Vec<ValueId> = b.graph.results(id).skip(1).collect();
-    if results.iter().any(|v| b.graph.is_read(*v) || b.graph.is_output(*v) || is_captured(b.graph, *v)) {
+    if b.graph.results(id).skip(1).any(|v| b.graph.is_needed(v)) {
         let why = "its batch statistics are read, which the form of opset 14 does not give in inference";
         return Err(unfit("BatchNormalization", &b.prefix, why));
     }
     b.graph.drop_results(id, 1);
-    let spatial = take(b.graph, id, "spatial");
-    if !matches!(spatial, Some(Attr::Int(0))) {
+    if !matches!(take(b.graph, id, "spatial"), Some(Attr::Int(0))) {
         return Ok(());
     }
-    let operands = b.graph.operands(id);
-    let [Some(x), Some(scale), Some(bias), Some(mean), Some(var)] = operands[..] else { return Ok(()) };
-    let epsilon = b.graph.op(id).map_or(1e-5, |op| op.attrs.float("epsilon", 1e-5));
+    let [Some(x), Some(scale), Some(bias), Some(mean), Some(var)] = b.graph.operands(id)[..] else { return Ok(()) };
+    let epsilon = attrs(b.graph, id).float("epsilon", 1e-5);
     let centred = b.sub(x, mean)?;
     let shifted = b.shift(var, epsilon as f64)?;
     let deviation = b.sqrt(shifted)?;
@@ -193,26 +172,24 @@ fn batch_normalization(b: &mut Builder, id: NodeId) -> Done {
 
 /// `Upsample` and the first `Resize` take the nearest element to the left, without half pixels.
 fn resize(b: &mut Builder, id: NodeId, name: &str, from: i64) {
-    let mut attrs = b.graph.op(id).map(|op| op.attrs.clone()).unwrap_or_default();
+    let mut attrs = attrs(b.graph, id);
     if name == "Resize" && from >= 11 {
-        // This mode, whose place half_pixel has taken, rounds down where the other rounds half up.
+        // `half_pixel` has taken the place of this mode. It rounds half up unless it is told to.
         if attrs.str("coordinate_transformation_mode", "") == "tf_half_pixel_for_nn" {
-            attrs.0.insert("coordinate_transformation_mode".into(), "half_pixel".into());
-            attrs.0.insert("nearest_mode".into(), "round_prefer_ceil".into());
-            edit(b.graph, id, |a| *a = attrs);
+            set(b.graph, id, "coordinate_transformation_mode", "half_pixel");
+            set(b.graph, id, "nearest_mode", "round_prefer_ceil");
         }
         return;
     }
     let Some(x) = b.graph.operand(id, 0) else { return };
     let scales = match attrs.0.shift_remove("scales") {
         Some(Attr::Floats(s)) => {
-            let dims = [s.len() as i64];
-            let values: Vec<f64> = s.into_iter().map(f64::from).collect();
-            Some(b.constant(&format!("{}/scales", b.prefix), Tensor::floats(DType::F32, &dims, &values)))
+            let scales = Tensor::f32s(&[s.len() as i64], &s);
+            Some(b.constant(&format!("{}/scales", b.prefix), scales))
         }
         _ => b.graph.operand(id, 1),
     };
-    // An engine's first `Resize` took the element to the right where it shrank.
+    // ONNX Runtime's first `Resize` took the element to the right where it shrank.
     let shrinks = scales
         .and_then(|v| b.graph.constant(v))
         .and_then(|t| t.to_f64().ok())
