@@ -173,8 +173,7 @@ pub fn run(config: RewriteConfig) -> Result<Outcome, Failure> {
     let structure = find_residuals(&source);
     clock.lap("analyse");
 
-    let dead: HashSet<NodeId> =
-        source.nodes().filter(|n| source.results(*n).all(|v| !source.is_needed(v))).collect();
+    let dead: HashSet<NodeId> = source.nodes().filter(|n| source.results(*n).all(|v| !source.is_needed(v))).collect();
     let show = |text: &str| eprint!("{text}");
     let mut manager = PassManager::new(config.debugging.clone(), &show);
     manager.starts_from(&source);
