@@ -73,7 +73,8 @@ impl Plan {
         if one_in(r, 3) {
             route.scope = Scope::Network;
         }
-        let rules = if route.form == Form::Augment { &[Rule::Free, Rule::Constant][..] } else { &[Rule::Gated, Rule::Softmax] };
+        let rules =
+            if route.form == Form::Augment { &[Rule::Free, Rule::Constant][..] } else { &[Rule::Gated, Rule::Softmax] };
         route.rule = rules[r.below(2) as usize];
         if one_in(r, 4) {
             route.normalize = Normalize::Outgoing;

@@ -254,7 +254,9 @@ impl Outcome {
         }
         let routers = match bake::read_routers(forward) {
             Ok(routers) => routers,
-            Err(e) => return self.fault(format!("the router cannot be read back: {}", general(&e.to_string())), &e.to_string()),
+            Err(e) => {
+                return self.fault(format!("the router cannot be read back: {}", general(&e.to_string())), &e.to_string());
+            }
         };
         let mut g = forward.clone();
         for r in routers.values() {
@@ -320,7 +322,13 @@ impl Outcome {
         let g = &t.graph;
         let ops = g.nodes().filter_map(|n| g.op(n));
         self.features.extend(ops.map(|op| hash(&("trains", op.full_name(), op.source.is_some()))));
-        self.features.insert(hash(&("states", t.states.len().min(8), t.masters.min(2), t.widened.min(2), t.dropouts.len().min(2))));
+        self.features.insert(hash(&(
+            "states",
+            t.states.len().min(8),
+            t.masters.min(2),
+            t.widened.min(2),
+            t.dropouts.len().min(2),
+        )));
     }
 
     /// Baking a router in, whatever the file's metadata say.

@@ -8,8 +8,18 @@ use protobuf::EnumOrUnknown;
 use std::collections::HashMap;
 
 /// Operators without a rule, or that are none.
-const OTHERS: [&str; 10] =
-    ["NoSuchOperator", "Einsum", "NonZero", "Loop", "If", "Scan", "SequenceInsert", "Optional", "RandomNormal", "StringNormalizer"];
+const OTHERS: [&str; 10] = [
+    "NoSuchOperator",
+    "Einsum",
+    "NonZero",
+    "Loop",
+    "If",
+    "Scan",
+    "SequenceInsert",
+    "Optional",
+    "RandomNormal",
+    "StringNormalizer",
+];
 
 /// The name of some value of the graph.
 fn some_value(g: &GraphProto, r: &mut Random) -> String {

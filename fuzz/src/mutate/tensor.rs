@@ -11,13 +11,45 @@ use protobuf::EnumOrUnknown;
 
 /// Names that attributes go by, of which some mean something wherever they are put.
 const NAMES: [&str; 22] = [
-    "axis", "axes", "perm", "kernel_shape", "strides", "pads", "dilations", "group", "auto_pad", "epsilon", "keepdims", "to",
-    "value", "alpha", "mode", "num_outputs", "split", "transA", "allowzero", "ceil_mode", "num_heads", "direction",
+    "axis",
+    "axes",
+    "perm",
+    "kernel_shape",
+    "strides",
+    "pads",
+    "dilations",
+    "group",
+    "auto_pad",
+    "epsilon",
+    "keepdims",
+    "to",
+    "value",
+    "alpha",
+    "mode",
+    "num_outputs",
+    "split",
+    "transA",
+    "allowzero",
+    "ceil_mode",
+    "num_heads",
+    "direction",
 ];
 
 /// Words that attributes hold.
-const WORDS: [&str; 12] =
-    ["", "SAME_UPPER", "VALID", "tanh", "none", "linear", "cubic", "reflect", "reverse", "bidirectional", "half_pixel", "sum"];
+const WORDS: [&str; 12] = [
+    "",
+    "SAME_UPPER",
+    "VALID",
+    "tanh",
+    "none",
+    "linear",
+    "cubic",
+    "reflect",
+    "reverse",
+    "bidirectional",
+    "half_pixel",
+    "sum",
+];
 
 /// Makes one change.
 pub(super) fn change(g: &mut GraphProto, r: &mut Random) -> &'static str {
@@ -245,7 +277,18 @@ fn declaration(info: &mut ValueInfoProto, r: &mut Random) -> &'static str {
 
 fn extent(r: &mut Random) -> Dimension {
     const SYMBOLS: [&str; 12] = [
-        "", "n", "batch", "batch * -3", "((((", "a/0", "9999999999999999999999", "n*n*n*n", "2*n + 1", "?x_0", "n - n", "seq",
+        "",
+        "n",
+        "batch",
+        "batch * -3",
+        "((((",
+        "a/0",
+        "9999999999999999999999",
+        "n*n*n*n",
+        "2*n + 1",
+        "?x_0",
+        "n - n",
+        "seq",
     ];
     let value = match below(r, 3) {
         0 => dimension::Value::DimParam(pick(r, &SYMBOLS).to_string()),
