@@ -1,4 +1,4 @@
-//! Random numbers from a small generator of our own, so that a seed gives the same numbers everywhere and always.
+//! Random numbers from a small generator of our own, so that a seed gives the same numbers on every machine and in every version.
 
 /// A stream of random numbers (splitmix64).
 pub struct Random {

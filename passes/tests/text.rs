@@ -124,7 +124,7 @@ fn residuals(g: &Graph, found: &ResidualStructure) -> String {
         format!("{}: skip {}{scaled}, branch {}", adds.join(" + "), g.name(j.state), j.signature.join("·"))
     };
     for c in &found.chains {
-        let _ = writeln!(out, "chain {}: {} joins, post {}, period {}", c.id, c.joins.len(), c.post.name(), c.period);
+        let _ = writeln!(out, "chain {}: {} joins, post {}, period {}", c.id, c.joins.len(), c.post, c.period);
         c.joins.iter().for_each(|j| out += &format!("    {}\n", join(j)));
     }
     found.projections.iter().for_each(|j| out += &format!("projection\n    {}\n", join(j)));

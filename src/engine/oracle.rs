@@ -5,14 +5,13 @@
 
 use super::child;
 use super::wire::{Known, Reply, Request};
-use ancre_passes::analysis::types::{Fact, Oracle, resolve_types};
+use ancre_passes::analysis::types::{Fact, Oracle, Walk, resolve_types};
 use ancre_passes::ir::{ANCRE, DType, Dim, Graph, NodeId, SharedBytes, ValueId, ValueType};
 use ancre_passes::onnx::{self, node_message};
 use ancre_passes::ops::eval::{Array, Domain, Facts, Poly};
 use onnx_protobuf::{
     GraphProto, Message, ModelProto, OperatorSetIdProto, TensorProto, TypeProto, ValueInfoProto, type_proto,
 };
-use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::Mutex;
 
@@ -110,25 +109,6 @@ fn question(g: &Graph, node: NodeId, known: &dyn Facts<Poly>) -> Option<Request>
     Some(Request::Types { model: model.write_to_bytes().ok()?, known: facts })
 }
 
-/// The child's side: the question's graph with what is known of its values.
-struct Read<'g> {
-    g: &'g Graph,
-    arrays: HashMap<ValueId, Array<Poly>>,
-}
-
-impl Facts<Poly> for Read<'_> {
-    fn array(&self, v: ValueId) -> Option<Cow<'_, Array<Poly>>> {
-        match self.arrays.get(&v) {
-            Some(array) => Some(Cow::Borrowed(array)),
-            None => self.g.array(v),
-        }
-    }
-
-    fn ty(&self, v: ValueId) -> ValueType {
-        self.g.value(v).ty.clone()
-    }
-}
-
 /// What tract answers in the child.
 pub(super) fn answer(model: Vec<u8>, known: &[(String, Known)]) -> Option<Vec<Known>> {
     let mut g = onnx::read(&SharedBytes::new(model), None).ok()?;
@@ -139,7 +119,7 @@ pub(super) fn answer(model: Vec<u8>, known: &[(String, Known)]) -> Option<Vec<Kn
         arrays.extend(elements.clone().and_then(|(dims, extents)| Some((v, array(dims, &extents)?))));
     }
     let node = g.nodes().find(|n| g.op(*n).is_some())?;
-    let facts = Read { g: &g, arrays };
+    let facts = Walk { g: &g, arrays };
     #[cfg(feature = "tract")]
     let answered = super::tract::TractOracle::default().ask(&g, node, &facts);
     #[cfg(not(feature = "tract"))]
@@ -167,8 +147,8 @@ mod tests {
         let resize = g.add_op("wider", Op::new("Resize", Attrs::new()), &[Some(y), None, Some(perm)]);
         g.push_result(resize, "z", ValueType::default());
         let extents = array(vec![2], &[&n * &Dim::from(12), Dim::from(-1)]).unwrap();
-        let mut facts = Read { g: &g, arrays: HashMap::from([(target, extents)]) };
-        let ask = |facts: &Read, node| match question(facts.g, node, facts).unwrap() {
+        let mut facts = Walk { g: &g, arrays: HashMap::from([(target, extents)]) };
+        let ask = |facts: &Walk<&Graph>, node| match question(facts.g, node, facts).unwrap() {
             Request::Types { model, known } => answer(model, &known).unwrap().remove(0).0,
             other => panic!("{other:?}"),
         };

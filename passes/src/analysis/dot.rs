@@ -14,7 +14,7 @@ pub fn draw(g: &Graph, s: &ResidualStructure) -> String {
     let mut ends: HashMap<NodeId, String> = HashMap::new();
     for c in &s.chains {
         let _ = writeln!(text, "  subgraph cluster_chain{} {{", c.id);
-        let (k, post) = (c.joins.len(), c.post.name());
+        let (k, post) = (c.joins.len(), &c.post);
         let after = if post == "none" { String::new() } else { format!(", then {post}") };
         let title = format!("chain {}: {k} {}, {}{after}", c.id, if k == 1 { "block" } else { "blocks" }, c.ty);
         let _ = writeln!(text, "    label={}; style=rounded; color=gray;", quoted(&title));

@@ -79,7 +79,7 @@ fn join_text(g: &Graph, j: &Join, n: NodeId, place: Option<(&Chain, usize)>) -> 
     let gate = if j.scaled_branch { ", multiplied by a scale or gate at its end" } else { "" };
     let _ = write!(text, "\n  branch  {} ({} nodes){gate}", j.signature.join("·"), j.branch_nodes);
     if let Some((c, k)) = place {
-        let _ = write!(text, "\n  block   {k} of {} in chain {}, followed by: {}", c.joins.len(), c.id, c.post.name());
+        let _ = write!(text, "\n  block   {k} of {} in chain {}, followed by: {}", c.joins.len(), c.id, c.post);
     }
     if !j.also.is_empty() {
         let all: Vec<String> = j.also.iter().chain([&j.node]).map(|n| format!("`{}`", g.site(*n).name)).collect();

@@ -20,14 +20,11 @@ pub struct Head {
 }
 
 /// The initializer behind a value that reaches it through operators which hand a constant on unchanged.
-pub fn constant_origin(g: &Graph, v: ValueId) -> Option<ValueId> {
-    let mut v = v;
+pub fn constant_origin(g: &Graph, mut v: ValueId) -> Option<ValueId> {
     loop {
         match &g.node(v.node).kind {
             Kind::Initializer { .. } => return Some(v),
-            Kind::Op(op) if keeps_elements(op) => {
-                v = g.operand(v.node, 0)?;
-            }
+            Kind::Op(op) if keeps_elements(op) => v = g.operand(v.node, 0)?,
             _ => return None,
         }
     }
@@ -59,31 +56,28 @@ fn linear_map(g: &Graph, node: NodeId) -> Option<Head> {
     Some(Head { node, operand, weight, input, bias })
 }
 
-/// `Add(map, bias)`, the bias having one extent above 1 at most.
+/// The bias of `Add(map, bias)`. It has at most one extent above 1.
 fn added_bias(g: &Graph, node: NodeId) -> Option<(NodeId, usize)> {
     let (add, operand) = g.single_use(g.result(node, 0))?;
     if !g.is_op(add, "Add") {
         return None;
     }
-    let other = g.operand(add, 1 - operand.min(1))?;
+    let bias = 1 - operand;
+    let other = g.operand(add, bias)?;
     constant_origin(g, other)?;
     let vector = g.tensor_type(other)?.shape.iter().filter(|d| !d.is_one()).count() <= 1;
-    vector.then_some((add, 1 - operand.min(1)))
+    vector.then_some((add, bias))
 }
 
 /// The initializers that the head and what follows it read.
 pub fn head_initializers(g: &Graph, head: &Head) -> HashSet<ValueId> {
     let after = g.descendants([head.node]);
-    let order = g.topological_order();
-    let mut fed = vec![false; g.node_bound()];
-    for id in &order {
-        fed[id.index()] = matches!(g.node(*id).kind, Kind::Input(_)) || g.reads(*id).any(|v| fed[v.node.index()]);
-    }
+    let fed = g.fed();
     let mut found = HashSet::new();
     let mut seen = HashSet::new();
     let mut open: Vec<ValueId> = after.iter().flat_map(|n| g.reads(*n)).collect();
     while let Some(v) = open.pop() {
-        if fed[v.node.index()] || !seen.insert(v) {
+        if fed.contains(&v.node) || !seen.insert(v) {
             continue;
         }
         if g.initializer(v).is_some() {

@@ -1,14 +1,12 @@
-//! Constants that an exporter wrote where the model has no parameter: a normalisation without scale and bias of its own is an
-//! operator that has both, so it gets ones and zeros.
+//! Constants that an exporter wrote where the model has no parameter. ONNX's normalisations have a scale and a bias, so the exporter
+//! writes ones and zeros for a normalisation that has neither.
 //!
-//! That they are ones and zeros is no evidence: so are the parameters of a network that was not trained yet. It takes one of these
-//! besides, each of which says it of a single use:
+//! Ones and zeros alone are no evidence: the parameters of a network that was not trained yet are the same. One of these must hold
+//! too, each for a single use of the constant:
 //!
-//! * PyTorch's newer exporter notes at every node which call it stems from, and that call was given `None`;
-//! * the operator is the inner part of a group normalisation, which normalises groups and leaves the channels' scale to a product
-//!   after it;
-//! * the tensor has the name of an intermediate value, which a parameter that is read directly has not in a file that keeps the
-//!   parameters' names.
+//! * PyTorch's newer exporter notes at every node the call it comes from, and that call was given `None`;
+//! * the operator is the inner part of a group normalisation: it normalises groups, and a product after it scales the channels;
+//! * the tensor has the name of an intermediate value, in a file that keeps the parameters' names.
 
 use crate::ir::{Graph, Kind, NodeId, Tensor, ValueId};
 
@@ -25,11 +23,11 @@ enum Part {
 /// Does a node read, as this operand, a constant that stands for a parameter the model lacks?
 pub(super) fn is_of_exporter(g: &Graph, node: NodeId, operand: usize, v: ValueId) -> bool {
     let Some(part) = part(g, node, operand) else { return false };
-    // Of a group normalisation's two parts the call speaks of the outer one.
+    // A group normalisation is written in two parts, and the call describes the outer part.
     let said = call(g, node).and_then(|text| is_none(text, part));
     let inner = is_normalisation(g, node) && is_inner(g, node, v);
     let named = said.is_none() && is_normalisation(g, node) && is_intermediate(g, v);
-    // The call is evidence enough where the data is not at hand.
+    // The call is evidence enough, whatever the data is.
     said == Some(true) && !inner || (inner || named) && g.initializer(v).is_none_or(|t| is_neutral(t, part))
 }
 
@@ -39,7 +37,7 @@ fn is_normalisation(g: &Graph, node: NodeId) -> bool {
     g.op(node).is_some_and(|op| op.domain.is_empty() && ALL.contains(&op.name.as_str()))
 }
 
-/// What an operand would be: of a normalisation, or of the product and the sum that a decomposed one ends in.
+/// Which part an operand would be: of a normalisation, or of the product and the sum at the end of a decomposed normalisation.
 fn part(g: &Graph, node: NodeId, operand: usize) -> Option<Part> {
     match (g.op(node)?.name.as_str(), operand) {
         _ if is_normalisation(g, node) => [None, Some(Part::Scale), Some(Part::Bias)].get(operand).copied().flatten(),
@@ -54,7 +52,7 @@ fn call(g: &Graph, node: NodeId) -> Option<&str> {
     source.metadata_props.iter().find(|p| p.key == CALL).map(|p| p.value.as_str())
 }
 
-/// Was a normalisation called without this parameter? `None`: the call is none of a normalisation, or cannot be read.
+/// Was a normalisation called without this parameter? `None`: the call is not of a normalisation, or cannot be read.
 fn is_none(call: &str, part: Part) -> Option<bool> {
     let (_, rest) = call.split_once("torch.ops.aten.")?;
     let (name, rest) = rest.split_once(['.', ']'])?;
@@ -68,7 +66,7 @@ fn is_none(call: &str, part: Part) -> Option<bool> {
     let place = scale + usize::from(part == Part::Bias);
     match arguments(rest).get(place) {
         Some(text) => Some(text.trim() == "None"),
-        // Trailing arguments that have their defaults are left out, unless they are given by name.
+        // An argument that is not listed has its default, or is given by name.
         None => Some(!rest.contains(if part == Part::Scale { "weight:" } else { "bias:" })),
     }
 }
@@ -95,8 +93,8 @@ fn arguments(text: &str) -> Vec<&str> {
     found
 }
 
-/// Is it an instance normalisation between two reshapes, on a tensor without a parameter's name? So exporters write the groups'
-/// part of a group normalisation.
+/// Is it an instance normalisation between two reshapes, on a tensor without a parameter's name? Exporters write the inner part of a
+/// group normalisation in this way.
 fn is_inner(g: &Graph, node: NodeId, v: ValueId) -> bool {
     let before = g.operand(node, 0).is_some_and(|x| g.is_op(x.node, "Reshape"));
     let after = g.single_use(g.result(node, 0)).is_some_and(|(n, _)| g.is_op(n, "Reshape"));

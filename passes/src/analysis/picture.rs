@@ -84,15 +84,14 @@ fn panel(out: &mut String, g: &Graph, c: &Chain, k: usize, line: i64, routed: bo
             line - 12,
         );
         text(out, middle, line + 4, "middle", "block", &format!("F{block}"));
-        // A single source needs no route: its weight is one.
+        // A block with a single source has no route: the source's weight is 1.
         let sources = if routed { 0..block } else { block - 1..block };
         for state in sources {
             let span = (block - state) as i64;
-            let (top, nearest) = (line - rise(span), span == 1);
-            let (class, style) = match (routed, nearest) {
-                (false, _) => ("s", String::new()),
-                (true, true) => ("s", String::new()),
-                (true, false) => ("r", format!(" stroke-width=\"{:.1}\"", 1.0 + 0.8 / span as f64)),
+            let top = line - rise(span);
+            let (class, style) = match routed && span > 1 {
+                false => ("s", String::new()),
+                true => ("r", format!(" stroke-width=\"{:.1}\"", 1.0 + 0.8 / span as f64)),
             };
             let (a, b) = (at(state), to);
             let bend = (b - a) / 4;

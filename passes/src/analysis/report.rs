@@ -28,7 +28,7 @@ pub fn inspect_json(g: &Graph, s: &ResidualStructure, model: &str) -> Value {
                 "blocks": c.joins.len(),
                 "shape": c.ty.shape.as_ref().map(|s| s.iter().map(dim_json).collect::<Vec<_>>()),
                 "dtype": c.ty.dtype.map(|t| t.name()),
-                "post": c.post.name(),
+                "post": c.post,
                 "scaled": c.scaled,
                 "adds": c.joins.iter().map(|j| node_name(g, j.node)).collect::<Vec<_>>(),
                 "states": c.states.iter().map(|v| g.name(*v)).collect::<Vec<_>>(),
@@ -72,29 +72,18 @@ pub fn inspect_text(g: &Graph, s: &ResidualStructure) -> String {
         let mut rows =
             vec![["chain", "blocks", "state", "after the add", "scaled", "unit", "first add", "last add"].map(String::from)];
         rows.extend(s.chains.iter().map(|c| {
-            let ends = [c.joins.first(), c.joins.last()].map(|j| j.map(|j| node_name(g, j.node)).unwrap_or_default());
+            let [first, last] = [c.joins.first(), c.joins.last()].map(|j| j.map_or(String::new(), |j| node_name(g, j.node)));
             let unit = match c.period {
                 0 => "-".to_string(),
                 n => format!("{n} {}", plural(n, "add", "adds")),
             };
-            let [first, last] = ends;
-            let scaled = if c.scaled { "yes" } else { "no" };
-            [
-                c.id.to_string(),
-                c.joins.len().to_string(),
-                c.ty.to_string(),
-                c.post.name().into(),
-                scaled.into(),
-                unit,
-                first,
-                last,
-            ]
+            let scaled = if c.scaled { "yes" } else { "no" }.to_string();
+            let [id, blocks] = [c.id, c.joins.len()].map(|n| n.to_string());
+            [id, blocks, c.ty.to_string(), c.post.clone(), scaled, unit, first, last]
         }));
-        text.push('\n');
         table(&mut text, &rows);
         let mut rows = vec![["chain", "blocks", "branch"].map(String::from)];
         rows.extend(s.chains.iter().flat_map(blocks));
-        text.push('\n');
         table(&mut text, &rows);
     }
     if projection > 0 {
@@ -103,7 +92,6 @@ pub fn inspect_text(g: &Graph, s: &ResidualStructure) -> String {
             let ty = |v| g.value(v).ty.to_string();
             [node_name(g, j.node), ty(j.state), ty(j.sum), j.signature.join("·")]
         }));
-        text.push('\n');
         table(&mut text, &rows);
     }
     text
@@ -112,24 +100,19 @@ pub fn inspect_text(g: &Graph, s: &ResidualStructure) -> String {
 /// Runs of blocks with the same branch.
 fn blocks(c: &Chain) -> Vec<[String; 3]> {
     let words: Vec<String> = c.joins.iter().map(|j| j.signature.join("·")).collect();
-    let rows = |from: usize, to: usize, what: &str| {
-        let range = if to - from == 1 { to.to_string() } else { format!("{} to {to}", from + 1) };
-        [c.id.to_string(), range, what.to_string()]
-    };
-    // Units that repeat are said once.
+    // Each block of a repeated unit has one row.
     if c.period > 1 {
-        let whole = c.joins.len();
-        return (0..c.period).map(|i| [c.id.to_string(), every(i + 1, c.period, whole), words[i].clone()]).collect();
+        let row = |i: usize| [c.id.to_string(), every(i + 1, c.period, words.len()), words[i].clone()];
+        return (0..c.period).map(row).collect();
     }
-    let mut out = Vec::new();
-    let mut from = 0;
-    for to in 1..=words.len() {
-        if to == words.len() || words[to] != words[from] {
-            out.push(rows(from, to, &words[from]));
-            from = to;
-        }
-    }
-    out
+    let mut end = 0;
+    let rows = words.chunk_by(|a, b| a == b).map(|run| {
+        let from = end + 1;
+        end += run.len();
+        let range = if run.len() == 1 { end.to_string() } else { format!("{from} to {end}") };
+        [c.id.to_string(), range, run[0].clone()]
+    });
+    rows.collect()
 }
 
 /// `1, 3, … 23`
@@ -145,15 +128,12 @@ fn plural<'a>(n: usize, one: &'a str, many: &'a str) -> &'a str {
     if n == 1 { one } else { many }
 }
 
-/// Columns aligned to their widest cell.
+/// An empty line, then columns aligned to their widest cell.
 fn table<const N: usize>(text: &mut String, rows: &[[String; N]]) {
     let width: Vec<usize> = (0..N).map(|i| rows.iter().map(|r| r[i].chars().count()).max().unwrap_or(0)).collect();
+    text.push('\n');
     for row in rows {
-        let mut line = String::new();
-        for (cell, width) in row.iter().zip(&width) {
-            let pad = width - cell.chars().count();
-            let _ = write!(line, "{cell}{}  ", " ".repeat(pad));
-        }
+        let line: String = row.iter().zip(&width).map(|(cell, width)| format!("{cell:width$}  ")).collect();
         let _ = writeln!(text, "{}", line.trim_end());
     }
 }

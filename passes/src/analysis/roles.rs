@@ -8,6 +8,7 @@ use super::head::constant_origin;
 use super::origin::is_of_exporter;
 use crate::ir::{Graph, Kind, NodeId, ValueId};
 use crate::ops::passes_through;
+use std::collections::HashSet;
 
 /// The role of a float constant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,154 +49,146 @@ impl Role {
     }
 }
 
-/// Which nodes depend on data a caller feeds, by their index: a position index does not, a token id does.
-fn fed(g: &Graph, order: &[NodeId]) -> Vec<bool> {
-    let mut from_input = vec![false; g.node_bound()];
-    for id in order {
-        from_input[id.index()] =
-            matches!(g.node(*id).kind, Kind::Input(_)) || g.reads(*id).any(|v| from_input[v.node.index()]);
-    }
-    from_input
-}
-
-/// The roles of a constant's single uses, while the graph does not change.
+/// The roles of constants, while the graph does not change.
 pub struct UseRoles<'g> {
     g: &'g Graph,
-    from_input: Vec<bool>,
+    /// Nodes that depend on data a caller feeds. A token id does; a position index does not.
+    fed: HashSet<NodeId>,
 }
+
+/// Operators that a role is looked for behind.
+const FARTHEST: usize = 8;
+
+/// The role of a constant that nothing gave one yet.
+const UNUSED: Role = Role::Frozen("unused");
 
 impl<'g> UseRoles<'g> {
     /// Roles in a graph.
     pub fn new(g: &'g Graph) -> UseRoles<'g> {
-        let order = g.topological_order();
-        UseRoles { g, from_input: fed(g, &order) }
+        UseRoles { g, fed: g.fed() }
     }
 
     /// The role that `v` has as operand `operand` of `consumer`.
     pub fn role(&self, v: ValueId, consumer: NodeId, operand: usize) -> Role {
-        use_role(self.g, consumer, operand, v, &self.from_input, 8)
+        self.of_use(consumer, operand, v, FARTHEST)
     }
 }
 
 /// Roles of all float initializers, in graph order.
 pub fn initializer_roles(g: &Graph) -> Vec<(ValueId, Role)> {
-    let order = g.topological_order();
-    let from_input = fed(g, &order);
-    order
-        .iter()
-        .filter(|id| matches!(g.node(**id).kind, Kind::Initializer { .. }))
-        .map(|id| g.result(*id, 0))
-        .filter(|v| g.is_float(*v))
-        .map(|v| (v, role(g, v, &from_input)))
-        .collect()
+    let roles = UseRoles::new(g);
+    let initializers = g.topological_order().into_iter().filter(|id| matches!(g.node(*id).kind, Kind::Initializer { .. }));
+    let floats = initializers.map(|id| g.result(id, 0)).filter(|v| g.is_float(*v));
+    floats.map(|v| (v, roles.of_constant(v))).collect()
 }
 
-fn role(g: &Graph, v: ValueId, from_input: &[bool]) -> Role {
-    let Some(t) = g.initializer(v) else { return Role::Frozen("not an initializer") };
-    if g.name(v).starts_with("ancre.") {
-        return Role::Frozen("the router's own");
-    }
-    let mut found = Role::Frozen("unused");
-    for (consumer, operand) in g.uses_in_order(v) {
-        let r = use_role(g, consumer, operand, v, from_input, 8);
-        if r.trains() || found == Role::Frozen("unused") {
-            found = r;
+impl UseRoles<'_> {
+    /// The role that all uses together give a constant.
+    fn of_constant(&self, v: ValueId) -> Role {
+        let g = self.g;
+        let Some(t) = g.initializer(v) else { return Role::Frozen("not an initializer") };
+        if g.name(v).starts_with("ancre.") {
+            return Role::Frozen("the router's own");
         }
-        if r == Role::Statistic || r.trains() {
-            break;
+        let mut found = UNUSED;
+        for (consumer, operand) in g.uses_in_order(v) {
+            let r = self.role(v, consumer, operand);
+            if r.trains() || found == UNUSED {
+                found = r;
+            }
+            if r == Role::Statistic || r.trains() {
+                break;
+            }
         }
-    }
-    if found == Role::NormScale && is_unit(t) && g.uses(v).all(|(n, _)| g.operand(n, 2).is_none()) {
-        // What exporters write for a normalisation without parameters of its own.
-        return Role::Frozen("unit scale of a normalisation without parameters");
-    }
-    if found.trains() && t.len() == 1 && g.uses(v).all(|(n, _)| g.is_op(n, "Expand")) {
-        // What fills a first state.
-        return Role::Frozen("scalar constant");
-    }
-    let vector_like = matches!(found, Role::Weight | Role::Embedding | Role::NormScale | Role::NormBias);
-    if found.trains() && !vector_like {
-        if t.len() == 1 {
+        if found == Role::NormScale && is_unit(t) && g.uses(v).all(|(n, _)| g.operand(n, 2).is_none()) {
+            // Exporters write a unit scale for a normalisation that has no parameters.
+            return Role::Frozen("unit scale of a normalisation without parameters");
+        }
+        if found.trains() && t.len() == 1 && g.uses(v).all(|(n, _)| g.is_op(n, "Expand")) {
+            // The constant fills a first state.
             return Role::Frozen("scalar constant");
         }
-        if let Ok(values) = t.to_f64()
-            && let Some(why) = table(&values, t.dims(), found)
+        let vector_like = matches!(found, Role::Weight | Role::Embedding | Role::NormScale | Role::NormBias);
+        if found.trains() && !vector_like {
+            if t.len() == 1 {
+                return Role::Frozen("scalar constant");
+            }
+            if let Some(why) = t.to_f64().ok().and_then(|values| table(&values, t.dims(), found)) {
+                return Role::Frozen(why);
+            }
+        }
+        found
+    }
+
+    fn of_use(&self, node: NodeId, operand: usize, v: ValueId, depth: usize) -> Role {
+        let (g, fed) = (self.g, self.fed.contains(&node));
+        let Some(op) = g.op(node) else { return UNUSED };
+        if is_of_exporter(g, node, operand, v) {
+            return Role::Frozen("written by the exporter for a parameter that is not there");
+        }
+        let name = op.name.as_str();
+        let is_vector = g.tensor_type(v).is_none_or(|t| t.rank() <= 1) || per_channel(g, v);
+        if (passes_through(op) || reparametrises(name)) && operand == 0 {
+            return self.onward(node, v, depth);
+        }
+        // A weight may be computed from parameters: a direction and its length, a normalised matrix.
+        if matches!(name, "Mul" | "Div")
+            && !fed
+            && let found @ (Role::Weight | Role::Embedding) = self.onward(node, v, depth)
         {
-            return Role::Frozen(why);
+            return found;
+        }
+        match (name, operand) {
+            ("Gemm" | "MatMul", 0) if !fed && is_grid(g, v) => Role::Frozen("table of coordinates"),
+            ("Conv" | "ConvTranspose" | "FusedConv", 1) => Role::Weight,
+            ("Gemm" | "MatMul" | "FusedMatMul" | "Einsum", 0 | 1) => Role::Weight,
+            ("Conv" | "ConvTranspose" | "FusedConv" | "Gemm", 2) => Role::Bias,
+            ("LSTM" | "GRU" | "RNN", 1 | 2) => Role::Weight,
+            ("LSTM" | "GRU" | "RNN", 3) => Role::Bias,
+            ("Attention" | "MultiHeadAttention", 1) if op.domain == "com.microsoft" => Role::Weight,
+            ("Attention" | "BiasGelu" | "FastGelu", 1 | 2) if op.domain == "com.microsoft" => Role::Bias,
+            ("BatchNormalization", 3 | 4) => Role::Statistic,
+            ("RMSNormalization" | "SimplifiedLayerNormalization", 1) => Role::NormScale,
+            ("BatchNormalization" | "LayerNormalization" | "InstanceNormalization" | "GroupNormalization", 1 | 2) => {
+                if operand == 1 { Role::NormScale } else { Role::NormBias }
+            }
+            ("SkipLayerNormalization" | "EmbedLayerNormalization", _) => Role::NormScale,
+            ("Gather" | "GatherND" | "GatherElements", 0) => {
+                let by_data = g.operand(node, 1).is_some_and(|i| self.fed.contains(&i.node));
+                if by_data { Role::Embedding } else { after_gather(g, node) }
+            }
+            ("PRelu", 1) => Role::Scale,
+            ("Add" | "Sub" | "Sum", _) if feeds_softmax(g, node, depth) => Role::Frozen("mask"),
+            ("Add" | "Sub" | "Sum", _) => if is_vector { Role::Bias } else { Role::Position },
+            ("Mul", _) if feeds_both_sin_and_cos(g, node) => Role::Frozen("frequencies"),
+            ("Mul", _) if is_vector => Role::Scale,
+            ("Mul", _) => Role::Frozen("table that multiplies"),
+            ("Concat", _) => Role::Position,
+            ("Where", _) => Role::Frozen("mask"),
+            ("Div" | "Pow" | "Clip" | "Max" | "Min" | "Equal" | "Greater" | "Less", _) => Role::Frozen("constant of a formula"),
+            _ => Role::Frozen("no trained role"),
         }
     }
-    found
+
+    /// The role of what a node makes of a constant: the first that trains, of all readers of its results.
+    fn onward(&self, node: NodeId, v: ValueId, depth: usize) -> Role {
+        let g = self.g;
+        let mut found = UNUSED;
+        if depth == 0 {
+            return found;
+        }
+        for (n, i) in g.results(node).flat_map(|r| g.uses_in_order(r)) {
+            found = self.of_use(n, i, g.operand(n, i).unwrap_or(v), depth - 1);
+            if found.trains() || found == Role::Statistic {
+                break;
+            }
+        }
+        found
+    }
 }
 
 fn is_unit(t: &crate::ir::Tensor) -> bool {
     t.to_f64().is_ok_and(|values| values.iter().all(|v| *v == 1.0))
-}
-
-fn use_role(g: &Graph, node: NodeId, operand: usize, v: ValueId, from_input: &[bool], depth: usize) -> Role {
-    let Some(op) = g.op(node) else { return Role::Frozen("unused") };
-    if is_of_exporter(g, node, operand, v) {
-        return Role::Frozen("written by the exporter for a parameter that is not there");
-    }
-    let name = op.name.as_str();
-    let rank = g.tensor_type(v).map_or(0, |t| t.rank());
-    if (passes_through(op) || reparametrises(name)) && operand == 0 {
-        return onward(g, node, v, from_input, depth);
-    }
-    // A weight that is computed from parameters: a direction and its length, a normalised matrix.
-    if matches!(name, "Mul" | "Div")
-        && !from_input[node.index()]
-        && let found @ (Role::Weight | Role::Embedding) = onward(g, node, v, from_input, depth)
-    {
-        return found;
-    }
-    match (name, operand) {
-        ("Gemm" | "MatMul", 0) if !from_input[node.index()] && is_grid(g, v) => Role::Frozen("table of coordinates"),
-        ("Conv" | "ConvTranspose" | "FusedConv", 1) | ("Gemm" | "MatMul" | "FusedMatMul" | "Einsum", 0 | 1) => Role::Weight,
-        ("Conv" | "ConvTranspose" | "FusedConv" | "Gemm", 2) => Role::Bias,
-        ("LSTM" | "GRU" | "RNN", 1 | 2) => Role::Weight,
-        ("LSTM" | "GRU" | "RNN", 3) => Role::Bias,
-        ("Attention" | "MultiHeadAttention", 1) if op.domain == "com.microsoft" => Role::Weight,
-        ("Attention" | "BiasGelu" | "FastGelu", 1 | 2) if op.domain == "com.microsoft" => Role::Bias,
-        ("BatchNormalization", 3 | 4) => Role::Statistic,
-        (
-            "BatchNormalization"
-            | "LayerNormalization"
-            | "InstanceNormalization"
-            | "GroupNormalization"
-            | "RMSNormalization"
-            | "SimplifiedLayerNormalization",
-            1,
-        ) => Role::NormScale,
-        ("BatchNormalization" | "LayerNormalization" | "InstanceNormalization" | "GroupNormalization", 2) => Role::NormBias,
-        ("SkipLayerNormalization" | "EmbedLayerNormalization", _) => Role::NormScale,
-        ("Gather" | "GatherND" | "GatherElements", 0) => {
-            let by_data = g.operand(node, 1).is_some_and(|i| from_input[i.node.index()]);
-            if by_data { Role::Embedding } else { after_gather(g, node) }
-        }
-        ("PRelu", 1) => Role::Scale,
-        ("Add" | "Sub" | "Sum", _) => {
-            if feeds_softmax(g, node, depth) {
-                Role::Frozen("mask")
-            } else if rank <= 1 || per_channel(g, v) {
-                Role::Bias
-            } else {
-                Role::Position
-            }
-        }
-        ("Mul", _) => {
-            if feeds_both_sin_and_cos(g, node) {
-                Role::Frozen("frequencies")
-            } else if rank <= 1 || per_channel(g, v) {
-                Role::Scale
-            } else {
-                Role::Frozen("table that multiplies")
-            }
-        }
-        ("Concat", _) => Role::Position,
-        ("Where", _) => Role::Frozen("mask"),
-        ("Div" | "Pow" | "Clip" | "Max" | "Min" | "Equal" | "Greater" | "Less", _) => Role::Frozen("constant of a formula"),
-        _ => Role::Frozen("no trained role"),
-    }
 }
 
 /// Functions through which a parameter is kept positive or within bounds.
@@ -203,23 +196,8 @@ fn reparametrises(name: &str) -> bool {
     matches!(name, "Exp" | "Neg" | "Softplus" | "Sigmoid" | "Tanh" | "Clip")
 }
 
-/// The role of what a node makes of a constant: the first that trains, of all readers of its results.
-fn onward(g: &Graph, node: NodeId, v: ValueId, from_input: &[bool], depth: usize) -> Role {
-    let mut found = Role::Frozen("unused");
-    if depth == 0 {
-        return found;
-    }
-    for (n, i) in g.results(node).flat_map(|r| g.uses_in_order(r)) {
-        found = use_role(g, n, i, g.operand(n, i).unwrap_or(v), from_input, depth - 1);
-        if found.trains() || found == Role::Statistic {
-            break;
-        }
-    }
-    found
-}
-
-/// Do the same few numbers fill a constant, as coordinates fill the table of a grid? A parameter that is no single number has as many
-/// values as elements.
+/// Do the same few numbers fill a constant, as coordinates fill the table of a grid? A trained parameter of several elements has
+/// about as many different values as elements.
 fn is_grid(g: &Graph, v: ValueId) -> bool {
     let tensor = constant_origin(g, v).and_then(|v| g.initializer(v)).filter(|t| t.len() >= 8);
     let Some(mut values) = tensor.and_then(|t| t.to_f64().ok()) else { return false };
@@ -229,7 +207,7 @@ fn is_grid(g: &Graph, v: ValueId) -> bool {
     (2..=all / 2).contains(&values.len())
 }
 
-/// Is the product an angle? What is turned into both its sine and its cosine is a phase, and its factor a frequency.
+/// Is the product an angle? A value of which both the sine and the cosine are taken is a phase, and its factor is a frequency.
 fn feeds_both_sin_and_cos(g: &Graph, node: NodeId) -> bool {
     ["Sin", "Cos"].iter().all(|name| g.uses(g.result(node, 0)).any(|(n, _)| g.is_op(n, name)))
 }
@@ -248,7 +226,7 @@ fn after_gather(g: &Graph, node: NodeId) -> Role {
     if into_mask { Role::Frozen("mask") } else { Role::Position }
 }
 
-/// Has the tensor more than one extent above 1? A scale or bias per channel has not, whatever its rank.
+/// Has the tensor at most one extent above 1? A scale or bias per channel has, whatever its rank.
 fn per_channel(g: &Graph, v: ValueId) -> bool {
     g.tensor_type(v).is_some_and(|t| t.shape.iter().filter(|d| !d.is_one()).count() <= 1)
 }

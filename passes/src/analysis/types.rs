@@ -1,18 +1,20 @@
 //! Types of values: what our own rules derive, then what the source declares, then what an engine knows.
 //!
-//! The graph is walked once, producers first. Weights are typed values without bytes, so no external file is read; small constants keep
-//! their elements, and the arithmetic on shapes is followed as polynomials over the inputs' extents ([`eval`]). Whatever the
-//! [`Oracle`] answers carries on like the rest, so one unknown operator does not lose what follows it.
+//! The graph is walked once, producers first. Of weights only the types are read, so no external file is opened. Small constants keep
+//! their elements, and the arithmetic on shapes is followed as polynomials over the inputs' extents ([`eval`]). The walk goes on with
+//! what the [`Oracle`] answers, so one unknown operator does not lose what follows it.
 
-use crate::ir::{Dim, Graph, NodeId, TensorType, ValueId, ValueType};
+use crate::ir::{Attr, Dim, Graph, NodeId, TensorType, ValueId, ValueType};
 use crate::onnx::read_value_info;
 use crate::ops;
 use crate::ops::eval::{self, Array, Facts, Poly};
+use onnx_protobuf::GraphProto;
 use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
+use std::ops::Deref;
 
-/// Somebody who knows more than our own rules, usually an engine's shape inference. It is asked last, and only about results that
-/// are still open.
+/// A source of types beside our own rules, usually an engine's shape inference. It is asked last, and only about results that are
+/// still open.
 pub trait Oracle {
     /// What it knows of a node's results, in their order, from what is known of the operands. Symbols are those of the graph's
     /// inputs; a dimension it cannot name is [`unnamed_dim`].
@@ -33,7 +35,7 @@ pub fn unnamed_dim(value: &str, axis: usize) -> Dim {
     Dim::symbol(&format!("?{value}_{axis}"))
 }
 
-/// Is it one of [`unnamed_dim`] (or of the shape rules' unknown ones), or computed from one?
+/// Is it an [`unnamed_dim`], an unknown extent of a shape rule, or computed from one of these?
 pub fn is_unnamed(d: &Dim) -> bool {
     d.symbols().any(|s| s.starts_with('?'))
 }
@@ -55,15 +57,15 @@ pub fn merge(old: &ValueType, new: ValueType) -> ValueType {
     ValueType { dtype: new.dtype.or(old.dtype), shape }
 }
 
+/// The symbols in the shapes of the graph's inputs.
+fn input_symbols(g: &Graph) -> HashSet<&str> {
+    let shapes = g.inputs().iter().filter_map(|n| g.value(g.result(*n, 0)).ty.shape.as_ref());
+    shapes.flatten().flat_map(Dim::symbols).collect()
+}
+
 /// What the source itself declares of the values inside its graph and of its outputs.
 pub fn declared(g: &Graph) -> HashMap<String, ValueType> {
-    let fed: HashSet<&str> = g
-        .inputs()
-        .iter()
-        .filter_map(|n| g.value(g.result(*n, 0)).ty.shape.as_ref())
-        .flatten()
-        .flat_map(Dim::symbols)
-        .collect();
+    let fed = input_symbols(g);
     let outputs = g.outputs().iter().filter_map(|o| o.info.as_deref().map(|i| (g.name(o.value), i, true)));
     g.graph_shell
         .value_info
@@ -73,8 +75,8 @@ pub fn declared(g: &Graph) -> HashMap<String, ValueType> {
         .filter_map(|(name, info, is_output)| {
             let mut ty = read_value_info(info)?;
             for (axis, d) in ty.shape.iter_mut().flatten().enumerate() {
-                // A dimension left open is unknown, not a symbol that others could share; so is a name that an exporter
-                // made up for an output only.
+                // A dimension that is left open is unknown: no other value may share it. A name that no input has is unknown too:
+                // an exporter made it up for an output.
                 let open = *d == Dim::symbol(&format!("{}_dim_{axis}", info.name));
                 if open || (is_output && d.symbols().any(|s| !fed.contains(s))) {
                     *d = unnamed_dim(name, axis);
@@ -88,6 +90,44 @@ pub fn declared(g: &Graph) -> HashMap<String, ValueType> {
 /// The types of a node's results by our own shape rule.
 pub fn infer_node(g: &Graph, node: NodeId, known: &dyn Facts<Poly>) -> Option<Vec<TensorType>> {
     ops::result_types(g.op(node)?, g.operands(node), known)?.ok()
+}
+
+/// Types of the results of `If` and `Loop`: what all their bodies declare of their outputs. A value that a loop carries must agree with
+/// its first value too, and a value that a loop collects gets a first axis.
+fn declared_by_bodies(g: &Graph, node: NodeId) -> Vec<ValueType> {
+    let Some(op) = g.op(node).filter(|op| op.is("If") || op.is("Loop")) else { return Vec::new() };
+    let attrs = op.attrs.0.values();
+    let bodies: Vec<&GraphProto> =
+        attrs.filter_map(|a| if let Attr::Opaque(a) = a { a.g.as_ref() } else { None }).collect();
+    let fed = input_symbols(g);
+    let of_result = |v: ValueId| {
+        let slot = v.slot as usize;
+        // The first output of a loop's body is its condition.
+        let output = |b: &&GraphProto| b.output.get(slot + usize::from(op.is("Loop"))).and_then(read_value_info);
+        let said = bodies.iter().map(|b| output(b).unwrap_or_default());
+        let first = g.operand(node, slot + 2).filter(|_| op.is("Loop")).map(|v| g.value(v).ty.clone());
+        let mut ty = said.chain(first.clone()).reduce(|a, b| common(a, &b)).unwrap_or_default();
+        if let Some(shape) = ty.shape.as_mut().filter(|_| op.is("Loop") && first.is_none()) {
+            shape.insert(0, unnamed_dim("", 0));
+        }
+        for (axis, d) in ty.shape.iter_mut().flatten().enumerate() {
+            if d.symbols().any(|s| !fed.contains(s)) {
+                *d = unnamed_dim(g.name(v), axis);
+            }
+        }
+        ty
+    };
+    g.results(node).map(of_result).collect()
+}
+
+/// What two statements have in common. An extent on which they differ has no name.
+fn common(a: ValueType, b: &ValueType) -> ValueType {
+    let extent = |(a, b): (Dim, &Dim)| if a == *b { a } else { unnamed_dim("", 0) };
+    let shape = match (a.shape, &b.shape) {
+        (Some(a), Some(b)) if a.len() == b.len() => Some(a.into_iter().zip(b).map(extent).collect()),
+        _ => None,
+    };
+    ValueType { dtype: a.dtype.filter(|t| b.dtype == Some(*t)), shape }
 }
 
 /// What [`resolve_types`] reached.
@@ -119,13 +159,15 @@ pub fn resolve_types(g: &mut Graph, mut oracle: Option<&mut dyn Oracle>) -> Cove
     coverage
 }
 
-struct Walk<'g> {
-    g: &'g mut Graph,
-    /// Elements of computed values that take part in the arithmetic on shapes.
-    arrays: HashMap<ValueId, Array<Poly>>,
+/// A graph, and the elements of computed values that take part in the arithmetic on shapes.
+pub struct Walk<G> {
+    /// The graph, with the types of its values.
+    pub g: G,
+    /// The elements.
+    pub arrays: HashMap<ValueId, Array<Poly>>,
 }
 
-impl Facts<Poly> for Walk<'_> {
+impl<G: Deref<Target = Graph>> Facts<Poly> for Walk<G> {
     fn array(&self, v: ValueId) -> Option<Cow<'_, Array<Poly>>> {
         match self.arrays.get(&v) {
             Some(array) => Some(Cow::Borrowed(array)),
@@ -138,7 +180,7 @@ impl Facts<Poly> for Walk<'_> {
     }
 }
 
-impl Walk<'_> {
+impl Walk<&mut Graph> {
     fn visit(&mut self, node: NodeId, declared: &HashMap<String, ValueType>, oracle: &mut Option<&mut dyn Oracle>) {
         let results: Vec<ValueId> = self.g.results(node).collect();
         let mut types: Vec<ValueType> = vec![ValueType::default(); results.len()];
@@ -146,8 +188,9 @@ impl Walk<'_> {
             types = arrays.iter().map(|a| TensorType::fixed(a.dtype, &a.dims).into()).collect();
             self.arrays.extend(results.iter().copied().zip(arrays));
         } else {
-            let own = infer_node(self.g, node, self).unwrap_or_default();
-            types.iter_mut().zip(own).for_each(|(ty, own)| *ty = own.into());
+            let own = infer_node(self.g, node, self).map(|own| own.into_iter().map(ValueType::from).collect());
+            let own: Vec<ValueType> = own.unwrap_or_else(|| declared_by_bodies(self.g, node));
+            types.iter_mut().zip(own).for_each(|(ty, own)| *ty = own);
             let named = |v: &ValueId| !self.g.name(*v).is_empty();
             let is_open = |types: &[ValueType]| results.iter().zip(types).any(|(v, ty)| named(v) && !is_resolved(ty));
             if is_open(&types) {
@@ -226,6 +269,34 @@ mod tests {
         let mut g = graph();
         let coverage = resolve_types(&mut g, None);
         assert_eq!(coverage.unresolved, ["a", "b"]);
+    }
+
+    /// What the branches of an `If` both declare is known; the axis on which they differ is not.
+    #[test]
+    fn the_branches_of_an_if_tell_its_type_where_they_agree() {
+        use onnx_protobuf::{AttributeProto, ValueInfoProto};
+        let mut g = graph();
+        let ty = |width: i64| {
+            let mut branch = Graph::default();
+            let v = branch.add_input("v", TensorType::new(DType::F32, [Dim::symbol("n"), Dim::from(width)]).into(), None);
+            branch.add_output(v, None);
+            let file = crate::onnx::emit(&branch).unwrap().to_bytes().unwrap();
+            let model = <onnx_protobuf::ModelProto as onnx_protobuf::Message>::parse_from_bytes(&file).unwrap();
+            ValueInfoProto { name: "out".into(), ..model.graph.output[0].clone() }
+        };
+        let branch = |width: i64| {
+            let body = GraphProto { output: vec![ty(width)], ..Default::default() };
+            Attr::Opaque(Box::new(AttributeProto { g: Some(body).into(), ..Default::default() }))
+        };
+        let (x, mut attrs) = (g.find("x").unwrap(), Attrs::new());
+        for (name, width) in [("then_branch", 4), ("else_branch", 5)] {
+            attrs.0.insert(name.into(), branch(width));
+        }
+        let node = g.add_op("", Op::new("If", attrs), &[Some(x)]);
+        let v = g.push_result(node, "chosen", ValueType::default());
+        resolve_types(&mut g, None);
+        let shape = g.tensor_type(v).unwrap().shape;
+        assert!(shape[0] == Dim::symbol("n") && is_unnamed(&shape[1]), "{shape:?}");
     }
 
     #[test]

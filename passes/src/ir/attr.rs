@@ -17,40 +17,24 @@ pub enum Attr {
     Opaque(Box<AttributeProto>),
 }
 
-impl From<i64> for Attr {
-    fn from(v: i64) -> Attr {
-        Attr::Int(v)
-    }
+macro_rules! from {
+    ($($ty:ty, $v:ident => $attr:expr;)+) => {$(
+        impl From<$ty> for Attr {
+            fn from($v: $ty) -> Attr {
+                $attr
+            }
+        }
+    )+};
 }
-impl From<f32> for Attr {
-    fn from(v: f32) -> Attr {
-        Attr::Float(v)
-    }
-}
-impl From<&str> for Attr {
-    fn from(v: &str) -> Attr {
-        Attr::Str(v.to_string())
-    }
-}
-impl From<Vec<i64>> for Attr {
-    fn from(v: Vec<i64>) -> Attr {
-        Attr::Ints(v)
-    }
-}
-impl From<&[i64]> for Attr {
-    fn from(v: &[i64]) -> Attr {
-        Attr::Ints(v.to_vec())
-    }
-}
-impl From<Vec<f32>> for Attr {
-    fn from(v: Vec<f32>) -> Attr {
-        Attr::Floats(v)
-    }
-}
-impl From<Tensor> for Attr {
-    fn from(v: Tensor) -> Attr {
-        Attr::Tensor(v)
-    }
+
+from! {
+    i64, v => Attr::Int(v);
+    f32, v => Attr::Float(v);
+    &str, v => Attr::Str(v.to_string());
+    Vec<i64>, v => Attr::Ints(v);
+    &[i64], v => Attr::Ints(v.to_vec());
+    Vec<f32>, v => Attr::Floats(v);
+    Tensor, v => Attr::Tensor(v);
 }
 
 /// The attributes of a node, in the source's order.
@@ -76,49 +60,31 @@ impl Attrs {
 
     /// An integer attribute, or its default.
     pub fn int(&self, name: &str, default: i64) -> i64 {
-        match self.get(name) {
-            Some(Attr::Int(v)) => *v,
-            _ => default,
-        }
+        if let Some(Attr::Int(v)) = self.get(name) { *v } else { default }
     }
 
     /// A float attribute, or its default.
     pub fn float(&self, name: &str, default: f32) -> f32 {
-        match self.get(name) {
-            Some(Attr::Float(v)) => *v,
-            _ => default,
-        }
+        if let Some(Attr::Float(v)) = self.get(name) { *v } else { default }
     }
 
     /// A string attribute, or its default.
     pub fn str<'a>(&'a self, name: &str, default: &'a str) -> &'a str {
-        match self.get(name) {
-            Some(Attr::Str(v)) => v,
-            _ => default,
-        }
+        if let Some(Attr::Str(v)) = self.get(name) { v } else { default }
     }
 
     /// A list of integers, if present.
     pub fn ints(&self, name: &str) -> Option<&[i64]> {
-        match self.get(name) {
-            Some(Attr::Ints(v)) => Some(v),
-            _ => None,
-        }
+        if let Some(Attr::Ints(v)) = self.get(name) { Some(v) } else { None }
     }
 
     /// A list of floats, if present.
     pub fn floats(&self, name: &str) -> Option<&[f32]> {
-        match self.get(name) {
-            Some(Attr::Floats(v)) => Some(v),
-            _ => None,
-        }
+        if let Some(Attr::Floats(v)) = self.get(name) { Some(v) } else { None }
     }
 
     /// A tensor, if present.
     pub fn tensor(&self, name: &str) -> Option<&Tensor> {
-        match self.get(name) {
-            Some(Attr::Tensor(v)) => Some(v),
-            _ => None,
-        }
+        if let Some(Attr::Tensor(v)) = self.get(name) { Some(v) } else { None }
     }
 }

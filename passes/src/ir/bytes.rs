@@ -6,7 +6,7 @@ use std::io::{self, Read, Seek, SeekFrom};
 use std::ops::{Deref, Range};
 use std::sync::Arc;
 
-/// Below this a file is read, not mapped: a mapping costs a page fault a page and pins the file.
+/// Below this size a file is read, not mapped: a mapping costs one page fault for each page, and keeps the file open.
 const SMALLEST_MAPPING: u64 = 64 << 10;
 
 /// A piece of a file: mapped into memory where that pays, or read. Clones share it.
@@ -23,7 +23,7 @@ impl SharedBytes {
         SharedBytes { owner: Arc::new(bytes), range }
     }
 
-    /// The whole of an open file. What is no regular file (a pipe) is read to its end.
+    /// The whole of an open file. A file that is not regular, such as a pipe, is read to its end.
     ///
     /// # Errors
     /// When the file cannot be read or mapped.
@@ -50,9 +50,9 @@ impl SharedBytes {
             return Ok(SharedBytes::new(bytes));
         }
         #[allow(unsafe_code, reason = "mapping a file has no safe form")]
-        // SAFETY: the mapping is private and read-only. What remains is that another process shortens the file while it is
-        // mapped, which every program that maps its input (each ONNX runtime among them) accepts. This tool itself never
-        // writes to a file in place: outputs are new files, renamed.
+        // SAFETY: the mapping is private and read-only. Another process may still shorten the file while it is mapped. Every
+        // program that maps its input, such as an ONNX runtime, accepts this. This tool never writes to a file in place: its
+        // outputs are new files, which it renames.
         let map = unsafe { memmap2::MmapOptions::new().offset(offset).len(size).map(&*file)? };
         Ok(SharedBytes { owner: Arc::new(map), range: 0..size })
     }

@@ -17,7 +17,7 @@ pub struct Dim {
 }
 
 impl Dim {
-    /// No axis is this long. Exporters write it, or more, where they mean the end of an axis.
+    /// No axis is this long. Exporters write this number, or a larger one, where they mean the end of an axis.
     pub const FAR: i64 = 1_000_000_000;
 
     /// A dimension given by a symbol of its own.
@@ -29,7 +29,7 @@ impl Dim {
     /// quotient, `batch-size`) is taken for the name of one symbol.
     pub fn parse(text: &str) -> Dim {
         let mut reader = Reader { rest: text };
-        // Nobody writes longer ones; a damaged file may, nested as deep as it is long.
+        // A longer text is found in damaged files only, and may be nested as deep as it is long.
         let sum = if text.len() <= LONGEST { reader.sum() } else { None };
         match sum {
             Some(d) if reader.rest.trim().is_empty() => d,
@@ -73,8 +73,8 @@ impl Dim {
         Some(Dim { terms })
     }
 
-    /// The quotient of an extent, rounded down: a symbol named by its text where it is no polynomial, so that equal quotients are
-    /// equal. None of an extent that nothing names.
+    /// The quotient of an extent, rounded down. Where it is no polynomial it is a symbol named by its text, so that equal quotients are
+    /// equal. An extent without a name has no quotient.
     pub fn quotient(&self, divisor: i64) -> Option<Dim> {
         match self.known() {
             Some(n) => n.checked_div_euclid(divisor).map(Dim::from),

@@ -12,17 +12,17 @@ macro_rules! words {
         }
 
         impl $name {
-            /// The words of all of them, in order.
+            /// The words of all variants, in order.
             pub const WORDS: &[&str] = &[$($word),+];
 
-            /// Its word.
+            /// The variant's word.
             pub fn name(self) -> &'static str {
                 match self {
                     $($name::$variant => $word,)+
                 }
             }
 
-            /// The one of that word.
+            /// The variant of that word.
             pub fn of_name(word: &str) -> Option<$name> {
                 match word {
                     $($word => Some($name::$variant),)+
@@ -119,7 +119,7 @@ pub struct RouterSpec {
     pub sources: Vec<Source>,
     /// Block states h_0 … h_K as they are in the routed graph.
     pub states: Vec<ValueId>,
-    /// Rows that have a route, in order, with the route's sum. A row that reads one source with weight one has none.
+    /// Rows that have a route, in order, with the route's sum. A row that reads a single source with weight 1 has no route.
     pub rows: Vec<(usize, ValueId)>,
 }
 

@@ -10,7 +10,7 @@ use std::ops::Range;
 use std::path::{Component, Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
-/// Why a constant's bytes could not be had.
+/// Why a constant's bytes cannot be read.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("tensor `{name}`: {what}")]
 pub struct TensorError {
@@ -20,7 +20,7 @@ pub struct TensorError {
     pub what: String,
 }
 
-/// Bytes that a sparse constant may have once all its elements are written out: its message does not bound them.
+/// Bytes that a sparse constant may have once all its elements are written out. A small message may stand for any number of them.
 const LARGEST_DENSE: usize = 1 << 32;
 
 /// Where the bytes of a constant live.
@@ -82,15 +82,12 @@ impl Tensor {
         Ok(tensor)
     }
 
-    /// Takes a message over whose `raw_data` was left in the source's bytes.
+    /// Takes a message over. Its `raw_data` was left in the source's bytes.
     pub fn from_slice(head: TensorProto, bytes: SharedBytes) -> Result<Tensor, TensorError> {
         let (dtype, elements) = described(&head)?;
-        if dtype.size().is_some_and(|s| s * elements != bytes.len()) {
-            let message = TensorProto { raw_data: Vec::new(), ..head };
-            let t = Tensor::from_parts(dtype, message.dims.clone(), Data::Mapped(Arc::new(message), bytes.clone()));
-            return Err(t.wrong_size(bytes.len(), "bytes", dtype.size().unwrap_or(1) * elements));
-        }
-        Ok(Tensor::from_parts(dtype, head.dims.clone(), Data::Mapped(Arc::new(head), bytes)))
+        let (have, want) = (bytes.len(), dtype.size().map_or(bytes.len(), |s| s * elements));
+        let tensor = Tensor::from_parts(dtype, head.dims.clone(), Data::Mapped(Arc::new(head), bytes));
+        if have == want { Ok(tensor) } else { Err(tensor.wrong_size(have, "bytes", want)) }
     }
 
     /// Takes a sparse message over.
@@ -117,9 +114,7 @@ impl Tensor {
         if self.external().is_some() {
             return Ok(());
         }
-        let expected = self.dtype.size().map(|s| s * elements);
-        let fail = |have, unit, want| self.wrong_size(have, unit, want);
-        // Elements in a field of another type than the tensor's are none of its.
+        // Elements in a field of another type than the tensor's do not count.
         let typed = match self.dtype {
             DType::F32 | DType::C64 => p.float_data.len(),
             DType::F64 | DType::C128 => p.double_data.len(),
@@ -129,15 +124,12 @@ impl Tensor {
             _ => p.int32_data.len(),
         };
         let per_element = if matches!(self.dtype, DType::C64 | DType::C128) { 2 } else { 1 };
-        match self.dtype {
-            DType::U4 | DType::I4 | DType::F4 | DType::U2 | DType::I2 => Ok(()),
-            _ if !p.raw_data.is_empty() || typed == 0 => match expected {
-                Some(want) if p.raw_data.len() != want => Err(fail(p.raw_data.len(), "bytes", want)),
-                _ => Ok(()),
-            },
-            _ if typed != elements * per_element => Err(fail(typed, "elements", elements * per_element)),
-            _ => Ok(()),
-        }
+        let (have, unit, want) = match self.dtype.size() {
+            None if self.dtype != DType::Str || !p.raw_data.is_empty() || typed == 0 => return Ok(()),
+            Some(size) if !p.raw_data.is_empty() || typed == 0 => (p.raw_data.len(), "bytes", size * elements),
+            _ => (typed, "elements", elements * per_element),
+        };
+        if have == want { Ok(()) } else { Err(self.wrong_size(have, unit, want)) }
     }
 
     fn wrong_size(&self, have: usize, unit: &str, want: usize) -> TensorError {
@@ -277,7 +269,7 @@ impl Tensor {
         Ok(Cow::Owned(bytes))
     }
 
-    /// Are the numbers that say where external bytes are, numbers?
+    /// Checks that the offset and length of external data are numbers.
     fn check_place(&self) -> Result<(), TensorError> {
         let Some(p) = self.message().filter(|_| self.external().is_some()) else { return Ok(()) };
         for e in p.external_data.iter().filter(|e| e.key == "offset" || e.key == "length") {

@@ -3,48 +3,73 @@
 use super::dim::Dim;
 use std::fmt;
 
-/// Element type of a tensor, with ONNX's numbering.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-#[allow(missing_docs)]
-#[repr(i32)]
-pub enum DType {
-    F32 = 1,
-    U8 = 2,
-    I8 = 3,
-    U16 = 4,
-    I16 = 5,
-    I32 = 6,
-    I64 = 7,
-    Str = 8,
-    Bool = 9,
-    F16 = 10,
-    F64 = 11,
-    U32 = 12,
-    U64 = 13,
-    C64 = 14,
-    C128 = 15,
-    BF16 = 16,
-    F8E4M3 = 17,
-    F8E4M3Z = 18,
-    F8E5M2 = 19,
-    F8E5M2Z = 20,
-    U4 = 21,
-    I4 = 22,
-    F4 = 23,
-    F8E8M0 = 24,
-    U2 = 25,
-    I2 = 26,
+/// The table of element types: number and name in ONNX, bytes of one element in `raw_data` (0 for strings and for types of less
+/// than a byte), and the name in reports.
+macro_rules! element_types {
+    ($($variant:ident = $number:literal, $onnx:literal, $size:literal, $name:literal;)+) => {
+        /// Element type of a tensor, with ONNX's numbering.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        #[allow(missing_docs)]
+        #[repr(i32)]
+        pub enum DType {
+            $($variant = $number,)+
+        }
+
+        impl DType {
+            const ALL: &[DType] = &[$(DType::$variant),+];
+
+            /// Bytes of one element in `raw_data`; `None` for strings and for types of less than a byte.
+            pub fn size(self) -> Option<usize> {
+                let size = match self { $(DType::$variant => $size,)+ };
+                (size > 0).then_some(size)
+            }
+
+            /// Short name for people and reports: `f32`, `i64`, `bool`, …
+            pub fn name(self) -> &'static str {
+                match self { $(DType::$variant => $name,)+ }
+            }
+
+            /// The name in ONNX's kernel listings and text syntax: `float`, `int64`, `bfloat16`, …
+            pub fn onnx_name(self) -> &'static str {
+                match self { $(DType::$variant => $onnx,)+ }
+            }
+        }
+    };
+}
+
+element_types! {
+    F32 = 1, "float", 4, "f32";
+    U8 = 2, "uint8", 1, "u8";
+    I8 = 3, "int8", 1, "i8";
+    U16 = 4, "uint16", 2, "u16";
+    I16 = 5, "int16", 2, "i16";
+    I32 = 6, "int32", 4, "i32";
+    I64 = 7, "int64", 8, "i64";
+    Str = 8, "string", 0, "str";
+    Bool = 9, "bool", 1, "bool";
+    F16 = 10, "float16", 2, "f16";
+    F64 = 11, "double", 8, "f64";
+    U32 = 12, "uint32", 4, "u32";
+    U64 = 13, "uint64", 8, "u64";
+    C64 = 14, "complex64", 8, "c64";
+    C128 = 15, "complex128", 16, "c128";
+    BF16 = 16, "bfloat16", 2, "bf16";
+    F8E4M3 = 17, "float8e4m3fn", 1, "f8e4m3fn";
+    F8E4M3Z = 18, "float8e4m3fnuz", 1, "f8e4m3fnuz";
+    F8E5M2 = 19, "float8e5m2", 1, "f8e5m2";
+    F8E5M2Z = 20, "float8e5m2fnuz", 1, "f8e5m2fnuz";
+    U4 = 21, "uint4", 0, "u4";
+    I4 = 22, "int4", 0, "i4";
+    F4 = 23, "float4e2m1", 0, "f4e2m1";
+    F8E8M0 = 24, "float8e8m0", 1, "f8e8m0";
+    U2 = 25, "uint2", 0, "u2";
+    I2 = 26, "int2", 0, "i2";
 }
 
 impl DType {
     /// From `TensorProto.DataType`; `None` for UNDEFINED and for types newer than this tool.
-    pub fn from_onnx(code: i32) -> Option<DType> {
-        use DType::*;
-        const ALL: [DType; 26] = [
-            F32, U8, I8, U16, I16, I32, I64, Str, Bool, F16, F64, U32, U64, C64, C128, BF16, F8E4M3, F8E4M3Z, F8E5M2,
-            F8E5M2Z, U4, I4, F4, F8E8M0, U2, I2,
-        ];
-        usize::try_from(code.checked_sub(1)?).ok().and_then(|i| ALL.get(i).copied())
+    pub fn from_onnx(number: i32) -> Option<DType> {
+        DType::ALL.iter().copied().find(|t| t.onnx() == number)
     }
 
     /// The `TensorProto.DataType` number.
@@ -52,93 +77,14 @@ impl DType {
         self as i32
     }
 
+    /// The inverse of [`DType::onnx_name`].
+    pub fn from_onnx_name(name: &str) -> Option<DType> {
+        DType::ALL.iter().copied().find(|t| t.onnx_name() == name)
+    }
+
     /// Can derivatives flow through values of this type?
     pub fn is_float(self) -> bool {
         matches!(self, DType::F32 | DType::F64 | DType::F16 | DType::BF16)
-    }
-
-    /// Bytes of one element in `raw_data`; `None` for strings and for sub-byte types.
-    pub fn size(self) -> Option<usize> {
-        use DType::*;
-        Some(match self {
-            U8 | I8 | Bool | F8E4M3 | F8E4M3Z | F8E5M2 | F8E5M2Z | F8E8M0 => 1,
-            U16 | I16 | F16 | BF16 => 2,
-            F32 | I32 | U32 => 4,
-            F64 | I64 | U64 | C64 => 8,
-            C128 => 16,
-            Str | U4 | I4 | F4 | U2 | I2 => return None,
-        })
-    }
-
-    /// Short name for people and reports: `f32`, `i64`, `bool`, …
-    pub fn name(self) -> &'static str {
-        use DType::*;
-        match self {
-            F32 => "f32",
-            U8 => "u8",
-            I8 => "i8",
-            U16 => "u16",
-            I16 => "i16",
-            I32 => "i32",
-            I64 => "i64",
-            Str => "str",
-            Bool => "bool",
-            F16 => "f16",
-            F64 => "f64",
-            U32 => "u32",
-            U64 => "u64",
-            C64 => "c64",
-            C128 => "c128",
-            BF16 => "bf16",
-            F8E4M3 => "f8e4m3fn",
-            F8E4M3Z => "f8e4m3fnuz",
-            F8E5M2 => "f8e5m2",
-            F8E5M2Z => "f8e5m2fnuz",
-            U4 => "u4",
-            I4 => "i4",
-            F4 => "f4e2m1",
-            F8E8M0 => "f8e8m0",
-            U2 => "u2",
-            I2 => "i2",
-        }
-    }
-
-    /// The name ONNX's kernel listings and text syntax use: `float`, `int64`, `bfloat16`, …
-    pub fn onnx_name(self) -> &'static str {
-        use DType::*;
-        match self {
-            F32 => "float",
-            U8 => "uint8",
-            I8 => "int8",
-            U16 => "uint16",
-            I16 => "int16",
-            I32 => "int32",
-            I64 => "int64",
-            Str => "string",
-            Bool => "bool",
-            F16 => "float16",
-            F64 => "double",
-            U32 => "uint32",
-            U64 => "uint64",
-            C64 => "complex64",
-            C128 => "complex128",
-            BF16 => "bfloat16",
-            F8E4M3 => "float8e4m3fn",
-            F8E4M3Z => "float8e4m3fnuz",
-            F8E5M2 => "float8e5m2",
-            F8E5M2Z => "float8e5m2fnuz",
-            U4 => "uint4",
-            I4 => "int4",
-            F4 => "float4e2m1",
-            F8E8M0 => "float8e8m0",
-            U2 => "uint2",
-            I2 => "int2",
-        }
-    }
-
-    /// The inverse of [`DType::onnx_name`].
-    pub fn from_onnx_name(name: &str) -> Option<DType> {
-        (1..=26).filter_map(DType::from_onnx).find(|t| t.onnx_name() == name)
     }
 }
 
@@ -205,35 +151,19 @@ impl TensorType {
 
 impl fmt::Display for TensorType {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}[{}]", self.dtype, Joined(&self.shape))
+        write!(f, "{}[{}]", self.dtype, joined(&self.shape))
     }
 }
 
 impl fmt::Display for ValueType {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.dtype {
-            Some(t) => write!(f, "{t}")?,
-            None => f.write_str("?")?,
-        }
-        match &self.shape {
-            Some(s) => write!(f, "[{}]", Joined(s)),
-            None => f.write_str("[…]"),
-        }
+        let (dtype, shape) = (self.dtype.map_or("?", DType::name), self.shape.as_deref().map_or("…".into(), joined));
+        write!(f, "{dtype}[{shape}]")
     }
 }
 
-struct Joined<'a>(&'a [Dim]);
-
-impl fmt::Display for Joined<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (i, d) in self.0.iter().enumerate() {
-            if i > 0 {
-                f.write_str(",")?;
-            }
-            write!(f, "{d}")?;
-        }
-        Ok(())
-    }
+fn joined(shape: &[Dim]) -> String {
+    shape.iter().map(Dim::to_string).collect::<Vec<_>>().join(",")
 }
 
 impl From<TensorType> for ValueType {

@@ -1,6 +1,7 @@
 //! IR to ONNX file. Initializers are written straight from where they live; the model message never holds a second copy.
 
 use super::external::{relocate, relocate_tensor};
+use super::{name_of, short_domain, take_name};
 use super::import::read_value_info;
 use crate::ir::{ANCRE, Attr, DType, Dim, Graph, Kind, NodeId, NodeSite, Parts, Tensor, ValueId, ValueType};
 use crate::refusal::Hint;
@@ -252,17 +253,15 @@ fn emit_placed<'g>(g: &'g Graph, placement: &Placement) -> Result<Emission<'g>, 
 
 /// The source's operator sets at the graph's versions, then those that were added.
 fn operator_sets(g: &Graph) -> Vec<OperatorSetIdProto> {
-    let key = |o: &OperatorSetIdProto| if o.domain == "ai.onnx" { String::new() } else { o.domain.clone() };
-    let mut sets: Vec<OperatorSetIdProto> = Vec::new();
-    for o in &g.shell.opset_import {
-        if let Some(version) = g.opsets.get(&key(o)) {
-            sets.push(OperatorSetIdProto { version: *version, ..o.clone() });
-        }
-    }
-    let listed: HashSet<String> = sets.iter().map(key).collect();
-    let added = g.opsets.iter().filter(|(domain, _)| *domain != ANCRE && !listed.contains(*domain));
-    sets.extend(added.map(|(d, v)| OperatorSetIdProto { domain: d.clone(), version: *v, ..Default::default() }));
-    sets
+    let now = |o: &OperatorSetIdProto| {
+        let version = *g.opsets.get(short_domain(&o.domain))?;
+        Some(OperatorSetIdProto { version, ..o.clone() })
+    };
+    let kept: Vec<OperatorSetIdProto> = g.shell.opset_import.iter().filter_map(now).collect();
+    let is_kept = |domain: &String| kept.iter().any(|o| short_domain(&o.domain) == domain);
+    let added = g.opsets.iter().filter(|(domain, _)| *domain != ANCRE && !is_kept(domain));
+    let added = added.map(|(d, v)| OperatorSetIdProto { domain: d.clone(), version: *v, ..Default::default() }).collect();
+    [kept, added].concat()
 }
 
 /// Does a declaration of the source say what is known of the value?
@@ -271,8 +270,8 @@ fn still_holds(info: &ValueInfoProto, g: &Graph, v: ValueId) -> bool {
     read_value_info(info).is_none_or(|said| said.dtype == known.dtype && said.shape.is_none_or(|s| Some(s) == known.shape))
 }
 
-/// Declarations of the router's values, so that viewers show their shapes: the source's own values are declared as the source
-/// declares them.
+/// Declarations of the router's values, so that viewers show their shapes. The source's own values keep the source's
+/// declarations.
 fn router_values(g: &Graph, graph: &GraphProto) -> Vec<ValueInfoProto> {
     let outputs: HashSet<ValueId> = g.outputs().iter().map(|o| o.value).collect();
     let declared: HashSet<&str> = graph.value_info.iter().map(|i| i.name.as_str()).collect();
@@ -281,8 +280,8 @@ fn router_values(g: &Graph, graph: &GraphProto) -> Vec<ValueInfoProto> {
     values.filter(|v| !outputs.contains(v) && g.tensor_type(*v).is_some()).map(|v| declare(g, v)).collect()
 }
 
-/// Gives nodes of ours names that no other node has: ONNX Runtime refuses a file with two nodes of one name. Source nodes
-/// keep theirs.
+/// Gives the nodes that passes added names that no other node has: ONNX Runtime refuses a file with two nodes of one name. Nodes of
+/// the source keep theirs.
 fn name_nodes(g: &Graph, nodes: &mut [NodeProto]) {
     let of_source = |n: &NodeProto| {
         n.output.iter().find_map(|o| g.find(o)).is_some_and(|v| g.op(v.node).is_some_and(|op| op.source.is_some()))
@@ -292,14 +291,7 @@ fn name_nodes(g: &Graph, nodes: &mut [NodeProto]) {
         if of_source(n) {
             continue;
         }
-        let stem = if n.name.is_empty() { n.output.first().cloned().unwrap_or_default() } else { n.name.clone() };
-        let mut name = stem.clone();
-        let mut i = 1;
-        while !taken.insert(name.clone()) {
-            name = format!("{stem}_{i}");
-            i += 1;
-        }
-        n.name = name;
+        n.name = take_name(&name_of(n), &mut taken);
     }
 }
 
@@ -318,7 +310,7 @@ impl<'g> Data<'_, 'g> {
             Piece::Split { head, bytes } if bytes.len() >= SMALLEST_EXTERNAL => (head, bytes),
             other => return Ok(other),
         };
-        // Runtimes map large tensors, which pages allow only from their starts.
+        // Runtimes map large tensors, and a mapping starts at a page.
         let alignment = if bytes.len() >= 1 << 20 { 4096 } else { 64 };
         let offset = self.next.next_multiple_of(alignment);
         self.next = offset + bytes.len() as u64;
@@ -353,7 +345,7 @@ fn initializer<'g>(tensor: &'g Tensor, name: &str, placement: &Placement) -> Res
         }
         Parts::Split(head, bytes) => split(head_of(head, name), bytes),
         Parts::Elements(bytes) => split(tensor_head(tensor, name), bytes),
-        // Written elsewhere.
+        // `emit_placed` writes it among the graph's sparse initializers.
         Parts::Sparse(_) => Ok(Piece::Owned(Vec::new())),
     }
 }
@@ -418,36 +410,17 @@ pub fn node(g: &Graph, id: NodeId) -> Result<NodeProto, EmitError> {
 }
 
 fn attribute(name: &str, a: &Attr) -> Option<AttributeProto> {
-    let mut p = AttributeProto { name: name.to_string(), ..Default::default() };
-    let kind = match a {
-        Attr::Int(v) => {
-            p.i = *v;
-            AttributeType::INT
-        }
-        Attr::Float(v) => {
-            p.f = *v;
-            AttributeType::FLOAT
-        }
-        Attr::Str(v) => {
-            p.s = v.clone().into_bytes();
-            AttributeType::STRING
-        }
-        Attr::Ints(v) => {
-            p.ints = v.clone();
-            AttributeType::INTS
-        }
-        Attr::Floats(v) => {
-            p.floats = v.clone();
-            AttributeType::FLOATS
-        }
-        Attr::Tensor(t) => {
-            p.t = protobuf::MessageField::some(tensor_message(t)?);
-            AttributeType::TENSOR
-        }
+    let empty = AttributeProto { name: name.to_string(), ..Default::default() };
+    let (kind, p) = match a {
+        Attr::Int(v) => (AttributeType::INT, AttributeProto { i: *v, ..empty }),
+        Attr::Float(v) => (AttributeType::FLOAT, AttributeProto { f: *v, ..empty }),
+        Attr::Str(v) => (AttributeType::STRING, AttributeProto { s: v.clone().into_bytes(), ..empty }),
+        Attr::Ints(v) => (AttributeType::INTS, AttributeProto { ints: v.clone(), ..empty }),
+        Attr::Floats(v) => (AttributeType::FLOATS, AttributeProto { floats: v.clone(), ..empty }),
+        Attr::Tensor(t) => (AttributeType::TENSOR, AttributeProto { t: Some(tensor_message(t)?).into(), ..empty }),
         Attr::Opaque(source) => return Some((**source).clone()),
     };
-    p.type_ = kind.into();
-    Some(p)
+    Some(AttributeProto { type_: kind.into(), ..p })
 }
 
 fn tensor_message(t: &Tensor) -> Option<TensorProto> {

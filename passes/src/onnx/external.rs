@@ -1,8 +1,9 @@
 //! The external data files a model refers to.
 
+use super::subgraphs_mut;
 use crate::ir::{Attr, Graph, Kind, external_place};
 use indexmap::IndexMap;
-use onnx_protobuf::{AttributeProto, GraphProto, NodeProto, TensorProto};
+use onnx_protobuf::{AttributeProto, NodeProto, TensorProto};
 
 /// Locations of external data as the model writes them, each with the name of a tensor that is there.
 pub fn external_files(g: &Graph) -> IndexMap<String, String> {
@@ -15,16 +16,14 @@ pub fn external_files(g: &Graph) -> IndexMap<String, String> {
     for id in g.nodes() {
         match &g.node(id).kind {
             Kind::Initializer { tensor, .. } => tensor.message().into_iter().for_each(&mut add),
-            Kind::Op(op) => {
-                match &op.source {
-                    Some(source) => visit_node(source, &mut add),
-                    None => op.attrs.0.values().for_each(|a| match a {
-                        Attr::Tensor(t) => t.message().into_iter().for_each(&mut add),
-                        Attr::Opaque(a) => visit_attribute(a, &mut add),
-                        _ => {}
-                    }),
-                };
-            }
+            Kind::Op(op) => match &op.source {
+                Some(source) => visit_node(source, &mut add),
+                None => op.attrs.0.values().for_each(|a| match a {
+                    Attr::Tensor(t) => t.message().into_iter().for_each(&mut add),
+                    Attr::Opaque(a) => visit_attribute(a, &mut add),
+                    _ => {}
+                }),
+            },
             Kind::Input(_) => {}
         }
     }
@@ -49,15 +48,15 @@ fn visit_attribute(a: &AttributeProto, f: &mut impl FnMut(&TensorProto)) {
 
 /// Gives external data its new locations, in every attribute of these nodes.
 pub(super) fn relocate(nodes: &mut [NodeProto], moved: &IndexMap<String, String>) {
-    for a in nodes.iter_mut().flat_map(|n| &mut n.attribute) {
-        a.t.0.iter_mut().map(|t| &mut **t).chain(&mut a.tensors).for_each(|t| relocate_tensor(t, moved));
-        a.g.0.iter_mut().map(|g| &mut **g).chain(&mut a.graphs).for_each(|sub| relocate_graph(sub, moved));
+    for n in nodes {
+        for a in &mut n.attribute {
+            a.t.0.iter_mut().map(|t| &mut **t).chain(&mut a.tensors).for_each(|t| relocate_tensor(t, moved));
+        }
+        for graph in subgraphs_mut(n) {
+            graph.initializer.iter_mut().for_each(|t| relocate_tensor(t, moved));
+            relocate(&mut graph.node, moved);
+        }
     }
-}
-
-fn relocate_graph(graph: &mut GraphProto, moved: &IndexMap<String, String>) {
-    graph.initializer.iter_mut().for_each(|t| relocate_tensor(t, moved));
-    relocate(&mut graph.node, moved);
 }
 
 /// Gives one tensor's external data its new location.

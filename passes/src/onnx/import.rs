@@ -3,10 +3,9 @@
 use super::external::external_files;
 use super::inline::InlineError;
 use super::scan::{Scanned, scan};
-use super::schema;
+use super::{name_of, schema, short_domain, subgraphs};
 use crate::ir::{
-    ANCRE, Attr, Attrs, DType, Dim, Graph, Kind, NodeId, NodeSite, Op, SharedBytes, Tensor, TensorError, ValueType,
-    external_path,
+    ANCRE, Attr, Attrs, DType, Dim, Graph, NodeId, NodeSite, Op, SharedBytes, Tensor, TensorError, ValueType, external_path,
 };
 use indexmap::IndexMap;
 use onnx_protobuf::attribute_proto::AttributeType;
@@ -16,12 +15,12 @@ use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
 
-/// Oldest operator set read. What is older than 7 is brought there before any pass sees it
+/// Oldest operator set read. A graph of an operator set before 7 is converted to 7 before any pass sees it
 /// (`legalize::from_old`).
 pub const OLDEST_OPSET: i64 = 1;
 /// Newest operator set read.
 pub const NEWEST_OPSET: i64 = schema::NEWEST;
-/// Newest IR version read. Its 6-bit floats are refused tensor by tensor; the rest of it is as in version 13.
+/// Newest IR version read. It is like version 13 but for 6-bit floats; a tensor of these is refused.
 pub const NEWEST_IR: i64 = schema::NEWEST_IR;
 /// Nesting of subgraphs above which a file is taken for damaged (and recursion could exhaust the stack).
 const DEEPEST: usize = 64;
@@ -126,11 +125,8 @@ fn assemble(mut model: ModelProto, tensors: Vec<(String, Tensor)>, root: Option<
     if !(3..=NEWEST_IR).contains(&model.ir_version) {
         return Err(ImportError::Ir(model.ir_version));
     }
-    let mut opsets = IndexMap::new();
-    for o in &model.opset_import {
-        let domain = if o.domain == "ai.onnx" { "" } else { o.domain.as_str() };
-        opsets.insert(domain.to_string(), o.version);
-    }
+    let opsets: IndexMap<String, i64> =
+        model.opset_import.iter().map(|o| (short_domain(&o.domain).to_string(), o.version)).collect();
     let version = *opsets.get("").ok_or(ImportError::NoOpset)?;
     if !(OLDEST_OPSET..=NEWEST_OPSET).contains(&version) {
         return Err(ImportError::Opset(version));
@@ -140,98 +136,11 @@ fn assemble(mut model: ModelProto, tensors: Vec<(String, Tensor)>, root: Option<
     }
     let mut g = Graph::default();
     g.opsets = opsets;
-    g.root = root.clone();
+    g.root = root;
     g.metadata = model.metadata_props.iter().map(|p| (p.key.clone(), p.value.clone())).collect();
-
-    let nodes = std::mem::take(&mut source.node);
-    let inputs = std::mem::take(&mut source.input);
-    let outputs = std::mem::take(&mut source.output);
-    let mut initializers = IndexMap::new();
-    let sparse = std::mem::take(&mut source.sparse_initializer).into_iter().map(|t| {
-        let name = t.values.name.clone();
-        Tensor::from_sparse(t).map(|t| (name, t))
-    });
-    for t in tensors.into_iter().map(Ok).chain(sparse) {
-        let (name, tensor) = t?;
-        if name.is_empty() {
-            return Err(ImportError::Nameless);
-        }
-        if initializers.insert(name.clone(), tensor).is_some() {
-            return Err(ImportError::Duplicate { name, by: "an initializer".into() });
-        }
-    }
-    // Before IR 4 every initializer had to be listed as an input, which did not mean that anybody feeds it.
-    let overridable = model.ir_version >= 4;
-    for info in inputs {
-        let name = info.name.clone();
-        unique(&g, &name, "a graph input")?;
-        if let Some(tensor) = initializers.shift_remove(&name) {
-            let v = g.add_initializer(&name, tensor, true);
-            if !overridable {
-                g.set_listed_constant(v);
-            }
-            source.input.push(info);
-        } else {
-            if info.type_.value.is_none() {
-                return Err(ImportError::InputType(name));
-            }
-            // Sequences and the like have no tensor type; the model is taken with them, no analysis sees into them.
-            let ty = read_value_info(&info).unwrap_or_default();
-            let known = ty.shape.iter().flatten().filter_map(Dim::known).filter(|d| *d != 0);
-            if known.fold(1i64, i64::saturating_mul) >= 1 << 48 {
-                return Err(ImportError::InputSize(name, ty));
-            }
-            g.add_input(&name, ty, Some(Arc::new(info)));
-        }
-    }
-    for (name, tensor) in initializers {
-        unique(&g, &name, "an initializer")?;
-        g.add_initializer(&name, tensor, false);
-    }
-
-    let mut inner = HashSet::new();
-    let mut linked: Vec<(NodeId, Vec<String>, Vec<String>)> = Vec::with_capacity(nodes.len());
-    for node in nodes {
-        let site = NodeSite { name: site_name(&node), op: node.op_type.clone() };
-        if node.domain == ANCRE {
-            return Err(ImportError::Reserved(site));
-        }
-        for name in node.output.iter().filter(|n| !n.is_empty()) {
-            unique(&g, name, &site.to_string())?;
-        }
-        let mut free = Vec::new();
-        for graph in node.attribute.iter().flat_map(|a| a.g.as_ref().into_iter().chain(&a.graphs)) {
-            free_names(graph, 1, &mut free, &mut inner).map_err(|_| ImportError::Nesting(site.clone()))?;
-        }
-        let attrs =
-            read_attrs(&node, root.as_ref()).map_err(|error| ImportError::Attribute { site: site.clone(), error })?;
-        let domain = if node.domain == "ai.onnx" { String::new() } else { node.domain.clone() };
-        let inputs = node.input.clone();
-        let outputs = node.output.clone();
-        let op = Op { domain, name: node.op_type.clone(), attrs, attrs_changed: false, source: None };
-        let id = g.add_op(&node.name, op, &vec![None; inputs.len()]);
-        for name in &outputs {
-            g.push_result(id, name, ValueType::default());
-        }
-        if let Kind::Op(op) = &mut g.node_mut(id).kind {
-            op.source = Some(Arc::new(node));
-        }
-        linked.push((id, inputs, free));
-    }
-    // Only now: a name inside a subgraph must not keep the source's own value from its name.
-    inner.iter().for_each(|name| g.reserve(name));
-    for (id, inputs, free) in linked {
-        for (i, name) in inputs.iter().enumerate().filter(|(_, n)| !n.is_empty()) {
-            let v = g.find(name).ok_or_else(|| ImportError::Dangling(g.site(id), name.clone()))?;
-            g.set_operand(id, i, Some(v));
-        }
-        for name in free {
-            // A free name of a subgraph that is nothing here belongs to an outer formal parameter; ONNX forbids it at top level.
-            let v = g.find(&name).ok_or_else(|| ImportError::Dangling(g.site(id), name.clone()))?;
-            g.add_capture(id, v);
-        }
-    }
-    for info in outputs {
+    add_sources(&mut g, &mut source, tensors, model.ir_version)?;
+    add_nodes(&mut g, std::mem::take(&mut source.node))?;
+    for info in std::mem::take(&mut source.output) {
         let v = g.find(&info.name).ok_or_else(|| ImportError::DanglingOutput(info.name.clone()))?;
         if g.value(v).ty == ValueType::default()
             && let Some(ty) = read_value_info(&info)
@@ -251,6 +160,98 @@ fn assemble(mut model: ModelProto, tensors: Vec<(String, Tensor)>, root: Option<
     Ok(g)
 }
 
+/// Adds the graph inputs and initializers. The declarations of initializers that are listed as inputs stay in `source`.
+fn add_sources(
+    g: &mut Graph,
+    source: &mut GraphProto,
+    tensors: Vec<(String, Tensor)>,
+    ir_version: i64,
+) -> Result<(), ImportError> {
+    let mut initializers = IndexMap::new();
+    let sparse = std::mem::take(&mut source.sparse_initializer).into_iter().map(|t| {
+        let name = t.values.name.clone();
+        Tensor::from_sparse(t).map(|t| (name, t))
+    });
+    for t in tensors.into_iter().map(Ok).chain(sparse) {
+        let (name, tensor) = t?;
+        if name.is_empty() {
+            return Err(ImportError::Nameless);
+        }
+        if initializers.insert(name.clone(), tensor).is_some() {
+            return Err(ImportError::Duplicate { name, by: "an initializer".into() });
+        }
+    }
+    for info in std::mem::take(&mut source.input) {
+        let name = info.name.clone();
+        unique(g, &name, "a graph input")?;
+        if let Some(tensor) = initializers.shift_remove(&name) {
+            let v = g.add_initializer(&name, tensor, true);
+            // Before IR 4 every initializer had to be listed as an input; it could not be overridden for that.
+            if ir_version < 4 {
+                g.set_listed_constant(v);
+            }
+            source.input.push(info);
+            continue;
+        }
+        if info.type_.value.is_none() {
+            return Err(ImportError::InputType(name));
+        }
+        // A sequence has no tensor type. The graph keeps it as a value without a type, into which no analysis sees.
+        let ty = read_value_info(&info).unwrap_or_default();
+        let known = ty.shape.iter().flatten().filter_map(Dim::known).filter(|d| *d != 0);
+        if known.fold(1i64, i64::saturating_mul) >= 1 << 48 {
+            return Err(ImportError::InputSize(name, ty));
+        }
+        g.add_input(&name, ty, Some(Arc::new(info)));
+    }
+    for (name, tensor) in initializers {
+        unique(g, &name, "an initializer")?;
+        g.add_initializer(&name, tensor, false);
+    }
+    Ok(())
+}
+
+/// Adds the operators, then links them: a node may stand before the nodes that it reads.
+fn add_nodes(g: &mut Graph, nodes: Vec<NodeProto>) -> Result<(), ImportError> {
+    let mut inner = HashSet::new();
+    let mut linked: Vec<(NodeId, Vec<String>, Vec<String>)> = Vec::with_capacity(nodes.len());
+    for node in nodes {
+        let site = NodeSite { name: name_of(&node), op: node.op_type.clone() };
+        if node.domain == ANCRE {
+            return Err(ImportError::Reserved(site));
+        }
+        for name in node.output.iter().filter(|n| !n.is_empty()) {
+            unique(g, name, &site.to_string())?;
+        }
+        let mut free = Vec::new();
+        for graph in subgraphs(&node) {
+            free_names(graph, 1, &mut free, &mut inner).ok_or_else(|| ImportError::Nesting(site.clone()))?;
+        }
+        let attrs = read_attrs(&node, g.root.as_ref()).map_err(|error| ImportError::Attribute { site, error })?;
+        let (name, inputs, outputs) = (node.name.clone(), node.input.clone(), node.output.clone());
+        let op = Op::in_domain(short_domain(&node.domain), &node.op_type, attrs);
+        let id = g.add_op(&name, Op { source: Some(Arc::new(node)), ..op }, &vec![None; inputs.len()]);
+        for name in &outputs {
+            g.push_result(id, name, ValueType::default());
+        }
+        linked.push((id, inputs, free));
+    }
+    // Names inside subgraphs are reserved after the source's own values have their names.
+    inner.iter().for_each(|name| g.reserve(name));
+    for (id, inputs, free) in linked {
+        for (i, name) in inputs.iter().enumerate().filter(|(_, n)| !n.is_empty()) {
+            let v = g.find(name).ok_or_else(|| ImportError::Dangling(g.site(id), name.clone()))?;
+            g.set_operand(id, i, Some(v));
+        }
+        for name in free {
+            // ONNX lets a subgraph read only values of the graphs around it, and around this one there is none.
+            let v = g.find(&name).ok_or_else(|| ImportError::Dangling(g.site(id), name.clone()))?;
+            g.add_capture(id, v);
+        }
+    }
+    Ok(())
+}
+
 fn unique(g: &Graph, name: &str, by: &str) -> Result<(), ImportError> {
     if g.find(name).is_some() {
         return Err(ImportError::Duplicate { name: name.to_string(), by: by.to_string() });
@@ -258,14 +259,16 @@ fn unique(g: &Graph, name: &str, by: &str) -> Result<(), ImportError> {
     Ok(())
 }
 
-fn site_name(node: &NodeProto) -> String {
-    if node.name.is_empty() { node.output.first().cloned().unwrap_or_default() } else { node.name.clone() }
-}
-
-/// Names a subgraph reads from outside, in order, and its own ones.
-fn free_names(graph: &GraphProto, depth: usize, free: &mut Vec<String>, inside: &mut HashSet<String>) -> Result<(), ()> {
+/// Collects the names that a subgraph reads from outside, in order, and the names of its own values. `None` when it is nested more
+/// than [`DEEPEST`] deep.
+pub(crate) fn free_names(
+    graph: &GraphProto,
+    depth: usize,
+    free: &mut Vec<String>,
+    inside: &mut HashSet<String>,
+) -> Option<()> {
     if depth > DEEPEST {
-        return Err(());
+        return None;
     }
     let mut own: HashSet<&str> = graph.input.iter().map(|i| i.name.as_str()).collect();
     own.extend(graph.initializer.iter().map(|t| t.name.as_str()));
@@ -275,7 +278,7 @@ fn free_names(graph: &GraphProto, depth: usize, free: &mut Vec<String>, inside: 
     let mut inner = Vec::new();
     for node in &graph.node {
         inner.extend(node.input.iter().filter(|n| !n.is_empty()).cloned());
-        for sub in node.attribute.iter().flat_map(|a| a.g.as_ref().into_iter().chain(&a.graphs)) {
+        for sub in subgraphs(node) {
             free_names(sub, depth + 1, &mut inner, inside)?;
         }
     }
@@ -285,23 +288,20 @@ fn free_names(graph: &GraphProto, depth: usize, free: &mut Vec<String>, inside: 
             free.push(name);
         }
     }
-    Ok(())
+    Some(())
 }
 
 /// A node's operator, of which only what is in its message is known. An attribute that cannot be read stays as it is.
 pub fn op_of(node: &NodeProto) -> Op {
     let read = |a: &AttributeProto| read_attr(a, None).unwrap_or_else(|_| Attr::Opaque(Box::new(a.clone())));
     let attrs = Attrs(node.attribute.iter().map(|a| (a.name.clone(), read(a))).collect());
-    let domain = if node.domain == "ai.onnx" { "" } else { node.domain.as_str() };
-    Op::in_domain(domain, &node.op_type, attrs)
+    Op::in_domain(short_domain(&node.domain), &node.op_type, attrs)
 }
 
 fn read_attrs(node: &NodeProto, root: Option<&Arc<Path>>) -> Result<Attrs, TensorError> {
-    let mut attrs = Attrs::new();
-    for a in &node.attribute {
-        attrs.0.insert(a.name.clone(), read_attr(a, root)?);
-    }
-    // `Constant` has six spellings of its value; the IR knows one.
+    let read = |a: &AttributeProto| Ok((a.name.clone(), read_attr(a, root)?));
+    let mut attrs = Attrs(node.attribute.iter().map(read).collect::<Result<_, TensorError>>()?);
+    // `Constant` may give its value in six attributes; the IR reads one.
     if node.op_type == "Constant" && node.domain.is_empty() && attrs.get("value").is_none() {
         let tensor = match attrs.0.values().next() {
             Some(Attr::Int(v)) => Some(Tensor::i64s(&[], &[*v])),
@@ -342,7 +342,6 @@ fn read_attr(a: &AttributeProto, root: Option<&Arc<Path>>) -> Result<Attr, Tenso
 pub fn read_value_info(info: &ValueInfoProto) -> Option<ValueType> {
     let TypeProto { value: Some(type_proto::Value::TensorType(t)), .. } = info.type_.as_ref()? else { return None };
     let dtype = DType::from_onnx(t.elem_type);
-    let mut unnamed = 0;
     let shape = t.shape.as_ref().map(|s| {
         s.dim
             .iter()
@@ -350,10 +349,7 @@ pub fn read_value_info(info: &ValueInfoProto) -> Option<ValueType> {
             .map(|(i, d)| match &d.value {
                 Some(dimension::Value::DimValue(v)) if *v >= 0 => Dim::from(*v),
                 Some(dimension::Value::DimParam(p)) if !p.is_empty() => Dim::parse(p),
-                _ => {
-                    unnamed += 1;
-                    Dim::symbol(&format!("{}_dim_{i}", info.name))
-                }
+                _ => Dim::symbol(&format!("{}_dim_{i}", info.name)),
             })
             .collect()
     });

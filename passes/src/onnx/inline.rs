@@ -3,10 +3,11 @@
 //!   before  y = my.Block <alpha = 2> (x, w)             my.Block (a, b) => (c) { t = MatMul (a, b)  c = Elu <alpha: @alpha> (t) }
 //!   after   t' = MatMul (x, w)   y = Elu <alpha = 2> (t')
 //!
-//! Works on messages, before import: a function's body is nothing but nodes. A call whose function is written for another
-//! version of an operator set that the model has too is left alone, and so is a call from a subgraph; functions that nothing
-//! calls any more are dropped.
+//! Works on messages, before import: a function's body is nothing but nodes. A call is left alone where it stands in a subgraph, or
+//! where its function is written for another version of an operator set that the model has too. Functions that nothing calls any
+//! more are dropped.
 
+use super::{name_of, short_domain, subgraphs, subgraphs_mut, take_name};
 use onnx_protobuf::{AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto};
 use std::collections::{HashMap, HashSet};
 
@@ -47,7 +48,7 @@ fn inline_functions(
     for f in functions.iter() {
         let compatible = f.opset_import.iter().all(|o| version(opsets, &o.domain).is_none_or(|v| v == o.version));
         if compatible {
-            table.insert((normal(&f.domain).into(), f.name.clone(), f.overload.clone()), f.clone());
+            table.insert(key_of(f), f.clone());
         }
     }
     let mut names = HashSet::new();
@@ -69,20 +70,16 @@ fn inline_functions(
     Ok(calls)
 }
 
-fn normal(domain: &str) -> &str {
-    if domain == "ai.onnx" { "" } else { domain }
-}
-
 fn version(opsets: &[OperatorSetIdProto], domain: &str) -> Option<i64> {
-    opsets.iter().find(|o| normal(&o.domain) == normal(domain)).map(|o| o.version)
+    opsets.iter().find(|o| short_domain(&o.domain) == short_domain(domain)).map(|o| o.version)
 }
 
 fn key(n: &NodeProto) -> Key {
-    (normal(&n.domain).into(), n.op_type.clone(), n.overload.clone())
+    (short_domain(&n.domain).into(), n.op_type.clone(), n.overload.clone())
 }
 
-fn subgraphs(n: &NodeProto) -> impl Iterator<Item = &GraphProto> {
-    n.attribute.iter().flat_map(|a| a.g.iter().chain(&a.graphs))
+fn key_of(f: &FunctionProto) -> Key {
+    (short_domain(&f.domain).into(), f.name.clone(), f.overload.clone())
 }
 
 /// Every name of a value in a graph and its subgraphs.
@@ -105,18 +102,13 @@ fn drop_unused(graph: &GraphProto, functions: &mut Vec<FunctionProto>) {
     }
     let mut called = HashSet::new();
     calls(&graph.node, &mut called);
-    let is_called = |f: &FunctionProto, called: &HashSet<Key>| {
-        called.contains(&(normal(&f.domain).into(), f.name.clone(), f.overload.clone()))
-    };
-    loop {
-        let before = called.len();
-        let reached: Vec<&FunctionProto> = functions.iter().filter(|f| is_called(f, &called)).collect();
+    let mut before = 0;
+    while called.len() > before {
+        before = called.len();
+        let reached: Vec<&FunctionProto> = functions.iter().filter(|f| called.contains(&key_of(f))).collect();
         reached.iter().for_each(|f| calls(&f.node, &mut called));
-        if called.len() == before {
-            break;
-        }
     }
-    functions.retain(|f| is_called(f, &called));
+    functions.retain(|f| called.contains(&key_of(f)));
 }
 
 struct Inliner {
@@ -156,12 +148,12 @@ impl Inliner {
 
     /// The nodes that stand for one call.
     fn body(&mut self, call: &NodeProto, f: FunctionProto) -> Vec<NodeProto> {
-        let stem = if call.name.is_empty() { call.output.first().cloned().unwrap_or_default() } else { call.name.clone() };
+        let stem = name_of(call);
         let mut names: HashMap<String, String> = HashMap::new();
         for (i, formal) in f.input.iter().enumerate() {
             names.insert(formal.clone(), call.input.get(i).cloned().unwrap_or_default());
         }
-        // A result that is an operand, or one result twice, cannot be had by giving it the call's name.
+        // A result that is an operand, or that is given twice, cannot take the call's name: it is copied.
         let mut copies = Vec::new();
         for (formal, actual) in f.output.iter().zip(&call.output).filter(|(_, actual)| !actual.is_empty()) {
             if names.contains_key(formal) {
@@ -202,14 +194,7 @@ impl Inliner {
         if let Some(outer) = names.get(name) {
             return outer.clone();
         }
-        let wanted = format!("{stem}/{name}");
-        let mut outer = wanted.clone();
-        for n in 1.. {
-            if self.names.insert(outer.clone()) {
-                break;
-            }
-            outer = format!("{wanted}_{n}");
-        }
+        let outer = take_name(&format!("{stem}/{name}"), &mut self.names);
         names.insert(name.to_string(), outer.clone());
         outer
     }
@@ -218,14 +203,10 @@ impl Inliner {
         for name in n.input.iter_mut().chain(&mut n.output) {
             *name = self.outer(name, stem, names);
         }
-        for a in &mut n.attribute {
-            for g in a.g.0.iter_mut().map(|g| &mut **g).chain(&mut a.graphs) {
-                self.rename_graph(g, stem, names);
-            }
-        }
+        subgraphs_mut(n).for_each(|g| self.rename_graph(g, stem, names));
     }
 
-    /// Renames a subgraph of a body: what it captures as the body does, what it defines to names of its own.
+    /// Renames the values of a body's subgraph: captured values as in the body, values of its own to new names.
     fn rename_graph(&mut self, g: &mut GraphProto, stem: &str, names: &HashMap<String, String>) {
         let mut names = names.clone();
         let own = g.input.iter().map(|i| &i.name).chain(g.initializer.iter().map(|t| &t.name));
@@ -245,7 +226,8 @@ impl Inliner {
     }
 }
 
-/// Puts a call's attributes where a body refers to them. One that the call leaves out and that has no default is left out.
+/// Puts a call's attributes where a body refers to them. An attribute that the call leaves out and that has no default is left
+/// out.
 fn bind(n: &mut NodeProto, given: &HashMap<&str, &AttributeProto>) {
     n.attribute = std::mem::take(&mut n.attribute)
         .into_iter()
@@ -257,11 +239,7 @@ fn bind(n: &mut NodeProto, given: &HashMap<&str, &AttributeProto>) {
             Some(AttributeProto { name: a.name, ..(*value).clone() })
         })
         .collect();
-    for a in &mut n.attribute {
-        for g in a.g.0.iter_mut().map(|g| &mut **g).chain(&mut a.graphs) {
-            g.node.iter_mut().for_each(|n| bind(n, given));
-        }
-    }
+    subgraphs_mut(n).flat_map(|g| &mut g.node).for_each(|n| bind(n, given));
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Takes a model file apart without copying its weights: the messages are parsed, large `raw_data` of the main graph's
+//! Takes a model file apart without copying its weights: the messages are parsed, and large `raw_data` of the main graph's
 //! initializers stays where it is in the file.
 
 use super::import::ImportError;
@@ -25,11 +25,19 @@ pub(super) fn scan(bytes: &[u8]) -> Result<Scanned, ImportError> {
     let (mut outside, mut graph, mut tensors) = (Vec::new(), None, Vec::new());
     let mut fields = Fields::new(bytes, 0..bytes.len(), "the model");
     while let Some(field) = fields.next()? {
-        if field.is_message(MODEL_GRAPH) {
-            // A field that comes twice is merged, which for messages is what concatenation does.
-            split_graph(bytes, field.payload, graph.get_or_insert_with(Vec::new), &mut tensors)?;
-        } else {
+        if !field.is_message(MODEL_GRAPH) {
             outside.extend_from_slice(&bytes[field.whole]);
+            continue;
+        }
+        // A message that comes twice is merged: the reader of its bytes one after the other does that.
+        let rest = graph.get_or_insert_with(Vec::new);
+        let mut fields = Fields::new(bytes, field.payload, "the graph");
+        while let Some(field) = fields.next()? {
+            if field.is_message(GRAPH_INITIALIZER) {
+                tensors.push(field.payload);
+            } else {
+                rest.extend_from_slice(&bytes[field.whole]);
+            }
         }
     }
     let mut model = ModelProto::parse_from_bytes(&outside).map_err(|e| unreadable("the model", e))?;
@@ -47,23 +55,6 @@ fn unreadable(what: &str, e: protobuf::Error) -> ImportError {
     ImportError::Damaged(format!("{what} cannot be decoded: {why}"))
 }
 
-fn split_graph(
-    bytes: &[u8],
-    range: Range<usize>,
-    rest: &mut Vec<u8>,
-    tensors: &mut Vec<Range<usize>>,
-) -> Result<(), ImportError> {
-    let mut fields = Fields::new(bytes, range, "the graph");
-    while let Some(field) = fields.next()? {
-        if field.is_message(GRAPH_INITIALIZER) {
-            tensors.push(field.payload);
-        } else {
-            rest.extend_from_slice(&bytes[field.whole]);
-        }
-    }
-    Ok(())
-}
-
 fn tensor(bytes: &[u8], range: Range<usize>) -> Result<(TensorProto, Option<Range<usize>>), ImportError> {
     let parse = |message: &[u8]| TensorProto::parse_from_bytes(message).map_err(|e| unreadable("an initializer", e));
     if range.len() < SMALLEST_SLICE {
@@ -75,7 +66,7 @@ fn tensor(bytes: &[u8], range: Range<usize>) -> Result<(TensorProto, Option<Rang
         if field.is_message(TENSOR_RAW_DATA) {
             raw = Some(field.payload);
         } else if field.whole.len() >= SMALLEST_SLICE {
-            // Elements in typed fields: nothing to gain.
+            // The elements are in typed fields, which have to be parsed.
             return Ok((parse(&bytes[range])?, None));
         } else {
             head.extend_from_slice(&bytes[field.whole]);
@@ -87,7 +78,7 @@ fn tensor(bytes: &[u8], range: Range<usize>) -> Result<(TensorProto, Option<Rang
     }
 }
 
-/// One field of a message: all of it, and what follows its tag (and length).
+/// One field of a message: all of its bytes, and the bytes of a message after its tag and length.
 struct Field {
     number: u64,
     wire: u64,
@@ -121,32 +112,21 @@ impl<'a> Fields<'a> {
         let start = self.at;
         let tag = self.varint()?;
         let (number, wire) = (tag >> 3, tag & 7);
-        let mut from = self.at;
         let length = match wire {
-            0 => {
-                self.varint()?;
-                (self.at - from) as u64
-            }
+            0 => self.varint().map(|_| 0)?,
             1 => 8,
-            2 => {
-                let n = self.varint()?;
-                from = self.at;
-                n
-            }
+            2 => self.varint()?,
             5 => 4,
-            _ => return Err(self.damaged(start, "starts with no field of an ONNX message")),
+            _ => 0,
         };
-        if number == 0 {
+        if number == 0 || !matches!(wire, 0 | 1 | 2 | 5) {
             return Err(self.damaged(start, "starts with no field of an ONNX message"));
         }
+        let from = self.at;
         let end = usize::try_from(length).ok().and_then(|n| from.checked_add(n)).filter(|end| *end <= self.end);
-        let Some(end) = end else {
-            return Err(
-                self.damaged(start, &format!("has a field of {length} bytes, more than are left; the file is cut off"))
-            );
-        };
-        self.at = end;
-        Ok(Some(Field { number, wire, whole: start..end, payload: from..end }))
+        let cut_off = || format!("has a field of {length} bytes, more than are left; the file is cut off");
+        self.at = end.ok_or_else(|| self.damaged(start, &cut_off()))?;
+        Ok(Some(Field { number, wire, whole: start..self.at, payload: from..self.at }))
     }
 
     fn varint(&mut self) -> Result<u64, ImportError> {

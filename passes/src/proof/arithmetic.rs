@@ -1,10 +1,10 @@
-//! Sums, products and matrix products: what is multiplied by an exact zero or one goes, and a product with a one-hot matrix
-//! is a choice of rows. This is how a router's lowering, whatever it is made of, comes down to the states it reads.
+//! Sums, products and matrix products. Products by an exact zero or one are simplified, and a product with a one-hot matrix is a
+//! choice of rows. By these rules every lowering of a router with one-hot weights comes down to the states it reads.
 
-use super::term::{Args, Granted, Head, Table, TermId};
+use super::term::{Args, Granted, Head, OpKey, Table, TermId};
 use crate::ir::{Dim, TensorType, ValueType};
 use crate::ops::eval::{Bounded, Element};
-use smallvec::smallvec;
+use std::rc::Rc;
 
 /// Elements of a matrix that is looked at as one of weights over states.
 const MOST_WEIGHTS: usize = 1 << 16;
@@ -30,13 +30,13 @@ impl Table<'_> {
         self.intern(head, [a, b].as_slice(), ty)
     }
 
-    /// May a product of the value with zero be taken for zero? What comes from an input is taken for finite, and the proof
-    /// says so; a constant must be.
+    /// May a product of the value with zero be taken for zero? The proof assumes, and says, that a value computed from an input is
+    /// finite. A constant must be finite.
     fn may_vanish(&mut self, x: TermId) -> bool {
         !self.is_float(x) || matches!(self.head(x), Head::Zero(..)) || self.info(x).fed || self.known(x).is_some()
     }
 
-    /// Notes that a finite value was multiplied by zero: what it is made of, if it only moves that about.
+    /// Notes that a value, assumed finite, was multiplied by zero. Of a value that only moves elements, the operands are noted.
     fn zero_product(&mut self, x: TermId) {
         let mut open = vec![x];
         while let Some(x) = open.pop() {
@@ -59,24 +59,25 @@ impl Table<'_> {
     pub(super) fn add_rules(&mut self, a: TermId, b: TermId, ty: &Option<TensorType>) -> Option<TermId> {
         for (x, other) in [(a, b), (b, a)] {
             if self.uniform(x) == Some(0.0) && self.same_type(other, ty) {
-                self.did("x + 0");
-                if self.is_float(other) {
-                    self.granted.insert(Granted::SignOfZero);
-                }
-                return Some(other);
+                return Some(self.without_zero(other));
             }
         }
         self.reassociated(&[(a, 1.0), (b, 1.0)], ty)
     }
 
+    /// What is left of a sum when zeros go.
+    pub(super) fn without_zero(&mut self, left: TermId) -> TermId {
+        self.did("x + 0");
+        if self.is_float(left) {
+            self.granted.insert(Granted::SignOfZero);
+        }
+        left
+    }
+
     /// a − b of a type.
     pub(super) fn sub_rules(&mut self, a: TermId, b: TermId, ty: &Option<TensorType>) -> Option<TermId> {
         if self.uniform(b) == Some(0.0) && self.same_type(a, ty) {
-            self.did("x + 0");
-            if self.is_float(a) {
-                self.granted.insert(Granted::SignOfZero);
-            }
-            return Some(a);
+            return Some(self.without_zero(a));
         }
         self.reassociated(&[(a, 1.0), (b, -1.0)], ty)
     }
@@ -111,7 +112,7 @@ impl Table<'_> {
         None
     }
 
-    /// A product of a joint with weights that differ only from part to part, some of them zero, is a joint of products.
+    /// A product of a joint with weights is a joint of products, where each part has one weight and some weights are zero.
     fn weighted_parts(&mut self, x: TermId, w: TermId, ty: &Option<TensorType>) -> Option<TermId> {
         let Head::Concat(axis) = *self.head(x) else { return None };
         let (parts, w_id) = (self.term(x).args.clone(), self.as_const(w)?);
@@ -146,8 +147,7 @@ impl Table<'_> {
             return Some(t);
         }
         let c = self.as_scalar(c)?;
-        let head = Head::Op(self.plain_key("Mul"));
-        Some(self.commuting(head, x, c, ty?.into()))
+        Some(self.commuting(Head::Op(plain_key("Mul")), x, c, ty?.into()))
     }
 
     /// A constant of equal elements as one of rank 0.
@@ -173,24 +173,21 @@ impl Table<'_> {
                 return Some(self.zero(ty.clone()));
             }
         }
-        if let Some(choices) = self.choices(a, false) {
-            let rows = self.parts_along(b, 0, choices_width(&choices)?)?;
-            let whole = self.intern(Head::Op(self.plain_key("MatMul")), [a, b].as_slice(), ty.clone().into());
-            return self.chosen(&choices.1, &rows, 0, whole, ty);
-        }
-        if matches!(self.head(a), Head::Concat(1))
-            && let Some(choices) = self.choices(b, true)
-        {
-            let columns = self.parts_along(a, 1, choices_width(&choices)?)?;
-            let whole = self.intern(Head::Op(self.plain_key("MatMul")), [a, b].as_slice(), ty.clone().into());
-            return self.chosen(&choices.1, &columns, 1, whole, ty);
+        for (weights, states, axis) in [(a, b, 0), (b, a, 1)] {
+            if axis == 1 && !matches!(self.head(states), Head::Concat(1)) {
+                continue;
+            }
+            if let Some(lines) = self.lines(weights, axis) {
+                let parts = self.parts_along(states, axis, lines[0].1.len())?;
+                let whole = self.plain("MatMul", &[a, b], ty.clone().into());
+                return self.chosen(&lines, &parts, axis, whole, ty);
+            }
         }
         None
     }
 
-    /// What each row (or column) of a small known matrix chooses, with the number of things to choose from; `None` if no row
-    /// chooses at most one.
-    fn choices(&mut self, w: TermId, columns: bool) -> Option<(usize, Vec<Line>)> {
+    /// The rows (for axis 1 the columns) of a small known matrix, with what each chooses; `None` if none chooses at most one thing.
+    fn lines(&mut self, w: TermId, axis: usize) -> Option<Vec<Line>> {
         let dims = self.ty(w)?.known_dims()?;
         let [rows, width] = dims[..] else { return None };
         if rows * width > MOST_WEIGHTS as i64 || rows * width == 0 {
@@ -199,11 +196,14 @@ impl Table<'_> {
         let known = self.known(w)?;
         let v: Vec<f64> = known.elements.iter().map(weight).collect::<Option<_>>()?;
         let (rows, width) = (rows as usize, width as usize);
-        let (lines, count) = if columns { (columns_of(&v, rows, width), rows) } else { (rows_of(&v, width), width) };
-        let choices: Vec<Line> = lines.into_iter().map(|l| (choice(&l), l)).collect();
-        let some = choices.iter().any(|(c, _)| *c != Choice::Several);
-        let summed = self.options.reassociate && choices.iter().all(|(_, l)| l.iter().all(|w| !w.is_nan()));
-        (some || summed).then_some((count, choices))
+        let lines: Vec<Vec<f64>> = match axis {
+            0 => v.chunks(width).map(<[f64]>::to_vec).collect(),
+            _ => (0..width).map(|j| (0..rows).map(|i| v[i * width + j]).collect()).collect(),
+        };
+        let lines: Vec<Line> = lines.into_iter().map(|l| (choice(&l), l)).collect();
+        let some = lines.iter().any(|(c, _)| *c != Choice::Several);
+        let summed = self.options.reassociate && lines.iter().all(|(_, l)| l.iter().all(|w| !w.is_nan()));
+        ((some || summed) && lines[0].1.len() <= super::movement::MOST_PARTS).then_some(lines)
     }
 
     /// A term as `count` parts of extent 1 along an axis of a matrix.
@@ -235,16 +235,9 @@ impl Table<'_> {
                 }
                 Choice::Several => {
                     let terms: Vec<(TermId, f64)> = parts.iter().copied().zip(weights.iter().copied()).collect();
-                    let sum = if weights.iter().any(|w| w.is_nan()) {
-                        None
-                    } else {
-                        self.reassociated(&terms, &Some(row_ty.clone()))
-                    };
-                    let t = match sum {
-                        Some(t) => t,
-                        None => self.slice(whole, axis, i as i64, 1, 1)?,
-                    };
-                    (Vec::new(), t)
+                    let known = !weights.iter().any(|w| w.is_nan());
+                    let sum = if known { self.reassociated(&terms, &Some(row_ty.clone())) } else { None };
+                    (Vec::new(), sum.or_else(|| self.slice(whole, axis, i as i64, 1, 1))?)
                 }
             };
             zeros.into_iter().for_each(|z| self.zero_product(z));
@@ -266,7 +259,7 @@ impl Table<'_> {
         if let Some(sum) = self.add_rules(product, c, ty) {
             return Some(sum);
         }
-        // Row by row, so that rows that choose nothing leave C's as they are.
+        // The sum is made row by row: where a row chooses nothing, C's row stays as it is.
         let ty = ty.clone()?;
         let rows = ty.shape[0].known()?;
         let c_rows = self.shape(c).filter(|s| s.len() == 2)?[0].known();
@@ -275,17 +268,11 @@ impl Table<'_> {
         }
         let mut row_ty = ty.clone();
         row_ty.shape[0] = Dim::from(1);
-        let row_ty = Some(row_ty);
         let mut out = Vec::new();
         for i in 0..rows {
             let (x, y) = (self.slice(product, 0, i, 1, 1)?, self.slice(c, 0, i, 1, 1)?);
-            out.push(match self.add_rules(x, y, &row_ty) {
-                Some(t) => t,
-                None => {
-                    let head = Head::Op(self.plain_key("Add"));
-                    self.commuting(head, x, y, row_ty.clone().map_or(ValueType::default(), Into::into))
-                }
-            });
+            let sum = self.add_rules(x, y, &Some(row_ty.clone()));
+            out.push(sum.unwrap_or_else(|| self.commuting(Head::Op(plain_key("Add")), x, y, row_ty.clone().into())));
         }
         Some(self.concat(0, &out))
     }
@@ -302,8 +289,7 @@ impl Table<'_> {
         match terms[..] {
             [] => Some(self.zero(ty)),
             [only] if terms.len() < parts.len() => {
-                self.did("x + 0");
-                self.granted.insert(Granted::SignOfZero);
+                let only = self.without_zero(only);
                 Some(self.reshape(only, ty.shape))
             }
             _ => {
@@ -358,17 +344,15 @@ impl Table<'_> {
         }
     }
 
-    /// The key of an operator without attributes.
-    pub(super) fn plain_key(&self, name: &str) -> std::rc::Rc<super::term::OpKey> {
-        std::rc::Rc::new(super::term::OpKey { name: name.to_string(), attrs: Vec::new(), version: 0, results: 0 })
-    }
-
     /// An operator without attributes that is left as it is.
     pub(super) fn plain(&mut self, name: &str, args: &[TermId], ty: ValueType) -> TermId {
-        let mut all: Args = smallvec![];
-        all.extend_from_slice(args);
-        self.intern(Head::Op(self.plain_key(name)), all, ty)
+        self.intern(Head::Op(plain_key(name)), args, ty)
     }
+}
+
+/// The key of an operator without attributes.
+fn plain_key(name: &str) -> Rc<OpKey> {
+    Rc::new(OpKey { name: name.to_string(), attrs: Vec::new(), version: 0, results: 0 })
 }
 
 /// A float; NaN stands for one that is not known.
@@ -378,18 +362,6 @@ fn weight(e: &Element<Bounded>) -> Option<f64> {
         Element::Open(Bounded::Within(_)) => Some(f64::NAN),
         _ => None,
     }
-}
-
-fn choices_width(choices: &(usize, Vec<Line>)) -> Option<usize> {
-    (choices.0 <= super::movement::MOST_PARTS).then_some(choices.0)
-}
-
-fn rows_of(v: &[f64], width: usize) -> Vec<Vec<f64>> {
-    v.chunks(width).map(<[f64]>::to_vec).collect()
-}
-
-fn columns_of(v: &[f64], rows: usize, width: usize) -> Vec<Vec<f64>> {
-    (0..width).map(|j| (0..rows).map(|i| v[i * width + j]).collect()).collect()
 }
 
 fn choice(weights: &[f64]) -> Choice {

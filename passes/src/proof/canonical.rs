@@ -3,16 +3,18 @@
 use super::infer;
 use super::subgraph;
 use super::term::{Args, AttrKey, Granted, Head, MOST, OpKey, Table, Term, TermId};
-use super::versions::version_key;
 use crate::ir::{Attr, Graph, Kind, NodeId, Op, TensorType, ValueId, ValueType};
 use crate::ops::eval::{Array, Bounded, Call, Operand, evaluate, is_evaluated, reads_type};
+use crate::onnx::schema::{meaning::Use, versions};
+use crate::onnx::short_domain;
 use crate::ops::is_random;
 use onnx_protobuf::Message;
 use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 
-fn normal(domain: &str) -> &str {
-    if domain == "ai.onnx" { "" } else { domain }
+/// Does an operator of this name give something else each time? `Dropout` does while it trains.
+fn draws(name: &str) -> bool {
+    is_random(name) || name == "Dropout"
 }
 
 /// One graph while it is turned into terms.
@@ -56,24 +58,14 @@ impl Site<'_, '_> {
 
 impl<'g> Side<'g> {
     pub(super) fn new(graph: &'g Graph, index: usize, versions_differ: bool) -> Side<'g> {
-        let mut bytes = Vec::new();
-        for f in &graph.shell.functions {
-            bytes.extend(f.write_to_bytes().unwrap_or_default());
-        }
-        let functions = &graph.shell.functions;
-        let local = functions.iter().map(|f| (normal(&f.domain).to_string(), f.name.clone())).collect();
-        let draws = |name: &str| is_random(name) || name == "Dropout";
-        let local_random = functions
-            .iter()
-            .flat_map(|f| &f.node)
-            .any(|n| draws(&n.op_type) || n.attribute.iter().any(|a| subgraph::holds(a, &draws)));
+        let bodies = &graph.shell.functions;
         Side {
             graph,
             index,
             versions_differ,
-            functions: bytes,
-            local,
-            local_random,
+            functions: bodies.iter().flat_map(|f| f.write_to_bytes().unwrap_or_default()).collect(),
+            local: bodies.iter().map(|f| (short_domain(&f.domain).to_string(), f.name.clone())).collect(),
+            local_random: bodies.iter().flat_map(|f| &f.node).any(|n| subgraph::holds(n, &draws)),
             terms: HashMap::new(),
             places: HashMap::new(),
         }
@@ -137,7 +129,7 @@ impl<'g> Side<'g> {
         let mut types = infer::types(t, self, id, op, &args);
         types.resize(results, ValueType::default());
         let opset = g.opsets.get("").copied().unwrap_or(18);
-        let local = self.local.contains(&(normal(&op.domain).to_string(), op.name.clone()));
+        let local = self.local.contains(&(op.domain.clone(), op.name.clone()));
         let site = Site { op, args: &args, opset, types, results };
         if op.domain.is_empty()
             && !local
@@ -151,11 +143,11 @@ impl<'g> Side<'g> {
     /// An operator that no rule knows more about.
     fn as_it_is(&self, t: &mut Table<'g>, id: NodeId, site: Site<'_, 'g>, local: bool) -> Vec<TermId> {
         let (g, op) = (self.graph, site.op);
-        let draws = |name: &str| is_random(name) || name == "Dropout";
+        let in_subgraph = |a: &Attr| matches!(a, Attr::Opaque(a) if subgraph::of(a).flat_map(|g| &g.node).any(|n| subgraph::holds(n, &draws)));
         let random = is_random(&op.name)
             || (local && self.local_random)
             || (op.is("Dropout") && !is_inference_dropout(t, &site))
-            || op.attrs.0.values().any(|a| matches!(a, Attr::Opaque(a) if subgraph::holds(a, &draws)));
+            || op.attrs.0.values().any(in_subgraph);
         let captures: Vec<ValueId> = g.captures(id).collect();
         let captured: Vec<&str> = captures.iter().map(|v| g.name(*v)).collect();
         let attrs = if random { None } else { t.attributes(op, &site, &captured) };
@@ -179,11 +171,29 @@ impl<'g> Side<'g> {
         args.extend(captures.iter().map(|v| self.term(*v).unwrap_or(TermId::NONE)));
         let mut name = op.full_name();
         order_operands(&mut name, &mut args);
-        let version = version_key(self, op, &site, !captures.is_empty());
+        let version = self.version_key(&site, !captures.is_empty());
         let counted = !op.domain.is_empty() || !RESULTS_ASIDE.contains(&op.name.as_str());
         let results = if site.results > 1 && counted { site.results as u32 } else { 0 };
         let key = OpKey { name, attrs, version, results };
         t.application(key, args, &site, op)
+    }
+
+    /// Part of an operator's key: the last operator set that changed its meaning in a way that attributes and operands do not
+    /// tell. 0 where none did, or where the two graphs have the same operator sets.
+    fn version_key(&self, site: &Site, has_subgraph: bool) -> i64 {
+        let op = site.op;
+        if !self.versions_differ {
+            return 0;
+        }
+        if !op.domain.is_empty() {
+            return self.graph.opsets.get(&op.domain).copied().unwrap_or(0) + 1;
+        }
+        let opaque = has_subgraph || op.attrs.0.values().any(|a| matches!(a, Attr::Opaque(_)));
+        if opaque || versions("", &op.name).is_empty() {
+            return site.opset + 1;
+        }
+        let node = Use { results: site.types.clone(), ..Use::untyped(op, site.args.len(), 0) };
+        node.last_change(0, site.opset, site.opset).unwrap_or(0)
     }
 }
 
@@ -192,23 +202,21 @@ const RESULTS_ASIDE: &[&str] = &["Dropout", "MaxPool", "LayerNormalization", "To
 
 /// Brings operands that may be exchanged into one order.
 pub(super) fn order_operands(name: &mut String, args: &mut Args) {
-    let mirrored = match name.as_str() {
-        "Greater" => Some("Less"),
-        "GreaterOrEqual" => Some("LessOrEqual"),
-        _ => None,
-    };
-    if let Some(mirrored) = mirrored {
-        *name = mirrored.into();
+    if let Some(rest) = name.strip_prefix("Greater") {
+        *name = format!("Less{rest}");
         args.reverse();
     }
-    let commutes = match name.as_str() {
-        "Add" | "Mul" | "Equal" | "And" | "Or" | "Xor" | "BitwiseAnd" | "BitwiseOr" | "BitwiseXor" => args.len() == 2,
-        "Sum" => args.len() == 2,
+    if commutes(name, args.len()) {
+        args.sort_unstable();
+    }
+}
+
+/// May the operands be exchanged?
+pub(super) fn commutes(name: &str, operands: usize) -> bool {
+    match name {
+        "Add" | "Mul" | "Equal" | "And" | "Or" | "Xor" | "BitwiseAnd" | "BitwiseOr" | "BitwiseXor" | "Sum" => operands == 2,
         "Max" | "Min" => true,
         _ => false,
-    };
-    if commutes {
-        args.sort_unstable();
     }
 }
 
@@ -278,13 +286,11 @@ impl<'g> Table<'g> {
     fn reduced_axes(&mut self, s: &Site<'_, 'g>, attrs: &mut Vec<(String, AttrKey)>) -> bool {
         let Some(rank) = self.shape(s.arg(0)).map(|d| d.len() as i64) else { return false };
         let listed = match (s.op.attrs.ints("axes"), s.arg(1)) {
-            (Some(list), _) => list.to_vec(),
-            (None, TermId::NONE) => Vec::new(),
-            (None, axes) => match self.ints(axes) {
-                Some(list) => list,
-                None => return false,
-            },
+            (Some(list), _) => Some(list.to_vec()),
+            (None, TermId::NONE) => Some(Vec::new()),
+            (None, axes) => self.ints(axes),
         };
+        let Some(listed) = listed else { return false };
         let mut axes: Vec<i64> = listed.iter().map(|a| if *a < 0 { a + rank } else { *a }).collect();
         if axes.is_empty() {
             if s.op.attrs.int("noop_with_empty_axes", 0) != 0 {

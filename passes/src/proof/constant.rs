@@ -1,4 +1,4 @@
-//! Constants of both graphs, one of each content: equal bytes are equal constants, wherever they are stored.
+//! Constants of both graphs, each content once: equal bytes are equal constants, wherever they are stored.
 
 use crate::ir::{DType, Tensor};
 use crate::ops::eval::places::Places;
@@ -42,7 +42,7 @@ pub(super) struct Constants<'g> {
     all: Vec<Constant<'g>>,
     /// Candidates by hash; equality is decided by the bytes.
     by_hash: HashMap<(DType, Vec<i64>, u64), SmallVec<[ConstId; 1]>>,
-    /// External data that was read already: another mapping of the same bytes needs no reading.
+    /// External data that was read already, so that no bytes are read twice.
     by_place: HashMap<(PathBuf, u64, DType, Vec<i64>), ConstId>,
     /// External files that could not be read, whose constants are told apart by place alone.
     pub(super) missing: IndexSet<String>,
@@ -74,7 +74,7 @@ impl<'g> Constants<'g> {
             (Some(size), Ok(bytes)) if bytes.len() == size * t.len() => Content::Elements(Rc::new(bytes)),
             // Packed elements of less than a byte.
             (_, Ok(bytes)) => Content::Message(bytes.into_owned()),
-            // Without a message to compare it is equal to nothing.
+            // Without a message to compare, the constant is equal to no other.
             (_, Err(_)) => match message(t) {
                 Some(m) => Content::Message(m),
                 None => Content::Missing(format!("constant {}", self.all.len())),
@@ -143,7 +143,7 @@ impl<'g> Constants<'g> {
         self.dims(id).iter().product::<i64>() as usize
     }
 
-    /// Little-endian elements, if they can be had.
+    /// Little-endian elements, if they can be read.
     pub(super) fn bytes(&self, id: ConstId) -> Option<&[u8]> {
         match &self.all[id.0 as usize].content {
             Content::Elements(b) => Some(b),

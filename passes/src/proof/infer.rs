@@ -22,10 +22,11 @@ fn broadcasts(op: &Op, operands: usize) -> Option<usize> {
 pub(super) fn types(t: &mut Table, side: &Side, id: NodeId, op: &Op, args: &[TermId]) -> Vec<ValueType> {
     let g = side.graph;
     let operand_types: Vec<Option<TensorType>> = args.iter().map(|a| t.ty(*a)).collect();
-    let mut own = computed_shape(t, op, args, &operand_types).unwrap_or_default();
+    let expanded = if op.is("Expand") { expanded(t, args, &operand_types) } else { None };
+    let mut own: Vec<TensorType> = expanded.into_iter().collect();
     if own.is_empty() {
         let extents: Vec<Option<Vec<Dim>>> = args.iter().map(|a| small_extents(t, *a)).collect();
-        // The rule of `Slice` takes for granted that a computed end lies inside.
+        // The rule of `Slice` assumes that a computed end lies inside the axis.
         let fits = |dims: &&Vec<Dim>| op.name != "Slice" || dims.iter().all(|d| d.known().is_some());
         let array = |i: usize| {
             let dims = extents.get(i)?.as_ref().filter(fits)?;
@@ -49,7 +50,7 @@ pub(super) fn types(t: &mut Table, side: &Side, id: NodeId, op: &Op, args: &[Ter
         let dtype = own.map(|ty| ty.dtype).or(fact.dtype);
         let shape = match (own.map(|ty| &ty.shape), &fact.shape) {
             (Some(own), Some(fact)) if own.len() == fact.len() && broadcasts(op, args.len()).is_none() => {
-                let open = |d: &Dim| d.symbols().any(|s| s.starts_with('?')) && !t.is_definite(d);
+                let open = |d: &Dim| !t.is_definite(d);
                 let taken = own.iter().zip(fact).map(|(o, f)| if open(o) && is_solid(t, f) { f } else { o });
                 let shape: Shape = taken.cloned().collect();
                 declared |= shape != *own;
@@ -78,7 +79,8 @@ fn small_extents(t: &mut Table, a: TermId) -> Option<Vec<Dim>> {
     if small { t.dims(a) } else { None }
 }
 
-/// Is the extent known or computed from the inputs' alone? An engine's text for a quotient counts, if all names in it do.
+/// Is the extent known, or computed from the inputs' extents alone? An engine writes a quotient as text: then every name in the text
+/// must be an input's.
 fn is_solid(t: &Table, d: &Dim) -> bool {
     let ours = |s: &str| {
         t.symbols.contains(s)
@@ -89,7 +91,7 @@ fn is_solid(t: &Table, d: &Dim) -> bool {
     d.symbols().all(ours)
 }
 
-/// Axes on which two operands have different symbolic extents may broadcast either way: their extent is not known.
+/// Makes the extent unknown on axes where two operands have different symbolic extents: they may broadcast either way.
 fn undecided(t: &mut Table, operands: &[Option<TensorType>], fixed: usize, ty: &mut TensorType) {
     let rank = ty.shape.len();
     for from_end in fixed + 1..=rank {
@@ -113,31 +115,20 @@ fn undecided(t: &mut Table, operands: &[Option<TensorType>], fixed: usize, ty: &
     }
 }
 
-/// The result of operators that take a shape, when that is computed from extents.
-fn computed_shape(t: &mut Table, op: &Op, args: &[TermId], operands: &[Option<TensorType>]) -> Option<Vec<TensorType>> {
-    if !op.domain.is_empty() {
+/// The type of `Expand` to a shape that is computed from extents. Where one of two extents is a number other than 1, the other is
+/// that number or 1.
+fn expanded(t: &mut Table, args: &[TermId], operands: &[Option<TensorType>]) -> Option<TensorType> {
+    let (x, dims) = (operands.first()?.as_ref()?, t.dims(*args.get(1)?)?);
+    if dims.iter().all(|d| d.known().is_some()) {
         return None;
     }
-    let symbolic = |t: &mut Table, i: usize| -> Option<Vec<Dim>> {
-        let dims = t.dims(*args.get(i).filter(|a| **a != TermId::NONE)?)?;
-        dims.iter().any(|d| d.known().is_none()).then_some(dims)
-    };
-    match op.name.as_str() {
-        "Expand" => {
-            let (x, dims) = (operands.first()?.clone()?, symbolic(t, 1)?);
-            let rank = x.rank().max(dims.len());
-            let at = |s: &[Dim], i: usize| (i + s.len()).checked_sub(rank).map_or(Dim::from(1), |i| s[i].clone());
-            let shape: Option<Shape> = (0..rank)
-                .map(|i| match (at(&x.shape, i), at(&dims, i)) {
-                    (a, b) if a == b || b.is_one() => Some(a),
-                    (a, b) if a.is_one() => Some(b),
-                    (a, b) if a.known().is_some() && b.known().is_none() => Some(a),
-                    (a, b) if a.known().is_none() && b.known().is_some() => Some(b),
-                    _ => None,
-                })
-                .collect();
-            Some(vec![TensorType::new(x.dtype, shape?)])
-        }
+    let rank = x.rank().max(dims.len());
+    let at = |s: &[Dim], i: usize| (i + s.len()).checked_sub(rank).map_or(Dim::from(1), |i| s[i].clone());
+    let extent = |i: usize| match (at(&x.shape, i), at(&dims, i)) {
+        (a, b) if a == b || b.is_one() => Some(a),
+        (a, b) if a.is_one() => Some(b),
+        (a, b) if a.known().is_some() != b.known().is_some() => Some(if a.known().is_some() { a } else { b }),
         _ => None,
-    }
+    };
+    Some(TensorType::new(x.dtype, (0..rank).map(extent).collect::<Option<Shape>>()?))
 }

@@ -1,6 +1,6 @@
 //! Do two models take and give the same tensors?
 
-use crate::ir::{Dim, Graph, Kind, ValueId, ValueType};
+use crate::ir::{Dim, Graph, ValueId, ValueType};
 use indexmap::IndexMap;
 use serde::Serialize;
 
@@ -13,8 +13,8 @@ pub struct Difference {
     pub a: String,
     /// As B has it.
     pub b: String,
-    /// Does it break a caller of A that is given B? Others are notes: another name of a symbolic extent, an extent that only one
-    /// of the models fixes, another order.
+    /// Does it break a caller of A that is given B? Other differences are notes: another name of a symbolic extent, an extent that only
+    /// one of the models fixes, another order.
     pub breaking: bool,
     /// Does it keep the models from being fed the same inputs?
     #[serde(skip)]
@@ -30,19 +30,17 @@ struct Port {
     has_default: bool,
 }
 
+fn port(g: &Graph, v: ValueId, has_default: bool) -> Port {
+    Port { name: g.name(v).to_string(), ty: g.value(v).ty.clone(), has_default }
+}
+
 fn inputs(g: &Graph) -> Vec<Port> {
-    let port = |n: &crate::ir::NodeId| {
-        let v = g.result(*n, 0);
-        let has_default = matches!(g.node(*n).kind, Kind::Initializer { .. });
-        Port { name: g.name(v).to_string(), ty: g.value(v).ty.clone(), has_default }
-    };
-    let overridable = |n: &&crate::ir::NodeId| !matches!(g.node(**n).kind, Kind::Initializer { overridable: false, .. });
-    g.inputs().iter().filter(overridable).map(port).collect()
+    let fed = g.inputs().iter().map(|n| g.result(*n, 0)).filter(|v| g.constant(*v).is_none());
+    fed.map(|v| port(g, v, g.initializer(v).is_some())).collect()
 }
 
 fn outputs(g: &Graph) -> Vec<Port> {
-    let port = |v: ValueId| Port { name: g.name(v).to_string(), ty: g.value(v).ty.clone(), has_default: false };
-    g.outputs().iter().map(|o| port(o.value)).collect()
+    g.outputs().iter().map(|o| port(g, o.value, false)).collect()
 }
 
 /// All differences between the interfaces of A and B, breaking ones first.
@@ -68,7 +66,7 @@ fn ports(side: &str, a: &[Port], b: &[Port]) -> Vec<Difference> {
     };
     for p in a {
         match in_b.get(&p.name).map(|i| &b[*i]) {
-            // What has a default need not be fed: only its absence from B is worth a note.
+            // An input with a default need not be fed: its absence from B is a note.
             None => found.push(difference(&p.name, describe(p), ABSENT.into(), !p.has_default)),
             Some(q) => {
                 if let Some(breaking) = conflict(&p.ty, &q.ty) {
@@ -122,7 +120,7 @@ fn conflict(a: &ValueType, b: &ValueType) -> Option<bool> {
     }
 }
 
-/// Extents that B fixes where A has a plain symbol: inputs that both are to take must have them.
+/// Extents that B fixes where A has a plain symbol. An input that both models take must have these.
 pub fn fixed_by_other(a: &Graph, b: &Graph) -> IndexMap<String, i64> {
     let mut fixed = IndexMap::new();
     for v in a.required_inputs() {

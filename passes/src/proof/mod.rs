@@ -12,11 +12,11 @@
 //!   operands that commute                  stand in one order
 //! ```
 //!
-//! A router is nothing special here: whatever its lowering is made of (products over stacked states, sums of pairs), at one-hot
-//! it comes down to the state it reads. Nothing is taken from metadata.
+//! No rule is made for routers: with one-hot weights, every lowering of a router (products over stacked states, sums of pairs)
+//! simplifies to the state it reads. The proof takes nothing from metadata.
 //!
-//! What a proof says: for all inputs of the declared types, operators evaluated one by one give the same bits, up to what
-//! [`Proof::assumptions`] lists.
+//! A proof says: for all inputs of the declared types, operators evaluated one by one give the same bits, under the assumptions
+//! that [`Proof::assumptions`] lists.
 
 mod arithmetic;
 mod attributes;
@@ -30,11 +30,9 @@ mod parting;
 mod rules;
 mod subgraph;
 mod term;
-mod versions;
 
 use crate::ir::{Graph, Kind, NodeId, ValueId};
 use canonical::Side;
-use std::collections::HashSet;
 use term::{Granted, Table};
 
 /// How hard to try.
@@ -44,10 +42,10 @@ pub struct ProofOptions {
     pub reassociate: bool,
 }
 
-/// What came of trying to prove two graphs equal.
+/// The result of trying to prove two graphs equal.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Proof {
-    /// Are they?
+    /// Are the graphs proved equal?
     pub proved: bool,
     /// Why, or why not, in a sentence.
     pub reason: String,
@@ -83,10 +81,7 @@ pub fn prove_equal(a: &Graph, b: &Graph, o: &ProofOptions) -> Proof {
         return refused(why);
     }
     let mut t = Table::new(*o);
-    let (side_a, side_b) = match read_both(&mut t, a, b) {
-        Ok(sides) => sides,
-        Err(why) => return refused(why),
-    };
+    let (side_a, side_b) = read_both(&mut t, a, b);
     let mut open = Vec::new();
     for out in a.outputs() {
         let name = a.name(out.value);
@@ -117,8 +112,8 @@ pub fn prove_equal(a: &Graph, b: &Graph, o: &ProofOptions) -> Proof {
     Proof { proved: false, reason, assumptions: assumptions(&t, [a, b]), rewrites, parting }
 }
 
-/// Reads both graphs into one table.
-fn read_both<'g>(t: &mut Table<'g>, a: &'g Graph, b: &'g Graph) -> Result<(Side<'g>, Side<'g>), String> {
+/// Reads both graphs into one table: the nodes that outputs depend on, producers first.
+fn read_both<'g>(t: &mut Table<'g>, a: &'g Graph, b: &'g Graph) -> (Side<'g>, Side<'g>) {
     for v in a.required_inputs() {
         let symbols = a.value(v).ty.shape.iter().flatten().flat_map(|d| d.symbols().map(str::to_string));
         t.symbols.extend(symbols);
@@ -126,25 +121,14 @@ fn read_both<'g>(t: &mut Table<'g>, a: &'g Graph, b: &'g Graph) -> Result<(Side<
     let differ = a.opsets != b.opsets;
     let mut sides = (Side::new(a, 0, differ), Side::new(b, 1, differ));
     for side in [&mut sides.0, &mut sides.1] {
-        let order = live_order(side.graph)?;
+        let live = side.graph.ancestors(side.graph.outputs().iter().map(|o| o.value.node));
+        let order: Vec<NodeId> = side.graph.topological_order().into_iter().filter(|id| live.contains(id)).collect();
         side.read(t, &order);
     }
-    Ok(sides)
+    sides
 }
 
-/// The nodes that outputs depend on, producers first.
-fn live_order(g: &Graph) -> Result<Vec<NodeId>, String> {
-    let order = g.topological_order();
-    let mut live: HashSet<NodeId> = g.outputs().iter().map(|o| o.value.node).collect();
-    for id in order.iter().rev() {
-        if live.contains(id) {
-            live.extend(g.reads(*id).map(|v| v.node));
-        }
-    }
-    Ok(order.into_iter().filter(|id| live.contains(id)).collect())
-}
-
-/// Why two graphs cannot be compared at all.
+/// Why two graphs cannot be compared at all, if they cannot.
 fn interfaces_differ(a: &Graph, b: &Graph) -> Option<String> {
     let inputs = |g: &Graph| -> Vec<ValueId> { g.required_inputs().collect() };
     for (g, h, which) in [(a, b, "second"), (b, a, "first")] {
@@ -182,12 +166,11 @@ fn assumptions(t: &Table, graphs: [&Graph; 2]) -> Vec<String> {
             value.map(|n| format!("`{n}`"))
         };
         let names: Vec<String> = t.zeroed.iter().filter_map(name).collect();
-        let more = names.len().saturating_sub(SHOWN);
-        let mut text = names[..names.len().min(SHOWN)].join(", ");
-        if more > 0 {
-            text += &format!(" and {more} more");
-        }
-        let what = if names.is_empty() { String::new() } else { format!(" ({text})") };
+        let what = match &names[..] {
+            [] => String::new(),
+            few if few.len() <= SHOWN => format!(" ({})", few.join(", ")),
+            many => format!(" ({} and {} more)", many[..SHOWN].join(", "), many.len() - SHOWN),
+        };
         out.push(format!("values that are multiplied by an exact zero, such as the router's states, are finite{what}"));
     }
     for g in &t.granted {

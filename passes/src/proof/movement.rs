@@ -42,14 +42,8 @@ impl Table<'_> {
             }
             _ => {}
         }
-        let known = self.known(x).zip(known_dims);
-        let t = self.intern(Head::Reshape(shape.clone()), [x].as_slice(), ValueType { dtype, shape: Some(shape) });
-        if let Some((known, dims)) = known {
-            let mut k = (*known).clone();
-            k.dims = dims;
-            return self.with_known(t, k);
-        }
-        t
+        let known = self.known(x).zip(known_dims).map(|(known, dims)| Array { dims, ..(*known).clone() });
+        self.moved(Head::Reshape(shape.clone()), &[x], ValueType { dtype, shape: Some(shape) }, known)
     }
 
     /// A reshape of a scaled value, or of a sum of values of one type, is one of these values.
@@ -87,14 +81,12 @@ impl Table<'_> {
         }
         // The outermost axis of the new shape that is not 1, and what one step along it holds.
         let to = shape.iter().position(|d| !d.is_one())?;
-        let inner = shape[to + 1..].iter().fold(Dim::from(1), |p, d| &p * d);
+        let product = |s: &[Dim]| s.iter().fold(Dim::from(1), |p, d| &p * d);
+        let inner = product(&shape[to + 1..]);
         let mut shapes = Vec::with_capacity(parts.len());
         for p in &parts {
-            let elements = self.shape(*p)?.iter().fold(Dim::from(1), |p, d| &p * d);
-            let extent = elements.div_exact(&inner)?;
-            extent.known().filter(|n| *n > 0)?;
             let mut s = shape.to_vec();
-            s[to] = extent;
+            s[to] = product(self.shape(*p)?).div_exact(&inner).filter(|d| d.known().is_some_and(|n| n > 0))?;
             shapes.push(s);
         }
         let new: Vec<TermId> = parts.iter().zip(shapes).map(|(p, s)| self.reshape(*p, s)).collect();
@@ -109,7 +101,7 @@ impl Table<'_> {
         let ty = self.info(x).ty.clone();
         let shape = ty.shape.as_ref().map(|s| perm.iter().map(|p| s[*p].clone()).collect::<Shape>());
         if let (Some(from), Some(to)) = (&ty.shape, &shape) {
-            // Only axes of extent 1 change places: nothing moves.
+            // Where only axes of extent 1 change places, nothing moves.
             let others: Vec<usize> = perm.iter().copied().filter(|p| !from[*p].is_one()).collect();
             if others.is_sorted() {
                 return self.reshape(x, to.clone());
@@ -140,11 +132,7 @@ impl Table<'_> {
             return t;
         }
         let known = self.known(x).and_then(|k| k.picked(permuted(&k.dims, perm, MOST)?));
-        let t = self.intern(term.head, term.args, ValueType { dtype: ty.dtype, shape });
-        match known {
-            Some(k) => self.with_known(t, k),
-            None => t,
-        }
+        self.moved(term.head, &[x], ValueType { dtype: ty.dtype, shape }, known)
     }
 
     /// `len` elements of an axis of known extent, from `start` on with a step.
@@ -174,12 +162,7 @@ impl Table<'_> {
             return Some(t);
         }
         let known = self.known(x).and_then(|k| k.picked(sliced(&k.dims, axis, start, len, step, MOST)?));
-        let ty = ValueType { dtype: ty.dtype, shape: Some(shape) };
-        let t = self.intern(term.head, term.args, ty);
-        Some(match known {
-            Some(k) => self.with_known(t, k),
-            None => t,
-        })
+        Some(self.moved(term.head, &[x], ValueType { dtype: ty.dtype, shape: Some(shape) }, known))
     }
 
     /// The parts of a joint that a range of its axis covers.
@@ -229,21 +212,13 @@ impl Table<'_> {
         {
             return self.zero(ty.clone());
         }
-        // Only where every part says something: one that does not makes the joint unknown anyway.
-        let said = merged.iter().all(|p| self.info(*p).known.is_some() || self.as_const(*p).is_some());
-        let known = if said {
-            let all: Option<Vec<_>> = merged.iter().map(|p| self.known(*p)).collect();
-            all.and_then(|all| joined(&all.iter().map(|p| &**p).collect::<Vec<_>>(), axis, MOST))
-        } else {
-            None
-        };
+        // One part without known elements makes the joint's unknown. Then no constant's elements are read.
+        let may_be_known = merged.iter().all(|p| self.info(*p).known.is_some() || self.as_const(*p).is_some());
+        let parts: Option<Vec<_>> =
+            if may_be_known { merged.iter().map(|p| self.known(*p)).collect() } else { None };
+        let known = parts.and_then(|all| joined(&all.iter().map(|p| &**p).collect::<Vec<_>>(), axis, MOST));
         let dtype = merged.first().and_then(|p| self.dtype(*p));
-        let ty = ty.map_or(ValueType { dtype, shape: None }, ValueType::from);
-        let t = self.intern(Head::Concat(axis), Args::from_slice(&merged), ty);
-        match known {
-            Some(k) => self.with_known(t, k),
-            None => t,
-        }
+        self.moved(Head::Concat(axis), &merged, ty.map_or(ValueType { dtype, shape: None }, ValueType::from), known)
     }
 
     /// Two parts of one value that follow each other, as one part.
@@ -292,11 +267,7 @@ impl Table<'_> {
         // A broadcast of many elements is left to compare as such.
         let small = dims.filter(|d| d.iter().product::<i64>() <= 1 << 16);
         let known = small.and_then(|dims| self.known(x).and_then(|k| k.picked(expanded(&k.dims, &dims, MOST)?)));
-        let t = self.intern(Head::Expand(shape.clone()), [x].as_slice(), ValueType { dtype, shape: Some(shape) });
-        match known {
-            Some(k) => self.with_known(t, k),
-            None => t,
-        }
+        self.moved(Head::Expand(shape.clone()), &[x], ValueType { dtype, shape: Some(shape) }, known)
     }
 
     /// Converted to an element type.
@@ -322,14 +293,16 @@ impl Table<'_> {
             }
             _ => {}
         }
-        let t = self.intern(Head::Cast(to), [x].as_slice(), ValueType { dtype: Some(to), shape });
-        match known {
-            Some(k) => self.with_known(t, k),
-            None => t,
-        }
+        self.moved(Head::Cast(to), &[x], ValueType { dtype: Some(to), shape }, known)
     }
 
-    /// A movement of a constant's elements, done once.
+    /// A movement as a term, or the constant it is where all elements are known.
+    fn moved(&mut self, head: Head, args: &[TermId], ty: ValueType, known: Option<Array<Bounded>>) -> TermId {
+        let t = self.intern(head, args, ty);
+        known.map_or(t, |k| self.with_known(t, k))
+    }
+
+    /// The constant that a movement of a constant's elements gives.
     fn folded_move(&mut self, term: &Term, x: TermId, places: impl FnOnce(&[i64]) -> Option<Places>) -> Option<TermId> {
         let id = self.as_const(x)?;
         if let Some(t) = self.folded.get(term) {
@@ -343,7 +316,7 @@ impl Table<'_> {
         Some(t)
     }
 
-    /// The constant with these elements if all are known; else the term, remembering them.
+    /// The constant with these elements if all are known. Otherwise the term, which keeps the elements.
     pub(super) fn with_known(&mut self, t: TermId, k: Array<Bounded>) -> TermId {
         if let Some(c) = self.of_known(k.clone()) {
             if c != t {

@@ -26,27 +26,24 @@ pub fn pairs(a: &Graph, b: &Graph) -> Vec<(ValueId, ValueId)> {
     }
     pair_by_structure(a, &order_a, b, &order_b, &mut found);
     pair_backward(a, &order_a, b, &mut found);
-    let of_a: HashMap<ValueId, ValueId> = found.list.into_iter().collect();
-    results(a, &order_a).filter_map(|v| of_a.get(&v).map(|w| (v, *w))).collect()
+    results(a, &order_a).filter_map(|v| found.of_a.get(&v).map(|w| (v, *w))).collect()
 }
 
 #[derive(Default)]
 struct Pairs {
-    list: Vec<(ValueId, ValueId)>,
-    of_a: HashSet<ValueId>,
+    /// The partner of each value of A that has one.
+    of_a: HashMap<ValueId, ValueId>,
+    /// Values of B that have a partner.
     of_b: HashSet<ValueId>,
 }
 
 impl Pairs {
     /// Pairs two values that are still single.
-    fn add(&mut self, v: ValueId, w: ValueId) -> bool {
-        if self.of_a.contains(&v) || self.of_b.contains(&w) {
-            return false;
+    fn add(&mut self, v: ValueId, w: ValueId) {
+        if !self.of_a.contains_key(&v) && !self.of_b.contains(&w) {
+            self.of_a.insert(v, w);
+            self.of_b.insert(w);
         }
-        self.of_a.insert(v);
-        self.of_b.insert(w);
-        self.list.push((v, w));
-        true
     }
 }
 
@@ -55,8 +52,8 @@ fn results<'g>(g: &'g Graph, order: &'g [NodeId]) -> impl Iterator<Item = ValueI
     order.iter().filter(|n| g.op(**n).is_some()).flat_map(|n| g.results(*n)).filter(|v| !g.name(*v).is_empty())
 }
 
-/// Exporters number values: two files may use the same numbers for different things. Names count when most of those that
-/// both models have are computed by the same operator.
+/// Do equal names mean equal values? Exporters number values, so two files may give one number to different values. Names count when
+/// most names that both models have are computed by the same operator.
 fn names_mean_the_same(a: &Graph, b: &Graph, order: &[NodeId]) -> bool {
     let (mut shared, mut same) = (0, 0);
     for v in results(a, order) {
@@ -67,23 +64,23 @@ fn names_mean_the_same(a: &Graph, b: &Graph, order: &[NodeId]) -> bool {
     2 * same >= shared
 }
 
-/// Values whose computation has the same form: operators alike, constants of the same type and shape. What the constants and
-/// attributes are does not count, as they may be what differs.
+/// Pairs values whose computation has the same form: the same operators, constants of the same types and shapes. Elements of constants
+/// and attributes do not count, because the models may differ in them.
 fn pair_by_structure(a: &Graph, order_a: &[NodeId], b: &Graph, order_b: &[NodeId], found: &mut Pairs) {
-    let single = |g: &Graph, order: &[NodeId], taken: &HashSet<ValueId>| {
+    let single = |g: &Graph, order: &[NodeId], taken: &dyn Fn(&ValueId) -> bool| {
         let forms = forms(g, order);
         let mut of_form: HashMap<u64, Vec<ValueId>> = HashMap::new();
-        for v in results(g, order).filter(|v| !taken.contains(v)) {
+        for v in results(g, order).filter(|v| !taken(v)) {
             of_form.entry(forms[&v]).or_default().push(v);
         }
         (forms, of_form)
     };
-    let (forms_a, of_a) = single(a, order_a, &found.of_a);
-    let (_, of_b) = single(b, order_b, &found.of_b);
+    let (forms_a, of_a) = single(a, order_a, &|v| found.of_a.contains_key(v));
+    let (_, of_b) = single(b, order_b, &|v| found.of_b.contains(v));
     for v in results(a, order_a) {
         let form = forms_a[&v];
         let (Some(vs), Some(ws)) = (of_a.get(&form), of_b.get(&form)) else { continue };
-        // Where several have one form they pair in order, provided that there are as many.
+        // Where several values have one form they pair in order, if both models have as many of them.
         if vs.len() == ws.len()
             && let Some(i) = vs.iter().position(|u| *u == v)
         {
@@ -115,17 +112,16 @@ fn forms(g: &Graph, order: &[NodeId]) -> HashMap<ValueId, u64> {
 
 /// Operands of paired nodes that apply the same operator pair by position.
 fn pair_backward(a: &Graph, order_a: &[NodeId], b: &Graph, found: &mut Pairs) {
-    let mut of_a: HashMap<ValueId, ValueId> = found.list.iter().copied().collect();
     for n in order_a.iter().rev() {
         let Some(op) = a.op(*n) else { continue };
-        let Some(w) = a.results(*n).find_map(|v| of_a.get(&v).copied()) else { continue };
+        let Some(w) = a.results(*n).find_map(|v| found.of_a.get(&v).copied()) else { continue };
         if b.op(w.node).is_none_or(|o| o.full_name() != op.full_name()) {
             continue;
         }
         let (of_n, of_w) = (a.operands(*n), b.operands(w.node));
         for (v, w) in of_n.iter().zip(of_w).filter_map(|(v, w)| Some(((*v)?, (*w)?))) {
-            if a.op(v.node).is_some() && b.op(w.node).is_some() && v.slot == w.slot && found.add(v, w) {
-                of_a.insert(v, w);
+            if a.op(v.node).is_some() && b.op(w.node).is_some() && v.slot == w.slot {
+                found.add(v, w);
             }
         }
     }

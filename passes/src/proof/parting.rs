@@ -1,7 +1,7 @@
 //! Where two graphs first part.
 
 use super::Parting;
-use super::canonical::Side;
+use super::canonical::{Side, commutes};
 use super::term::{Head, OpKey, Table, TermId};
 use crate::ir::ValueId;
 use std::collections::HashSet;
@@ -9,7 +9,7 @@ use std::collections::HashSet;
 /// Pairs of terms that are looked at.
 const MOST: usize = 1 << 18;
 
-/// A pair of terms that differ, with the values they were met at last.
+/// A pair of terms that differ, with the last values of the graphs that they are.
 #[derive(Clone, Copy)]
 struct Pair {
     terms: [TermId; 2],
@@ -18,7 +18,7 @@ struct Pair {
     place: usize,
 }
 
-/// The earliest pair, in the first graph's order, whose operands agree and which still differ.
+/// The earliest pair, in the first graph's order, that differs although its operands agree.
 pub(super) fn find(t: &Table, sides: [&Side; 2], output: &str, x: TermId, y: TermId) -> Option<Parting> {
     let place = |v: Option<ValueId>| v.map_or(usize::MAX, |v| sides[0].place(v));
     let value = |i: usize| sides[i].graph.outputs().iter().map(|o| o.value).find(|v| sides[i].graph.name(*v) == output);
@@ -92,8 +92,8 @@ fn compare(t: &Table, sides: [&Side; 2], x: TermId, y: TermId) -> Compared {
     if let Head::Unique(_) = p.head {
         return Compared::Here("values that are drawn anew in each run".into());
     }
-    let pairs = if commutes(&p.head) {
-        // What both have is matched; the rest is paired by name, then by kind, then in order.
+    let pairs = if is_unordered(&p.head, p.args.len()) {
+        // Operands that both have are left out. The others are paired by name, then by kind, then in order.
         let mut left: Vec<TermId> = p.args.iter().copied().filter(|a| !q.args.contains(a)).collect();
         let mut right: Vec<TermId> = q.args.iter().copied().filter(|a| !p.args.contains(a)).collect();
         let mut pairs = Vec::new();
@@ -129,9 +129,9 @@ fn alike(t: &Table, sides: [&Side; 2], a: TermId, b: TermId, by_name: bool) -> b
     what(t.head(a)) == what(t.head(b)) && t.ty(a) == t.ty(b)
 }
 
-fn commutes(h: &Head) -> bool {
+fn is_unordered(h: &Head, operands: usize) -> bool {
     match h {
-        Head::Op(k) => matches!(k.name.as_str(), "Add" | "Mul" | "Equal" | "And" | "Or" | "Xor" | "Max" | "Min"),
+        Head::Op(k) => commutes(&k.name, operands),
         Head::Sum(_) => true,
         _ => false,
     }

@@ -5,6 +5,7 @@ use super::term::{Args, Granted, Head, Table, TermId};
 use crate::ir::{DType, Dim, Shape, TensorType, ValueType};
 use crate::ops::eval::part_sizes;
 use crate::ops::eval::places::{axis_of, range};
+use crate::ops::permutation;
 
 impl<'g> Table<'g> {
     /// The canonical terms of an operator of the standard domain that has rules; `None` to keep it as it is.
@@ -18,40 +19,24 @@ impl<'g> Table<'g> {
                 let mask = s.types.get(1).cloned().map(|ty| self.plain("Dropout mask", &[x], ty));
                 Some([Some(x), mask].into_iter().flatten().collect())
             }
-            "Cast" => {
-                let to = DType::from_onnx(a.int("to", 0) as i32)?;
-                let plain = |t: Option<DType>| t.is_some_and(|t| t.size().is_some() && t.onnx() <= DType::BF16.onnx());
-                if plain(Some(to)) && plain(self.dtype(x)) { one(self.cast(x, to)) } else { None }
-            }
-            "CastLike" => {
-                let to = self.dtype(y)?;
+            name @ ("Cast" | "CastLike") => {
+                let to = if name == "Cast" { DType::from_onnx(a.int("to", 0) as i32)? } else { self.dtype(y)? };
                 let plain = |t: DType| t.size().is_some() && t.onnx() <= DType::BF16.onnx();
                 if plain(to) && plain(self.dtype(x)?) { one(self.cast(x, to)) } else { None }
             }
             "Reshape" | "Flatten" | "Squeeze" | "Unsqueeze" => {
                 let shape = self.definite_shape(&ty?)?;
-                one(self.reshape_counted(x, shape))
+                let t = self.reshape(x, shape);
+                one(self.noted_if_unmoved(t, x))
             }
             "Expand" => {
                 let shape = self.definite_shape(&ty?)?;
                 one(self.expand(x, shape))
             }
             "Transpose" => {
-                let rank = self.shape(x)?.len();
-                let perm: Vec<usize> = match a.ints("perm") {
-                    Some(p) => p.iter().map(|p| usize::try_from(*p).ok().filter(|p| *p < rank)).collect::<Option<_>>()?,
-                    None => (0..rank).rev().collect(),
-                };
-                let mut seen = perm.clone();
-                seen.sort_unstable();
-                if !seen.into_iter().eq(0..rank) {
-                    return None;
-                }
+                let perm = permutation(a, self.shape(x)?.len())?;
                 let t = self.transpose(x, &perm);
-                if t == x {
-                    self.did("reshapes and transposes that move nothing");
-                }
-                one(t)
+                one(self.noted_if_unmoved(t, x))
             }
             "Concat" => {
                 let axis = axis_of(a.int("axis", 1), self.shape(x)?.len())?;
@@ -72,13 +57,13 @@ impl<'g> Table<'g> {
         }
     }
 
-    /// A shape as a key: extents that belong to nothing that is there yet cannot be one.
+    /// A shape as a key, if all its extents are functions of the inputs' and of those of terms.
     pub(super) fn definite_shape(&self, ty: &TensorType) -> Option<Shape> {
         ty.shape.iter().all(|d| self.is_definite(d)).then(|| ty.shape.clone())
     }
 
-    fn reshape_counted(&mut self, x: TermId, shape: Shape) -> TermId {
-        let t = self.reshape(x, shape);
+    /// Counts a reshape or transpose `t` of `x` that moves nothing.
+    fn noted_if_unmoved(&mut self, t: TermId, x: TermId) -> TermId {
         if t == x {
             self.did("reshapes and transposes that move nothing");
         }
@@ -142,9 +127,9 @@ impl<'g> Table<'g> {
                 self.gemm_rules(p, q, s.arg(2), &ty)
             }
             "ReduceSum" => {
-                let rank = self.shape(x)?.len() as i64;
+                let rank = self.shape(x)?.len();
                 let listed = a.ints("axes").map(<[i64]>::to_vec).or_else(|| self.ints(y))?;
-                let axes: Vec<usize> = listed.iter().map(|a| (if *a < 0 { a + rank } else { *a }) as usize).collect();
+                let axes: Vec<usize> = listed.iter().map(|a| axis_of(*a, rank)).collect::<Option<_>>()?;
                 self.reduce_sum_rules(x, &axes, &ty)
             }
             _ => None,
@@ -166,11 +151,7 @@ impl<'g> Table<'g> {
         // Zeros may go where what is left has the sum's type.
         let left: Vec<TermId> = s.args.iter().copied().filter(|t| self.uniform(*t) != Some(0.0)).collect();
         match left[..] {
-            [only] if self.same_type(only, &ty) => {
-                self.did("x + 0");
-                self.granted.insert(Granted::SignOfZero);
-                Some(only)
-            }
+            [only] if self.same_type(only, &ty) => Some(self.without_zero(only)),
             _ => None,
         }
     }
@@ -198,7 +179,7 @@ impl<'g> Table<'g> {
         if done.is_some() || name == "Pow" {
             return done;
         }
-        // A constant of equal elements that broadcasts is a scalar; not where both are constants, which are computed.
+        // A constant of equal elements that broadcasts becomes a scalar, unless both are constants: then the result is computed.
         let both = [x, y];
         let mut out = both;
         for (i, c) in both.into_iter().enumerate() {
@@ -245,14 +226,11 @@ impl<'g> Table<'g> {
             let axis = axis_of(*axis, rank)?;
             let extent = self.shape(x)?.get(axis)?.known();
             let (start, end, step) = (starts[i], ends[i], steps[i]);
-            match extent {
-                Some(n) => {
-                    let (start, len) = range(n, start, end, step)?;
-                    ranges.push((axis, start, len, step));
-                }
-                // All of an axis, however long it is.
-                None if start == 0 && step == 1 && end >= Dim::FAR => {}
-                None => return None,
+            // Such a slice takes all of an axis, however long it is.
+            let all = start == 0 && step == 1 && end >= Dim::FAR;
+            if extent.is_some() || !all {
+                let (start, len) = range(extent?, start, end, step)?;
+                ranges.push((axis, start, len, step));
             }
         }
         if ranges.iter().enumerate().any(|(i, r)| ranges[..i].iter().any(|q| q.0 == r.0)) {
@@ -273,13 +251,8 @@ impl<'g> Table<'g> {
             None => None,
         };
         let sizes = part_sizes(extent, s.results as i64, listed)?;
-        let mut at = 0;
-        let mut out = Vec::new();
-        for len in sizes {
-            out.push(self.slice(x, axis, at, len, 1)?);
-            at += len;
-        }
-        Some(out)
+        let starts = sizes.iter().scan(0, |at, len| Some(std::mem::replace(at, *at + len)));
+        starts.zip(&sizes).map(|(start, len)| self.slice(x, axis, start, *len, 1)).collect()
     }
 
     /// `Gather` of constant places: ranges of the axis.

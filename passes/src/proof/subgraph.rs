@@ -1,10 +1,10 @@
 //! Bodies of control flow as keys: equal up to the names of the values in them.
 
-use onnx_protobuf::{AttributeProto, GraphProto, Message};
+use onnx_protobuf::{AttributeProto, GraphProto, Message, NodeProto};
 use std::collections::HashMap;
 
-/// An attribute as bytes; in the graphs it holds, values are numbered in the order in which they are met, and values from
-/// outside by their place among `captured`. `None` when one is not there.
+/// An attribute as bytes. In the graphs it holds, values are numbered in the order in which they are met, and values from outside
+/// by their place among `captured`. `None` when a value from outside is not among these.
 pub(super) fn canonical(a: &AttributeProto, captured: &[&str]) -> Option<Vec<u8>> {
     let mut a = a.clone();
     a.doc_string.clear();
@@ -18,10 +18,14 @@ pub(super) fn canonical(a: &AttributeProto, captured: &[&str]) -> Option<Vec<u8>
     if names.lost { None } else { a.write_to_bytes().ok() }
 }
 
-/// Does a graph hold an operator that `which` holds for, at any depth?
-pub(super) fn holds(a: &AttributeProto, which: &dyn Fn(&str) -> bool) -> bool {
-    let graphs = a.g.iter().chain(&a.graphs);
-    graphs.flat_map(|g| &g.node).any(|n| which(&n.op_type) || n.attribute.iter().any(|a| holds(a, which)))
+/// The graphs in an attribute.
+pub(super) fn of(a: &AttributeProto) -> impl Iterator<Item = &GraphProto> {
+    a.g.iter().chain(&a.graphs)
+}
+
+/// Does `which` hold for the operator of a node, or for one in its subgraphs?
+pub(super) fn holds(n: &NodeProto, which: &dyn Fn(&str) -> bool) -> bool {
+    which(&n.op_type) || n.attribute.iter().flat_map(of).flat_map(|g| &g.node).any(|n| holds(n, which))
 }
 
 /// Numbers of names, innermost graph last. The values behind names from outside are operands of the term, in the order of

@@ -47,9 +47,9 @@ pub(super) struct OpKey {
     pub(super) name: String,
     /// Attributes that say something, by name.
     pub(super) attrs: Vec<(String, AttrKey)>,
-    /// Operator set, where the two graphs differ in it and the operator's meaning may depend on it; else 0.
+    /// Operator set, where the two graphs differ in it and the operator's meaning may depend on it; otherwise 0.
     pub(super) version: i64,
-    /// Number of results, where the operator's meaning may depend on it; else 0.
+    /// Number of results, where the operator's meaning may depend on it; otherwise 0.
     pub(super) results: u32,
 }
 
@@ -96,7 +96,7 @@ pub(super) struct Term {
 /// What is known of a term besides what it is.
 #[derive(Default)]
 pub(super) struct Info {
-    /// Type; extents that nothing names are symbols of their own.
+    /// Type. An extent without a name is a symbol of its own.
     pub(super) ty: ValueType,
     /// Is it computed from an input?
     pub(super) fed: bool,
@@ -120,7 +120,7 @@ pub(super) struct Table<'g> {
     pub(super) granted: IndexSet<Granted>,
     /// Constants that terms over constants were computed to.
     pub(super) folded: HashMap<Term, TermId>,
-    /// Names of extents that are those of some term and of nothing else.
+    /// Names of unnamed extents (`?…`) that are extents of some term.
     owned: HashSet<String>,
     /// Terms that were multiplied by an exact zero.
     pub(super) zeroed: IndexSet<TermId>,
@@ -297,7 +297,7 @@ impl<'g> Table<'g> {
         Some(t)
     }
 
-    /// Is the extent a function of the inputs' extents and of those of terms?
+    /// Is the extent a function of the inputs' and the terms' extents?
     pub(super) fn is_definite(&self, d: &Dim) -> bool {
         d.symbols().all(|s| !s.starts_with('?') || self.owned.contains(s))
     }

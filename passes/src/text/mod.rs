@@ -1,4 +1,4 @@
-//! A textual form of graphs, for tests and for people: ONNX's own text syntax, as far as it goes.
+//! A textual form of graphs, for tests and for people: ONNX's own text syntax with a few additions.
 //!
 //! ```text
 //! <opset_import: ["" : 17]>
@@ -13,8 +13,8 @@
 //! }
 //! ```
 //!
-//! A router that operators name is written after the nodes, its values in five lists: logits and gate, the states of earlier chains
-//! and what they were brought to, the chain's own states, and each row's route.
+//! A router that operators name is written after the nodes. Its values are in five lists: logits and gate, the states of earlier
+//! chains, these states in the chain's shape, the chain's own states, and each row's route.
 //!
 //! ```text
 //!     @0 <form = "reassign", rule = "gated", …> (logits, gate) (s) (s.fit) (h0, h1, h2) (, r1)
@@ -25,8 +25,9 @@
 //! names a node that is not named like its first result.
 //!
 //! Beyond ONNX's syntax: names need no quotes while they consist of letters, digits and `_ . / : $ -`; an unknown element type is
-//! `?`; an initializer's default may have a type of its own, `float[n] m = float[1] {0}`; elements may be elided. `{…}` stands for the elements 0, 1, 2, …, and `{1, 5, …}` repeats the last one. Subgraphs, lists
-//! of strings and other attributes that the IR does not interpret print as `…` and cannot be read back.
+//! `?`; an initializer's default may have a type of its own, `float[n] m = float[1] {0}`; elements may be elided. `{…}` stands for the
+//! elements 0, 1, 2, …, and `{1, 5, …}` repeats the last element. Subgraphs, lists of strings and other attributes that the IR does
+//! not interpret print as `…` and cannot be read back.
 
 mod parse;
 mod print;

@@ -32,21 +32,21 @@ pub fn parse(text: &str) -> Parsed<Graph> {
     }
     let name = p.name("the graph's name")?;
     Arc::make_mut(&mut g.graph_shell).name = name;
-    let mut stated: IndexMap<String, (ValueType, usize)> = IndexMap::new();
+    let mut stated = Stated::new();
     p.expect('(')?;
     p.list(')', |p| p.declaration(&mut g, true, &mut stated))?;
-    p.arrow()?;
-    let mut outputs = Vec::new();
+    p.skip();
+    if !p.rest().starts_with("=>") {
+        return p.wrong("`=>`");
+    }
+    p.at += 2;
     p.expect('(')?;
-    p.list(')', |p| {
+    let outputs = p.list(')', |p| {
         let ty = p.try_type()?;
         let line = p.line();
         let name = p.name("an output's name")?;
-        if let Some(ty) = ty {
-            stated.insert(name.clone(), (ty, line));
-        }
-        outputs.push((name, line));
-        Ok(())
+        stated.extend(ty.map(|ty| (name.clone(), (ty, line))));
+        Ok((name, line))
     })?;
     if p.eat('<') {
         p.list('>', |p| p.declaration(&mut g, false, &mut stated))?;
@@ -59,21 +59,18 @@ pub fn parse(text: &str) -> Parsed<Graph> {
         return p.wrong("the end of the text");
     }
     for (name, line) in outputs {
-        match g.find(&name) {
-            Some(v) => {
-                g.add_output(v, None);
-                stated.shift_remove(&name);
-            }
-            None => return Err(ParseError { line, what: format!("the output `{name}` is not defined") }),
-        }
+        let v = g.find(&name).ok_or_else(|| ParseError { line, what: format!("the output `{name}` is not defined") })?;
+        g.add_output(v, None);
+        stated.shift_remove(&name);
     }
-    match stated.first() {
-        Some((name, (_, line))) => {
-            Err(ParseError { line: *line, what: format!("`{name}` is declared but no node defines it") })
-        }
+    match stated.pop() {
+        Some((name, (_, line))) => Err(ParseError { line, what: format!("`{name}` is declared but no node defines it") }),
         None => Ok(g),
     }
 }
+
+/// Types that declarations state of values that no node has defined yet, with the declarations' lines.
+type Stated = IndexMap<String, (ValueType, usize)>;
 
 struct Parser<'t> {
     text: &'t str,
@@ -82,10 +79,10 @@ struct Parser<'t> {
     counted: (usize, usize),
 }
 
-impl Parser<'_> {
+impl<'t> Parser<'t> {
     // ---- tokens -----------------------------------------------------------------------------------------------------
 
-    fn rest(&self) -> &str {
+    fn rest(&self) -> &'t str {
         &self.text[self.at..]
     }
 
@@ -119,12 +116,10 @@ impl Parser<'_> {
     }
 
     fn wrong<T>(&mut self, expected: &str) -> Parsed<T> {
-        self.skip();
-        let bare = self.rest().find(|c| !is_bare_char(c)).unwrap_or(self.rest().len());
-        let found = match (bare, self.rest().chars().next()) {
-            (_, None) => "the end of the text".to_string(),
-            (0, Some(c)) => format!("`{c}`"),
-            (n, _) => format!("`{}`", &self.rest()[..n]),
+        let found = match (self.take(is_bare_char), self.rest().chars().next()) {
+            ("", None) => "the end of the text".to_string(),
+            ("", Some(c)) => format!("`{c}`"),
+            (word, _) => format!("`{word}`"),
         };
         self.fail(format!("expected {expected}, found {found}"))
     }
@@ -141,24 +136,16 @@ impl Parser<'_> {
         if self.eat(c) { Ok(()) } else { self.wrong(&format!("`{c}`")) }
     }
 
-    fn arrow(&mut self) -> Parsed<()> {
-        self.skip();
-        if !self.rest().starts_with("=>") {
-            return self.wrong("`=>`");
-        }
-        self.at += 2;
-        Ok(())
-    }
-
     /// Items between commas up to `end`, which is taken too.
-    fn list(&mut self, end: char, mut item: impl FnMut(&mut Self) -> Parsed<()>) -> Parsed<()> {
+    fn list<T>(&mut self, end: char, mut item: impl FnMut(&mut Self) -> Parsed<T>) -> Parsed<Vec<T>> {
+        let mut items = Vec::new();
         if self.eat(end) {
-            return Ok(());
+            return Ok(items);
         }
         loop {
-            item(self)?;
+            items.push(item(self)?);
             if self.eat(end) {
-                return Ok(());
+                return Ok(items);
             }
             if !self.eat(',') {
                 return self.wrong(&format!("`,` or `{end}`"));
@@ -166,13 +153,18 @@ impl Parser<'_> {
         }
     }
 
-    /// The characters that may stand in a name without quotes; possibly none.
-    fn word(&mut self) -> String {
+    /// The characters from here on for which `which` holds; possibly none.
+    fn take(&mut self, which: impl Fn(char) -> bool) -> &'t str {
         self.skip();
-        let end = self.rest().find(|c| !is_bare_char(c)).unwrap_or(self.rest().len());
-        let word = self.rest()[..end].to_string();
-        self.at += end;
+        let rest = self.rest();
+        let word = &rest[..rest.find(|c| !which(c)).unwrap_or(rest.len())];
+        self.at += word.len();
         word
+    }
+
+    /// An attribute's name or a key of the header; possibly nothing.
+    fn key(&mut self) -> &'t str {
+        self.take(|c| c.is_alphanumeric() || c == '_')
     }
 
     fn name(&mut self, what: &str) -> Parsed<String> {
@@ -182,7 +174,7 @@ impl Parser<'_> {
         if !self.peek().is_some_and(|c| c.is_alphanumeric() || "_/".contains(c)) {
             return self.wrong(what);
         }
-        Ok(self.word())
+        Ok(self.take(is_bare_char).to_string())
     }
 
     fn string(&mut self) -> Parsed<String> {
@@ -207,61 +199,53 @@ impl Parser<'_> {
     }
 
     /// The text of a number: digits, signs, an exponent, `inf`, `nan`.
-    fn number(&mut self) -> Parsed<String> {
-        self.skip();
-        let end = self.rest().find(|c: char| !c.is_ascii_alphanumeric() && !"+-.".contains(c)).unwrap_or(self.rest().len());
-        let text = &self.rest()[..end];
+    fn number(&mut self) -> Parsed<&'t str> {
+        let text = self.take(|c| c.is_ascii_alphanumeric() || "+-.".contains(c));
         if text.parse::<i128>().is_err() && text.parse::<f64>().is_err() {
+            self.at -= text.len();
             return self.wrong("a number");
         }
-        let text = text.to_string();
-        self.at += end;
         Ok(text)
     }
 
     fn int(&mut self) -> Parsed<i64> {
         let text = self.number()?;
-        match text.parse() {
-            Ok(v) => Ok(v),
-            Err(_) => self.fail(format!("expected an integer of 64 bits, found `{text}`")),
-        }
+        text.parse().or_else(|_| self.fail(format!("expected an integer of 64 bits, found `{text}`")))
     }
 
     // ---- header -------------------------------------------------------------------------------------------------------
 
     fn imports(&mut self, g: &mut Graph) -> Parsed<()> {
         self.list('>', |p| {
-            p.skip();
-            let end = p.rest().find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(p.rest().len());
-            let key = p.rest()[..end].to_string();
-            if !matches!(key.as_str(), "ir_version" | "opset_import" | "metadata_props") {
+            let key = p.key();
+            if !matches!(key, "ir_version" | "opset_import" | "metadata_props") {
+                p.at -= key.len();
                 return p.wrong("`ir_version`, `opset_import` or `metadata_props`");
             }
-            p.at += end;
             p.expect(':')?;
-            if key == "ir_version" {
-                Arc::make_mut(&mut g.shell).ir_version = p.int()?;
-                return Ok(());
+            match key {
+                "ir_version" => Arc::make_mut(&mut g.shell).ir_version = p.int()?,
+                "opset_import" => g.opsets = p.pairs(Self::int)?,
+                _ => g.metadata = p.pairs(Self::string)?,
             }
-            p.expect('[')?;
-            if key == "opset_import" {
-                g.opsets.clear();
-            }
-            p.list(']', |p| {
-                let k = p.string()?;
-                p.expect(':')?;
-                if key == "opset_import" {
-                    g.opsets.insert(k, p.int()?);
-                } else {
-                    g.metadata.insert(k, p.string()?);
-                }
-                Ok(())
-            })
-        })
+            Ok(())
+        })?;
+        Ok(())
+    }
+
+    /// `["key" : value, …]`
+    fn pairs<T>(&mut self, value: impl Fn(&mut Self) -> Parsed<T>) -> Parsed<IndexMap<String, T>> {
+        self.expect('[')?;
+        let pairs = self.list(']', |p| {
+            let key = p.string()?;
+            p.expect(':')?;
+            Ok((key, value(p)?))
+        })?;
+        Ok(pairs.into_iter().collect())
     }
 
     /// An input, an initializer, or the type of a value inside the graph.
-    fn declaration(&mut self, g: &mut Graph, input: bool, stated: &mut IndexMap<String, (ValueType, usize)>) -> Parsed<()> {
+    fn declaration(&mut self, g: &mut Graph, input: bool, stated: &mut Stated) -> Parsed<()> {
         let Some(ty) = self.try_type()? else { return self.wrong("a type such as `float[2, 3]`") };
         let line = self.line();
         let name = self.name("a name")?;
@@ -284,31 +268,21 @@ impl Parser<'_> {
 
     /// A type, if one begins here: an element type's name that is not itself followed by what ends a name.
     fn try_type(&mut self) -> Parsed<Option<ValueType>> {
-        self.skip();
-        let before = self.at;
-        let dtype = if self.eat('?') {
-            None
-        } else {
-            match DType::from_onnx_name(&self.word()) {
-                Some(t) => Some(t),
-                None => {
-                    self.at = before;
-                    return Ok(None);
-                }
+        let mut dtype = None;
+        if !self.eat('?') {
+            let word = self.take(is_bare_char);
+            dtype = DType::from_onnx_name(word);
+            if dtype.is_none() {
+                self.at -= word.len();
+                return Ok(None);
             }
+        }
+        let shape = match self.eat('[') {
+            false => Some(Vec::new()),
+            true if self.eat(']') => None,
+            true => Some(self.list(']', Self::dim)?),
         };
-        if !self.eat('[') {
-            return Ok(Some(ValueType { dtype, shape: Some(Vec::new()) }));
-        }
-        if self.eat(']') {
-            return Ok(Some(ValueType { dtype, shape: None }));
-        }
-        let mut shape = Vec::new();
-        self.list(']', |p| {
-            shape.push(p.dim()?);
-            Ok(())
-        })?;
-        Ok(Some(ValueType { dtype, shape: Some(shape) }))
+        Ok(Some(ValueType { dtype, shape }))
     }
 
     fn dim(&mut self) -> Parsed<Dim> {
@@ -333,17 +307,13 @@ impl Parser<'_> {
         let count = dims.iter().try_fold(1usize, |n, d| n.checked_mul(usize::try_from(*d).ok()?)).filter(|n| *n <= 1 << 24);
         let Some(count) = count else { return self.fail(format!("an initializer of shape {dims:?} is too large")) };
         self.expect('{')?;
-        let mut values: Vec<String> = Vec::new();
-        let mut elided = false;
-        self.list('}', |p| {
-            elided = p.eat('…');
-            if !elided {
-                values.push(p.number()?);
-            } else if p.peek() != Some('}') {
-                return p.wrong("`}`");
-            }
-            Ok(())
+        let written = self.list('}', |p| match p.eat('…') {
+            false => p.number().map(|n| Some(n.to_string())),
+            true if p.peek() == Some('}') => Ok(None),
+            true => p.wrong("`}`"),
         })?;
+        let elided = written.last() == Some(&None);
+        let mut values: Vec<String> = written.into_iter().flatten().collect();
         if elided && values.is_empty() {
             values.extend((0..count).map(|i| if dtype == DType::Bool { i % 2 } else { i }.to_string()));
         } else if let (true, Some(last)) = (elided, values.last().cloned()) {
@@ -352,15 +322,13 @@ impl Parser<'_> {
         if values.len() != count {
             return self.fail(format!("expected {count} elements, found {}", values.len()));
         }
-        match tensor(dtype, &dims, &values) {
-            Some(t) => Ok(t),
-            None => self.fail(format!("elements of type {} cannot be read from this text", dtype.onnx_name())),
-        }
+        let unread = || format!("elements of type {} cannot be read from this text", dtype.onnx_name());
+        tensor(dtype, &dims, &values).map_or_else(|| self.fail(unread()), Ok)
     }
 
     // ---- nodes --------------------------------------------------------------------------------------------------------
 
-    fn node(&mut self, g: &mut Graph, stated: &mut IndexMap<String, (ValueType, usize)>) -> Parsed<()> {
+    fn node(&mut self, g: &mut Graph, stated: &mut Stated) -> Parsed<()> {
         let line = self.line();
         let at = |what: String| ParseError { line, what };
         let mut label = None;
@@ -368,23 +336,11 @@ impl Parser<'_> {
             label = Some(self.name("a node's name")?);
             self.expect(']')?;
         }
-        let mut results = Vec::new();
-        self.list('=', |p| {
-            results.push(p.name("the name of a result, or `}`")?);
-            Ok(())
-        })?;
+        let results = self.list('=', |p| p.name("the name of a result, or `}`"))?;
         let full = self.name("an operator")?;
         let (domain, operator) = full.rsplit_once('.').unwrap_or(("", &full));
-        let mut attrs = Attrs::new();
-        if self.eat('<') {
-            self.list('>', |p| p.attr(&mut attrs))?;
-        }
-        let mut operands = Vec::new();
-        self.expect('(')?;
-        self.list(')', |p| {
-            operands.push(p.operand(g)?);
-            Ok(())
-        })?;
+        let attrs = if self.eat('<') { self.attrs()? } else { Attrs::new() };
+        let operands = self.operands(g)?;
         let name = label.or_else(|| results.first().cloned()).unwrap_or_default();
         let id = g.add_op(&name, Op::in_domain(domain, operator, attrs), &operands);
         let missing = results.iter().any(|r| !r.is_empty() && !stated.contains_key(r));
@@ -407,18 +363,10 @@ impl Parser<'_> {
     /// A router, after its `@`.
     fn router(&mut self, g: &mut Graph) -> Parsed<()> {
         let id = RouterId(self.int()?.max(0) as usize);
-        let mut attrs = Attrs::new();
         self.expect('<')?;
-        self.list('>', |p| p.attr(&mut attrs))?;
-        let mut lists: [Vec<Option<ValueId>>; 5] = Default::default();
-        for list in &mut lists {
-            self.expect('(')?;
-            self.list(')', |p| {
-                list.push(p.operand(g)?);
-                Ok(())
-            })?;
-        }
-        let [weights, states, values, own, rows] = lists;
+        let attrs = self.attrs()?;
+        let [weights, states, values] = [self.operands(g)?, self.operands(g)?, self.operands(g)?];
+        let [own, rows] = [self.operands(g)?, self.operands(g)?];
         let word = |name: &str| attrs.str(name, "").to_string();
         let words = (
             Form::of_name(&word("form")),
@@ -452,60 +400,57 @@ impl Parser<'_> {
         Ok(())
     }
 
-    /// An operand; nothing, or `""`, where one is missing.
-    fn operand(&mut self, g: &Graph) -> Parsed<Option<ValueId>> {
-        if matches!(self.peek(), Some(',' | ')')) {
-            return Ok(None);
-        }
-        let name = self.name("an operand")?;
-        if name.is_empty() {
-            return Ok(None);
-        }
-        match g.find(&name) {
-            Some(v) => Ok(Some(v)),
-            None => self.fail(format!("`{name}` is not defined before it is read")),
-        }
+    /// Operands in brackets. A missing one is nothing, or `""`.
+    fn operands(&mut self, g: &Graph) -> Parsed<Vec<Option<ValueId>>> {
+        self.expect('(')?;
+        self.list(')', |p| {
+            if matches!(p.peek(), Some(',' | ')')) {
+                return Ok(None);
+            }
+            let name = p.name("an operand")?;
+            match g.find(&name) {
+                None if !name.is_empty() => p.fail(format!("`{name}` is not defined before it is read")),
+                found => Ok(found),
+            }
+        })
     }
 
-    fn attr(&mut self, attrs: &mut Attrs) -> Parsed<()> {
-        self.skip();
-        let end = self.rest().find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(self.rest().len());
-        let name = self.rest()[..end].to_string();
+    /// Attributes up to `>`.
+    fn attrs(&mut self) -> Parsed<Attrs> {
+        Ok(Attrs(self.list('>', Self::attr)?.into_iter().collect()))
+    }
+
+    fn attr(&mut self) -> Parsed<(String, Attr)> {
+        let name = self.key().to_string();
         if name.is_empty() {
             return self.wrong("an attribute's name");
         }
-        self.at += end;
-        let kind = if self.eat(':') { Some(self.word()) } else { None };
+        let kind = if self.eat(':') { self.take(is_bare_char) } else { "" };
         self.expect('=')?;
         let value = match self.peek() {
             Some('"') => Attr::Str(self.string()?),
-            Some('[') => self.numbers(kind.as_deref())?,
+            Some('[') => self.numbers(kind)?,
             Some('…') => return self.fail(format!("the attribute `{name}` is elided; this text cannot be read back")),
             _ => match self.try_type()? {
                 Some(ty) => Attr::Tensor(self.elements(&ty)?),
                 None => {
                     let text = self.number()?;
                     match text.parse() {
-                        Ok(v) if kind.as_deref() != Some("float") => Attr::Int(v),
+                        Ok(v) if kind != "float" => Attr::Int(v),
                         _ => Attr::Float(text.parse().unwrap_or(f32::NAN)),
                     }
                 }
             },
         };
-        attrs.0.insert(name, value);
-        Ok(())
+        Ok((name, value))
     }
 
-    fn numbers(&mut self, kind: Option<&str>) -> Parsed<Attr> {
+    fn numbers(&mut self, kind: &str) -> Parsed<Attr> {
         self.expect('[')?;
-        let mut all = Vec::new();
-        self.list(']', |p| {
-            all.push(p.number()?);
-            Ok(())
-        })?;
+        let all = self.list(']', Self::number)?;
         let ints: Option<Vec<i64>> = all.iter().map(|t| t.parse().ok()).collect();
         Ok(match ints {
-            Some(ints) if kind != Some("floats") => Attr::Ints(ints),
+            Some(ints) if kind != "floats" => Attr::Ints(ints),
             _ => Attr::Floats(all.iter().map(|t| t.parse().unwrap_or(f32::NAN)).collect()),
         })
     }

@@ -83,26 +83,20 @@ impl Printer<'_> {
         let listed: std::collections::HashSet<&NodeId> = g.inputs().iter().collect();
         let mut all = Vec::new();
         let mut stated = Vec::new();
-        for id in self.order() {
+        for id in g.topological_order() {
             match g.node(id).kind {
                 Kind::Input(_) => {}
                 Kind::Initializer { .. } if listed.contains(&id) => {}
                 Kind::Initializer { .. } => all.push(self.source(id)),
                 Kind::Op(_) => {
-                    let rule = inferred(g, id);
-                    for v in g.results(id).filter(|v| !g.name(*v).is_empty() && !g.is_output(*v)) {
-                        let want = match &rule {
-                            Ok(Some(types)) => types.get(v.slot as usize).cloned().map(ValueType::from).unwrap_or_default(),
-                            Ok(None) => ValueType::default(),
-                            Err(_) => {
-                                stated.push(self.declaration(v));
-                                continue;
-                            }
-                        };
-                        if want != g.value(v).ty {
-                            stated.push(self.declaration(v));
-                        }
-                    }
+                    let rule = inferred(g, id).map(Option::unwrap_or_default);
+                    let want = |slot: u32| {
+                        let types = rule.as_ref().ok()?;
+                        Some(types.get(slot as usize).cloned().map(ValueType::from).unwrap_or_default())
+                    };
+                    let named = g.results(id).filter(|v| !g.name(*v).is_empty() && !g.is_output(*v));
+                    let open = named.filter(|v| want(v.slot).as_ref() != Some(&g.value(*v).ty));
+                    stated.extend(open.map(|v| typed(&g.value(v).ty, g.name(v))));
                 }
             }
         }
@@ -110,38 +104,19 @@ impl Printer<'_> {
         all
     }
 
-    fn declaration(&self, v: ValueId) -> String {
-        typed(&self.g.value(v).ty, self.g.name(v))
-    }
-
-    fn order(&self) -> Vec<NodeId> {
-        self.g.topological_order()
-    }
-
     fn body(&self, indent: &str) -> String {
         let g = self.g;
         let mut out = String::new();
-        for id in self.order() {
+        for id in g.topological_order() {
             let node = g.node(id);
             let Kind::Op(op) = &node.kind else { continue };
             let results: Vec<String> = node.results().iter().map(|v| name(&v.name)).collect();
-            let mut operands: Vec<String> =
-                g.operands(id).iter().map(|v| v.map_or(String::new(), |v| name(g.name(v)))).collect();
-            if operands == [""] {
-                operands = vec![quoted("")];
-            }
-            let attrs: Vec<String> = op.attrs.0.iter().map(|(n, a)| self.attr(n, a)).collect();
-            let attrs = if attrs.is_empty() { String::new() } else { format!(" <{}>", attrs.join(", ")) };
+            let operands = if g.operands(id) == [None] { "(\"\")".into() } else { self.values(g.operands(id)) };
+            let attrs = self.attrs(&op.attrs);
             let first = node.results().first().map_or("", |v| v.name.as_str());
             let label =
                 if node.name.is_empty() || node.name == first { String::new() } else { format!("[{}] ", name(&node.name)) };
-            let _ = writeln!(
-                out,
-                "{indent}{label}{} = {}{attrs} ({})",
-                results.join(", "),
-                name(&op.full_name()),
-                operands.join(", ")
-            );
+            let _ = writeln!(out, "{indent}{label}{} = {}{attrs} {operands}", results.join(", "), name(&op.full_name()));
         }
         for (id, r) in &g.routers {
             let attrs = Attrs::new()
@@ -153,7 +128,6 @@ impl Printer<'_> {
                 .with("granularity", r.granularity.as_str())
                 .with("init", r.init.as_str())
                 .with("adds_per_block", r.adds_per_block as i64);
-            let attrs: Vec<String> = attrs.0.iter().map(|(n, a)| self.attr(n, a)).collect();
             let row = |k: usize| r.rows.iter().find(|(row, _)| *row == k).map(|(_, v)| *v);
             let lists: [Vec<Option<ValueId>>; 5] = [
                 vec![Some(r.logits), r.gate],
@@ -162,11 +136,21 @@ impl Printer<'_> {
                 r.states.iter().copied().map(Some).collect(),
                 (0..r.blocks()).map(row).collect(),
             ];
-            let text = |v: &Option<ValueId>| v.map_or(String::new(), |v| name(g.name(v)));
-            let lists = lists.map(|l| format!(" ({})", l.iter().map(text).collect::<Vec<_>>().join(", ")));
-            let _ = writeln!(out, "{indent}@{id} <{}>{}", attrs.join(", "), lists.concat());
+            let _ = writeln!(out, "{indent}@{id}{} {}", self.attrs(&attrs), lists.map(|l| self.values(&l)).join(" "));
         }
         out
+    }
+
+    /// `(a, , b)`: the names of values, nothing for a missing one.
+    fn values(&self, all: &[Option<ValueId>]) -> String {
+        let text = |v: &Option<ValueId>| v.map_or(String::new(), |v| name(self.g.name(v)));
+        format!("({})", all.iter().map(text).collect::<Vec<_>>().join(", "))
+    }
+
+    /// ` <name = value, …>`, or nothing.
+    fn attrs(&self, attrs: &Attrs) -> String {
+        let all: Vec<String> = attrs.0.iter().map(|(n, a)| self.attr(n, a)).collect();
+        if all.is_empty() { String::new() } else { format!(" <{}>", all.join(", ")) }
     }
 
     fn attr(&self, n: &str, a: &Attr) -> String {
@@ -243,15 +227,5 @@ fn name(n: &str) -> String {
 }
 
 fn quoted(text: &str) -> String {
-    let mut out = String::from("\"");
-    for c in text.chars() {
-        match c {
-            '"' => out.push_str("\\\""),
-            '\\' => out.push_str("\\\\"),
-            '\n' => out.push_str("\\n"),
-            c => out.push(c),
-        }
-    }
-    out.push('"');
-    out
+    format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n"))
 }

@@ -27,8 +27,6 @@ pub(super) struct Question<'a> {
 pub(super) struct Region {
     /// Its nodes, in order.
     pub(super) nodes: Vec<NodeId>,
-    /// How many of its operators mix.
-    pub(super) mixing: usize,
     /// Does it hold a nonlinear function?
     pub(super) nonlinear: bool,
 }
@@ -63,7 +61,7 @@ const MOST_SHARED: usize = 16;
 /// Nodes looked at before giving up on a question of reachability.
 const FAR: usize = 4096;
 
-/// Is `to` computed from one of these nodes? Looks at no more than [`FAR`] nodes and says yes when it cannot tell.
+/// Is `to` computed from one of these nodes? The search stops at [`FAR`] nodes with yes.
 fn reaches(f: &Flow, from: &[NodeId], to: NodeId, marks: &mut Marks) -> bool {
     marks.clear();
     let mut stack: Vec<NodeId> = from.to_vec();
@@ -82,9 +80,9 @@ fn reaches(f: &Flow, from: &[NodeId], to: NodeId, marks: &mut Marks) -> bool {
     false
 }
 
-/// Decides whether the other addends are a residual branch from the state: computed from it through a mixing operator, and
-/// what lies between feeds nothing but the add. The state itself may have any other reader; values may enter the branch from
-/// anywhere; results of the branch may be outputs.
+/// Are the other addends a residual branch from the state? They must be computed from it through a mixing operator, and the nodes
+/// between must feed nothing but the add. The state itself may have any other reader, values may enter the branch from anywhere,
+/// and results of the branch may be outputs.
 pub(super) fn branch(f: &Flow, q: &Question, marks: &mut Marks) -> Result<Region, Why> {
     let begins_skip = |consumer: NodeId, operand: usize| {
         if consumer == q.add {
@@ -96,8 +94,8 @@ pub(super) fn branch(f: &Flow, q: &Question, marks: &mut Marks) -> Result<Region
     let mut seeds: Vec<NodeId> = Vec::new();
     let mut strays: Vec<NodeId> = Vec::new();
     let mut directly = false;
-    // The state and what is computed from it alone without mixing: an activation that several branches share is no more a
-    // leak than the state is.
+    // The state, and values that are computed from it alone without mixing. An activation that several branches share is no more
+    // a leak than the state is.
     let mut same: SmallVec<[ValueId; 8]> = SmallVec::from_slice(&[q.state]);
     let mut next = 0;
     while next < same.len() {
@@ -123,19 +121,18 @@ pub(super) fn branch(f: &Flow, q: &Question, marks: &mut Marks) -> Result<Region
     }
     strays.retain(|c| !same.iter().any(|v| v.node == *c));
     if seeds.is_empty() && !(directly && q.inner.is_some()) {
-        // Whether the add can be reached by those is a question for when the joins around it are known.
-        return match strays.first() {
-            _ if directly => Err(Why::NoMixing(q.state)),
-            Some(stray) => Err(Why::Leaks(q.state, *stray)),
-            None => Err(Why::Independent),
-        };
+        // `loose` asks whether strays reach the add, once the joins around it are known.
+        return Err(match strays.first() {
+            _ if directly => Why::NoMixing(q.state),
+            Some(stray) => Why::Leaks(q.state, *stray),
+            None => Why::Independent,
+        });
     }
     if !strays.is_empty() && reaches(f, &strays, q.add, marks) {
         return Err(Why::Leaks(q.state, strays[0]));
     }
     let region = walk(f, q, seeds, directly, marks)?;
-    let constant = !f.is_live(q.state);
-    if constant && !starts_like_a_state(f, q, &region) {
+    if !f.is_live(q.state) && !starts_like_a_state(f, q, &region) {
         return Err(Why::Constant(q.state));
     }
     Ok(region)
@@ -159,16 +156,19 @@ fn walk(f: &Flow, q: &Question, seeds: Vec<NodeId>, directly: bool, marks: &mut 
     marks.clear();
     let mut stack = seeds;
     stack.retain(|n| marks.insert(*n));
-    let mut region = Region { nonlinear: false, ..Region::default() };
+    let mut region = Region::default();
     let mut arrives = directly;
-    let mut visit = |n: NodeId, stack: &mut Vec<NodeId>, marks: &mut Marks| -> Result<(), Why> {
+    while let Some(n) = stack.pop() {
         if n == q.add {
-            return Ok(());
+            continue;
         }
         if q.path.contains(&n) {
-            // A sum on the skip path takes another branch up on the way (x + f + g); anything else there makes the skip
+            // A sum on the skip path takes another branch up on the way (x + f + g). Any other operator there makes the skip
             // itself a function of the state.
-            return if f.class_of(n) == Class::Add { Ok(()) } else { Err(Why::Gated(q.state, n)) };
+            if f.class_of(n) != Class::Add {
+                return Err(Why::Gated(q.state, n));
+            }
+            continue;
         }
         region.nodes.push(n);
         for r in &f.readers[n.index()] {
@@ -182,19 +182,13 @@ fn walk(f: &Flow, q: &Question, seeds: Vec<NodeId>, directly: bool, marks: &mut 
                 stack.push(r.consumer);
             }
         }
-        Ok(())
-    };
-    while let Some(n) = stack.pop() {
-        visit(n, &mut stack, marks)?;
     }
     if !arrives {
         return Err(Why::Independent);
     }
     region.nodes.sort_unstable_by_key(|n| f.place_of(*n));
-    region.mixing =
-        region.nodes.iter().filter(|n| matches!(f.class_of(**n), Class::Mixing(_))).count() + usize::from(q.inner.is_some());
     region.nonlinear = region.nodes.iter().any(|n| is_nonlinear(f, *n, marks));
-    if region.mixing == 0 {
+    if q.inner.is_none() && !region.nodes.iter().any(|n| matches!(f.class_of(*n), Class::Mixing(_))) {
         return Err(Why::NoMixing(q.state));
     }
     Ok(region)
@@ -211,8 +205,8 @@ fn is_nonlinear(f: &Flow, n: NodeId, marks: &Marks) -> bool {
     }
 }
 
-/// A learned constant can be a state (latents that attend to the input), a bias that several layers share cannot: nothing is
-/// added to data as the first step of a branch.
+/// Can the constant be a state? Learned latents that attend to the input can. A bias that several layers share cannot: no branch
+/// starts with its being added to data.
 fn starts_like_a_state(f: &Flow, q: &Question, region: &Region) -> bool {
     let rank = f.g.value(q.state).ty.shape.as_ref().map_or(0, Vec::len);
     rank >= 2
@@ -224,8 +218,8 @@ fn starts_like_a_state(f: &Flow, q: &Question, region: &Region) -> bool {
         })
 }
 
-/// The region's mixing operators in order, an attention written out as two products around a softmax as one word. A product
-/// across another axis than the last (token mixing) is told from one across the features.
+/// The region's mixing operators in order. Two products around a softmax are one word, `Attention`. `MatMulᵀ` is a product across
+/// another axis than the last (token mixing).
 pub(super) fn signature(f: &Flow, region: &Region, inner: Option<Mixing>, marks: &mut Marks) -> Vec<String> {
     marks.clear();
     for n in &region.nodes {
@@ -257,8 +251,8 @@ pub(super) fn signature(f: &Flow, region: &Region, inner: Option<Mixing>, marks:
     words.into_iter().map(|(_, w)| w).chain(rest).chain(inner.map(Mixing::name)).map(str::to_string).collect()
 }
 
-/// Does a product with a weight go across another axis than the last: is the weight on its left, or does its operand come out of
-/// a transposition that takes the last axis elsewhere?
+/// Does a product with a weight go across another axis than the last? Then the weight is its left operand, or its operand comes out
+/// of a transposition that takes the last axis elsewhere.
 fn is_transposed(f: &Flow, product: NodeId, region: &Marks) -> bool {
     let mut at = product;
     for _ in 0..8 {

@@ -6,7 +6,8 @@ use super::join::Finder;
 use super::layout::restores;
 use super::reason::reason;
 use super::transient::bridge;
-use super::{Chain, Join, JoinKind, Post, Rejected, ResidualStructure};
+use super::{Chain, Join, JoinKind, Rejected, ResidualStructure};
+use crate::analysis::types::is_resolved;
 use crate::ir::{NodeId, ValueId, ValueType};
 use crate::ops::Class;
 use smallvec::SmallVec;
@@ -46,7 +47,7 @@ pub(super) fn build(f: &Flow, finder: Finder) -> ResidualStructure {
         taken.extend(&j.also);
     }
     let rejected = finder.adds.iter().filter(|a| !taken.contains(&a.node));
-    structure.rejected = rejected.map(|a| Rejected { node: a.node, reason: reason(f, a.node, a.why) }).collect();
+    structure.rejected = rejected.filter_map(|a| Some(Rejected { node: a.node, reason: reason(f, a.node, a.why?) })).collect();
 
     let mut joins: Vec<Join> = finder.joins.into_iter().flatten().collect();
     joins.sort_by_key(|j| f.place_of(j.node));
@@ -60,9 +61,8 @@ pub(super) fn build(f: &Flow, finder: Finder) -> ResidualStructure {
         }
         let link = link(f, join.state, &sums);
         let continued = link.as_ref().filter(|l| l.restored).and_then(|l| last_of.remove(&l.from)).filter(|c| {
-            let (a, b) = (runs[*c].joins[0].state, join.state);
-            let dtypes = [a, b].map(|v| f.g.value(v).ty.dtype);
-            f.may_agree(a, b) && (dtypes[0] == dtypes[1] || dtypes.contains(&None))
+            let first = runs[*c].joins[0].state;
+            f.may_agree(first, join.state) && f.may_have_one_dtype(first, join.state)
         });
         let c = continued.unwrap_or_else(|| {
             runs.push(Run::default());
@@ -144,32 +144,20 @@ fn link(f: &Flow, v: ValueId, sums: &HashMap<NodeId, JoinKind>) -> Option<Link> 
 fn chain(f: &Flow, sums: &HashMap<NodeId, JoinKind>, id: usize, run: Run) -> Chain {
     let Run { joins, links, end: last } = run;
     let inner: Vec<&Link> = links.iter().skip(1).flatten().collect();
-    // With a single block, what made its state is the evidence.
-    let ops: Vec<String> = match (inner.last(), links.first().and_then(Option::as_ref)) {
-        (Some(l), _) => l.ops.clone(),
-        (None, Some(l)) => l.ops.clone(),
-        (None, None) => made_by(f, joins[0].state).into_iter().collect(),
+    // A single block has no inner link. The operators that made its state are the evidence then.
+    let ops: Vec<String> = match inner.last().copied().or(links.first().and_then(Option::as_ref)) {
+        Some(link) => link.ops.clone(),
+        None => made_by(f, joins[0].state).into_iter().collect(),
     };
     let mut states: Vec<ValueId> = joins.iter().map(|j| j.state).collect();
     let end = joins.last().map(|j| j.sum).unwrap_or(joins[0].state);
     let after = if ops.is_empty() { Some(end) } else { after_post(f, sums, end, &ops) };
-    let post = match (&after, inner.is_empty()) {
-        (None, true) => Post::None,
-        _ => {
-            let mut kinds: Vec<Post> = inner.iter().map(|l| post(&l.ops)).collect();
-            kinds.dedup();
-            match kinds.as_slice() {
-                [] => post(&ops),
-                [one] => one.clone(),
-                many => {
-                    let mut names: Vec<&str> = many.iter().map(Post::name).collect();
-                    names.sort_unstable();
-                    names.dedup();
-                    if names.len() == 1 { many[0].clone() } else { Post::Other(names.join("/")) }
-                }
-            }
-        }
-    };
+    let mut posts: Vec<String> = inner.iter().map(|l| post(&l.ops)).collect();
+    if inner.is_empty() {
+        posts.push(after.map_or("none".into(), |_| post(&ops)));
+    }
+    posts.sort_unstable();
+    posts.dedup();
     states.push(last.or(after).unwrap_or(end));
     let ty = chain_type(f, &states);
     let scaled = joins.iter().any(|j| j.scaled_skip || j.scaled_branch);
@@ -179,17 +167,12 @@ fn chain(f: &Flow, sums: &HashMap<NodeId, JoinKind>, id: usize, run: Run) -> Cha
     if unit > 8 {
         words.push("…".into());
     }
-    Chain { id, states, ty, post, scaled, signature: words.join(" | "), period, joins }
+    Chain { id, states, ty, post: posts.join("/"), scaled, signature: words.join(" | "), period, joins }
 }
 
 /// The best known type among the states, which all have one.
 fn chain_type(f: &Flow, states: &[ValueId]) -> ValueType {
-    let known = |v: &&ValueId| {
-        let ty = &f.g.value(**v).ty;
-        ty.dtype.is_some()
-            && ty.shape.as_ref().is_some_and(|s| !s.iter().flat_map(|d| d.symbols()).any(|s| s.starts_with('?')))
-    };
-    let best = states.iter().find(known).or(states.first());
+    let best = states.iter().find(|v| is_resolved(&f.g.value(**v).ty)).or(states.first());
     best.map(|v| f.g.value(*v).ty.clone()).unwrap_or_default()
 }
 
@@ -241,42 +224,37 @@ fn after_post(f: &Flow, sums: &HashMap<NodeId, JoinKind>, sum: ValueId, ops: &[S
 }
 
 /// A name for the operators after an add.
-fn post(ops: &[String]) -> Post {
+fn post(ops: &[String]) -> String {
+    if let [only] = ops {
+        return match only.as_str() {
+            "FastGelu" => "gelu".into(),
+            "Swish" => "silu".into(),
+            "LayerNormalization" => "layernorm".into(),
+            "RMSNormalization" | "SimplifiedLayerNormalization" => "rmsnorm".into(),
+            "BatchNormalization" => "batchnorm".into(),
+            other => other.to_lowercase(),
+        };
+    }
     let has = |names: &[&str]| ops.iter().any(|o| names.contains(&o.as_str()));
-    match ops {
-        [] => return Post::None,
-        [one] => {
-            return match one.as_str() {
-                "Relu" => Post::Relu,
-                "Gelu" | "FastGelu" => Post::Gelu,
-                "Swish" => Post::Silu,
-                "LayerNormalization" => Post::LayerNorm,
-                "RMSNormalization" | "SimplifiedLayerNormalization" => Post::RmsNorm,
-                "BatchNormalization" => Post::BatchNorm,
-                other => Post::Other(other.to_lowercase()),
-            };
-        }
-        _ => {}
-    }
     let reduces = ops.iter().any(|o| o.starts_with("Reduce"));
-    let roots = has(&["Sqrt", "Pow", "Reciprocal"]);
-    if reduces && roots && !has(&["Relu", "Erf", "Tanh", "Sigmoid"]) {
-        return if has(&["Sub"]) { Post::LayerNorm } else { Post::RmsNorm };
-    }
     let multiplies = has(&["Mul"]) && !reduces;
-    if multiplies && (has(&["Erf"]) || has(&["Tanh"])) {
-        return Post::Gelu;
-    }
-    if multiplies && has(&["Sigmoid"]) && ops.len() <= 3 {
-        return Post::Silu;
-    }
-    if multiplies && has(&["HardSigmoid"]) && ops.len() <= 3 {
-        return Post::Other("hardswish".into());
-    }
-    let mut names: Vec<String> = ops.iter().map(|o| o.to_lowercase()).collect();
-    names.dedup();
-    names.truncate(6);
-    Post::Other(names.join("+"))
+    let known = if ops.is_empty() {
+        "none"
+    } else if reduces && has(&["Sqrt", "Pow", "Reciprocal"]) && !has(&["Relu", "Erf", "Tanh", "Sigmoid"]) {
+        if has(&["Sub"]) { "layernorm" } else { "rmsnorm" }
+    } else if multiplies && has(&["Erf", "Tanh"]) {
+        "gelu"
+    } else if multiplies && has(&["Sigmoid"]) && ops.len() <= 3 {
+        "silu"
+    } else if multiplies && has(&["HardSigmoid"]) && ops.len() <= 3 {
+        "hardswish"
+    } else {
+        let mut names: Vec<String> = ops.iter().map(|o| o.to_lowercase()).collect();
+        names.dedup();
+        names.truncate(6);
+        return names.join("+");
+    };
+    known.into()
 }
 
 /// The smallest period of the signatures, if shorter than the chain; a trailing partial unit is allowed.

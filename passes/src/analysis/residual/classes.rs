@@ -3,8 +3,8 @@
 use crate::ir::{DType, Graph, NodeId, Op};
 use crate::ops::Mixing;
 
-/// Does the operator round to integers of which none stands for a number below zero? A quantised network spells its ReLU that
-/// way: the zero point is the type's lowest value.
+/// Does the operator round to integers of which none stands for a number below zero? A quantised network writes its ReLU that
+/// way: the zero point is the lowest value of the type.
 pub(super) fn clips_at_zero(g: &Graph, node: NodeId) -> bool {
     let zero_point = match g.op(node).map(|op| op.name.as_str()) {
         Some("QuantizeLinear") => 2,
@@ -23,7 +23,7 @@ pub(super) fn clips_at_zero(g: &Graph, node: NodeId) -> bool {
     !t.is_empty() && t.to_i64().is_ok_and(|z| z.iter().all(|z| *z == lowest))
 }
 
-/// Addends of an operator that adds: groups of operand numbers, and whether the operator first applies a weight to the group.
+/// An addend of an operator that adds.
 pub(super) struct Addend {
     /// Operand that carries the addend.
     pub(super) operand: usize,
@@ -31,7 +31,7 @@ pub(super) struct Addend {
     pub(super) inner: Option<Mixing>,
 }
 
-/// The addends of a node, if it adds tensors. A bias that is a vector by definition of the operator is no addend.
+/// The addends of a node, if it adds tensors. A bias that the operator defines as a vector is no addend.
 pub(super) fn addends(g: &Graph, node: NodeId) -> Option<Vec<Addend>> {
     let op = g.op(node)?;
     let plain = |operands: &[usize]| operands.iter().map(|i| Addend { operand: *i, inner: None }).collect::<Vec<_>>();
@@ -44,12 +44,10 @@ pub(super) fn addends(g: &Graph, node: NodeId) -> Option<Vec<Addend>> {
         ("" | "ai.onnx", "Add") => Some(plain(&[0, 1])),
         ("" | "ai.onnx", "Sum") => (count >= 2).then(|| plain(&(0..count).collect::<Vec<_>>())),
         ("" | "ai.onnx", "Gemm") => fused(2, Mixing::MatMul),
-        ("com.microsoft", "QLinearAdd") => Some(plain(&[0, 3])),
+        ("com.microsoft", "QLinearAdd" | "SkipGroupNorm") => Some(plain(&[0, 3])),
         ("com.microsoft", "SkipLayerNormalization" | "SkipSimplifiedLayerNormalization") => Some(plain(&[0, 1])),
-        ("com.microsoft", "SkipGroupNorm") => Some(plain(&[0, 3])),
         ("com.microsoft", "BiasAdd" | "BiasDropout" | "BitmaskBiasDropout") => {
-            let fits = g.operand(node, 2).is_some();
-            fits.then(|| plain(&[0, 2]))
+            g.operand(node, 2).is_some().then(|| plain(&[0, 2]))
         }
         ("com.microsoft" | "com.microsoft.nhwc" | "com.ms.internal.nhwc", "FusedConv" | "NhwcFusedConv") => {
             fused(3, Mixing::Conv)
@@ -73,10 +71,7 @@ pub(super) fn fused_post(op: &Op) -> Option<String> {
         "SkipLayerNormalization" => Some("LayerNormalization".into()),
         "SkipSimplifiedLayerNormalization" => Some("RMSNormalization".into()),
         "SkipGroupNorm" => Some("GroupNormalization".into()),
-        "FusedConv" | "NhwcFusedConv" => match op.str("activation") {
-            "" => None,
-            activation => Some(activation.to_string()),
-        },
+        "FusedConv" | "NhwcFusedConv" => Some(op.str("activation")).filter(|a| !a.is_empty()).map(String::from),
         _ => None,
     }
 }

@@ -1,8 +1,9 @@
 //! The graph as flow of data: dense tables, topological places, liveness and post-dominators.
 
 use super::classes::{addends, sum_slot};
+use crate::analysis::types::is_unnamed;
 use crate::ir::{Dim, Graph, Kind, NodeId, ValueId};
-use crate::ops::{Class, reads_values};
+use crate::ops::{Class, Mixing, reads_values};
 use smallvec::SmallVec;
 
 /// A read: result `slot` of a node is operand `operand` of `consumer`.
@@ -27,7 +28,7 @@ pub(super) struct Flow<'g> {
     pub(super) readers: Vec<SmallVec<[Read; 2]>>,
     /// Depends on an input that a caller feeds.
     pub(super) live: Vec<bool>,
-    /// No mixing operator and no sum of two live values comes after it: it only leads to outputs (a cached key, an attention
+    /// No mixing operator and no sum of two live values comes after the node. It leads to outputs only (a cached key, an attention
     /// map, the network's head after its last product), or nowhere.
     pub(super) spent: Vec<bool>,
     above: Vec<u32>,
@@ -168,8 +169,8 @@ impl<'g> Flow<'g> {
         (first..end).contains(&at)
     }
 
-    /// The readers of one value, by place. Of a fused operator's sum all that read any of its results do, which are functions of
-    /// the sum.
+    /// The readers of one value, by place. All results of a fused operator are functions of its sum, so their readers count as the
+    /// sum's.
     pub(super) fn readers_of(&self, v: ValueId) -> impl Iterator<Item = Read> + '_ {
         let all = v.slot > 0 && self.g.op(v.node).is_some_and(|op| sum_slot(op) == v.slot);
         self.readers[v.node.index()].iter().copied().filter(move |r| all || r.slot == v.slot)
@@ -186,6 +187,11 @@ impl<'g> Flow<'g> {
 
     pub(super) fn class_of(&self, n: NodeId) -> Class {
         self.class[n.index()]
+    }
+
+    /// Is the node a linear map, recurrence or attention: a mixing operator that is no pooling?
+    pub(super) fn is_map(&self, n: NodeId) -> bool {
+        matches!(self.class_of(n), Class::Mixing(m) if m != Mixing::Pool)
     }
 
     pub(super) fn is_live(&self, v: ValueId) -> bool {
@@ -207,6 +213,12 @@ impl<'g> Flow<'g> {
         a.len() == b.len() && a.iter().zip(b).all(|(x, y)| dims_may_agree(x, y))
     }
 
+    /// Could the two values have one element type?
+    pub(super) fn may_have_one_dtype(&self, a: ValueId, b: ValueId) -> bool {
+        let dtypes = [a, b].map(|v| self.g.value(v).ty.dtype);
+        dtypes[0] == dtypes[1] || dtypes.contains(&None)
+    }
+
     /// Known to be a single number.
     pub(super) fn is_scalar(&self, v: ValueId) -> bool {
         self.shape(v).is_some_and(|s| s.iter().all(Dim::is_one))
@@ -223,15 +235,12 @@ impl<'g> Flow<'g> {
     }
 }
 
-/// Extents of one are told from others, for they broadcast; two different formulas may have one value.
+/// Two different formulas may have one value. An extent of 1 broadcasts, so only an unnamed one may agree with it.
 fn dims_may_agree(a: &Dim, b: &Dim) -> bool {
-    if a == b {
-        return true;
-    }
     match (a.known(), b.known()) {
-        (Some(_), Some(_)) => false,
-        (Some(1), None) => b.symbols().any(|s| s.starts_with('?')),
-        (None, Some(1)) => a.symbols().any(|s| s.starts_with('?')),
+        (Some(a), Some(b)) => a == b,
+        (Some(1), None) => is_unnamed(b),
+        (None, Some(1)) => is_unnamed(a),
         _ => true,
     }
 }
@@ -244,8 +253,8 @@ mod tests {
     use petgraph::graph::{DiGraph, NodeIndex};
     use petgraph::visit::Reversed;
 
-    /// petgraph's algorithm climbs the tree for each read, which is slow where a thousand blocks read one another; it says
-    /// whether ours is right.
+    /// petgraph's algorithm is the reference. It is not used itself because it climbs the tree for each read, which is slow where a
+    /// thousand blocks read one another.
     #[test]
     fn post_dominators_are_those_of_petgraph() {
         let mut state = 7u64;

@@ -19,6 +19,13 @@ pub(super) struct AddNode {
     pub(super) why: Option<Refusal>,
 }
 
+impl AddNode {
+    /// The operands of all addends but one.
+    pub(super) fn operands_but(&self, operand: usize) -> SmallVec<[usize; 4]> {
+        self.addends.iter().map(|a| a.operand).filter(|o| *o != operand).collect()
+    }
+}
+
 /// Why an add is no join, in the order of how much it says.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Refusal {
@@ -118,9 +125,9 @@ impl<'f, 'g> Finder<'f, 'g> {
                 None => {}
             }
         }
-        let all: SmallVec<[usize; 4]> = self.adds[i].addends.iter().map(|a| a.operand).collect();
+        let mut all = self.adds[i].addends.iter().map(|a| a.operand);
         let inner = self.adds[i].addends.iter().find_map(|a| a.inner);
-        let constant = all.iter().copied().find(|o| f.g.operand(node, *o).is_none_or(|v| !f.is_live(v)));
+        let constant = all.find(|o| f.g.operand(node, *o).is_none_or(|v| !f.is_live(v)));
         if let Some(refusal) = refusal {
             return Err(constant.map_or(refusal, Refusal::ConstantOperand));
         }
@@ -132,8 +139,8 @@ impl<'f, 'g> Finder<'f, 'g> {
         };
         let mut best: Option<(Start, usize, Region)> = None;
         for operand in &fitting {
-            let branch_operands: SmallVec<[usize; 4]> = all.iter().copied().filter(|o| o != operand).collect();
-            for start in self.identity_starts(node, *operand) {
+            let branch_operands = self.adds[i].operands_but(*operand);
+            for start in identity_starts(f, node, *operand) {
                 if best.as_ref().is_some_and(|(b, _, _)| b.path.len() <= start.path.len()) {
                     break;
                 }
@@ -149,13 +156,11 @@ impl<'f, 'g> Finder<'f, 'g> {
         }
         for a in 0..self.adds[i].addends.len() {
             let (operand, own) = (self.adds[i].addends[a].operand, self.adds[i].addends[a].inner);
-            let branch_operands: SmallVec<[usize; 4]> = all.iter().copied().filter(|o| *o != operand).collect();
+            let branch_operands = self.adds[i].operands_but(operand);
             let inner = if own.is_some() { None } else { inner };
             for start in self.projection_starts(node, operand, own.is_some()) {
-                match self
-                    .ask(node, operand, &branch_operands, inner, &start)
-                    .and_then(|r| self.projects(node, &start, inner, r))
-                {
+                let region = self.ask(node, operand, &branch_operands, inner, &start);
+                match region.and_then(|r| self.projects(node, &start, inner, r)) {
                     Ok(region) => {
                         self.accept(i, start, operand, JoinKind::Projection, region);
                         return Ok(());
@@ -168,14 +173,7 @@ impl<'f, 'g> Finder<'f, 'g> {
             (Some((operand, why)), _) if weight(&why) > 1 => Refusal::Branch(operand, why),
             (_, Some(constant)) => Refusal::ConstantOperand(constant),
             (Some((operand, why)), None) => Refusal::Branch(operand, why),
-            (None, None) => Refusal::Branch(all[0], Why::Independent),
-        })
-    }
-
-    /// Starts of an identity skip into an operand, nearest first.
-    pub(super) fn identity_starts(&self, node: NodeId, operand: usize) -> Vec<Start> {
-        identity_starts(self.f, node, operand, &|n| {
-            addends(self.f.g, n).unwrap_or_default().iter().filter(|a| a.inner.is_none()).map(|a| a.operand).collect()
+            (None, None) => Refusal::Branch(self.adds[i].addends[0].operand, Why::Independent),
         })
     }
 
@@ -209,8 +207,7 @@ impl<'f, 'g> Finder<'f, 'g> {
 
     /// Is what a skip passes less than what the branch does?
     fn projects(&self, add: NodeId, start: &Start, inner: Option<Mixing>, region: Region) -> Result<Region, Why> {
-        let maps = |n: &&NodeId| matches!(self.f.class_of(**n), Class::Mixing(m) if m != Mixing::Pool);
-        let branch = region.nodes.iter().filter(maps).count() + usize::from(inner.is_some());
+        let branch = region.nodes.iter().filter(|n| self.f.is_map(**n)).count() + usize::from(inner.is_some());
         if branch <= start.maps || (!start.only_normalises && !region.nonlinear) {
             return Err(Why::Parallel(start.state));
         }
@@ -231,29 +228,26 @@ impl<'f, 'g> Finder<'f, 'g> {
         }
     }
 
-    /// Is the join a detail of a branch, rather than a block of its own? A query that is added to what it attends to: around a
-    /// value that the branch makes, projected before the branch ends, nothing being brought to another resolution on the way.
+    /// Is the join a detail of a branch, rather than a block of its own? An example is a query that is added to what it attends to.
+    /// Its state is a value that the branch makes, a map follows it in the branch, and nothing on the way is enlarged.
     fn is_detail(&self, join: NodeId, region: &Region) -> bool {
         let f = self.f;
         let Some(j) = self.join_of.get(&join).and_then(|j| self.joins[*j].as_ref()) else { return false };
-        let enlarges = |n: &NodeId| {
-            f.g.op(*n).is_some_and(|op| {
-                matches!(op.name.as_str(), "Resize" | "Upsample" | "DepthToSpace") || op.name.contains("ConvTranspose")
-            })
+        let enlarges = |name: &str| {
+            matches!(name, "Resize" | "Upsample" | "DepthToSpace") || name.contains("ConvTranspose")
         };
-        let maps = |n: &NodeId| matches!(f.class_of(*n), Class::Mixing(m) if m != Mixing::Pool);
-        let last_map = region.nodes.iter().filter(|n| maps(n)).map(|n| f.place_of(*n)).max();
+        let last_map = region.nodes.iter().filter(|n| f.is_map(**n)).map(|n| f.place_of(*n)).max();
         j.kind == JoinKind::Identity
             && region.nodes.contains(&j.state.node)
             && last_map.is_some_and(|m| m > f.place_of(join))
-            && !region.nodes.iter().any(enlarges)
+            && !region.nodes.iter().filter_map(|n| f.g.op(*n)).any(|op| enlarges(&op.name))
     }
 
     /// Records a join.
     pub(super) fn accept(&mut self, i: usize, start: Start, operand: usize, kind: JoinKind, region: Region) {
         let f = self.f;
         let node = self.adds[i].node;
-        let start = if kind == JoinKind::Identity { in_the_sum_s_form(f, start, node) } else { start };
+        let start = if kind == JoinKind::Identity { in_form_of_sum(f, start, node) } else { start };
         self.around.push(NOWHERE);
         self.outer.push(NOWHERE);
         let inner = self.adds[i].addends.iter().find(|a| a.operand != operand).and_then(|a| a.inner);
@@ -282,18 +276,11 @@ impl<'f, 'g> Finder<'f, 'g> {
             }
         }
         let first = start.through.first().copied().unwrap_or((node, operand));
-        let scaled_branch = self.adds[i]
-            .addends
-            .iter()
-            .filter(|a| a.operand != operand && a.inner.is_none())
-            .filter_map(|a| f.g.operand(node, a.operand))
-            .chain(
-                start
-                    .through
-                    .iter()
-                    .flat_map(|(n, skip)| f.reads[n.index()].iter().filter(|(o, _)| *o as usize != *skip).map(|(_, v)| *v)),
-            )
-            .any(|v| ends_scaled(f, v, &region));
+        let own = self.adds[i].addends.iter().filter(|a| a.operand != operand && a.inner.is_none());
+        let mut branches = own.filter_map(|a| f.g.operand(node, a.operand)).chain(start.through.iter().flat_map(|(n, skip)| {
+            f.reads[n.index()].iter().filter(|(o, _)| *o as usize != *skip).map(|(_, v)| *v)
+        }));
+        let scaled_branch = branches.any(|v| ends_scaled(f, v, &region));
         self.join_of.insert(node, self.joins.len());
         if start.by_channel {
             self.by_channel.push((self.joins.len(), i, operand));
@@ -367,11 +354,10 @@ fn sum_of(f: &Flow, node: NodeId) -> ValueId {
 
 /// Moves the start of an identity skip past rearrangements and conversions that the state needs to have the sum's type: the
 /// states of a chain are what its adds add.
-fn in_the_sum_s_form(f: &Flow, mut start: Start, add: NodeId) -> Start {
+fn in_form_of_sum(f: &Flow, mut start: Start, add: NodeId) -> Start {
     let sum = sum_of(f, add);
     let same = |v: ValueId, path: &[NodeId]| {
-        let dtypes = [v, sum].map(|v| f.g.value(v).ty.dtype);
-        f.may_agree(v, sum) && (dtypes[0] == dtypes[1] || dtypes.contains(&None)) && restores(f, v, path)
+        f.may_agree(v, sum) && f.may_have_one_dtype(v, sum) && restores(f, v, path)
     };
     let mut at = start.state;
     for (i, n) in start.path.iter().enumerate() {
@@ -391,8 +377,8 @@ fn in_the_sum_s_form(f: &Flow, mut start: Start, add: NodeId) -> Start {
     start
 }
 
-/// Is the last step of a branch a product with a scale or gate from outside of the region? The weight of a normalisation is
-/// none, nor is a gate computed from the branch itself.
+/// Is the last step of a branch a product with a scale or gate from outside of the region? Neither the weight of a normalisation
+/// nor a gate that the branch itself computes counts.
 fn ends_scaled(f: &Flow, v: ValueId, region: &Region) -> bool {
     let inside = |v: ValueId| region.nodes.binary_search_by_key(&f.place_of(v.node), |n| f.place_of(*n)).is_ok();
     let mut at = v;

@@ -1,8 +1,8 @@
 //! Do rearrangements cancel out?
 //!
-//! A tensor is written as an ordered list of factors, each axis owning some neighbours. A reshape gives the same list other
-//! owners, splitting a factor where an axis ends inside of it; a transpose moves whole axes. The elements are where they were
-//! when the factors are in their first order again.
+//! A tensor is written as an ordered list of factors; each axis owns some neighbours. A reshape gives the same list other owners,
+//! and splits a factor where an axis ends inside it. A transpose moves whole axes. The elements are back in their places when
+//! the factors are in their first order again.
 
 use super::flow::Flow;
 use crate::ir::{Dim, NodeId, ValueId};
@@ -16,7 +16,7 @@ type Factors = Vec<(usize, Dim)>;
 pub(super) fn restores(f: &Flow, from: ValueId, nodes: &[NodeId]) -> bool {
     let rearranging: Vec<NodeId> = nodes.iter().copied().filter(|n| f.class_of(*n) == Class::Layout).collect();
     let Some(last) = rearranging.last() else { return true };
-    // There and back. More than that takes windows apart and forms others, even where only one window makes them equal.
+    // Two transposes go there and back. More of them form other windows, even where a single window makes both forms equal.
     if rearranging.iter().filter(|n| is_transpose(f, **n)).count() > 2 {
         return false;
     }
@@ -72,7 +72,7 @@ fn regroup(flat: Factors, shape: &[Dim]) -> Option<Vec<Factors>> {
                 open = quotient;
                 next = rest.next();
             } else {
-                // The outer part is here, the inner part belongs to the axes after this.
+                // The outer part belongs to this axis, the inner part to the axes after it.
                 let inner = size.div_exact(&open)?;
                 axis.push((place, open));
                 next = Some((place + 1, inner));

@@ -1,24 +1,23 @@
 //! Joins whose branch feeds more than the add.
 //!
 //! Some networks reuse a branch's results: channels split off for a dense path, keys and values that later blocks read again.
-//! Then the add does not post-dominate its branch. It still is a join when what goes past it meets its result again before
-//! any mixing operator. Masks and position biases have this property too (the states between them and a later score meet
-//! the score in the next residual add), yet their adds lie inside the branch of a join while they come from outside of it. So
-//! candidates are taken smallest branch first, and none that crosses a join already taken.
+//! Then the add does not post-dominate its branch. It still is a join when all values that go past it meet its result again before
+//! any mixing operator. Masks and position biases have this property too: the states between them and a later score meet the
+//! score in the next residual add. But their adds lie inside the branch of a join, and they come from outside of that branch.
+//! So candidates are taken smallest branch first, and a candidate that crosses a join already taken is refused.
 //!
-//! Streams that are computed together exchange what their branches find: one attention over the tokens of two streams,
-//! resolutions that are added to each other. There what goes past the add ends in the branch of a *partner*: an add around
+//! Streams that are computed together exchange results of their branches: one attention reads the tokens of two streams,
+//! resolutions are added to each other. A value that goes past the add then ends in the branch of a *partner*: an add around
 //! another state that the first add's branch reads as well. Partners are joins together, or none of them is.
 
 use super::branch::{Marks, Region};
 use super::classes::{Addend, addends};
 use super::flow::Flow;
 use super::join::{Finder, Refusal};
-use super::skip::Start;
+use super::skip::{Start, identity_starts};
 use super::{JoinKind, Why};
 use crate::ir::{NodeId, ValueId};
-use crate::ops::{Class, Mixing};
-use smallvec::SmallVec;
+use crate::ops::Class;
 use std::collections::HashSet;
 
 /// Nodes of a branch looked at.
@@ -99,17 +98,12 @@ fn crosses(finder: &Finder, add: NodeId, start: &Start) -> Option<NodeId> {
 }
 
 fn candidate(finder: &Finder, i: usize, sets: &mut Sets) -> Result<Candidate, Refusal> {
-    let add = finder.adds[i].node;
-    let all: SmallVec<[usize; 4]> = finder.adds[i].addends.iter().map(|a| a.operand).collect();
+    let (f, add, addends) = (finder.f, finder.adds[i].node, &finder.adds[i].addends);
     let mut refusal = None;
     let mut leaks = None;
-    for operand in finder.adds[i].addends.iter().filter(|a| a.inner.is_none()).map(|a| a.operand) {
-        let others: SmallVec<[usize; 4]> = all.iter().copied().filter(|o| *o != operand).collect();
-        for start in finder.identity_starts(add, operand) {
-            if !start.through.is_empty() {
-                continue;
-            }
-            let f = finder.f;
+    for operand in addends.iter().filter(|a| a.inner.is_none()).map(|a| a.operand) {
+        let others = finder.adds[i].operands_but(operand);
+        for start in identity_starts(f, add, operand).into_iter().filter(|start| start.through.is_empty()) {
             if f.active_readers(start.state).count() < 2 || !f.is_live(start.state) {
                 continue;
             }
@@ -124,12 +118,12 @@ fn candidate(finder: &Finder, i: usize, sets: &mut Sets) -> Result<Candidate, Re
             }
         }
     }
-    // What looked like a leak may have been other uses of the state only.
-    Err(refusal.or(leaks).unwrap_or(Refusal::Branch(all[0], Why::Independent)))
+    // What looked like a leak may have been another use of the state.
+    Err(refusal.or(leaks).unwrap_or(Refusal::Branch(addends[0].operand, Why::Independent)))
 }
 
-/// The nodes between the start and the add, if some mix and all that goes past the add soon meets its result or ends in the
-/// branches of partners, which are listed.
+/// The nodes between the start and the add, with the add's partners. Some node must mix. Every value that goes past the add must soon
+/// meet the add's result or end in a partner's branch.
 fn region(
     finder: &Finder,
     add: NodeId,
@@ -167,7 +161,6 @@ fn region(
             nodes.push(n);
         }
     }
-    let mixes = |n: &NodeId| matches!(f.class_of(*n), Class::Mixing(m) if m != Mixing::Pool);
     if !roots.iter().any(|n| sets.after.contains(*n)) {
         return Err(Why::Independent);
     }
@@ -187,16 +180,15 @@ fn region(
     let leak = Why::Leaks(start.state, stray);
     let partner = |n: NodeId, operand: usize| is_partner(finder, n, operand, &nodes, &sets.behind);
     descendants(f, add, &mut sets.after);
-    if !nodes.iter().any(mixes) {
+    if !nodes.iter().any(|n| f.is_map(*n)) {
         return Err(leak);
     }
     let partners = meets(f, leaks, &sets.after, &mut sets.seen, partner).ok_or(leak)?;
-    let mixing = nodes.iter().filter(|n| matches!(f.class_of(**n), Class::Mixing(_))).count();
-    Ok((Region { nodes, mixing, nonlinear: true }, partners))
+    Ok((Region { nodes, nonlinear: true }, partners))
 }
 
-/// Is the node an add that takes its operand up as the branch around a state that is no part of the region, but that what
-/// the region leads to is computed from as well?
+/// Is the node an add that takes its operand up as the branch around another state? That state is no part of the region, and the
+/// add's branch is computed from it as well.
 fn is_partner(finder: &Finder, n: NodeId, operand: usize, region: &[NodeId], behind: &Marks) -> bool {
     let f = finder.f;
     let (Some(branch), Some(addends)) = (f.g.operand(n, operand), addends(f.g, n)) else { return false };
@@ -204,7 +196,7 @@ fn is_partner(finder: &Finder, n: NodeId, operand: usize, region: &[NodeId], beh
         |a: &Addend| a.inner.is_none() && a.operand != operand && f.g.operand(n, a.operand).is_some_and(|v| f.is_live(v));
     addends.iter().any(|a| a.operand == operand)
         && addends.iter().filter(|a| may_skip(a)).any(|a| {
-            finder.identity_starts(n, a.operand).iter().any(|s| {
+            identity_starts(f, n, a.operand).iter().any(|s| {
                 !region.contains(&s.state.node)
                     && f.active_readers(s.state).any(|r| r.consumer != n && behind.contains(r.consumer))
                     && depends(f, branch, s.state)
@@ -212,7 +204,7 @@ fn is_partner(finder: &Finder, n: NodeId, operand: usize, region: &[NodeId], beh
         })
 }
 
-/// Is a value computed from another, as far as one looks?
+/// Is a value computed from another? The search stops at [`LARGEST`] nodes.
 fn depends(f: &Flow, v: ValueId, on: ValueId) -> bool {
     let first = f.place_of(on.node);
     let mut seen: HashSet<NodeId> = HashSet::from([v.node]);
@@ -230,7 +222,7 @@ fn depends(f: &Flow, v: ValueId, on: ValueId) -> bool {
     false
 }
 
-/// Marks what is computed from an add, as far as one looks.
+/// Marks what is computed from an add, at most [`AHEAD`] nodes far.
 fn descendants(f: &Flow, add: NodeId, marks: &mut Marks) {
     marks.clear();
     let mut queue = vec![add];
@@ -245,8 +237,8 @@ fn descendants(f: &Flow, add: NodeId, marks: &mut Marks) {
     }
 }
 
-/// Follows every path from these reads. The adds at which paths end that pass a mixing operator first or come upon an add that
-/// is a partner; the others have to reach a marked node, or end. None if one does not.
+/// Follows every path from these reads and returns the partners at which paths end. A path that meets a mixing operator must end at
+/// a partner. Any other path must reach a marked node or a partner, or end. `None` if a path does not.
 fn meets(
     f: &Flow,
     from: Vec<(NodeId, usize)>,
@@ -275,7 +267,7 @@ fn meets(
             }
         }
     }
-    // Past a mixing operator nothing but partners will do.
+    // Past a mixing operator a path must end at a partner.
     seen.clear();
     while let Some((n, operand)) = beyond.pop() {
         if f.spent[n.index()] || (f.class_of(n) == Class::Add && partner(n, operand)) {

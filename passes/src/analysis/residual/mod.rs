@@ -12,22 +12,22 @@
 //! - The branch is computed from `h` through at least one mixing operator (convolution, matrix product, attention, pooling,
 //!   recurrence), and its type is the skip's: nothing is broadcast.
 //! - The add post-dominates every reader of `h` from which it can be reached: what lies between feeds the add and nothing
-//!   else. Readers of `h` from which the add cannot be reached (long skips, heads) do not matter, nor do values that enter
-//!   the branch from outside (masks, conditioning, encoder states), nor results of the branch that only become outputs (cached
-//!   keys, attention maps). A mask or a position bias fails here: between it and a later score lie states, and they go past
-//!   the score on their own skips.
+//!   else. Readers of `h` from which the add cannot be reached (long skips, heads) do not matter. Values may enter the branch
+//!   from outside (masks, conditioning, encoder states), and its results may be outputs (cached keys, attention maps). A mask
+//!   or a position bias is excluded by this rule: states lie between it and a later score, and their own skips go past that score.
 //! - Where results of the branch do reach past the add, it is still a join if they meet the add's result again before any
-//!   mixing operator, and the add is not inside the branch of a join while its skip comes from outside of that.
-//! - An identity skip passes copies, casts, quantise/dequantise pairs, rearrangements and scales only. A projected one passes at
-//!   most one convolution or linear map besides pooling, padding, slicing, resizing and normalisation, no nonlinear function,
-//!   fewer linear operators than the branch. The branch contains no join of its own, and a nonlinear function unless the skip is
-//!   only normalised: sums of parallel linear maps (low-rank adapters, kernels of several sizes) are one map.
+//!   mixing operator. The add must not be inside the branch of a join whose outside its skip comes from.
+//! - An identity skip passes copies, casts, quantise/dequantise pairs, rearrangements and scales only. A projected skip passes at
+//!   most one convolution or linear map besides pooling, padding, slicing, resizing and normalisation. It passes no nonlinear
+//!   function, and fewer linear operators than the branch has. The branch contains no join of its own. It contains a nonlinear
+//!   function unless the skip is only normalised: sums of parallel linear maps (low-rank adapters, kernels of several sizes) are
+//!   one map.
 //! - Inside another branch a skip with a factor for each channel is a term of that branch's formula.
 //! - `x + f(x) + g(x)`, written as two adds of which the first is read by the second only, is one join.
 //!
 //! Joins form a *chain* while each state is the previous join's sum, or a function of that alone without mixing operators
 //! (activation, normalisation): the chain's `post`. Rearrangements between two adds must cancel out, or be undone after a single
-//! add; one that lasts, such as another partition into windows, starts a new chain even if the shape is the same.
+//! add. A rearrangement that lasts, such as another partition into windows, starts a new chain even if the shape is the same.
 
 mod branch;
 mod chains;
@@ -82,37 +82,6 @@ pub struct Join {
     pub branch_nodes: usize,
 }
 
-/// What follows the add before the next state.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[allow(missing_docs)]
-pub enum Post {
-    None,
-    Relu,
-    Gelu,
-    Silu,
-    LayerNorm,
-    RmsNorm,
-    BatchNorm,
-    /// Anything else, in lower case; several operators joined by `+`.
-    Other(String),
-}
-
-impl Post {
-    /// Word for reports.
-    pub fn name(&self) -> &str {
-        match self {
-            Post::None => "none",
-            Post::Relu => "relu",
-            Post::Gelu => "gelu",
-            Post::Silu => "silu",
-            Post::LayerNorm => "layernorm",
-            Post::RmsNorm => "rmsnorm",
-            Post::BatchNorm => "batchnorm",
-            Post::Other(name) => name,
-        }
-    }
-}
-
 /// A maximal run of identity joins over one hidden state of one type.
 #[derive(Clone, Debug)]
 pub struct Chain {
@@ -124,8 +93,8 @@ pub struct Chain {
     pub states: Vec<ValueId>,
     /// Type of the states.
     pub ty: ValueType,
-    /// What follows each add.
-    pub post: Post,
+    /// What follows each add before the next state, as a word: `none`, `relu`, `layernorm`; several operators joined by `+`.
+    pub post: String,
     /// Some skip or branch is multiplied by a scale or gate.
     pub scaled: bool,
     /// Signatures of one period: operators joined by `·`, blocks by ` | `.
@@ -184,8 +153,8 @@ enum Why {
     Fusion(ValueId),
 }
 
-/// Finds the residual structure of a graph. Types should have been resolved (`facts::resolve_types`): where shapes are unknown,
-/// a broadcast cannot be told from a sum.
+/// Finds the residual structure of a graph. Types should have been resolved before (`types::resolve_types`): where shapes are
+/// unknown, a broadcast cannot be told from a sum.
 pub fn find_residuals(g: &Graph) -> ResidualStructure {
     let flow = flow::Flow::new(g);
     let mut finder = join::Finder::new(&flow);

@@ -1,5 +1,6 @@
 //! From an add backwards along one addend: where may the skip have started?
 
+use super::classes::addends;
 use super::flow::Flow;
 use crate::ir::{NodeId, ValueId};
 use crate::ops::{Class, Mixing};
@@ -26,40 +27,40 @@ pub(super) struct Start {
     pub(super) maps: usize,
     /// Those that mix channels.
     dense: usize,
-    /// Nothing but normalisations make it a projection.
+    /// Something on the path makes it a projection: more than the state unchanged.
+    projected: bool,
+    /// Nothing but normalisations do.
     pub(super) only_normalises: bool,
-    /// Something on the path makes it more than the state unchanged.
-    pub(super) projected: bool,
     /// Adds on the path that take up further branches: (add, operand the skip comes in by).
     pub(super) through: Vec<(NodeId, usize)>,
 }
 
-/// Places along the identity path into operand `operand` of `add`, nearest first. `addend_of` lists an add's addends.
-pub(super) fn identity_starts(
-    f: &Flow,
-    add: NodeId,
-    operand: usize,
-    addend_of: &dyn Fn(NodeId) -> SmallVec<[usize; 4]>,
-) -> Vec<Start> {
-    let Some(first) = f.g.operand(add, operand) else { return Vec::new() };
-    let begin = Start {
-        state: first,
-        path: Vec::new(),
-        entry: (add, operand),
-        scaled: false,
-        by_channel: false,
-        maps: 0,
-        dense: 0,
-        only_normalises: false,
-        projected: false,
-        through: Vec::new(),
-    };
-    let mut found = vec![begin];
+impl Start {
+    /// The value that an add reads as an operand, before any step back. `inner`: the add applies a convolution or product to it.
+    fn at(f: &Flow, add: NodeId, operand: usize, inner: bool) -> Option<Start> {
+        Some(Start {
+            state: f.g.operand(add, operand)?,
+            path: Vec::new(),
+            entry: (add, operand),
+            scaled: false,
+            by_channel: false,
+            maps: usize::from(inner),
+            dense: usize::from(inner),
+            projected: inner,
+            only_normalises: !inner,
+            through: Vec::new(),
+        })
+    }
+}
+
+/// Places along the identity path into operand `operand` of `add`, nearest first.
+pub(super) fn identity_starts(f: &Flow, add: NodeId, operand: usize) -> Vec<Start> {
+    let mut found: Vec<Start> = Start::at(f, add, operand, false).into_iter().collect();
     let mut next = 0;
     while next < found.len() && found.len() < LONGEST {
         let here = found[next].clone();
         next += 1;
-        for (operand, scaled, through) in steps_back(f, here.state, addend_of) {
+        for (operand, scaled, through) in steps_back(f, here.state) {
             let node = here.state.node;
             let Some(state) = f.g.operand(node, operand) else { continue };
             let mut there = Start { state, entry: (node, operand), scaled: here.scaled | scaled, ..here.clone() };
@@ -75,20 +76,17 @@ pub(super) fn identity_starts(
 }
 
 /// The operands by which a value's producer may hand a state on unchanged: (operand, by a scale, through a sum).
-fn steps_back(
-    f: &Flow,
-    v: ValueId,
-    addend_of: &dyn Fn(NodeId) -> SmallVec<[usize; 4]>,
-) -> SmallVec<[(usize, bool, bool); 4]> {
+fn steps_back(f: &Flow, v: ValueId) -> SmallVec<[(usize, bool, bool); 4]> {
     let n = v.node;
     let mut steps = SmallVec::new();
     match f.class_of(n) {
         Class::Carry | Class::Layout if v.slot == 0 => steps.push((0, false, false)),
         Class::Scale => steps.extend(main_operand(f, n).map(|i| (i, true, false))),
-        // The sum of a state and one branch, to which another branch of the same state is added.
+        // Another branch of the same state may be added to the sum of the state and one branch.
         Class::Add if f.active_readers(v).count() == 1 => {
+            let plain = addends(f.g, n).unwrap_or_default().into_iter().filter(|a| a.inner.is_none()).map(|a| a.operand);
             let compatible = |i: &usize| f.g.operand(n, *i).is_some_and(|o| f.may_agree(o, v));
-            steps.extend(addend_of(n).into_iter().filter(compatible).map(|i| (i, false, true)));
+            steps.extend(plain.filter(compatible).map(|i| (i, false, true)));
         }
         _ => {}
     }
@@ -114,8 +112,9 @@ pub(super) fn main_operand(f: &Flow, n: NodeId) -> Option<usize> {
 
 /// Places where a projection into operand `operand` of `add` may have started, nearest first.
 ///
-/// Walks back over the nodes of the projection in reverse order; whenever a single value is left to explain, it is a possible
-/// state. `inner`: a convolution inside the add itself.
+/// Walks back over the nodes of the projection in reverse order. Whenever a single value is left to explain, it is a possible
+/// state. `inner`: the add itself applies a convolution or product to the operand. `through` gives the skip's operand of a sum
+/// that is part of the projection.
 pub(super) fn projection_starts(
     f: &Flow,
     add: NodeId,
@@ -123,21 +122,9 @@ pub(super) fn projection_starts(
     inner: bool,
     through: &dyn Fn(NodeId) -> Option<usize>,
 ) -> Vec<Start> {
-    let Some(first) = f.g.operand(add, operand) else { return Vec::new() };
-    let mut open: SmallVec<[ValueId; 8]> = SmallVec::from_slice(&[first]);
-    let mut here = Start {
-        state: first,
-        path: Vec::new(),
-        entry: (add, operand),
-        scaled: false,
-        by_channel: false,
-        maps: usize::from(inner),
-        dense: usize::from(inner),
-        only_normalises: !inner,
-        projected: inner,
-        through: Vec::new(),
-    };
     let mut found = Vec::new();
+    let Some(mut here) = Start::at(f, add, operand, inner) else { return found };
+    let mut open: SmallVec<[ValueId; 8]> = SmallVec::from_slice(&[here.state]);
     loop {
         if let [only] = open.as_slice() {
             here.state = *only;
@@ -176,58 +163,41 @@ fn project_back(
     let op = f.g.op(n)?;
     let reads = &f.reads[n.index()];
     let data: SmallVec<[ValueId; 4]> = reads.iter().map(|(_, v)| *v).filter(|v| f.is_live(*v)).collect();
-    let one = |data: SmallVec<[ValueId; 4]>| (data.len() == 1).then_some(data);
-    match f.class_of(n) {
-        Class::Carry | Class::Layout => one(data),
+    let class = f.class_of(n);
+    match class {
+        Class::Carry | Class::Layout => {}
         Class::Scale => {
-            let main = main_operand(f, n)?;
             here.scaled = true;
-            Some(SmallVec::from_slice(&[f.g.operand(n, main)?]))
+            return Some(SmallVec::from_slice(&[f.g.operand(n, main_operand(f, n)?)?]));
         }
-        Class::Add => match through(n) {
-            Some(skip) => {
+        Class::Add => {
+            if let Some(skip) = through(n) {
                 here.through.insert(0, (n, skip));
-                Some(SmallVec::from_slice(&[f.g.operand(n, skip)?]))
+                return Some(SmallVec::from_slice(&[f.g.operand(n, skip)?]));
             }
-            // A bias.
-            None => one(data),
-        },
-        Class::Norm => {
-            here.projected = true;
-            one(data)
+            // Otherwise the add may only add a bias.
         }
-        Class::Reduce => {
+        Class::Norm => here.projected = true,
+        Class::Select
+            if matches!(op.name.as_str(), "Split" | "Gather" | "Expand" | "Tile" | "GatherElements" | "GatherND") =>
+        {
+            return None;
+        }
+        Class::Reduce | Class::Select | Class::Concat | Class::Mixing(Mixing::Pool | Mixing::Conv | Mixing::MatMul) => {
             here.projected = true;
             here.only_normalises = false;
-            one(data)
-        }
-        Class::Select => {
-            if matches!(op.name.as_str(), "Split" | "Gather" | "Expand" | "Tile" | "GatherElements" | "GatherND") {
+            if matches!(class, Class::Mixing(Mixing::Conv | Mixing::MatMul)) {
+                here.maps += 1;
+                here.dense += usize::from(!is_depthwise(f, n));
+            }
+            if here.dense > 1 {
                 return None;
             }
-            here.projected = true;
-            here.only_normalises = false;
-            one(data)
         }
-        Class::Concat => {
-            here.projected = true;
-            here.only_normalises = false;
-            (!data.is_empty()).then_some(data)
-        }
-        Class::Mixing(Mixing::Pool) => {
-            here.projected = true;
-            here.only_normalises = false;
-            one(data)
-        }
-        Class::Mixing(Mixing::Conv | Mixing::MatMul) => {
-            here.projected = true;
-            here.only_normalises = false;
-            here.maps += 1;
-            here.dense += usize::from(!is_depthwise(f, n));
-            if here.dense > 1 { None } else { one(data) }
-        }
-        _ => None,
+        _ => return None,
     }
+    let fits = if class == Class::Concat { !data.is_empty() } else { data.len() == 1 };
+    fits.then_some(data)
 }
 
 /// A convolution that keeps the channels apart, such as a blur before a stride.

@@ -1,16 +1,16 @@
 //! Rearrangements that last for one block only.
 //!
-//! Some networks compute one branch over [B, H, W, C] and the next over [B, H·W, C], or slip a convolution over [B, C, H, W]
-//! between blocks over tokens. Read strictly, every change of form starts a run of its own. Where it is undone after a single
-//! add, it is a detail of that block:
+//! Some networks compute one branch over [B, H, W, C] and the next over [B, H·W, C], or put a convolution over [B, C, H, W]
+//! between blocks over tokens. By the strict rule every change of form starts a new run. A change that is undone after a single
+//! add is a detail of that block:
 //!
 //! ```text
 //!   h1 ── Reshape ──┬────────── + ── Reshape ── h2       the skip runs from h1 to h2, by way of two reshapes
 //!                   └─ branch ──┘
 //! ```
 //!
-//! A run of two adds or more in another form has inner states that exist in that form only. Then the strict reading stands for
-//! the whole sequence.
+//! A run of two adds or more in another form has inner states that exist in that form only. Then the strict rule holds for the
+//! whole sequence.
 
 use super::chains::Run;
 use super::flow::Flow;
@@ -23,8 +23,8 @@ use std::collections::HashMap;
 /// Nodes looked at on the way to a value's other form.
 const LONGEST: usize = 12;
 
-/// Joins runs that follow each other where they can be told in one form from the first to the last; the runs come back in the
-/// order of their first joins.
+/// Joins runs that follow each other into one, where all of them can be written in one form. The result is in the order of the first
+/// joins.
 pub(super) fn bridge(f: &Flow, runs: Vec<Run>) -> Vec<Run> {
     let ends: HashMap<NodeId, usize> =
         runs.iter().enumerate().filter_map(|(i, r)| r.joins.last().map(|j| (j.node, i))).collect();
@@ -32,7 +32,7 @@ pub(super) fn bridge(f: &Flow, runs: Vec<Run>) -> Vec<Run> {
     let mut follows = vec![false; runs.len()];
     for (i, r) in runs.iter().enumerate() {
         let before = r.links[0].as_ref().and_then(|l| ends.get(&l.from));
-        // Of several, the first goes on; the others are long skips.
+        // Of several runs that follow, the first one continues; the others are long skips.
         if let Some(before) = before.filter(|b| follower[**b].is_none()) {
             follower[*before] = Some(i);
             follows[i] = true;
@@ -131,11 +131,11 @@ fn cancels(f: &Flow, state: ValueId, there: &[NodeId], back: &[NodeId], end: Val
 }
 
 fn agrees(f: &Flow, a: ValueId, b: ValueId) -> bool {
-    let dtypes = [a, b].map(|v| f.g.value(v).ty.dtype);
-    f.may_agree(a, b) && dtypes[0] == dtypes[1] && f.g.value(a).ty.shape.is_some() && f.g.value(b).ty.shape.is_some()
+    let (a_ty, b_ty) = (&f.g.value(a).ty, &f.g.value(b).ty);
+    f.may_agree(a, b) && a_ty.dtype == b_ty.dtype && a_ty.shape.is_some() && b_ty.shape.is_some()
 }
 
-/// Walks back from a join's state, over rearrangements only, to a value of another one's type; also the nodes walked over, in
+/// Walks back from a join's state, over rearrangements only, to a value of the type of `like`. Also returns the nodes passed, in
 /// order of execution.
 fn lift(f: &Flow, join: &Join, like: ValueId) -> Option<(ValueId, Vec<NodeId>)> {
     if join.kind != JoinKind::Identity {

@@ -26,7 +26,7 @@ impl Graph {
         self.push_result(id, name, ty)
     }
 
-    /// Nodes that are added from now on stand at this one's place in the file; at the end, if at none's.
+    /// Nodes that are added from now on stand at this node's place in the file; at its end, for `None`.
     pub fn insert_at(&mut self, node: Option<NodeId>) {
         self.insertion = node.map(|n| self.node(n).position);
     }
@@ -84,7 +84,7 @@ impl Graph {
         }
     }
 
-    /// Is the name still to be had?
+    /// Is the name free?
     pub fn is_free(&self, name: &str) -> bool {
         !self.names.contains_key(name) && !self.reserved.contains(name)
     }

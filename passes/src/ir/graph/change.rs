@@ -10,12 +10,11 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 impl Graph {
-    /// Records a read in the reader's list and as an edge; what stood at that place is [unlinked](Graph::unlink) before.
+    /// Records a read in the reader's list and as an edge. The caller has [unlinked](Graph::unlink) the operand before.
     pub(super) fn link(&mut self, from: ValueId, to: NodeId, operand: usize) {
-        let n = self.node_mut(to);
-        let len = n.reads.len().max(operand + 1);
-        n.reads.resize(len, None);
-        n.reads[operand] = Some(from);
+        let reads = &mut self.node_mut(to).reads;
+        reads.resize(reads.len().max(operand + 1), None);
+        reads[operand] = Some(from);
         self.g.add_edge(from.node.index, to.index, Use { slot: from.slot, operand: operand as u32 });
     }
 
@@ -75,7 +74,7 @@ impl Graph {
 
     /// Makes those readers of `old` for which `which` holds read `new`. Captures and graph outputs are left alone.
     pub fn replace_uses(&mut self, old: ValueId, new: ValueId, which: impl Fn(NodeId) -> bool) {
-        // Latest first: an edge is unlinked from its producer's list, in which the newest stands first.
+        // The latest reader comes first, because the newest edge stands first in the producer's list, from which it is unlinked.
         for (node, operand) in self.uses_in_order(old).into_iter().rev() {
             if operand < self.node(node).operand_count() && which(node) {
                 self.set_operand(node, operand, Some(new));
@@ -131,17 +130,16 @@ impl Graph {
         name
     }
 
-    /// Turns an initializer's default and overridability.
+    /// Replaces a source's constant, and says whether a caller may override it.
     pub fn set_initializer(&mut self, v: ValueId, tensor: Tensor, overridable: bool) {
         let ty = ValueType::from(TensorType::fixed(tensor.dtype(), tensor.dims()));
         let n = self.node_mut(v.node);
         n.kind = Kind::Initializer { tensor, overridable };
         n.results[v.slot as usize].ty = ty;
-        let listed = self.inputs.contains(&v.node);
-        if overridable && !listed {
-            self.inputs.push(v.node);
-        } else if !overridable && listed {
+        if !overridable {
             self.inputs.retain(|n| *n != v.node);
+        } else if !self.inputs.contains(&v.node) {
+            self.inputs.push(v.node);
         }
     }
 
@@ -163,7 +161,7 @@ impl Graph {
         Some(tensor)
     }
 
-    /// Removes a node that nobody reads. Of many readers of one value, the latest is removed at the least cost.
+    /// Removes a node that nobody reads. Where many readers of one value are removed, it is fastest to start with the latest.
     pub fn remove(&mut self, id: NodeId) {
         debug_assert!(self.results(id).all(|v| !self.is_read(v)), "a node in use is not removed");
         if let Some(node) = self.g.remove_node(id.index) {
@@ -194,8 +192,8 @@ impl Graph {
         }
     }
 
-    /// Raises the version of the file format, if it is older. Before 4 every initializer had to be listed as an input; those
-    /// that nobody may override no longer are.
+    /// Raises the version of the file format, if it is older. Before version 4 every initializer had to be listed as an input. From 4
+    /// on, an initializer that nobody may override is listed no more.
     pub fn raise_ir(&mut self, version: i64) {
         let from = self.shell.ir_version;
         if from >= version {
@@ -208,7 +206,7 @@ impl Graph {
         }
     }
 
-    /// Forgets what the source declares of these values: their types have changed, and are declared anew when the graph is emitted.
+    /// Forgets what the source declares of these values. Their types have changed; the emission declares the new ones.
     pub fn forget_declarations(&mut self, values: &HashSet<ValueId>) {
         let names: HashSet<String> = values.iter().map(|v| self.name(*v).to_string()).collect();
         Arc::make_mut(&mut self.graph_shell).value_info.retain(|i| !names.contains(&i.name));

@@ -47,8 +47,8 @@ impl Graph {
     }
 }
 
-/// The number of a node among all that were ever added to the graph; nothing at all in a release build. Ids are equal by their
-/// index alone, so that both builds compute the same.
+/// The number of a node among all that were ever added to the graph; empty in a release build. Two ids are equal if their indices are,
+/// so that both builds compute the same.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Born(#[cfg(debug_assertions)] u64);
 

@@ -1,8 +1,8 @@
 //! The graph: operators and sources as nodes, uses as edges.
 //!
-//! A node lists the values it reads in the order of its operands; the edges, from producer to consumer, list the readers of a
-//! value: an edge says which result (`slot`) is read as which `operand`. [`Graph::link`] and [`Graph::unlink`] alone change the two,
-//! and the verifier checks that they agree. Every value has one producer (graph inputs and initializers are nodes too) and one
+//! A node lists the values it reads in the order of its operands. The edges, from producer to consumer, list the readers of a value:
+//! an edge says which result (`slot`) is read as which `operand`. Only [`Graph::link`] and [`Graph::unlink`] change these two, and
+//! the verifier checks that they agree. Every value has one producer (graph inputs and initializers are nodes too) and one
 //! unique name, the name it will have in the emitted file.
 //!
 //! `&Graph` has petgraph's visit traits (`visit.rs`): its algorithms run on the graph, and on its reverse by `Reversed(&graph)`.
@@ -72,11 +72,6 @@ impl Op {
     /// Is it this operator of the standard domain?
     pub fn is(&self, name: &str) -> bool {
         self.domain.is_empty() && self.name == name
-    }
-
-    /// Is it this abstract operator (`ancre.NAME`)?
-    pub fn is_ancre(&self, name: &str) -> bool {
-        self.domain == ANCRE && self.name == name
     }
 
     /// `Conv`, `com.microsoft.FusedMatMul`, `ancre.Route`, …

@@ -167,7 +167,7 @@ impl Graph {
         all
     }
 
-    /// Do the edges into a node say what its list of operands says?
+    /// Are the edges into a node those of its list of operands?
     pub(crate) fn edges_agree(&self, node: NodeId) -> bool {
         let edges = self.g.edges_directed(node.index, Direction::Incoming);
         let mut by_edges: SmallVec<[_; 4]> =
@@ -208,8 +208,7 @@ impl Graph {
             Kind::Initializer { .. } => "initializer".to_string(),
             Kind::Op(op) => op.full_name(),
         };
-        let name =
-            if n.name.is_empty() { n.results.first().map(|v| v.name.clone()).unwrap_or_default() } else { n.name.clone() };
-        NodeSite { name, op }
+        let first = n.results.first().map_or("", |v| &v.name);
+        NodeSite { name: if n.name.is_empty() { first } else { &n.name }.to_string(), op }
     }
 }

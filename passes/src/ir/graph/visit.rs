@@ -40,6 +40,11 @@ impl Graph {
         Dfs::from_parts(of.into_iter().collect(), self.visit_map()).iter(self).collect()
     }
 
+    /// The nodes that depend on data a caller must feed.
+    pub fn fed(&self) -> HashSet<NodeId> {
+        self.descendants(self.required_inputs().map(|v| v.node))
+    }
+
     /// A node on a cycle, if the graph has one.
     pub fn node_on_cycle(&self) -> Option<NodeId> {
         toposort(self, None).err().map(|cycle| cycle.node_id())
@@ -98,7 +103,7 @@ impl<'g> IntoNeighborsDirected for &'g Graph {
     }
 }
 
-/// The readers of a node, or the producers of what it reads; a node that is both twice comes twice.
+/// The readers of a node, or the producers of what it reads. A node comes once for each edge.
 #[derive(Clone)]
 pub struct Neighbors<'g>(Side<'g>);
 
@@ -106,7 +111,7 @@ pub struct Neighbors<'g>(Side<'g>);
 enum Side<'g> {
     /// By the edges.
     Readers(&'g Graph, petgraph::stable_graph::Neighbors<'g, Use, u32>),
-    /// By the operands, the last one first: petgraph's depth-first walks go on with the neighbour they were told last.
+    /// By the operands, in reverse: a depth-first walk of petgraph visits the neighbour that comes last first.
     Producers(std::slice::Iter<'g, Option<ValueId>>),
 }
 

@@ -1,7 +1,7 @@
 //! Which versions of an operator mean the same for a node.
 //!
-//! Schemas tell most of it: the node's attributes, operands, results and types must be known to both versions, and what it
-//! leaves out must have the same default. `CHANGES` and the short lists below have what they do not tell.
+//! Most of it follows from the schemas: the node's attributes, operands, results and types must be known to both versions, and an
+//! attribute that it leaves out must have the same default. `CHANGES` and the short lists below have what schemas do not tell.
 
 use super::{Schema, Value, at, newest_with, versions};
 use crate::ir::{Attr, DType, Graph, NodeId, Op, ValueType};
@@ -34,9 +34,8 @@ impl<'a> Use<'a> {
     }
 
     fn rank(&self) -> Option<i64> {
-        let shape = self.operands.first().and_then(Option::as_ref).and_then(|t| t.shape.as_ref());
-        let shape = shape.or(self.results.first().and_then(|t| t.shape.as_ref()));
-        shape.map(|s| s.len() as i64)
+        let first = [self.operands.first().and_then(Option::as_ref), self.results.first()];
+        first.into_iter().flatten().find_map(|t| Some(t.shape.as_ref()?.len() as i64))
     }
 
     fn types(&self) -> impl Iterator<Item = DType> {
@@ -78,7 +77,7 @@ impl<'a> Use<'a> {
     /// An element type of the node that a version does not take.
     fn refused_type(&self, schema: &Schema) -> Option<DType> {
         let operands = self.operands.iter().enumerate().filter_map(|(i, t)| Some((schema.operand(i)?, t.as_ref()?)));
-        // Of the others some are statistics, which runtimes give in the type that they compute in.
+        // Some later results are statistics, which runtimes give in the type that they compute in.
         let results = self.results.iter().enumerate().take(1).filter_map(|(i, t)| Some((schema.result(i)?, t)));
         operands.chain(results).find_map(|(f, t)| t.dtype.filter(|t| !schema.takes(f, *t)))
     }
@@ -88,7 +87,7 @@ impl<'a> Use<'a> {
         let op = self.op;
         let (a, b) = match (at(&op.domain, &op.name, from), at(&op.domain, &op.name, to)) {
             (Some(a), Some(b)) => (a, b),
-            // It was built for a later operator set.
+            // A pass built the node for a later operator set.
             (None, Some(_)) => return true,
             _ => return versions(&op.domain, &op.name).is_empty(),
         };
@@ -187,7 +186,7 @@ const PLACES: &str = "coordinate_transformation_mode";
 
 fn not_last_axis(u: &Use, opset: i64) -> bool {
     match attribute(u.op, "axis", opset).as_deref() {
-        // Axes were not counted from the end before.
+        // Before opset 11 no axis was counted from the end.
         Some(Attr::Int(-1)) => opset < 11,
         Some(Attr::Int(axis)) => u.rank().is_none_or(|r| *axis != r - 1),
         _ => false,
@@ -205,7 +204,7 @@ fn is_respelled(op: &str, attribute: &str, a: Value, b: Option<Value>) -> bool {
     })
 }
 
-/// Attributes that schemas name no default for, and the number that their elements are where they are left out.
+/// Attributes without a default in the schemas, and the number that each of their elements is where they are left out.
 const IMPLIED: &[(&str, i64)] = &[("dilations", 1), ("strides", 1), ("pads", 0), ("output_padding", 0)];
 
 /// Does an attribute, where it is spelled like this, say what leaving it out says in the newest operator set that has it?

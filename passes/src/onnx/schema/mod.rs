@@ -7,6 +7,7 @@ pub mod meaning;
 #[rustfmt::skip]
 mod table;
 
+use super::short_domain;
 use crate::ir::{Attr, DType, Op};
 
 /// The newest operator set of the standard domain that is known.
@@ -155,7 +156,7 @@ fn nth(formals: &'static [Formal], i: usize) -> Option<&'static Formal> {
 
 /// Every version of an operator, the oldest first.
 pub fn versions(domain: &str, name: &str) -> &'static [Schema] {
-    let domain = if domain == "ai.onnx" { "" } else { domain };
+    let domain = short_domain(domain);
     let key = |s: &Schema| (s.domain, s.name).cmp(&(domain, name));
     let from = table::SCHEMAS.partition_point(|s| key(s).is_lt());
     let len = table::SCHEMAS[from..].partition_point(|s| key(s).is_eq());
@@ -167,8 +168,8 @@ pub fn at(domain: &str, name: &str, opset: i64) -> Option<&'static Schema> {
     versions(domain, name).iter().rev().find(|s| s.since <= opset)
 }
 
-/// An attribute in the newest version of an operator that has it. An operator of a domain that is not known is taken for the
-/// standard's variant of that name.
+/// An attribute in the newest version of an operator that has it. An operator of an unknown domain is read like the standard operator
+/// of its name.
 fn newest_with(domain: &str, name: &str, attribute: &str) -> Option<&'static Attribute> {
     let find = |domain| versions(domain, name).iter().rev().find_map(|s| s.attribute(attribute));
     find(domain).or_else(|| find("").filter(|_| versions(domain, name).is_empty()))
@@ -179,7 +180,7 @@ pub fn all() -> &'static [Schema] {
     table::SCHEMAS
 }
 
-/// The version of the file format that an operator set came with: what is the least for it.
+/// The version of the file format that an operator set came with: the least that a file with it may have.
 pub fn ir_version_of(opset: i64) -> i64 {
     let reached = table::IR_VERSIONS.iter().rev().find(|(v, _)| *v <= opset);
     reached.map_or(3, |(_, ir)| *ir)

@@ -27,7 +27,7 @@ fn post_activation_with_a_projected_block() {
     assert_eq!((chains(&s), s.projections.len()), (vec![1, 1], 1));
     assert_eq!(states(&g, &s.chains[0]), ["x", "s1"], "no sign that the input came out of an activation");
     assert_eq!(states(&g, &s.chains[1]), ["h2", "h3"], "the projecting block's output is the next chain's first state");
-    assert_eq!(s.chains[1].post, Post::Relu);
+    assert_eq!(s.chains[1].post, "relu");
     assert_eq!(g.name(s.projections[0].state), "h1");
     assert_eq!(s.projections[0].entry, (g.find("p").unwrap().node, 0));
 }
