@@ -150,7 +150,11 @@ impl UseRoles<'_> {
             ("BatchNormalization", 3 | 4) => Role::Statistic,
             ("RMSNormalization" | "SimplifiedLayerNormalization", 1) => Role::NormScale,
             ("BatchNormalization" | "LayerNormalization" | "InstanceNormalization" | "GroupNormalization", 1 | 2) => {
-                if operand == 1 { Role::NormScale } else { Role::NormBias }
+                if operand == 1 {
+                    Role::NormScale
+                } else {
+                    Role::NormBias
+                }
             }
             ("SkipLayerNormalization" | "EmbedLayerNormalization", _) => Role::NormScale,
             ("Gather" | "GatherND" | "GatherElements", 0) => {
@@ -159,13 +163,21 @@ impl UseRoles<'_> {
             }
             ("PRelu", 1) => Role::Scale,
             ("Add" | "Sub" | "Sum", _) if feeds_softmax(g, node, depth) => Role::Frozen("mask"),
-            ("Add" | "Sub" | "Sum", _) => if is_vector { Role::Bias } else { Role::Position },
+            ("Add" | "Sub" | "Sum", _) => {
+                if is_vector {
+                    Role::Bias
+                } else {
+                    Role::Position
+                }
+            }
             ("Mul", _) if feeds_both_sin_and_cos(g, node) => Role::Frozen("frequencies"),
             ("Mul", _) if is_vector => Role::Scale,
             ("Mul", _) => Role::Frozen("table that multiplies"),
             ("Concat", _) => Role::Position,
             ("Where", _) => Role::Frozen("mask"),
-            ("Div" | "Pow" | "Clip" | "Max" | "Min" | "Equal" | "Greater" | "Less", _) => Role::Frozen("constant of a formula"),
+            ("Div" | "Pow" | "Clip" | "Max" | "Min" | "Equal" | "Greater" | "Less", _) => {
+                Role::Frozen("constant of a formula")
+            }
             _ => Role::Frozen("no trained role"),
         }
     }

@@ -97,8 +97,7 @@ pub fn infer_node(g: &Graph, node: NodeId, known: &dyn Facts<Poly>) -> Option<Ve
 fn declared_by_bodies(g: &Graph, node: NodeId) -> Vec<ValueType> {
     let Some(op) = g.op(node).filter(|op| op.is("If") || op.is("Loop")) else { return Vec::new() };
     let attrs = op.attrs.0.values();
-    let bodies: Vec<&GraphProto> =
-        attrs.filter_map(|a| if let Attr::Opaque(a) = a { a.g.as_ref() } else { None }).collect();
+    let bodies: Vec<&GraphProto> = attrs.filter_map(|a| if let Attr::Opaque(a) = a { a.g.as_ref() } else { None }).collect();
     let fed = input_symbols(g);
     let of_result = |v: ValueId| {
         let slot = v.slot as usize;

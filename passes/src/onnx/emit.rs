@@ -1,8 +1,8 @@
 //! IR to ONNX file. Initializers are written straight from where they live; the model message never holds a second copy.
 
 use super::external::{relocate, relocate_tensor};
-use super::{name_of, short_domain, take_name};
 use super::import::read_value_info;
+use super::{name_of, short_domain, take_name};
 use crate::ir::{ANCRE, Attr, DType, Dim, Graph, Kind, NodeId, NodeSite, Parts, Tensor, ValueId, ValueType};
 use crate::refusal::Hint;
 use indexmap::IndexMap;

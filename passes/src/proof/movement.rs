@@ -214,8 +214,7 @@ impl Table<'_> {
         }
         // One part without known elements makes the joint's unknown. Then no constant's elements are read.
         let may_be_known = merged.iter().all(|p| self.info(*p).known.is_some() || self.as_const(*p).is_some());
-        let parts: Option<Vec<_>> =
-            if may_be_known { merged.iter().map(|p| self.known(*p)).collect() } else { None };
+        let parts: Option<Vec<_>> = if may_be_known { merged.iter().map(|p| self.known(*p)).collect() } else { None };
         let known = parts.and_then(|all| joined(&all.iter().map(|p| &**p).collect::<Vec<_>>(), axis, MOST));
         let dtype = merged.first().and_then(|p| self.dtype(*p));
         self.moved(Head::Concat(axis), &merged, ty.map_or(ValueType { dtype, shape: None }, ValueType::from), known)

@@ -47,7 +47,8 @@ pub(super) fn build(f: &Flow, finder: Finder) -> ResidualStructure {
         taken.extend(&j.also);
     }
     let rejected = finder.adds.iter().filter(|a| !taken.contains(&a.node));
-    structure.rejected = rejected.filter_map(|a| Some(Rejected { node: a.node, reason: reason(f, a.node, a.why?) })).collect();
+    structure.rejected =
+        rejected.filter_map(|a| Some(Rejected { node: a.node, reason: reason(f, a.node, a.why?) })).collect();
 
     let mut joins: Vec<Join> = finder.joins.into_iter().flatten().collect();
     joins.sort_by_key(|j| f.place_of(j.node));

@@ -233,9 +233,7 @@ impl<'f, 'g> Finder<'f, 'g> {
     fn is_detail(&self, join: NodeId, region: &Region) -> bool {
         let f = self.f;
         let Some(j) = self.join_of.get(&join).and_then(|j| self.joins[*j].as_ref()) else { return false };
-        let enlarges = |name: &str| {
-            matches!(name, "Resize" | "Upsample" | "DepthToSpace") || name.contains("ConvTranspose")
-        };
+        let enlarges = |name: &str| matches!(name, "Resize" | "Upsample" | "DepthToSpace") || name.contains("ConvTranspose");
         let last_map = region.nodes.iter().filter(|n| f.is_map(**n)).map(|n| f.place_of(*n)).max();
         j.kind == JoinKind::Identity
             && region.nodes.contains(&j.state.node)
@@ -277,9 +275,12 @@ impl<'f, 'g> Finder<'f, 'g> {
         }
         let first = start.through.first().copied().unwrap_or((node, operand));
         let own = self.adds[i].addends.iter().filter(|a| a.operand != operand && a.inner.is_none());
-        let mut branches = own.filter_map(|a| f.g.operand(node, a.operand)).chain(start.through.iter().flat_map(|(n, skip)| {
-            f.reads[n.index()].iter().filter(|(o, _)| *o as usize != *skip).map(|(_, v)| *v)
-        }));
+        let mut branches = own.filter_map(|a| f.g.operand(node, a.operand)).chain(
+            start
+                .through
+                .iter()
+                .flat_map(|(n, skip)| f.reads[n.index()].iter().filter(|(o, _)| *o as usize != *skip).map(|(_, v)| *v)),
+        );
         let scaled_branch = branches.any(|v| ends_scaled(f, v, &region));
         self.join_of.insert(node, self.joins.len());
         if start.by_channel {
@@ -356,9 +357,7 @@ fn sum_of(f: &Flow, node: NodeId) -> ValueId {
 /// states of a chain are what its adds add.
 fn in_form_of_sum(f: &Flow, mut start: Start, add: NodeId) -> Start {
     let sum = sum_of(f, add);
-    let same = |v: ValueId, path: &[NodeId]| {
-        f.may_agree(v, sum) && f.may_have_one_dtype(v, sum) && restores(f, v, path)
-    };
+    let same = |v: ValueId, path: &[NodeId]| f.may_agree(v, sum) && f.may_have_one_dtype(v, sum) && restores(f, v, path);
     let mut at = start.state;
     for (i, n) in start.path.iter().enumerate() {
         if same(at, &start.path[i..]) || !matches!(f.class_of(*n), Class::Carry | Class::Layout) {

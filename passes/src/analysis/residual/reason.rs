@@ -55,7 +55,8 @@ pub(super) fn reason(f: &Flow, add: NodeId, why: Refusal) -> String {
         }
         Why::Term(state, join) => {
             let (state, join) = (name(state), site(join));
-            let what = format!("inside the residual branch that ends at {join}: a term of that branch, not a path around a block");
+            let what =
+                format!("inside the residual branch that ends at {join}: a term of that branch, not a path around a block");
             format!("{skip} is {state} times a factor for each channel, {what}")
         }
         Why::Leaks(state, stray) => {
