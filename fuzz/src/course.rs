@@ -174,7 +174,7 @@ impl Outcome {
         let lengths: Vec<usize> = s.chains.iter().map(|c| c.joins.len().min(4)).take(4).collect();
         self.features.insert(hash(&("chains", lengths, s.projections.len().min(4))));
         for c in &s.chains {
-            self.see("chain", &format!("{} {}", c.post.name(), c.scaled));
+            self.see("chain", &format!("{} {}", c.post, c.scaled));
         }
     }
 
