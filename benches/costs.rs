@@ -146,16 +146,11 @@ fn conv_weight_cases() -> Vec<Case> {
         ("144@28", conv(8, 144, 144, 28, 3, 1, 144)),
         ("144k5@28", conv(8, 144, 144, 28, 5, 1, 144)),
     ];
-    let by = |joined, blocked, taps| Target {
-        conv_weight: ConvWeight { joined_channels: joined, blocked_channels: blocked, depthwise_taps: taps },
+    let by = |joined, taps| Target {
+        conv_weight: ConvWeight { joined_channels: joined, depthwise_taps: taps, strided_taps: taps, shifted_copies: taps },
         ..CPU.clone()
     };
-    let ways = [
-        ("joined", by(i64::MAX, 0, i64::MAX)),
-        ("blocked", by(0, i64::MAX, i64::MAX)),
-        ("shifted or taps", by(0, 0, i64::MAX)),
-        ("grouped", by(0, 0, 0)),
-    ];
+    let ways = [("joined", by(i64::MAX, i64::MAX)), ("shifted or taps", by(0, i64::MAX)), ("one convolution", by(0, 0))];
     cases(&sizes, &ways)
 }
 

@@ -35,10 +35,12 @@ pub struct Target {
 pub struct ConvWeight {
     /// With fewer input channels the taps' slices are joined into one product.
     pub joined_channels: i64,
-    /// With fewer input channels a strided window becomes a dense one over blocks of cells.
-    pub blocked_channels: i64,
-    /// Groups of single channels with up to so many taps at stride 1 are products of slices, the others a convolution.
+    /// Groups of single channels with more taps than this, or strided, are one convolution, the others products of slices.
     pub depthwise_taps: i64,
+    /// Strided windows with more taps than this are one convolution, the others products of slices.
+    pub strided_taps: i64,
+    /// Windows at stride 1 that need more shifted copies of the operands than this are one convolution.
+    pub shifted_copies: i64,
 }
 
 /// How a router's sums are computed. Benchmark `lowering` of `pipeline`.
@@ -64,9 +66,10 @@ pub static CPU: Target = Target {
     // some half of the activations' elements.
     reversed_weight: 2,
     batch: 8,
-    // A convolution with batch and channels exchanged is three times slower than the products of shifted copies on dense
-    // windows; narrow products (few channels) waste the matrix kernel.
-    conv_weight: ConvWeight { joined_channels: 8, blocked_channels: 8, depthwise_taps: 9 },
+    // A convolution with batch and channels exchanged takes twice as long as the products of shifted copies for 3 x 3 taps, half
+    // as much again for 7 x 7, the same from 8 x 8 or 16 in a row on. Against strided slices it wins from some 16 taps on (7 x 7
+    // over 3 channels: 0.6 to 0.8 of their time). Narrow products (few channels) waste the matrix kernel.
+    conv_weight: ConvWeight { joined_channels: 8, depthwise_taps: 9, strided_taps: 16, shifted_copies: 15 },
     // Over states of 16 k to 780 k floats, K = 8 … 64, blocks of 4 are best or near it up to K = 16, blocks of 8 above. Up to 4
     // states the stacking costs more than the pairs.
     router: Router { pairs: 4, blocks: &[(16, 4), (usize::MAX, 8)], large_sample: 4096 },
@@ -88,9 +91,8 @@ pub static CUDA: Target = Target {
     // cuDNN's data gradient is one kernel; the reversed weight would be two copies before another.
     reversed_weight: 0,
     batch: 32,
-    // No slice for each tap: dense windows are one product of shifted copies, strided ones are made dense whatever their
-    // channels, groups of single channels are one grouped convolution.
-    conv_weight: ConvWeight { joined_channels: 0, blocked_channels: i64::MAX, depthwise_taps: 0 },
+    // Few slices for each tap: dense windows are one product of shifted copies, groups of single channels one grouped convolution.
+    conv_weight: ConvWeight { joined_channels: 0, depthwise_taps: 0, strided_taps: 9, shifted_copies: 15 },
     // Pairs are two kernels each, K² of them; a block's product is one. Blocks of about √K move the least.
     router: Router { pairs: 2, blocks: &[(usize::MAX, 8)], large_sample: i64::MAX },
     // Nine copies of 65 thousand numbers take five microseconds, a dozen kernels some fifty.
@@ -108,7 +110,7 @@ pub static WASM: Target = Target {
     // The scatter of a transposed convolution is serial everywhere, so that one thread loses less by it.
     reversed_weight: 4,
     batch: 1,
-    conv_weight: ConvWeight { joined_channels: 8, blocked_channels: 8, depthwise_taps: 0 },
+    conv_weight: ConvWeight { joined_channels: 8, depthwise_taps: 0, strided_taps: 16, shifted_copies: 15 },
     router: Router { pairs: 2, blocks: &[(usize::MAX, 16)], large_sample: i64::MAX },
     small_update: 8192,
 };

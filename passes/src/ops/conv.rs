@@ -25,9 +25,13 @@ impl OpRule for Conv {
         if let (Some(c), Some(per_group)) = (x.shape[1].known(), w.shape[1].known()) {
             cx.require(c == per_group * group, || format!("{x} has not {group} groups of {per_group} channels"))?;
         }
-        let window = Window::new(cx.op, Some(&w.shape[2..]), &x.shape[2..])?;
         let mut shape = vec![x.shape[0].clone(), w.shape[0].clone()];
-        shape.extend(window.output(&x.shape[2..])?);
+        if cx.op.attrs.ints("kernel_shape").is_none() && w.shape[2..].iter().any(|d| d.known().is_none()) {
+            // A kernel that is computed, such as the result's cotangent in the gradient of a weight.
+            shape.extend(w.shape[2..].iter().map(|_| unknown_dim("window")));
+        } else {
+            shape.extend(Window::new(cx.op, Some(&w.shape[2..]), &x.shape[2..])?.output(&x.shape[2..])?);
+        }
         Ok(vec![TensorType::new(x.dtype, shape)])
     }
     /// x̄ = ȳ ∗ᵀ w (see [`input_gradient`]), w̄ = Σ_n correlation of x and ȳ (see [`weight_cotangent`]), bias: Σ ȳ.
@@ -97,6 +101,10 @@ impl OpRule for Conv {
             of(a().with("pads", vec![2, 2]).with("dilations", vec![2]), &[2, 8, 6], &[3, 8, 3]),
             of(a().with("pads", vec![1; 6]), &[2, 8, 3, 2, 3], &[2, 8, 3, 3, 3]),
             of(a().with("pads", four(2)), &[1, 2, 3, 3], &[2, 2, 2, 2]),
+            // The weight's gradient by one convolution: many taps in a row, strided, in groups.
+            of(a().with("pads", vec![3, 0]), &[2, 3, 24], &[4, 3, 20]),
+            of(a().with("strides", two(2)), &[2, 3, 8, 9], &[4, 3, 5, 5]),
+            of(a().with("group", 2).with("dilations", vec![2]), &[2, 4, 40], &[6, 2, 16]),
         ]
     }
 }

@@ -9,7 +9,7 @@ use super::broadcast::sum_batch;
 use super::conv::{merge_axes, reshape_around, split_axis};
 use super::matmul::{contract_batch, contract_batches, is_long};
 use super::sample::floats;
-use super::window::{Window, crop_like, pad_spatial, slice};
+use super::window::{Window, pad_spatial, slice};
 use super::*;
 use crate::ir::{ANCRE, NodeId, Tensor};
 use crate::ops::build::{BuildError, Builder, Built};
@@ -72,25 +72,23 @@ pub(super) fn weight_cotangent(b: &mut Builder, x: ValueId, ct: ValueId, w: Valu
 
 /// The cotangent of a convolution's weight in plain operators.
 ///
-/// At stride 1 the taps' shifts are shared out between the operands (see [`shifted`]). Strided windows, and extents that are
-/// not known, take one slice of x a tap.
-///
-/// Exceptions: few input channels make narrow products, so a strided window is first made a denser one over more channels
-/// (space to depth) and the slices are joined; groups of single channels are element-wise products or, where many taps or
-/// strided slices make those slow, a convolution of x with ȳ as its kernel, batch and channels changing places.
+/// At stride 1 the taps' shifts are shared out between the operands (see [`shifted`]). Few input channels make narrow products,
+/// so the slices of all taps are joined into one. Groups of single channels are element-wise products of slices. Other windows
+/// that are not too large, and extents that are not known, take a slice and a product a tap. Large windows take one convolution
+/// (see [`swapped`]), whose nodes do not grow with the taps.
 fn weight_gradient(b: &mut Builder, x: ValueId, ct: ValueId, w: ValueId, window: &Window, group: i64) -> Built {
     let costs = &b.target.conv_weight;
     let (x_ty, ct_ty, w_ty) = (b.ty(x)?, b.ty(ct)?, b.ty(w)?);
     let single = w_ty.shape[1].is_one() && group > 1;
     let fixed = x_ty.shape[2..].iter().chain(&ct_ty.shape[2..]).all(|d| d.known().is_some());
-    let below = |most: i64| group == 1 && w_ty.shape[1].known().is_some_and(|c| c < most);
-    let few = below(costs.joined_channels);
-    let dense = window.dilations.iter().all(|d| *d == 1);
-    if single && fixed && (window.is_strided() || window.taps() > costs.depthwise_taps) {
+    let few = group == 1 && w_ty.shape[1].known().is_some_and(|c| c < costs.joined_channels);
+    let many = match (single, window.is_strided()) {
+        (true, strided) => strided || window.taps() > costs.depthwise_taps,
+        (false, true) => window.taps() > costs.strided_taps,
+        (false, false) => window.kernel[0] + window.kernel[1..].iter().product::<i64>() > costs.shifted_copies,
+    };
+    if many && (fixed || group == 1) {
         return swapped(b, x, ct, w, window, group);
-    }
-    if below(costs.blocked_channels) && fixed && window.is_strided() && dense {
-        return space_to_depth(b, x, ct, w, window);
     }
     if !few && !single && fixed && !window.is_strided() && window.taps() > 1 {
         return shifted(b, x, ct, w, window, group);
@@ -316,14 +314,16 @@ fn depthwise(b: &mut Builder, seen: &[ValueId], ct: ValueId, w: ValueId) -> Buil
 /// x as [C/G, G·N, ..], ȳ as a weight [O, N, ..], stride and dilation exchanged: a convolution whose output is [C/G, O, k..].
 fn swapped(b: &mut Builder, x: ValueId, ct: ValueId, w: ValueId, window: &Window, group: i64) -> Built {
     let rank = window.rank() as i64;
-    let (x_ty, w_ty) = (b.ty(x)?, b.ty(w)?);
-    let spread = split_axis(b, x, 1, group)?;
-    let perm: Vec<i64> = [2, 1, 0].into_iter().chain(3..3 + rank).collect();
-    let moved = b.transpose(spread, &perm)?;
-    let mut shape = vec![w_ty.shape[1].clone(), &x_ty.shape[0] * &Dim::from(group)];
-    shape.extend_from_slice(&x_ty.shape[2..]);
-    let moved = reshape_around(b, moved, &shape)?;
+    let w_ty = b.ty(w)?;
     let perm: Vec<i64> = [1, 0].into_iter().chain(2..2 + rank).collect();
+    let moved = if group == 1 {
+        b.transpose(x, &perm)?
+    } else {
+        let spread = split_axis(b, x, 1, group)?;
+        let by_channel: Vec<i64> = [2, 1, 0].into_iter().chain(3..3 + rank).collect();
+        let moved = b.transpose(spread, &by_channel)?;
+        merge_axes(b, moved, 1)?
+    };
     let kernel = b.transpose(ct, &perm)?;
     let attrs = Attrs::new()
         .with("strides", window.dilations.clone())
@@ -341,63 +341,4 @@ fn swapped(b: &mut Builder, x: ValueId, ct: ValueId, w: ValueId, window: &Window
         slice(b, wide, &vec![0; window.rank()], &window.kernel, &axes, &vec![1; window.rank()])?
     };
     if w_ty.shape[1].is_one() { b.reshape_like(cut, w) } else { b.transpose(cut, &perm) }
-}
-
-/// A strided window over few channels: each block of stride cells becomes channels, and the window one of stride 1.
-fn space_to_depth(b: &mut Builder, x: ValueId, ct: ValueId, w: ValueId, window: &Window) -> Built {
-    let rank = window.rank();
-    let (x_ty, ct_ty, w_ty) = (b.ty(x)?, b.ty(ct)?, b.ty(w)?);
-    let strides = &window.strides;
-    let blocks: Vec<i64> = (0..rank).map(|i| (window.kernel[i] + strides[i] - 1) / strides[i]).collect();
-    let windows: Vec<i64> = ct_ty.shape[2..].iter().map(known).collect();
-    let cells: Vec<i64> = (0..rank).map(|i| windows[i] + blocks[i] - 1).collect();
-    // Cells past the last block are cut by a negative pad.
-    let end: Vec<i64> = (0..rank).map(|i| cells[i] * strides[i] - known(&x_ty.shape[2 + i]) - window.begin[i]).collect();
-    let padded = pad_spatial(b, x, &window.begin, &end, None)?;
-    // [N, C, cells, stride, ..] -> [N, C, stride.., cells..] -> [N, C · strides, cells..].
-    let (n, c) = (x_ty.shape[0].clone(), x_ty.shape[1].clone());
-    let mut spread = vec![n.clone(), c.clone()];
-    for i in 0..rank {
-        spread.extend([Dim::from(cells[i]), Dim::from(strides[i])]);
-    }
-    let blocked = reshape_around(b, padded, &spread)?;
-    let mut perm = vec![0, 1];
-    perm.extend((0..rank as i64).map(|i| 3 + 2 * i));
-    perm.extend((0..rank as i64).map(|i| 2 + 2 * i));
-    let moved = b.transpose(blocked, &perm)?;
-    let phases: i64 = strides.iter().product();
-    let mut shape = vec![n, &c * &Dim::from(phases)];
-    shape.extend(cells.iter().map(|d| Dim::from(*d)));
-    let deep = reshape_around(b, moved, &shape)?;
-    let dense = Window {
-        kernel: blocks.clone(),
-        strides: vec![1; rank],
-        dilations: vec![1; rank],
-        begin: vec![0; rank],
-        end: vec![0; rank],
-        ceil: false,
-    };
-    let mut products = Vec::new();
-    for offset in dense.offsets() {
-        let seen = dense.tap(b, deep, &offset, &ct_ty.shape[2..])?;
-        let product = channel_products(b, seen, ct, 1)?;
-        products.push(b.unsqueeze(product, &[1])?);
-    }
-    let joined = b.concat(&products, 1)?;
-    // [O, blocks.., C, strides..] -> [O, C, block, stride, ..] -> [O, C, taps..], of which the last may be none of the kernel.
-    let mut split = vec![w_ty.shape[0].clone()];
-    split.extend(blocks.iter().map(|d| Dim::from(*d)));
-    split.push(c.clone());
-    split.extend(strides.iter().map(|d| Dim::from(*d)));
-    let split = reshape_around(b, joined, &split)?;
-    let rank = rank as i64;
-    let mut perm = vec![0, rank + 1];
-    for i in 0..rank {
-        perm.extend([1 + i, rank + 2 + i]);
-    }
-    let ordered = b.transpose(split, &perm)?;
-    let mut whole = vec![w_ty.shape[0].clone(), c];
-    whole.extend(blocks.iter().zip(strides).map(|(k, s)| Dim::from(k * s)));
-    let taps = reshape_around(b, ordered, &whole)?;
-    crop_like(b, taps, &vec![0; window.rank()], w)
 }
