@@ -48,7 +48,7 @@ pub fn inspect_json(g: &Graph, s: &ResidualStructure, model: &str) -> Value {
     })
 }
 
-/// The report of `inspect`: the chains, then the blocks by their operators, then what is joined by a projection.
+/// The report of `inspect`: the chains, then their blocks by the operators in them, then the projected skips.
 pub fn inspect_text(g: &Graph, s: &ResidualStructure) -> String {
     let mut text = String::new();
     let (identity, projection) = (s.identity_count(), s.projections.len());

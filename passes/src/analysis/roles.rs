@@ -1,4 +1,4 @@
-//! What role each float constant of a model plays, and so whether it trains: decided by how it is used, not by its name.
+//! The role of each float constant of a model, and so whether it trains. Its uses decide, not its name.
 //!
 //! A tensor trains when it is the weight of a convolution, product or embedding, a bias, the scale or bias of a
 //! normalisation, a layer scale, or a learned position. Position tables of sines and cosines, masks, epsilons and other

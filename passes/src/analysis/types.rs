@@ -16,7 +16,7 @@ use std::ops::Deref;
 /// A source of types beside our own rules, usually an engine's shape inference. It is asked last, and only about results that are
 /// still open.
 pub trait Oracle {
-    /// What it knows of a node's results, in their order, from what is known of the operands. Symbols are those of the graph's
+    /// The facts it knows of a node's results, in their order, from the facts about the operands. Symbols are those of the graph's
     /// inputs; a dimension it cannot name is [`unnamed_dim`].
     fn ask(&mut self, g: &Graph, node: NodeId, known: &dyn Facts<Poly>) -> Option<Vec<Fact>>;
 }
@@ -119,7 +119,7 @@ fn declared_by_bodies(g: &Graph, node: NodeId) -> Vec<ValueType> {
     g.results(node).map(of_result).collect()
 }
 
-/// What two statements have in common. An extent on which they differ has no name.
+/// The type in which two statements agree. An extent in which they differ is unnamed.
 fn common(a: ValueType, b: &ValueType) -> ValueType {
     let extent = |(a, b): (Dim, &Dim)| if a == *b { a } else { unnamed_dim("", 0) };
     let shape = match (a.shape, &b.shape) {

@@ -4,7 +4,7 @@ use super::tensor::Tensor;
 use indexmap::IndexMap;
 use onnx_protobuf::AttributeProto;
 
-/// One attribute's value. What the IR does not interpret (subgraphs, types, sparse tensors) stays as the source wrote it.
+/// One attribute's value. A value that the IR does not interpret (subgraph, type, sparse tensor) stays as the source wrote it.
 #[derive(Clone, Debug)]
 #[allow(missing_docs)]
 pub enum Attr {

@@ -177,7 +177,7 @@ impl RouterSpec {
 }
 
 impl Graph {
-    /// Forgets the routers of which a value is gone.
+    /// Removes the routers that name a value which is gone.
     pub fn drop_dead_routers(&mut self) {
         let mut routers = std::mem::take(&mut self.routers);
         routers.retain(|_, r| r.values().all(|v| self.contains(v)));

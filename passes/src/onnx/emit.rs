@@ -36,7 +36,7 @@ pub enum EmitError {
 }
 
 impl EmitError {
-    /// What a person may do.
+    /// What the user may do about it.
     pub fn hint(&self) -> Option<Hint> {
         matches!(self, EmitError::TooLarge(_)).then_some(Hint::SkipVerification)
     }

@@ -291,7 +291,7 @@ pub(crate) fn free_names(
     Some(())
 }
 
-/// A node's operator, of which only what is in its message is known. An attribute that cannot be read stays as it is.
+/// A node's operator, read from its message alone. An attribute that cannot be read stays as the message has it.
 pub fn op_of(node: &NodeProto) -> Op {
     let read = |a: &AttributeProto| read_attr(a, None).unwrap_or_else(|_| Attr::Opaque(Box::new(a.clone())));
     let attrs = Attrs(node.attribute.iter().map(|a| (a.name.clone(), read(a))).collect());

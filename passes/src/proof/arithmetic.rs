@@ -9,10 +9,10 @@ use std::rc::Rc;
 /// Elements of a matrix that is looked at as one of weights over states.
 const MOST_WEIGHTS: usize = 1 << 16;
 
-/// A row (or column) of weights, and what it chooses.
+/// The choice that a row (or column) of weights makes, and the weights.
 type Line = (Choice, Vec<f64>);
 
-/// What a row of weights makes of the states it is multiplied with.
+/// The choice that a row of weights makes among the states it is multiplied with.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Choice {
     /// All weights are zero.
@@ -65,7 +65,7 @@ impl Table<'_> {
         self.reassociated(&[(a, 1.0), (b, 1.0)], ty)
     }
 
-    /// What is left of a sum when zeros go.
+    /// The one addend that is left of a sum without its zeros.
     pub(super) fn without_zero(&mut self, left: TermId) -> TermId {
         self.did("x + 0");
         if self.is_float(left) {

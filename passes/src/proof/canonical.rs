@@ -282,7 +282,8 @@ impl<'g> Table<'g> {
         evaluate(&call)?.pop()
     }
 
-    /// Writes the axes of a reduction as an attribute, in whatever form the operator set has them; whether that was possible.
+    /// Writes the axes of a reduction as an attribute, whether the operator set has them as an operand or an attribute. Returns
+    /// whether that was possible.
     fn reduced_axes(&mut self, s: &Site<'_, 'g>, attrs: &mut Vec<(String, AttrKey)>) -> bool {
         let Some(rank) = self.shape(s.arg(0)).map(|d| d.len() as i64) else { return false };
         let listed = match (s.op.attrs.ints("axes"), s.arg(1)) {

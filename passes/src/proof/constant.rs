@@ -19,7 +19,7 @@ pub(super) struct ConstId(u32);
 /// Elements of a constant, in the file where possible.
 type Bytes<'g> = Rc<Cow<'g, [u8]>>;
 
-/// What a constant is, element type and shape aside.
+/// The content of a constant, without its element type and shape.
 enum Content<'g> {
     /// Little-endian elements.
     Elements(Bytes<'g>),

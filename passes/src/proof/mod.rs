@@ -38,7 +38,7 @@ use term::{Granted, Table};
 /// How hard to try.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ProofOptions {
-    /// Take sums of floats for equal in whatever order they are added (equal as real numbers, not as floats).
+    /// Treat sums of floats as equal in any order of their addends: they are equal as real numbers, not as floats.
     pub reassociate: bool,
 }
 

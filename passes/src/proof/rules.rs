@@ -148,7 +148,7 @@ impl<'g> Table<'g> {
         if let Some(t) = self.reassociated(&terms, &ty) {
             return Some(t);
         }
-        // Zeros may go where what is left has the sum's type.
+        // Zeros are left out where the remaining addend has the sum's type.
         let left: Vec<TermId> = s.args.iter().copied().filter(|t| self.uniform(*t) != Some(0.0)).collect();
         match left[..] {
             [only] if self.same_type(only, &ty) => Some(self.without_zero(only)),

@@ -53,7 +53,7 @@ pub(super) struct OpKey {
     pub(super) results: u32,
 }
 
-/// What a term is, its operands aside.
+/// A term without its operands.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Head {
     /// A graph input.
@@ -255,7 +255,7 @@ impl<'g> Table<'g> {
         }
     }
 
-    /// Elements of a term, as far as they are known and not too many.
+    /// Elements of a term, if they are known and not too many.
     pub(super) fn known(&mut self, t: TermId) -> Option<Rc<Array<Bounded>>> {
         if t == TermId::NONE {
             return None;

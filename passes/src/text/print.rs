@@ -19,7 +19,7 @@ pub fn outline(g: &Graph) -> String {
     Printer { g, all: false }.graph()
 }
 
-/// The operator nodes of a graph, one a line: `results = Op <attributes> (operands)`.
+/// The operator nodes of a graph, each on a line of its own: `results = Op <attributes> (operands)`.
 pub fn body(g: &Graph) -> String {
     Printer { g, all: false }.body("")
 }

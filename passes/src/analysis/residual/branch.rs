@@ -22,7 +22,7 @@ pub(super) struct Question<'a> {
     pub(super) path: &'a [NodeId],
 }
 
-/// What lies between a state and an add, the skip left out.
+/// The nodes between a state and an add, without the skip.
 #[derive(Debug, Default)]
 pub(super) struct Region {
     /// Its nodes, in order.

@@ -1,9 +1,9 @@
-//! Operators that add, and what fused ones do beside adding.
+//! Operators that add, and the further steps of fused operators that add.
 
 use crate::ir::{DType, Graph, NodeId, Op};
 use crate::ops::Mixing;
 
-/// Does the operator round to integers of which none stands for a number below zero? A quantised network writes its ReLU that
+/// Does the operator round to integers that stand for no number below zero? A quantised network writes its ReLU that
 /// way: the zero point is the lowest value of the type.
 pub(super) fn clips_at_zero(g: &Graph, node: NodeId) -> bool {
     let zero_point = match g.op(node).map(|op| op.name.as_str()) {

@@ -163,7 +163,7 @@ impl<'g> Flow<'g> {
         a
     }
 
-    /// Does everything computed from `from` (save what is spent) pass through `by`?
+    /// Does every value computed from `from`, spent nodes aside, pass through `by`?
     pub(super) fn post_dominates(&self, by: NodeId, from: NodeId) -> bool {
         let ((first, end), (at, _)) = (self.span[by.index()], self.span[from.index()]);
         (first..end).contains(&at)

@@ -211,7 +211,7 @@ impl<'f, 'g> Finder<'f, 'g> {
         if branch <= start.maps || (!start.only_normalises && !region.nonlinear) {
             return Err(Why::Parallel(start.state));
         }
-        // What the skip computes on its way is its own; a branch that reads it starts later than the state.
+        // A branch that reads a value on the skip's way starts later than the state.
         let feeds_branch = |n: &NodeId| {
             let other = |r: &Read| r.consumer != add && !start.path.contains(&r.consumer);
             self.f.active_readers(self.f.g.result(*n, 0)).any(|r| other(&r) && self.f.post_dominates(add, r.consumer))

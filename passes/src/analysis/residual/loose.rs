@@ -30,15 +30,15 @@ struct Candidate {
     operand: usize,
     start: Start,
     region: Region,
-    /// Adds in whose branches ends what goes past this one.
+    /// Adds in whose branches the values end that go past this add.
     partners: Vec<NodeId>,
 }
 
 /// Node sets for the questions about one add.
 struct Sets {
-    /// What the branch is computed from.
+    /// The nodes that the branch is computed from.
     behind: Marks,
-    /// What depends on the state, then what is computed from the add.
+    /// The nodes that depend on the state, later those that depend on the add.
     after: Marks,
     seen: Marks,
 }
@@ -132,7 +132,7 @@ fn region(
     sets: &mut Sets,
 ) -> Result<(Region, Vec<NodeId>), Why> {
     let f = finder.f;
-    // Backwards from the branch to everything after the state ...
+    // First the walk goes back from the branch to every node after the state.
     sets.behind.clear();
     let first = f.place_of(start.state.node);
     let mut stack: Vec<NodeId> = branch_operands.iter().filter_map(|o| f.g.operand(add, *o)).map(|v| v.node).collect();
@@ -150,7 +150,7 @@ fn region(
             }
         }
     }
-    // ... of which the region is what depends on the state.
+    // The nodes among these that depend on the state are the region.
     back.sort_unstable_by_key(|n| f.place_of(*n));
     sets.after.clear();
     let mut nodes = Vec::new();

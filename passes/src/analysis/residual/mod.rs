@@ -23,7 +23,7 @@
 //!   function unless the skip is only normalised: sums of parallel linear maps (low-rank adapters, kernels of several sizes) are
 //!   one map.
 //! - Inside another branch a skip with a factor for each channel is a term of that branch's formula.
-//! - `x + f(x) + g(x)`, written as two adds of which the first is read by the second only, is one join.
+//! - `x + f(x) + g(x)`, written as two adds, is one join if only the second add reads the first.
 //!
 //! Joins form a *chain* while each state is the previous join's sum, or a function of that alone without mixing operators
 //! (activation, normalisation): the chain's `post`. Rearrangements between two adds must cancel out, or be undone after a single

@@ -11,7 +11,7 @@ const LONGEST: usize = 16;
 /// Nodes of a projection.
 const LARGEST: usize = 32;
 
-/// A place where a skip may start, and what it passes from there.
+/// A place where a skip may start, and the operators that the skip passes from there.
 #[derive(Clone, Debug)]
 pub(super) struct Start {
     pub(super) state: ValueId,

@@ -98,7 +98,7 @@ fn detour(f: &Flow, run: &Run, single: &Run, next: Option<&Run>) -> Option<Detou
     let link = single.links[0].as_ref()?;
     let (first, sum) = (run.joins.first()?.state, run.joins.last()?.sum);
     let (state, walked) = lift(f, join, first)?;
-    // What lies before the lifted state cancels out.
+    // The rearrangements before the lifted state must cancel out.
     let before = link.rearranging.iter().copied().filter(|n| !walked.contains(n)).collect::<Vec<_>>();
     if !restores(f, sum, &before) {
         return None;

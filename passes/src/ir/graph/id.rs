@@ -30,7 +30,7 @@ impl NodeId {
         self.index.index()
     }
 
-    /// Panics in a debug build if the id was made for another node than the one that has its index now.
+    /// Panics in a debug build if the id was made for a node that was removed since.
     #[track_caller]
     pub(super) fn check(self, node: Born) {
         debug_assert!(self.is(node), "node {} was removed, and its id is used", self.index());

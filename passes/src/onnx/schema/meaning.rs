@@ -148,7 +148,7 @@ const fn change(op: &'static str, since: i64, touches: fn(&Use, i64) -> bool) ->
     Change { op, since, touches }
 }
 
-/// What onnx.defs cannot tell: everything else follows from the schemas.
+/// The changes of meaning that onnx.defs does not show. All others follow from the schemas.
 const CHANGES: &[Change] = &[
     // The last window of a pooling counts elements beyond the padding no longer.
     change("AveragePool", 19, |u, _| u.op.int("ceil_mode") == 1 && u.op.int("count_include_pad") == 1),

@@ -59,7 +59,7 @@ pub struct Attribute {
     pub kind: Kind,
     /// Must it be given?
     pub required: bool,
-    /// What it is where it is left out, if the schema says so.
+    /// Its value where it is left out, if the schema states one.
     pub default: Option<Value>,
 }
 
@@ -131,12 +131,12 @@ impl Schema {
         self.attributes.binary_search_by(|a| a.name.cmp(name)).ok().map(|i| &self.attributes[i])
     }
 
-    /// Operand `i`, of which a variadic one may be many.
+    /// Operand `i`. A variadic operand stands for all places after it too.
     pub fn operand(&self, i: usize) -> Option<&'static Formal> {
         nth(self.operands, i)
     }
 
-    /// Result `i`, of which a variadic one may be many.
+    /// Result `i`. A variadic result stands for all places after it too.
     pub fn result(&self, i: usize) -> Option<&'static Formal> {
         nth(self.results, i)
     }
@@ -186,7 +186,7 @@ pub fn ir_version_of(opset: i64) -> i64 {
     reached.map_or(3, |(_, ir)| *ir)
 }
 
-/// Attributes as an operator means them: what is not given has the value that ONNX says.
+/// Attributes as an operator means them: an attribute that is not given has ONNX's default.
 impl Op {
     fn given_or<T>(&self, name: &str, read: impl Fn(&Attr) -> Option<T>) -> Option<T> {
         let given = self.attrs.get(name).and_then(&read);
