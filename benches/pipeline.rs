@@ -8,10 +8,11 @@ mod nets;
 
 use ancre_passes::analysis::residual::find_residuals;
 use ancre_passes::ir::{Graph, SharedBytes};
-use ancre_passes::pipeline::training::{TrainingOptions, build_training_graph};
+use ancre_passes::pipeline::PassManager;
+use ancre_passes::pipeline::training::TrainingOptions;
 use ancre_passes::target::CPU;
 use ancre_passes::transform::loss::{LossKind, LossOptions};
-use ancre_passes::transform::lower_routes::{Lowering, lower_routes_by};
+use ancre_passes::transform::lower_routes::{Lowering, lower_routes};
 use ancre_passes::transform::optimizer::{OptimizerKind, OptimizerOptions};
 use ancre_passes::transform::route::{
     ChainChoice, Form, Granularity, Init, Normalize, RouteOptions, Rule, Scope, route_skips,
@@ -139,7 +140,7 @@ fn training(b: Bencher, case: &Case) {
     let g = case.routed();
     let options = training_options(&g);
     // A few models hold operators without a derivative; how fast that is found counts too.
-    b.with_inputs(|| g.clone()).bench_local_values(|g| build_training_graph(g, &options).map(|t| t.graph).ok());
+    b.with_inputs(|| g.clone()).bench_local_values(|g| PassManager::default().training_graph(g, &options).map(|t| t.graph).ok());
 }
 
 #[divan::bench(args = cases(), max_time = 2)]
@@ -158,7 +159,7 @@ fn emission(b: Bencher, case: &Case) {
     let options = training_options(&g);
     let run = |mut g: Graph| {
         route_skips(&mut g, &chains, &route_options()).unwrap();
-        let training = build_training_graph(g.clone(), &options).map(|t| t.graph).ok();
+        let training = PassManager::default().training_graph(g.clone(), &options).map(|t| t.graph).ok();
         pipeline::lower_forward(&mut g).unwrap();
         let mut nodes = 0;
         for g in [Some(g), training].into_iter().flatten() {
@@ -181,7 +182,7 @@ fn lowering(b: Bencher, case: &Lowered) {
         Some(by) => {
             let chains = find_residuals(&g).chains;
             route_skips(&mut g, &chains, &route_options()).unwrap();
-            lower_routes_by(&mut g, &CPU, by).unwrap();
+            lower_routes(&mut g, &CPU, by).unwrap();
             onnx::emit(&g).unwrap().to_bytes().unwrap()
         }
     };

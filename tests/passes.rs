@@ -8,8 +8,8 @@ use ancre_passes::analysis::residual::find_residuals;
 use ancre_passes::contract::{Record, StateKind, Ties};
 use ancre_passes::ir::{Attrs, DType, Dim, Graph, Op, Tensor, TensorType, ValueId};
 use ancre_passes::ops::build::Builder;
-use ancre_passes::pipeline::training::{TrainingOptions, build_training_graph};
-use ancre_passes::pipeline::{self, Contract};
+use ancre_passes::pipeline::training::TrainingOptions;
+use ancre_passes::pipeline::{self, Contract, PassManager};
 use ancre_passes::target::CPU;
 use ancre_passes::transform::loss::{LossKind, LossOptions, append_loss};
 use ancre_passes::transform::optimizer::{OptimizerKind, OptimizerOptions, Trained, append_optimizer};
@@ -176,7 +176,7 @@ fn routing_keeps_the_function_at_one_hot() {
                 }
                 same(&reference, &outputs(&routed, &feeds), 2e-6, &format!("{what}, {rule:?} {normalize:?} at one-hot"));
                 let mut lowered = routed;
-                lower_routes::lower_routes(&mut lowered, &CPU).unwrap();
+                lower_routes::lower_routes(&mut lowered, &CPU, None).unwrap();
                 verified(&lowered, verify::Stage::Open, &format!("lower-routes, {what}"));
                 eliminate::eliminate_dead(&mut lowered, |_, _| false);
                 verified(&lowered, verify::Stage::Legal, &format!("eliminate-dead, {what}"));
@@ -233,7 +233,7 @@ fn separating_keeps_the_function() {
         let (mut g, _) = read_model(&family.model()).unwrap();
         engine::find_types(&mut g);
         let before = outputs(&g, &family.data());
-        separate::separate_parameters(&mut g, separate::is_own);
+        separate::separate_parameters(&mut g);
         verified(&g, verify::Stage::Open, "separate-parameters");
         same(&before, &outputs(&g, &family.data()), 0.0, name);
     }
@@ -416,7 +416,7 @@ fn router_gradients_are_the_derivatives() {
                     randomise(&mut g, &routers, &o, &mut random);
                     let (loss, optimizer) = (LossOptions::of(LossKind::Mse), OptimizerOptions::of(OptimizerKind::None));
                     let options = TrainingOptions { grad_outputs: true, ..TrainingOptions::of(loss, optimizer) };
-                    let training = build_training_graph(g, &options);
+                    let training = PassManager::default().training_graph(g, &options);
                     let training = training.unwrap().graph;
                     let mut session = open(&emit(&training)).unwrap();
                     let mut feeds = data(&plan, &mut random);

@@ -7,7 +7,7 @@ use ancre_passes::onnx;
 use ancre_passes::proof::{Proof, ProofOptions, prove_equal};
 use ancre_passes::target::CPU;
 use ancre_passes::transform::eliminate;
-use ancre_passes::transform::lower_routes::{Lowering, lower_routes_by};
+use ancre_passes::transform::lower_routes::{Lowering, lower_routes};
 use ancre_passes::transform::route::{
     ChainChoice, Form, Granularity, Init, Normalize, RouteOptions, RouterSpec, Rule, Scope,
 };
@@ -46,7 +46,7 @@ fn options(granularity: Granularity, rule: Rule, init: Init) -> RouteOptions {
 fn routed(source: &Graph, o: &RouteOptions, lowering: Option<Lowering>) -> (Graph, Vec<RouterSpec>) {
     let mut g = source.clone();
     let routers = route(&mut g, &find_residuals(source).chains, o);
-    lower_routes_by(&mut g, &CPU, lowering).unwrap();
+    lower_routes(&mut g, &CPU, lowering).unwrap();
     eliminate::eliminate_dead(&mut g, |_, _| false);
     (g, routers)
 }

@@ -4,8 +4,8 @@ use crate::common::{Random, emit, floats, max_abs, open, route, text, tool, tool
 use ancre_passes::analysis::residual::find_residuals;
 use ancre_passes::ir::{Attrs, DType, Dim, Graph, Tensor, TensorType, ValueId};
 use ancre_passes::ops::build::Builder;
-use ancre_passes::pipeline;
-use ancre_passes::pipeline::training::{TrainingOptions, build_training_graph};
+use ancre_passes::pipeline::{self, PassManager};
+use ancre_passes::pipeline::training::TrainingOptions;
 use ancre_passes::transform::loss::{LossKind, LossOptions};
 use ancre_passes::transform::optimizer::{OptimizerKind, OptimizerOptions};
 use ancre_passes::transform::route::{
@@ -297,7 +297,7 @@ fn network_scope_s_gradients_are_the_derivatives() {
         let (loss, optimizer) = (LossOptions::of(LossKind::Mse), OptimizerOptions::of(OptimizerKind::None));
         let training =
             TrainingOptions { output: Some(output.into()), grad_outputs: true, ..TrainingOptions::of(loss, optimizer) };
-        let training = build_training_graph(g, &training).unwrap().graph;
+        let training = PassManager::default().training_graph(g, &training).unwrap().graph;
         let mut session = open(&emit(&training)).unwrap();
         let mut feeds = feeds(&mut random);
         feeds.insert("target".into(), floats(DType::F32, &[2, 5], &random.normals(10)));

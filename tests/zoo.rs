@@ -62,7 +62,7 @@ fn check_preparation(path: &Path) -> Result<(), String> {
         open(&emit(&g))?.run(&inputs).map_err(|e| e.to_string())
     };
     let step = |what: &str, e: String| format!("{what}: {e}");
-    separate::separate_parameters(&mut g, separate::is_own);
+    separate::separate_parameters(&mut g);
     compare(&before, &run(&g).map_err(|e| step("separate-parameters", e))?, 0.0)
         .or_else(|_| compare(&before, &run(&g)?, 1e-6))
         .map_err(|e| step("separate-parameters", e))?;

@@ -1,5 +1,5 @@
-//! Refusals: why a pass left a node as it is, and what a person may do about an error. Both are values; the tool puts them into
-//! words that name its options.
+//! Refusals: why a pass left a node as it is, and what the user may do about an error. Both are values. The tool puts them into words
+//! that name its options.
 
 use crate::ir::{NodeSite, ValueType};
 use std::fmt;
@@ -47,19 +47,28 @@ pub enum Why {
     /// A subgraph reads its result, or it has subgraphs itself.
     #[error("a subgraph takes part in it")]
     Subgraph,
+    /// It does not keep the samples of a batch apart, or not where they are.
+    #[error("{0}")]
+    Samples(String),
     /// Its replacement could not be built.
     #[error("its plain form could not be built: {0}")]
     Unbuildable(String),
 }
 
+impl<S: Into<String>> From<S> for Why {
+    fn from(why: S) -> Why {
+        Why::Samples(why.into())
+    }
+}
+
 impl Why {
-    /// The same about a node.
+    /// The refusal of a node for this reason.
     pub fn at(self, site: NodeSite) -> Refusal {
         Refusal { site, why: self }
     }
 }
 
-/// What a person may do about an error of this library. The tool maps each to its option.
+/// What the user may do about an error of this library. The tool names the option for each.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Hint {
     /// Choose the output that the loss reads.
@@ -72,7 +81,7 @@ pub enum Hint {
     CorrectTrainableList,
     /// Train more than the head.
     TrainBackbone,
-    /// Do without the comparison.
+    /// Skip the comparison.
     SkipVerification,
     /// Put more adds into a block.
     LargerBlocks,
@@ -93,7 +102,7 @@ pub enum Hint {
 pub struct Applied {
     /// Number of changes, in the pass's own unit (nodes, parameters, chains).
     pub changed: usize,
-    /// What it left as it is although it is there to change it, and why.
+    /// Places that it is meant to change and left as they are, and why.
     pub refused: Vec<Refusal>,
     /// Changes that are still allowed, where there is a limit.
     pub left: Option<usize>,
@@ -102,12 +111,12 @@ pub struct Applied {
 }
 
 impl Applied {
-    /// So many changes.
+    /// A number of changes.
     pub fn of(changed: usize) -> Applied {
         Applied { changed, ..Applied::default() }
     }
 
-    /// Counts a change, unless the limit is reached. A pass that may leave a place as it is asks this before it changes it.
+    /// Counts a change, unless the limit is reached. A pass that may leave a place as it is asks before it changes the place.
     pub fn allows(&mut self, place: &dyn fmt::Display) -> bool {
         if let Some(left) = &mut self.left {
             if *left == 0 {

@@ -1,8 +1,8 @@
-//! Machines that graphs are written for: the numbers by which one formulation of a computation is preferred to another. They
-//! change which operators are emitted, never what those compute.
+//! Machines that graphs are written for: the numbers by which one formulation of a computation is preferred to another. They change
+//! which operators are emitted, never what the graph computes.
 //!
-//! `cargo bench --bench costs` measures the CPU's numbers again, each in the benchmark that its field names. Nothing of [`CUDA`]
-//! and [`WASM`] has been measured: their numbers follow from how those machines work, as each one's comment says.
+//! `cargo bench --bench costs` measures the CPU's numbers again, each in the benchmark that its field names. The numbers of [`CUDA`]
+//! and [`WASM`] have not been measured. They follow from how those machines work, as the comments say.
 
 /// The costs of one machine.
 #[derive(Clone, Debug, PartialEq)]
@@ -14,8 +14,8 @@ pub struct Target {
     pub ones_columns: i64,
     /// The same for the sum over a batch of matrix products. Benchmark `row_sum`, with 16 and 64 rows.
     pub ones_products: i64,
-    /// A batch of products [M, P] · [P, K] is gathered into one long product once M · K exceeds so many times P · (M + K): the
-    /// first writes the one number for each sample, the second moves the other. Benchmark `batch_product`.
+    /// A batch of products [M, P] · [P, K] is gathered into one long product once M · K exceeds so many times P · (M + K). The batch
+    /// writes M · K numbers for each sample, the long product moves P · (M + K). Benchmark `batch_product`.
     pub long_product: i64,
     /// A convolution's input gradient is a `Conv` with the reversed weight where the weight has at most one part in so many of
     /// the elements of the activations at its two sides, else a `ConvTranspose`; 0: only that. Benchmark `conv_input`.
@@ -86,12 +86,13 @@ pub static CUDA: Target = Target {
     // `ReduceSum` is one kernel at the memory's speed, and exact.
     ones_columns: i64::MAX,
     ones_products: i64::MAX,
-    // Both ways are bound by memory and read what they write: the one that moves fewer numbers wins.
+    // Both ways are bound by memory and read what they write, so the way that moves fewer numbers wins.
     long_product: 1,
     // cuDNN's data gradient is one kernel; the reversed weight would be two copies before another.
     reversed_weight: 0,
     batch: 32,
-    // Few slices for each tap: dense windows are one product of shifted copies, groups of single channels one grouped convolution.
+    // Slices for each tap are avoided where they can be: dense windows are one product of shifted copies, groups of single channels
+    // are one grouped convolution.
     conv_weight: ConvWeight { joined_channels: 0, depthwise_taps: 0, strided_taps: 9, shifted_copies: 15 },
     // Pairs are two kernels each, K² of them; a block's product is one. Blocks of about √K move the least.
     router: Router { pairs: 2, blocks: &[(usize::MAX, 8)], large_sample: i64::MAX },
@@ -99,15 +100,15 @@ pub static CUDA: Target = Target {
     small_update: 1 << 16,
 };
 
-/// ONNX Runtime's WebAssembly build on one thread. Not measured: it has the CPU provider's kernels, so what one kernel does better
-/// than another there holds here; what only helps to share work among threads does not, and a node costs about twice as much.
+/// ONNX Runtime's WebAssembly build on one thread. Not measured: it has the CPU provider's kernels, so a kernel that is faster there is
+/// faster here. Sharing work among threads does not help, and a node costs about twice as much.
 pub static WASM: Target = Target {
     name: "wasm",
     // Three nodes against one, where the one is a slow kernel.
     ones_columns: 2048,
     ones_products: 2048,
     long_product: 6,
-    // The scatter of a transposed convolution is serial everywhere, so that one thread loses less by it.
+    // The scatter of a transposed convolution is serial everywhere, so one thread loses less by it.
     reversed_weight: 4,
     batch: 1,
     conv_weight: ConvWeight { joined_channels: 8, depthwise_taps: 0, strided_taps: 16, shifted_copies: 15 },
@@ -116,7 +117,7 @@ pub static WASM: Target = Target {
 };
 
 impl Target {
-    /// The names of all of them.
+    /// The names of all targets.
     pub const NAMES: [&str; 3] = ["cpu", "cuda", "wasm"];
 
     /// The target of a name.

@@ -33,7 +33,7 @@ pub fn change(start: &Start, model: &Path, g: &mut Graph, notices: &mut Vec<Stri
     }
     if let Some(seed) = start.reinit {
         // What an exporter merged because it was equal is no longer equal.
-        separate::separate_parameters(g, separate::is_own);
+        separate::separate_parameters(g);
         let ties = if start.untied { Vec::new() } else { tie::find_ties(g) };
         let kept = reinit::reinitialize(g, seed);
         ties.iter().for_each(|t| tie::begin(g, t));

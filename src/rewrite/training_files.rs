@@ -90,30 +90,30 @@ pub fn build(
         };
         let mut evaluation = None;
         if let Some(g) = for_evaluation {
-            match manager.evaluation_graph(g, &training.states, &o) {
+            match manager.evaluation_graph(g, &training.cx.states, &o) {
                 Ok(g) => evaluation = Some(g),
                 Err(e) => return reason(e).map(|why| Err(format!("no evaluation graph: {why}"))),
             }
         }
-        if training.widened > 0 {
+        if training.cx.widened > 0 {
             notices.push(format!(
                 "{} operators of the training graph have no bfloat16 kernel and compute in float32, between casts",
-                training.widened
+                training.cx.widened
             ));
         }
         let state = if asked.separate_state {
-            let state = separate_state(&mut training.graph, &training.states).map_err(Failure::input)?;
+            let state = separate_state(&mut training.graph, &training.cx.states).map_err(Failure::input)?;
             if let Some(g) = &mut evaluation {
-                separate_state(g, &training.states).map_err(Failure::input)?;
+                separate_state(g, &training.cx.states).map_err(Failure::input)?;
             }
             Some(state)
         } else {
             None
         };
-        if training.masters > 0 {
+        if training.cx.masters > 0 {
             notices.push(format!(
                 "the model is of half precision: it computes in its own type, and {} tensors train as float32 master copies",
-                training.masters
+                training.cx.masters
             ));
         }
         let fallbacks = placement::cuda_fallbacks(&training.graph);
@@ -121,15 +121,15 @@ pub fn build(
             loss: o.loss.kind.name(),
             auto: asked.loss.is_none(),
             optimizer: o.optimizer.kind.name(),
-            target: training.target.clone(),
+            target: training.cx.target.clone(),
             batch: rebatch::current(&training.graph).map_or(Value::Null, |c| match c {
                 Current::Fixed(n) => json!(n),
                 Current::Dynamic(d) => dim_json(&d),
             }),
             rebuilt,
-            dropouts: training.dropouts.len(),
-            trainable: training.trainable.clone(),
-            frozen: training.frozen.clone(),
+            dropouts: training.cx.dropouts.len(),
+            trainable: training.cx.trainable.clone(),
+            frozen: training.cx.frozen.clone(),
             fallbacks,
         };
         Ok(Ok(TrainingFiles { training, evaluation, state, facts }))

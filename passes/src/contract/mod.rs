@@ -1,4 +1,4 @@
-//! What this tool writes into a model's metadata and reads back: one record for each key `ancre.*`, as JSON.
+//! The metadata that this tool writes into a model and reads back: one record for each key `ancre.*`, as JSON.
 //!
 //! | key | record | graphs |
 //! |---|---|---|
@@ -10,7 +10,7 @@
 //! | `ancre.loss` | [`LossRecord`] | training and evaluation |
 //! | `ancre.optimizer` | [`OptimizerRecord`] | training |
 //!
-//! The files are read by others: a key keeps its name, its meaning and its place in the text.
+//! Other programs read the files: a key keeps its name, its meaning and its place in the text.
 
 mod router;
 
@@ -30,6 +30,11 @@ pub struct Unreadable {
     pub why: String,
 }
 
+/// A name in a record that stands for nothing in the graph.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the graph has no `{0}`, which its metadata names")]
+pub struct Absent(pub String);
+
 /// A record and the key it has in a model's metadata.
 pub trait Record: Serialize + DeserializeOwned {
     /// The key.
@@ -40,12 +45,12 @@ pub trait Record: Serialize + DeserializeOwned {
         g.metadata.insert(Self::KEY.into(), serde_json::to_string(self).unwrap_or_default());
     }
 
-    /// Is one there?
+    /// Does the graph have such a record?
     fn is_in(g: &Graph) -> bool {
         g.metadata.contains_key(Self::KEY)
     }
 
-    /// Reads it, if it is there.
+    /// Reads it, if the graph has one.
     ///
     /// # Errors
     /// When the text is no such record.
@@ -54,7 +59,7 @@ pub trait Record: Serialize + DeserializeOwned {
     }
 }
 
-/// A key's text, if it is there, read as a type of the caller's.
+/// The text of a key, if the graph has it, read as a type of the caller's.
 ///
 /// # Errors
 /// When it cannot be read so.
@@ -63,7 +68,7 @@ pub fn read_as<T: DeserializeOwned>(g: &Graph, key: &'static str) -> Result<Opti
     g.metadata.get(key).map(read).transpose()
 }
 
-/// Removes all records: what is deployed is no longer this tool's to read.
+/// Removes all records: this tool does not read a deployed model.
 pub fn forget(g: &mut Graph) {
     g.metadata.retain(|key, _| !key.starts_with("ancre."));
 }
@@ -103,7 +108,7 @@ pub struct ChainStates {
     pub states: Vec<String>,
 }
 
-/// Parameters that are one. Empty where ties were found but not wanted.
+/// Pairs of tensors that are one parameter. Empty where ties were found but not wanted.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Ties(pub Vec<Tie>);
 
@@ -116,7 +121,7 @@ pub struct Tie {
     pub transposed: String,
 }
 
-/// What the outputs of a training graph are called.
+/// Names of the outputs of a training graph.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Names {
     /// The loss.
@@ -150,13 +155,18 @@ words! {
 }
 
 impl StateKind {
+    /// Is it trained?
+    pub fn trains(self) -> bool {
+        self == StateKind::Parameter || self.is_router()
+    }
+
     /// Is it of the router's group, which has its own learning rate and does not decay?
     pub fn is_router(self) -> bool {
         matches!(self, StateKind::Logits | StateKind::Gate)
     }
 }
 
-/// One state tensor.
+/// A state tensor.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct StateRecord {
     /// Name of the tensor.
@@ -174,6 +184,14 @@ pub struct StateRecord {
     /// May the output be bound to the input's memory?
     #[serde(default)]
     pub in_place: bool,
+}
+
+impl StateRecord {
+    /// A state tensor without a next value, fed under its own name.
+    pub fn new(name: &str, kind: StateKind, shape: Vec<i64>) -> StateRecord {
+        let (name, input) = (name.to_string(), name.to_string());
+        StateRecord { name, input, output: None, kind, trainable: kind.trains(), shape, in_place: false }
+    }
 }
 
 /// The loss of a training or evaluation graph.
@@ -196,7 +214,7 @@ pub struct LossRecord {
     pub huber_delta: Option<f64>,
 }
 
-/// The optimiser of a training graph. What its kind does not have is left out.
+/// The optimiser of a training graph. Numbers that its kind does not have are left out.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct OptimizerRecord {

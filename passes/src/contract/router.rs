@@ -1,5 +1,6 @@
 //! `ancre.router`: the routers of a graph, their values by name.
 
+use super::Absent;
 use crate::ir::{Form, Graph, Normalize, RouterId, RouterSpec, Rule, Scope, Source, ValueId};
 use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
@@ -61,7 +62,7 @@ impl ChainRecord {
 }
 
 impl RouterRecord {
-    /// What is to be written of a graph's routers; they were all built by the same options.
+    /// The record of a graph's routers, which were all built by the same options.
     pub fn of(g: &Graph) -> Option<RouterRecord> {
         let first = g.routers.values().next()?;
         let name = |v: ValueId| g.name(v).to_string();
@@ -90,14 +91,13 @@ impl RouterRecord {
     /// The routers it describes, as objects of a graph.
     ///
     /// # Errors
-    /// The first name that no value of the graph has.
-    pub fn routers(&self, g: &Graph) -> Result<IndexMap<RouterId, RouterSpec>, String> {
-        let find = |name: &String| g.find(name).ok_or_else(|| name.clone());
-        let spec = |c: &ChainRecord| -> Result<_, String> {
+    /// The first name that no value of the graph has, or the first row that no block has.
+    pub fn routers(&self, g: &Graph) -> Result<IndexMap<RouterId, RouterSpec>, Absent> {
+        let find = |name: &String| g.find(name).ok_or_else(|| Absent(name.clone()));
+        let spec = |c: &ChainRecord| -> Result<_, Absent> {
             let source = |s: &SourceRecord| Ok(Source { state: find(&s.state)?, value: find(&s.value)? });
-            let row = |(row, v): &(usize, String)| match *row < c.states.len().saturating_sub(1) {
-                true => Ok((*row, find(v)?)),
-                false => Err(format!("row {row}")),
+            let row = |(row, v): &(usize, String)| {
+                if row + 1 < c.states.len() { Ok((*row, find(v)?)) } else { Err(Absent(format!("row {row}"))) }
             };
             let spec = RouterSpec {
                 form: self.form,
@@ -110,9 +110,9 @@ impl RouterRecord {
                 adds_per_block: c.adds_per_block,
                 logits: find(&c.logits)?,
                 gate: c.gate.as_ref().map(find).transpose()?,
-                sources: c.sources.iter().map(source).collect::<Result<_, String>>()?,
+                sources: c.sources.iter().map(source).collect::<Result<_, _>>()?,
                 states: c.states.iter().map(find).collect::<Result<_, _>>()?,
-                rows: c.rows.iter().map(row).collect::<Result<_, String>>()?,
+                rows: c.rows.iter().map(row).collect::<Result<_, _>>()?,
             };
             Ok((RouterId(c.id), spec))
         };

@@ -463,6 +463,11 @@ impl<'g> Builder<'g> {
     pub fn dim_of(&mut self, a: ValueId, axis: usize) -> Built {
         match self.ty(a)?.shape[axis].known() {
             Some(n) => Ok(self.ints(&[n])),
+            // `Shape` takes a range of axes from opset 15 on.
+            None if self.opset() < 15 => {
+                let (shape, at) = (self.op("Shape", &[a])?, self.ints(&[axis as i64]));
+                self.op_with("Gather", Attrs::new().with("axis", 0), &[shape, at])
+            }
             None => {
                 let (start, end) = (axis as i64, axis as i64 + 1);
                 self.op_with("Shape", Attrs::new().with("start", start).with("end", end), &[a])

@@ -80,6 +80,15 @@ impl Term<'_> {
         })
     }
 
+    /// max(x, c).
+    pub(crate) fn max(self, c: f64) -> Self {
+        self.then(|b, x| {
+            let dtype = b.ty(x)?.dtype;
+            let c = b.scalar(dtype, c);
+            b.op("Max", &[x, c])
+        })
+    }
+
     /// 1 where a comparison with a number holds, else 0.
     pub(crate) fn is(self, op: &str, c: f64) -> Self {
         self.then(|b, x| b.compare(op, x, c))

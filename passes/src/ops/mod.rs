@@ -12,7 +12,7 @@ mod class;
 mod decompose;
 pub mod eval;
 mod flat;
-mod formula;
+pub(crate) mod formula;
 mod listed;
 mod place;
 mod pullback;

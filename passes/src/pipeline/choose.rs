@@ -9,12 +9,12 @@ use crate::ir::{Graph, Kind};
 use crate::refusal::Hint;
 use crate::transform::loss::loss_output;
 
-/// Fills in what was chosen, and what else could have been.
+/// Chooses the initializers that train, and notes why the others do not.
 pub(super) fn choose(g: &Graph, cx: &mut Cx) -> Result<(), PassError> {
     match &cx.choice {
         Choice::Named(names) => {
-            let value = |n: &String| g.find(n).ok_or_else(|| PassError::unfit(format!("the model has no value `{n}`")));
-            cx.chosen = names.iter().map(|n| Ok((value(n)?, StateKind::Parameter))).collect::<Result<_, PassError>>()?;
+            let chosen = |n: &String| Ok((super::context::value(g, n)?, StateKind::Parameter));
+            cx.chosen = names.iter().map(chosen).collect::<Result<_, PassError>>()?;
         }
         Choice::State(states) => {
             let ours = [StateKind::Parameter, StateKind::Logits, StateKind::Gate, StateKind::Statistic];
@@ -40,8 +40,8 @@ pub(super) fn choose(g: &Graph, cx: &mut Cx) -> Result<(), PassError> {
     Ok(())
 }
 
-/// Parameters with another name in the source, that of the tensor the exporter had merged them into or of their transpose, are
-/// matched by either.
+/// Chooses by role and name. A parameter may have another name in the source, that of the tensor into which the exporter had merged it
+/// or of its transpose. Both names match.
 fn by_role(g: &Graph, cx: &mut Cx) -> Result<(), PassError> {
     let (choice, aliases): (&TrainableChoice, _) = (&cx.training.trainable, &cx.aliases);
     let both = |name: &str| [Some(name.to_string()), aliases.get(name).cloned()].into_iter().flatten().collect::<Vec<_>>();

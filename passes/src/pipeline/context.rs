@@ -1,4 +1,4 @@
-//! What passes work with beside the graph.
+//! The options of passes, and what they find beside the graph.
 
 use super::PassError;
 use super::training::TrainingOptions;
@@ -19,7 +19,7 @@ pub enum Choice {
     Training,
     /// The state of a training graph, for its evaluation graph.
     State(Vec<StateRecord>),
-    /// These values: gradients are asked for of them.
+    /// These values, for their gradients.
     Named(Vec<String>),
 }
 
@@ -38,10 +38,10 @@ pub struct Cx {
     pub of: Option<String>,
     /// Operator set of the forward graph, if it is to be another one.
     pub opset: Option<i64>,
-    /// Nodes that nobody reads and that stay all the same, because the source has them.
+    /// Nodes that nobody reads but the source has. They stay.
     pub keep: HashSet<NodeId>,
 
-    /// What is to be said of the routers.
+    /// Notes on the routers.
     pub routed: Routed,
     /// What passes refused to change.
     pub refused: Vec<Refusal>,
@@ -65,11 +65,11 @@ pub struct Cx {
     pub loss_output: String,
     /// Name of the target input.
     pub target: String,
-    /// What trains, with its gradient.
+    /// Tensors that train, with their gradients.
     pub trained: Vec<Trained>,
     /// The optimiser's part.
     pub update: Option<Update>,
-    /// Names of what trains.
+    /// Names of the tensors that train.
     pub trainable: Vec<String>,
     /// State, in output order.
     pub states: Vec<StateRecord>,
@@ -90,8 +90,13 @@ impl Cx {
     /// The scalar that is differentiated.
     pub(super) fn loss(&self, g: &Graph) -> Result<ValueId, PassError> {
         match &self.of {
-            Some(name) => g.find(name).ok_or_else(|| PassError::unfit(format!("the model has no value `{name}`"))),
+            Some(name) => value(g, name),
             None => self.loss.ok_or(PassError::Missing("loss")),
         }
     }
+}
+
+/// The value of a name that the caller gave.
+pub(super) fn value(g: &Graph, name: &str) -> Result<ValueId, PassError> {
+    g.find(name).ok_or_else(|| PassError::unfit(format!("the model has no value `{name}`")))
 }

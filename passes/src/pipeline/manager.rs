@@ -1,4 +1,4 @@
-//! Runs passes: verifies after them, times and counts them, and shows the graph between them to whoever looks for a fault.
+//! Runs passes: verifies the graph after each, times and counts them, and shows the graph between them for debugging.
 
 use super::{Cx, Pass};
 use crate::ir::Graph;
@@ -54,7 +54,7 @@ impl PassError {
         PassError::Unfit { what: what.into(), hint: None }
     }
 
-    /// What a person may do.
+    /// What the user may do about it.
     pub fn hint(&self) -> Option<Hint> {
         match self {
             PassError::Unfit { hint, .. } => hint.clone(),
@@ -65,20 +65,20 @@ impl PassError {
     }
 }
 
-/// What to show and where to stop, for whoever looks for a fault.
+/// What to show and where to stop, for debugging.
 #[derive(Clone, Debug, Default)]
 pub struct Debugging {
     /// Show the graph after these passes; `all`: after each.
     pub print_after: Vec<String>,
     /// Stop after this pass.
     pub stop_after: Option<String>,
-    /// Changes that all passes together may make which could leave a place as it is. Bisection finds the change that breaks a
-    /// graph: it is the last one under the smallest limit that breaks it.
+    /// Largest number of changes of all passes that could leave a place as it is. Bisection finds the change that breaks a graph: the
+    /// last change under the smallest limit that breaks it.
     pub max_changes: Option<usize>,
 }
 
 impl Debugging {
-    /// A name that no pass has.
+    /// A name among the options that no pass has.
     pub fn unknown_pass(&self) -> Option<&str> {
         let all = super::passes();
         let mut named = self.print_after.iter().filter(|n| *n != "all").chain(&self.stop_after);
@@ -105,9 +105,9 @@ pub struct PassManager<'a> {
     /// Every run so far.
     pub runs: Vec<PassRun>,
     debugging: Debugging,
-    /// Takes what is shown.
+    /// Where graphs are shown.
     show: Option<&'a dyn Fn(&str)>,
-    /// A graph whose own violations are no fault of a pass.
+    /// A graph whose own violations are not the fault of a pass.
     source: Option<&'a Graph>,
 }
 
@@ -117,7 +117,7 @@ impl<'a> PassManager<'a> {
         PassManager { debugging, show: Some(show), ..PassManager::default() }
     }
 
-    /// From now on what is wrong in `source` itself is no fault of a pass.
+    /// From now on violations of `source` itself are not the fault of a pass.
     pub fn starts_from(&mut self, source: &'a Graph) {
         self.source = Some(source);
     }

@@ -124,8 +124,7 @@ pub fn check(g: &Graph, pass: &'static str) -> Result<(), PassError> {
     if cfg!(debug_assertions) { PassManager::default().check(g, pass, Stage::Open) } else { Ok(()) }
 }
 
-/// Verifies a graph that is emitted without a pipeline, in release builds too. What is wrong in `source` itself is no fault of
-/// this tool.
+/// Verifies a graph that is emitted without a pipeline, in release builds too. Violations of `source` itself are not reported.
 ///
 /// # Errors
 /// Every violated invariant.

@@ -2,7 +2,7 @@
 
 use super::{Cx, PassError};
 use crate::contract::{LossRecord, Names, OptimizerRecord, Record, StateRecord, States};
-use crate::ir::{Attrs, Graph, Kind, Op, ValueId};
+use crate::ir::{Attrs, Graph, Op, ValueId};
 use crate::transform::optimizer::{OptimizerKind, declare_moments};
 
 /// Declares the outputs in the order of the training graph's contract, and gives every state its names.
@@ -11,23 +11,16 @@ pub(super) fn declare_outputs(g: &mut Graph, cx: &mut Cx) -> Result<(), PassErro
     let of_model: Vec<_> = g.outputs().iter().map(|o| (o.value, o.info.clone())).filter(|(v, _)| *v != loss).collect();
     g.clear_outputs();
     g.add_output(loss, None);
-    // A float output's declared shape may have the batch's old extent; what we know is better.
     of_model.into_iter().for_each(|(v, info)| g.add_output(v, info));
     let Some(update) = &cx.update else { return Ok(()) };
     let norm = publish_as(g, update.grad_norm, "grad_norm");
     Names { loss: g.name(loss).to_string(), grad_norm: norm }.write(g);
     let states: Vec<_> = update.states.iter().chain(&cx.statistics).cloned().collect();
     for s in &states {
-        let name = g.name(s.value).to_string();
-        cx.states.push(StateRecord {
-            output: s.next.map(|next| publish_as(g, next, &format!("{name}.next"))),
-            input: name.clone(),
-            name,
-            kind: s.kind,
-            trainable: s.trainable,
-            shape: s.shape.clone(),
-            in_place: false,
-        });
+        let shape = g.tensor_type(s.value).and_then(|ty| ty.known_dims()).unwrap_or_default();
+        let record = StateRecord::new(g.name(s.value), s.kind, shape);
+        let output = s.next.map(|next| publish_as(g, next, &format!("{}.next", record.name)));
+        cx.states.push(StateRecord { output, ..record });
     }
     if cx.training.grad_outputs || cx.training.optimizer.kind == OptimizerKind::None {
         declare_gradients(g, cx);
@@ -44,13 +37,10 @@ pub(super) fn declare_gradients(g: &mut Graph, cx: &Cx) {
     }
 }
 
-/// Declares a value a graph output under a name; goes through `Identity` where the value already has a name that counts.
+/// Declares a value a graph output under a name. Where the value has a name of the source, an `Identity` of it gets the new one.
 fn publish_as(g: &mut Graph, v: ValueId, name: &str) -> String {
     let name = if g.is_free(name) { name.to_string() } else { format!("ancre.{name}") };
-    let ours = match &g.node(v.node).kind {
-        Kind::Op(op) => op.source.is_none() && !g.is_output(v),
-        _ => false,
-    };
+    let ours = g.op(v.node).is_some_and(|op| op.source.is_none()) && !g.is_output(v);
     let published = if ours {
         v
     } else {
@@ -81,10 +71,10 @@ pub(super) fn describe(g: &mut Graph, cx: &Cx) {
         return;
     }
     let opt = &o.optimizer;
-    let adam = matches!(opt.kind, OptimizerKind::Adam | OptimizerKind::AdamW);
+    let adam = opt.kind.is_adam();
     let sgd = opt.kind == OptimizerKind::Sgd;
     let updates = opt.kind != OptimizerKind::None;
-    // Unless the model has a value of that name.
+    // The input is called `lr` unless the model has a value of that name.
     let lr = if g.find("ancre.lr").is_some() { "ancre.lr" } else { "lr" };
     let record = OptimizerRecord {
         kind: opt.kind.name().into(),

@@ -37,7 +37,7 @@ pub const SEPARATE_PARAMETERS: Pass = Pass::new(
     "gives parameters that an exporter merged an initializer each; before anything rewrites the nodes that name them, \
      because `freeze` finds the names again on the forward graph",
     |g, cx| {
-        let names = separate::separate_parameters(g, separate::is_own);
+        let names = separate::separate_parameters(g);
         let applied = Applied::of(names.len());
         cx.aliases.extend(names);
         Ok(applied)
@@ -73,8 +73,8 @@ pub const LEGALIZE: Pass = Pass::new(
     Rounding,
     "brings the source's operators to opset 18 and fused ones to plain ones, so that every pullback sees one form",
     |g, cx| {
-        // Initializers that legalisation adds are constants of formulas: they do not train. Named by values: those of separated
-        // parameters are not their nodes'.
+        // Initializers that legalisation adds are constants of formulas, which do not train. The names are those of values: the node of
+        // a separated parameter has another name.
         let values = g.nodes().map(|n| g.result(n, 0)).filter(|v| g.contains(*v) && g.initializer(*v).is_some());
         cx.own = values.map(|v| g.name(v).to_string()).collect();
         let mut applied = cx.count();
@@ -213,7 +213,7 @@ pub const LOWER_ROUTES: Pass = Pass::new(
     Rounding,
     "replaces the router's operators by plain ones; late, because the lowering is chosen for the whole router",
     |g, cx| {
-        lower_routes::lower_routes(g, cx.training.target)?;
+        lower_routes::lower_routes(g, cx.training.target, None)?;
         Ok(Applied::default())
     },
 );

@@ -1,4 +1,4 @@
-//! Assembles training and evaluation graphs. The contract is the table of inputs and outputs in the README's "training graph".
+//! Builds training and evaluation graphs. docs/training.md lists their inputs and outputs.
 
 use super::{Choice, Cx, EVAL, PREPARE, Pass, PassError, PassManager, TRAIN};
 use crate::contract::StateRecord;
@@ -17,7 +17,7 @@ pub struct TrainableChoice {
     pub also: Vec<String>,
     /// Not these (globs).
     pub frozen: Vec<String>,
-    /// By role, only what the last linear map before the output and what follows it read.
+    /// By role, but only tensors that the last linear map before the output reads, and the nodes after it.
     pub head_only: bool,
 }
 
@@ -71,56 +71,27 @@ impl TrainingOptions {
     }
 }
 
-/// A training graph and what is worth reporting about it.
+/// A training graph.
 pub struct Training {
     /// The graph, legal and ready to be emitted.
     pub graph: Graph,
-    /// State, in output order.
-    pub states: Vec<StateRecord>,
-    /// Trained tensors.
-    pub trainable: Vec<String>,
-    /// Float initializers that do not train, with the reason.
-    pub frozen: Vec<(String, String)>,
-    /// Name of the target input.
-    pub target: String,
-    /// Names of the source's dropouts, which are active.
-    pub dropouts: Vec<String>,
-    /// Number of half-precision tensors that have a float32 master copy.
-    pub masters: usize,
-    /// Number of bfloat16 operators that compute in float32, between casts.
-    pub widened: usize,
-}
-
-/// Builds the training graph of a routed (not yet lowered) graph, which it consumes.
-///
-/// # Errors
-/// When the loss does not fit, an operator has no derivative, or nothing would train.
-pub fn build_training_graph(g: Graph, o: &TrainingOptions) -> Result<Training, PassError> {
-    PassManager::default().training_graph(g, o)
+    /// What the passes found.
+    pub cx: Cx,
 }
 
 impl PassManager<'_> {
-    /// As [`build_training_graph`].
+    /// Builds the training graph of a routed (not yet lowered) graph, which it consumes.
     ///
     /// # Errors
     /// When the loss does not fit, an operator has no derivative, or nothing would train.
     pub fn training_graph(&mut self, mut g: Graph, o: &TrainingOptions) -> Result<Training, PassError> {
         let mut cx = Cx { training: o.clone(), ..Cx::default() };
         self.prepared(TRAIN, &mut g, &mut cx)?;
-        Ok(Training {
-            graph: g,
-            trainable: cx.trainable,
-            states: cx.states,
-            frozen: cx.frozen,
-            target: cx.target,
-            dropouts: cx.dropouts,
-            masters: cx.masters,
-            widened: cx.widened,
-        })
+        Ok(Training { graph: g, cx })
     }
 
     /// Builds the evaluation graph of a routed graph, which it consumes: forward and loss, no updates. Normalisations and dropouts are
-    /// as in evaluation; the state that a training graph carries (parameters, router, running statistics) can be fed under the same
+    /// as in evaluation. The state that a training graph carries (parameters, router, running statistics) can be fed under the same
     /// names.
     ///
     /// # Errors
@@ -137,7 +108,7 @@ impl PassManager<'_> {
     }
 
     fn prepared(&mut self, then: &[Pass], g: &mut Graph, cx: &mut Cx) -> Result<(), PassError> {
-        // Says early what would be said late.
+        // A fault of the output is reported before the work.
         loss_output(g, cx.training.output.as_deref())?;
         self.run(PREPARE, g, cx)?;
         self.run_to_emit(then, g, cx)

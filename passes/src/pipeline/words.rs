@@ -36,7 +36,7 @@ pub fn run_words(words: &str, g: &mut Graph, cx: &mut Cx, manager: &mut PassMana
 }
 
 impl Cx {
-    /// Sets an option: of the router by its name alone, others as `name=value`. `None`: there is no such option.
+    /// Sets an option. Those of the router are names alone, others are `name=value`. `None`: there is no such option.
     fn set(&mut self, g: &Graph, word: &str) -> Option<()> {
         let (route, training) = (&mut self.route, &mut self.training);
         let (key, value) = word.split_once('=').unwrap_or((word, ""));
@@ -72,22 +72,11 @@ impl Cx {
             "seed" => training.seed = value.parse().ok()?,
             "of" => self.of = Some(value.into()),
             "wrt" => self.choice = Choice::Named(names()),
-            // What a training graph would hold as state; kinds do not matter to an evaluation graph.
+            // Values that a training graph would hold as state. An evaluation graph does not ask for their kinds.
             "state" => {
-                let record = |name: String| {
-                    let shape = g.tensor_type(g.find(&name)?)?.known_dims()?;
-                    let kind = StateKind::Parameter;
-                    Some(StateRecord {
-                        input: name.clone(),
-                        name,
-                        output: None,
-                        kind,
-                        trainable: true,
-                        shape,
-                        in_place: false,
-                    })
-                };
-                self.choice = Choice::State(names().into_iter().map(record).collect::<Option<_>>()?);
+                let shape = |name: &str| g.tensor_type(g.find(name)?)?.known_dims();
+                let record = |name: &String| Some(StateRecord::new(name, StateKind::Parameter, shape(name)?));
+                self.choice = Choice::State(names().iter().map(record).collect::<Option<_>>()?);
             }
             _ => return Option::None,
         }

@@ -1,9 +1,8 @@
-//! Which nodes of a training graph ONNX Runtime's CUDA provider has no kernel for, so that they would silently run on the
-//! CPU, with copies.
+//! Which nodes of a training graph ONNX Runtime's CUDA provider has no kernel for. They would silently run on the CPU, with copies.
 //!
 //! A kernel is matched on the *schema version* of the node's operator (its latest version at or below the graph's opset): a
-//! registry row `since..until` matches that range, an open row exactly `since`. `cuda_kernels.json` is the registry of the
-//! stock provider (ONNX Runtime 1.31.1), operator versions and their type constraints are those of [`crate::onnx::schema`].
+//! registry row `since..until` matches that range, an open row exactly `since`. `cuda_kernels.json` is the registry of the stock
+//! provider (ONNX Runtime 1.31.1). Operator versions and their type constraints are those of [`crate::onnx::schema`].
 
 use crate::ir::{DType, Graph, Kind, NodeId, Op};
 use crate::onnx::schema::{self, Schema};
@@ -62,8 +61,8 @@ pub fn cuda_fallbacks(g: &Graph) -> Vec<Fallback> {
         .collect()
 }
 
-/// Nodes that touch bfloat16 and have no CUDA kernel for it. They do not run on the CPU instead, which has none either: ONNX
-/// Runtime refuses the whole model.
+/// Nodes that touch bfloat16 and have no CUDA kernel for it. The CPU has no kernel for them either, so ONNX Runtime refuses the whole
+/// model.
 pub fn bfloat16_gaps(g: &Graph) -> Vec<NodeId> {
     let touches = |id: NodeId| {
         let operands = g.operands(id);
@@ -134,7 +133,7 @@ fn type_gap(g: &Graph, id: NodeId, schema: &Schema, kernel: &Kernel) -> Option<S
 /// Attributes that the provider's kernels refuse.
 fn special(op: &Op) -> Option<String> {
     if op.domain == CONTRIB && op.name == "FusedConv" {
-        // It is placed on CUDA all the same, and then the session does not load.
+        // ONNX Runtime places the node on CUDA all the same, and then the session does not load.
         let activation = op.str("activation");
         return (activation != "Relu").then(|| format!("the CUDA kernel's only activation is Relu, not {activation}"));
     }

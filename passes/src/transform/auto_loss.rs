@@ -1,11 +1,11 @@
-//! `--loss auto`: a loss on evidence in the model, or a refusal that lists the choices.
+//! `--loss auto`: chooses a loss on evidence in the model, or refuses with the reason.
 
 use crate::analysis::head::constant_origin;
 use crate::ir::{DType, Graph, Kind, ValueId};
 use crate::ops::{Class, Mixing, passes_through};
 use crate::transform::loss::{self, LossError, LossKind, Squash, loss_output};
 
-/// Chooses a loss by what the model shows of itself.
+/// Chooses a loss by evidence in the model.
 ///
 /// * Token logits [N, T, V] from integer ids, with V the rows of the embedding the ids index, out of a linear map: a language
 ///   model. Its loss is next-token when the model is causal: it masks later positions.
@@ -57,9 +57,8 @@ pub fn choose(g: &Graph, output: Option<&str>) -> Result<LossKind, LossError> {
     refuse(format!("nothing in the model tells which loss output `{name}` {ty} is meant for"))
 }
 
-/// Does a linear map give the value, but for a bias, a scale or a cap?
-fn is_linear(g: &Graph, v: ValueId) -> bool {
-    let mut v = v;
+/// Is the value the result of a linear map, perhaps with a bias, a scale or a cap?
+fn is_linear(g: &Graph, mut v: ValueId) -> bool {
     for _ in 0..12 {
         let Some(op) = g.op(v.node) else { return false };
         let next = match op.name.as_str() {
@@ -120,7 +119,7 @@ fn is_causal(g: &Graph) -> bool {
     })
 }
 
-/// Does the value hold 0, 1, 2, …: a `Range`, or a constant such, reshaped, gathered from or shifted?
+/// Does the value hold 0, 1, 2, …, perhaps reshaped, gathered from or shifted? It is made by a `Range` or is a constant.
 fn holds_positions(g: &Graph, v: ValueId, depth: usize) -> bool {
     if g.is_op(v.node, "Range") {
         return true;
@@ -147,7 +146,7 @@ fn is_triangular(t: &crate::ir::Tensor) -> bool {
     if rows != columns || !(2..=4096).contains(rows) || outer.iter().any(|d| *d != 1) {
         return false;
     }
-    // Its file may be missing: then nothing is known.
+    // The tensor's file may be missing.
     let Ok(values) = t.to_f64() else { return false };
     let n = *rows as usize;
     let above = values[1];

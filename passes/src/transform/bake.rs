@@ -7,7 +7,7 @@ use crate::ir::{Dim, Graph, Normalize, RouterId, RouterSpec, Rule, Tensor, Value
 use crate::ops::build::{BuildError, Builder, Built};
 use indexmap::IndexMap;
 
-/// What baking found wrong.
+/// Why a router cannot be baked.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs)]
 pub enum BakeError {
@@ -30,7 +30,7 @@ pub enum BakeError {
 pub fn read_routers(g: &Graph) -> Result<IndexMap<RouterId, RouterSpec>, BakeError> {
     let record = RouterRecord::read(g).map_err(|e| BakeError::Metadata(e.why))?;
     let record = record.ok_or_else(|| BakeError::Metadata("there is none".into()))?;
-    record.routers(g).map_err(BakeError::Missing)
+    record.routers(g).map_err(|absent| BakeError::Missing(absent.0))
 }
 
 /// The K × (S + K) weights of a router, from the logits and gate in the file.
@@ -57,7 +57,7 @@ pub fn router_weights(g: &Graph, r: &RouterSpec) -> Result<Vec<f64>, BakeError> 
     Ok(reference_weights(&logits, gate.as_deref(), blocks, r.rule, r.normalize, r.tau))
 }
 
-/// What baking did.
+/// The edges of baked routers.
 #[derive(Clone, Debug, Default)]
 pub struct Baked {
     /// Edges (nonzero weights) kept.
@@ -82,7 +82,7 @@ pub fn bake_router(g: &mut Graph, prune: f64) -> Result<Baked, BakeError> {
             let mut dropped = 0.0;
             let first = row * router.width();
             for (w, source) in weights[first..first + router.reads(row)].iter().zip(router.columns()) {
-                // What float32 rounds to nothing beside the other weights is no edge: identity logits give exact zeros there.
+                // A weight that float32 rounds to zero is no edge: identity logits give exact zeros in float32.
                 let w = *w as f32 as f64;
                 if w == 0.0 || w.abs() < prune {
                     dropped += w.abs();
@@ -100,19 +100,15 @@ pub fn bake_router(g: &mut Graph, prune: f64) -> Result<Baked, BakeError> {
             baked.worst_drop = baked.worst_drop.max(dropped);
             let mut b = Builder::new(g, &format!("ancre/{id}/baked_{}", row + 1));
             let new = weighted_sum(&mut b, &terms, router.columns().next().unwrap_or(old))?;
-            g.replace_uses(old, new, |_| true);
-            if g.is_output(old) {
-                g.redirect_output(old, new);
-                g.swap_names(old, new);
-            }
+            g.redirect(old, new);
         }
     }
     contract::forget(g);
     Ok(baked)
 }
 
-/// Σ w·h: a pass-through for a single weight of one, one product over stacked states otherwise. Without a weight: zeros of the
-/// shape of `like`, a source, so that nothing of the trainable router stays alive.
+/// Σ w·h: a pass-through for a single weight of one, else one product over stacked states. Without a weight these are zeros of the
+/// shape of `like`, a source, so that no part of the trainable router stays alive.
 fn weighted_sum(b: &mut Builder, terms: &[(ValueId, f64)], like: ValueId) -> Built {
     let ty = b.ty(like)?;
     match terms {

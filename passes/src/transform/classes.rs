@@ -5,26 +5,26 @@
 //!   after    y = Gemm(features, fc.weight [N, K],    fc.bias [N])        U(±1/√K), as PyTorch's Linear
 //! ```
 //!
-//! The classifier is the last linear map before the output. What follows it (a softmax, a pooling, a reshape) stays; extents of
-//! the old number of classes in the constants of a `Reshape` follow. Anything else there that depends on the number of classes
-//! is a refusal.
+//! The classifier is the last linear map before the output. Nodes after it (a softmax, a pooling, a reshape) stay. In the constants
+//! of a `Reshape` the new number of classes replaces the old one. Any other node there that depends on the number of classes is a
+//! reason to refuse.
 
 use super::fresh::Fresh;
 use crate::analysis::head::{constant_origin, find_head};
 use crate::analysis::types::{infer_node, is_resolved};
-use crate::ir::{Dim, Graph, NodeId, NodeSite, Tensor, ValueId, ValueType};
+use crate::ir::{DType, Dim, Graph, NodeId, NodeSite, Tensor, TensorType, ValueId, ValueType};
 use crate::ops::{Along, axes_of, constant_ints};
 use std::collections::HashSet;
 
 /// Elements of the largest weight that is made: four gigabytes of float32.
 const MOST_ELEMENTS: i64 = 1 << 30;
 
-/// What was replaced.
+/// A classifier that was replaced.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Replaced {
     /// The classifier's node.
     pub node: String,
-    /// What it reads.
+    /// The value it reads.
     pub input: String,
     /// Classes it had.
     pub before: i64,
@@ -61,21 +61,18 @@ pub fn replace_classifier(g: &mut Graph, output: ValueId, classes: i64, seed: u6
     let head = find_head(g, output).ok_or_else(|| ClassifierError::NoMap(out_name.clone()))?;
     let site = g.site(head.node);
     let unfit = |what: &str| ClassifierError::Map(site.clone(), what.to_string());
-    let (axis, features) = class_axis(g, head.node, head.operand).map_err(|what| unfit(&what))?;
-    let weight = g.operand(head.node, head.operand).ok_or_else(|| unfit("has no weight"))?;
-    let ty = g.tensor_type(weight).ok_or_else(|| unfit("has a weight of unknown type"))?;
-    let mut dims = ty.known_dims().ok_or_else(|| unfit("has a weight of unknown shape"))?;
-    let before = dims[axis];
-    dims[axis] = classes;
+    let (axis, dtype, mut dims) = class_axis(g, head.node, head.operand)?;
+    let features = dims.iter().enumerate().filter(|(a, _)| *a != axis).map(|(_, d)| d).product();
+    let before = std::mem::replace(&mut dims[axis], classes);
     let elements = dims.iter().try_fold(1i64, |n, d| n.checked_mul(*d)).filter(|n| *n <= MOST_ELEMENTS);
     if elements.is_none() {
         return Err(ClassifierError::TooLarge(site, dims));
     }
     let bound = 1.0 / (features as f64).sqrt();
-    let mut fresh = vec![renew(g, (head.node, head.operand), |name| Fresh::new(seed, name).uniform(ty.dtype, &dims, bound))];
+    let mut fresh = vec![renew(g, (head.node, head.operand), |name| Fresh::new(seed, name).uniform(dtype, &dims, bound))];
     if let Some((node, operand)) = head.bias {
-        let bias = g.operand(node, operand).ok_or_else(|| unfit("has no bias"))?;
-        let ty = g.tensor_type(bias).ok_or_else(|| unfit("has a bias of unknown type"))?;
+        let bias = g.operand(node, operand).and_then(|v| g.tensor_type(v));
+        let ty = bias.ok_or_else(|| unfit("has a bias of unknown type"))?;
         let mut dims = ty.known_dims().unwrap_or_default();
         match dims.iter().position(|d| *d == before) {
             Some(i) => dims[i] = classes,
@@ -99,21 +96,21 @@ pub fn replace_classifier(g: &mut Graph, output: ValueId, classes: i64, seed: u6
     Ok(Replaced { node: site.name, input, before, features, fresh })
 }
 
-/// The axis of the weight that counts classes, and the number of features.
-fn class_axis(g: &Graph, node: NodeId, operand: usize) -> Result<(usize, i64), String> {
-    let weight = g.operand(node, operand).and_then(|v| g.tensor_type(v)).ok_or("has a weight of unknown type")?;
-    let dims = weight.known_dims().ok_or("has a weight of unknown shape")?;
-    let axes = axes_of(g, node).ok_or("reads values of unknown types")?;
+/// The axis of the weight that counts classes, and the weight's type and extents.
+fn class_axis(g: &Graph, node: NodeId, operand: usize) -> Result<(usize, DType, Vec<i64>), ClassifierError> {
+    let unfit = |what: &str| ClassifierError::Map(g.site(node), what.to_string());
+    let weight = g.operand(node, operand).and_then(|v| g.tensor_type(v));
+    let weight = weight.ok_or_else(|| unfit("has a weight of unknown type"))?;
+    let dims = weight.known_dims().ok_or_else(|| unfit("has a weight of unknown shape"))?;
+    let axes = axes_of(g, node).ok_or_else(|| unfit("reads values of unknown types"))?;
     let along: Vec<Along> = axes.operand(operand).iter().map(|l| axes.along(*l)).collect();
     match along.iter().position(|a| *a == Along::Free) {
-        Some(axis) if (0..dims.len()).all(|a| a == axis || along[a] == Along::Contracted) => {
-            Ok((axis, dims.iter().enumerate().filter(|(a, _)| *a != axis).map(|(_, d)| d).product()))
-        }
-        _ => Err(format!("has a weight of type {weight} as operand {operand}, which is not a classifier's")),
+        Some(axis) if (0..dims.len()).all(|a| a == axis || along[a] == Along::Contracted) => Ok((axis, weight.dtype, dims)),
+        _ => Err(unfit(&format!("has a weight of type {weight} as operand {operand}, which is not a classifier's"))),
     }
 }
 
-/// Gives a node's operand a fresh initializer, under the old one's name where nobody else reads that; returns its name.
+/// Gives a node's operand a fresh initializer; returns its name, which is the old one's where no other node reads that.
 fn renew(g: &mut Graph, (node, operand): (NodeId, usize), make: impl FnOnce(&str) -> Tensor) -> String {
     let Some(old) = g.operand(node, operand) else { return String::new() };
     let origin = constant_origin(g, old).unwrap_or(old);
@@ -121,7 +118,7 @@ fn renew(g: &mut Graph, (node, operand): (NodeId, usize), make: impl FnOnce(&str
     let v = g.add_initializer(&format!("{name}.fresh"), make(&name), false);
     g.set_operand(node, operand, Some(v));
     let mut from = old;
-    while !g.is_read(from) && !g.is_output(from) {
+    while !g.is_needed(from) {
         let before = g.operand(from.node, 0);
         if from == origin {
             g.swap_names(origin, v);
@@ -136,7 +133,7 @@ fn renew(g: &mut Graph, (node, operand): (NodeId, usize), make: impl FnOnce(&str
     g.name(v).to_string()
 }
 
-/// Derives the types of what follows the classifier anew.
+/// Derives the types of the values after the classifier anew.
 fn follow(g: &mut Graph, node: NodeId, before: i64, classes: i64) -> Result<(), ClassifierError> {
     let after = g.descendants([node]);
     let order = g.topological_order();
@@ -151,16 +148,13 @@ fn follow(g: &mut Graph, node: NodeId, before: i64, classes: i64) -> Result<(), 
         };
         for (v, ty) in g.results(n).zip(types) {
             let ty = ty.into();
-            // A shape computed in the graph is as before, but for the classes.
+            // A shape that the graph computes is as before, but for the classes.
             if is_resolved(&ty) {
                 g.set_type(v, ty);
             } else if let Some(old) = g.tensor_type(v) {
-                let shape: Vec<Dim> = old
-                    .shape
-                    .iter()
-                    .map(|d| if d.known() == Some(before) { Dim::from(classes) } else { d.clone() })
-                    .collect();
-                g.set_type(v, crate::ir::TensorType::new(old.dtype, shape).into());
+                let follows = |d: Dim| if d.known() == Some(before) { Dim::from(classes) } else { d };
+                let shape: Vec<Dim> = old.shape.into_iter().map(follows).collect();
+                g.set_type(v, TensorType::new(old.dtype, shape).into());
             }
             changed.insert(v);
         }
@@ -188,7 +182,7 @@ fn reshape_to(g: &mut Graph, node: NodeId, before: i64, classes: i64) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ir::{Attrs, DType, Op, TensorType};
+    use crate::ir::{Attrs, Op};
 
     fn classifier(transposed: bool, multiply_after: bool) -> Graph {
         let mut g = Graph::default();

@@ -96,7 +96,7 @@ fn reached_from(g: &Graph, order: &[NodeId], wrt: &[ValueId]) -> Vec<bool> {
     active
 }
 
-/// Sums a value's terms into its cotangent. Those that a rule deferred it now builds.
+/// Sums a value's terms into its cotangent. Terms that a rule has deferred are built now.
 fn finish(b: &mut Builder, cts: &mut Cotangents, v: ValueId) -> Result<Option<ValueId>, GradError> {
     let Some(terms) = cts.swap_remove(&v) else { return Ok(None) };
     let mut values = Vec::new();
@@ -107,7 +107,7 @@ fn finish(b: &mut Builder, cts: &mut Cotangents, v: ValueId) -> Result<Option<Va
             Contribution::Deferred(rule, term) => deferred.entry(rule.name()).or_insert((rule, Vec::new())).1.push(term),
         }
     }
-    // These may have names of their own; what follows is the node's at hand again.
+    // Deferred terms may change the prefix of names.
     let prefix = b.prefix.clone();
     for (rule, terms) in deferred.into_values() {
         values.extend(rule.gather(b, cts, v, &terms)?);

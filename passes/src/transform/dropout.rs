@@ -26,8 +26,7 @@ const D: i64 = 1_812_433_253 % P;
 /// The counter of micro-batches.
 pub const STEP: &str = "ancre.step";
 
-/// The counter's input, if it is there. A value of the source that has its name is another one, beside which the counter's gets a
-/// number.
+/// The counter's input, if the graph has one. Where the source has a value of the counter's name, the counter's name gets a number.
 pub fn counter(g: &Graph) -> Option<ValueId> {
     let is_counter = |v: ValueId| {
         let overridable = matches!(g.node(v.node).kind, Kind::Initializer { overridable: true, .. });
@@ -36,42 +35,35 @@ pub fn counter(g: &Graph) -> Option<ValueId> {
     g.inputs().iter().map(|id| g.result(*id, 0)).find(|v| is_counter(*v))
 }
 
-/// The counter's input; added if it is not there yet.
+/// The counter's input, which is added if the graph has none.
 pub fn step(g: &mut Graph) -> ValueId {
     counter(g).unwrap_or_else(|| g.add_initializer(STEP, Tensor::i64s(&[], &[0]), true))
 }
 
-/// Turns off what behaves differently in training: an active dropout becomes the identity, batch normalisation reads its stored
-/// statistics. A file exported for training becomes what `model.eval()` is. Returns how many nodes were changed.
+/// Turns a file exported for training into one exported after `model.eval()`: an active dropout becomes the identity, batch
+/// normalisation reads its stored statistics. Returns how many nodes were changed.
 pub fn evaluation_mode(g: &mut Graph) -> usize {
     let mut changed = 0;
-    let nodes: Vec<NodeId> = g.nodes().collect();
-    for id in nodes {
-        let unread = |g: &Graph| g.results(id).skip(1).all(|v| !g.is_read(v) && !g.is_output(v));
-        if g.is_op(id, "Dropout") {
-            let on = g.operand(id, 2).and_then(|mode| number(g, mode));
-            if on.is_some_and(|v| v != 0.0) {
-                let operands = g.operands(id).to_vec();
-                if let Kind::Op(op) = g.node(id).kind.clone() {
-                    g.replace_op(id, op, &operands[..2]);
-                }
-                changed += 1;
-            }
-        } else if g.is_op(id, "BatchNormalization") && unread(g) {
-            let training = g.op(id).is_some_and(|op| op.int("training_mode") == 1);
-            if training && let Kind::Op(op) = &mut g.node_mut(id).kind {
-                op.attrs.0.shift_remove("training_mode");
-                op.attrs_changed = true;
-                g.drop_results(id, 1);
-                changed += 1;
-            }
+    for id in g.nodes().collect::<Vec<_>>() {
+        let Some(op) = g.op(id).cloned() else { continue };
+        if op.is("Dropout") && g.operand(id, 2).and_then(|mode| number(g, mode)).is_some_and(|on| on != 0.0) {
+            let operands = g.operands(id).to_vec();
+            g.replace_op(id, op, &operands[..2]);
+            changed += 1;
+        } else if op.is("BatchNormalization")
+            && op.int("training_mode") == 1
+            && g.results(id).skip(1).all(|v| !g.is_needed(v))
+        {
+            g.edit_attrs(id, |a| _ = a.0.shift_remove("training_mode"));
+            g.drop_results(id, 1);
+            changed += 1;
         }
     }
     changed
 }
 
-/// Replaces every dropout by a mask of the step; one that the file turns off explicitly, or of ratio 0, stays the identity. Returns
-/// the names of the nodes.
+/// Replaces every dropout by a mask of the step; returns the names of the nodes. A dropout that the file turns off, or of ratio 0,
+/// stays the identity.
 ///
 /// # Errors
 /// When a node cannot be built because types are unknown.
@@ -214,7 +206,7 @@ fn replace(g: &mut Graph, id: NodeId, keys: ValueId, index: i64) -> Result<(), B
         None => Some(0.5),
         Some(v) => number(b.graph, v),
     };
-    // What is below the bound is dropped.
+    // Elements below the bound are dropped.
     let (mut below, mut scale) = match (ratio, ratio_operand) {
         (None, Some(ratio)) => {
             let wide = b.cast(ratio, DType::F64)?;
@@ -233,7 +225,7 @@ fn replace(g: &mut Graph, id: NodeId, keys: ValueId, index: i64) -> Result<(), B
         }
     };
     if let Some(mode) = mode {
-        // Computed in the graph, or an input: off while it does not hold.
+        // The mode is computed in the graph or is an input. The dropout is off while it is false.
         let (all, one) = (b.int(0), b.scalar(dtype, 1.0));
         below = b.select(mode, below, all)?;
         scale = b.select(mode, scale, one)?;
@@ -245,7 +237,7 @@ fn replace(g: &mut Graph, id: NodeId, keys: ValueId, index: i64) -> Result<(), B
     let y = b.mul(kept, scale)?;
     let results: Vec<ValueId> = b.graph.results(id).collect();
     for (old, new) in results.into_iter().zip([y, keep]) {
-        if b.graph.is_read(old) || b.graph.is_output(old) {
+        if b.graph.is_needed(old) {
             b.graph.redirect(old, new);
         }
     }

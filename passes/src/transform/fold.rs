@@ -39,7 +39,7 @@ pub fn fold_where(g: &mut Graph, mut allows: impl FnMut(&Graph, NodeId) -> bool)
 
 fn constants(g: &Graph, id: NodeId) -> Option<Vec<Array<Exact>>> {
     let Kind::Op(op) = &g.node(id).kind else { return None };
-    // What is computed from floats may be computed from parameters, which are one element long at times.
+    // A result computed from floats may depend on parameters, some of which have one element.
     let fixed = only_moves(&op.name) || !g.operands(id).iter().flatten().any(|v| g.is_float(*v));
     if op.is("Identity") || !fixed || g.results(id).all(|v| g.is_output(v)) {
         return None;
@@ -52,7 +52,7 @@ struct Constants<'g>(&'g Graph);
 impl Facts<Exact> for Constants<'_> {
     fn array(&self, v: ValueId) -> Option<Cow<'_, Array<Exact>>> {
         let (g, t) = (self.0, self.0.constant(v)?);
-        // A float initializer the source itself carries may be a parameter: it is not folded into anything.
+        // A float initializer of the source may be a parameter, which is not folded.
         let own = matches!(g.node(v.node).kind, Kind::Initializer { .. }) && !g.name(v).ends_with(".folded");
         if t.dtype().is_float() && own && t.len() > 1 {
             return None;

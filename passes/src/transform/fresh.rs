@@ -11,7 +11,7 @@ pub struct Fresh {
 impl Fresh {
     /// The stream of a tensor: it depends on the seed and the tensor's name, not on which other tensors there are.
     pub fn new(seed: u64, name: &str) -> Fresh {
-        // Not the stream by which an input of the same name is made up.
+        // The factor keeps this stream apart from that of a random input of the same name.
         Fresh { random: Random::new(seed.wrapping_mul(0x2545_f491_4f6c_dd1d), name) }
     }
 

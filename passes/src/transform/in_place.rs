@@ -1,12 +1,12 @@
-//! Which states a runtime may overwrite with their next value: a loop binds the output to the memory of the input and keeps
-//! one copy instead of two.
+//! Which states a runtime may overwrite with their next value. A loop then binds the output to the memory of the input and keeps one
+//! copy instead of two.
 
 use crate::contract::StateRecord;
 use crate::ir::{Graph, NodeId, ValueId};
 use crate::ops::passes_through;
 
-/// Operators whose kernels read an element no later than they write the one at its place. That is less than element-wise: a
-/// runtime computes a sum of three, or the error function, in several passes over the result.
+/// Operators whose kernels read an element no later than they write the element at its place. Not every element-wise operator is one:
+/// a runtime computes a sum of three, or the error function, in several passes over the result.
 const ONE_PASS: [&str; 6] = ["Add", "Div", "Identity", "Mul", "Sub", "Where"];
 
 /// Marks the states whose readers have all run, whatever the order a runtime chooses, when the next value is written.
@@ -87,12 +87,12 @@ pub(super) struct Waits {
     ranks: Vec<usize>,
     /// By node: does the loss depend on it?
     forward: Vec<bool>,
-    /// By node: of the gradients that depend on it the one computed first.
+    /// By node: the first computed of the gradients that depend on it.
     earliest: Vec<Option<usize>>,
 }
 
 impl Waits {
-    /// Of the gradients of that loss.
+    /// The order of the gradients of a loss.
     pub(super) fn of(g: &Graph, loss: ValueId, gradients: &[ValueId]) -> Waits {
         let order = g.topological_order();
         let mut rank = vec![0; g.node_bound()];

@@ -4,6 +4,7 @@ use super::master::is_half;
 use crate::ir::words;
 use crate::ir::{Attrs, DType, Dim, Graph, NodeId, Op, TensorType, ValueId, ValueType};
 use crate::ops::build::{BuildError, Builder, Built};
+use crate::ops::formula::formula;
 use crate::ops::{Along, Class, axes_of};
 use crate::refusal::Hint;
 
@@ -26,7 +27,7 @@ words! {
 }
 
 impl LossKind {
-    /// Does it take class indices (int64), not float targets?
+    /// Are its targets class indices (int64), not floats?
     pub fn takes_labels(self) -> bool {
         matches!(self, LossKind::CrossEntropy | LossKind::NextToken)
     }
@@ -35,13 +36,13 @@ impl LossKind {
 /// A loss and its options.
 #[derive(Clone, Debug)]
 pub struct LossOptions {
-    /// Which.
+    /// Which loss.
     pub kind: LossKind,
     /// Sum instead of mean.
     pub sum: bool,
     /// Label smoothing ε of the cross-entropies.
     pub smoothing: f64,
-    /// Label whose positions do not count.
+    /// The label of positions that do not count.
     pub ignore_index: Option<i64>,
     /// Huber's threshold.
     pub huber_delta: f64,
@@ -110,8 +111,8 @@ pub fn loss_output(g: &Graph, wanted: Option<&str>) -> Result<ValueId, LossError
     }
 }
 
-/// Is the class axis of this output its last one? Token logits [N, T, V] of a model that reads integer ids, unless its last step
-/// brings the last axis to the front; otherwise classes are axis 1 ([N, C], [N, C, d1, …]).
+/// Is the class axis of this output its last one? It is for token logits [N, T, V] of a model that reads integer ids, unless the last
+/// step brings the last axis to the front. Otherwise classes are axis 1 ([N, C], [N, C, d1, …]).
 pub fn classes_last(g: &Graph, output: ValueId) -> bool {
     let rank = g.tensor_type(output).map_or(0, |t| t.rank());
     let reads_ids = g.required_inputs().any(|v| matches!(g.value(v).ty.dtype, Some(DType::I64 | DType::I32)));
@@ -132,7 +133,7 @@ fn brings_last_axis_to_front(g: &Graph, output: ValueId) -> bool {
     false
 }
 
-/// What turns logits into the probabilities that the source hands out.
+/// How logits become the probabilities that the source hands out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Squash {
     /// `Softmax` or `LogSoftmax`, over this axis.
@@ -144,7 +145,7 @@ pub enum Squash {
 /// The softmax or sigmoid an output comes out of, perhaps through a change of type or shape.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Squashed {
-    /// Which; a softmax's axis is counted in the output.
+    /// Which function. The axis of a softmax is counted in the output.
     pub squash: Squash,
     /// The logits before it.
     pub logits: ValueId,
@@ -190,23 +191,18 @@ fn logits_of(g: &mut Graph, output: ValueId, kind: LossKind, last: bool) -> Resu
     let rank = g.tensor_type(output).map_or(0, |t| t.rank());
     let class_axis = if last || kind == LossKind::NextToken { rank.saturating_sub(1) } else { 1 };
     let Some(found) = squashed(g, output) else { return Ok(output) };
-    match found.squash {
-        Squash::Softmax(axis) if kind.takes_labels() && axis == class_axis => Ok(reshaped(g, &found)),
-        Squash::Sigmoid if kind == LossKind::Bce => Ok(reshaped(g, &found)),
+    let why = match found.squash {
+        Squash::Softmax(axis) if kind.takes_labels() && axis == class_axis => return Ok(reshaped(g, &found)),
+        Squash::Sigmoid if kind == LossKind::Bce => return Ok(reshaped(g, &found)),
         Squash::Softmax(_) if kind == LossKind::Bce => {
-            let name = g.name(output);
-            Err(LossError::Unfit(format!(
-                "output `{name}` comes out of a softmax, whose loss is cross-entropy; bce reads independent logits"
-            )))
+            "a softmax, whose loss is cross-entropy; bce reads independent logits"
         }
         Squash::Sigmoid if kind.takes_labels() => {
-            let name = g.name(output);
-            Err(LossError::Unfit(format!(
-                "output `{name}` comes out of a sigmoid, whose loss is bce; cross-entropy reads logits of exclusive classes"
-            )))
+            "a sigmoid, whose loss is bce; cross-entropy reads logits of exclusive classes"
         }
-        _ => Ok(output),
-    }
+        _ => return Ok(output),
+    };
+    Err(LossError::Unfit(format!("output `{}` comes out of {why}", g.name(output))))
 }
 
 /// The logits, with the changes of shape that the source applies after the squash.
@@ -220,8 +216,7 @@ fn reshaped(g: &mut Graph, found: &Squashed) -> ValueId {
         let dtype = g.value(v).ty.dtype;
         let new = g.add_op("", Op { source: None, ..op }, &operands);
         v = g.push_result(new, "loss/logits", ValueType { dtype, ..ty });
-        let name = g.name(v).to_string();
-        g.node_mut(new).name = name;
+        g.node_mut(new).name = g.name(v).to_string();
     }
     v
 }
@@ -245,7 +240,7 @@ pub fn append_loss(g: &mut Graph, output: ValueId, o: &LossOptions) -> Result<Lo
     let output = logits_of(g, output, o.kind, last)?;
     let target_type = target_type(&name, &ty, o.kind, last)?;
     let wanted = o.labels.clone().unwrap_or_else(|| if o.kind.takes_labels() { "labels" } else { "target" }.to_string());
-    // The model's own names win.
+    // A value of the model keeps its name.
     let target_name = if g.is_free(&wanted) { wanted } else { format!("ancre.{wanted}") };
     let target = g.add_input(&target_name, target_type.into(), None);
     let mut b = Builder::new(g, "loss");
@@ -268,13 +263,13 @@ fn target_type(output: &str, ty: &TensorType, kind: LossKind, last: bool) -> Res
         let dtype = if is_half(ty.dtype) { DType::F32 } else { ty.dtype };
         return Ok(TensorType::new(dtype, ty.shape.clone()));
     }
-    if ty.rank() < 2 {
-        let needs = format!("{} needs logits of rank 2 or more, it has type {ty}", kind.name());
-        return Err(LossError::Unfit(format!("output `{output}`: {needs}")));
-    }
-    if kind == LossKind::NextToken && ty.rank() != 3 {
-        let needs = format!("next-token needs token logits [N, T, V], it has type {ty}");
-        return Err(LossError::Unfit(format!("output `{output}`: {needs}")));
+    let needs = match ty.rank() {
+        ..2 => Some("logits of rank 2 or more"),
+        rank if kind == LossKind::NextToken && rank != 3 => Some("token logits [N, T, V]"),
+        _ => None,
+    };
+    if let Some(needs) = needs {
+        return Err(LossError::Unfit(format!("output `{output}`: {} needs {needs}, it has type {ty}", kind.name())));
     }
     let mut shape = ty.shape.clone();
     shape.remove(if last || kind == LossKind::NextToken { ty.rank() - 1 } else { 1 });
@@ -373,16 +368,12 @@ fn element_loss(b: &mut Builder, y: ValueId, t: ValueId, o: &LossOptions) -> Bui
             b.add(square, above)
         }
         LossKind::Bce => {
-            // max(y, 0) − y t + log(1 + e^{−|y|}), stable for both signs
-            let zero_floor = b.op("Relu", &[y])?;
-            let yt = b.mul(y, t)?;
-            let size = b.op("Abs", &[y])?;
-            let minus = b.neg(size)?;
-            let e = b.op("Exp", &[minus])?;
-            let one_more = b.shift(e, 1.0)?;
-            let log = b.op("Log", &[one_more])?;
-            let a = b.sub(zero_floor, yt)?;
-            b.add(a, log)
+            // max(y, 0) − y t + log(1 + e^{−|y|}) is stable for both signs.
+            formula(b, [y, t], |[y, t]| {
+                let (floor, yt) = (y.op("Relu"), y * t);
+                let log = ((-y.op("Abs")).op("Exp") + 1.0).op("Log");
+                floor - yt + log
+            })
         }
         _ => b.mul(d, d),
     }

@@ -1,5 +1,5 @@
-//! Replaces the abstract operators (`ancre.*`) that are lowered each by itself by plain ones, as their rules say for a target
-//! ([`OpRule::lower`](ops::OpRule::lower)): batch normalisation in training mode, gradients of convolutions' weights.
+//! Replaces those abstract operators (`ancre.*`) by plain ones that can be lowered one by one: batch normalisation in training mode,
+//! gradients of convolutions' weights. Their rules choose by the target ([`OpRule::lower`](ops::OpRule::lower)).
 
 use crate::ir::{ANCRE, Graph, NodeId};
 use crate::ops::{
@@ -8,7 +8,7 @@ use crate::ops::{
 };
 use crate::target::Target;
 
-/// Lowers them all; what replaces a node stands at its place in the file.
+/// Lowers them all. The nodes that replace one stand at its place in the file.
 ///
 /// # Errors
 /// When a node cannot be built.
@@ -27,7 +27,7 @@ pub fn lower_abstract(g: &mut Graph, target: &'static Target) -> Result<(), Buil
         }
     }
     g.insert_at(None);
-    // Last: a freed node's number would be given to one of the next, and so to another place in the file.
+    // Nodes are removed last: a new node would get a freed node's number, and with it another place in the file.
     nodes.into_iter().for_each(|id| g.remove(id));
     Ok(())
 }

@@ -1,18 +1,19 @@
-//! Replaces the abstract router operators by plain ones. All lowerings are here; the target's costs choose among them.
+//! Replaces the abstract router operators by plain ones. All lowerings are here. The target's costs choose among them.
 //!
-//! A router and its transpose are the same computation: targets in an order in which each reads a prefix of the sources,
-//! `target_t = Σ_{s < n_t} A[t, s] · source_s` (rows over states forwards; states over row cotangents backwards, both
-//! reversed). It is computed in blocks of b sources: inside a block a target takes one product over the block's few sources;
-//! when a block is full, one product adds its contribution to a carry for all later targets. Activation traffic falls from K²
-//! to about K²/b + K·b, operators from K² to about 4K. With b ≥ K this is one product a row over stacked states.
+//! A router and its transpose are the same computation: `target_t = Σ_{s < n_t} A[t, s] · source_s`, with the targets in an order
+//! in which each reads a prefix of the sources. Forwards the rows are the targets and the states the sources; backwards the states
+//! are the targets and the row cotangents the sources, both reversed. The sums are computed in blocks of b sources. Inside a block a
+//! target takes one product over the block's few sources. When a block is full, one product adds its contribution to a carry for all
+//! later targets. Activation traffic falls from K² to about K²/b + K·b, operators from K² to about 4K. With b ≥ K this is one
+//! product a row over stacked states.
 //!
-//! Routers of a few states take one multiplication and addition a pair instead, which copies nothing.
+//! Routers of a few states take one multiplication and one addition a pair instead, which copies nothing.
 //!
 //! Under `gated` the one-hot part is a plain addition, so that the residual stream stays exact where matrix products are not
 //! (TF32): `route = h_near + Σ a (p − onehot) h`.
 
 use crate::ir::{
-    ANCRE, Attrs, DType, Dim, Graph, NodeId, Normalize, RouterId, RouterSpec, Rule, Tensor, TensorType, ValueId,
+    ANCRE, Attrs, DType, Dim, Graph, NodeId, Normalize, RouterId, RouterSpec, Rule, Tensor, ValueId,
 };
 use crate::ops::build::{BuildError, Builder, Built, reshape_target};
 use crate::target::Target;
@@ -28,7 +29,7 @@ pub enum Lowering {
 }
 
 impl Lowering {
-    /// By the number of sources.
+    /// The target's choice for a number of sources.
     fn choose(target: &Target, sources: usize) -> Lowering {
         let costs = &target.router;
         let size = costs.blocks.iter().find(|(most, _)| sources <= *most).map(|(_, size)| *size);
@@ -43,8 +44,21 @@ struct RouterView<'s> {
     routes: Vec<NodeId>,
     cotangents: Vec<NodeId>,
     weights: Vec<NodeId>,
-    /// The lowering to take, whatever the size.
+    /// The lowering to take; `None`: by size.
     lowering: Option<Lowering>,
+}
+
+impl RouterView<'_> {
+    /// A constant matrix [rows, columns] of the router, made of 0 and another number.
+    fn matrix(&self, b: &mut Builder, name: &str, [r, c]: [usize; 2], at: impl Fn(usize, usize) -> f32) -> ValueId {
+        let values: Vec<f32> = (0..r * c).map(|i| at(i / c, i % c)).collect();
+        b.constant(&format!("ancre/{}/{name}", self.id), Tensor::f32s(&[r as i64, c as i64], &values))
+    }
+
+    /// 1 for every row but the first, whose gate is unused.
+    fn gated_rows(&self, b: &mut Builder, rows: usize) -> ValueId {
+        self.matrix(b, "gated_rows", [rows, 1], |row, _| (row > 0) as u8 as f32)
+    }
 }
 
 /// The weight rule's values, in plain operators.
@@ -57,19 +71,11 @@ struct Weights {
     offset: Option<ValueId>,
 }
 
-/// Lowers every router operator of the graph.
+/// Lowers every router operator of the graph; `lowering` is `None` where the size is to choose.
 ///
 /// # Errors
 /// When a node cannot be built; that is a fault of this tool.
-pub fn lower_routes(g: &mut Graph, target: &'static Target) -> Result<(), BuildError> {
-    lower_routes_by(g, target, None)
-}
-
-/// As [`lower_routes`], with one lowering for every router; by size if none is given.
-///
-/// # Errors
-/// As [`lower_routes`].
-pub fn lower_routes_by(g: &mut Graph, target: &'static Target, lowering: Option<Lowering>) -> Result<(), BuildError> {
+pub fn lower_routes(g: &mut Graph, target: &'static Target, lowering: Option<Lowering>) -> Result<(), BuildError> {
     let specs = g.routers.clone();
     let mut routers: IndexMap<RouterId, RouterView> = IndexMap::new();
     for id in g.topological_order() {
@@ -125,19 +131,12 @@ fn lower_router(g: &mut Graph, target: &'static Target, view: &RouterView) -> Re
         }
     }
     let mut retired: IndexSet<NodeId> = IndexSet::new();
-    if let Some(spec) = g.routers.get_mut(&view.id) {
-        spec.rows.iter_mut().for_each(|(_, v)| *v = *done.get(v).unwrap_or(v));
-    }
     for (old, new) in done {
-        g.replace_uses(old, new, |_| true);
-        if g.is_output(old) {
-            g.redirect_output(old, new);
-        }
-        // The sum keeps the route's name: the metadata and `freeze` find it by that.
-        g.swap_names(old, new);
+        // The sum gets the route's name, by which the metadata and `freeze` find it.
+        g.supplant(old, new);
         retired.insert(old.node);
     }
-    // Latest first: a state has as many readers as there are rows, and the latest stands first in its list.
+    // The latest is removed first: a state has as many readers as there are rows, and the latest stands first in its list.
     for node in retired.into_iter().rev() {
         g.remove(node);
     }
@@ -163,32 +162,27 @@ fn emit_weights(b: &mut Builder, view: &RouterView) -> Result<Weights, BuildErro
     // Columns before the chain's own (earlier chains' states) are read by every row.
     let own = c - r;
     let used = |row: usize, column: usize| column <= own + row;
-    // A finite number of the size of −∞: exp gives exactly 0, and no runtime trips over an infinity in the file.
-    let mask: Vec<f32> = (0..r * c).map(|i| if used(i / c, i % c) { 0.0 } else { -1e30 }).collect();
-    let mask = b.constant(&format!("ancre/{}/mask", view.id), Tensor::f32s(&[r as i64, c as i64], &mask));
+    // The number is finite, so that no runtime trips over an infinity in the file. Its exponential is exactly 0.
+    let mask = view.matrix(b, "mask", [r, c], |row, column| if used(row, column) { 0.0 } else { -1e30 });
     let tau = b.scalar(DType::F32, spec.tau as f64);
     let scaled = b.div(spec.logits, tau)?;
     let masked = b.add(scaled, mask)?;
-    // Softmax over columns everywhere: before opset 13 other axes mean something else.
+    // The softmax is always over columns: before opset 13 other axes mean something else.
     let outgoing = spec.normalize == Normalize::Outgoing;
-    let softmax = if outgoing {
-        let t = b.transpose(masked, &[1, 0])?;
-        let s = b.op_with("Softmax", Attrs::new().with("axis", 1), &[t])?;
-        b.transpose(s, &[1, 0])?
-    } else {
-        b.op_with("Softmax", Attrs::new().with("axis", 1), &[masked])?
-    };
+    let logits = if outgoing { b.transpose(masked, &[1, 0])? } else { masked };
+    let mut softmax = b.op_with("Softmax", Attrs::new().with("axis", 1), &[logits])?;
+    if outgoing {
+        softmax = b.transpose(softmax, &[1, 0])?;
+    }
     if spec.rule != Rule::Gated {
         b.graph.rename(softmax, &format!("ancre/{}/weights", view.id));
         return Ok(Weights { matrix: softmax, softmax: Some(softmax), offset: None });
     }
-    let hot: Vec<f32> = (0..r * c).map(|i| (i % c == own + i / c) as u8 as f32).collect();
-    let hot = b.constant(&format!("ancre/{}/onehot", view.id), Tensor::f32s(&[r as i64, c as i64], &hot));
+    let hot = view.matrix(b, "onehot", [r, c], |row, column| (column == own + row) as u8 as f32);
     let mut offset = b.sub(softmax, hot)?;
     if outgoing {
-        // The first row's gate is unused; incoming, its offset is 0 by itself.
-        let rows: Vec<f32> = (0..r).map(|row| (row > 0) as u8 as f32).collect();
-        let rows = b.constant(&format!("ancre/{}/gated_rows", view.id), Tensor::f32s(&[r as i64, 1], &rows));
+        // Under `incoming` the first row's offset is 0 by itself.
+        let rows = view.gated_rows(b, r);
         offset = b.mul(offset, rows)?;
     }
     let gate = match spec.gate {
@@ -200,7 +194,7 @@ fn emit_weights(b: &mut Builder, view: &RouterView) -> Result<Weights, BuildErro
     Ok(Weights { matrix, softmax: Some(softmax), offset: Some(offset) })
 }
 
-/// `target_t = Σ_{s < n_t} A[row_t, s] · source_s` for targets (row_t, n_t) with n_t not decreasing and rows ascending by one.
+/// `target_t = Σ_{s < n_t} A[row_t, s] · source_s` for targets (row_t, n_t). The n_t do not decrease, and the rows ascend by one.
 fn triangular(
     b: &mut Builder,
     lowering: Option<Lowering>,
@@ -222,23 +216,19 @@ fn triangular(
     // What full blocks give to the targets from `carry_row` on.
     let mut carry: Option<(i64, ValueId)> = None;
     let mut block = 0;
-    let mut next = 0;
-    while next < targets.len() {
-        let current = (targets[next].1 - 1) / size;
-        while block < current {
-            let from = targets[next].0;
+    for &(row, reads) in targets {
+        while block < (reads - 1) / size {
             let (lo, hi) = (block * size, (block + 1) * size);
-            let part = slice2(b, a, (from, rows), (lo as i64, hi as i64))?;
+            let part = slice2(b, a, (row, rows), (lo as i64, hi as i64))?;
             let stacked = b.concat(&flat[lo..hi], 0)?;
             let earlier = match carry {
-                Some((row, c)) if row < from => Some(slice2(b, c, (from - row, rows - row), (0, -1))?),
+                Some((first, c)) if first < row => Some(slice2(b, c, (row - first, rows - first), (0, -1))?),
                 Some((_, c)) => Some(c),
                 None => None,
             };
-            carry = Some((from, product(b, part, stacked, earlier)?));
+            carry = Some((row, product(b, part, stacked, earlier)?));
             block += 1;
         }
-        let (row, reads) = targets[next];
         let lo = block * size;
         let part = slice2(b, a, (row, row + 1), (lo as i64, reads as i64))?;
         let stacked = b.concat(&flat[lo..reads], 0)?;
@@ -247,13 +237,15 @@ fn triangular(
             None => None,
         };
         let sum = product(b, part, stacked, earlier)?;
-        out.push(unflatten(b, sum, like, &ty)?);
-        next += 1;
+        out.push(match reshape_target(&ty.shape) {
+            Some(target) => b.reshape(sum, &target, &ty.shape)?,
+            None => b.reshape_like(sum, like)?,
+        });
     }
     Ok(out)
 }
 
-/// The same sum with one product a pair.
+/// The same sums with one product a pair.
 fn pairwise(b: &mut Builder, a: ValueId, targets: &[(i64, usize)], sources: &[ValueId]) -> Result<Vec<ValueId>, BuildError> {
     let rank = b.ty(sources[0])?.rank();
     let mut out = Vec::with_capacity(targets.len());
@@ -284,7 +276,7 @@ fn product(b: &mut Builder, x: ValueId, y: ValueId, c: Option<ValueId>) -> Built
     }
 }
 
-/// Rows and columns of a matrix; columns (0, −1) are all of them. The whole costs nothing.
+/// Rows and columns of a matrix; columns (0, −1) are all of them. The whole matrix costs nothing.
 fn slice2(b: &mut Builder, a: ValueId, rows: (i64, i64), columns: (i64, i64)) -> Built {
     let ty = b.ty(a)?;
     let extent = |axis: usize| ty.shape[axis].known();
@@ -298,14 +290,7 @@ fn slice2(b: &mut Builder, a: ValueId, rows: (i64, i64), columns: (i64, i64)) ->
     }
 }
 
-fn unflatten(b: &mut Builder, flat: ValueId, like: ValueId, ty: &TensorType) -> Built {
-    match reshape_target(&ty.shape) {
-        Some(target) => b.reshape(flat, &target, &ty.shape),
-        None => b.reshape_like(flat, like),
-    }
-}
-
-/// The states' cotangents: the same triangular sum over the transposed matrix, rows and columns reversed, because the last
+/// The states' cotangents: the same triangular sum over the transposed matrix. Rows and columns are reversed, because the last
 /// row's cotangent is there first.
 fn lower_cotangents(
     b: &mut Builder,
@@ -371,10 +356,8 @@ fn lower_weights_cotangent(
     inner = pad_zeros(b, inner, view.id, 1, [0, unread], [rows.len() as i64, c as i64])?;
     inner = pad_zeros(b, inner, view.id, 0, [first, after], [r as i64, c as i64])?;
     let outgoing = view.spec.normalize == Normalize::Outgoing;
-    let axis = if outgoing { 0 } else { 1 };
     let Some(p) = weights.softmax else {
-        let used: Vec<f32> = (0..r * c).map(|i| (i % c <= c - r + i / c) as u8 as f32).collect();
-        let used = b.constant(&format!("ancre/{}/used", view.id), Tensor::f32s(&[r as i64, c as i64], &used));
+        let used = view.matrix(b, "used", [r, c], |row, column| (column <= c - r + row) as u8 as f32);
         return Ok((b.mul(inner, used)?, None));
     };
     let mut gate_ct = None;
@@ -384,21 +367,20 @@ fn lower_weights_cotangent(
         let gate = b.unsqueeze(gate, &[1])?;
         inner = b.mul(inner, gate)?;
         if outgoing {
-            let rows: Vec<f32> = (0..r).map(|row| (row > 0) as u8 as f32).collect();
-            let rows = b.constant(&format!("ancre/{}/gated_rows", view.id), Tensor::f32s(&[r as i64, 1], &rows));
+            let rows = view.gated_rows(b, r);
             inner = b.mul(inner, rows)?;
         }
     }
     let weighted = b.mul(inner, p)?;
-    let mean = b.reduce_sum(weighted, &[axis], true)?;
+    let mean = b.reduce_sum(weighted, &[if outgoing { 0 } else { 1 }], true)?;
     let centred = b.sub(inner, mean)?;
     let through = b.mul(p, centred)?;
     let tau = b.scalar(DType::F32, view.spec.tau as f64);
     Ok((b.div(through, tau)?, gate_ct))
 }
 
-/// ⟨row cotangent, state⟩ for all pairs: [rows, states]. One product; where a sample is large, one for each sample and a sum: a
-/// product of a few rows by a few columns is too narrow for an engine to share out among its threads, however long it is.
+/// ⟨row cotangent, state⟩ for all pairs: [rows, states]. This is one product, or where a sample is large, a product for each sample
+/// and their sum: an engine cannot share out a product of a few rows by a few columns among its threads, however long it is.
 fn inner_products(b: &mut Builder, cts: &[ValueId], states: &[ValueId]) -> Built {
     let ty = b.ty(states[0])?;
     let (rows, columns) = (cts.len() as i64, states.len() as i64);
@@ -434,14 +416,8 @@ fn pad_zeros(b: &mut Builder, m: ValueId, id: RouterId, axis: usize, around: [i6
         let values = vec![0.0; (dims[0] * dims[1]) as usize];
         b.constant(&format!("ancre/{id}/zeros"), Tensor::f32s(&dims, &values))
     };
-    let mut parts = Vec::new();
-    if around[0] > 0 {
-        parts.push(zeros(around[0]));
-    }
-    parts.push(m);
-    if around[1] > 0 {
-        parts.push(zeros(around[1]));
-    }
+    let [before, after] = around.map(|n| (n > 0).then(|| zeros(n)));
+    let parts: Vec<ValueId> = [before, Some(m), after].into_iter().flatten().collect();
     b.concat(&parts, axis as i64)
 }
 
@@ -449,8 +425,9 @@ fn pad_zeros(b: &mut Builder, m: ValueId, id: RouterId, axis: usize, around: [i6
 mod tests {
     use super::*;
     use crate::analysis::residual::find_residuals;
+    use crate::ir::TensorType;
     use crate::target::{CPU, CUDA, WASM};
-    use crate::transform::route::{ChainChoice, Form, Granularity, Init, Normalize, RouteOptions, Rule, Scope, route_skips};
+    use crate::transform::route::{RouteOptions, route_skips};
 
     /// `h ← h + tanh(h w)`, so many times, routed with a gate: the graph and each route's name with its nearest state's.
     fn gated_chain(blocks: usize) -> (Graph, Vec<(String, String)>) {
@@ -466,16 +443,7 @@ mod tests {
             h = b.add(h, branch).expect("a skip");
         }
         g.add_output(h, None);
-        let options = RouteOptions {
-            form: Form::Reassign,
-            granularity: Granularity::Add,
-            scope: Scope::Stage,
-            rule: Rule::Gated,
-            normalize: Normalize::Incoming,
-            init: Init::Uniform,
-            tau: 0.01,
-            chains: ChainChoice::All,
-        };
+        let options = RouteOptions::default();
         let chains = find_residuals(&g).chains;
         route_skips(&mut g, &chains, &options).expect("a router");
         let router = &g.routers[0];
@@ -495,7 +463,7 @@ mod tests {
         assert_eq!(of_cpu, [Lowering::Pairwise, Lowering::TwoLevel(4), Lowering::TwoLevel(8)]);
         for (blocks, target, lowering) in chosen {
             let (mut g, routes) = gated_chain(blocks);
-            lower_routes_by(&mut g, target, Some(lowering)).expect("lowered");
+            lower_routes(&mut g, target, Some(lowering)).expect("lowered");
             assert_eq!(routes.len(), blocks - 1, "the first row needs no route");
             for (route, nearest) in routes {
                 let sum = g.find(&route).expect("the route's name stays");

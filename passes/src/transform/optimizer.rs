@@ -1,8 +1,8 @@
-//! Optimisers, appended as plain operators: one step from gradients to the next state. Semantics and defaults are PyTorch's.
+//! Optimisers, appended as plain operators: one step from gradients to the next state. Meaning and defaults are PyTorch's.
 
 use super::dropout;
 use super::in_place::Waits;
-use super::update::{Pack, Scalars, dims, packs};
+use super::update::{Pack, Scalars, packs};
 use crate::contract::StateKind;
 use crate::ir::words;
 use crate::ir::{DType, Dim, Graph, TensorType, ValueId};
@@ -43,6 +43,13 @@ pub struct OptimizerOptions {
     pub router_lr_scale: f64,
 }
 
+impl OptimizerKind {
+    /// Is it one of Adam's?
+    pub(crate) fn is_adam(self) -> bool {
+        matches!(self, OptimizerKind::Adam | OptimizerKind::AdamW)
+    }
+}
+
 impl OptimizerOptions {
     /// An optimiser with PyTorch's defaults.
     pub fn of(kind: OptimizerKind) -> OptimizerOptions {
@@ -66,19 +73,15 @@ impl OptimizerOptions {
     }
 }
 
-/// One state tensor of a training graph: `input` is fed, `output` comes back as its next value.
+/// One state tensor of a training graph.
 #[derive(Clone, Debug)]
 pub struct StateTensor {
-    /// The state as the graph reads it.
+    /// The state as the graph reads it. Its type has the full shape, though the default in the file may be a broadcastable zero.
     pub value: ValueId,
     /// Its next value, if the step changes it.
     pub next: Option<ValueId>,
     /// What it is.
     pub kind: StateKind,
-    /// Is it trained?
-    pub trainable: bool,
-    /// Its full shape (the default in the file may be a broadcastable zero).
-    pub shape: Vec<i64>,
 }
 
 /// A tensor with its gradient.
@@ -87,23 +90,14 @@ pub struct Trained {
     pub value: ValueId,
     /// Its gradient.
     pub gradient: ValueId,
-    /// Parameter, logits or gate: the latter two are the router's group.
+    /// Parameter, logits or gate.
     pub kind: StateKind,
-}
-
-impl Trained {
-    /// Is it of the router's group?
-    pub(super) fn is_router(&self) -> bool {
-        self.kind.is_router()
-    }
 }
 
 /// What the optimiser added.
 pub struct Update {
     /// Global norm of all gradients before clipping.
     pub grad_norm: ValueId,
-    /// Learning rate input.
-    pub lr: Option<ValueId>,
     /// All state it keeps, trained tensors included.
     pub states: Vec<StateTensor>,
 }
@@ -124,15 +118,13 @@ pub fn append_optimizer(
     let squares = squares(&mut b, &packs)?;
     let grad_norm = norm(&mut b, &squares)?;
     if o.kind == OptimizerKind::None {
-        let mut states: Vec<StateTensor> = trained
-            .iter()
-            .map(|t| StateTensor { value: t.value, next: None, kind: t.kind, trainable: true, shape: dims(&b, t.value) })
-            .collect();
+        let kept = |t: &Trained| StateTensor { value: t.value, next: None, kind: t.kind };
+        let mut states: Vec<StateTensor> = trained.iter().map(kept).collect();
         if let Some(step) = dropout::counter(b.graph) {
             // Dropout masks follow the counter.
             states.push(counter(&mut b, step)?.0);
         }
-        return Ok(Update { grad_norm, lr: None, states });
+        return Ok(Update { grad_norm, states });
     }
     let mut states = Vec::new();
     let lr_name = if b.graph.is_free("lr") { "lr" } else { "ancre.lr" };
@@ -165,15 +157,16 @@ pub fn append_optimizer(
             pack.gradient = b.mul(pack.gradient, factor)?;
         }
     }
-    // Runtimes go from outputs to what they need, the last output's node first (ONNX Runtime's default order). The gradients
-    // that come last are therefore used first in the file, else the update that needs the whole backward pass would have all
-    // of it computed, and kept, before the first weight's gradient.
+    // ONNX Runtime goes from outputs to what they need, the last output's node first. The gradients that come last are therefore
+    // used first in the file. Otherwise the update that needs the whole backward pass would have all of it computed, and kept,
+    // before the first weight's gradient.
     let gradients: Vec<ValueId> = packs.iter().map(|p| p.gradient).collect();
     let waits = Waits::of(b.graph, loss, &gradients);
     let mut kept: Vec<Vec<StateTensor>> = packs.iter().map(|_| Vec::new()).collect();
     for i in waits.latest_first() {
-        // Its norm with it, or every gradient waits for the norm's turn; and a gradient behind all that reads the weight, so
-        // that a loop may write over it. Under clipping they all wait for each other anyway.
+        // The gradient's square comes with its update, or every gradient would wait until the norm is computed. The update also waits
+        // for a gradient behind all nodes that read the weight, so that a loop may overwrite the weight. Under clipping all updates
+        // wait for each other anyway.
         let mut first = Vec::new();
         if o.clip_norm.is_none() {
             first.push(squares[i]);
@@ -183,14 +176,14 @@ pub fn append_optimizer(
         packs[i].update(&mut b, &s, &first, o, &mut kept[i])?;
     }
     states.extend(kept.into_iter().flatten());
-    Ok(Update { grad_norm, lr: Some(lr), states })
+    Ok(Update { grad_norm, states })
 }
 
 /// The counter of micro-batches and its next value.
 fn counter(b: &mut Builder, step: ValueId) -> Result<(StateTensor, ValueId), BuildError> {
     let one = b.int(1);
     let next = b.add(step, one)?;
-    Ok((StateTensor { value: step, next: Some(next), kind: StateKind::Counter, trainable: false, shape: vec![] }, next))
+    Ok((StateTensor { value: step, next: Some(next), kind: StateKind::Counter }, next))
 }
 
 /// Σ g² of every pack's gradient.
@@ -205,24 +198,20 @@ fn norm(b: &mut Builder, squares: &[ValueId]) -> Built {
 
 fn scalars(b: &mut Builder, lr: ValueId, next_step: ValueId, o: &OptimizerOptions) -> Result<Scalars, BuildError> {
     let decay = o.decay();
-    let router_lr = b.scale(lr, o.router_lr_scale)?;
-    let boundary = if o.accumulate > 1 {
+    let (mut size, mut router_size) = (lr, b.scale(lr, o.router_lr_scale)?);
+    let (mut boundary, mut keep, mut inverse_root) = (None, None, None);
+    if o.accumulate > 1 {
         let n = b.int(o.accumulate as i64);
         let rest = b.op("Mod", &[next_step, n])?;
         let zero = b.int(0);
-        Some(b.op("Equal", &[rest, zero])?)
-    } else {
-        None
-    };
-    let keep = if o.kind == OptimizerKind::AdamW && decay != 0.0 {
+        boundary = Some(b.op("Equal", &[rest, zero])?);
+    }
+    if o.kind == OptimizerKind::AdamW && decay != 0.0 {
         let shrink = b.scale(lr, decay)?;
-        Some(b.from_number_sub(1.0, shrink)?)
-    } else {
-        None
-    };
-    let (mut step, mut inverse_root) = (None, None);
-    if matches!(o.kind, OptimizerKind::Adam | OptimizerKind::AdamW) {
-        // In double: 1 − 0.999^t loses five digits in float.
+        keep = Some(b.from_number_sub(1.0, shrink)?);
+    }
+    if o.kind.is_adam() {
+        // 1 − 0.999^t would lose five digits in float32.
         let t = if o.accumulate > 1 {
             let n = b.int(o.accumulate as i64);
             b.div(next_step, n)?
@@ -245,21 +234,19 @@ fn scalars(b: &mut Builder, lr: ValueId, next_step: ValueId, o: &OptimizerOption
         let inverse = b.from_number_div(1.0, root)?;
         inverse_root = Some(b.cast(inverse, DType::F32)?);
         let lr64 = b.cast(lr, DType::F64)?;
-        let size = b.div(lr64, c1)?;
-        let size = b.cast(size, DType::F32)?;
-        step = Some((size, b.scale(size, o.router_lr_scale)?));
+        size = b.div(lr64, c1)?;
+        size = b.cast(size, DType::F32)?;
+        router_size = b.scale(size, o.router_lr_scale)?;
     }
-    Ok(Scalars { lr, router_lr, step, inverse_root, keep, boundary })
+    Ok(Scalars { size, router_size, inverse_root, keep, boundary })
 }
 
 /// Gives moments and accumulators symbolic dimensions in their declaration.
 pub fn declare_moments(g: &mut Graph, states: &[StateTensor]) {
-    for s in states {
-        if matches!(s.kind, StateKind::Moment | StateKind::Accumulator) {
-            let name = g.name(s.value).to_string();
-            let shape: Vec<Dim> = (0..s.shape.len()).map(|i| Dim::symbol(&format!("{name}.d{i}"))).collect();
-            let dtype = g.value(s.value).ty.dtype;
-            g.set_type(s.value, crate::ir::ValueType { dtype, shape: Some(shape) });
-        }
+    for s in states.iter().filter(|s| matches!(s.kind, StateKind::Moment | StateKind::Accumulator)) {
+        let (name, mut ty) = (g.name(s.value).to_string(), g.value(s.value).ty.clone());
+        let dims = ty.shape.iter_mut().flatten().enumerate();
+        dims.for_each(|(i, d)| *d = Dim::symbol(&format!("{name}.d{i}")));
+        g.set_type(s.value, ty);
     }
 }

@@ -15,7 +15,7 @@
 use super::fresh::{Fresh, constant};
 use crate::analysis::head::constant_origin;
 use crate::analysis::roles::{Role, initializer_roles};
-use crate::ir::{Graph, NodeId, Tensor, ValueId};
+use crate::ir::{Graph, Kind, NodeId, Tensor, ValueId};
 use crate::ops::{Along, Class, Label, Mixing, axes_of, keeps_elements};
 
 /// Gives every trained weight and running statistic a fresh value; returns the names of those that keep theirs.
@@ -27,11 +27,10 @@ pub fn reinitialize(g: &mut Graph, seed: u64) -> Vec<String> {
             continue;
         }
         match fresh(g, v, role, seed) {
-            Some(t) => g.set_initializer(
-                v,
-                t,
-                matches!(g.node(v.node).kind, crate::ir::Kind::Initializer { overridable: true, .. }),
-            ),
+            Some(t) => {
+                let overridable = matches!(g.node(v.node).kind, Kind::Initializer { overridable: true, .. });
+                g.set_initializer(v, t, overridable);
+            }
             None => kept.push(name),
         }
     }
@@ -93,7 +92,7 @@ fn fan_in(g: &Graph, node: NodeId, operand: usize) -> Option<i64> {
     let op = g.op(node)?;
     let dims = g.tensor_type(g.operand(node, operand)?)?.known_dims()?;
     match Class::of(op) {
-        // PyTorch counts a transposed convolution's by its weight's second axis.
+        // For a transposed convolution PyTorch counts from the weight's second axis on.
         _ if op.is("ConvTranspose") => dims.get(1..).map(|rest| rest.iter().product()),
         Class::Mixing(Mixing::Conv | Mixing::MatMul | Mixing::Attention) => {
             let axes = axes_of(g, node)?;
@@ -152,12 +151,12 @@ fn scales_normalised(g: &Graph, node: NodeId, operand: usize) -> bool {
 /// What became of a convolutional network's batch normalisation when it was exported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Normalisation {
-    /// Nothing to remark: it is there, or there are no convolutions.
+    /// The normalisation is complete, or there are no convolutions.
     Whole,
     /// Convolutions and activations, but no normalisation of any kind.
     Gone,
-    /// Some is there, but so many of so many convolutions hand their sum, with a bias, to an activation at once: those whose
-    /// normalisation followed them have lost it, those before which it stood have not.
+    /// Some convolutions, so many of so many, hand their sum, with a bias, directly to an activation. They have lost the normalisation
+    /// that followed them, while the normalisation before a convolution is still there.
     Partly(usize, usize),
 }
 

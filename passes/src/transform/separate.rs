@@ -19,8 +19,8 @@
 //! that the same names come out for the forward graph and for the training graph, if the pass runs on both before anything
 //! rewrites the nodes that read parameters.
 //!
-//! Not separated: what a use's role says is no parameter (masks, tables, constants of formulas), and single elements that an
-//! element-wise operator reads, which are numbers of a formula as far as a graph can tell.
+//! Tensors whose role in a use is not a parameter's (masks, tables, constants of formulas) are not separated. Nor are single elements
+//! that an element-wise operator reads: as far as a graph can tell they are numbers of a formula.
 
 use crate::analysis::roles::{Role, UseRoles};
 use crate::ir::{DType, Graph, Kind, NodeId, Op, Tensor, ValueId};
@@ -29,7 +29,7 @@ use indexmap::IndexMap;
 use std::collections::HashSet;
 
 /// Is a tensor of this role a parameter, or a statistic that belongs to one node?
-pub fn is_own(role: Role) -> bool {
+fn is_own(role: Role) -> bool {
     role.trains() || role == Role::Statistic
 }
 
@@ -44,14 +44,14 @@ struct Part {
     identity: Option<NodeId>,
 }
 
-/// Gives each merged parameter an initializer of its own where `is_parameter` says so of a use's role (see [`is_own`]);
-/// returns the new names, each with the name of the tensor it was merged into.
-pub fn separate_parameters(g: &mut Graph, is_parameter: impl Fn(Role) -> bool) -> Vec<(String, String)> {
-    separate(g, is_parameter, |_| true)
+/// Gives each merged parameter, or statistic of one node, an initializer of its own. Returns the new names, each with the name of the
+/// tensor it was merged into.
+pub fn separate_parameters(g: &mut Graph) -> Vec<(String, String)> {
+    separate(g, |_| true)
 }
 
-/// Repeats on a forward graph what [`separate_parameters`] did to the graph it was trained in, as far as `names` ask for it: each
-/// gets an initializer of its own, to which a trained value can be written. Names that are there already are fine.
+/// Repeats on a forward graph what [`separate_parameters`] did to the graph it was trained in, as far as `names` need it: each gets an
+/// initializer of its own, to which a trained value can be written. Initializers that the graph has already stay.
 ///
 /// # Errors
 /// The names that the graph does not lead to: it is not the graph they come from.
@@ -60,13 +60,14 @@ pub fn separate_in_forward<'n>(g: &mut Graph, names: impl IntoIterator<Item = &'
     let mut wanted: Vec<&str> = names.into_iter().filter(|n| absent(g, n)).collect();
     if !wanted.is_empty() {
         let set: HashSet<&str> = wanted.iter().copied().collect();
-        separate(g, is_own, |parts| parts.iter().any(|p| set.contains(p.name.as_str())));
+        separate(g, |parts| parts.iter().any(|p| set.contains(p.name.as_str())));
         wanted.retain(|n| absent(g, n));
     }
     if wanted.is_empty() { Ok(()) } else { Err(wanted.into_iter().map(String::from).collect()) }
 }
 
-fn separate(g: &mut Graph, is_parameter: impl Fn(Role) -> bool, wanted: impl Fn(&[Part]) -> bool) -> Vec<(String, String)> {
+/// Separates the parameters of those tensors whose parts are wanted.
+fn separate(g: &mut Graph, wanted: impl Fn(&[Part]) -> bool) -> Vec<(String, String)> {
     let mut plan: IndexMap<ValueId, Vec<Part>> = IndexMap::new();
     let roles = UseRoles::new(g);
     for id in g.topological_order() {
@@ -75,7 +76,7 @@ fn separate(g: &mut Graph, is_parameter: impl Fn(Role) -> bool, wanted: impl Fn(
         if !tensor.dtype().is_float() || g.name(v).starts_with("ancre.") {
             continue;
         }
-        let parts = parts_of(g, &roles, v, tensor, &is_parameter);
+        let parts = parts_of(g, &roles, v, tensor);
         // Reading the bytes comes last: they may be in another file.
         if !parts.is_empty() && wanted(&parts) && is_constant_valued(tensor) {
             plan.insert(v, parts);
@@ -87,8 +88,7 @@ fn separate(g: &mut Graph, is_parameter: impl Fn(Role) -> bool, wanted: impl Fn(
         for part in parts {
             names.push((apply(g, v, part), original.clone()));
         }
-        let unread = !g.is_read(v) && !g.is_output(v);
-        if unread && matches!(g.node(v.node).kind, Kind::Initializer { overridable: false, .. }) {
+        if !g.is_needed(v) && matches!(g.node(v.node).kind, Kind::Initializer { overridable: false, .. }) {
             g.remove(v.node);
         }
     }
@@ -96,13 +96,13 @@ fn separate(g: &mut Graph, is_parameter: impl Fn(Role) -> bool, wanted: impl Fn(
 }
 
 /// The parameters that were merged into `v`, or none if it is only one.
-fn parts_of(g: &Graph, roles: &UseRoles, v: ValueId, tensor: &Tensor, is_parameter: &impl Fn(Role) -> bool) -> Vec<Part> {
+fn parts_of(g: &Graph, roles: &UseRoles, v: ValueId, tensor: &Tensor) -> Vec<Part> {
     let uses = g.uses_in_order(v);
     if uses.len() < 2 {
         return Vec::new();
     }
     let owns = |v: ValueId, (n, i): Use| {
-        i < g.node(n).operand_count() && !(tensor.len() == 1 && takes_number(g, n)) && is_parameter(roles.role(v, n, i))
+        i < g.node(n).operand_count() && !(tensor.len() == 1 && takes_number(g, n)) && is_own(roles.role(v, n, i))
     };
     let mut direct = Vec::new();
     let mut parts = Vec::new();
@@ -115,8 +115,7 @@ fn parts_of(g: &Graph, roles: &UseRoles, v: ValueId, tensor: &Tensor, is_paramet
             let own = g.result(n, 0);
             let its = g.uses_in_order(own);
             let readers: Vec<Use> = its.iter().copied().filter(|(r, _)| !g.is_op(*r, "Identity")).collect();
-            let captured = its.iter().any(|(r, i)| *i >= g.node(*r).operand_count());
-            if !captured && !g.is_output(own) && readers.iter().any(|u| owns(own, *u)) {
+            if !g.is_captured(own) && !g.is_output(own) && readers.iter().any(|u| owns(own, *u)) {
                 parts.push(Part { name: g.name(own).to_string(), uses: readers, identity: Some(n) });
             } else {
                 others += readers.len();
@@ -174,7 +173,7 @@ fn role_word(role: Role, operand: usize) -> &'static str {
     }
 }
 
-/// Does the node compute with the operand as a number, not as a parameter: element by element, or repeated?
+/// Does the node compute with its operands as numbers, not as parameters: element by element, or repeated?
 fn takes_number(g: &Graph, n: NodeId) -> bool {
     let takes = |op: &Op| op.is("Expand") || (Class::of(op).is_elementwise() && Class::of(op) != Class::Activation);
     g.op(n).is_some_and(takes)
@@ -246,19 +245,19 @@ mod tests {
     #[test]
     fn each_use_of_a_shared_constant_becomes_a_parameter() {
         let mut g = dynamo();
-        let found = separate_parameters(&mut g, is_own);
+        let found = separate_parameters(&mut g);
         let expected = [("y.scale", "ones"), ("z.scale", "ones"), ("y.bias", "zeros"), ("z.bias", "zeros")];
         assert_eq!(pairs(&found), expected);
         assert_eq!(g.name(g.operand(g.find("z").unwrap().node, 1).unwrap()), "z.scale");
         assert!(g.find("ones").is_none());
         verify(&g, Stage::Open).unwrap();
-        assert!(separate_parameters(&mut g, is_own).is_empty(), "a second run finds nothing");
+        assert!(separate_parameters(&mut g).is_empty(), "a second run finds nothing");
     }
 
     #[test]
     fn identities_name_the_parameters_they_merged() {
         let mut g = legacy(&[1.0; 3]);
-        let found = separate_parameters(&mut g, is_own);
+        let found = separate_parameters(&mut g);
         assert_eq!(pairs(&found), [("second.weight", "first.weight"), ("third.weight", "first.weight")]);
         let mut names = values(&g);
         names.sort_unstable();
@@ -270,7 +269,7 @@ mod tests {
     #[test]
     fn a_tensor_that_is_not_constant_valued_is_tied_on_purpose() {
         let mut g = legacy(&[1.0, 2.0, 1.0]);
-        assert!(separate_parameters(&mut g, is_own).is_empty());
+        assert!(separate_parameters(&mut g).is_empty());
         assert_eq!(values(&g), ["first.weight"]);
     }
 
@@ -288,7 +287,7 @@ mod tests {
         for v in [d, shape] {
             g.add_output(v, None);
         }
-        assert!(separate_parameters(&mut g, is_own).is_empty());
+        assert!(separate_parameters(&mut g).is_empty());
     }
 
     #[test]
@@ -299,7 +298,7 @@ mod tests {
         let ones = g.add_initializer("ones", Tensor::f32s(&[3], &[1.0; 3]), false);
         let y = node(&mut g, "BatchNormalization", "y", &[x, ones, zeros, zeros, ones]);
         g.add_output(y, None);
-        let found = separate_parameters(&mut g, is_own);
+        let found = separate_parameters(&mut g);
         assert_eq!(pairs(&found), [("y.bias", "zeros"), ("y.mean", "zeros"), ("y.scale", "ones"), ("y.var", "ones")]);
         verify(&g, Stage::Open).unwrap();
     }

@@ -31,8 +31,8 @@ const FEWEST: usize = 64;
 /// Elements among which distinct ones are counted.
 const SAMPLE: usize = 4096;
 
-/// Pairs of trained matrices of which one is the other's transpose. Reads a corner of each matrix, and all of those alone whose
-/// corners agree; a tensor whose data is not at hand is tied to nothing.
+/// Pairs of trained matrices of which one is the other's transpose. Reads a corner of each matrix, and the whole of those whose corners
+/// agree. A tensor whose data is not at hand is tied to nothing.
 pub fn find_ties(g: &Graph) -> Vec<Tie> {
     let matrices: Vec<(ValueId, Role)> =
         initializer_roles(g).into_iter().filter(|(v, r)| r.trains() && fits(g, *v)).collect();
@@ -54,7 +54,7 @@ pub fn find_ties(g: &Graph) -> Vec<Tie> {
     pairs.iter().for_each(|(a, b)| [a, b].into_iter().for_each(|i| *partners.entry(*i).or_default() += 1));
     pairs.retain(|(a, b)| partners[a] == 1 && partners[b] == 1);
     let tie = |(a, b): (usize, usize)| {
-        // A table is read by rows.
+        // An embedding is the parameter: it is read by rows.
         let (a, b) = if matrices[b].1 == Role::Embedding && matrices[a].1 != Role::Embedding { (b, a) } else { (a, b) };
         Tie { name: g.name(matrices[a].0).to_string(), transposed: g.name(matrices[b].0).to_string() }
     };
@@ -64,7 +64,7 @@ pub fn find_ties(g: &Graph) -> Vec<Tie> {
 /// A matrix that could stand for another one: nothing but operands of operators read it.
 fn fits(g: &Graph, v: ValueId) -> bool {
     let Kind::Initializer { tensor, overridable: false } = &g.node(v.node).kind else { return false };
-    let whole = g.uses(v).all(|(n, i)| i < g.node(n).operand_count()) && !g.is_output(v);
+    let whole = !g.is_captured(v) && !g.is_output(v);
     tensor.dims().len() == 2 && tensor.len() >= FEWEST && tensor.dtype().is_float() && whole
 }
 
@@ -85,8 +85,8 @@ fn is_tied(a: Option<&Tensor>, b: Option<&Tensor>) -> bool {
     a.dtype() == b.dtype() && is_irregular(a) && is_transpose(a, b)
 }
 
-/// Do so many different values stand in it that no rule made it? Matrices made by a rule (unit matrices, ramps) are equal where
-/// they are different parameters.
+/// Does the matrix have so many different values that no rule made it? Matrices made by a rule (unit matrices, ramps) are equal even
+/// where they are different parameters.
 fn is_irregular(t: &Tensor) -> bool {
     let (Some(size), Ok(bytes)) = (t.dtype().size(), t.bytes()) else { return false };
     let some = t.len().min(SAMPLE);
@@ -141,7 +141,7 @@ fn transpose(t: &Tensor) -> Option<Tensor> {
     Some(Tensor::from_bytes(t.dtype(), &[c, r], out))
 }
 
-/// Makes what the metadata says is tied one parameter, whose transpose the other's readers take.
+/// Makes one parameter of each pair that the metadata ties. The readers of the other tensor take the parameter's transpose.
 ///
 /// # Errors
 /// When a node cannot be built.
@@ -172,8 +172,8 @@ pub fn follow(g: &mut Graph, tie: &Tie) -> bool {
     fits
 }
 
-/// Makes both tensors equal again after each got a fresh value. The map's counts: its scale keeps what it maps to in bounds, and what
-/// reads a table takes any.
+/// Makes both tensors equal again after each got a fresh value. The linear map's value is kept: its scale keeps the results in bounds,
+/// while the readers of an embedding take any scale.
 pub fn begin(g: &mut Graph, tie: &Tie) {
     let back = Tie { name: tie.transposed.clone(), transposed: tie.name.clone() };
     follow(g, &back);

@@ -1,8 +1,11 @@
 //! A graph in double precision: finite differences of a float32 loss drown in its rounding.
 
 use crate::ir::{
-    Attr, Attrs, DType, Graph, Kind, NodeId, NodeSite, Op, Tensor, TensorError, TensorType, ValueId, ValueType,
+    Attr, Attrs, DType, Dim, Graph, Kind, NodeId, NodeSite, Op, Tensor, TensorError, TensorType, ValueId, ValueType,
 };
+use crate::ops::TypeError;
+use crate::ops::build::{BuildError, Builder, Built};
+use crate::ops::formula::{Term, formula};
 use std::collections::HashSet;
 
 /// Why a graph cannot be computed in double precision.
@@ -29,7 +32,7 @@ fn is_narrow(t: DType) -> bool {
 ///
 /// # Errors
 /// Names what cannot be widened.
-pub fn widen(g: &mut Graph) -> Result<(), DoubleError> {
+pub fn to_double(g: &mut Graph) -> Result<(), DoubleError> {
     let all: HashSet<ValueId> = g.nodes().flat_map(|n| g.results(n)).collect();
     g.forget_declarations(&all);
     for n in g.nodes().collect::<Vec<_>>() {
@@ -48,10 +51,12 @@ pub fn widen(g: &mut Graph) -> Result<(), DoubleError> {
     Ok(())
 }
 
-/// Spells out what the embedded engine cannot do with float64, or with parameters that are fed.
+/// Spells out what the embedded engine cannot do with float64, or with parameters that are fed. A node of which too little is known
+/// stays as it is, for the engine to refuse.
 pub fn spell_out(g: &mut Graph) {
-    for n in g.nodes().collect::<Vec<_>>() {
-        spell_node(g, n);
+    let mut b = Builder::new(g, "wide");
+    for n in b.graph.nodes().collect::<Vec<_>>() {
+        let _ = spell_node(&mut b, n);
     }
 }
 
@@ -69,6 +74,7 @@ fn widen_node(g: &mut Graph, n: NodeId) -> Result<(), DoubleError> {
                 let v = g.result(n, 0);
                 let shape = g.value(v).ty.shape.clone();
                 g.set_initializer(v, tensor, overridable);
+                // The declared shape may be symbolic where the default is a broadcastable zero.
                 g.set_type(v, ValueType { dtype: Some(DType::F64), shape });
             }
         }
@@ -114,7 +120,7 @@ fn widen_node(g: &mut Graph, n: NodeId) -> Result<(), DoubleError> {
     Ok(())
 }
 
-/// Some operands are float32 by definition, whatever the data is.
+/// The scales and the region of a `Resize` are float32 by definition, whatever the data is.
 fn keep_narrow_operands(g: &mut Graph, n: NodeId) -> Result<(), DoubleError> {
     if !g.is_op(n, "Resize") {
         return Ok(());
@@ -129,214 +135,99 @@ fn keep_narrow_operands(g: &mut Graph, n: NodeId) -> Result<(), DoubleError> {
     Ok(())
 }
 
-/// Appends operators on values of one type.
-struct Formula<'g> {
-    g: &'g mut Graph,
-    ty: ValueType,
-}
-
-impl Formula<'_> {
-    fn op(&mut self, name: &str, operands: &[ValueId]) -> ValueId {
-        let operands: Vec<Option<ValueId>> = operands.iter().copied().map(Some).collect();
-        let n = self.g.add_op("", Op::new(name, Attrs::new()), &operands);
-        self.g.push_result(n, "wide", self.ty.clone())
-    }
-
-    fn number(&mut self, v: f64) -> ValueId {
-        let dtype = self.ty.dtype.unwrap_or(DType::F64);
-        self.g.add_initializer("number", Tensor::floats(dtype, &[], &[v]), false)
-    }
-
-    fn scale(&mut self, x: ValueId, c: f64) -> ValueId {
-        let c = self.number(c);
-        self.op("Mul", &[x, c])
-    }
-
-    fn shift(&mut self, x: ValueId, c: f64) -> ValueId {
-        let c = self.number(c);
-        self.op("Add", &[x, c])
-    }
-
-    fn between(&mut self, x: ValueId, low: f64, high: f64) -> ValueId {
-        let (low, high) = (self.number(low), self.number(high));
-        let x = self.op("Max", &[x, low]);
-        self.op("Min", &[x, high])
-    }
-
-    /// A vector along axis 1 of values of this rank.
-    fn along_channels(&mut self, v: ValueId, rank: usize) -> ValueId {
-        let mut target = vec![1i64; rank];
-        target[1] = -1;
-        let target = self.g.add_initializer("channels", Tensor::i64s(&[rank as i64], &target), false);
-        self.op("Reshape", &[v, target])
-    }
-
-    /// (x − mean) / √(var + ε) · scale + bias.
-    fn batch_norm(&mut self, operands: &[ValueId], rank: usize, epsilon: f64) -> ValueId {
-        let [scale, bias, mean, var] = [1, 2, 3, 4].map(|i| self.along_channels(operands[i], rank));
-        let centred = self.op("Sub", &[operands[0], mean]);
-        let var = self.shift(var, epsilon);
-        let deviation = self.op("Sqrt", &[var]);
-        let unit = self.op("Div", &[centred, deviation]);
-        let scaled = self.op("Mul", &[unit, scale]);
-        self.op("Add", &[scaled, bias])
-    }
-
-    /// Mean over the last axes, which stay with extent one.
-    fn mean(&mut self, x: ValueId, axes: &[i64]) -> ValueId {
-        let by_input = self.g.opsets.get("").is_none_or(|v| *v >= 18);
-        let (attrs, operands) = if by_input {
-            let axes = self.g.add_initializer("axes", Tensor::i64s(&[axes.len() as i64], axes), false);
-            (Attrs::new(), vec![Some(x), Some(axes)])
-        } else {
-            (Attrs::new().with("axes", axes), vec![Some(x)])
-        };
-        let n = self.g.add_op("", Op::new("ReduceMean", attrs.with("keepdims", 1)), &operands);
-        let ty = ValueType { dtype: self.ty.dtype, shape: None };
-        self.g.push_result(n, "mean", ty)
-    }
-
-    /// (x − mean) / √(mean |(x − mean)²| + ε) · scale + bias over the axes from `axis` on.
-    fn layer_norm(&mut self, operands: &[ValueId], axis: i64, rank: usize, epsilon: f64) -> ValueId {
-        let first = if axis < 0 { axis + rank as i64 } else { axis };
-        let axes: Vec<i64> = (first..rank as i64).collect();
-        let mean = self.mean(operands[0], &axes);
-        let centred = self.op("Sub", &[operands[0], mean]);
-        let square = self.op("Mul", &[centred, centred]);
-        let size = self.op("Abs", &[square]);
-        let variance = self.mean(size, &axes);
-        let variance = self.shift(variance, epsilon);
-        let deviation = self.op("Sqrt", &[variance]);
-        let unit = self.op("Div", &[centred, deviation]);
-        let scaled = self.op("Mul", &[unit, operands[1]]);
-        operands.get(2).map_or(scaled, |bias| self.op("Add", &[scaled, *bias]))
-    }
-
-    /// Σ|x²|: written so that tract, whose mean of squares is float32 whatever it is given, does not take it for one.
-    fn sum_of_squares(&mut self, op: &Op, operands: &[Option<ValueId>]) -> Option<ValueId> {
-        let x = (*operands.first()?)?;
-        let x_ty = self.g.value(x).ty.clone();
-        let result = std::mem::replace(&mut self.ty, x_ty);
-        let square = self.op("Mul", &[x, x]);
-        let size = self.op("Abs", &[square]);
-        self.ty = result;
-        let operands = [&[Some(size)], &operands[1..]].concat();
-        let n = self.g.add_op("", Op::new("ReduceSum", op.attrs.clone()), &operands);
-        Some(self.g.push_result(n, "wide", self.ty.clone()))
-    }
-
-    fn sigmoid(&mut self, x: ValueId) -> ValueId {
-        let half = self.scale(x, 0.5);
-        let t = self.op("Tanh", &[half]);
-        let t = self.scale(t, 0.5);
-        self.shift(t, 0.5)
-    }
-
-    /// Abramowitz and Stegun 7.1.26, within 1.5e-7: a smooth function whose differences are those of erf well within the check.
-    fn erf(&mut self, x: ValueId) -> ValueId {
-        const P: f64 = 0.3275911;
-        const A: [f64; 5] = [0.254829592, -0.284496736, 1.421413741, -1.453152027, 1.061405429];
-        let size = self.op("Abs", &[x]);
-        let below = self.scale(size, P);
-        let below = self.shift(below, 1.0);
-        let t = self.op("Reciprocal", &[below]);
-        let mut sum = self.scale(t, A[4]);
-        for a in A[..4].iter().rev() {
-            sum = self.shift(sum, *a);
-            sum = self.op("Mul", &[sum, t]);
+/// Writes a node in operators that the embedded engine computes in double precision. What cannot be built stays as it is.
+fn spell_node(b: &mut Builder, n: NodeId) -> Result<(), BuildError> {
+    let g = &mut *b.graph;
+    let Some(op) = g.op(n).filter(|o| o.domain.is_empty()).cloned() else { return Ok(()) };
+    let Some(x) = g.operand(n, 0) else { return Ok(()) };
+    let (y, read) = (g.result(n, 0), g.value(x).ty.dtype);
+    let single = g.results(n).skip(1).all(|v| !g.is_needed(v));
+    let wide = g.value(y).ty.dtype == Some(DType::F64);
+    let operands: Vec<ValueId> = g.operands(n).iter().map_while(|v| *v).collect();
+    let new = match (op.name.as_str(), operands.as_slice()) {
+        ("BatchNormalization", [x, parameters @ ..]) if parameters.len() == 4 && g.node(n).results().len() == 1 => {
+            batch_norm(b, *x, parameters, op.float("epsilon") as f64)?
         }
-        let square = self.op("Mul", &[x, x]);
-        let square = self.scale(square, -1.0);
-        let decay = self.op("Exp", &[square]);
-        let tail = self.op("Mul", &[sum, decay]);
-        let tail = self.scale(tail, -1.0);
-        let size = self.shift(tail, 1.0);
-        let sign = self.op("Sign", &[x]);
-        self.op("Mul", &[sign, size])
-    }
-}
-
-fn spell_node(g: &mut Graph, n: NodeId) {
-    let Some(op) = g.op(n).filter(|o| o.domain.is_empty()).cloned() else { return };
-    let operands: Option<Vec<ValueId>> = g.operands(n).iter().copied().collect();
-    let Some(x) = g.operand(n, 0) else { return };
-    let y = g.result(n, 0);
-    let ty = g.value(y).ty.clone();
-    let rank = ty.shape.as_ref().map_or(0, |s| s.len());
-    let is_wide = ty.dtype == Some(DType::F64);
-    let mut f = Formula { g, ty };
-    if op.name == "BatchNormalization" {
-        if let Some(operands) = operands.filter(|o| o.len() == 5 && rank >= 2 && f.g.node(n).results().len() == 1) {
-            let new = f.batch_norm(&operands, rank, op.float("epsilon") as f64);
-            f.g.redirect(y, new);
+        ("LayerNormalization", [x, scale, bias @ ..]) if wide && single => {
+            layer_norm(b, *x, *scale, bias.first().copied(), &op)?
         }
-        return;
-    }
-    let is_single = f.g.results(n).skip(1).all(|v| !f.g.is_read(v) && !f.g.is_output(v));
-    if op.name == "LayerNormalization" && is_wide && is_single && rank > 0 {
-        if let Some(operands) = operands.filter(|o| o.len() >= 2) {
-            let new = f.layer_norm(&operands, op.int("axis"), rank, op.float("epsilon") as f64);
-            f.g.redirect(y, new);
+        ("IsNaN", _) if read == Some(DType::F64) => {
+            let equal = b.op("Equal", &[x, x])?;
+            b.op("Not", &[equal])?
         }
-        return;
-    }
-    if op.name == "IsNaN" && f.g.value(x).ty.dtype == Some(DType::F64) {
-        let equal = f.op("Equal", &[x, x]);
-        let new = f.op("Not", &[equal]);
-        f.g.redirect(y, new);
-        return;
-    }
-    if op.name == "CumSum" && f.g.value(x).ty.dtype == Some(DType::I64) {
         // To tract a shape is no number until it is cast.
-        let attrs = Attrs::new().with("to", DType::I64.onnx() as i64);
-        let cast = f.g.add_op("", Op::new("Cast", attrs), &[Some(x)]);
-        let number = f.g.push_result(cast, "number", f.ty.clone());
-        f.g.set_operand(n, 0, Some(number));
-        return;
-    }
-    if !is_wide {
-        return;
-    }
-    if ["ReduceMean", "ReduceSum", "GlobalAveragePool"].contains(&op.name.as_str()) && is_square(f.g, x) {
-        f.ty = f.g.value(x).ty.clone();
-        let size = f.op("Abs", &[x]);
-        f.g.set_operand(n, 0, Some(size));
-        return;
-    }
-    if op.name == "ReduceSumSquare" || op.name == "ReduceL2" {
-        let operands = f.g.operands(n).to_vec();
-        if let Some(mut new) = f.sum_of_squares(&op, &operands) {
-            if op.name == "ReduceL2" {
-                new = f.op("Sqrt", &[new]);
-            }
-            f.g.redirect(y, new);
+        ("CumSum", _) if read == Some(DType::I64) => {
+            let number = b.op_with("Cast", Attrs::new().with("to", DType::I64.onnx() as i64), &[x])?;
+            b.graph.set_operand(n, 0, Some(number));
+            return Ok(());
         }
-        return;
-    }
-    let new = match op.name.as_str() {
-        "Erf" => f.erf(x),
-        "Sigmoid" => f.sigmoid(x),
-        "HardSigmoid" => {
-            let line = f.scale(x, op.float("alpha") as f64);
-            let line = f.shift(line, op.float("beta") as f64);
-            f.between(line, 0.0, 1.0)
+        // tract's mean of squares is float32 whatever it is given. An `Abs` keeps it from finding one.
+        ("ReduceMean" | "ReduceSum" | "GlobalAveragePool", _) if wide && is_square(g, x) => {
+            let size = b.op("Abs", &[x])?;
+            b.graph.set_operand(n, 0, Some(size));
+            return Ok(());
         }
-        "HardSwish" => {
-            let line = f.scale(x, 1.0 / 6.0);
-            let line = f.shift(line, 0.5);
-            let gate = f.between(line, 0.0, 1.0);
-            f.op("Mul", &[x, gate])
+        (name @ ("ReduceSumSquare" | "ReduceL2"), [x, axes @ ..]) if wide => {
+            let size = formula(b, [*x], |[x]| x.squared().op("Abs"))?;
+            let sum = b.op_with("ReduceSum", op.attrs.clone(), &[&[size], axes].concat())?;
+            if name == "ReduceL2" { b.sqrt(sum)? } else { sum }
         }
-        "LeakyRelu" => {
-            let zero = f.number(0.0);
-            let above = f.op("Max", &[x, zero]);
-            let below = f.op("Min", &[x, zero]);
-            let below = f.scale(below, op.float("alpha") as f64);
-            f.op("Add", &[above, below])
-        }
-        _ => return,
+        (name, _) if wide => match function(b, name, x, &op)? {
+            Some(new) => new,
+            None => return Ok(()),
+        },
+        _ => return Ok(()),
     };
-    f.g.redirect(y, new);
+    b.graph.redirect(y, new);
+    Ok(())
+}
+
+/// Element-wise functions that tract has in float32 only.
+fn function(b: &mut Builder, name: &str, x: ValueId, op: &Op) -> Result<Option<ValueId>, BuildError> {
+    let attribute = |name: &str| op.float(name) as f64;
+    Ok(Some(match name {
+        "Erf" => formula(b, [x], |[x]| erf(x))?,
+        "Sigmoid" => formula(b, [x], |[x]| (x * 0.5).op("Tanh") * 0.5 + 0.5)?,
+        "HardSigmoid" => formula(b, [x], |[x]| (x * attribute("alpha") + attribute("beta")).max(0.0).min(1.0))?,
+        "HardSwish" => formula(b, [x], |[x]| x * (x * (1.0 / 6.0) + 0.5).max(0.0).min(1.0))?,
+        "LeakyRelu" => formula(b, [x], |[x]| x.max(0.0) + x.min(0.0) * attribute("alpha"))?,
+        _ => return Ok(None),
+    }))
+}
+
+/// Abramowitz and Stegun 7.1.26, within 1.5e-7: a smooth function whose differences are those of erf well within the check.
+fn erf(x: Term<'_>) -> Term<'_> {
+    const P: f64 = 0.3275911;
+    const A: [f64; 5] = [0.254829592, -0.284496736, 1.421413741, -1.453152027, 1.061405429];
+    let t = (x.op("Abs") * P + 1.0).op("Reciprocal");
+    let sum = A[..4].iter().rev().fold(t * A[4], |sum, a| (sum + *a) * t);
+    x.op("Sign") * (1.0 - sum * (-x.squared()).op("Exp"))
+}
+
+/// (x − mean) / √(var + ε) · scale + bias, with parameters along axis 1.
+fn batch_norm(b: &mut Builder, x: ValueId, parameters: &[ValueId], epsilon: f64) -> Built {
+    let rank = b.ty(x)?.rank();
+    let mut target = vec![1; rank];
+    *target.get_mut(1).ok_or_else(|| b.error("BatchNormalization", TypeError("it has no channels".into())))? = -1;
+    let mut values = [x; 5];
+    for (i, v) in parameters.iter().enumerate() {
+        let channels = b.ty(*v)?.elements();
+        let shape: Vec<Dim> = target.iter().map(|t| if *t == 1 { Dim::from(1) } else { channels.clone() }).collect();
+        values[i + 1] = b.reshape(*v, &target, &shape)?;
+    }
+    formula(b, values, |[x, scale, bias, mean, var]| (x - mean) / (var + epsilon).sqrt() * scale + bias)
+}
+
+/// (x − mean) / √(mean |(x − mean)²| + ε) · scale + bias over the axes from `axis` on.
+fn layer_norm(b: &mut Builder, x: ValueId, scale: ValueId, bias: Option<ValueId>, op: &Op) -> Built {
+    let (axis, rank, epsilon) = (op.int("axis"), b.ty(x)?.rank() as i64, op.float("epsilon") as f64);
+    let axes: Vec<i64> = (if axis < 0 { axis + rank } else { axis }..rank).collect();
+    let mean = b.reduce("ReduceMean", x, &axes, true)?;
+    let centred = b.sub(x, mean)?;
+    let size = formula(b, [centred], |[c]| c.squared().op("Abs"))?;
+    let variance = b.reduce("ReduceMean", size, &axes, true)?;
+    let scaled = formula(b, [centred, variance, scale], |[c, v, scale]| c / (v + epsilon).sqrt() * scale)?;
+    bias.map_or(Ok(scaled), |bias| b.add(scaled, bias))
 }
 
 /// Is a value the square of another?

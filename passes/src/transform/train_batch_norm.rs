@@ -1,13 +1,14 @@
-//! Batch normalisation in training mode, as PyTorch: batch statistics normalise, running statistics follow with the node's
-//! momentum and the unbiased variance.
+//! Batch normalisation in training mode, as in PyTorch: batch statistics normalise; running statistics follow them with the node's
+//! momentum, the variance unbiased.
 //!
 //! Stock ONNX Runtime has no kernel for `training_mode = 1`, so the node becomes `ancre.BatchNormTrain`, with its own
 //! pullback, and is lowered to plain operators after differentiation.
 
 use super::master;
 use super::optimizer::StateTensor;
+use super::update::blend;
 use crate::contract::StateKind;
-use crate::ir::{ANCRE, Attrs, Graph, NodeId, Op, TensorType, ValueId, ValueType};
+use crate::ir::{ANCRE, Attrs, Graph, NodeId, Op, ValueId, ValueType};
 use crate::ops::build::{BuildError, Builder};
 use indexmap::IndexMap;
 
@@ -24,34 +25,22 @@ pub fn train_batch_norm(g: &mut Graph) -> Result<Vec<StateTensor>, BuildError> {
         let operands = g.operands(id);
         let [Some(x), Some(scale), Some(bias), Some(mean), Some(var)] = operands[..] else { continue };
         let (mean, var) = (master::through(g, mean), master::through(g, var));
-        let stored = |v: ValueId| g.initializer(v).is_some();
-        if !stored(mean) || !stored(var) {
-            continue;
+        if [mean, var].iter().all(|v| g.initializer(*v).is_some()) {
+            convert(g, id, [x, scale, bias, mean, var], &mut next)?;
         }
-        let (epsilon, momentum) = match g.op(id) {
-            Some(op) => (op.float("epsilon"), op.float("momentum")),
-            None => continue,
-        };
-        convert(g, id, [x, scale, bias, mean, var], epsilon, momentum, &mut next)?;
     }
-    let mut states = Vec::new();
-    for (v, new) in next {
-        g.set_overridable(v, true);
-        // A tensor's extents are numbers.
-        let shape = g.initializer(v).map(|t| t.dims().to_vec()).unwrap_or_default();
-        states.push(StateTensor { value: v, next: Some(new), kind: StateKind::Statistic, trainable: false, shape });
-    }
-    Ok(states)
+    next.keys().for_each(|v| g.set_overridable(*v, true));
+    let state = |(value, next)| StateTensor { value, next: Some(next), kind: StateKind::Statistic };
+    Ok(next.into_iter().map(state).collect())
 }
 
 fn convert(
     g: &mut Graph,
     id: NodeId,
     [x, scale, bias, mean, var]: [ValueId; 5],
-    epsilon: f32,
-    momentum: f32,
     next: &mut IndexMap<ValueId, ValueId>,
 ) -> Result<(), BuildError> {
+    let Some((epsilon, momentum)) = g.op(id).map(|op| (op.float("epsilon"), op.float("momentum"))) else { return Ok(()) };
     let name = g.node(id).name.clone();
     let stem = if name.is_empty() { g.name(g.result(id, 0)).to_string() } else { name };
     let old = g.result(id, 0);
@@ -71,12 +60,11 @@ fn convert(
     g.remove(id);
 
     let mut b = Builder::new(g, &format!("{stem}/running"));
-    let kind: TensorType = b.ty(x)?;
-    let rank = kind.rank();
+    let rank = b.ty(x)?.rank();
     let axes: Vec<usize> = (0..rank).filter(|a| *a != 1).collect();
     let dtype = b.ty(mean)?.dtype;
     let n = b.extent(x, &axes, dtype)?;
-    // A single element has no deviation: its variance stays 0 rather than become 0 / 0.
+    // A single element has no deviation. Its variance stays 0 and does not become 0 / 0.
     let less = b.shift(n, -1.0)?;
     let one = b.scalar(dtype, 1.0);
     let less = b.op("Max", &[less, one])?;
@@ -86,10 +74,7 @@ fn convert(
     for (stored, batch) in [(mean, batch_mean), (var, unbiased)] {
         // A statistic that two nodes share follows both batches, one after the other.
         let before = next.get(&stored).copied().unwrap_or(stored);
-        let kept = b.scale(before, momentum as f64)?;
-        let added = b.scale(batch, 1.0 - momentum as f64)?;
-        let new = b.add(kept, added)?;
-        next.insert(stored, new);
+        next.insert(stored, blend(&mut b, before, batch, momentum as f64)?);
     }
     Ok(())
 }

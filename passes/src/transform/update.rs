@@ -1,5 +1,5 @@
-//! The update of one trained tensor, or of many small ones laid end to end: a network has hundreds of biases and scales, and
-//! a dozen operators for each of them would cost more than their arithmetic.
+//! The update of one trained tensor, or of many small ones laid end to end. A network has hundreds of biases and scales, and a
+//! dozen operators for each of them would cost more than their arithmetic.
 
 use super::optimizer::{OptimizerKind, OptimizerOptions, StateTensor, Trained};
 use crate::contract::StateKind;
@@ -9,10 +9,10 @@ use indexmap::IndexMap;
 
 /// Scalars that all updates share.
 pub(super) struct Scalars {
-    pub(super) lr: ValueId,
-    pub(super) router_lr: ValueId,
-    /// Adam: lr / (1 − β1^t), and the router's.
-    pub(super) step: Option<(ValueId, ValueId)>,
+    /// Length of a step along the direction: the learning rate, for Adam lr / (1 − β1^t).
+    pub(super) size: ValueId,
+    /// The same for the router.
+    pub(super) router_size: ValueId,
     /// Adam: 1 / √(1 − β2^t).
     pub(super) inverse_root: Option<ValueId>,
     /// 1 − lr·λ of the weights.
@@ -28,7 +28,7 @@ pub(super) struct Pack<'a> {
     pub(super) gradient: ValueId,
 }
 
-/// What the members of a pack have in common: of the router or not, and for small ones the type, for a large one its number.
+/// What the members of a pack have in common: are they the router's; the type of small ones; the number of a large one.
 type Group = (bool, Option<DType>, Option<usize>);
 
 /// The packs of all trained tensors, by the first member's place.
@@ -37,7 +37,7 @@ pub(super) fn packs<'a>(b: &mut Builder, trained: &'a [Trained]) -> Result<Vec<P
     for (i, t) in trained.iter().enumerate() {
         let ty = b.ty(t.value)?;
         let small = ty.elements().known().is_some_and(|n| n <= b.target.small_update);
-        let key = (t.is_router(), small.then_some(ty.dtype), (!small).then_some(i));
+        let key = (t.kind.is_router(), small.then_some(ty.dtype), (!small).then_some(i));
         groups.entry(key).or_default().push(t);
     }
     let mut out = Vec::with_capacity(groups.len());
@@ -71,7 +71,7 @@ impl Pack<'_> {
     }
 
     fn is_router(&self) -> bool {
-        self.members.first().is_some_and(|t| t.is_router())
+        self.members.first().is_some_and(|t| t.kind.is_router())
     }
 
     fn prefix(&self, b: &Builder) -> String {
@@ -82,7 +82,7 @@ impl Pack<'_> {
         }
     }
 
-    /// What [`join`] joined, taken apart again.
+    /// Takes apart what [`join`] joined.
     fn split(&self, b: &mut Builder, joined: ValueId) -> Result<Vec<ValueId>, BuildError> {
         if self.members.len() == 1 {
             return Ok(vec![joined]);
@@ -101,10 +101,11 @@ impl Pack<'_> {
             .collect()
     }
 
-    /// A state of each member that starts at zero, all of them joined, and what comes next by `next`.
+    /// Adds a state for each member, which starts at zero. `next` takes the joined states and returns a value for the caller and the
+    /// joined next states.
     ///
-    /// The default in the file is a single broadcastable zero; the declared dimensions are made symbolic later so that the
-    /// full tensor may be fed.
+    /// The default in the file is a single broadcastable zero. The declared dimensions are made symbolic later, so that the full
+    /// tensor may be fed.
     fn state(
         &self,
         b: &mut Builder,
@@ -136,9 +137,8 @@ impl Pack<'_> {
         }
         let joined = join(b, &full)?;
         let (now, stored) = next(b, joined)?;
-        for ((t, value), next) in self.members.iter().zip(values).zip(self.split(b, stored)?) {
-            states.push(StateTensor { value, next: Some(next), kind, trainable: false, shape: dims(b, t.value) });
-        }
+        let next = self.split(b, stored)?.into_iter().map(Some);
+        states.extend(values.into_iter().zip(next).map(|(value, next)| StateTensor { value, next, kind }));
         Ok(now)
     }
 
@@ -181,95 +181,73 @@ impl Pack<'_> {
             let pull = b.scale(w, lambda)?;
             g = b.add(g, pull)?;
         }
-        let next = match (s.step, s.inverse_root) {
-            (Some((step, router_step)), Some(inverse_root)) => {
-                let step = behind(b, first, if self.is_router() { router_step } else { step })?;
-                let keep = s.keep.filter(|_| lambda != 0.0);
-                self.adam(b, w, g, Adam { step, inverse_root, keep, boundary: s.boundary }, o, states)?
-            }
-            _ => {
-                let lr = behind(b, first, if self.is_router() { s.router_lr } else { s.lr })?;
-                self.sgd(b, w, g, (lr, s.boundary), o, states)?
-            }
+        let size = behind(b, first, if self.is_router() { s.router_size } else { s.size })?;
+        let direction = match s.inverse_root {
+            Some(inverse_root) => self.adam(b, g, inverse_root, s.boundary, o, states)?,
+            None => self.sgd(b, g, s.boundary, o, states)?,
         };
+        let change = b.mul(direction, size)?;
+        let kept = match s.keep.filter(|_| lambda != 0.0) {
+            Some(keep) => b.mul(w, keep)?,
+            None => w,
+        };
+        let next = b.sub(kept, change)?;
         let next = held(b, s.boundary, next, w)?;
-        for (t, next) in self.members.iter().zip(self.split(b, next)?) {
-            let shape = dims(b, t.value);
-            states.push(StateTensor { value: t.value, next: Some(next), kind: t.kind, trainable: true, shape });
-        }
+        let next = self.split(b, next)?.into_iter().map(Some);
+        states.extend(self.members.iter().zip(next).map(|(t, next)| StateTensor { value: t.value, next, kind: t.kind }));
         Ok(())
     }
 
-    /// m ← β1 m + (1 − β1) g, v ← β2 v + (1 − β2) g², w ← keep · w − step · m / (√v / √(1 − β2^t) + ε), rounded where PyTorch
-    /// rounds: folding the root into ε and the step saves a pass, but moves a network's trajectory as soon as a value lies
-    /// within rounding of a kink.
+    /// m ← β1 m + (1 − β1) g, v ← β2 v + (1 − β2) g²; the direction is m / (√v / √(1 − β2^t) + ε), rounded where PyTorch rounds.
+    /// Folding the root into ε and the step would save a pass, but moves a network's trajectory as soon as a value lies within
+    /// rounding of a kink.
     fn adam(
         &self,
         b: &mut Builder,
-        w: ValueId,
         g: ValueId,
-        by: Adam,
+        inverse_root: ValueId,
+        boundary: Option<ValueId>,
         o: &OptimizerOptions,
         states: &mut Vec<StateTensor>,
     ) -> Built {
         let m = self.state(b, "exp_avg", StateKind::Moment, states, |b, m| {
             let next = blend(b, m, g, o.beta1)?;
-            Ok((next, held(b, by.boundary, next, m)?))
+            Ok((next, held(b, boundary, next, m)?))
         })?;
         let square = b.mul(g, g)?;
         let v = self.state(b, "exp_avg_sq", StateKind::Moment, states, |b, v| {
             let next = blend(b, v, square, o.beta2)?;
-            Ok((next, held(b, by.boundary, next, v)?))
+            Ok((next, held(b, boundary, next, v)?))
         })?;
         let root = b.sqrt(v)?;
-        let root = b.mul(root, by.inverse_root)?;
+        let root = b.mul(root, inverse_root)?;
         let below = b.shift(root, o.eps)?;
-        let direction = b.div(m, below)?;
-        let change = b.mul(direction, by.step)?;
-        let kept = match by.keep {
-            Some(keep) => b.mul(w, keep)?,
-            None => w,
-        };
-        b.sub(kept, change)
+        b.div(m, below)
     }
 
+    /// v ← μ v + g; the direction is v, or g + μ v for Nesterov, or g without momentum.
     fn sgd(
         &self,
         b: &mut Builder,
-        w: ValueId,
         g: ValueId,
-        (lr, boundary): (ValueId, Option<ValueId>),
+        boundary: Option<ValueId>,
         o: &OptimizerOptions,
         states: &mut Vec<StateTensor>,
     ) -> Built {
-        let mut direction = g;
-        if o.momentum != 0.0 {
-            let v = self.state(b, "momentum_buffer", StateKind::Moment, states, |b, v| {
-                let kept = b.scale(v, o.momentum)?;
-                let next = b.add(kept, g)?;
-                Ok((next, held(b, boundary, next, v)?))
-            })?;
-            direction = v;
-            if o.nesterov {
-                let ahead = b.scale(v, o.momentum)?;
-                direction = b.add(g, ahead)?;
-            }
+        if o.momentum == 0.0 {
+            return Ok(g);
         }
-        let change = b.mul(direction, lr)?;
-        b.sub(w, change)
+        let v = self.state(b, "momentum_buffer", StateKind::Moment, states, |b, v| {
+            let kept = b.scale(v, o.momentum)?;
+            let next = b.add(kept, g)?;
+            Ok((next, held(b, boundary, next, v)?))
+        })?;
+        if !o.nesterov {
+            return Ok(v);
+        }
+        let ahead = b.scale(v, o.momentum)?;
+        b.add(g, ahead)
     }
-}
-
-/// Adam's numbers for one pack.
-struct Adam {
-    step: ValueId,
-    inverse_root: ValueId,
-    keep: Option<ValueId>,
-    boundary: Option<ValueId>,
-}
-
-pub(super) fn dims(b: &Builder, v: ValueId) -> Vec<i64> {
-    b.graph.tensor_type(v).and_then(|t| t.known_dims()).unwrap_or_default()
 }
 
 /// Between updates everything but the accumulators and the counter stays.
@@ -280,7 +258,7 @@ fn held(b: &mut Builder, boundary: Option<ValueId>, next: ValueId, old: ValueId)
     }
 }
 
-/// A scalar that is there only once others are: runtimes order nodes by what they read.
+/// Makes a scalar depend on others, so that it is there only once they are: runtimes order nodes by what they read.
 fn behind(b: &mut Builder, first: &[ValueId], scalar: ValueId) -> Built {
     let mut scalar = scalar;
     for v in first {
@@ -293,7 +271,7 @@ fn behind(b: &mut Builder, first: &[ValueId], scalar: ValueId) -> Built {
 }
 
 /// β·old + (1 − β)·new.
-fn blend(b: &mut Builder, old: ValueId, new: ValueId, beta: f64) -> Built {
+pub(super) fn blend(b: &mut Builder, old: ValueId, new: ValueId, beta: f64) -> Built {
     let kept = b.scale(old, beta)?;
     let added = b.scale(new, 1.0 - beta)?;
     b.add(kept, added)

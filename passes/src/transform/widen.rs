@@ -9,8 +9,8 @@ use super::master::is_half;
 use crate::ir::{Attrs, DType, Graph, NodeId, Op, ValueId};
 use std::collections::{HashMap, HashSet};
 
-/// Makes nodes compute in float32; returns how many. Left as they are: nodes that state their result's type themselves, and nodes
-/// whose result a subgraph reads.
+/// Makes nodes compute in float32; returns how many. Nodes that state their result's type themselves, and nodes whose result a
+/// subgraph reads, stay as they are.
 pub fn compute_in_float32(g: &mut Graph, nodes: &[NodeId]) -> usize {
     let half = |g: &Graph, v: ValueId| g.value(v).ty.dtype.is_some_and(is_half);
     let mut wide: HashMap<ValueId, ValueId> = HashMap::new();
@@ -20,11 +20,10 @@ pub fn compute_in_float32(g: &mut Graph, nodes: &[NodeId]) -> usize {
         let Some(op) = g.op(node) else { continue };
         let stated = ["to", "dtype", "value"].iter().any(|name| op.attrs.get(name).is_some());
         let narrow: Vec<ValueId> = g.results(node).filter(|v| half(g, *v)).collect();
-        let captured = |v: &ValueId| g.uses(*v).any(|(n, i)| i >= g.node(n).operand_count());
         let given = g.operands(node);
         let given = given.iter().enumerate().filter_map(|(i, v)| Some((i, (*v)?)));
         let operands: Vec<(usize, ValueId)> = given.filter(|(_, v)| half(g, *v)).collect();
-        if stated || operands.is_empty() || narrow.iter().any(captured) {
+        if stated || operands.is_empty() || narrow.iter().any(|v| g.is_captured(*v)) {
             continue;
         }
         for (i, v) in operands {

@@ -4,7 +4,7 @@ use crate::engine::{Tensors, tract};
 use crate::io::tensor::NpTensor;
 use ancre_passes::ir::{Attrs, DType, Graph, Op, TensorType};
 use ancre_passes::onnx;
-use ancre_passes::transform::to_double::{spell_out, widen};
+use ancre_passes::transform::to_double::{spell_out, to_double};
 
 fn apply(op: &str, attrs: Attrs, x: &[f64]) -> Vec<f64> {
     let mut g = Graph::default();
@@ -12,7 +12,7 @@ fn apply(op: &str, attrs: Attrs, x: &[f64]) -> Vec<f64> {
     let n = g.add_op("", Op::new(op, attrs), &[Some(v)]);
     let y = g.push_result(n, "y", TensorType::fixed(DType::F32, &[x.len() as i64]).into());
     g.add_output(y, None);
-    widen(&mut g).unwrap();
+    to_double(&mut g).unwrap();
     spell_out(&mut g);
     let model = onnx::emit(&g).unwrap().to_bytes().unwrap();
     let x = NpTensor::from_f64s(DType::F64, &[x.len()], x).unwrap();
@@ -32,7 +32,7 @@ fn means_of_squares_are_in_double_precision() {
     let n = g.add_op("", Op::new("ReduceMean", Attrs::new().with("keepdims", 0)), &[Some(square)]);
     let y = g.push_result(n, "y", TensorType::fixed(DType::F32, &[]).into());
     g.add_output(y, None);
-    widen(&mut g).unwrap();
+    to_double(&mut g).unwrap();
     spell_out(&mut g);
     let model = onnx::emit(&g).unwrap().to_bytes().unwrap();
     let fed = NpTensor::from_f64s(DType::F64, &[3], &x).unwrap();

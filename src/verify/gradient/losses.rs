@@ -9,7 +9,7 @@ use ancre_passes::contract::{StateKind, StateRecord};
 use ancre_passes::ir::{DType, Graph};
 use ancre_passes::onnx;
 use ancre_passes::transform::eliminate;
-use ancre_passes::transform::to_double::{loss_graph, spell_out, widen};
+use ancre_passes::transform::to_double::{loss_graph, spell_out, to_double};
 use std::collections::HashSet;
 
 /// Roundings of a 16-bit type that a gradient may be off by: the router's is a sum of products with differences of states, which
@@ -42,7 +42,7 @@ impl Losses {
         let path = &t.subject.path;
         let (mut narrow, loss) = loss_graph(&t.subject.graph).map_err(|e| Failure::input(e.to_string()).at(path))?;
         let mut wide = narrow.clone();
-        let attempt = widen(&mut wide).map_err(|e| e.to_string()).and_then(|()| {
+        let attempt = to_double(&mut wide).map_err(|e| e.to_string()).and_then(|()| {
             spell_out(&mut wide);
             eliminate::eliminate_dead(&mut wide, |_, _| false);
             Losses::load(t, &wide, &loss, engine, true)

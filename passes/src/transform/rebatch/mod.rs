@@ -2,16 +2,16 @@
 //! a batch of N.
 //!
 //! Nothing here looks for patterns of models. Every value that depends on the samples has a `Place`: the axis that counts them,
-//! and what that axis counts beside them (`B·64` windows, `197·B` tokens). The places of the inputs are known; each operator's rule
-//! (`rules`) says where the samples go, and refuses where it would mix them (a softmax over them, a contraction, a squeeze).
-//! By induction sample `b` of every value is what the source computes for that sample alone. What such a rule asks to be changed
+//! and what that axis counts beside them (`B·64` windows, `197·B` tokens). The places of the inputs are known. Each operator's rule
+//! (`rules`) says where the samples go, and refuses where the operator would mix them (a softmax over them, a contraction, a
+//! squeeze). By induction, sample `b` of every value is what the source computes for that sample alone. What a rule wants changed
 //! in the graph is an `Edit`: a shape that names the old extent, a constant that must be repeated, an index that names the one
 //! sample there was.
 //!
-//! A `Reshape` leaves open which of several axes counts the samples (`[1, 1, 32]`, or `[197, 768]` after `[197, 1, 768]`); the
-//! memory is the same whichever is taken, only what reads it tells. So these are choices, and a refusal further down goes back to
-//! the latest of them that has another answer (`search`). Where none has, samples are brought to another axis: the source's batch is
-//! 1, so any axis can count them.
+//! A `Reshape` leaves open which of several axes counts the samples (`[1, 1, 32]`, or `[197, 768]` after `[197, 1, 768]`). The
+//! memory is the same whichever is taken; only the readers of the value tell. So these are choices, and a refusal further down goes
+//! back to the latest choice that has another answer (`search`). Where no choice has, samples are brought to another axis: the
+//! source's batch is 1, so any axis can count them.
 //!
 //! ```text
 //!   before  x [1,3,224,224] … t [1,196,768] = Reshape(c, [1,196,768])   y = Concat(cls [1,1,768], t)
@@ -24,20 +24,21 @@ mod place;
 mod rules;
 mod search;
 
-use crate::ir::{Dim, Graph, Kind, NodeId, TensorType, ValueId};
+use crate::ir::{Dim, Graph, Kind, NodeId, Op, TensorType, ValueId};
 use crate::ops::build::BuildError;
+use crate::refusal::{Refusal, Why};
 use edit::Edit;
 use integers::Integers;
 use place::Place;
 use rules::bring::Effort;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{HashMap, HashSet};
 
 /// The batch a graph is rebuilt for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Batch {
-    /// Any.
+    /// Any batch.
     Dynamic,
-    /// This one.
+    /// One number of samples.
     Fixed(i64),
 }
 
@@ -57,16 +58,16 @@ pub struct Samples {
     pub name: String,
     /// The axis.
     pub axis: usize,
-    /// Times that all samples come, one after the other.
+    /// Number of times that all samples come, one after the other.
     pub outer: i64,
-    /// Consecutive elements of the axis that belong to one sample.
+    /// Number of consecutive elements of the axis that belong to one sample.
     pub inner: i64,
 }
 
 /// How a graph was rebuilt.
 #[derive(Clone, Debug)]
 pub struct Rebatched {
-    /// Batch it had.
+    /// The batch it had.
     pub before: i64,
     /// The batch it has.
     pub batch: Dim,
@@ -74,7 +75,7 @@ pub struct Rebatched {
     pub inputs: Vec<Samples>,
     /// Outputs that carry samples.
     pub outputs: Vec<Samples>,
-    /// Nodes whose shapes or constants were rewritten.
+    /// Number of operands that were rewritten.
     pub edits: usize,
 }
 
@@ -87,10 +88,14 @@ pub enum RebatchError {
     #[error("its batch is {0}")]
     Empty(i64),
     #[error("{0}")]
-    Node(String),
+    Node(Refusal),
+    #[error("output `{0}` does not depend on the samples of the inputs")]
+    Output(String),
+    #[error("the model has no output")]
+    NoOutput,
 }
 
-/// The batch of a graph: extent of the first axis of the first input that has two axes or more, else of the first input's.
+/// The batch of a graph: the extent of the first axis of the first input that has two axes or more, else of the first input.
 ///
 /// # Errors
 /// When no input has an axis.
@@ -104,7 +109,7 @@ pub fn current(g: &Graph) -> Result<Current, RebatchError> {
     })
 }
 
-/// The batch that a graph can be rebuilt for: any, if its own is a number and nothing stands in the way.
+/// The batch that a graph can be rebuilt for: any batch, if its own is a number and nothing stands in the way.
 pub fn possible(g: &Graph) -> Option<Batch> {
     match current(g) {
         Ok(Current::Fixed(before)) => plan(g, before).ok().map(|_| Batch::Dynamic),
@@ -121,34 +126,27 @@ pub struct Plan {
     edits: Vec<(NodeId, Edit)>,
 }
 
-/// Why a node stands in the way.
-type Refusal = String;
-
 /// Plans the change of a graph whose batch is the number `before`.
 ///
 /// # Errors
-/// The node that stands in the way and why.
+/// The node that stands in the way, and why.
 pub fn plan(g: &Graph, before: i64) -> Result<Plan, RebatchError> {
     if before < 1 {
         return Err(RebatchError::Empty(before));
     }
     let symbol = free_symbol(g);
     let mut a = Analysis::new(g, before, Dim::symbol(&symbol));
-    let edits = search::search(&mut a).map_err(RebatchError::Node)?;
+    let edits = search::search(&mut a)?;
     Ok(Plan { symbol, before, places: a.places, edits })
 }
 
 /// A name for the batch that no extent of the graph has.
 fn free_symbol(g: &Graph) -> String {
-    let used: std::collections::HashSet<String> = g
-        .nodes()
-        .flat_map(|n| g.results(n).collect::<Vec<_>>())
-        .filter_map(|v| g.value(v).ty.shape.clone())
-        .flatten()
-        .flat_map(|d| d.symbols().map(str::to_string).collect::<Vec<_>>())
-        .collect();
+    let values = g.nodes().flat_map(|n| g.results(n));
+    let shapes = values.filter_map(|v| g.value(v).ty.shape.as_ref());
+    let used: HashSet<&str> = shapes.flatten().flat_map(Dim::symbols).collect();
     let names = ["batch".to_string(), "batch_size".into()].into_iter().chain((1..).map(|i| format!("batch_{i}")));
-    names.into_iter().find(|n| !used.contains(n)).unwrap_or_default()
+    names.into_iter().find(|n| !used.contains(n.as_str())).unwrap_or_default()
 }
 
 /// What is known while the nodes are walked.
@@ -161,28 +159,20 @@ struct Analysis<'g> {
     places: HashMap<ValueId, Place>,
     integers: HashMap<ValueId, Integers>,
     edits: HashMap<NodeId, Vec<Edit>>,
-    /// How far each node's rule may go, where that is further than to take its operands as they are.
+    /// How far a node's rule may go, if it may do more than take its operands as they are.
     efforts: HashMap<NodeId, Effort>,
-    /// Are integers taken for what they were in the source, where how they depend on the batch cannot be told?
+    /// Are integers taken for what they were in the source, where it cannot be told how they depend on the batch?
     as_was: bool,
 }
 
 impl<'g> Analysis<'g> {
     fn new(g: &'g Graph, before: i64, batch: Dim) -> Analysis<'g> {
-        Analysis {
-            g,
-            before,
-            batch,
-            places: HashMap::new(),
-            integers: HashMap::new(),
-            edits: HashMap::new(),
-            efforts: HashMap::new(),
-            as_was: false,
-        }
+        let (places, integers, edits, efforts) = Default::default();
+        Analysis { g, before, batch, places, integers, edits, efforts, as_was: false }
     }
 
-    /// Derives what holds of a node's results; of several answers takes number `answer`. Returns how many there are.
-    fn step(&mut self, id: NodeId, answer: usize) -> Result<usize, Refusal> {
+    /// Derives what holds of a node's results. Takes answer number `answer` of several; returns how many there are.
+    fn step(&mut self, id: NodeId, answer: usize) -> Result<usize, RebatchError> {
         self.edits.remove(&id);
         for v in self.g.results(id) {
             self.places.remove(&v);
@@ -191,7 +181,7 @@ impl<'g> Analysis<'g> {
         match &self.g.node(id).kind {
             Kind::Input(_) => Ok(self.input(self.g.result(id, 0), answer)),
             Kind::Op(op) if !op.is("Constant") => {
-                self.operator(id, answer).map_err(|why| format!("{}: {why}", self.g.site(id)))
+                self.operator(id, op, answer).map_err(|why| RebatchError::Node(why.at(self.g.site(id))))
             }
             Kind::Initializer { .. } | Kind::Op(_) => {
                 let v = self.g.result(id, 0);
@@ -201,7 +191,7 @@ impl<'g> Analysis<'g> {
         }
     }
 
-    /// An input's first axis counts samples if it has the batch's extent; else its second may; or it is shared by all samples.
+    /// An input's first axis counts samples if it has the batch's extent, else its second axis may, or all samples share the input.
     fn input(&mut self, v: ValueId, answer: usize) -> usize {
         let shape = self.g.value(v).ty.shape.clone().unwrap_or_default();
         let axes: Vec<usize> =
@@ -212,13 +202,12 @@ impl<'g> Analysis<'g> {
         axes.len() + 1
     }
 
-    fn operator(&mut self, id: NodeId, answer: usize) -> Result<usize, Refusal> {
-        let operands = self.g.operands(id);
+    fn operator(&mut self, id: NodeId, op: &'g Op, answer: usize) -> Result<usize, Why> {
         let reads: Vec<ValueId> = self.g.reads(id).collect();
         let placed = reads.iter().any(|v| self.places.contains_key(v));
         let counts = reads.iter().any(|v| self.integers.get(v).is_some_and(|i| integers::depends(i, &self.batch)));
         if !placed && !counts {
-            // The same for every sample, whatever the batch.
+            // The results are the same for every sample, whatever the batch.
             if let Some(i) = integers::evaluate(self.g, id, self) {
                 self.integers.insert(self.g.result(id, 0), Some(i));
             }
@@ -227,43 +216,31 @@ impl<'g> Analysis<'g> {
         if self.g.captures(id).any(|v| self.places.contains_key(&v)) {
             return Err("its subgraph reads values of the samples".into());
         }
-        let effort = self.efforts.get(&id).copied().unwrap_or_default();
-        let mut rule = rules::Rule {
-            a: self,
-            id,
-            operands,
-            edits: Vec::new(),
-            answers: 1,
-            answer,
-            effort,
-            moved: BTreeMap::new(),
-            was: BTreeMap::new(),
-        };
-        let results = rule.apply()?;
-        let (edits, answers) = (rule.edits, rule.answers);
+        let mut visit = rules::Visit::new(self, id, op, answer);
+        let found = visit.apply()?;
+        let (edits, answers) = (visit.edits, visit.answers);
         if !edits.is_empty() {
             self.edits.insert(id, edits);
         }
-        match results {
-            rules::Outcome::Places(places) => {
+        match found {
+            rules::Found::Places(places) => {
                 for (v, p) in self.g.results(id).zip(places) {
                     let Some(p) = p else { continue };
-                    let unread = self.g.name(v).is_empty() || (!self.g.is_read(v) && !self.g.is_output(v));
                     match self.check(v, &p) {
                         Ok(()) => drop(self.places.insert(v, p)),
-                        Err(_) if unread => {}
+                        Err(_) if self.g.name(v).is_empty() || !self.g.is_needed(v) => {}
                         Err(e) => return Err(e),
                     }
                 }
             }
-            rules::Outcome::Integers(i) => drop(self.integers.insert(self.g.result(id, 0), i)),
-            rules::Outcome::Same => {}
+            rules::Found::Integers(i) => drop(self.integers.insert(self.g.result(id, 0), i)),
+            rules::Found::Same => {}
         }
         Ok(answers)
     }
 
     /// The extent of the place's axis must be what the source has there.
-    fn check(&self, v: ValueId, p: &Place) -> Result<(), Refusal> {
+    fn check(&self, v: ValueId, p: &Place) -> Result<(), Why> {
         let (name, ty) = (self.g.name(v), &self.g.value(v).ty);
         let d = ty.shape.as_ref().and_then(|s| s.get(p.axis));
         let d = d.ok_or_else(|| format!("`{name}` has type {ty}, and its samples would lie along axis {}", p.axis))?;
@@ -271,28 +248,26 @@ impl<'g> Analysis<'g> {
         if *d == want || crate::analysis::types::is_unnamed(d) {
             return Ok(());
         }
-        Err(format!("`{name}` has extent {d} along axis {}, where {want} was expected", p.axis))
+        Err(format!("`{name}` has extent {d} along axis {}, where {want} was expected", p.axis).into())
     }
 
-    fn check_outputs(&self) -> Result<(), Refusal> {
+    fn check_outputs(&self) -> Result<(), RebatchError> {
         let outputs = self.g.outputs();
         if outputs.iter().any(|o| self.places.contains_key(&o.value)) {
             return Ok(());
         }
-        Err(match outputs.first() {
-            Some(o) => format!("output `{}` does not depend on the samples of the inputs", self.g.name(o.value)),
-            None => "the model has no output".into(),
-        })
+        let first = outputs.first().ok_or(RebatchError::NoOutput)?;
+        Err(RebatchError::Output(self.g.name(first.value).to_string()))
     }
 
     /// The shape of a value in the source.
-    fn shape(&self, v: ValueId) -> Result<Vec<Dim>, Refusal> {
+    fn shape(&self, v: ValueId) -> Result<Vec<Dim>, Why> {
         let known = self.g.value(v).ty.shape.clone();
-        known.ok_or_else(|| format!("the shape of `{}` is unknown", self.g.name(v)))
+        known.ok_or_else(|| format!("the shape of `{}` is unknown", self.g.name(v)).into())
     }
 
     /// The shape of a value for the new batch.
-    fn new_shape(&self, v: ValueId) -> Result<Vec<Dim>, Refusal> {
+    fn new_shape(&self, v: ValueId) -> Result<Vec<Dim>, Why> {
         let mut shape = self.shape(v)?;
         if let Some(p) = self.places.get(&v)
             && let Some(d) = shape.get_mut(p.axis)
@@ -304,7 +279,7 @@ impl<'g> Analysis<'g> {
 }
 
 impl Plan {
-    /// Values that carry samples, among these.
+    /// Those of the values that carry samples.
     fn samples(&self, g: &Graph, values: impl Iterator<Item = ValueId>) -> Vec<Samples> {
         let one = |v: ValueId| {
             let p = self.places.get(&v)?;
@@ -338,18 +313,20 @@ impl Plan {
             g.set_type(*v, ty);
         }
         g.forget_declarations(&self.places.keys().copied().collect());
-        let first = inputs.iter().find_map(|v| self.places.get(v).map(|p| (*v, p.axis)));
-        edit::apply(g, &self.edits, first, &batch, self.before)?;
+        // Samples come from inputs: a plan has at least one.
+        if let Some(first) = inputs.iter().find_map(|v| self.places.get(v).map(|p| (*v, p.axis))) {
+            edit::apply(g, &self.edits, first, &batch, self.before)?;
+        }
         Ok(done)
     }
 }
 
-/// Gives the symbol that a graph's batch is a number: shapes and all.
+/// Puts a number in the place of the symbol that is a graph's batch, in all shapes.
 pub fn fix(g: &mut Graph, symbol: &Dim, n: i64) {
     let names: Vec<String> = symbol.symbols().map(str::to_string).collect();
     let [name] = names.as_slice() else { return };
     let values: Vec<ValueId> = g.nodes().flat_map(|id| g.results(id).collect::<Vec<_>>()).collect();
-    let mut changed = std::collections::HashSet::new();
+    let mut changed = HashSet::new();
     for v in values {
         let Some(ty) = g.tensor_type(v).filter(|t| t.shape.iter().any(|d| d.symbols().any(|s| s == name))) else { continue };
         let shape: Vec<Dim> = ty.shape.iter().map(|d| place::substitute(d, name, &Dim::from(n))).collect();

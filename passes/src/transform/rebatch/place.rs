@@ -16,7 +16,7 @@ pub(super) struct Place {
 impl Place {
     /// An axis that counts samples and nothing else.
     pub(super) fn pure(axis: usize) -> Place {
-        Place { axis, outer: Dim::from(1), inner: Dim::from(1) }
+        Place::whole(axis, Dim::from(1))
     }
 
     /// The same samples along another axis.
@@ -44,7 +44,7 @@ impl Place {
         Place { axis, outer: Dim::from(1), inner }
     }
 
-    /// Is every element at the same place of memory if the samples of a value of a shape (without them) are said to lie there?
+    /// Do all elements keep their places in memory if the samples lie at `to` instead? `shape` is the value's, without the samples.
     pub(super) fn stays(&self, to: &Place, shape: &[Dim]) -> bool {
         let ahead = |p: &Place| &product(&shape[..p.axis]) * &p.outer;
         ahead(self) == ahead(to)
@@ -55,8 +55,8 @@ fn product(dims: &[Dim]) -> Dim {
     dims.iter().fold(Dim::from(1), |p, d| &p * d)
 }
 
-/// Where the samples can lie after a `Reshape` from one shape of the source to another, the likeliest first. Memory stays as it
-/// is, so the samples keep the number of elements that come before them.
+/// Where the samples can lie after a `Reshape` from one shape of the source to another, the likeliest place first. Memory stays as
+/// it is, so the samples keep the number of elements that come before them.
 pub(super) fn reshaped(from: &[Dim], p: &Place, to: &[Dim], before: i64) -> Vec<Place> {
     let ahead = &product(&from[..p.axis]) * &p.outer;
     let batch = Dim::from(before);
@@ -66,8 +66,8 @@ pub(super) fn reshaped(from: &[Dim], p: &Place, to: &[Dim], before: i64) -> Vec<
         let Some(inner) = divide(&to[axis], &(&outer * &batch)) else { continue };
         found.push(Place { axis, outer, inner });
     }
-    // An axis of its own first; then the start of an axis, but of the last one, which most operators contract or normalise; then the
-    // end of an axis.
+    // An axis of their own is the likeliest place, then the start of an axis other than the last one, which most operators contract
+    // or normalise, then the end of an axis.
     let last = to.len().saturating_sub(1);
     found.sort_by_key(|c| match (c.outer.is_one(), c.inner.is_one()) {
         (true, true) => 0,

@@ -1,27 +1,26 @@
 //! The search over the choices that reshapes leave open, and over what has to be moved.
 
 use super::edit::Edit;
-use super::{Analysis, Refusal};
+use super::{Analysis, RebatchError};
 use crate::ir::{Kind, NodeId};
-use std::collections::HashMap;
 
-/// Times that a choice may be taken back before nodes are asked to do more.
+/// How often a choice may be taken back before nodes are asked for more effort.
 const MOST_RETRIES: usize = 2000;
 
-/// The same once some nodes do.
+/// How often a choice may be taken back once some nodes make more effort.
 const FEW_RETRIES: usize = 100;
 
 /// Why a walk failed.
 struct Failure {
-    /// What was refused first.
-    first: Refusal,
-    /// The furthest node that refused; `None`: the end.
+    /// The first refusal.
+    first: RebatchError,
+    /// The furthest node that refused; `None`: the outputs.
     furthest: Option<NodeId>,
 }
 
-/// Walks the nodes until all are content: with other choices where there are some, then with more effort at the node that no
-/// choice contents, at last with integers as they were in the source. Returns the changes in the graph's order.
-pub(super) fn search(a: &mut Analysis) -> Result<Vec<(NodeId, Edit)>, Refusal> {
+/// Walks the nodes until none refuses: first with other choices where there are some, then with more effort at the node that no
+/// choice helped, at last with integers as they were in the source. Returns the changes in the graph's order.
+pub(super) fn search(a: &mut Analysis) -> Result<Vec<(NodeId, Edit)>, RebatchError> {
     let order = a.g.topological_order();
     let mut first = None;
     let mut retries = MOST_RETRIES;
@@ -45,41 +44,40 @@ pub(super) fn search(a: &mut Analysis) -> Result<Vec<(NodeId, Edit)>, Refusal> {
 fn walk(a: &mut Analysis, order: &[NodeId], most_retries: usize) -> Result<(), Failure> {
     // Choices made so far: position in the order, answer taken, number of answers.
     let mut choices: Vec<(usize, usize, usize)> = Vec::new();
-    let mut failed: Option<(Refusal, usize)> = None;
+    let mut failed: Option<(RebatchError, usize)> = None;
     // Once an input is taken not to carry samples, other nodes refuse.
     let mut by_inputs = false;
     let (mut at, mut answer, mut retries) = (0, 0, 0);
-    let end = order.len();
-    a.edits = HashMap::new();
+    a.edits.clear();
     loop {
-        let step = if at < end { a.step(order[at], answer) } else { a.check_outputs().map(|()| 1) };
-        match step {
-            Ok(_) if at == end => return Ok(()),
+        let step = match order.get(at) {
+            Some(node) => a.step(*node, answer),
+            None => match a.check_outputs() {
+                Ok(()) => return Ok(()),
+                Err(why) => Err(why),
+            },
+        };
+        let why = match step {
             Ok(answers) => {
                 if answers > 1 {
                     choices.push((at, answer, answers));
                 }
                 (at, answer) = (at + 1, 0);
+                continue;
             }
-            Err(why) => {
-                let (_, furthest) = failed.get_or_insert((why, at));
-                if !by_inputs {
-                    *furthest = at.max(*furthest);
-                }
-                retries += 1;
-                let next = loop {
-                    match choices.pop() {
-                        Some((p, taken, answers)) if taken + 1 < answers => break Some((p, taken + 1)),
-                        Some(_) => {}
-                        None => break None,
-                    }
-                };
-                let Some((p, other)) = next.filter(|_| retries <= most_retries) else { break };
-                by_inputs |= matches!(a.g.node(order[p]).kind, Kind::Input(_));
-                (at, answer) = (p, other);
-            }
+            Err(why) => why,
+        };
+        let (first, mut furthest) = failed.take().unwrap_or((why, at));
+        if !by_inputs {
+            furthest = at.max(furthest);
         }
+        retries += 1;
+        while choices.pop_if(|(_, taken, answers)| *taken + 1 >= *answers).is_some() {}
+        let Some((place, taken, _)) = choices.pop().filter(|_| retries <= most_retries) else {
+            return Err(Failure { first, furthest: order.get(furthest).copied() });
+        };
+        failed = Some((first, furthest));
+        by_inputs |= matches!(a.g.node(order[place]).kind, Kind::Input(_));
+        (at, answer) = (place, taken + 1);
     }
-    let (first, furthest) = failed.unwrap_or_default();
-    Err(Failure { first, furthest: order.get(furthest).copied() })
 }

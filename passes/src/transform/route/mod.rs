@@ -19,13 +19,13 @@
 //! before  h2 = Block(h1)                         after  h2.block = Block(h1)   h2 = Add(h2.block, r2)
 //! ```
 //!
-//! Formulas: arXiv 2602.09009. A row with a single source of weight one needs no operator and gets none.
+//! The formulas are those of arXiv 2602.09009. A row with a single source of weight one needs no operator and gets none.
 
 mod network;
 mod params;
 mod wire;
 
-pub use params::{initial_matrix, one_hot_parameters, reference_weights};
+pub use params::{one_hot_parameters, reference_weights};
 
 use crate::analysis::residual::Chain;
 use crate::contract::{ChainStates, Chains, Record, RouterRecord};
@@ -37,11 +37,11 @@ use indexmap::IndexMap;
 /// How many residual adds make one block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Granularity {
-    /// Every add.
+    /// An add.
     Add,
     /// One repeated unit of the chain.
     Block,
-    /// So many, set by hand.
+    /// A number of adds.
     Adds(usize),
 }
 
@@ -64,7 +64,7 @@ pub enum Init {
     Identity,
     /// The nearest state with weight 1 − ε.
     NearIdentity(f64),
-    /// Matrices (and gates) by their name in the file, row-major.
+    /// Matrices and gates of a file: by name, the shape and the values, row-major.
     Given(IndexMap<String, (Vec<usize>, Vec<f32>)>),
 }
 
@@ -84,9 +84,9 @@ impl std::fmt::Display for Init {
 pub enum ChainChoice {
     /// Every chain with at least two blocks.
     All,
-    /// None: the network stays as it is.
+    /// No chain: the network stays as it is.
     None,
-    /// These ids.
+    /// The chains of these ids.
     Ids(Vec<usize>),
 }
 
@@ -123,9 +123,9 @@ impl Default for RouteOptions {
 /// What [`route_skips`] did, besides the graph's routers.
 #[derive(Clone, Debug, Default)]
 pub struct Routed {
-    /// What a person should know of a router, such as a fall-back.
+    /// Notes on a router, such as a fall-back.
     pub notes: IndexMap<RouterId, String>,
-    /// Chosen chains that got none though other states might have been read, with the reason they were not.
+    /// Chosen chains that got no router though their rows might have read other states, with the reason.
     pub left_alone: Vec<LeftAlone>,
 }
 
@@ -203,38 +203,20 @@ pub fn route_skips(g: &mut Graph, chains: &[Chain], options: &RouteOptions) -> R
         };
         let ends = (1..=chain.joins.len().div_ceil(unit)).map(|k| (k * unit).min(chain.joins.len()));
         let original: Vec<ValueId> = [0].into_iter().chain(ends).map(|end| chain.states[end]).collect();
-        let mut states: Vec<ValueId> = original.iter().map(|s| *replaced.get(s).unwrap_or(s)).collect();
-        let mut plan = Plan { unit, notes: note.into_iter().collect(), states: states.clone(), sources: Vec::new() };
-        if chosen && let Some(earlier) = &earlier {
-            let admitted = earlier.admit(g, chain, place, &states)?;
-            plan.sources = admitted.sources;
-            plan.notes.extend(admitted.note);
-        }
-        if chosen && let Some(why) = too_many_weights(states.len() - 1, plan.sources.len()) {
-            routed.left_alone.push(LeftAlone { chain: chain.id, why, hint: Some(Hint::LargerBlocks) });
-            continue;
-        }
-        // Types that nothing tells (results of fused operators of other domains) leave nothing to lower the router by.
-        let typed = states.iter().all(|s| g.tensor_type(*s).is_some());
-        // A single block without other sources has nothing to learn.
-        if chosen && !typed && states.len() > 2 {
-            let unknown = states.iter().find(|s| g.tensor_type(**s).is_none()).map_or("", |s| g.name(*s));
-            let why = format!(
-                "the type of its state `{unknown}` is not known; run onnx.shape_inference on the model, or export it unfused"
-            );
-            routed.left_alone.push(LeftAlone { chain: chain.id, why, hint: None });
-        } else if chosen && (states.len() > 2 || !plan.sources.is_empty()) {
-            let id = RouterId(chain.id);
-            if !plan.notes.is_empty() {
-                routed.notes.insert(id, plan.notes.join("; "));
+        let states: Vec<ValueId> = original.iter().map(|s| *replaced.get(s).unwrap_or(s)).collect();
+        let mut blocks = Blocks { unit, notes: note.into_iter().collect(), states, sources: Vec::new() };
+        let states = if chosen {
+            if let Some(earlier) = &earlier {
+                let admitted = earlier.admit(g, chain, place, &blocks.states)?;
+                blocks.sources = admitted.sources;
+                blocks.notes.extend(admitted.note);
             }
-            let router = build(g, chain, options, plan)?;
-            states.clone_from(&router.states);
-            replaced.extend(original.iter().copied().zip(states.iter().copied()).filter(|(old, new)| old != new));
-            g.routers.insert(id, router);
-        } else if chosen && options.scope == Scope::Network && !plan.notes.is_empty() {
-            routed.left_alone.push(LeftAlone { chain: chain.id, why: plan.notes.join("; "), hint: None });
-        }
+            let Some(states) = route_chain(g, chain, options, blocks, &mut routed)? else { continue };
+            states
+        } else {
+            blocks.states
+        };
+        replaced.extend(original.iter().copied().zip(states.iter().copied()).filter(|(old, new)| old != new));
         if let Some(earlier) = &mut earlier {
             earlier.add(place, &original, &states);
         }
@@ -242,23 +224,62 @@ pub fn route_skips(g: &mut Graph, chains: &[Chain], options: &RouteOptions) -> R
     Ok(routed)
 }
 
-/// Edges of a chain's router beyond which it gets none: the graph would not fit into memory.
+/// Builds the router of a chain, or says why it gets none. Returns its block states from then on; `None`: no later chain reads them.
+fn route_chain(
+    g: &mut Graph,
+    chain: &Chain,
+    options: &RouteOptions,
+    blocks: Blocks,
+    routed: &mut Routed,
+) -> Result<Option<Vec<ValueId>>, RouteError> {
+    let mut leave = |why, hint| routed.left_alone.push(LeftAlone { chain: chain.id, why, hint });
+    if let Some(why) = too_many_weights(blocks.states.len() - 1, blocks.sources.len()) {
+        leave(why, Some(Hint::LargerBlocks));
+        return Ok(None);
+    }
+    // A single block without other sources has nothing to learn.
+    let several = blocks.states.len() > 2;
+    // A router cannot be lowered without types. Nothing tells those of the results of fused operators of other domains.
+    let unknown = blocks.states.iter().find(|s| g.tensor_type(**s).is_none());
+    if let Some(unknown) = unknown.filter(|_| several) {
+        let why = format!(
+            "the type of its state `{}` is not known; run onnx.shape_inference on the model, or export it unfused",
+            g.name(*unknown)
+        );
+        leave(why, None);
+    } else if several || !blocks.sources.is_empty() {
+        let id = RouterId(chain.id);
+        if !blocks.notes.is_empty() {
+            routed.notes.insert(id, blocks.notes.join("; "));
+        }
+        let router = build(g, chain, options, blocks)?;
+        let states = router.states.clone();
+        g.routers.insert(id, router);
+        return Ok(Some(states));
+    } else if options.scope == Scope::Network && !blocks.notes.is_empty() {
+        leave(blocks.notes.join("; "), None);
+    }
+    Ok(Some(blocks.states))
+}
+
+/// Largest number of a router's edges. The graph of a larger router would not fit into memory.
 const MOST_EDGES: usize = 1 << 23;
 
-/// Why a chain of so many blocks, whose rows read so many earlier states too, gets no router.
+/// Why a chain of so many blocks, whose rows also read so many earlier states, gets no router.
 fn too_many_weights(blocks: usize, sources: usize) -> Option<String> {
     let edges = blocks.saturating_mul(blocks + 1) / 2 + blocks * sources;
     (edges > MOST_EDGES)
         .then(|| format!("its {blocks} blocks would have {edges} weights, more than {MOST_EDGES}; larger blocks have fewer"))
 }
 
-/// How one chain will be routed.
-struct Plan {
+/// The blocks of one chain.
+struct Blocks {
     /// Adds in one block.
     unit: usize,
     notes: Vec<String>,
     /// Block states, before routing.
     states: Vec<ValueId>,
+    /// States of earlier chains that the rows read too.
     sources: Vec<Source>,
 }
 
@@ -283,7 +304,7 @@ fn check_options(o: &RouteOptions) -> Result<(), RouteError> {
     }
 }
 
-/// Adds in one block, with a note when what was asked cannot be had.
+/// Number of adds in one block, with a note if that is not what was asked for.
 fn unit_length(g: &Graph, chain: &Chain, o: &RouteOptions) -> Result<(usize, Option<String>), RouteError> {
     let asked = match o.granularity {
         Granularity::Add => return Ok((1, None)),
@@ -294,30 +315,19 @@ fn unit_length(g: &Graph, chain: &Chain, o: &RouteOptions) -> Result<(usize, Opt
         Granularity::Adds(0) => return Err(RouteError::Options("a block has at least one add", Hint::LargerBlocks)),
         Granularity::Adds(n) => n,
     };
-    if asked > 1
-        && o.form == Form::Reassign
-        && let Some(why) = not_adds_alone(g, chain, asked)
-    {
-        return match o.granularity {
-            Granularity::Adds(_) => Err(RouteError::Chain {
-                chain: chain.id,
-                what: format!(
-                    "in blocks of {asked} adds, whose skips are reassigned, a block's input has to reach its output through adds alone, but {why}"
-                ),
-                hint: Some(Hint::SingleAdds),
-            }),
-            _ => Ok((
-                1,
-                Some(format!(
-                    "every add is a block, because a unit's input does not reach its output through adds alone: {why}"
-                )),
-            )),
-        };
+    let alone = if asked > 1 && o.form == Form::Reassign { not_adds_alone(g, chain, asked) } else { None };
+    let Some(why) = alone else { return Ok((asked, None)) };
+    if matches!(o.granularity, Granularity::Adds(_)) {
+        let what = format!(
+            "in blocks of {asked} adds, whose skips are reassigned, a block's input has to reach its output through adds alone, but {why}"
+        );
+        return Err(RouteError::Chain { chain: chain.id, what, hint: Some(Hint::SingleAdds) });
     }
-    Ok((asked, None))
+    let note = format!("every add is a block, because a unit's input does not reach its output through adds alone: {why}");
+    Ok((1, Some(note)))
 }
 
-/// Inside every unit, is each state the plain result of its add and the next add's plain operand?
+/// Why a state inside a unit is not the plain result of its add, or not the next add's plain operand.
 fn not_adds_alone(g: &Graph, chain: &Chain, unit: usize) -> Option<String> {
     for (j, join) in chain.joins.iter().enumerate() {
         let inner = j % unit != 0;
@@ -332,9 +342,8 @@ fn not_adds_alone(g: &Graph, chain: &Chain, unit: usize) -> Option<String> {
     None
 }
 
-fn build(g: &mut Graph, chain: &Chain, o: &RouteOptions, plan: Plan) -> Result<RouterSpec, RouteError> {
-    let blocks = plan.states.len() - 1;
-    let (logits, gate) = params::parameters(g, chain.id, blocks, plan.sources.len(), o)?;
+fn build(g: &mut Graph, chain: &Chain, o: &RouteOptions, blocks: Blocks) -> Result<RouterSpec, RouteError> {
+    let (logits, gate) = params::parameters(g, chain.id, blocks.states.len() - 1, blocks.sources.len(), o)?;
     let mut router = RouterSpec {
         form: o.form,
         rule: o.rule,
@@ -343,14 +352,14 @@ fn build(g: &mut Graph, chain: &Chain, o: &RouteOptions, plan: Plan) -> Result<R
         scope: o.scope,
         granularity: o.granularity.to_string(),
         init: o.init.to_string(),
-        adds_per_block: plan.unit,
+        adds_per_block: blocks.unit,
         logits,
         gate,
-        sources: plan.sources,
-        states: plan.states,
+        sources: blocks.sources,
+        states: blocks.states,
         rows: Vec::new(),
     };
-    for (row, joins) in chain.joins.chunks(plan.unit).enumerate() {
+    for (row, joins) in chain.joins.chunks(blocks.unit).enumerate() {
         let single = row == 0 && router.sources.is_empty() && o.normalize == Normalize::Incoming && o.rule != Rule::Free;
         let route = if single { router.states[0] } else { add_route(g, &mut router, chain.id, row) };
         match o.form {

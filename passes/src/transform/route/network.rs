@@ -5,7 +5,7 @@
 //! ```
 //!
 //! A state is admitted when it is an ancestor of the chain's h_0, both are NCHW and the spatial ratio is an integer. The rank does
-//! not tell NCHW from NHWC; what reads the states does: an operator whose channel axis is fixed to 1, before any rearrangement.
+//! not tell NCHW from NHWC. A reader of the states does: an operator whose channel axis is fixed to 1, before any rearrangement.
 
 use super::{RouteError, Source};
 use crate::analysis::residual::Chain;
@@ -14,7 +14,7 @@ use crate::ops::build::{BuildError, Builder, Built};
 use crate::ops::{Along, Class, Mixing, axes_of};
 use std::collections::HashSet;
 
-/// Left-out states named in a note.
+/// Number of left-out states that a note names.
 const NAMED: usize = 3;
 
 /// The states of the chains seen so far.
@@ -36,12 +36,12 @@ struct State {
 pub(super) struct Admitted {
     /// In execution order.
     pub(super) sources: Vec<Source>,
-    /// What was left out, and why.
+    /// The states that were left out, and why.
     pub(super) note: Option<String>,
 }
 
 impl Earlier {
-    /// Reads what must be known of the graph before routing changes it.
+    /// Reads the facts of the graph that must be known before routing changes it.
     pub(super) fn new(g: &Graph, chains: &[Chain]) -> Earlier {
         let mut places = vec![usize::MAX; g.node_bound()];
         for (place, node) in g.topological_order().into_iter().enumerate() {
@@ -110,7 +110,7 @@ fn is_channels_first(g: &Graph, node: NodeId) -> bool {
     })
 }
 
-/// Does an operator hand on what it is given, or scale or squash it, whatever the order of the axes?
+/// Does an operator hand on its operand, or scale or squash it, whatever the order of the axes?
 fn keeps_axes(g: &Graph, node: NodeId) -> bool {
     g.op(node).is_some_and(|op| matches!(Class::of(op), Class::Carry | Class::Activation | Class::Scale))
 }
@@ -155,7 +155,7 @@ fn is_nchw(g: &Graph, chain: &Chain) -> bool {
     false
 }
 
-/// What brings a state to a chain's shape.
+/// How a state is brought to a chain's shape.
 struct Adapter {
     /// Extents of the pooling window, which is its stride too.
     ratio: [i64; 2],
@@ -212,7 +212,7 @@ fn fit(from: &TensorType, to: &TensorType) -> Result<Adapter, Misfit> {
 fn adapt(g: &mut Graph, stem: &str, state: ValueId, a: &Adapter) -> Result<ValueId, BuildError> {
     let mut b = Builder::new(g, stem);
     let [from, to] = a.channels;
-    // No pooling of bfloat16 before opset 22, and no padding of it in ONNX Runtime's CUDA provider.
+    // ONNX has no pooling of bfloat16 before opset 22, and ONNX Runtime's CUDA provider has no padding of it.
     let wide = a.dtype == DType::BF16 && (a.ratio != [1, 1] || from < to);
     let mut v = if wide { b.cast(state, DType::F32)? } else { state };
     if from > to {

@@ -1,4 +1,4 @@
-//! Logits, gates and weights of a router: where they start, what they mean.
+//! Logits, gates and weights of a router: where they start and what they mean.
 
 use super::{Init, Normalize, RouteError, RouteOptions, Rule, router_name};
 use crate::ir::{Graph, Tensor, ValueId};
@@ -38,7 +38,7 @@ pub(super) fn parameters(
                 let what = format!("the file of starting values holds no `{name}` [{k}, {width}]; it holds {}", list(file));
                 return Err(RouteError::Chain { chain, what, hint: Some(Hint::CorrectInitFile) });
             };
-            // What no row reads is stored as 0, whatever the file has there.
+            // Entries that no row reads are stored as 0, whatever the file has there.
             matrix.iter_mut().enumerate().filter(|(i, _)| i % width > extra + i / width).for_each(|(_, v)| *v = 0.0);
             let mut gates = if o.rule == Rule::Gated { given(file, &gate_name, &[k])? } else { None };
             if let Some(first) = gates.as_mut().and_then(|g| g.first_mut())
@@ -58,7 +58,7 @@ pub(super) fn parameters(
     Ok((logits, gate))
 }
 
-/// What a file holds, with shapes.
+/// The names in a file, with shapes.
 fn list(given: &Given) -> String {
     let names: Vec<String> = given.iter().map(|(name, (shape, _))| format!("`{name}` {shape:?}")).collect();
     match names.len() {
@@ -69,7 +69,7 @@ fn list(given: &Given) -> String {
 }
 
 /// The K × (S + K) logits a router starts from (weights, for `free` and `constant`), row-major.
-pub fn initial_matrix(k: usize, extra: usize, o: &RouteOptions) -> Vec<f32> {
+fn initial_matrix(k: usize, extra: usize, o: &RouteOptions) -> Vec<f32> {
     let tau = o.tau as f64;
     let width = extra + k;
     let mut m = vec![0f32; k * width];
@@ -93,14 +93,12 @@ pub fn initial_matrix(k: usize, extra: usize, o: &RouteOptions) -> Vec<f32> {
 
 /// Logits or weights that make every row one-hot on its nearest state, whatever the rule: (matrix, gate).
 pub fn one_hot_parameters(k: usize, extra: usize, o: &RouteOptions) -> (Vec<f32>, Vec<f32>) {
-    if matches!(o.rule, Rule::Free | Rule::Constant) {
-        let width = extra + k;
-        return ((0..k * width).map(|i| (i % width == extra + i / width) as u8 as f32).collect(), vec![1.0; k]);
-    }
-    (initial_matrix(k, extra, &RouteOptions { init: Init::Identity, ..o.clone() }), vec![1.0; k])
+    // The weights of the constant router are stored as the free one's are.
+    let rule = if o.rule == Rule::Constant { Rule::Free } else { o.rule };
+    (initial_matrix(k, extra, &RouteOptions { init: Init::Identity, rule, ..o.clone() }), vec![1.0; k])
 }
 
-/// The weights a K × (S + K) router has, in f64: the reference that lowerings are compared with. Row-major; unused entries 0.
+/// The weights of a K × (S + K) router in f64, row-major, unused entries 0: the reference that lowerings are compared with.
 pub fn reference_weights(
     logits: &[f32],
     gate: Option<&[f32]>,

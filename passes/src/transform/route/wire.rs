@@ -9,7 +9,7 @@ use indexmap::IndexMap;
 fn skip_path(g: &Graph, join: &Join) -> Vec<NodeId> {
     let mut path = vec![join.node];
     let mut at = join.node;
-    // The join's own adds, down to the one that the skip enters.
+    // The join's own adds come first, down to the add that the skip enters.
     while let Some(earlier) =
         g.operands(at).iter().flatten().map(|v| v.node).find(|n| join.also.contains(n) && !path.contains(n))
     {
@@ -48,7 +48,7 @@ fn way_back(g: &Graph, from: NodeId, to: NodeId) -> Vec<NodeId> {
 
 /// Copies the nodes of a skip path, starting from another value; returns the copy of `result`, one of the last node's results.
 fn copy_path(g: &mut Graph, path: &[NodeId], entry: (NodeId, usize), start: ValueId, result: ValueId) -> ValueId {
-    // The node copied before, and its copy: of several results the one that is read is read of the copy too.
+    // The node copied before, and its copy.
     let mut before: Option<(NodeId, NodeId)> = None;
     for id in path {
         let mut operands = g.operands(*id).to_vec();
@@ -66,13 +66,14 @@ fn copy_path(g: &mut Graph, path: &[NodeId], entry: (NodeId, usize), start: Valu
             let name = if r.name.is_empty() { r.name } else { format!("{}.routed", r.name) };
             g.push_result(copy, &name, r.ty);
         }
-        g.node_mut(copy).name =
-            g.results(copy).map(|v| g.name(v)).find(|name| !name.is_empty()).unwrap_or_default().to_string();
+        let name = g.results(copy).map(|v| g.name(v)).find(|name| !name.is_empty()).unwrap_or_default().to_string();
+        g.node_mut(copy).name = name;
         before = Some((*id, copy));
     }
     before.map_or(start, |(_, copy)| ValueId { node: copy, ..result })
 }
 
+/// Puts a route in the place of the identity path through a block's adds.
 pub(super) fn reassign(g: &mut Graph, joins: &[Join], route: ValueId) {
     let mut carried = route;
     let Some((last, inner)) = joins.split_last() else { return };
@@ -81,13 +82,13 @@ pub(super) fn reassign(g: &mut Graph, joins: &[Join], route: ValueId) {
         carried = copy_path(g, &path, join.entry, carried, join.sum);
     }
     let path = skip_path(g, last);
-    // What lies on the skip path may be read by others too (a cast of the state that the branch shares): those keep the original.
+    // Other nodes may read the skip path too (the branch may share a cast of the state). They keep the original.
     let shared = path[..path.len() - 1].iter().any(|n| g.results(*n).map(|v| g.uses(v).count()).sum::<usize>() > 1);
     if !shared {
         g.set_operand(last.entry.0, last.entry.1, Some(carried));
         return;
     }
-    // What the join reads of the node before it.
+    // The value that the join reads of the node before it.
     let before = path[path.len() - 2];
     let read: Vec<ValueId> = g.operands(last.node).iter().flatten().copied().filter(|v| v.node == before).collect();
     let Some(old) = read.first().copied() else { return };
@@ -95,6 +96,7 @@ pub(super) fn reassign(g: &mut Graph, joins: &[Join], route: ValueId) {
     g.replace_uses(old, new, |n| n == last.node);
 }
 
+/// Adds a route to a block's output.
 pub(super) fn augment(g: &mut Graph, router: &mut RouterSpec, id: usize, row: usize, route: ValueId) {
     let block = router.states[row + 1];
     let ty = g.value(block).ty.clone();

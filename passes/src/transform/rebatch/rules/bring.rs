@@ -1,13 +1,13 @@
-//! Samples brought to another axis, where an operator cannot take them where they are: a `Reshape` where memory stays as it is, a
-//! `Transpose` between two others elsewhere. In the source, whose batch is 1, nothing moves, so a sample's value stays what it was.
+//! Samples brought to another axis, where an operator cannot take them where they are: by one `Reshape` where memory stays as it is,
+//! else by a `Transpose` between two. In the source, whose batch is 1, nothing moves, so a sample's value stays what it was.
 
-use super::super::Refusal;
-use super::super::edit::Edit;
+use super::super::edit::Change;
 use super::super::place::{self, Place};
-use super::Rule;
+use super::Visit;
 use crate::analysis::types::is_unnamed;
 use crate::ir::{Dim, ValueId, ValueType};
 use crate::ops::eval::{Array, Element, Facts, Poly};
+use crate::refusal::Why;
 use std::borrow::Cow;
 
 /// How far a rule may go to bring operands together.
@@ -16,14 +16,14 @@ pub(in super::super) enum Effort {
     /// Operands are taken as they are.
     #[default]
     Asis,
-    /// What does not move memory.
+    /// Samples are moved where memory stays as it is.
     Reshapes,
-    /// Anything.
+    /// Samples are moved in memory.
     Transposes,
 }
 
 impl Effort {
-    /// The next one.
+    /// The next further effort.
     pub(in super::super) fn more(self) -> Option<Effort> {
         match self {
             Effort::Asis => Some(Effort::Reshapes),
@@ -33,7 +33,7 @@ impl Effort {
     }
 }
 
-impl Rule<'_, '_> {
+impl Visit<'_, '_> {
     /// Moves the samples of an operand, after `lead` axes of extent 1 are put in front of it. Returns whether that may be done.
     pub(super) fn bring(&mut self, i: usize, to: &Place, lead: usize) -> bool {
         let (Some(from), Ok(own)) = (self.place(i).cloned(), self.shape(i)) else { return false };
@@ -48,7 +48,7 @@ impl Rule<'_, '_> {
             return false;
         }
         let before = self.moved.get(&i).map_or(0, |m| m.1);
-        self.edits.push(Edit::Move { operand: i, from, to: to.clone(), lead });
+        self.change(i, Change::Move { from, to: to.clone(), lead });
         self.moved.insert(i, (to.clone(), before + lead));
         true
     }
@@ -58,8 +58,8 @@ impl Rule<'_, '_> {
         &mut self,
         i: usize,
         why: &str,
-        holds: impl Fn(&Self, &Place) -> Result<bool, Refusal>,
-    ) -> Result<Place, Refusal> {
+        holds: impl Fn(&Self, &Place) -> Result<bool, Why>,
+    ) -> Result<Place, Why> {
         let p = self.need(i)?;
         if holds(self, &p)? {
             return Ok(p);
@@ -90,7 +90,7 @@ impl Rule<'_, '_> {
             let Some(values) = numbers else { return false };
             let elements = values.iter().copied().map(Element::Int).collect();
             let was = Array { elements, ..known.clone() };
-            self.edits.push(Edit::Was { operand: i, dims: was.dims.clone(), values });
+            self.change(i, Change::Was { dims: was.dims.clone(), values });
             self.was.insert(i, Some(was));
             any = true;
         }
@@ -98,7 +98,7 @@ impl Rule<'_, '_> {
     }
 }
 
-/// The shape of a value without samples, of which the source's is given.
+/// The shape of a value without its samples, from its shape in the source.
 pub(super) fn shape_beside(shape: &[Dim], p: &Place) -> Vec<Dim> {
     let mut own = shape.to_vec();
     if let Some(d) = own.get_mut(p.axis) {
@@ -107,7 +107,7 @@ pub(super) fn shape_beside(shape: &[Dim], p: &Place) -> Vec<Dim> {
     own
 }
 
-impl Facts<Poly> for Rule<'_, '_> {
+impl Facts<Poly> for Visit<'_, '_> {
     fn array(&self, v: ValueId) -> Option<Cow<'_, Array<Poly>>> {
         let own = self.operands.iter().position(|o| *o == Some(v)).and_then(|i| self.was.get(&i));
         own.or_else(|| self.a.integers.get(&v))?.as_ref().map(Cow::Borrowed)

@@ -1,15 +1,15 @@
 //! Gathers and scatters: indices into what belongs to one sample, and indices that name the sample itself.
 
-use super::super::Refusal;
-use super::super::edit::Edit;
+use super::super::edit::{Change, OwnIndices};
 use super::super::place::Place;
 use super::bring::Effort;
-use super::{Found, Rule};
+use super::{Found, Visit};
 use crate::ir::Dim;
+use crate::refusal::Why;
 
-impl Rule<'_, '_> {
-    pub(super) fn gather(&mut self) -> Found {
-        let axis = self.axis_attr(0)?;
+impl Visit<'_, '_> {
+    pub(super) fn gather(&mut self) -> Result<Found, Why> {
+        let axis = self.axis(0)?;
         if self.place(0).is_some() && self.place(1).is_some() {
             // Each sample's indices point into its own part of the axis.
             let what = self.shape(0)?.get(axis).cloned().ok_or("its axis is out of range")?;
@@ -18,18 +18,18 @@ impl Rule<'_, '_> {
                 return Err("its indices depend on the samples and so does what they index".into());
             }
             let q = self.own_indices(&p, None)?;
-            return self.all(q.at(axis + q.axis));
+            return self.everywhere(q.at(axis + q.axis));
         }
         if let Some(p) = self.place(0).cloned().filter(|p| p.axis == axis) {
             let (edits, answers) = (self.edits.len(), self.answers);
             match self.own_indices(&p, None) {
-                Ok(q) => return self.all(q.at(axis + q.axis)),
+                Ok(q) => return self.everywhere(q.at(axis + q.axis)),
                 Err(why) => {
                     self.edits.truncate(edits);
                     self.answers = answers;
-                    if self.settle(0, &why, |_, p| Ok(p.axis != axis)).is_err() {
+                    if self.settle(0, "", |_, p| Ok(p.axis != axis)).is_err() {
                         let q = self.repeat_indices().ok_or(why).and_then(|()| self.own_indices(&p, None))?;
-                        return self.all(q.at(axis + q.axis));
+                        return self.everywhere(q.at(axis + q.axis));
                     }
                 }
             }
@@ -37,10 +37,10 @@ impl Rule<'_, '_> {
         self.by_axes()
     }
 
-    /// Indices into one sample's part of an axis: each sample gets its own, its number of parts further. Where the indices are the
-    /// same for every sample, one of their axes of extent 1 will count samples. Returns where the indices then carry samples.
-    /// `coordinate`: which element of the last axis of the indices names the part, and how many there are.
-    pub(super) fn own_indices(&mut self, p: &Place, coordinate: Option<(usize, usize)>) -> Result<Place, Refusal> {
+    /// Gives each sample indices of its own into its part of an axis. Where the indices are the same for every sample, one of their axes
+    /// of extent 1 will count samples. Returns where the indices then carry samples.
+    /// `coordinate`: which element of the last axis of the indices names the part, and how many elements there are.
+    fn own_indices(&mut self, p: &Place, coordinate: Option<(usize, usize)>) -> Result<Place, Why> {
         let shape = self.shape(1)?;
         let step = p.inner.known().filter(|_| p.outer.is_one()).ok_or("it indexes the samples inside an axis")?;
         if self.a.before != 1 {
@@ -61,12 +61,12 @@ impl Rule<'_, '_> {
             }
         };
         let inner = place.inner.known().ok_or("its indices carry the samples inside an axis")?;
-        self.edits.push(Edit::OwnIndices { operand: 1, axis: place.axis, coordinate, step, from_front, inner });
+        self.change(1, Change::OwnIndices(OwnIndices { axis: place.axis, inner, coordinate, step, from_front }));
         Ok(place)
     }
 
-    /// As [`Rule::own_indices`] for coordinates, which are repeated where none of their axes before `last` is free.
-    fn own_coordinates(&mut self, p: &Place, last: usize, coordinate: (usize, usize)) -> Result<Place, Refusal> {
+    /// As [`Visit::own_indices`] for coordinates, which are repeated where none of their axes before `last` is free.
+    fn own_coordinates(&mut self, p: &Place, last: usize, coordinate: (usize, usize)) -> Result<Place, Why> {
         match self.own_indices(p, Some(coordinate)) {
             Err(why) if last > 0 => {
                 self.repeat_indices().ok_or(why)?;
@@ -76,19 +76,19 @@ impl Rule<'_, '_> {
         }
     }
 
-    /// Repeats indices that are the same for every sample along their first axis, for every sample.
+    /// Repeats indices that are the same for every sample, along their first axis.
     fn repeat_indices(&mut self) -> Option<()> {
         let extent = self.shape(1).ok()?.first().filter(|d| d.known().is_some())?.clone();
         if self.effort == Effort::Asis || self.place(1).is_some() {
             return None;
         }
-        self.edits.push(Edit::Repeat { operand: 1, axis: 0 });
+        self.change(1, Change::Repeat { axis: 0 });
         self.moved.insert(1, (Place::whole(0, extent), 0));
         Some(())
     }
 
-    pub(super) fn gather_nd(&mut self) -> Found {
-        let shared = self.int("batch_dims", 0) as usize;
+    pub(super) fn gather_nd(&mut self) -> Result<Found, Why> {
+        let shared = self.op.attrs.int("batch_dims", 0) as usize;
         let (last, m) = self.coordinates()?;
         let apart = |p: &Place, alone: bool| p.axis < shared || (alone && p.axis >= shared + m);
         match (self.place(0), self.place(1)) {
@@ -96,24 +96,24 @@ impl Rule<'_, '_> {
                 let why = "its indices depend on the samples and so does what they index";
                 let p = self.settle(0, why, |_, p| Ok((shared..shared + m).contains(&p.axis)))?;
                 let q = self.own_coordinates(&p, last, (p.axis - shared, m))?;
-                self.all(q)
+                self.everywhere(q)
             }
             _ => self.by_axes(),
         }
     }
 
     /// The last axis of the indices, and its extent.
-    fn coordinates(&self) -> Result<(usize, usize), Refusal> {
+    fn coordinates(&self) -> Result<(usize, usize), Why> {
         let indices = self.shape(1)?;
         let m = indices.last().and_then(Dim::known).ok_or("its indices' length is unknown")?;
         Ok((indices.len() - 1, m as usize))
     }
 
-    /// Operands: what is written to, coordinates of slices of it, the slices.
-    pub(super) fn scatter_nd(&mut self) -> Found {
+    /// The operands are a value that is written to, coordinates of slices of it, and the slices.
+    pub(super) fn scatter_nd(&mut self) -> Result<Found, Why> {
         let (last, m) = self.coordinates()?;
         let rank = self.rank(0)?;
-        // Where samples of the slices would lie in what they are written to.
+        // Where the samples of the slices would lie in the value they are written to.
         let written = self.place(2).and_then(|u| u.axis.checked_sub(last).map(|slice| u.at(m + slice)));
         let present = self.place(0).cloned().or(written);
         let shape = self.shape(0)?;
@@ -124,7 +124,7 @@ impl Rule<'_, '_> {
             let (edits, moved) = (self.edits.len(), self.moved.clone());
             self.answers = 1;
             match self.scatter_at(&p, last, m) {
-                Ok(()) => return self.all(p),
+                Ok(()) => return self.everywhere(p),
                 Err(why) => drop(first.get_or_insert(why)),
             }
             self.edits.truncate(edits);
@@ -134,7 +134,7 @@ impl Rule<'_, '_> {
     }
 
     /// A scatter into a value with its samples at `p`: inside the slices, or among what the indices name.
-    fn scatter_at(&mut self, p: &Place, last: usize, m: usize) -> Result<(), Refusal> {
+    fn scatter_at(&mut self, p: &Place, last: usize, m: usize) -> Result<(), Why> {
         let slices = if p.axis >= m {
             if self.place(1).is_some() {
                 return Err("its indices depend on the samples".into());

@@ -2,54 +2,59 @@
 
 pub(super) mod bring;
 mod indexed;
-mod moves;
 mod shapes;
 
-use super::edit::Edit;
+use super::Analysis;
+use super::edit::{Change, Edit, Entry};
 use super::integers::{self, Integers};
 use super::place::Place;
-use super::{Analysis, Refusal};
-use crate::ir::{DType, Dim, NodeId, TensorType, ValueId};
+use crate::ir::{DType, Dim, NodeId, Op, TensorType, ValueId};
 use crate::ops::{Along, Axes, Class, Infer, Label, Mixing, axes};
+use crate::refusal::Why;
 use bring::Effort;
 use std::collections::BTreeMap;
 
-/// What a rule found.
-pub(super) enum Outcome {
-    /// The places of the results' samples.
+/// What a rule found of a node's results.
+pub(super) enum Found {
+    /// The places of the samples.
     Places(Vec<Option<Place>>),
     /// Integers that depend on the batch.
     Integers(Integers),
-    /// The same for every sample, whatever the batch.
+    /// They are the same for every sample, whatever the batch.
     Same,
 }
 
-type Found = Result<Outcome, Refusal>;
-
 /// A node whose rule is applied.
-pub(super) struct Rule<'r, 'g> {
-    pub(super) a: &'r Analysis<'g>,
-    pub(super) id: NodeId,
-    pub(super) operands: &'r [Option<ValueId>],
+pub(super) struct Visit<'r, 'g> {
+    a: &'r Analysis<'g>,
+    id: NodeId,
+    op: &'r Op,
+    operands: &'r [Option<ValueId>],
     /// What has to change.
     pub(super) edits: Vec<Edit>,
     /// Number of answers.
     pub(super) answers: usize,
-    /// Which of them to take.
-    pub(super) answer: usize,
+    /// Which answer to take.
+    answer: usize,
     /// How far it may go to bring operands together.
-    pub(super) effort: Effort,
-    /// Operands whose samples it brings elsewhere, and the axes it puts in front of them.
-    pub(super) moved: BTreeMap<usize, (Place, usize)>,
+    effort: Effort,
+    /// Operands whose samples it brings elsewhere, and the number of axes it puts in front of them.
+    moved: BTreeMap<usize, (Place, usize)>,
     /// Operands whose integers it takes for what they were in the source.
-    pub(super) was: BTreeMap<usize, Integers>,
+    was: BTreeMap<usize, Integers>,
 }
 
-impl Rule<'_, '_> {
-    pub(super) fn apply(&mut self) -> Found {
+impl<'r, 'g> Visit<'r, 'g> {
+    pub(super) fn new(a: &'r Analysis<'g>, id: NodeId, op: &'r Op, answer: usize) -> Visit<'r, 'g> {
+        let effort = a.efforts.get(&id).copied().unwrap_or_default();
+        let (edits, moved, was) = Default::default();
+        Visit { a, id, op, operands: a.g.operands(id), edits, answers: 1, answer, effort, moved, was }
+    }
+
+    pub(super) fn apply(&mut self) -> Result<Found, Why> {
         let found = self.by_name();
         let unclear = match &found {
-            Ok(Outcome::Integers(None)) => self.a.as_was,
+            Ok(Found::Integers(None)) => self.a.as_was,
             Ok(_) => false,
             Err(_) => self.effort > Effort::Asis || self.a.as_was,
         };
@@ -63,30 +68,35 @@ impl Rule<'_, '_> {
         }
         if self.placed().is_empty() {
             let found = integers::evaluate(self.a.g, self.id, &*self);
-            return Ok(found.map_or(Outcome::Same, |i| Outcome::Integers(Some(i))));
+            return Ok(found.map_or(Found::Same, |i| Found::Integers(Some(i))));
         }
         self.by_name()
     }
 
-    fn by_name(&mut self) -> Found {
-        let g = self.a.g;
-        let op = g.op(self.id).ok_or("it is no operator")?;
-        let name = op.name.as_str();
+    fn by_name(&mut self) -> Result<Found, Why> {
+        let name = self.op.name.as_str();
         // Integers about shapes are no values of the samples.
-        if let Some(i) =
-            integers::evaluate(g, self.id, &*self).filter(|_| self.placed().is_empty() || name == "Shape" || name == "Size")
+        let evaluated = || integers::evaluate(self.a.g, self.id, &*self);
+        if (self.placed().is_empty() || name == "Shape" || name == "Size")
+            && let Some(i) = evaluated()
         {
-            return Ok(Outcome::Integers(Some(i)));
+            return Ok(Found::Integers(Some(i)));
         }
-        if let Some(found) = self.by_shape(name)? {
-            return Ok(found);
+        // One operand of these is a shape, which may be computed from the batch.
+        match name {
+            "Reshape" => return self.reshape(),
+            "Expand" => return self.expand(),
+            "Tile" => return self.tile(),
+            "ConstantOfShape" => return self.everywhere(self.named_by(0, |_| true)?),
+            "Resize" | "Upsample" => return self.resize(),
+            _ => {}
         }
         if let Some(i) = (0..self.operands.len()).find(|i| self.depends(*i)) {
-            // Whatever it is computed from them, it is no longer known.
-            if self.placed().is_empty() && !self.float_result() {
-                return Ok(Outcome::Integers(None));
+            // What is computed from such integers is no longer known.
+            if self.placed().is_empty() && !self.a.g.is_float(self.a.g.result(self.id, 0)) {
+                return Ok(Found::Integers(None));
             }
-            return Err(format!("operand {i} is computed from the number of samples"));
+            return Err(format!("operand {i} is computed from the number of samples").into());
         }
         match name {
             "Flatten" => self.flatten(),
@@ -94,15 +104,15 @@ impl Rule<'_, '_> {
             "Gather" => self.gather(),
             "GatherND" => self.gather_nd(),
             "ScatterND" => self.scatter_nd(),
-            // Amounts nobody knows are taken to leave the samples alone.
-            "Pad" if self.listed("pads", 1).is_err() => self.all(self.need(0)?),
+            // Unknown amounts are taken to leave the samples alone.
+            "Pad" if self.listed("pads", 1).is_err() => self.everywhere(self.need(0)?),
             _ => self.by_axes(),
         }
     }
 
     // ---- reading ----------------------------------------------------------------------------------------------------
 
-    pub(super) fn place(&self, i: usize) -> Option<&Place> {
+    fn place(&self, i: usize) -> Option<&Place> {
         let v = self.operands.get(i).copied().flatten()?;
         self.moved.get(&i).map(|m| &m.0).or_else(|| self.a.places.get(&v))
     }
@@ -111,30 +121,22 @@ impl Rule<'_, '_> {
         (0..self.operands.len()).filter(|i| self.place(*i).is_some()).collect()
     }
 
-    fn need(&self, i: usize) -> Result<Place, Refusal> {
-        self.place(i).cloned().ok_or_else(|| format!("operand {i} carries no samples, but another one does"))
+    fn need(&self, i: usize) -> Result<Place, Why> {
+        self.place(i).cloned().ok_or_else(|| format!("operand {i} carries no samples, but another one does").into())
     }
 
-    /// No operand but these may carry samples.
-    fn only(&self, which: &[usize]) -> Result<(), Refusal> {
-        match self.placed().into_iter().find(|i| !which.contains(i)) {
-            Some(i) => Err(format!("its operand {i}, a parameter of the operator, depends on the samples")),
-            None => Ok(()),
-        }
-    }
-
-    pub(super) fn shape(&self, i: usize) -> Result<Vec<Dim>, Refusal> {
+    fn shape(&self, i: usize) -> Result<Vec<Dim>, Why> {
         let v = self.operands.get(i).copied().flatten().ok_or_else(|| format!("operand {i} is missing"))?;
         let mut shape = vec![Dim::from(1); self.moved.get(&i).map_or(0, |m| m.1)];
         shape.extend(self.a.shape(v)?);
         Ok(shape)
     }
 
-    fn rank(&self, i: usize) -> Result<usize, Refusal> {
+    fn rank(&self, i: usize) -> Result<usize, Why> {
         Ok(self.shape(i)?.len())
     }
 
-    fn result_shape(&self) -> Result<Vec<Dim>, Refusal> {
+    fn result_shape(&self) -> Result<Vec<Dim>, Why> {
         self.a.shape(self.a.g.result(self.id, 0))
     }
 
@@ -145,13 +147,13 @@ impl Rule<'_, '_> {
         self.a.integers.get(&self.operands.get(i).copied().flatten()?)
     }
 
-    /// The elements of an integer operand for the new batch, if they can be told.
-    pub(super) fn extents(&self, i: usize) -> Option<Vec<Dim>> {
+    /// The elements of an integer operand for the new batch, if they are known.
+    fn extents(&self, i: usize) -> Option<Vec<Dim>> {
         self.integers(i)?.as_ref()?.extents()
     }
 
-    /// The same as numbers.
-    pub(super) fn numbers(&self, i: usize) -> Option<Vec<i64>> {
+    /// The same as numbers, if they do not depend on the batch.
+    fn numbers(&self, i: usize) -> Option<Vec<i64>> {
         self.integers(i)?.as_ref()?.ints()
     }
 
@@ -159,45 +161,46 @@ impl Rule<'_, '_> {
         self.integers(i).is_some_and(|n| integers::depends(n, &self.a.batch))
     }
 
-    fn float_result(&self) -> bool {
-        self.a.g.is_float(self.a.g.result(self.id, 0))
-    }
-
-    fn int(&self, name: &str, default: i64) -> i64 {
-        self.a.g.op(self.id).map_or(default, |op| op.attrs.int(name, default))
-    }
-
-    fn opset(&self) -> i64 {
-        self.a.g.opsets.get("").copied().unwrap_or(18)
-    }
-
     /// The attribute `axis`, counted from the front of operand 0.
-    fn axis_attr(&self, default: i64) -> Result<usize, Refusal> {
-        let (axis, rank) = (self.int("axis", default), self.rank(0)? as i64);
-        usize::try_from(if axis < 0 { axis + rank } else { axis }).map_err(|_| format!("its axis {axis} is out of range"))
+    fn axis(&self, default: i64) -> Result<usize, Why> {
+        let (axis, rank) = (self.op.attrs.int("axis", default), self.rank(0)? as i64);
+        let counted = usize::try_from(if axis < 0 { axis + rank } else { axis });
+        counted.map_err(|_| format!("its axis {axis} is out of range").into())
     }
 
     /// A list of integers given as an attribute or an operand.
-    fn listed(&self, name: &str, operand: usize) -> Result<Option<Vec<i64>>, Refusal> {
-        if let Some(list) = self.a.g.op(self.id).and_then(|op| op.attrs.ints(name)) {
+    fn listed(&self, name: &str, operand: usize) -> Result<Option<Vec<i64>>, Why> {
+        if let Some(list) = self.op.attrs.ints(name) {
             return Ok(Some(list.to_vec()));
         }
         if self.operands.get(operand).copied().flatten().is_none() {
             return Ok(None);
         }
-        self.numbers(operand).map(Some).ok_or_else(|| format!("its {name} are computed in the graph"))
+        self.numbers(operand).map(Some).ok_or_else(|| format!("its {name} are computed in the graph").into())
     }
 
-    fn all(&self, p: Place) -> Found {
-        let results = self.a.g.node(self.id).results().len();
-        Ok(Outcome::Places(vec![Some(p); results]))
+    /// All results have the samples at one place.
+    fn everywhere(&self, p: Place) -> Result<Found, Why> {
+        Ok(Found::Places(vec![Some(p); self.a.g.node(self.id).results().len()]))
     }
 
-    // ---- broadcasting -------------------------------------------------------------------------------------------------
+    // ---- changing ---------------------------------------------------------------------------------------------------
 
-    /// Lets an operand without samples meet one with samples along `axis` of its own: by broadcasting where its extent is 1, else
+    fn change(&mut self, operand: usize, change: Change) {
+        self.edits.push(Edit { operand, change });
+    }
+
+    /// Changes one entry of a vector of integers.
+    fn set_entry(&mut self, operand: usize, len: usize, at: usize, entry: Entry) {
+        let known = self.extents(operand);
+        let old = |i: usize| known.as_ref().and_then(|e| e.get(i)?.known()).map_or(Entry::Old(i), Entry::Is);
+        let entries = (0..len).map(|i| if i == at { entry.clone() } else { old(i) }).collect();
+        self.change(operand, Change::Vector(entries));
+    }
+
+    /// Lets an operand without samples meet one with samples along an axis of its own. It broadcasts where its extent is 1, else it is
     /// repeated for every sample.
-    fn meet(&mut self, i: usize, axis: usize, p: &Place, broadcasts: bool) -> Result<(), Refusal> {
+    fn meet(&mut self, i: usize, axis: usize, p: &Place, broadcasts: bool) -> Result<(), Why> {
         let d = self.shape(i)?.get(axis).cloned().ok_or("an operand has too few axes")?;
         if d.is_one() && (broadcasts || self.a.before != 1) && (p.is_pure() || broadcasts) {
             return if broadcasts { Ok(()) } else { self.repeat(i, axis, p) };
@@ -207,27 +210,27 @@ impl Rule<'_, '_> {
         }
         if d == p.extent(&Dim::from(self.a.before)) && p.is_pure() {
             if !self.equal_along(i, axis) {
-                return Err(format!("operand {i} is a constant that differs from sample to sample"));
+                return Err(format!("operand {i} is a constant that differs from sample to sample").into());
             }
-            self.edits.push(Edit::First { operand: i, axis });
+            self.change(i, Change::First { axis });
             return if broadcasts { Ok(()) } else { self.repeat(i, axis, p) };
         }
         Err(self.odd(i, &d, p))
     }
 
-    fn odd(&self, i: usize, d: &Dim, p: &Place) -> Refusal {
-        format!("operand {i} has extent {d} where the samples lie ({} for each sample)", p.beside())
+    fn odd(&self, i: usize, d: &Dim, p: &Place) -> Why {
+        format!("operand {i} has extent {d} where the samples lie ({} for each sample)", p.beside()).into()
     }
 
-    fn repeat(&mut self, i: usize, axis: usize, p: &Place) -> Result<(), Refusal> {
+    fn repeat(&mut self, i: usize, axis: usize, p: &Place) -> Result<(), Why> {
         if !p.outer.is_one() {
-            return Err(format!("operand {i} would have to be repeated inside an axis"));
+            return Err(format!("operand {i} would have to be repeated inside an axis").into());
         }
-        self.edits.push(Edit::Repeat { operand: i, axis });
+        self.change(i, Change::Repeat { axis });
         Ok(())
     }
 
-    /// A constant whose parts for all samples are equal; what is no constant is taken for such.
+    /// Are the parts of a constant for all samples equal? Of a computed value this is taken for granted.
     fn equal_along(&self, i: usize, axis: usize) -> bool {
         let Some(t) = self.operands[i].and_then(|v| self.a.g.constant(v)) else { return true };
         let Ok(values) = t.to_f64() else { return true };
@@ -239,26 +242,23 @@ impl Rule<'_, '_> {
         })
     }
 
-    // ---- the samples along an axis that the operator keeps apart ---------------------------------------------------------
+    // ---- the samples along an axis that the operator keeps apart ----------------------------------------------------
 
     fn axes(&self) -> Option<Axes> {
-        let g = self.a.g;
         let operand_type = |i: usize| {
-            let dtype = g.value(self.operands[i]?).ty.dtype.unwrap_or(DType::F32);
+            let dtype = self.a.g.value(self.operands[i]?).ty.dtype.unwrap_or(DType::F32);
             Some(TensorType::new(dtype, self.shape(i).ok()?))
         };
         let types: Vec<Option<TensorType>> = (0..self.operands.len()).map(operand_type).collect();
         let array = |i: usize| self.integers(i)?.clone();
         let present = |i: usize| self.operands.get(i).is_some_and(Option::is_some);
-        axes(
-            &Infer { op: g.op(self.id)?, types: &types, array: &array, present: &present },
-            self.opset(),
-            self.result_shape().ok().as_deref(),
-        )
+        let cx = Infer { op: self.op, types: &types, array: &array, present: &present };
+        let opset = self.a.g.opsets.get("").copied().unwrap_or(18);
+        axes(&cx, opset, self.result_shape().ok().as_deref())
     }
 
     /// The samples lie along one free axis of all operands that carry some: where they are, or where they can be brought.
-    pub(super) fn by_axes(&mut self) -> Found {
+    fn by_axes(&mut self) -> Result<Found, Why> {
         let axes = self.axes().ok_or("no rule says whether it keeps the samples of a batch apart")?;
         let placed = self.placed();
         let mut candidates: Vec<(Label, Place)> = Vec::new();
@@ -285,7 +285,7 @@ impl Rule<'_, '_> {
                 .sort_by_key(|(label, q)| (!q.is_pure(), axes.in_result(0, *label).unwrap_or(usize::MAX))),
         }
         candidates.retain(|(label, _)| axes.along(*label) == Along::Free && self.is_in_results(&axes, *label));
-        // What differs along an axis can be repeated for every sample only if that is done as a whole.
+        // An operand that differs along an axis can be repeated for every sample only as a whole.
         for clashes in [false, true] {
             for (label, p) in &candidates {
                 if !clashes && !p.outer.is_one() && self.differs(&axes, *label) {
@@ -302,11 +302,10 @@ impl Rule<'_, '_> {
         Err(self.refusal(&axes, &placed))
     }
 
-    /// Have all results that are read the axis?
+    /// Do all results that are needed have the axis?
     fn is_in_results(&self, axes: &Axes, label: Label) -> bool {
-        let g = self.a.g;
-        let read = |v: ValueId| g.is_read(v) || g.is_output(v);
-        g.results(self.id).enumerate().all(|(slot, v)| axes.in_result(slot, label).is_some() || !read(v))
+        let mut results = self.a.g.results(self.id).enumerate();
+        results.all(|(slot, v)| axes.in_result(slot, label).is_some() || !self.a.g.is_needed(v))
     }
 
     /// Is there an operand without samples that is not the same all along an axis?
@@ -329,40 +328,40 @@ impl Rule<'_, '_> {
         }
     }
 
-    /// The operands without samples get theirs; the results have them along the same axis.
-    fn meet_along(&mut self, axes: &Axes, label: Label, p: &Place) -> Found {
+    /// The operands without samples get theirs. The results have them along the same axis.
+    fn meet_along(&mut self, axes: &Axes, label: Label, p: &Place) -> Result<Found, Why> {
         for i in 0..self.operands.len() {
             if let (None, Some(axis)) = (self.place(i), axes.in_operand(i, label)) {
                 self.meet(i, axis, p, axes.broadcasts(i))?;
             }
         }
         let places = |slot: usize| axes.in_result(slot, label).map(|axis| p.at(axis));
-        Ok(Outcome::Places((0..self.a.g.node(self.id).results().len()).map(places).collect()))
+        Ok(Found::Places((0..self.a.g.node(self.id).results().len()).map(places).collect()))
     }
 
     /// Why no axis fits.
-    fn refusal(&self, axes: &Axes, placed: &[usize]) -> Refusal {
+    fn refusal(&self, axes: &Axes, placed: &[usize]) -> Why {
         let is_free = |i: &&usize| {
             let label = self.place(**i).and_then(|p| axes.operand(**i).get(p.axis));
             label.is_some_and(|l| axes.along(*l) == Along::Free)
         };
         let Some(i) = placed.iter().find(|i| !is_free(i)) else {
             return match placed {
-                [i, j, ..] => format!("operands {i} and {j} have the samples in different places"),
+                [i, j, ..] => format!("operands {i} and {j} have the samples in different places").into(),
                 _ => "a result that is read counts over all samples".into(),
             };
         };
-        match self.a.g.op(self.id).map_or(Class::Other, Class::of) {
+        match Class::of(self.op) {
             Class::Reduce => "it reduces over the samples too".into(),
             Class::Concat => "it joins along the samples, or they lie in different places".into(),
             Class::Layout => "it removes the axis of the samples".into(),
             Class::Rows | Class::Scan => "it computes over the samples".into(),
             Class::Mixing(Mixing::Recurrent) if *i == 0 => "it runs along the samples".into(),
-            Class::Mixing(Mixing::MatMul) => format!("it contracts the samples of operand {i}"),
+            Class::Mixing(Mixing::MatMul) => format!("it contracts the samples of operand {i}").into(),
             Class::Norm if *i == 0 => "it normalises over the samples".into(),
             Class::Select if *i == 0 => "it selects, pads or computes along the samples".into(),
-            _ if *i > 0 => format!("its operand {i}, a parameter of the operator, depends on the samples"),
-            _ => format!("the samples lie along axis {}, over which it computes", self.place(*i).map_or(0, |p| p.axis)),
+            _ if *i > 0 => format!("its operand {i}, a parameter of the operator, depends on the samples").into(),
+            _ => format!("the samples lie along axis {}, over which it computes", self.place(*i).map_or(0, |p| p.axis)).into(),
         }
     }
 }
