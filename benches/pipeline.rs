@@ -140,7 +140,8 @@ fn training(b: Bencher, case: &Case) {
     let g = case.routed();
     let options = training_options(&g);
     // A few models hold operators without a derivative; how fast that is found counts too.
-    b.with_inputs(|| g.clone()).bench_local_values(|g| PassManager::default().training_graph(g, &options).map(|t| t.graph).ok());
+    b.with_inputs(|| g.clone())
+        .bench_local_values(|g| PassManager::default().training_graph(g, &options).map(|t| t.graph).ok());
 }
 
 #[divan::bench(args = cases(), max_time = 2)]

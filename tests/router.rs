@@ -4,8 +4,8 @@ use crate::common::{Random, emit, floats, max_abs, open, route, text, tool, tool
 use ancre_passes::analysis::residual::find_residuals;
 use ancre_passes::ir::{Attrs, DType, Dim, Graph, Tensor, TensorType, ValueId};
 use ancre_passes::ops::build::Builder;
-use ancre_passes::pipeline::{self, PassManager};
 use ancre_passes::pipeline::training::TrainingOptions;
+use ancre_passes::pipeline::{self, PassManager};
 use ancre_passes::transform::loss::{LossKind, LossOptions};
 use ancre_passes::transform::optimizer::{OptimizerKind, OptimizerOptions};
 use ancre_passes::transform::route::{

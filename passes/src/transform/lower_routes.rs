@@ -12,9 +12,7 @@
 //! Under `gated` the one-hot part is a plain addition, so that the residual stream stays exact where matrix products are not
 //! (TF32): `route = h_near + Σ a (p − onehot) h`.
 
-use crate::ir::{
-    ANCRE, Attrs, DType, Dim, Graph, NodeId, Normalize, RouterId, RouterSpec, Rule, Tensor, ValueId,
-};
+use crate::ir::{ANCRE, Attrs, DType, Dim, Graph, NodeId, Normalize, RouterId, RouterSpec, Rule, Tensor, ValueId};
 use crate::ops::build::{BuildError, Builder, Built, reshape_target};
 use crate::target::Target;
 use indexmap::{IndexMap, IndexSet};

@@ -361,7 +361,9 @@ impl<'r, 'g> Visit<'r, 'g> {
             Class::Norm if *i == 0 => "it normalises over the samples".into(),
             Class::Select if *i == 0 => "it selects, pads or computes along the samples".into(),
             _ if *i > 0 => format!("its operand {i}, a parameter of the operator, depends on the samples").into(),
-            _ => format!("the samples lie along axis {}, over which it computes", self.place(*i).map_or(0, |p| p.axis)).into(),
+            _ => {
+                format!("the samples lie along axis {}, over which it computes", self.place(*i).map_or(0, |p| p.axis)).into()
+            }
         }
     }
 }
