@@ -311,23 +311,23 @@ impl Outcome {
         if self.emit("train", &built.graph, source).is_none() {
             return;
         }
-        match manager.evaluation_graph(for_evaluation, &built.states, &o) {
+        match manager.evaluation_graph(for_evaluation, &built.cx.states, &o) {
             Ok(g) => drop(self.emit("eval", &g, source)),
             Err(e) => self.failure("eval", &e),
         }
     }
 
     fn see_training(&mut self, t: &Training) {
-        t.frozen.iter().for_each(|(_, why)| self.see("frozen", why));
+        t.cx.frozen.iter().for_each(|(_, why)| self.see("frozen", why));
         let g = &t.graph;
         let ops = g.nodes().filter_map(|n| g.op(n));
         self.features.extend(ops.map(|op| hash(&("trains", op.full_name(), op.source.is_some()))));
         self.features.insert(hash(&(
             "states",
-            t.states.len().min(8),
-            t.masters.min(2),
-            t.widened.min(2),
-            t.dropouts.len().min(2),
+            t.cx.states.len().min(8),
+            t.cx.masters.min(2),
+            t.cx.widened.min(2),
+            t.cx.dropouts.len().min(2),
         )));
     }
 
