@@ -5,7 +5,7 @@ mod train;
 mod verify;
 
 #[cfg(feature = "ort")]
-pub use train::{ScheduleKind, TrainArgs};
+pub use train::{DataOptions, ScheduleKind, TrainArgs};
 pub use verify::{LimitArgs, VerifyArgs};
 
 use ancre_passes::ir::{Form, Normalize, Rule, Scope};
@@ -255,6 +255,77 @@ pub struct RewriteArgs {
     /// Forward graph only
     #[arg(long, help_heading = "Training graph")]
     pub no_train: bool,
+    /// What only makes sense for a training graph.
+    #[command(flatten)]
+    pub training: TrainingGraphArgs,
+    /// Batch of both graphs: keep the source's, dynamic, or N [default: the forward graph keeps it, the training graph is dynamic]
+    #[arg(long, allow_negative_numbers = true, value_name = "keep|dynamic|N", help_heading = "Start")]
+    pub batch: Option<String>,
+    /// Replace the last linear map before the output by a fresh one of N classes, in both graphs
+    #[arg(long, value_name = "N", help_heading = "Start", value_parser = clap::value_parser!(u32).range(1..))]
+    pub classes: Option<u32>,
+    /// Start every trained weight afresh, by PyTorch's defaults for its role, in both graphs: training from scratch
+    #[arg(long, value_name = "SEED", help_heading = "Start")]
+    pub reinit: Option<u64>,
+    /// Machine whose costs choose among formulations of the same computation [default: cpu]
+    #[arg(long, value_parser = PossibleValuesParser::new(Target::NAMES).try_map(|name| Target::of_name(&name).ok_or("no such target")), help_heading = "Training graph")]
+    pub target: Option<&'static Target>,
+    /// Engine that compares the rewrite with its source, proved or not; none: no verification [default: a proof, else tract, else ONNX Runtime]
+    #[arg(long, help_heading = "Verification")]
+    pub verify: Option<VerifyArg>,
+    /// Inputs to compare on where no proof is found [default: 2]
+    #[arg(long, value_name = "N", help_heading = "Verification")]
+    pub trials: Option<usize>,
+    /// Seed of the random inputs and of the training graph's dropout masks [default: 0]
+    #[arg(long, value_name = "N", help_heading = "Verification")]
+    pub seed: Option<u64>,
+    /// [default: 1e-5]
+    #[arg(long, allow_negative_numbers = true, value_name = "X", help_heading = "Verification")]
+    pub atol: Option<f64>,
+    /// [default: 1e-5]
+    #[arg(long, allow_negative_numbers = true, value_name = "X", help_heading = "Verification")]
+    pub rtol: Option<f64>,
+    /// Extent of a symbolic input dimension (repeatable)
+    #[arg(long, value_name = "NAME=N", help_heading = "Verification")]
+    pub dim: Vec<String>,
+    /// How much engines may take.
+    #[command(flatten)]
+    pub limits: LimitArgs,
+    /// Fail (1) when the file written is not equivalent to the source
+    #[arg(long, help_heading = "Verification")]
+    pub require_equivalent: bool,
+    /// Fail (1) when there is nothing to rewrite
+    #[arg(long, help_heading = "Verification")]
+    pub require: bool,
+    /// Print the graph as text to stderr after the pass NAME, or after all (repeatable)
+    #[arg(long, value_name = "NAME|all", hide_short_help = true, help_heading = "Looking into the passes")]
+    pub print_after: Vec<String>,
+    /// Stop after the pass NAME; print the graph, write nothing
+    #[arg(long, value_name = "NAME", hide_short_help = true, help_heading = "Looking into the passes")]
+    pub stop_after: Option<String>,
+    /// Let passes that may leave a place as it is make N changes at most: bisection finds the change that breaks a model
+    #[arg(long, value_name = "N", hide_short_help = true, help_heading = "Looking into the passes")]
+    pub max_changes: Option<usize>,
+    /// Report, write nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// One JSON document on stdout
+    #[arg(long)]
+    pub json: bool,
+    /// Say only what went wrong
+    #[arg(short, long, conflicts_with = "verbose")]
+    pub quiet: bool,
+    /// Say more: frozen tensors, timings
+    #[arg(short, long)]
+    pub verbose: bool,
+    /// Operator set of the graphs [default: the forward graph keeps the source's, the training graph 18 or the smallest that can]
+    #[arg(long, value_name = "N", help_heading = "Start", value_parser = clap::value_parser!(i64).range(7..=28))]
+    pub opset: Option<i64>,
+}
+
+/// The options that only make sense for a training graph.
+#[derive(Args, Debug, Default, PartialEq)]
+pub struct TrainingGraphArgs {
     /// Loss [default: auto, by evidence in the model]
     #[arg(long, value_parser = word_of!(LossChoice, LossChoice::words()), help_heading = "Training graph")]
     pub loss: Option<LossChoice>,
@@ -318,15 +389,6 @@ pub struct RewriteArgs {
     /// Keep batch normalisation as in evaluation
     #[arg(long, help_heading = "Training graph")]
     pub frozen_bn: bool,
-    /// Batch of both graphs: keep the source's, dynamic, or N [default: the forward graph keeps it, the training graph is dynamic]
-    #[arg(long, allow_negative_numbers = true, value_name = "keep|dynamic|N", help_heading = "Start")]
-    pub batch: Option<String>,
-    /// Replace the last linear map before the output by a fresh one of N classes, in both graphs
-    #[arg(long, value_name = "N", help_heading = "Start", value_parser = clap::value_parser!(u32).range(1..))]
-    pub classes: Option<u32>,
-    /// Start every trained weight afresh, by PyTorch's defaults for its role, in both graphs: training from scratch
-    #[arg(long, value_name = "SEED", help_heading = "Start")]
-    pub reinit: Option<u64>,
     /// Train only the head (the last linear map before the output and what follows) and the router; implies --frozen-bn
     #[arg(long, conflicts_with = "trainable_from", help_heading = "Training graph")]
     pub freeze_backbone: bool,
@@ -342,90 +404,12 @@ pub struct RewriteArgs {
     /// Train a weight and its transpose, which an exporter stored beside it (an embedding and the head tied to it), each by itself
     #[arg(long, help_heading = "Training graph")]
     pub untied: bool,
-    /// Machine whose costs choose among formulations of the same computation [default: cpu]
-    #[arg(long, value_parser = PossibleValuesParser::new(Target::NAMES).try_map(|name| Target::of_name(&name).ok_or("no such target")), help_heading = "Training graph")]
-    pub target: Option<&'static Target>,
-    /// Engine that compares the rewrite with its source, proved or not; none: no verification [default: a proof, else tract, else ONNX Runtime]
-    #[arg(long, help_heading = "Verification")]
-    pub verify: Option<VerifyArg>,
-    /// Inputs to compare on where no proof is found [default: 2]
-    #[arg(long, value_name = "N", help_heading = "Verification")]
-    pub trials: Option<usize>,
-    /// Seed of the random inputs and of the training graph's dropout masks [default: 0]
-    #[arg(long, value_name = "N", help_heading = "Verification")]
-    pub seed: Option<u64>,
-    /// [default: 1e-5]
-    #[arg(long, allow_negative_numbers = true, value_name = "X", help_heading = "Verification")]
-    pub atol: Option<f64>,
-    /// [default: 1e-5]
-    #[arg(long, allow_negative_numbers = true, value_name = "X", help_heading = "Verification")]
-    pub rtol: Option<f64>,
-    /// Extent of a symbolic input dimension (repeatable)
-    #[arg(long, value_name = "NAME=N", help_heading = "Verification")]
-    pub dim: Vec<String>,
-    /// How much engines may take.
-    #[command(flatten)]
-    pub limits: LimitArgs,
-    /// Fail (1) when the file written is not equivalent to the source
-    #[arg(long, help_heading = "Verification")]
-    pub require_equivalent: bool,
-    /// Fail (1) when there is nothing to rewrite
-    #[arg(long, help_heading = "Verification")]
-    pub require: bool,
-    /// Print the graph as text to stderr after the pass NAME, or after all (repeatable)
-    #[arg(long, value_name = "NAME|all", hide_short_help = true, help_heading = "Looking into the passes")]
-    pub print_after: Vec<String>,
-    /// Stop after the pass NAME; print the graph, write nothing
-    #[arg(long, value_name = "NAME", hide_short_help = true, help_heading = "Looking into the passes")]
-    pub stop_after: Option<String>,
-    /// Let passes that may leave a place as it is make N changes at most: bisection finds the change that breaks a model
-    #[arg(long, value_name = "N", hide_short_help = true, help_heading = "Looking into the passes")]
-    pub max_changes: Option<usize>,
-    /// Report, write nothing
-    #[arg(long)]
-    pub dry_run: bool,
-    /// One JSON document on stdout
-    #[arg(long)]
-    pub json: bool,
-    /// Say only what went wrong
-    #[arg(short, long, conflicts_with = "verbose")]
-    pub quiet: bool,
-    /// Say more: frozen tensors, timings
-    #[arg(short, long)]
-    pub verbose: bool,
-    /// Operator set of the graphs [default: the forward graph keeps the source's, the training graph 18 or the smallest that can]
-    #[arg(long, value_name = "N", help_heading = "Start", value_parser = clap::value_parser!(i64).range(7..=28))]
-    pub opset: Option<i64>,
 }
 
-impl RewriteArgs {
-    /// Was any option given that only makes sense for a training graph?
-    pub fn asks_for_training(&self) -> bool {
-        self.loss.is_some_and(|l| l != LossChoice::None)
-            || self.reduction.is_some()
-            || self.label_smoothing.is_some()
-            || self.ignore_index.is_some()
-            || self.huber_delta.is_some()
-            || self.output.is_some()
-            || self.labels.is_some()
-            || self.optimizer.is_some()
-            || self.momentum.is_some()
-            || self.nesterov
-            || self.weight_decay.is_some()
-            || self.beta1.is_some()
-            || self.beta2.is_some()
-            || self.eps.is_some()
-            || self.clip_norm.is_some()
-            || self.accumulate.is_some()
-            || self.router_lr_scale.is_some()
-            || self.grad_outputs
-            || self.frozen_bn
-            || self.freeze_backbone
-            || self.untied
-            || self.state.is_some()
-            || self.eval_graph
-            || !self.trainable.is_empty()
-            || !self.frozen.is_empty()
-            || self.trainable_from.is_some()
+impl TrainingGraphArgs {
+    /// Was any of these options given? `--loss none` asks for no training graph.
+    pub fn are_given(&self) -> bool {
+        let none = TrainingGraphArgs { loss: Some(LossChoice::None), ..TrainingGraphArgs::default() };
+        *self != TrainingGraphArgs::default() && *self != none
     }
 }

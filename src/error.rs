@@ -5,7 +5,7 @@ use ancre_passes::refusal::Hint;
 use std::fmt;
 use std::path::Path;
 
-/// What went wrong, with the exit status it leads to.
+/// A failure with its exit status.
 #[derive(Debug)]
 pub struct Failure {
     /// 1: a check said no; 2: bad usage or bad input.
@@ -32,7 +32,7 @@ impl Failure {
         Failure { what: format!("{}: {}", path.display(), self.what), ..self }
     }
 
-    /// The same with what a hint of the library means on the command line.
+    /// The same with advice for a hint of the library.
     pub fn hint(self, hint: Option<Hint>) -> Failure {
         match hint {
             Some(hint) => self.help(advice(&hint)),
@@ -62,14 +62,14 @@ impl From<PassError> for Failure {
     fn from(e: PassError) -> Failure {
         let failure = Failure::input(e.to_string()).hint(e.hint());
         match e {
-            // It was asked for.
+            // `--stop-after` asked for it.
             PassError::Stopped(_) => Failure { status: 0, ..failure },
             _ => failure,
         }
     }
 }
 
-/// A complaint of the library with its advice, as one sentence.
+/// An error of the library and its advice as one sentence.
 pub fn sentence(what: &dyn fmt::Display, hint: Option<Hint>) -> String {
     match hint {
         Some(hint) => format!("{what}; {}", advice(&hint)),

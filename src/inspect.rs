@@ -7,10 +7,7 @@ use crate::rewrite;
 use ancre_passes::analysis::residual::find_residuals;
 use ancre_passes::analysis::{dot, explain, picture, report};
 
-/// Runs `inspect` and returns what goes to stdout.
-///
-/// # Errors
-/// When the model cannot be read, or `--why` names nothing in it.
+/// Runs `inspect` and returns what goes to stdout. Fails when the model cannot be read, or `--why` names nothing in it.
 pub fn inspect(a: &InspectArgs) -> Result<String, Failure> {
     let (g, ..) = rewrite::load_inlined(&a.model)?;
     let structure = find_residuals(&g);

@@ -5,7 +5,7 @@
 //! `ort` is on. Each returns what it found or an [`error::Failure`] with the exit status; none prints.
 //!
 //! Below them: [`io`] reads models and writes files that appear whole or not at all, [`engine`] runs graphs in tract or ONNX
-//! Runtime, each in a process of its own, [`rewrite::verification`] says whether the rewrite equals its source,
+//! Runtime, each in a process of its own, `rewrite::verification` says whether the rewrite equals its source,
 //! [`rewrite::training_files`] writes the training graph and its companions, [`rewrite::report`] puts outcomes into words.
 //!
 //! # Floor plan

@@ -8,11 +8,13 @@ use ancre_rewrite::rewrite::report;
 use ancre_rewrite::train;
 use ancre_rewrite::{freeze, inspect, rewrite, runtime, verify};
 use clap::{CommandFactory, Parser};
+use serde_json::Value;
 use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
 fn main() -> ExitCode {
     if std::env::args_os().nth(1).is_some_and(|a| a == child::ARGUMENT) {
@@ -20,7 +22,7 @@ fn main() -> ExitCode {
     }
     report_full_disks();
     let cli = Cli::parse();
-    // A panic unwinds through the outputs, which removes what was not finished.
+    // A panic unwinds through the outputs, which remove unfinished files.
     let done = catch_unwind(AssertUnwindSafe(|| run(&cli))).unwrap_or_else(|_| {
         Err(Failure::input("this is a fault of ancre-rewrite; nothing was written").help("report it with the lines above"))
     });
@@ -29,7 +31,7 @@ fn main() -> ExitCode {
         Ok((text, status)) => {
             let mut out = std::io::stdout().lock();
             match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-                // A closed pipe (`| head`) is no error of ours.
+                // A reader that closes the pipe (`| head`) is no error.
                 Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => {
                     eprintln!("error: the report cannot be written: {e}");
                     ExitCode::from(2)
@@ -44,11 +46,20 @@ fn main() -> ExitCode {
     }
 }
 
-/// A file that may not grow further is to be an error of the write, not the end of the process: the default of this signal
-/// would leave temporary files behind.
+/// Turns a write past the file-size limit into an error. By default its signal ends the process, which leaves temporary files
+/// behind.
 fn report_full_disks() {
     #[cfg(unix)]
     let _ = signal_hook::flag::register(signal_hook::consts::SIGXFSZ, Arc::new(AtomicBool::new(false)));
+}
+
+/// The report that was asked for.
+fn chosen(is_json: bool, is_quiet: bool, json: impl Fn() -> Value, text: impl Fn() -> String) -> String {
+    match (is_json, is_quiet) {
+        (true, _) => format!("{}\n", json()),
+        (false, true) => String::new(),
+        (false, false) => text(),
+    }
 }
 
 /// What goes to standard output, and the exit status.
@@ -58,23 +69,20 @@ fn run(cli: &Cli) -> Result<(String, u8), Failure> {
         Some(Command::Inspect(a)) => &a.limits,
         _ => &cli.rewrite.limits,
     };
-    child::isolate(child::Limits::of(limits.max_memory, limits.engine_timeout));
+    let time = limits.engine_timeout.map(Duration::from_secs);
+    child::isolate(child::Limits { memory: limits.max_memory, time });
     let text = match &cli.command {
         #[cfg(feature = "ort")]
         Some(Command::Train(a)) => {
-            let done = train::train_in_terminal(a)?;
-            let text = match (a.json, a.quiet) {
-                (true, _) => format!("{}\n", done.json()),
-                (false, true) => String::new(),
-                (false, false) => done.text(a.verbose),
-            };
+            let done = train::train(a)?;
+            let text = chosen(a.json, a.quiet, || done.json(), || done.text(a.verbose));
             return Ok((text, if done.interrupted { train::interrupt::STATUS } else { 0 }));
         }
         Some(Command::Verify(a)) => return verify::verify(a).map(|answer| (answer.text, answer.status)),
         Some(Command::Inspect(a)) => inspect::inspect(a)? + if a.json { "\n" } else { "" },
         Some(Command::Freeze(a)) => {
             let done = freeze::freeze(a)?;
-            if a.json { format!("{}\n", done.json()) } else { freeze::text(&done) }
+            chosen(a.json, false, || done.json(), || freeze::text(&done))
         }
         Some(Command::Runtime(a)) => runtime::runtime(a)?,
         Some(Command::Completions { shell }) => {
@@ -84,11 +92,7 @@ fn run(cli: &Cli) -> Result<(String, u8), Failure> {
         }
         None => {
             let (a, outcome) = (&cli.rewrite, rewrite::rewrite(&cli.rewrite)?);
-            match (a.json, a.quiet) {
-                (true, _) => format!("{}\n", report::json(&outcome)),
-                (false, true) => String::new(),
-                (false, false) => report::text(&outcome, a.verbose),
-            }
+            chosen(a.json, a.quiet, || report::json(&outcome), || report::text(&outcome, a.verbose))
         }
     };
     Ok((text, 0))

@@ -4,9 +4,6 @@ use crate::cli::RuntimeArgs;
 use crate::error::Failure;
 
 /// Runs `runtime`; returns what goes to stdout.
-///
-/// # Errors
-/// When no library is found, or none can be fetched.
 #[cfg(feature = "ort")]
 pub fn runtime(a: &RuntimeArgs) -> Result<String, Failure> {
     use crate::cli::RuntimeCommand;
@@ -18,14 +15,10 @@ pub fn runtime(a: &RuntimeArgs) -> Result<String, Failure> {
             *json
         }
     };
-    let shown = with_library::show()?;
-    Ok(if json { format!("{}\n", shown.json()) } else { shown.text() })
+    with_library::show(json)
 }
 
-/// Runs `runtime`.
-///
-/// # Errors
-/// Always: the tool was built without it.
+/// Runs `runtime`. Fails always: the tool was built without it.
 #[cfg(not(feature = "ort"))]
 pub fn runtime(_: &RuntimeArgs) -> Result<String, Failure> {
     Err(Failure::input("this build of ancre-rewrite has no ONNX Runtime support (feature `ort`)"))
@@ -35,57 +28,43 @@ pub fn runtime(_: &RuntimeArgs) -> Result<String, Failure> {
 mod with_library {
     use crate::engine::EngineError;
     use crate::engine::ort::device::{Device, without_cuda};
-    use crate::engine::ort::locate::{self, Found, Runtime};
+    use crate::engine::ort::locate::{self, Found};
     use crate::engine::ort::{OrtEngine, install, library};
     use crate::error::Failure;
+    use crate::io::lines::Lines;
     use ancre_passes::ir::{Attrs, DType, Graph, Op, TensorType};
     use ancre_passes::onnx;
-    use serde_json::{Value, json};
+    use serde_json::json;
     use std::path::Path;
-
-    /// The library in use.
-    pub(super) struct Shown {
-        runtime: Runtime,
-        version: String,
-        providers: Vec<String>,
-        /// Does a graph run on CUDA here? Else why not.
-        cuda: Result<(), String>,
-    }
-
-    impl Shown {
-        pub(super) fn json(&self) -> Value {
-            json!({"library": self.runtime.path, "version": self.version, "providers": self.providers,
-                   "found": self.runtime.found.name(), "cuda": {"works": self.cuda.is_ok(), "reason": self.cuda.as_ref().err()}})
-        }
-
-        pub(super) fn text(&self) -> String {
-            let cuda = match &self.cuda {
-                Ok(()) => "works".to_string(),
-                Err(why) => format!("does not work: {why}"),
-            };
-            format!(
-                "library    {}\nversion    {}\nproviders  {}\nfound by   {}\nCUDA       {cuda}\n",
-                self.runtime.path.display(),
-                self.version,
-                self.providers.join(", "),
-                self.runtime.found
-            )
-        }
-    }
 
     fn failure(e: EngineError) -> Failure {
         Failure::check(e.to_string())
     }
 
-    pub(super) fn show() -> Result<Shown, Failure> {
+    /// The report on the library in use.
+    pub(super) fn show(as_json: bool) -> Result<String, Failure> {
         let runtime = locate::locate().map_err(failure)?;
         let version = library::version(&runtime).map_err(failure)?;
         let providers = library::providers().map_err(failure)?;
+        // Where a graph does not run on CUDA, why not.
         let cuda = cuda().map_err(failure)?;
-        Ok(Shown { runtime, version, providers, cuda })
+        if as_json {
+            let cuda = json!({"works": cuda.is_ok(), "reason": cuda.as_ref().err()});
+            let found = runtime.found.name();
+            let report =
+                json!({"library": runtime.path, "version": version, "providers": providers, "found": found, "cuda": cuda});
+            return Ok(format!("{report}\n"));
+        }
+        let mut out = Lines::new(11);
+        out.put("library", runtime.path.display());
+        out.put("version", version);
+        out.put("providers", providers.join(", "));
+        out.put("found by", runtime.found);
+        out.put("CUDA", cuda.map_or_else(|why| format!("does not work: {why}"), |()| "works".into()));
+        Ok(out.text)
     }
 
-    /// Tries the CUDA provider on the smallest of graphs.
+    /// Tries the CUDA provider on a graph of one node.
     fn cuda() -> Result<Result<(), String>, EngineError> {
         if let Some(why) = without_cuda()? {
             return Ok(Err(why));
@@ -118,13 +97,13 @@ mod with_library {
         Ok(())
     }
 
-    /// Is the driver of an NVIDIA GPU loaded, as far as files tell?
+    /// Do files show that the driver of an NVIDIA GPU is loaded?
     fn gpu_is_seen() -> bool {
         if cfg!(windows) {
             return std::env::var_os("SystemRoot")
                 .is_some_and(|r| Path::new(&r).join("System32").join("nvcuda.dll").is_file());
         }
-        // The second one is a GPU seen from within WSL.
+        // /dev/dxg is a GPU as WSL shows it.
         ["/dev/nvidiactl", "/dev/dxg"].iter().any(|p| Path::new(p).exists())
     }
 }

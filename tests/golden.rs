@@ -1,9 +1,8 @@
 //! The emitted graphs against PyTorch: forward values, losses, all gradients, running statistics and training curves of
 //! `golden/` (its README says what the files hold), for the files of both of PyTorch's exporters.
 
-use crate::common::{data, floats, max_abs, norm, open_file, read_npz, text, tool_ok, write_npz};
+use crate::common::{advance, data, floats, max_abs, norm, open_file, read_npz, text, tool_ok, write_npz};
 use ancre_passes::ir::DType;
-use ancre_rewrite::engine::ort::LoopState;
 use ancre_rewrite::engine::{Session, Tensors};
 use ancre_rewrite::io::tensor::NpTensor;
 use indexmap::IndexMap;
@@ -245,15 +244,13 @@ impl Family {
         let mut session = open_file(&train);
         let mut feeds = self.feeds(session.inputs());
         feeds.insert("lr".into(), floats(DType::F32, &[], &[self.meta["learning_rate"][optimizer].as_f64().unwrap()]));
-        let carried: IndexMap<String, String> =
-            session.outputs().filter_map(|o| Some((o.to_string(), o.strip_suffix(".next")?.to_string()))).collect();
-        let mut state = LoopState::default();
+        let mut state = Tensors::new();
         let (reference, spread) =
             (want[&format!("{optimizer}/loss")].to_f64(), want[&format!("{optimizer}/spread")].to_f64());
         let mut off = Vec::new();
         let mut widest = 0f64;
         for (step, (reference, spread)) in reference.iter().zip(&spread).enumerate() {
-            let loss = session.step(&feeds, &mut state, &carried).unwrap()["loss"].to_f64()[0];
+            let loss = advance(&mut session, feeds.clone(), &mut state)["loss"].to_f64()[0];
             widest = widest.max(*spread);
             let error = (loss - reference).abs() / reference.abs();
             let allowed = self.tolerance("curve").max(self.tolerance("spread") * widest);
@@ -268,7 +265,6 @@ impl Family {
         if widest >= 1e-4 {
             return off;
         }
-        let state = state.tensors().unwrap();
         for (name, m) in self.matrices(&want, &format!("{optimizer}/final/"), setting.granularity()) {
             let have = state[&name].to_f64();
             for (i, (v, want)) in have.iter().zip(&m.values).enumerate().filter(|(i, _)| *i >= m.k && m.given[*i]) {

@@ -1,15 +1,13 @@
 //! The whole way: a training graph trained by the documented Python loop and by the Rust one, its state written back by
 //! `freeze`, the result run in both engines.
 
-use crate::common::{Random, data, floats, max_abs, open_file, runtime, text, tool_ok};
+use crate::common::{Random, advance, data, floats, max_abs, open_file, runtime, text, tool_ok};
 use crate::golden::{Exporter, Family};
 use ancre_passes::ir::{DType, Graph};
 use ancre_passes::onnx;
-use ancre_rewrite::engine::ort::LoopState;
 use ancre_rewrite::engine::{Session, Tensors, tract};
 use ancre_rewrite::io::files::read_model;
 use ancre_rewrite::io::tensor::NpTensor;
-use indexmap::IndexMap;
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -108,9 +106,7 @@ fn check(family: &str, rate: &str, normalises: bool, flags: &[&str]) {
     // The Rust loop.
     let mut session = open_file(&train);
     let target = session.inputs().iter().find(|n| ["labels", "target"].contains(&n.as_str())).unwrap().clone();
-    let carried: IndexMap<String, String> =
-        session.outputs().filter_map(|o| Some((o.to_string(), o.strip_suffix(".next")?.to_string()))).collect();
-    let mut state = LoopState::default();
+    let mut state = Tensors::new();
     let mut losses = Vec::new();
     let feeds = |which: &[usize]| {
         let mut feeds: Tensors = family.data().iter().map(|(n, t)| (n.clone(), rows(t, which))).collect();
@@ -119,7 +115,7 @@ fn check(family: &str, rate: &str, normalises: bool, flags: &[&str]) {
         feeds
     };
     for which in &steps {
-        losses.push(session.step(&feeds(which), &mut state, &carried).unwrap()["loss"].to_f64()[0]);
+        losses.push(advance(&mut session, feeds(which), &mut state)["loss"].to_f64()[0]);
     }
     let tenth = |l: &[f64]| l.iter().sum::<f64>() / l.len() as f64;
     let (start, end) = (tenth(&losses[..10]), tenth(&losses[STEPS - 10..]));
@@ -135,7 +131,6 @@ fn check(family: &str, rate: &str, normalises: bool, flags: &[&str]) {
     let said: Value = serde_json::from_slice(&out.stdout).unwrap();
     let same = runtime().to_string_lossy().contains(said["version"].as_str().unwrap());
     let tolerance = if same { 1e-6 } else { 1e-2 };
-    let state = state.tensors().unwrap();
     for (step, (loss, other)) in losses.iter().zip(said["losses"].as_array().unwrap()).enumerate() {
         let other = other.as_f64().unwrap();
         assert!((loss - other).abs() <= tolerance * loss.abs(), "step {step}: {loss} in Rust, {other} in Python");

@@ -34,27 +34,9 @@ pub struct TrainArgs {
     /// Leave out an epoch's last batch if it is not full
     #[arg(long, help_heading = "Data")]
     pub drop_last: bool,
-    /// Mirror training images left to right, every second time
-    #[arg(long, help_heading = "Data")]
-    pub flip: bool,
-    /// Pad training images by an eighth and cut them out at a random place
-    #[arg(long, help_heading = "Data")]
-    pub crop: bool,
-    /// Subtracted from each channel of an image, values being in [0, 1] (0.485,0.456,0.406)
-    #[arg(long, value_name = "X,…", value_delimiter = ',', allow_hyphen_values = true, help_heading = "Data")]
-    pub mean: Option<Vec<f32>>,
-    /// Divides each channel of an image (0.229,0.224,0.225)
-    #[arg(long, value_name = "X,…", value_delimiter = ',', allow_hyphen_values = true, help_heading = "Data")]
-    pub std: Option<Vec<f32>>,
-    /// Tokens in a sample of a token file [default: what the graph fixes]
-    #[arg(long, value_name = "N", help_heading = "Data")]
-    pub window: Option<usize>,
-    /// Tokens from one sample's start to the next one's [default: the window]
-    #[arg(long, value_name = "N", help_heading = "Data")]
-    pub stride: Option<usize>,
-    /// Height and width of images where the model leaves them open
-    #[arg(long, value_name = "HxW", value_parser = image_size, help_heading = "Data")]
-    pub image_size: Option<[usize; 2]>,
+    /// How the data are read.
+    #[command(flatten)]
+    pub reading: DataOptions,
     /// Passes over the data [default: 1]
     #[arg(long, value_name = "N", conflicts_with = "steps", help_heading = "Course")]
     pub epochs: Option<u64>,
@@ -134,6 +116,38 @@ pub struct TrainArgs {
     /// Say more: what was loaded, host bytes a step
     #[arg(short, long)]
     pub verbose: bool,
+}
+
+/// How a data set is read.
+#[derive(Args, Debug, Clone, Default)]
+pub struct DataOptions {
+    /// Mirror training images left to right, every second time
+    #[arg(long, help_heading = "Data")]
+    pub flip: bool,
+    /// Pad training images by an eighth and cut them out at a random place
+    #[arg(long, help_heading = "Data")]
+    pub crop: bool,
+    /// Subtracted from each channel of an image, values being in [0, 1] (0.485,0.456,0.406)
+    #[arg(long, value_name = "X,…", value_delimiter = ',', allow_hyphen_values = true, help_heading = "Data")]
+    pub mean: Option<Vec<f32>>,
+    /// Divides each channel of an image (0.229,0.224,0.225)
+    #[arg(long, value_name = "X,…", value_delimiter = ',', allow_hyphen_values = true, help_heading = "Data")]
+    pub std: Option<Vec<f32>>,
+    /// Tokens in a sample of a token file [default: what the graph fixes]
+    #[arg(long, value_name = "N", help_heading = "Data")]
+    pub window: Option<usize>,
+    /// Tokens from one sample's start to the next one's [default: the window]
+    #[arg(long, value_name = "N", help_heading = "Data")]
+    pub stride: Option<usize>,
+    /// Height and width of images where the model leaves them open
+    #[arg(long, value_name = "HxW", value_parser = image_size, help_heading = "Data")]
+    pub image_size: Option<[usize; 2]>,
+    /// Seed of the order and of what is random about a sample.
+    #[arg(skip)]
+    pub seed: u64,
+    /// Names of the classes, where another set has fixed them: those of the training set for its validation set.
+    #[arg(skip)]
+    pub classes: Option<Vec<String>>,
 }
 
 /// How the rate goes down after the warm-up.

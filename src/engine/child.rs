@@ -5,14 +5,12 @@
 //! memory: what it holds in RAM, not its address space, which an ONNX Runtime with its threads and arenas takes many times
 //! what it uses of. The parent watches the clock. Both limits grow with the model.
 
-use super::wire::{Answer, Reply, Request, read_answer, write_answer};
-use super::{Engine, EngineError, Session, Tensors};
+use super::wire::{self, Answer, Message, Reply, Request};
+use super::{Engine, EngineError, ExternalData, Session, Tensors};
 use crate::engine::memory;
-use ancre_passes::ir::SharedBytes;
-use ancre_passes::onnx;
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
-use std::io::{self, BufReader, BufWriter, Read, Write};
+use std::io::{self, BufReader, BufWriter, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::rc::Rc;
@@ -26,7 +24,7 @@ pub const ARGUMENT: &str = "__engine";
 /// Exit status of a child that used too much memory.
 const TOO_MUCH: i32 = 77;
 
-/// How much an engine may take. What is `None` follows from the model's size.
+/// How much an engine may take. A limit that is `None` follows from the model's size.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Limits {
     /// Bytes of memory.
@@ -36,11 +34,6 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// What the command line says.
-    pub fn of(memory: Option<u64>, seconds: Option<u64>) -> Limits {
-        Limits { memory, time: seconds.map(Duration::from_secs) }
-    }
-
     /// The limits for a model of so many bytes.
     fn for_size(self, size: u64) -> (u64, Duration) {
         // An engine holds the message, the weights, packed copies of them, activations and their copies; small models may have
@@ -56,35 +49,36 @@ const ORACLE_MEMORY: u64 = 2 << 30;
 /// Time that it may take.
 const ORACLE_TIME: Duration = Duration::from_secs(10);
 
-/// The program to start, and the limits; unset, engines run in this process.
+/// The program to start, and the limits. While this is not set, engines run in this process.
 static PROGRAM: OnceLock<(PathBuf, Limits)> = OnceLock::new();
 
-/// From now on engines run in processes of their own, of this program.
+/// Makes engines run in processes of their own, started from this program, from now on.
 pub fn isolate(limits: Limits) {
     if let Ok(program) = std::env::current_exe() {
         let _ = PROGRAM.set((program, limits));
     }
 }
 
-/// The engine in a process of its own, if engines have some.
+/// The engine in a process of its own; `None` where engines run in this process.
 pub(super) fn engine(name: &'static str, library: Option<PathBuf>) -> Option<Box<dyn Engine>> {
     let (program, limits) = PROGRAM.get()?;
     Some(Box::new(ChildEngine { name, program, limits: *limits, library, process: Rc::default(), sessions: Cell::new(0) }))
 }
 
-/// The process that is asked for types, if engines have some of their own; started at the first question.
+/// The process that is asked for types. It starts at the first question.
 #[derive(Default)]
 pub(super) struct Oracle(Option<Process>);
 
 impl Oracle {
-    /// The answer to a question about types; or what the engine died of, after which it starts anew.
-    pub(super) fn ask(&mut self, request: &Request) -> Result<Answer, String> {
+    /// The answer to a question about types; or why the engine died. The next question starts it anew.
+    pub(super) fn ask(&mut self, request: &Request, blobs: &[&[u8]]) -> Result<Message<Answer>, String> {
         let Some((program, limits)) = PROGRAM.get() else { return Err("has no process".into()) };
         let mut p = match self.0.take() {
             Some(p) => p,
             None => Process::start(program, "tract", None).map_err(|e| e.to_string())?,
         };
-        let answer = p.ask(request, limits.time.unwrap_or(ORACLE_TIME), limits.memory.unwrap_or(ORACLE_MEMORY))?;
+        let (time, memory) = (limits.time.unwrap_or(ORACLE_TIME), limits.memory.unwrap_or(ORACLE_MEMORY));
+        let answer = p.ask(request, blobs, time, memory)?;
         self.0 = Some(p);
         Ok(answer)
     }
@@ -108,8 +102,8 @@ struct ChildEngine {
 struct Process {
     child: Child,
     to: BufWriter<ChildStdin>,
-    from: Receiver<Answer>,
-    /// The end of what it wrote to its standard error.
+    from: Receiver<Message<Answer>>,
+    /// The end of what the process wrote to its standard error.
     said: Arc<Mutex<Vec<u8>>>,
 }
 
@@ -125,7 +119,7 @@ impl Engine for ChildEngine {
         self.name
     }
 
-    fn load(&self, model: &[u8], root: Option<&Path>) -> Result<Box<dyn Session>, EngineError> {
+    fn load(&self, model: &[u8], data: Option<ExternalData>) -> Result<Box<dyn Session>, EngineError> {
         let start = |e: io::Error| EngineError::Load { engine: self.name, why: format!("its process does not start: {e}") };
         if self.process.borrow().is_none() {
             let started = Process::start(self.program, self.name, self.library.as_deref()).map_err(start)?;
@@ -133,11 +127,11 @@ impl Engine for ChildEngine {
         }
         let session = self.sessions.get();
         self.sessions.set(session + 1);
-        let (most_memory, most_time) = self.limits.for_size(model.len() as u64 + external_size(model, root));
-        let root = root.map(|r| r.to_string_lossy().into_owned());
-        let request = Request::Load { session, engine: self.name.into(), root, most_memory, model: model.to_vec() };
+        let (most_memory, most_time) = self.limits.for_size(model.len() as u64 + data.map_or(0, |d| d.bytes));
+        let root = data.map(|d| d.root.to_path_buf());
+        let request = Request::Load { session, engine: self.name.into(), root, most_memory };
         let child = ChildSession { engine: self.name, session, most_memory, most_time, process: self.process.clone() };
-        child.ask(&request)?;
+        child.ask(&request, &[model])?;
         Ok(Box::new(child))
     }
 }
@@ -158,7 +152,7 @@ impl Process {
         let (send, from) = channel();
         std::thread::spawn(move || {
             let mut stdout = BufReader::new(stdout);
-            while let Ok(answer) = read_answer(&mut stdout, name) {
+            while let Ok(answer) = wire::receive_answer(&mut stdout, name) {
                 if send.send(answer).is_err() {
                     break;
                 }
@@ -180,17 +174,6 @@ impl Process {
     }
 }
 
-/// Bytes of the files that a model's external data lies in. A model that has some is small itself.
-fn external_size(model: &[u8], root: Option<&Path>) -> u64 {
-    const KEY: &[u8] = b"location";
-    if model.len() > 16 << 20 || !model.windows(KEY.len()).any(|w| w == KEY) {
-        return 0;
-    }
-    let Ok(g) = onnx::read(&SharedBytes::new(model.to_vec()), root) else { return 0 };
-    let root = root.unwrap_or(Path::new(""));
-    onnx::external_files(&g).keys().filter_map(|l| Some(root.join(l).metadata().ok()?.len())).sum()
-}
-
 struct ChildSession {
     engine: &'static str,
     session: u64,
@@ -201,38 +184,48 @@ struct ChildSession {
 
 impl Session for ChildSession {
     fn run(&mut self, inputs: &Tensors) -> Result<Tensors, EngineError> {
-        match self.ask(&Request::Run { session: self.session, inputs: inputs.clone() })? {
-            Reply::Tensors(outputs) => Ok(outputs),
-            Reply::Types(_) => Err(EngineError::Died { engine: self.engine, how: "answered another question".into() }),
-        }
+        let request = Request::Run { session: self.session, inputs: wire::heads(inputs) };
+        let outputs = match self.ask(&request, &wire::blobs(inputs))? {
+            (Reply::Outputs(heads), blobs) => wire::tensors(heads, blobs),
+            _ => None,
+        };
+        outputs.ok_or_else(|| EngineError::Died { engine: self.engine, how: "gave an answer that makes no sense".into() })
     }
 }
 
 impl Drop for ChildSession {
     fn drop(&mut self) {
         if let Some(p) = self.process.borrow_mut().as_mut() {
-            let _ = Request::Drop { session: self.session }.write(&mut p.to);
+            let _ = wire::send(&mut p.to, &Request::Drop { session: self.session }, &[]);
         }
     }
 }
 
 impl ChildSession {
-    fn ask(&self, request: &Request) -> Answer {
+    fn ask(&self, request: &Request, blobs: &[&[u8]]) -> Result<Message<Reply>, EngineError> {
         let mut slot = self.process.borrow_mut();
         let died = |how: String| EngineError::Died { engine: self.engine, how };
         let Some(p) = slot.as_mut() else { return Err(died("its process has ended".into())) };
-        let answer = p.ask(request, self.most_time, self.most_memory);
-        answer.unwrap_or_else(|how| {
-            *slot = None;
-            Err(died(how))
-        })
+        match p.ask(request, blobs, self.most_time, self.most_memory) {
+            Ok((answer, blobs)) => Ok((answer?, blobs)),
+            Err(how) => {
+                *slot = None;
+                Err(died(how))
+            }
+        }
     }
 }
 
 impl Process {
-    /// The answer; or what the process ended of, after which it is of no use.
-    fn ask(&mut self, request: &Request, most_time: Duration, most_memory: u64) -> Result<Answer, String> {
-        match request.write(&mut self.to).map(|()| self.from.recv_timeout(most_time)) {
+    /// The answer; or why the process ended, after which it cannot be asked again.
+    fn ask(
+        &mut self,
+        request: &Request,
+        blobs: &[&[u8]],
+        most_time: Duration,
+        most_memory: u64,
+    ) -> Result<Message<Answer>, String> {
+        match wire::send(&mut self.to, request, blobs).map(|()| self.from.recv_timeout(most_time)) {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(RecvTimeoutError::Timeout)) => {
                 Err(format!("took more than {} s (--engine-timeout)", most_time.as_secs()))
@@ -250,56 +243,53 @@ impl Process {
         }
         #[cfg(unix)]
         if let Some(n) = status.and_then(|s| std::os::unix::process::ExitStatusExt::signal(&s)) {
-            let name = match n {
-                4 => " (illegal instruction)",
-                6 => " (aborted)",
-                7 | 10 => " (bus error)",
-                8 => " (division by zero)",
-                9 => " (killed, perhaps for the machine's memory)",
-                11 => " (segmentation fault)",
-                _ => "",
-            };
-            return format!("died of signal {n}{name}{last}");
+            let name = signal_hook::low_level::signal_name(n).unwrap_or("unknown");
+            let why = if n == signal_hook::consts::SIGKILL { ", perhaps for the machine's memory" } else { "" };
+            return format!("died of signal {n} ({name}{why}){last}");
         }
         format!("ended with status {}{last}", status.and_then(|s| s.code()).unwrap_or(-1))
     }
 }
 
-/// What a process wrote before it ended: the message of its panic, else its last line.
+/// Why a process ended, by what it wrote: the message of its panic, else its last line.
 fn last_words(said: &str) -> Option<&str> {
     let mut lines = said.lines().map(str::trim).filter(|l| !l.is_empty());
     let panic = lines.clone().skip_while(|l| !l.contains("panicked at")).nth(1);
     panic.or_else(|| lines.next_back())
 }
 
-/// What the child does: it answers until there are no more requests.
+/// The child's loop: it answers requests until there are no more.
 pub fn serve() -> u8 {
     let (mut from, mut to) = (BufReader::new(io::stdin().lock()), BufWriter::new(io::stdout().lock()));
     let watch = memory::Watch::start(u64::MAX, |_, _| std::process::exit(TOO_MUCH));
     let mut sessions: HashMap<u64, Box<dyn Session>> = HashMap::new();
-    while let Ok(Some(request)) = Request::read(&mut from) {
+    while let Ok((request, mut blobs)) = wire::receive::<Request>(&mut from) {
+        let mut outputs = Tensors::new();
         let answer = match request {
-            Request::Load { session, engine, root, most_memory, model } => {
+            Request::Load { session, engine, root, most_memory } => {
                 watch.allow(most_memory);
-                load(&engine, &model, root.as_deref().map(Path::new)).map(|loaded| {
+                load(&engine, &blobs.pop().unwrap_or_default(), root.as_deref()).map(|loaded| {
                     sessions.insert(session, loaded);
-                    Reply::Tensors(Tensors::new())
+                    Reply::Loaded
                 })
             }
-            Request::Run { session, inputs } => match sessions.get_mut(&session) {
-                Some(s) => s.run(&inputs).map(Reply::Tensors),
-                None => Err(EngineError::NoRuntime("no such session".into())),
+            Request::Run { session, inputs } => match (sessions.get_mut(&session), wire::tensors(inputs, blobs)) {
+                (Some(session), Some(inputs)) => session.run(&inputs).map(|found| {
+                    outputs = found;
+                    Reply::Outputs(wire::heads(&outputs))
+                }),
+                _ => Err(EngineError::NoRuntime("no such session".into())),
             },
-            Request::Types { model, known } => {
+            Request::Types { known } => {
                 watch.allow(ORACLE_MEMORY);
-                Ok(Reply::Types(super::oracle::answer(model, &known)))
+                Ok(Reply::Types(super::oracle::answer(blobs.pop().unwrap_or_default(), &known)))
             }
             Request::Drop { session } => {
                 sessions.remove(&session);
                 continue;
             }
         };
-        if write_answer(&mut to, &answer).and_then(|()| to.flush()).is_err() {
+        if wire::send(&mut to, &answer, &wire::blobs(&outputs)).is_err() {
             return 1;
         }
     }
@@ -308,11 +298,12 @@ pub fn serve() -> u8 {
 
 #[cfg_attr(not(any(feature = "tract", feature = "ort")), expect(unused_variables))]
 fn load(engine: &str, model: &[u8], root: Option<&Path>) -> Result<Box<dyn Session>, EngineError> {
+    let data = root.map(|root| ExternalData { root, bytes: 0 });
     match engine {
         #[cfg(feature = "tract")]
-        super::tract::NAME => super::tract::TractEngine.load(model, root),
+        super::tract::NAME => super::tract::TractEngine.load(model, data),
         #[cfg(feature = "ort")]
-        super::ort::NAME => super::ort::OrtEngine::default().load(model, root),
+        super::ort::NAME => super::ort::OrtEngine::default().load(model, data),
         other => Err(EngineError::NoRuntime(format!("there is no engine `{other}`"))),
     }
 }

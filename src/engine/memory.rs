@@ -5,9 +5,6 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 /// Reads a size such as `500M`, `8G`, `2GiB` or a number of bytes.
-///
-/// # Errors
-/// When it is none.
 pub fn parse_size(text: &str) -> Result<u64, String> {
     let fail = || {
         "no size: a number of bytes, or one with k, M, G, T (thousands) or KiB, MiB, GiB, TiB, such as 500M, was expected"
@@ -44,14 +41,14 @@ pub fn bytes(n: u64) -> String {
     }
 }
 
-/// Watches this process's own memory: the system would end it without a word when there is no more.
+/// Watches this process's own memory. When the machine runs out of memory, the system ends a process without a message.
 pub struct Watch {
     done: Arc<AtomicBool>,
     limit: Arc<AtomicU64>,
 }
 
 impl Watch {
-    /// Calls `over` with what is used and the limit when that is more.
+    /// Starts to watch. When the process uses more than the limit, `over` is called with the bytes used and the limit.
     pub fn start(limit: u64, over: fn(u64, u64)) -> Watch {
         let (done, limit) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(limit)));
         let (seen, most) = (done.clone(), limit.clone());

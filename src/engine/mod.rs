@@ -18,10 +18,11 @@ pub mod tract;
 #[cfg_attr(not(any(feature = "tract", feature = "ort")), allow(dead_code))]
 mod wire;
 
-pub use oracle::notices;
+pub use oracle::{find_types, notices};
 
 use crate::io::tensor::NpTensor;
 use ancre_passes::ir::Graph;
+use ancre_passes::onnx;
 use indexmap::IndexMap;
 use std::path::Path;
 
@@ -29,19 +30,37 @@ use std::path::Path;
 pub type Tensors = IndexMap<String, NpTensor>;
 
 /// Why an engine could not do what was asked.
-#[derive(Clone, Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error, serde::Serialize, serde::Deserialize)]
 #[allow(missing_docs)]
 pub enum EngineError {
     #[error("{engine} cannot do `{operator}` (node `{node}`): {why}")]
-    Unsupported { engine: &'static str, operator: String, node: String, why: String },
+    Unsupported {
+        #[serde(skip)]
+        engine: &'static str,
+        operator: String,
+        node: String,
+        why: String,
+    },
     #[error("{engine} cannot load the model: {why}")]
-    Load { engine: &'static str, why: String },
+    Load {
+        #[serde(skip)]
+        engine: &'static str,
+        why: String,
+    },
     #[error("running the model in {engine} failed: {why}")]
-    Run { engine: &'static str, why: String },
+    Run {
+        #[serde(skip)]
+        engine: &'static str,
+        why: String,
+    },
     #[error("input `{name}`: {why}")]
     Input { name: String, why: String },
     #[error("{engine} {how}")]
-    Died { engine: &'static str, how: String },
+    Died {
+        #[serde(skip)]
+        engine: &'static str,
+        how: String,
+    },
     #[error("{0}")]
     NoRuntime(String),
 }
@@ -55,25 +74,38 @@ pub enum EngineChoice {
     Both,
 }
 
-/// Something that can run ONNX models.
+/// Where a model's external data lies.
+#[derive(Clone, Copy, Debug)]
+pub struct ExternalData<'a> {
+    /// The directory that its locations start from.
+    pub root: &'a Path,
+    /// Bytes of the files; they decide how much an engine may take.
+    pub bytes: u64,
+}
+
+impl<'a> ExternalData<'a> {
+    /// The external data of a model file.
+    pub fn of(g: &Graph, file: &'a Path) -> Option<ExternalData<'a>> {
+        let root = file.parent()?;
+        let sizes = onnx::external_files(g).into_keys().filter_map(|l| Some(root.join(l).metadata().ok()?.len()));
+        Some(ExternalData { root, bytes: sizes.sum() })
+    }
+}
+
+/// An engine that runs ONNX models.
 pub trait Engine {
     /// Name for reports: `tract`, `ort`.
     fn name(&self) -> &'static str;
 
-    /// Loads a model. External data paths start from `root`.
-    ///
-    /// # Errors
-    /// When the engine cannot take the model; the error names the operator if one is to blame.
-    fn load(&self, model: &[u8], root: Option<&Path>) -> Result<Box<dyn Session>, EngineError>;
+    /// Loads a model, whose external data lies in `data`. Fails when the engine cannot take the model; the error names
+    /// the operator if one is to blame.
+    fn load(&self, model: &[u8], data: Option<ExternalData>) -> Result<Box<dyn Session>, EngineError>;
 }
 
 /// A loaded model.
 pub trait Session {
     /// Runs the model. Every required input must be fed; an overridable initializer may be. All outputs come back, in the
-    /// model's order.
-    ///
-    /// # Errors
-    /// When an input is missing, unknown or of a wrong type, or the engine fails.
+    /// model's order. Fails when an input is missing, unknown or of a wrong type, or the engine fails.
     fn run(&mut self, inputs: &Tensors) -> Result<Tensors, EngineError>;
 }
 
@@ -93,7 +125,7 @@ pub fn tract() -> Box<dyn Engine> {
             "tract"
         }
 
-        fn load(&self, _: &[u8], _: Option<&Path>) -> Result<Box<dyn Session>, EngineError> {
+        fn load(&self, _: &[u8], _: Option<ExternalData>) -> Result<Box<dyn Session>, EngineError> {
             Err(EngineError::NoRuntime("this build of ancre-rewrite has no embedded engine (feature `tract`)".into()))
         }
     }
@@ -101,26 +133,15 @@ pub fn tract() -> Box<dyn Engine> {
     Box::new(Missing)
 }
 
-/// The user's ONNX Runtime.
-///
-/// # Errors
-/// When none is found, or the tool was built without it.
+/// The user's ONNX Runtime. Fails when none is found, or the tool was built without it.
 #[cfg(feature = "ort")]
 pub fn ort() -> Result<Box<dyn Engine>, EngineError> {
     let found = ort::locate()?;
     Ok(child::engine(ort::NAME, Some(found.path)).unwrap_or_else(|| Box::new(ort::OrtEngine::default())))
 }
 
-/// The user's ONNX Runtime.
-///
-/// # Errors
-/// Always: the tool was built without it.
+/// The user's ONNX Runtime. Fails always: the tool was built without it.
 #[cfg(not(feature = "ort"))]
 pub fn ort() -> Result<Box<dyn Engine>, EngineError> {
     Err(EngineError::NoRuntime("this build of ancre-rewrite has no ONNX Runtime support (feature `ort`)".into()))
-}
-
-/// Finds the type of every value of a graph, as well as that can be known.
-pub fn find_types(g: &mut Graph) {
-    oracle::find_types(g);
 }

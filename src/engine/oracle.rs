@@ -17,13 +17,13 @@ use std::sync::Mutex;
 
 static NOTICES: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
-/// What engines died of while types were looked for, each once; they are forgotten then.
+/// Takes the notices of engines that died while types were looked for.
 pub fn notices() -> Vec<String> {
     NOTICES.lock().map(|mut all| std::mem::take(&mut *all)).unwrap_or_default()
 }
 
-/// Finds the types of a graph.
-pub(super) fn find_types(g: &mut Graph) {
+/// Finds the type of every value of a graph, as well as that can be known.
+pub fn find_types(g: &mut Graph) {
     #[cfg(feature = "tract")]
     if child::is_isolated() {
         resolve_types(g, Some(&mut Isolated::default()));
@@ -39,10 +39,11 @@ struct Isolated(child::Oracle);
 
 impl Oracle for Isolated {
     fn ask(&mut self, g: &Graph, node: NodeId, known: &dyn Facts<Poly>) -> Option<Vec<Fact>> {
-        match self.0.ask(&question(g, node, known)?) {
-            Ok(answer) => match answer.ok()? {
-                Reply::Types(types) => Some(types?.into_iter().map(fact).collect()),
-                Reply::Tensors(_) => None,
+        let (model, known) = question(g, node, known)?;
+        match self.0.ask(&Request::Types { known }, &[&model]) {
+            Ok((answer, _)) => match answer.ok()? {
+                Reply::Types(types) => Some(types?.iter().map(fact).collect()),
+                _ => None,
             },
             Err(how) => {
                 let notice = format!("tract {how} when it was asked for the types of {}", g.site(node));
@@ -57,8 +58,8 @@ impl Oracle for Isolated {
     }
 }
 
-fn fact((ty, elements): Known) -> Fact {
-    Fact { ty, elements: elements.and_then(|(dims, extents)| array(dims, &extents)) }
+fn fact(known: &Known) -> Fact {
+    Fact { ty: known.ty(), elements: known.elements().and_then(|(dims, extents)| array(dims, &extents)) }
 }
 
 fn array(dims: Vec<i64>, extents: &[Dim]) -> Option<Array<Poly>> {
@@ -66,13 +67,13 @@ fn array(dims: Vec<i64>, extents: &[Dim]) -> Option<Array<Poly>> {
     Some(Array { dtype: DType::I64, dims, elements })
 }
 
-fn known_of(ty: ValueType, array: Option<&Array<Poly>>) -> Known {
+fn known_of(ty: &ValueType, array: Option<&Array<Poly>>) -> Known {
     let elements = array.filter(|a| a.dtype == DType::I64).and_then(|a| Some((a.dims.clone(), a.extents()?)));
-    (ty, elements)
+    Known::new(ty, elements)
 }
 
 /// A model of one node, and what is known of what it reads.
-fn question(g: &Graph, node: NodeId, known: &dyn Facts<Poly>) -> Option<Request> {
+fn question(g: &Graph, node: NodeId, known: &dyn Facts<Poly>) -> Option<(Vec<u8>, Vec<(String, Known)>)> {
     let mut graph = GraphProto { name: "question".into(), node: vec![node_message(g, node).ok()?], ..Default::default() };
     let mut facts = Vec::new();
     let named = |name: &str| ValueInfoProto { name: name.into(), ..Default::default() };
@@ -92,7 +93,7 @@ fn question(g: &Graph, node: NodeId, known: &dyn Facts<Poly>) -> Option<Request>
         let tensor = type_proto::Tensor { elem_type: DType::F32.onnx(), ..Default::default() };
         let ty = TypeProto { value: Some(type_proto::Value::TensorType(tensor)), ..Default::default() };
         graph.input.push(ValueInfoProto { type_: Some(ty).into(), ..named(&name) });
-        facts.push((name, known_of(known.ty(v), array.as_deref())));
+        facts.push((name, known_of(&known.ty(v), array.as_deref())));
     }
     graph.output = g.results(node).map(|v| g.name(v)).filter(|n| !n.is_empty()).map(named).collect();
     let version = |(domain, version): (&String, &i64)| OperatorSetIdProto {
@@ -106,17 +107,17 @@ fn question(g: &Graph, node: NodeId, known: &dyn Facts<Poly>) -> Option<Request>
         graph: Some(graph).into(),
         ..Default::default()
     };
-    Some(Request::Types { model: model.write_to_bytes().ok()?, known: facts })
+    Some((model.write_to_bytes().ok()?, facts))
 }
 
 /// What tract answers in the child.
 pub(super) fn answer(model: Vec<u8>, known: &[(String, Known)]) -> Option<Vec<Known>> {
     let mut g = onnx::read(&SharedBytes::new(model), None).ok()?;
     let mut arrays = HashMap::new();
-    for (name, (ty, elements)) in known {
+    for (name, known) in known {
         let v = g.find(name)?;
-        g.set_type(v, ty.clone());
-        arrays.extend(elements.clone().and_then(|(dims, extents)| Some((v, array(dims, &extents)?))));
+        g.set_type(v, known.ty());
+        arrays.extend(fact(known).elements.map(|array| (v, array)));
     }
     let node = g.nodes().find(|n| g.op(*n).is_some())?;
     let facts = Walk { g: &g, arrays };
@@ -124,7 +125,7 @@ pub(super) fn answer(model: Vec<u8>, known: &[(String, Known)]) -> Option<Vec<Kn
     let answered = super::tract::TractOracle::default().ask(&g, node, &facts);
     #[cfg(not(feature = "tract"))]
     let answered: Option<Vec<Fact>> = None.filter(|_: &Vec<Fact>| facts.ty(g.result(node, 0)).dtype.is_some());
-    Some(answered?.into_iter().map(|f| known_of(f.ty, f.elements.as_ref())).collect())
+    Some(answered?.into_iter().map(|f| known_of(&f.ty, f.elements.as_ref())).collect())
 }
 
 #[cfg(test)]
@@ -148,9 +149,9 @@ mod tests {
         g.push_result(resize, "z", ValueType::default());
         let extents = array(vec![2], &[&n * &Dim::from(12), Dim::from(-1)]).unwrap();
         let mut facts = Walk { g: &g, arrays: HashMap::from([(target, extents)]) };
-        let ask = |facts: &Walk<&Graph>, node| match question(facts.g, node, facts).unwrap() {
-            Request::Types { model, known } => answer(model, &known).unwrap().remove(0).0,
-            other => panic!("{other:?}"),
+        let ask = |facts: &Walk<&Graph>, node| {
+            let (model, known) = question(facts.g, node, facts).unwrap();
+            answer(model, &known).unwrap().remove(0).ty()
         };
         assert_eq!(ask(&facts, reshape).to_string(), "f32[12*batch size,16]");
         let mut typed = g.clone();

@@ -15,22 +15,23 @@ use std::collections::HashSet;
 /// Values of the symbols in the shapes of a model's inputs.
 pub type Sizes = IndexMap<String, i64>;
 
-/// Integers nobody bounds stay below this.
+/// Integers that are no index stay below this.
 const UNBOUNDED: u64 = 10;
 
 /// Choices of sizes for the symbols of the inputs' shapes, the most natural first; `given` overrides by name. A model that
-/// fails with the first may run with another (an odd size, or one that must be a multiple of a patch).
+/// fails with one choice may run with another, for example where a size must be a multiple of a patch.
 pub fn sizes(g: &Graph, given: &Sizes) -> Vec<Sizes> {
-    let roles = roles(g);
-    let choice = |pick: &dyn Fn(Role) -> i64| -> Sizes {
-        let size = |(name, role): (&String, &Role)| (name.clone(), given.get(name).copied().unwrap_or_else(|| pick(*role)));
-        roles.iter().map(size).collect()
+    let kinds = extent_kinds(g);
+    let choice = |pick: &dyn Fn(ExtentKind) -> i64| -> Sizes {
+        let size =
+            |(name, kind): (&String, &ExtentKind)| (name.clone(), given.get(name).copied().unwrap_or_else(|| pick(*kind)));
+        kinds.iter().map(size).collect()
     };
     let mut choices: Vec<Sizes> = Vec::new();
-    let pickers: [&dyn Fn(Role) -> i64; 4] = [
-        &Role::natural,
-        &|role| if role == Role::Space { 224 } else { role.natural() },
-        &|role| if role == Role::Batch { 1 } else { role.natural() },
+    let pickers: [&dyn Fn(ExtentKind) -> i64; 4] = [
+        &ExtentKind::natural,
+        &|kind| if kind == ExtentKind::Space { 224 } else { kind.natural() },
+        &|kind| if kind == ExtentKind::Batch { 1 } else { kind.natural() },
         &|_| 1,
     ];
     for pick in pickers {
@@ -42,72 +43,67 @@ pub fn sizes(g: &Graph, given: &Sizes) -> Vec<Sizes> {
     choices
 }
 
-/// What the symbols in the shapes of the inputs count.
-pub(crate) fn roles(g: &Graph) -> IndexMap<String, Role> {
-    let mut roles: IndexMap<String, Role> = IndexMap::new();
+/// What each symbol in the shapes of the inputs counts.
+pub(crate) fn extent_kinds(g: &Graph) -> IndexMap<String, ExtentKind> {
+    let mut kinds: IndexMap<String, ExtentKind> = IndexMap::new();
     for v in g.required_inputs() {
         let shape = g.value(v).ty.shape.as_deref().unwrap_or_default();
         for (axis, d) in shape.iter().enumerate() {
             for symbol in d.symbols() {
-                roles.entry(symbol.to_string()).or_insert_with(|| Role::guess(symbol, axis, shape.len()));
+                kinds.entry(symbol.to_string()).or_insert_with(|| ExtentKind::guess(symbol, axis, shape.len()));
             }
         }
     }
-    roles
+    kinds
 }
 
 /// What a symbolic extent counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Role {
+pub(crate) enum ExtentKind {
     Batch,
     Sequence,
     Space,
     Other,
 }
 
-impl Role {
-    fn guess(symbol: &str, axis: usize, rank: usize) -> Role {
+impl ExtentKind {
+    fn guess(symbol: &str, axis: usize, rank: usize) -> ExtentKind {
         let s = symbol.to_ascii_lowercase();
         let has = |words: &[&str]| words.iter().any(|w| s.contains(w));
         if has(&["batch"]) || ["n", "b", "bs"].contains(&s.as_str()) {
-            Role::Batch
+            ExtentKind::Batch
         } else if has(&["seq", "len", "time", "token", "step"]) || ["t", "s", "l"].contains(&s.as_str()) {
-            Role::Sequence
+            ExtentKind::Sequence
         } else if has(&["height", "width", "size"]) || ["h", "w"].contains(&s.as_str()) {
-            Role::Space
+            ExtentKind::Space
         } else if axis == 0 {
-            Role::Batch
+            ExtentKind::Batch
         } else if rank == 4 && axis >= 2 {
-            Role::Space
+            ExtentKind::Space
         } else if axis == 1 && rank <= 3 {
-            Role::Sequence
+            ExtentKind::Sequence
         } else {
-            Role::Other
+            ExtentKind::Other
         }
     }
 
     fn natural(self) -> i64 {
         match self {
-            Role::Batch => 2,
-            Role::Sequence => 8,
-            Role::Space => 64,
-            Role::Other => 4,
+            ExtentKind::Batch => 2,
+            ExtentKind::Sequence => 8,
+            ExtentKind::Space => 64,
+            ExtentKind::Other => 4,
         }
     }
 }
 
-/// Random values for every required input.
-///
-/// # Errors
-/// When an input's type or rank is unknown, a symbol has no size, or a type cannot be made up.
+/// Random values for every required input. Fails when an input's type or rank is unknown, a symbol has no size, or a type
+/// cannot be made up.
 pub fn random_inputs(g: &Graph, sizes: &Sizes, seed: u64) -> Result<Tensors, String> {
     g.required_inputs().map(|v| Ok((g.name(v).to_string(), random_input(g, v, sizes, seed)?))).collect()
 }
 
 /// A random value for one input.
-///
-/// # Errors
-/// As [`random_inputs`].
 pub fn random_input(g: &Graph, v: ValueId, sizes: &Sizes, seed: u64) -> Result<NpTensor, String> {
     let name = g.name(v);
     let ty = g.tensor_type(v).ok_or_else(|| {
@@ -152,7 +148,7 @@ fn mask(random: &mut Random, shape: &[usize]) -> Vec<f64> {
     values
 }
 
-/// Who reads a value, directly or after operators that only move its elements: as (node, operand).
+/// The readers of a value, as (node, operand). Operators that only move elements are passed through.
 fn readers(g: &Graph, v: ValueId) -> Vec<(NodeId, usize)> {
     let mut seen = HashSet::new();
     let mut open = vec![v];
@@ -193,15 +189,11 @@ pub(crate) fn indexed_tables(g: &Graph, v: ValueId) -> Vec<ValueId> {
     tables
 }
 
-/// One more than the largest index that everybody who indexes with this value can take; `None` when nobody does.
+/// The bound below which this value indexes all that it indexes; `None` when it is no index.
 fn index_bound(g: &Graph, v: ValueId, sizes: &Sizes) -> Option<u64> {
     let limit = |(node, operand): (NodeId, usize)| -> Option<u64> {
         let op = g.op(node)?;
-        let extent = |operand: usize, axis: i64| -> Option<u64> {
-            let ty = g.tensor_type(g.operand(node, operand)?)?;
-            let d = ty.shape.get(ty.axis(axis)?)?.eval(&|s| sizes.get(s).copied())?;
-            u64::try_from(d).ok()
-        };
+        let extent = |operand: usize, axis: i64| extent(g, g.operand(node, operand)?, axis, sizes);
         match (op.name.as_str(), operand) {
             ("Gather" | "GatherElements" | "ScatterElements" | "Scatter", 1) => extent(0, op.int("axis")),
             // ids into the table of words, segments into their own
@@ -211,7 +203,7 @@ fn index_bound(g: &Graph, v: ValueId, sizes: &Sizes) -> Option<u64> {
             ("OneHot", 0) => g
                 .operand(node, 1)
                 .and_then(|depth| g.constant(depth)?.to_i64().ok()?.first().map(|d| *d as u64))
-                .or_else(|| result_extent(g, node, op.int("axis"), sizes)),
+                .or_else(|| self::extent(g, g.result(node, 0), op.int("axis"), sizes)),
             // One-hot by comparison with 0, 1, 2, …
             ("Equal", side) => g
                 .operand(node, 1 - side.min(1))
@@ -224,15 +216,12 @@ fn index_bound(g: &Graph, v: ValueId, sizes: &Sizes) -> Option<u64> {
     readers(g, v).into_iter().filter_map(limit).filter(|b| *b > 0).min()
 }
 
-fn result_extent(g: &Graph, node: NodeId, axis: i64, sizes: &Sizes) -> Option<u64> {
-    let ty = g.tensor_type(g.result(node, 0))?;
+fn extent(g: &Graph, v: ValueId, axis: i64, sizes: &Sizes) -> Option<u64> {
+    let ty = g.tensor_type(v)?;
     u64::try_from(ty.shape.get(ty.axis(axis)?)?.eval(&|s| sizes.get(s).copied())?).ok()
 }
 
-/// `--dim NAME=N`, all of them.
-///
-/// # Errors
-/// The first that cannot be read.
+/// Reads the options `--dim NAME=N`.
 pub fn dims(a: &[String]) -> Result<Sizes, Failure> {
     a.iter()
         .map(|text| {
@@ -245,19 +234,10 @@ pub fn dims(a: &[String]) -> Result<Sizes, Failure> {
         .collect()
 }
 
-/// `--dim` must name symbols of the inputs' shapes.
-///
-/// # Errors
-/// The first that does not.
+/// Checks that `--dim` names symbols of the inputs' shapes.
 pub fn check_dims(g: &Graph, dims: &Sizes) -> Result<(), Failure> {
-    let mut symbols: Vec<String> = g
-        .required_inputs()
-        .filter_map(|v| g.value(v).ty.shape.clone())
-        .flatten()
-        .flat_map(|d| d.symbols().map(str::to_string).collect::<Vec<_>>())
-        .collect();
+    let mut symbols: Vec<String> = extent_kinds(g).into_keys().collect();
     symbols.sort();
-    symbols.dedup();
     match dims.keys().find(|name| !symbols.contains(name)) {
         None => Ok(()),
         Some(name) if symbols.is_empty() => {

@@ -158,6 +158,6 @@ pub(super) fn external(engine: &dyn Engine) {
     let v = input(&mut g);
     let w = g.add_initializer("w", Tensor::from_proto(w, None).unwrap(), false);
     let model = finish(g, "sum", Op::new("Add", Attrs::new()), &[v, w], floats());
-    let mut session = engine.load(&model, Some(dir.path())).unwrap();
+    let mut session = engine.load(&model, Some(ExternalData { root: dir.path(), bytes: 8 })).unwrap();
     assert_eq!(session.run(&Tensors::from([x(&[1.0, 1.0])])).unwrap()["y"].to_f32(), [4.0, 5.0]);
 }

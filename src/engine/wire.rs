@@ -1,268 +1,140 @@
-//! What goes between the tool and an engine in a process of its own: requests and answers, little-endian, each text and each
-//! tensor after its length.
+//! What goes between the tool and an engine in a process of its own. A message is a head in JSON, followed by the bytes that it
+//! speaks of (a model, tensors), which are never turned into text.
 
 use super::{EngineError, Tensors};
 use crate::io::tensor::NpTensor;
 use ancre_passes::ir::{DType, Dim, ValueType};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use std::io::{self, Read, Write};
+use std::path::PathBuf;
 
-/// What is known of a value: its type, and where it takes part in the arithmetic on shapes its shape and elements.
-pub(super) type Known = (ValueType, Option<(Vec<i64>, Vec<Dim>)>);
-
-/// What is asked for.
-#[derive(Debug, PartialEq)]
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
 pub(super) enum Request {
-    /// Load a model, as the session of this number.
-    Load {
-        /// Number of the session.
-        session: u64,
-        /// The engine's name.
-        engine: String,
-        /// Where external data lies.
-        root: Option<String>,
-        /// Most bytes of memory to use from now on.
-        most_memory: u64,
-        /// The model.
-        model: Vec<u8>,
-    },
-    /// Run a session.
-    Run {
-        /// Number of the session.
-        session: u64,
-        /// What it is fed.
-        inputs: Tensors,
-    },
-    /// The types of the results of a model's one node.
-    Types {
-        /// The model: the node, its operands as inputs or, where they are constants, as initializers.
-        model: Vec<u8>,
-        /// What is known of operands, by name.
-        known: Vec<(String, Known)>,
-    },
+    /// Load the model that follows, as the session of this number; external data lies in `root`.
+    Load { session: u64, engine: String, root: Option<PathBuf>, most_memory: u64 },
+    /// Run a session on the tensors that follow.
+    Run { session: u64, inputs: Vec<TensorHead> },
+    /// The types of the results of the one node of the model that follows. Its operands are inputs, of which this is known by
+    /// name, or initializers where they are constants.
+    Types { known: Vec<(String, Known)> },
     /// Forget a session. There is no answer.
-    Drop {
-        /// Number of the session.
-        session: u64,
-    },
+    Drop { session: u64 },
 }
 
-/// What is answered.
-#[derive(Debug, PartialEq)]
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
 pub(super) enum Reply {
-    /// Outputs; none after loading.
-    Tensors(Tensors),
+    Loaded,
+    /// The outputs, whose elements follow.
+    Outputs(Vec<TensorHead>),
     /// Types of results, if there is an answer.
     Types(Option<Vec<Known>>),
 }
 
-/// The answer.
+/// A message with the bytes that follow its head.
+pub(super) type Message<T> = (T, Vec<Vec<u8>>);
+
 pub(super) type Answer = Result<Reply, EngineError>;
 
-impl Request {
-    pub(super) fn write(&self, w: &mut impl Write) -> io::Result<()> {
-        match self {
-            Request::Load { session, engine, root, most_memory, model } => {
-                numbers(w, &[0, *session, *most_memory])?;
-                bytes(w, engine.as_bytes())?;
-                numbers(w, &[root.is_some() as u64])?;
-                bytes(w, root.as_deref().unwrap_or_default().as_bytes())?;
-                bytes(w, model)?;
-            }
-            Request::Run { session, inputs } => {
-                numbers(w, &[1, *session])?;
-                tensors(w, inputs)?;
-            }
-            Request::Drop { session } => numbers(w, &[2, *session])?,
-            Request::Types { model, known } => {
-                numbers(w, &[3])?;
-                bytes(w, model)?;
-                numbers(w, &[known.len() as u64])?;
-                for (name, k) in known {
-                    bytes(w, name.as_bytes())?;
-                    write_known(w, k)?;
-                }
-            }
+/// Name, element type and shape of a tensor.
+type TensorHead = (String, i32, Vec<usize>);
+
+/// The terms of a symbolic extent: products of symbols, each with its factor.
+type Terms = Vec<(Vec<String>, i64)>;
+
+/// What is known of a value: its type, and where it takes part in the arithmetic on shapes its shape and elements.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(super) struct Known {
+    dtype: Option<i32>,
+    shape: Option<Vec<Terms>>,
+    elements: Option<(Vec<i64>, Vec<Terms>)>,
+}
+
+impl Known {
+    pub(super) fn new(ty: &ValueType, elements: Option<(Vec<i64>, Vec<Dim>)>) -> Known {
+        let of = |dims: &[Dim]| dims.iter().map(terms).collect();
+        Known {
+            dtype: ty.dtype.map(DType::onnx),
+            shape: ty.shape.as_deref().map(of),
+            elements: elements.map(|(shape, elements)| (shape, of(&elements))),
         }
-        w.flush()
     }
 
-    /// The next request; `None` when there are no more.
-    pub(super) fn read(r: &mut impl Read) -> io::Result<Option<Request>> {
-        let kind = match read_number(r) {
-            Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
-            kind => kind?,
-        };
-        if kind == 3 {
-            let model = read_bytes(r)?;
-            let known = (0..read_number(r)?).map(|_| Ok((read_text(r)?, read_known(r)?))).collect::<io::Result<_>>()?;
-            return Ok(Some(Request::Types { model, known }));
-        }
-        let session = read_number(r)?;
-        Ok(Some(match kind {
-            0 => {
-                let most_memory = read_number(r)?;
-                let engine = read_text(r)?;
-                let (has_root, root) = (read_number(r)? == 1, read_text(r)?);
-                Request::Load { session, engine, root: has_root.then_some(root), most_memory, model: read_bytes(r)? }
-            }
-            1 => Request::Run { session, inputs: read_tensors(r)? },
-            2 => Request::Drop { session },
-            _ => return Err(damaged()),
-        }))
+    pub(super) fn ty(&self) -> ValueType {
+        let shape = self.shape.as_ref().map(|dims| dims.iter().map(dim).collect());
+        ValueType { dtype: self.dtype.and_then(DType::from_onnx), shape }
+    }
+
+    pub(super) fn elements(&self) -> Option<(Vec<i64>, Vec<Dim>)> {
+        self.elements.as_ref().map(|(shape, elements)| (shape.clone(), elements.iter().map(dim).collect()))
     }
 }
 
-pub(super) fn write_answer(w: &mut impl Write, answer: &Answer) -> io::Result<()> {
-    match answer {
-        Ok(Reply::Tensors(outputs)) => {
-            numbers(w, &[0])?;
-            tensors(w, outputs)?;
-        }
-        Ok(Reply::Types(types)) => {
-            numbers(w, &[7, types.is_some() as u64, types.as_ref().map_or(0, Vec::len) as u64])?;
-            types.iter().flatten().try_for_each(|k| write_known(w, k))?;
-        }
-        Err(e) => {
-            let (kind, texts): (u64, [&str; 4]) = match e {
-                EngineError::Unsupported { engine, operator, node, why } => (1, [engine, operator, node, why]),
-                EngineError::Load { engine, why } => (2, [engine, why, "", ""]),
-                EngineError::Run { engine, why } => (3, [engine, why, "", ""]),
-                EngineError::Input { name, why } => (4, [name, why, "", ""]),
-                EngineError::NoRuntime(why) => (5, [why, "", "", ""]),
-                EngineError::Died { engine, how } => (6, [engine, how, "", ""]),
-            };
-            numbers(w, &[kind])?;
-            texts.iter().try_for_each(|t| bytes(w, t.as_bytes()))?;
-        }
+fn terms(d: &Dim) -> Terms {
+    d.terms().map(|(names, factor)| (names.iter().map(|n| n.to_string()).collect(), factor)).collect()
+}
+
+fn dim(terms: &Terms) -> Dim {
+    let product = |(names, factor): &(Vec<String>, i64)| {
+        names.iter().fold(Dim::from(*factor), |product, name| &product * &Dim::symbol(name))
+    };
+    terms.iter().fold(Dim::from(0), |sum, term| &sum + &product(term))
+}
+
+pub(super) fn send(w: &mut impl Write, head: &impl Serialize, blobs: &[&[u8]]) -> io::Result<()> {
+    let head = serde_json::to_vec(head)?;
+    w.write_all(&(blobs.len() as u64).to_le_bytes())?;
+    for part in [&head[..]].iter().chain(blobs) {
+        w.write_all(&(part.len() as u64).to_le_bytes())?;
+        w.write_all(part)?;
     }
     w.flush()
 }
 
-pub(super) fn read_answer(r: &mut impl Read, engine: &'static str) -> io::Result<Answer> {
-    let kind = read_number(r)?;
-    if kind == 0 {
-        return Ok(Ok(Reply::Tensors(read_tensors(r)?)));
+/// Reads the next message. At the end of the stream that is an error too.
+pub(super) fn receive<T: DeserializeOwned>(r: &mut impl Read) -> io::Result<Message<T>> {
+    let count = number(r)?;
+    let head = serde_json::from_slice(&part(r)?)?;
+    Ok((head, (0..count).map(|_| part(r)).collect::<io::Result<_>>()?))
+}
+
+/// As [`receive`], an answer of the engine of this name.
+pub(super) fn receive_answer(r: &mut impl Read, name: &'static str) -> io::Result<Message<Answer>> {
+    use EngineError::{Died, Load, Run, Unsupported};
+    let (mut answer, blobs) = receive::<Answer>(r)?;
+    if let Err(Unsupported { engine, .. } | Load { engine, .. } | Run { engine, .. } | Died { engine, .. }) = &mut answer {
+        *engine = name;
     }
-    if kind == 7 {
-        let (answered, count) = (read_number(r)? == 1, read_number(r)?);
-        let types = (0..count).map(|_| read_known(r)).collect::<io::Result<Vec<_>>>()?;
-        return Ok(Ok(Reply::Types(answered.then_some(types))));
-    }
-    let [a, b, c, d] = [read_text(r)?, read_text(r)?, read_text(r)?, read_text(r)?];
-    Ok(Err(match kind {
-        1 => EngineError::Unsupported { engine, operator: b, node: c, why: d },
-        2 => EngineError::Load { engine, why: b },
-        3 => EngineError::Run { engine, why: b },
-        4 => EngineError::Input { name: a, why: b },
-        5 => EngineError::NoRuntime(a),
-        6 => EngineError::Died { engine, how: b },
-        _ => return Err(damaged()),
-    }))
+    Ok((answer, blobs))
 }
 
-fn damaged() -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, "what came from the other process makes no sense")
-}
-
-fn numbers(w: &mut impl Write, all: &[u64]) -> io::Result<()> {
-    all.iter().try_for_each(|n| w.write_all(&n.to_le_bytes()))
-}
-
-fn bytes(w: &mut impl Write, all: &[u8]) -> io::Result<()> {
-    numbers(w, &[all.len() as u64])?;
-    w.write_all(all)
-}
-
-fn tensors(w: &mut impl Write, all: &Tensors) -> io::Result<()> {
-    numbers(w, &[all.len() as u64])?;
-    for (name, t) in all {
-        bytes(w, name.as_bytes())?;
-        numbers(w, &[t.dtype().onnx() as u64, t.shape().len() as u64])?;
-        t.shape().iter().try_for_each(|d| numbers(w, &[*d as u64]))?;
-        bytes(w, t.bytes())?;
-    }
-    Ok(())
-}
-
-fn read_number(r: &mut impl Read) -> io::Result<u64> {
+fn number(r: &mut impl Read) -> io::Result<u64> {
     let mut all = [0; 8];
     r.read_exact(&mut all)?;
     Ok(u64::from_le_bytes(all))
 }
 
-fn read_bytes(r: &mut impl Read) -> io::Result<Vec<u8>> {
-    let length = read_number(r)?;
+fn part(r: &mut impl Read) -> io::Result<Vec<u8>> {
+    let length = number(r)?;
     let mut all = Vec::new();
     r.take(length).read_to_end(&mut all)?;
     if all.len() as u64 == length { Ok(all) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
 }
 
-fn read_text(r: &mut impl Read) -> io::Result<String> {
-    String::from_utf8(read_bytes(r)?).map_err(|_| damaged())
+pub(super) fn heads(all: &Tensors) -> Vec<TensorHead> {
+    all.iter().map(|(name, t)| (name.clone(), t.dtype().onnx(), t.shape().to_vec())).collect()
 }
 
-fn read_tensors(r: &mut impl Read) -> io::Result<Tensors> {
-    let count = read_number(r)?;
-    let mut all = Tensors::new();
-    for _ in 0..count {
-        let name = read_text(r)?;
-        let dtype = i32::try_from(read_number(r)?).ok().and_then(DType::from_onnx).ok_or_else(damaged)?;
-        let rank = read_number(r)?;
-        let shape = (0..rank).map(|_| Ok(read_number(r)? as usize)).collect::<io::Result<Vec<usize>>>()?;
-        all.insert(name, NpTensor::new(dtype, &shape, read_bytes(r)?).ok_or_else(damaged)?);
-    }
-    Ok(all)
+pub(super) fn blobs(all: &Tensors) -> Vec<&[u8]> {
+    all.values().map(NpTensor::bytes).collect()
 }
 
-fn write_known(w: &mut impl Write, (ty, elements): &Known) -> io::Result<()> {
-    numbers(w, &[ty.dtype.map_or(0, |t| t.onnx() as u64), ty.shape.is_some() as u64])?;
-    write_dims(w, ty.shape.as_deref().unwrap_or_default())?;
-    numbers(w, &[elements.is_some() as u64])?;
-    if let Some((shape, elements)) = elements {
-        write_dims(w, &shape.iter().map(|d| Dim::from(*d)).collect::<Vec<_>>())?;
-        write_dims(w, elements)?;
-    }
-    Ok(())
-}
-
-fn read_known(r: &mut impl Read) -> io::Result<Known> {
-    let dtype = i32::try_from(read_number(r)?).ok().and_then(DType::from_onnx);
-    let (has_shape, shape) = (read_number(r)? == 1, read_dims(r)?);
-    let ty = ValueType { dtype, shape: has_shape.then_some(shape) };
-    if read_number(r)? == 0 {
-        return Ok((ty, None));
-    }
-    let shape = read_dims(r)?.iter().map(Dim::known).collect::<Option<_>>().ok_or_else(damaged)?;
-    Ok((ty, Some((shape, read_dims(r)?))))
-}
-
-fn write_dims(w: &mut impl Write, dims: &[Dim]) -> io::Result<()> {
-    numbers(w, &[dims.len() as u64])?;
-    for d in dims {
-        numbers(w, &[d.terms().count() as u64])?;
-        for (names, factor) in d.terms() {
-            numbers(w, &[factor as u64, names.len() as u64])?;
-            names.iter().try_for_each(|n| bytes(w, n.as_bytes()))?;
-        }
-    }
-    Ok(())
-}
-
-fn read_dims(r: &mut impl Read) -> io::Result<Vec<Dim>> {
-    let count = read_number(r)?;
-    let mut dims = Vec::new();
-    for _ in 0..count {
-        let mut sum = Dim::from(0);
-        for _ in 0..read_number(r)? {
-            let (mut product, names) = (Dim::from(read_number(r)? as i64), read_number(r)?);
-            for _ in 0..names {
-                product = &product * &Dim::symbol(&read_text(r)?);
-            }
-            sum = &sum + &product;
-        }
-        dims.push(sum);
-    }
-    Ok(dims)
+/// Tensors of their heads and bytes; `None` when these do not fit.
+pub(super) fn tensors(heads: Vec<TensorHead>, blobs: Vec<Vec<u8>>) -> Option<Tensors> {
+    let tensor = |((name, dtype, shape), data): (TensorHead, Vec<u8>)| {
+        Some((name, NpTensor::new(DType::from_onnx(dtype)?, &shape, data)?))
+    };
+    heads.into_iter().zip(blobs).map(tensor).collect()
 }
 
 #[cfg(test)]
@@ -273,43 +145,47 @@ mod tests {
     fn requests_and_answers_arrive_as_they_were_sent() {
         let x = NpTensor::from_f64s(DType::F16, &[2, 1], &[1.5, -2.0]).unwrap();
         let inputs = Tensors::from([("x".to_string(), x), ("n".to_string(), NpTensor::i64s(&[0], &[]).unwrap())]);
-        let load = |root: Option<&str>| Request::Load {
-            session: 3,
-            engine: "tract".into(),
-            root: root.map(str::to_string),
-            most_memory: 1 << 40,
-            model: vec![1, 2, 3],
-        };
-        let dims = vec![&(&Dim::symbol("batch size") * &Dim::from(12)) + &Dim::from(-3), Dim::from(0)];
-        let known: Known = (ValueType { dtype: Some(DType::I64), shape: Some(dims.clone()) }, Some((vec![2], dims.clone())));
-        let open: Known = (ValueType::default(), None);
-        let sent = [
-            load(None),
-            load(Some("")),
-            Request::Run { session: 3, inputs: inputs.clone() },
-            Request::Types { model: vec![5], known: vec![("x".into(), known.clone()), ("y".into(), open.clone())] },
-            Request::Drop { session: 3 },
+        let load = |root: Option<PathBuf>| Request::Load { session: 3, engine: "tract".into(), root, most_memory: u64::MAX };
+        let dims = vec![&(&Dim::symbol("batch size") * &Dim::from(12)) + &Dim::from(i64::MIN), Dim::from(0)];
+        let ty = ValueType { dtype: Some(DType::I64), shape: Some(dims.clone()) };
+        let known = Known::new(&ty, Some((vec![2], dims.clone())));
+        assert_eq!((known.ty(), known.elements()), (ty, Some((vec![2], dims))));
+        let open = Known::new(&ValueType::default(), None);
+        assert_eq!((open.ty(), open.elements()), (ValueType::default(), None));
+        let types = Request::Types { known: vec![("x".into(), known.clone()), ("y".into(), open.clone())] };
+        let run = Request::Run { session: 3, inputs: heads(&inputs) };
+        let sent: [(_, Vec<&[u8]>); 5] = [
+            (load(None), vec![&[1, 2, 3]]),
+            (load(Some("".into())), vec![&[]]),
+            (run, blobs(&inputs)),
+            (types, vec![&[5]]),
+            (Request::Drop { session: 3 }, vec![]),
         ];
         let mut pipe = Vec::new();
-        sent.iter().for_each(|r| r.write(&mut pipe).unwrap());
+        sent.iter().for_each(|(request, blobs)| send(&mut pipe, request, blobs).unwrap());
         let mut r = pipe.as_slice();
-        for request in &sent {
-            assert_eq!(Request::read(&mut r).unwrap().as_ref(), Some(request));
+        for (request, blobs) in sent {
+            let (got, bytes) = receive::<Request>(&mut r).unwrap();
+            assert_eq!(bytes, blobs);
+            if let Request::Run { inputs: heads, .. } = &got {
+                assert_eq!(tensors(heads.clone(), bytes), Some(inputs.clone()));
+            }
+            assert_eq!(got, request);
         }
-        assert_eq!(Request::read(&mut r).unwrap(), None);
+        assert!(receive::<Request>(&mut r).is_err());
 
         let engine = "tract";
         let unsupported = EngineError::Unsupported { engine, operator: "Odd".into(), node: "n".into(), why: "none".into() };
         for answer in [
-            Ok(Reply::Tensors(inputs)),
+            Ok(Reply::Outputs(heads(&inputs))),
             Ok(Reply::Types(Some(vec![known, open]))),
             Err(unsupported),
             Err(EngineError::Input { name: "x".into(), why: "cut".into() }),
         ] {
             let mut pipe = Vec::new();
-            write_answer(&mut pipe, &answer).unwrap();
-            assert!(read_answer(&mut &pipe[..pipe.len() - 1], engine).is_err());
-            let back = read_answer(&mut pipe.as_slice(), engine).unwrap();
+            send(&mut pipe, &answer, &[]).unwrap();
+            assert!(receive_answer(&mut &pipe[..pipe.len() - 1], engine).is_err());
+            let (back, _) = receive_answer(&mut pipe.as_slice(), engine).unwrap();
             assert_eq!(format!("{back:?}"), format!("{answer:?}"));
         }
     }

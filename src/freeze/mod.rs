@@ -4,6 +4,7 @@ use crate::cli::FreezeArgs;
 use crate::engine::memory::bytes;
 use crate::error::Failure;
 use crate::io::files::Outputs;
+use crate::io::lines::{Lines, put};
 use crate::rewrite;
 use crate::verify::report::engine_name;
 use crate::verify::{Comparison, Subject, VerifyOptions, numeric};
@@ -13,7 +14,6 @@ use ancre_passes::onnx;
 use ancre_passes::pipeline;
 use ancre_passes::transform::{bake, eliminate};
 use serde_json::json;
-use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
 mod restore;
@@ -23,26 +23,23 @@ pub use restore::Restored;
 /// Inputs on which the drift of pruning is measured.
 const TRIALS: usize = 2;
 
-/// What freezing did.
+/// What `freeze` did.
 pub struct Frozen {
-    /// The file written.
-    pub path: PathBuf,
-    /// Its size.
-    pub bytes: u64,
-    /// Operator nodes.
-    pub nodes: usize,
-    /// What the state gave, if there was one.
-    pub restored: Option<Restored>,
+    pub(crate) path: PathBuf,
+    pub(crate) bytes: u64,
+    pub(crate) nodes: usize,
+    /// What was restored from the state, if there was one.
+    pub(crate) restored: Option<Restored>,
     /// What baking kept and dropped, if the router was baked.
-    pub baked: Option<bake::Baked>,
+    pub(crate) baked: Option<bake::Baked>,
     /// How far pruning moved the outputs, if anything was pruned.
-    pub drift: Option<Drift>,
+    pub(crate) drift: Option<Drift>,
 }
 
 /// How far pruning moved the outputs.
 pub struct Drift {
-    /// Engine that ran both graphs, with the worst difference; or why none could.
-    pub measured: Result<(&'static str, Comparison), String>,
+    /// The engine that ran both graphs and the worst difference; or why no engine could.
+    pub(crate) measured: Result<(&'static str, Comparison), String>,
 }
 
 impl Frozen {
@@ -60,10 +57,7 @@ impl Frozen {
     }
 }
 
-/// Runs `freeze`.
-///
-/// # Errors
-/// When the model was not routed by this tool, or the state does not fit it.
+/// Runs `freeze`. Fails when the model was not routed by this tool, or the state does not fit it.
 pub fn freeze(a: &FreezeArgs) -> Result<Frozen, Failure> {
     if !(a.prune >= 0.0 && a.prune < 1.0) {
         return Err(Failure::input(format!("--prune {} is out of range [0, 1)", a.prune)));
@@ -127,39 +121,33 @@ fn measure(pruned: &Graph, whole: &Graph, model: &Path) -> Result<(&'static str,
 
 /// The report of `freeze` for people.
 pub fn text(f: &Frozen) -> String {
-    let mut out = String::new();
+    let mut out = Lines::new(10);
     if let Some(s) = &f.restored {
-        let _ = writeln!(
-            out,
-            "state     {} tensors written back; {} entries belong to training only",
-            s.tensors,
-            s.unused.len()
-        );
+        put!(out, "state", "{} tensors written back; {} entries belong to training only", s.tensors, s.unused.len());
         if let Some(first) = s.kept.first() {
-            let _ =
-                writeln!(out, "          {} parameters are not in it and stay as they were (`{first}`, …)", s.kept.len());
+            put!(out, "", "{} parameters are not in it and stay as they were (`{first}`, …)", s.kept.len());
         }
     }
     if let Some(b) = &f.baked {
-        let _ = writeln!(
+        put!(
             out,
-            "router    baked in: {} edges kept, {} dropped (at most {:.1e} of a row's weight)",
-            b.kept, b.dropped, b.worst_drop
+            "router",
+            "baked in: {} edges kept, {} dropped (at most {:.1e} of a row's weight)",
+            b.kept,
+            b.dropped,
+            b.worst_drop
         );
     }
     match f.drift.as_ref().map(|d| &d.measured) {
         Some(Ok((engine, c))) => {
             let (abs, part) = (c.max_abs, c.max_rel * 100.0);
-            let _ = writeln!(
-                out,
-                "drift     pruning moves the outputs by up to {abs:.1e} ({part:.1}% of the largest value; {engine})"
-            );
+            put!(out, "drift", "pruning moves the outputs by up to {abs:.1e} ({part:.1}% of the largest value; {engine})");
         }
         Some(Err(why)) => {
-            let _ = writeln!(out, "drift     of pruning not measured: {why}");
+            put!(out, "drift", "of pruning not measured: {why}");
         }
         None => {}
     }
-    let _ = writeln!(out, "frozen    {}  ({}, {} nodes)", f.path.display(), bytes(f.bytes), f.nodes);
-    out
+    put!(out, "frozen", "{}  ({}, {} nodes)", f.path.display(), bytes(f.bytes), f.nodes);
+    out.text
 }

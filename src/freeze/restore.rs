@@ -1,4 +1,4 @@
-//! A trained state back into a forward graph: by name, each tensor of the right shape, none that belongs elsewhere.
+//! Writes a trained state back into a forward graph, by name. Each tensor must have the right shape, and none may belong elsewhere.
 
 use crate::error::Failure;
 use crate::io::arrays::{Array, read_arrays};
@@ -16,26 +16,24 @@ const MOMENTS: [&str; 4] = [".exp_avg", ".exp_avg_sq", ".momentum_buffer", ".acc
 #[derive(Clone, Debug, Default)]
 pub struct Restored {
     /// Tensors written back.
-    pub tensors: usize,
+    pub(crate) tensors: usize,
     /// Entries that belong to training only: moments, accumulators, counters.
-    pub unused: Vec<String>,
+    pub(crate) unused: Vec<String>,
     /// Parameters of the model that the state does not hold: they did not train and stay as they were.
-    pub kept: Vec<String>,
+    pub(crate) kept: Vec<String>,
 }
 
-/// Puts the tensors of a state file into the initializers they belong to.
-///
-/// # Errors
-/// When the file cannot be read, or a tensor is missing, too many, of a wrong shape or type, or not finite.
+/// Puts the tensors of a state file into the initializers they belong to. Fails when the file cannot be read, or a tensor is
+/// missing, too many, of a wrong shape or type, or not finite.
 pub(super) fn restore(g: &mut Graph, path: &Path) -> Result<Restored, Failure> {
     let state = read_arrays(path)?;
     let fail = |what: String| Failure::input(what).at(path);
     let names: Vec<&str> = state.iter().map(key).collect();
-    // Parameters that the training graph separated from a tensor the exporter had merged. That names remain, those of the
-    // optimiser's tensors, is no error.
+    // The training graph may have separated parameters that the exporter had merged into one tensor. The optimiser's tensors are
+    // none of them, so names that remain are no error.
     let _ = separate::separate_in_forward(g, names.iter().copied());
     let mut held: HashSet<&str> = names.iter().copied().collect();
-    // Before the values change: where the file does not say what is tied, equality does.
+    // Where the file does not say what is tied, equality of values does, so this comes before the values change.
     let ties = Ties::read(g).ok().flatten().map_or_else(|| tie::find_ties(g), |ties| ties.0);
     let mut done = Restored::default();
     let mut strange = Vec::new();
@@ -59,7 +57,7 @@ pub(super) fn restore(g: &mut Graph, path: &Path) -> Result<Restored, Failure> {
         return Err(fail(format!("holds {listed}{more}, of which the model has nothing")).help(ELSEWHERE));
     }
     missing(g, &names, &held).map_err(|e| fail(e).help(ELSEWHERE))?;
-    // One parameter under two names is in the state under one.
+    // A parameter that the file holds under two names is in the state under one of them.
     for t in ties.iter().filter(|t| names.contains(&t.name.as_str()) && !names.contains(&t.transposed.as_str())) {
         if tie::follow(g, t) {
             held.insert(&t.transposed);
@@ -81,15 +79,15 @@ fn key(array: &Array) -> &str {
     array.name.strip_suffix(".next").unwrap_or(&array.name)
 }
 
-/// Is this the name of a tensor that only training needs?
+/// Is `name` a tensor that only training needs?
 fn is_of_training(g: &Graph, name: &str) -> bool {
     let of_known =
         |suffix: &str| name.strip_suffix(suffix).is_some_and(|n| g.find(n).is_some_and(|v| g.initializer(v).is_some()));
     name == "ancre.step" || MOMENTS.iter().any(|suffix| of_known(suffix))
 }
 
-/// The router's tensors, and every parameter whose moments are there, must be there too. A chain that the loss does not depend
-/// on does not train, so one of several may be absent.
+/// Checks that the state holds the router's tensors, and every parameter whose moments it holds. A chain that the loss does not
+/// depend on does not train, so one of several chains may be absent.
 fn missing(g: &Graph, names: &[&str], held: &HashSet<&str>) -> Result<(), String> {
     if let Ok(Some(record)) = RouterRecord::read(g)
         && record.parametrization != Rule::Constant
@@ -112,7 +110,6 @@ fn missing(g: &Graph, names: &[&str], held: &HashSet<&str>) -> Result<(), String
     }
 }
 
-/// Writes one tensor.
 fn write(g: &mut Graph, v: ValueId, array: &Array) -> Result<(), String> {
     let Some(old) = g.initializer(v) else { return Ok(()) };
     let dims: Vec<i64> = array.shape.iter().map(|d| *d as i64).collect();

@@ -1,8 +1,12 @@
-//! Arrays in files: `.npy`, `.npz`, `.safetensors`. They are mapped, not read: what is larger than memory works.
+//! Arrays in files: `.npy`, `.npz`, `.safetensors`. Files are mapped, not read, so that they may be larger than memory.
 
 use crate::error::Failure;
 use crate::io::tensor::NpTensor;
 use ancre_passes::ir::{DType, SharedBytes};
+use indexmap::IndexMap;
+use safetensors::{Dtype, SafeTensorError, View};
+use std::borrow::Cow;
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::{Read, Seek};
 use std::path::Path;
@@ -12,14 +16,29 @@ use std::path::PathBuf;
 /// A compressed array up to this size is unpacked into memory, a larger one into a temporary file.
 const LARGEST_IN_MEMORY: u64 = 256 << 20;
 
+/// Element types that files hold: ours, safetensors', the one in the header of an .npy file, and the name that numpy gives it.
+const TYPES: [(DType, Dtype, &str, &str); 13] = [
+    (DType::F32, Dtype::F32, "f4", "float32"),
+    (DType::F64, Dtype::F64, "f8", "float64"),
+    (DType::F16, Dtype::F16, "f2", "float16"),
+    (DType::BF16, Dtype::BF16, "no code", "bfloat16"),
+    (DType::I64, Dtype::I64, "i8", "int64"),
+    (DType::I32, Dtype::I32, "i4", "int32"),
+    (DType::I16, Dtype::I16, "i2", "int16"),
+    (DType::I8, Dtype::I8, "i1", "int8"),
+    (DType::U64, Dtype::U64, "u8", "uint64"),
+    (DType::U32, Dtype::U32, "u4", "uint32"),
+    (DType::U16, Dtype::U16, "u2", "uint16"),
+    (DType::U8, Dtype::U8, "u1", "uint8"),
+    (DType::Bool, Dtype::BOOL, "b1", "bool"),
+];
+
 /// An array of a file.
 #[derive(Clone, Debug)]
 pub(crate) struct Array {
     /// Its name in the file, or the file's name.
     pub(crate) name: String,
-    /// Element type.
     pub(crate) dtype: DType,
-    /// Shape.
     pub(crate) shape: Vec<usize>,
     /// Column-major?
     fortran: bool,
@@ -64,14 +83,23 @@ impl Array {
     /// The whole array, row-major and little-endian.
     pub(crate) fn read_all(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(self.bytes.len());
-        if self.shape.is_empty() {
-            out.extend_from_slice(&self.bytes);
-            if self.big_endian {
-                out.reverse();
-            }
+        if self.fortran {
+            (0..self.shape[0]).for_each(|row| self.read_row(row, &mut out));
+            return out;
         }
-        (0..self.shape.first().copied().unwrap_or(0)).for_each(|row| self.read_row(row, &mut out));
+        out.extend_from_slice(&self.bytes);
+        if self.big_endian {
+            out.chunks_exact_mut(self.dtype.size().unwrap_or(1)).for_each(<[u8]>::reverse);
+        }
         out
+    }
+
+    #[cfg(feature = "ort")]
+    pub(crate) fn rows(&self, rows: impl ExactSizeIterator<Item = usize>) -> Option<NpTensor> {
+        let shape: Vec<usize> = [rows.len()].into_iter().chain(self.shape.iter().skip(1).copied()).collect();
+        let mut bytes = Vec::with_capacity(rows.len() * self.row_len() * self.dtype.size()?);
+        rows.for_each(|row| self.read_row(row, &mut bytes));
+        NpTensor::new(self.dtype, &shape, bytes)
     }
 
     /// The array as a tensor; `None` when its elements have no byte size.
@@ -79,7 +107,7 @@ impl Array {
         NpTensor::new(self.dtype, &self.shape, self.read_all())
     }
 
-    /// As in messages: `x` float32 [10, 3].
+    /// The array as messages name it: `x` float32 [10, 3].
     pub(crate) fn text(&self) -> String {
         format!("`{}` {} {:?}", self.name, numpy_name(self.dtype), self.shape)
     }
@@ -90,12 +118,23 @@ pub(crate) fn read_arrays(path: &Path) -> Result<Vec<Array>, Failure> {
     let suffix = path.extension().and_then(|e| e.to_str()).unwrap_or_default().to_ascii_lowercase();
     match suffix.as_str() {
         "npz" => read_npz(path),
-        "safetensors" => read_safetensors(path),
+        "safetensors" => Ok(read_safetensors(path)?.0),
         _ => Err(Failure::input("has an unknown suffix, .safetensors or .npz was expected").at(path)),
     }
 }
 
-/// Has a directory files of arrays?
+/// The tensors of an `.npz` or `.safetensors` file, by name.
+pub(crate) fn read_tensors(path: &Path) -> Result<IndexMap<String, NpTensor>, Failure> {
+    tensors(&read_arrays(path)?, path)
+}
+
+/// The arrays of a file as tensors, by name.
+pub(crate) fn tensors(arrays: &[Array], path: &Path) -> Result<IndexMap<String, NpTensor>, Failure> {
+    let unusable = |a: &Array| Failure::input(format!("array {} has elements that cannot be fed", a.text())).at(path);
+    arrays.iter().map(|a| Ok((a.name.clone(), a.tensor().ok_or_else(|| unusable(a))?))).collect()
+}
+
+/// Does a directory hold .npy files?
 #[cfg(feature = "ort")]
 pub(crate) fn holds_arrays(dir: &Path) -> Result<bool, Failure> {
     Ok(!npy_files(dir)?.is_empty())
@@ -119,9 +158,7 @@ pub(crate) fn read_dir(dir: &Path) -> Result<Vec<Array>, Failure> {
 /// The array of an `.npy` file, named like the file.
 pub(crate) fn read_npy(path: &Path) -> Result<Array, Failure> {
     let name = path.file_stem().and_then(|s| s.to_str()).unwrap_or_default();
-    let bytes = File::open(path).and_then(|mut f| SharedBytes::of_file(&mut f));
-    let bytes = bytes.map_err(|e| Failure::input(format!("cannot be read: {e}")).at(path))?;
-    parse(name, bytes).map_err(|e| Failure::input(e).at(path))
+    parse(name, map(path)?).map_err(|e| Failure::input(e).at(path))
 }
 
 /// The arrays of an `.npz`. What is stored is mapped where it lies; what is compressed has to be unpacked first.
@@ -163,42 +200,67 @@ fn unpack(entry: &mut zip::read::ZipFile<'_, impl Read + Seek>) -> std::io::Resu
     SharedBytes::of_file(&mut file)
 }
 
-/// The tensors of a `.safetensors` file.
-fn read_safetensors(path: &Path) -> Result<Vec<Array>, Failure> {
+/// The bytes of a file, mapped.
+pub(crate) fn map(path: &Path) -> Result<SharedBytes, Failure> {
+    let bytes = File::open(path).and_then(|mut file| SharedBytes::of_file(&mut file));
+    bytes.map_err(|e| Failure::input(format!("cannot be read: {e}")).at(path))
+}
+
+/// The tensors of a `.safetensors` file by name, and its metadata.
+pub(crate) fn read_safetensors(path: &Path) -> Result<(Vec<Array>, HashMap<String, String>), Failure> {
     let fail = |what: String| Failure::input(what).at(path);
-    let bytes = File::open(path).and_then(|mut f| SharedBytes::of_file(&mut f));
-    let bytes = bytes.map_err(|e| fail(format!("cannot be read: {e}")))?;
-    let damaged = |e: safetensors::SafeTensorError| fail(format!("is no readable .safetensors: {e}"));
+    let bytes = map(path)?;
+    let damaged = |e: SafeTensorError| fail(format!("is no readable .safetensors: {e}"));
     let (header, metadata) = safetensors::SafeTensors::read_metadata(&bytes).map_err(damaged)?;
     let data = 8 + header;
     let mut all: Vec<Array> = Vec::new();
     for (name, info) in metadata.tensors() {
-        use safetensors::Dtype as D;
-        let dtype = match info.dtype {
-            D::BOOL => DType::Bool,
-            D::U8 => DType::U8,
-            D::I8 => DType::I8,
-            D::I16 => DType::I16,
-            D::U16 => DType::U16,
-            D::F16 => DType::F16,
-            D::BF16 => DType::BF16,
-            D::I32 => DType::I32,
-            D::U32 => DType::U32,
-            D::F32 => DType::F32,
-            D::F64 => DType::F64,
-            D::I64 => DType::I64,
-            D::U64 => DType::U64,
-            other => return Err(fail(format!("tensor `{name}` has element type {other:?}, which cannot be fed"))),
+        let Some((dtype, ..)) = TYPES.iter().find(|t| t.1 == info.dtype) else {
+            return Err(fail(format!("tensor `{name}` has element type {:?}, which cannot be fed", info.dtype)));
         };
         let (start, end) = info.data_offsets;
         if data + end > bytes.len() {
             return Err(fail(format!("tensor `{name}` ends after the file does; the file is cut off")));
         }
         let bytes = bytes.slice(data + start..data + end);
-        all.push(Array { name, dtype, shape: info.shape.clone(), fortran: false, big_endian: false, bytes });
+        let shape = info.shape.clone();
+        all.push(Array { name, dtype: *dtype, shape, fortran: false, big_endian: false, bytes });
     }
     all.sort_by(|a, b| a.name.cmp(&b.name));
-    Ok(all)
+    Ok((all, metadata.metadata().clone().unwrap_or_default()))
+}
+
+/// A tensor as a `.safetensors` file holds it.
+pub(crate) struct Stored<'t>(Dtype, &'t NpTensor);
+
+impl View for Stored<'_> {
+    fn dtype(&self) -> Dtype {
+        self.0
+    }
+
+    fn shape(&self) -> &[usize] {
+        self.1.shape()
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        self.1.bytes().into()
+    }
+
+    fn data_len(&self) -> usize {
+        self.1.bytes().len()
+    }
+}
+
+/// Tensors as a `.safetensors` file holds them.
+pub(crate) fn stored(all: &IndexMap<String, NpTensor>) -> Result<Vec<(&str, Stored<'_>)>, String> {
+    let mut stored = Vec::new();
+    for (name, t) in all {
+        let known = TYPES.iter().find(|types| types.0 == t.dtype());
+        let (_, dtype, ..) =
+            known.ok_or_else(|| format!("`{name}` has element type {}, which .safetensors has not", t.dtype()))?;
+        stored.push((name.as_str(), Stored(*dtype, t)));
+    }
+    Ok(stored)
 }
 
 /// Reads the header of an `.npy` file.
@@ -237,46 +299,17 @@ fn parse(name: &str, bytes: SharedBytes) -> Result<Array, String> {
 
 fn element_type(code: &str) -> Result<(bool, DType), String> {
     let (order, kind) = code.split_at(code.len().min(1));
-    let dtype = match kind {
-        "f4" => DType::F32,
-        "f8" => DType::F64,
-        "f2" => DType::F16,
-        "i8" => DType::I64,
-        "i4" => DType::I32,
-        "i2" => DType::I16,
-        "i1" => DType::I8,
-        "u8" => DType::U64,
-        "u4" => DType::U32,
-        "u2" => DType::U16,
-        "u1" => DType::U8,
-        "b1" => DType::Bool,
-        _ => {
-            return Err(format!(
-                "has element type `{code}`, which cannot be fed; save it as a plain numeric array (numpy.asarray(x, 'float32'))"
-            ));
-        }
-    };
-    Ok((order == ">", dtype))
+    match TYPES.iter().find(|t| t.2 == kind) {
+        Some((dtype, ..)) => Ok((order == ">", *dtype)),
+        None => Err(format!(
+            "has element type `{code}`, which cannot be fed; save it as a plain numeric array (numpy.asarray(x, 'float32'))"
+        )),
+    }
 }
 
 /// The name by which numpy, and so everyone who makes a data set, knows a type.
 pub(crate) fn numpy_name(t: DType) -> &'static str {
-    match t {
-        DType::F32 => "float32",
-        DType::F64 => "float64",
-        DType::F16 => "float16",
-        DType::BF16 => "bfloat16",
-        DType::I64 => "int64",
-        DType::I32 => "int32",
-        DType::I16 => "int16",
-        DType::I8 => "int8",
-        DType::U64 => "uint64",
-        DType::U32 => "uint32",
-        DType::U16 => "uint16",
-        DType::U8 => "uint8",
-        DType::Bool => "bool",
-        other => other.name(),
-    }
+    TYPES.iter().find(|types| types.0 == t).map_or(t.name(), |types| types.3)
 }
 
 #[cfg(test)]

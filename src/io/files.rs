@@ -9,17 +9,15 @@ use ancre_passes::onnx;
 use ancre_passes::onnx::inline::inline;
 use ancre_passes::transform::legalize::from_old;
 use indexmap::IndexMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-/// Reads a model file into the IR. The graph's initializers refer to the bytes, which are the file's, mapped.
-///
-/// # Errors
-/// Unreadable file, not an ONNX model, or a model this tool cannot take.
+/// Reads a model file into the IR. The graph's initializers refer to the bytes, which are the file's, mapped. Errors:
+/// unreadable file, not an ONNX model, or a model this tool cannot take.
 pub fn read_model(path: &Path) -> Result<(Graph, SharedBytes), Failure> {
     read_at(path, path)
 }
 
-/// The same of a file that is to become `path`: external data lies there, and messages name it.
+/// Reads a file that will become `path`: external data lies beside `path`, and messages name it.
 pub(super) fn read_at(file: &Path, path: &Path) -> Result<(Graph, SharedBytes), Failure> {
     let bytes = read_bytes(file)?;
     let graph = parse_model(&bytes, path)?;
@@ -30,14 +28,10 @@ fn read_bytes(path: &Path) -> Result<SharedBytes, Failure> {
     if path.is_dir() {
         return Err(Failure::input("is a directory, an .onnx file was expected").at(path));
     }
-    let bytes = std::fs::File::open(path).and_then(|mut file| SharedBytes::of_file(&mut file));
-    bytes.map_err(|e| Failure::input(format!("cannot be read: {e}")).at(path))
+    arrays::map(path)
 }
 
 /// Parses a model's bytes into the IR.
-///
-/// # Errors
-/// As [`read_model`].
 pub fn parse_model(bytes: &SharedBytes, path: &Path) -> Result<Graph, Failure> {
     if bytes.is_empty() {
         return Err(Failure::input("is empty, an .onnx file was expected").at(path));
@@ -45,25 +39,26 @@ pub fn parse_model(bytes: &SharedBytes, path: &Path) -> Result<Graph, Failure> {
     modern(onnx::read(bytes, path.parent()), path)
 }
 
-/// The graph that was read, in forms that the passes read.
+/// Brings a graph that was read into the forms that the passes take.
 fn modern(g: Result<Graph, onnx::ImportError>, path: &Path) -> Result<Graph, Failure> {
     let mut g = g.map_err(|e| import_failure(e, path))?;
     from_old(&mut g).map_err(|e| Failure::input(e.to_string()).at(path))?;
     Ok(g)
 }
 
-/// Parses a model's bytes into the IR with its calls of local functions inlined; `None` if it has none that can be.
-///
-/// # Errors
-/// As [`read_model`], and when functions call themselves.
-pub fn parse_inlined(bytes: &SharedBytes, path: &Path) -> Result<Option<Graph>, Failure> {
+/// The graph of a model's bytes with its calls of local functions inlined; `true` if it had any. Fails when functions call
+/// themselves.
+pub fn inlined(g: Graph, bytes: &SharedBytes, path: &Path) -> Result<(Graph, bool), Failure> {
+    if g.shell.functions.is_empty() {
+        return Ok((g, false));
+    }
     let mut calls = 0;
-    let g = onnx::read_prepared(bytes, path.parent(), |model| {
+    let inlined = onnx::read_prepared(bytes, path.parent(), |model| {
         calls = inline(model)?;
         Ok(())
     });
-    let g = modern(g, path)?;
-    Ok((calls > 0).then_some(g))
+    let inlined = modern(inlined, path)?;
+    Ok(if calls > 0 { (inlined, true) } else { (g, false) })
 }
 
 fn import_failure(e: onnx::ImportError, path: &Path) -> Failure {
@@ -76,10 +71,17 @@ fn import_failure(e: onnx::ImportError, path: &Path) -> Failure {
     }
 }
 
-/// Checks that the external data of a model's initializers is there.
-///
-/// # Errors
-/// The first tensor whose data is missing, cut off or in a place where it may not be.
+/// The file of another kind that the main job writes beside a training graph: `X.ancre.KIND.onnx` for `X.ancre.train.onnx`, and
+/// `X.ancre.onnx` for no kind.
+pub fn beside(train: &Path, kind: &str, suffix: &str) -> Option<PathBuf> {
+    let name = train.file_name()?.to_str()?;
+    let stem = name.rsplit_once(".train").or_else(|| name.rsplit_once('.').filter(|_| !kind.is_empty()))?.0;
+    let dot = if kind.is_empty() { "" } else { "." };
+    Some(train.with_file_name(format!("{stem}{dot}{kind}{suffix}"))).filter(|path| path.is_file())
+}
+
+/// Checks that the external data of a model's initializers is there. The error names the first tensor whose data is missing,
+/// cut off or in a place where it may not be.
 pub fn check_external(g: &Graph, path: &Path) -> Result<(), Failure> {
     for id in g.nodes() {
         if let Kind::Initializer { tensor, .. } = &g.node(id).kind
@@ -94,20 +96,17 @@ pub fn check_external(g: &Graph, path: &Path) -> Result<(), Failure> {
 /// Named float32 arrays with their shapes.
 pub type Arrays = IndexMap<String, (Vec<usize>, Vec<f32>)>;
 
-/// Reads the float arrays of an .npz or .safetensors file, and the counters that travel with them.
-///
-/// # Errors
-/// When the file cannot be read or holds another element type than float32, float64 or int64.
+/// Reads the float arrays of an .npz or .safetensors file, and the counters that travel with them. Fails when the file
+/// cannot be read or holds another element type than float32, float64 or int64.
 pub fn read_arrays(path: &Path) -> Result<Arrays, Failure> {
-    let named = arrays::read_arrays(path)?.into_iter().map(|array| {
-        let usable = matches!(array.dtype, DType::F32 | DType::F64 | DType::I64);
-        let tensor = array.tensor().filter(|_| usable).ok_or_else(|| {
-            let has = arrays::numpy_name(array.dtype);
-            Failure::input(format!("`{}` has element type {has}, float32 was expected", array.name)).at(path)
-        })?;
-        Ok((array.name, (array.shape, tensor.to_f64().into_iter().map(|v| v as f32).collect())))
-    });
-    let mut all = named.collect::<Result<Arrays, Failure>>()?;
+    let mut all = Arrays::new();
+    for (name, t) in arrays::read_tensors(path)? {
+        if !matches!(t.dtype(), DType::F32 | DType::F64 | DType::I64) {
+            let has = arrays::numpy_name(t.dtype());
+            return Err(Failure::input(format!("`{name}` has element type {has}, float32 was expected")).at(path));
+        }
+        all.insert(name, (t.shape().to_vec(), t.to_f32()));
+    }
     all.sort_keys();
     Ok(all)
 }
@@ -120,7 +119,6 @@ mod tests {
     use ancre_passes::pipeline;
     use ancre_passes::transform::route::route_skips;
     use clap::Parser;
-    use std::path::PathBuf;
 
     /// What the main job does to a file's bytes, short of training and running it.
     fn work_on(bytes: Vec<u8>) -> Result<(), String> {

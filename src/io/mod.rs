@@ -2,5 +2,6 @@
 
 pub(crate) mod arrays;
 pub mod files;
-pub mod outputs;
+pub(crate) mod lines;
+pub(crate) mod outputs;
 pub mod tensor;

@@ -1,39 +1,28 @@
 //! Writing outputs whole or not at all: everything is written under temporary names first and put in place together.
 
 use crate::error::Failure;
+use crate::io::arrays::map;
 use crate::io::files;
 use ancre_passes::ir::{Graph, SharedBytes};
 use ancre_passes::onnx::{self, Emission, MOST_BYTES, Placement};
 use std::collections::HashMap;
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use tempfile::TempPath;
+use tempfile::{NamedTempFile, TempPath};
 
 /// Files to be put in place together: each is written under a temporary name first, so that an error leaves nothing behind.
+#[derive(Default)]
 pub struct Outputs {
     /// In the order in which they are put in place: data before the model that refers to it.
     pending: Vec<Pending>,
-    /// Directories made for the outputs.
     made: Vec<PathBuf>,
     /// Where a source's data file goes in a directory.
     placed: HashMap<(PathBuf, PathBuf), String>,
     /// Files that must not be written.
     sources: Vec<PathBuf>,
-    /// Size above which a model's weights go to a data file.
-    most_bytes: u64,
-}
-
-impl Default for Outputs {
-    fn default() -> Outputs {
-        Outputs {
-            pending: Vec::new(),
-            made: Vec::new(),
-            placed: HashMap::new(),
-            sources: Vec::new(),
-            most_bytes: MOST_BYTES,
-        }
-    }
+    /// A larger model's weights go to a data file; `None`: at the limit of the format.
+    most_bytes: Option<u64>,
 }
 
 struct Pending {
@@ -50,9 +39,6 @@ impl Outputs {
     }
 
     /// Writes a model beside its destination, and what external data it needs. Returns the model file's size.
-    ///
-    /// # Errors
-    /// When the directory cannot be made or written to.
     pub fn add_model(&mut self, emission: &Emission, path: &Path) -> Result<u64, Failure> {
         let fail = |e: onnx::EmitError| cannot(path, e);
         let mut placement = Placement::default();
@@ -68,7 +54,7 @@ impl Outputs {
         let moved = if placement.moved.is_empty() { None } else { Some(emission.placed(&placement).map_err(fail)?) };
         let mut emission = moved.as_ref().unwrap_or(emission);
         let large;
-        if emission.byte_len() > self.most_bytes {
+        if emission.byte_len() > self.most_bytes.unwrap_or(MOST_BYTES) {
             let name = self.data_name(path, &files)?;
             placement.data = Some(name.clone());
             large = emission.placed(&placement).map_err(fail)?;
@@ -81,18 +67,12 @@ impl Outputs {
     }
 
     /// Writes bytes beside their destination.
-    ///
-    /// # Errors
-    /// When the directory cannot be made or written to.
     pub fn add_bytes(&mut self, bytes: &[u8], path: &Path) -> Result<(), Failure> {
         self.add(path, |file| file.write_all(bytes).map_err(|e| e.to_string()))
     }
 
-    /// Reads a model back that was written for this path, from its temporary file. Its data is read where it lies now: what is
-    /// still under a temporary name is referred to by that.
-    ///
-    /// # Errors
-    /// When it cannot be read.
+    /// Reads a model back that was written for this path, from its temporary file. Its data is read where it lies now: what
+    /// is still under a temporary name is referred to by that.
     pub fn read_back(&self, path: &Path) -> Result<(Graph, SharedBytes), Failure> {
         let pending = |path: &Path| self.pending.iter().find(|p| p.path == path).map(|p| &*p.temp);
         let written = pending(path).ok_or_else(|| Failure::input("was not written").at(path))?;
@@ -119,7 +99,7 @@ impl Outputs {
         if path.is_dir() {
             return Err(cannot(path, "it is a directory"));
         }
-        // A device or a pipe would be replaced by a file, not written to.
+        // The rename would replace a device or a pipe by a file.
         if fs::metadata(path).is_ok_and(|m| !m.is_file()) {
             return Err(cannot(path, "it is no regular file"));
         }
@@ -128,7 +108,7 @@ impl Outputs {
         }
         let dir = parent(path);
         self.make_dir(dir).map_err(|e| cannot(path, e))?;
-        let temp = tempfile::Builder::new().prefix(".ancre-").tempfile_in(dir).map_err(|e| cannot(path, e))?;
+        let temp = temporary(dir).map_err(|e| cannot(path, e))?;
         {
             let mut file = io::BufWriter::with_capacity(1 << 20, temp.as_file());
             write(&mut file).map_err(|e| cannot(path, e))?;
@@ -145,11 +125,11 @@ impl Outputs {
         Ok(())
     }
 
-    /// Makes a source's data file available beside an output; returns its location there. A file that is there already is
-    /// never replaced: if it is another one, the data gets another name.
+    /// Makes a source's data file available beside an output, and returns its location there. A file that lies there already is
+    /// never replaced: if its content is another, the data gets another name.
     fn place_data(&mut self, root: &Path, location: &str, output: &Path) -> Result<String, Failure> {
         let root = if root.as_os_str().is_empty() { Path::new(".") } else { root };
-        // A model without its data is written without it.
+        // A model whose data is missing is written without the data.
         let Ok(source) = root.join(location).canonicalize() else { return Ok(location.to_string()) };
         if !source.is_file() {
             return Err(cannot(output, format!("its data `{location}` is no file but {}", source.display())));
@@ -179,19 +159,20 @@ impl Outputs {
         Ok(place)
     }
 
-    /// Copies a file, under a temporary name for now. It is not linked: readers refuse data files that have a second link
-    /// (`onnx.load` since 1.20 takes that for an attack), and that would break the source too. Where the file system can
-    /// share blocks between files, the copy does.
+    /// Copies a file, under a temporary name for now. A hard link will not do: readers refuse data files with a second link
+    /// (`onnx.load` since 1.20 takes that for an attack), so the link would break the source too. Where the file system can
+    /// share blocks between files, the copy shares them.
     fn copy(&mut self, source: &Path, target: &Path) -> Result<(), Failure> {
         let dir = parent(target);
         self.make_dir(dir).map_err(|e| cannot(target, e))?;
-        let temp = tempfile::Builder::new().prefix(".ancre-").tempfile_in(dir).map_err(|e| cannot(target, e))?;
-        fs::copy(source, temp.path()).map_err(|e| cannot(target, format!("copying {}: {e}", source.display())))?;
+        let temp = temporary(dir).map_err(|e| cannot(target, e))?;
+        let copied = File::open(source).and_then(|mut from| io::copy(&mut from, &mut temp.as_file()));
+        copied.map_err(|e| cannot(target, format!("copying {}: {e}", source.display())))?;
         self.pending.push(Pending { temp: temp.into_temp_path(), path: target.to_path_buf() });
         Ok(())
     }
 
-    /// Name of the data file for the weights of a model over 2 GiB; not one that the model's own data has.
+    /// A name for the data file of a model over 2 GiB that no file of the model's own data has.
     fn data_name(&self, path: &Path, files: &indexmap::IndexMap<String, String>) -> Result<String, Failure> {
         let name = path.file_name().and_then(|n| n.to_str()).ok_or_else(|| cannot(path, "its name is not Unicode"))?;
         let name = format!("{name}.data");
@@ -207,17 +188,8 @@ impl Outputs {
     }
 
     /// Puts all files in place.
-    ///
-    /// # Errors
-    /// When a rename fails.
     pub fn commit(mut self) -> Result<(), Failure> {
         for Pending { temp, path } in std::mem::take(&mut self.pending) {
-            // Temporary files are private; the output has the permissions a new file gets.
-            #[cfg(unix)]
-            {
-                use std::os::unix::fs::PermissionsExt;
-                let _ = fs::set_permissions(&temp, fs::Permissions::from_mode(0o644));
-            }
             temp.persist(&path).map_err(|e| cannot(&path, e.error))?;
         }
         self.made.clear();
@@ -229,7 +201,7 @@ impl Drop for Outputs {
     fn drop(&mut self) {
         self.pending.clear();
         for dir in &self.made {
-            // Only if it is empty, which it is unless someone else used it too.
+            // A directory that another program uses is not empty and stays.
             let _ = fs::remove_dir(dir);
         }
     }
@@ -239,7 +211,18 @@ fn cannot(path: &Path, e: impl std::fmt::Display) -> Failure {
     Failure::input(format!("cannot be written: {e}")).at(path).help("choose another place with -o")
 }
 
-fn parent(path: &Path) -> &Path {
+/// Beginning of the names of files that are not finished.
+pub(crate) const UNFINISHED: &str = ".ancre-";
+
+/// A temporary file that gets the permissions of any new file.
+pub(crate) fn temporary(dir: &Path) -> io::Result<NamedTempFile> {
+    let mut builder = tempfile::Builder::new();
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    builder.prefix(UNFINISHED).tempfile_in(dir)
+}
+
+pub(crate) fn parent(path: &Path) -> &Path {
     path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
@@ -255,7 +238,7 @@ fn numbered(location: &str, n: usize) -> String {
 }
 
 /// Are both paths the same existing file, be it through links?
-pub fn is_same_file(a: &Path, b: &Path) -> bool {
+pub(crate) fn is_same_file(a: &Path, b: &Path) -> bool {
     #[cfg(unix)]
     {
         use std::os::unix::fs::MetadataExt;
@@ -267,24 +250,7 @@ pub fn is_same_file(a: &Path, b: &Path) -> bool {
 }
 
 fn has_same_content(a: &Path, b: &Path) -> bool {
-    let compare = || -> io::Result<bool> {
-        let (mut a, mut b) = (File::open(a)?, File::open(b)?);
-        if a.metadata()?.len() != b.metadata()?.len() {
-            return Ok(false);
-        }
-        let (mut x, mut y) = (vec![0; 1 << 20], vec![0; 1 << 20]);
-        loop {
-            let n = a.read(&mut x)?;
-            if n == 0 {
-                return Ok(true);
-            }
-            b.read_exact(&mut y[..n])?;
-            if x[..n] != y[..n] {
-                return Ok(false);
-            }
-        }
-    };
-    compare().unwrap_or(false)
+    matches!((map(a), map(b)), (Ok(a), Ok(b)) if a[..] == b[..])
 }
 
 #[cfg(test)]
@@ -323,7 +289,7 @@ mod tests {
     fn external(dir: &Path) -> PathBuf {
         let path = dir.join("m.onnx");
         let mut outputs = Outputs::default();
-        outputs.most_bytes = 1000;
+        outputs.most_bytes = Some(1000);
         write(&mut outputs, &sum(), &path);
         outputs.commit().unwrap();
         path
@@ -348,7 +314,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("m.onnx");
         let mut outputs = Outputs::default();
-        outputs.most_bytes = 1000;
+        outputs.most_bytes = Some(1000);
         write(&mut outputs, &sum(), &path);
         let (g, _) = outputs.read_back(&path).unwrap();
         let (values, location) = weight(&g);

@@ -2,6 +2,24 @@
 
 use ancre_passes::ir::{DType, Tensor};
 
+/// Evaluates an expression with `$t` as Rust's type for the elements, or `$other` where Rust has none.
+macro_rules! with_type {
+    ($dtype:expr, $t:ident => $body:expr, $other:expr) => {
+        with_type!(@ $dtype, $t, $body, $other, F32 f32, F64 f64, I64 i64, I32 i32, I16 i16, I8 i8, U64 u64, U32 u32, U16 u16, U8 u8)
+    };
+    (@ $dtype:expr, $t:ident, $body:expr, $other:expr, $($name:ident $rust:ty),*) => {
+        match $dtype {
+            $(ancre_passes::ir::DType::$name => {
+                type $t = $rust;
+                $body
+            })*
+            _ => $other,
+        }
+    };
+}
+#[cfg(any(feature = "tract", feature = "ort"))]
+pub(crate) use with_type;
+
 /// A dense tensor, row-major.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NpTensor {
@@ -29,26 +47,13 @@ impl NpTensor {
 
     /// From numbers that are rounded to a float, integer or boolean element type; `None` for other types or a wrong count.
     pub fn from_f64s(dtype: DType, shape: &[usize], values: &[f64]) -> Option<NpTensor> {
-        macro_rules! bytes {
-            ($t:ty) => {
-                values.iter().flat_map(|v| (*v as $t).to_le_bytes()).collect()
-            };
-        }
         let data: Vec<u8> = match dtype {
-            DType::F32 | DType::F64 | DType::F16 | DType::BF16 => {
+            DType::F16 | DType::BF16 => {
                 let dims: Vec<i64> = vec![i64::try_from(values.len()).ok()?];
                 Tensor::floats(dtype, &dims, values).bytes().ok()?.into_owned()
             }
-            DType::I64 => bytes!(i64),
-            DType::I32 => bytes!(i32),
-            DType::I16 => bytes!(i16),
-            DType::I8 => bytes!(i8),
-            DType::U64 => bytes!(u64),
-            DType::U32 => bytes!(u32),
-            DType::U16 => bytes!(u16),
-            DType::U8 => bytes!(u8),
             DType::Bool => values.iter().map(|v| (*v != 0.0) as u8).collect(),
-            _ => return None,
+            _ => with_type!(dtype, T => values.iter().flat_map(|v| (*v as T).to_le_bytes()).collect(), return None),
         };
         NpTensor::new(dtype, shape, data)
     }
@@ -59,10 +64,8 @@ impl NpTensor {
         NpTensor::new(dtype, shape, vec![0; bytes])
     }
 
-    /// The elements of a constant of a model. Reads external data.
-    ///
-    /// # Errors
-    /// When the bytes cannot be had or the type has no byte size.
+    /// The elements of a constant of a model; external data is read. Fails when the bytes cannot be had or the type has no
+    /// byte size.
     pub fn from_constant(t: &Tensor) -> Result<NpTensor, String> {
         let shape: Vec<usize> = t.dims().iter().map(|d| *d as usize).collect();
         let data = t.bytes().map_err(|e| e.to_string())?.into_owned();
@@ -84,12 +87,17 @@ impl NpTensor {
         &self.data
     }
 
+    /// The bytes alone.
+    pub fn into_bytes(self) -> Vec<u8> {
+        self.data
+    }
+
     /// Number of elements.
     pub fn len(&self) -> usize {
         self.shape.iter().product()
     }
 
-    /// Has it no elements?
+    /// Does the tensor have no elements?
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }

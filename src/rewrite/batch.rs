@@ -14,13 +14,13 @@ use indexmap::IndexMap;
 use serde_json::{Value, json};
 use std::path::Path;
 
-/// Runs of the source by itself that one batch is compared with.
+/// Runs of the source that one batch is compared with.
 const GROUPS: usize = 3;
 
 /// What `--batch` asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Request {
-    /// Nothing was said: the forward graph keeps its batch, the training graph takes any if samples come out alike.
+pub(crate) enum BatchRequest {
+    /// No `--batch`: the forward graph keeps its batch, and the training graph takes any batch if samples come out alike.
     Default,
     /// Both graphs keep the source's.
     Keep,
@@ -42,7 +42,6 @@ pub struct BatchFacts {
 }
 
 impl BatchFacts {
-    /// For the JSON report.
     pub fn json(&self) -> Value {
         let compared = self.compared.as_ref().map(
             |(engine, samples, c)| json!({"engine": engine, "samples": samples, "max_abs": c.max_abs, "max_rel": c.max_rel}),
@@ -51,16 +50,14 @@ impl BatchFacts {
     }
 }
 
-/// A number, or the text of a symbolic extent.
-pub fn dim_json(d: &Dim) -> Value {
+/// An extent as a JSON number, or as text where it is symbolic.
+pub(super) fn dim_json(d: &Dim) -> Value {
     d.known().map_or_else(|| json!(d.to_string()), |n| json!(n))
 }
 
-/// Rebuilds the source for the batch that was asked for; `None` when it has that one already.
-///
-/// # Errors
-/// When the source cannot be rebuilt, or a sample of the batch does not come out as by itself.
-pub fn rebuild_source(
+/// Rebuilds the source for the batch that was asked for; `None` when it has that one already. Fails when the source cannot
+/// be rebuilt, or a sample of the batch does not come out as by itself.
+pub(super) fn rebuild_source(
     to: Batch,
     model: &Path,
     source: &mut Graph,
@@ -92,11 +89,9 @@ fn facts(done: &Rebatched, compared: Compared) -> BatchFacts {
     BatchFacts { before: done.before, batch: done.batch.clone(), edits: done.edits, compared }
 }
 
-/// The batch of the training graph when nothing was said: any, if the source can be rebuilt and samples come out alike.
-///
-/// # Errors
-/// Why it keeps the source's.
-pub fn for_training(model: &Path, source: &Graph, how: Option<&VerifyOptions>) -> Result<Option<BatchFacts>, String> {
+/// The batch of the training graph without `--batch`: any batch, if the source can be rebuilt and samples come out alike. The
+/// error says why it keeps the source's.
+pub(super) fn for_training(model: &Path, source: &Graph, how: Option<&VerifyOptions>) -> Result<Option<BatchFacts>, String> {
     let before = match rebatch::current(source).map_err(|e| e.to_string())? {
         Current::Dynamic(_) => return Ok(None),
         Current::Fixed(n) => n,
@@ -119,7 +114,7 @@ fn compare(
     how: Option<&VerifyOptions>,
 ) -> Result<Compared, String> {
     let Some(how) = how else { return Ok(None) };
-    // For a large batch a small one of the same plan stands.
+    // A small batch of the same plan stands for a large one.
     let small = matches!(to, Batch::Fixed(n) if n % before == 0 && n / before <= GROUPS as i64 + 1);
     let tried = if small { to } else { Batch::Dynamic };
     let groups = match tried {
@@ -171,7 +166,7 @@ impl Session for OneByOne {
         let whole = |(name, parts): (String, Vec<NpTensor>)| {
             let t = match self.outputs.iter().find(|s| s.name == name) {
                 Some(s) => NpTensor::join_runs(&parts, s.axis, s.outer as usize),
-                // What carries no samples is the same for all of them.
+                // An output that carries no samples is the same for all groups.
                 None => parts.iter().all(|p| *p == parts[0]).then(|| parts[0].clone()),
             };
             let apart = || EngineError::Input { name: name.clone(), why: "samples do not come out alike".into() };
@@ -182,7 +177,7 @@ impl Session for OneByOne {
 }
 
 impl OneByOne {
-    /// The part of an input that belongs to one run of the source; all of it where it carries no samples.
+    /// The part of an input that belongs to one run of the source; the whole input where it carries no samples.
     fn part(&self, t: &NpTensor, name: &str, group: usize) -> Result<NpTensor, EngineError> {
         let Some(s) = self.inputs.iter().find(|s| s.name == name) else { return Ok(t.clone()) };
         let width = self.before * s.inner as usize;

@@ -6,7 +6,7 @@ use crate::engine::EngineChoice;
 use crate::engine::random_inputs::{self, Sizes};
 use crate::error::{Failure, sentence};
 use crate::io::files;
-use crate::rewrite::batch::Request;
+use crate::rewrite::batch::BatchRequest;
 use crate::verify::{ProofMode, Tolerance, VerifyOptions};
 use ancre_passes::ir::{Form, Graph, Normalize, Rule, Scope};
 use ancre_passes::pipeline::training::{TrainableChoice, TrainingOptions};
@@ -21,64 +21,56 @@ use std::path::{Path, PathBuf};
 
 /// The main job, resolved.
 pub struct RewriteConfig {
-    /// The model.
-    pub model: PathBuf,
+    pub(crate) model: PathBuf,
     /// Output directory or forward graph's file, as it was given.
-    pub out: Option<String>,
-    /// Changes to the source before anything else.
-    pub start: Start,
-    /// Batch of the graphs.
-    pub batch: Request,
+    pub(crate) out: Option<String>,
+    pub(crate) start: Start,
+    pub(crate) batch: BatchRequest,
     /// The router.
     pub route: RouteOptions,
     /// Operator set of the graphs, if one was asked for.
-    pub opset: Option<i64>,
+    pub(crate) opset: Option<i64>,
     /// The training graph; `None`: the forward graph only.
-    pub training: Option<TrainingRequest>,
+    pub(crate) training: Option<TrainingRequest>,
     /// The machine whose costs choose among formulations.
-    pub target: &'static Target,
-    /// Extents of symbolic dimensions.
-    pub dims: Sizes,
-    /// What is shown of the passes, and where they stop.
-    pub debugging: Debugging,
+    pub(crate) target: &'static Target,
+    pub(crate) dims: Sizes,
+    /// What is printed of the passes, and where they stop.
+    pub(crate) debugging: Debugging,
     /// How the rewrite is verified; `None`: not at all.
-    pub verify: Option<VerifyOptions>,
+    pub(crate) verify: Option<VerifyOptions>,
     /// Must the file written be equivalent to its source?
-    pub require_equivalent: bool,
-    /// Must there be something to rewrite?
-    pub require: bool,
-    /// Report, write nothing?
-    pub dry_run: bool,
-    /// What was said in vain: options that have no effect beside the others.
-    pub idle: Vec<String>,
+    pub(crate) require_equivalent: bool,
+    pub(crate) require: bool,
+    pub(crate) dry_run: bool,
+    /// Notices about options that have no effect beside the others.
+    pub(crate) idle: Vec<String>,
 }
 
 /// Changes to the source before anything else.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Start {
     /// Classes of a fresh head.
-    pub classes: Option<u32>,
-    /// Seed of fresh weights.
-    pub reinit: Option<u64>,
+    pub(crate) classes: Option<u32>,
+    pub(crate) reinit: Option<u64>,
     /// Is training from scratch meant?
-    pub from_scratch: bool,
+    pub(crate) from_scratch: bool,
     /// The output whose head is replaced; `None`: the only float one.
-    pub output: Option<String>,
+    pub(crate) output: Option<String>,
     /// Do a weight and its stored transpose train each by itself?
-    pub untied: bool,
+    pub(crate) untied: bool,
 }
 
-/// What was asked of the training graph.
+/// What was asked for of the training graph.
 #[derive(Clone, Debug)]
 pub struct TrainingRequest {
     /// The loss; `None`: by evidence in the model.
-    pub loss: Option<LossKind>,
-    /// Is it an error if there can be none? So it is when any option of it was given.
-    pub required: bool,
+    pub(crate) loss: Option<LossKind>,
+    /// Is it an error if there can be no training graph? It is when any option of the training graph was given.
+    pub(crate) required: bool,
     /// Is the state a file of its own?
-    pub separate_state: bool,
-    /// An evaluation graph too?
-    pub evaluation: bool,
+    pub(crate) separate_state: bool,
+    pub(crate) evaluation: bool,
     options: TrainingOptions,
 }
 
@@ -90,10 +82,7 @@ impl TrainingRequest {
         o
     }
 
-    /// The loss that was asked for, or the one that the model gives evidence of.
-    ///
-    /// # Errors
-    /// Why there is no evidence.
+    /// The loss that was asked for, or the one that the model gives evidence of. The error says why there is no evidence.
     pub fn choose_loss(&self, g: &Graph) -> Result<LossKind, String> {
         match self.loss {
             Some(kind) => Ok(kind),
@@ -124,13 +113,13 @@ impl TryFrom<&RewriteArgs> for RewriteConfig {
                 classes: a.classes,
                 reinit: a.reinit,
                 from_scratch: a.reinit.is_some() || a.preset == Some(Preset::Paper),
-                output: a.output.clone(),
-                untied: a.untied,
+                output: a.training.output.clone(),
+                untied: a.training.untied,
             },
             batch,
             route: route(a)?,
             opset: a.opset,
-            training: if a.no_train || a.loss == Some(LossChoice::None) { None } else { Some(training(a)?) },
+            training: if a.no_train || a.training.loss == Some(LossChoice::None) { None } else { Some(training(a)?) },
             target: a.target.unwrap_or(&target::CPU),
             debugging: debugging(a)?,
             verify: verification(a, &dims),
@@ -200,73 +189,73 @@ fn chains(text: Option<&str>) -> Result<ChainChoice, Failure> {
     }
 }
 
-fn batch(text: Option<&str>) -> Result<Request, Failure> {
+fn batch(text: Option<&str>) -> Result<BatchRequest, Failure> {
     Ok(match text {
-        None => Request::Default,
-        Some("keep") => Request::Keep,
-        Some("dynamic") => Request::Both(Batch::Dynamic),
+        None => BatchRequest::Default,
+        Some("keep") => BatchRequest::Keep,
+        Some("dynamic") => BatchRequest::Both(Batch::Dynamic),
         Some(n) => match n.parse::<i64>() {
-            Ok(n) if n > 0 => Request::Both(Batch::Fixed(n)),
+            Ok(n) if n > 0 => BatchRequest::Both(Batch::Fixed(n)),
             _ => return Err(Failure::input(format!("--batch `{n}` is not keep, dynamic or a positive number"))),
         },
     })
 }
 
 fn training(a: &RewriteArgs) -> Result<TrainingRequest, Failure> {
-    let exactly = match &a.trainable_from {
+    let exactly = match &a.training.trainable_from {
         None => None,
         Some(path) => {
             let text = std::fs::read_to_string(path).map_err(|e| Failure::input(format!("cannot be read: {e}")).at(path))?;
             Some(text.lines().map(str::trim).filter(|l| !l.is_empty()).map(str::to_string).collect())
         }
     };
-    let plain = OptimizerOptions::of(a.optimizer.unwrap_or(OptimizerKind::AdamW));
+    let plain = OptimizerOptions::of(a.training.optimizer.unwrap_or(OptimizerKind::AdamW));
     let optimizer = OptimizerOptions {
         kind: plain.kind,
-        momentum: a.momentum.unwrap_or(plain.momentum),
-        nesterov: a.nesterov,
-        weight_decay: a.weight_decay,
-        beta1: a.beta1.unwrap_or(plain.beta1),
-        beta2: a.beta2.unwrap_or(plain.beta2),
-        eps: a.eps.unwrap_or(plain.eps),
-        clip_norm: a.clip_norm,
-        accumulate: a.accumulate.unwrap_or(plain.accumulate),
-        router_lr_scale: a.router_lr_scale.unwrap_or(plain.router_lr_scale),
+        momentum: a.training.momentum.unwrap_or(plain.momentum),
+        nesterov: a.training.nesterov,
+        weight_decay: a.training.weight_decay,
+        beta1: a.training.beta1.unwrap_or(plain.beta1),
+        beta2: a.training.beta2.unwrap_or(plain.beta2),
+        eps: a.training.eps.unwrap_or(plain.eps),
+        clip_norm: a.training.clip_norm,
+        accumulate: a.training.accumulate.unwrap_or(plain.accumulate),
+        router_lr_scale: a.training.router_lr_scale.unwrap_or(plain.router_lr_scale),
     };
-    let loss = match a.loss {
+    let loss = match a.training.loss {
         Some(LossChoice::Kind(kind)) => Some(kind),
         _ => None,
     };
     let loss_options = LossOptions {
-        sum: a.reduction == Some(Reduction::Sum),
-        smoothing: a.label_smoothing.unwrap_or(0.0),
+        sum: a.training.reduction == Some(Reduction::Sum),
+        smoothing: a.training.label_smoothing.unwrap_or(0.0),
         // PyTorch's default.
-        ignore_index: Some(a.ignore_index.unwrap_or(-100)),
-        huber_delta: a.huber_delta.unwrap_or(1.0),
-        labels: a.labels.clone(),
-        // Where evidence decides, the caller fills in what it found.
+        ignore_index: Some(a.training.ignore_index.unwrap_or(-100)),
+        huber_delta: a.training.huber_delta.unwrap_or(1.0),
+        labels: a.training.labels.clone(),
+        // Where evidence decides, `TrainingRequest::options` fills in the kind.
         kind: loss.unwrap_or(LossKind::CrossEntropy),
     };
     let options = TrainingOptions {
-        output: a.output.clone(),
+        output: a.training.output.clone(),
         trainable: TrainableChoice {
             exactly,
-            also: a.trainable.clone(),
-            frozen: a.frozen.clone(),
-            head_only: a.freeze_backbone,
+            also: a.training.trainable.clone(),
+            frozen: a.training.frozen.clone(),
+            head_only: a.training.freeze_backbone,
         },
         opset: a.opset,
         seed: a.seed.unwrap_or(0),
-        grad_outputs: a.grad_outputs,
-        frozen_bn: a.frozen_bn,
+        grad_outputs: a.training.grad_outputs,
+        frozen_bn: a.training.frozen_bn,
         target: a.target.unwrap_or(&target::CPU),
         ..TrainingOptions::of(loss_options, optimizer)
     };
     Ok(TrainingRequest {
         loss,
-        required: a.asks_for_training(),
-        separate_state: a.state == Some(StateArg::Separate),
-        evaluation: a.eval_graph,
+        required: a.training.are_given(),
+        separate_state: a.training.state == Some(StateArg::Separate),
+        evaluation: a.training.eval_graph,
         options,
     })
 }
@@ -281,7 +270,7 @@ fn verification(a: &RewriteArgs, dims: &Sizes) -> Option<VerifyOptions> {
         Some(VerifyArg::None) => return None,
     };
     Some(VerifyOptions {
-        // An engine that was asked for runs, whatever is proved.
+        // An engine that was asked for runs even where a proof is found.
         proof: if engine.is_some() { ProofMode::Beside } else { ProofMode::First },
         engine,
         trials: a.trials.unwrap_or(2),
@@ -292,10 +281,7 @@ fn verification(a: &RewriteArgs, dims: &Sizes) -> Option<VerifyOptions> {
     })
 }
 
-/// What is shown of the passes, and where they stop.
-///
-/// # Errors
-/// A name that no pass has.
+/// What is printed of the passes, and where they stop. Errors: a name that no pass has.
 fn debugging(a: &RewriteArgs) -> Result<Debugging, Failure> {
     let debugging =
         Debugging { print_after: a.print_after.clone(), stop_after: a.stop_after.clone(), max_changes: a.max_changes };
@@ -308,28 +294,25 @@ fn debugging(a: &RewriteArgs) -> Result<Debugging, Failure> {
     }
 }
 
-/// Checks numbers that make no sense before any work is done.
-///
-/// # Errors
-/// The first such number.
+/// Refuses numbers that make no sense, before any work is done. The error names the first such number.
 fn check_numbers(a: &RewriteArgs) -> Result<(), Failure> {
     type Condition = fn(f64) -> bool;
     let below_one: (Condition, _) = (|v| (0.0..1.0).contains(&v), "at least 0 and below 1");
     let not_negative: (Condition, _) = (|v| v >= 0.0 && v.is_finite(), "a number of 0 or more");
     let positive: (Condition, _) = (|v| v > 0.0 && v.is_finite(), "a number above 0");
-    // The graph holds it in single precision, and divides by it.
+    // The graph holds tau in single precision and divides by it.
     let divisor: (Condition, _) = (|v| v >= f32::MIN_POSITIVE.into() && v.is_finite(), "a number above 0");
     for (name, value, (holds, what)) in [
         ("tau", a.tau.map(f64::from), divisor),
-        ("label-smoothing", a.label_smoothing, below_one),
-        ("momentum", a.momentum, below_one),
-        ("beta1", a.beta1, below_one),
-        ("beta2", a.beta2, below_one),
-        ("weight-decay", a.weight_decay, not_negative),
-        ("eps", a.eps, not_negative),
-        ("huber-delta", a.huber_delta, positive),
-        ("clip-norm", a.clip_norm, positive),
-        ("router-lr-scale", a.router_lr_scale, not_negative),
+        ("label-smoothing", a.training.label_smoothing, below_one),
+        ("momentum", a.training.momentum, below_one),
+        ("beta1", a.training.beta1, below_one),
+        ("beta2", a.training.beta2, below_one),
+        ("weight-decay", a.training.weight_decay, not_negative),
+        ("eps", a.training.eps, not_negative),
+        ("huber-delta", a.training.huber_delta, positive),
+        ("clip-norm", a.training.clip_norm, positive),
+        ("router-lr-scale", a.training.router_lr_scale, not_negative),
         ("atol", a.atol, not_negative),
         ("rtol", a.rtol, not_negative),
     ] {
@@ -337,13 +320,13 @@ fn check_numbers(a: &RewriteArgs) -> Result<(), Failure> {
             return Err(Failure::input(format!("--{name} {v}: {what} was expected")));
         }
     }
-    if a.accumulate == Some(0) {
+    if a.training.accumulate == Some(0) {
         return Err(Failure::input("--accumulate 0: at least one micro-batch makes an update"));
     }
     if a.trials == Some(0) {
         return Err(Failure::input("--trials 0 compares nothing").help("--verify none leaves verification out"));
     }
-    for (name, value) in [("labels", &a.labels), ("output", &a.output)] {
+    for (name, value) in [("labels", &a.training.labels), ("output", &a.training.output)] {
         if value.as_deref() == Some("") {
             return Err(Failure::input(format!("--{name} needs a name")));
         }
@@ -351,16 +334,13 @@ fn check_numbers(a: &RewriteArgs) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Refuses options that contradict each other.
-///
-/// # Errors
-/// The first such pair.
+/// Refuses options that contradict each other. The error names the first such pair.
 fn check_combinations(a: &RewriteArgs) -> Result<(), Failure> {
-    let sgd = a.optimizer == Some(OptimizerKind::Sgd);
-    if !sgd && (a.momentum.is_some() || a.nesterov) {
+    let sgd = a.training.optimizer == Some(OptimizerKind::Sgd);
+    if !sgd && (a.training.momentum.is_some() || a.training.nesterov) {
         return Err(Failure::input("--momentum and --nesterov belong to --optimizer sgd"));
     }
-    if a.nesterov && a.momentum.unwrap_or(0.0) == 0.0 {
+    if a.training.nesterov && a.training.momentum.unwrap_or(0.0) == 0.0 {
         return Err(Failure::input("--nesterov needs --momentum"));
     }
     if a.require_equivalent && a.verify == Some(VerifyArg::None) {
@@ -369,15 +349,15 @@ fn check_combinations(a: &RewriteArgs) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Says of every option that was given and has no effect beside the others what it belongs to, so that nobody takes it for heard.
+/// Lists the options that were given and have no effect beside the others, each with what it belongs to.
 fn without_effect(a: &RewriteArgs) -> Vec<String> {
-    let loss = a.loss.unwrap_or(LossChoice::Auto);
+    let loss = a.training.loss.unwrap_or(LossChoice::Auto);
     let classes = match loss {
         LossChoice::Auto => true,
         LossChoice::Kind(kind) => kind.takes_labels(),
         LossChoice::None => false,
     };
-    let optimizer = a.optimizer.unwrap_or(OptimizerKind::AdamW);
+    let optimizer = a.training.optimizer.unwrap_or(OptimizerKind::AdamW);
     let adam = matches!(optimizer, OptimizerKind::AdamW | OptimizerKind::Adam);
     let updates = optimizer != OptimizerKind::None;
     let softmax = a.parametrization.is_none_or(|p| matches!(p, Rule::Softmax | Rule::Gated));
@@ -385,17 +365,17 @@ fn without_effect(a: &RewriteArgs) -> Vec<String> {
     let verifies = a.verify != Some(VerifyArg::None);
     [
         ("--tau", a.tau.is_some() && !softmax, "--parametrization softmax or gated"),
-        ("--ignore-index", a.ignore_index.is_some() && !classes, "--loss cross-entropy or next-token"),
-        ("--label-smoothing", a.label_smoothing.is_some() && !classes, "--loss cross-entropy or next-token"),
-        ("--huber-delta", a.huber_delta.is_some() && loss != LossChoice::Kind(LossKind::Huber), "--loss huber"),
-        ("--beta1", a.beta1.is_some() && !adam, "--optimizer adamw or adam"),
-        ("--beta2", a.beta2.is_some() && !adam, "--optimizer adamw or adam"),
-        ("--eps", a.eps.is_some() && !adam, "--optimizer adamw or adam"),
-        ("--weight-decay", a.weight_decay.is_some() && !updates, "an optimizer"),
-        ("--clip-norm", a.clip_norm.is_some() && !updates, "an optimizer"),
-        ("--accumulate", a.accumulate.is_some() && !updates, "an optimizer"),
-        ("--router-lr-scale", a.router_lr_scale.is_some() && !updates, "an optimizer"),
-        ("what was said of the training graph", a.asks_for_training() && !trains, "a run that writes one"),
+        ("--ignore-index", a.training.ignore_index.is_some() && !classes, "--loss cross-entropy or next-token"),
+        ("--label-smoothing", a.training.label_smoothing.is_some() && !classes, "--loss cross-entropy or next-token"),
+        ("--huber-delta", a.training.huber_delta.is_some() && loss != LossChoice::Kind(LossKind::Huber), "--loss huber"),
+        ("--beta1", a.training.beta1.is_some() && !adam, "--optimizer adamw or adam"),
+        ("--beta2", a.training.beta2.is_some() && !adam, "--optimizer adamw or adam"),
+        ("--eps", a.training.eps.is_some() && !adam, "--optimizer adamw or adam"),
+        ("--weight-decay", a.training.weight_decay.is_some() && !updates, "an optimizer"),
+        ("--clip-norm", a.training.clip_norm.is_some() && !updates, "an optimizer"),
+        ("--accumulate", a.training.accumulate.is_some() && !updates, "an optimizer"),
+        ("--router-lr-scale", a.training.router_lr_scale.is_some() && !updates, "an optimizer"),
+        ("what was said of the training graph", a.training.are_given() && !trains, "a run that writes one"),
         ("--trials", a.trials.is_some() && !verifies, "a --verify other than none"),
     ]
     .into_iter()

@@ -1,20 +1,20 @@
 //! The main job: route a model's skips, build its training graph, prove the rewrite, write the files.
 
-pub mod batch;
+mod batch;
 pub mod config;
 pub mod report;
-pub mod start;
+mod start;
 pub mod training_files;
-pub mod verification;
+mod verification;
 
 use crate::cli::RewriteArgs;
 use crate::engine;
 use crate::engine::random_inputs;
 use crate::error::{Failure, sentence};
 use crate::io::files::{self, Outputs};
-use crate::rewrite::batch::{BatchFacts, Request};
+use crate::rewrite::batch::{BatchFacts, BatchRequest};
 use crate::rewrite::config::RewriteConfig;
-use crate::rewrite::training_files::{TrainingFacts, TrainingFiles};
+use crate::rewrite::training_files::TrainingFiles;
 use crate::rewrite::verification::Verification;
 use crate::verify::Subject;
 use ancre_passes::analysis::residual::{ResidualStructure, find_residuals};
@@ -33,38 +33,29 @@ use std::time::Instant;
 
 /// Everything the main job found and did.
 pub struct Outcome {
-    /// The model's path.
-    pub model: PathBuf,
+    pub(crate) model: PathBuf,
     /// The source graph, with types.
-    pub source: Graph,
-    /// Its residual structure.
-    pub structure: ResidualStructure,
+    pub(crate) source: Graph,
+    pub(crate) structure: ResidualStructure,
     /// Number of trained elements by role.
-    pub parameters: u64,
-    /// Routers built.
-    pub routers: IndexMap<RouterId, RouterSpec>,
-    /// What a person should know of a router.
-    pub notes: IndexMap<RouterId, String>,
-    /// The router's options.
-    pub route: RouteOptions,
+    pub(crate) parameters: u64,
+    pub(crate) routers: IndexMap<RouterId, RouterSpec>,
+    pub(crate) notes: IndexMap<RouterId, String>,
+    pub(crate) route: RouteOptions,
     /// Files written, or that would be (dry run): kind, path, bytes, nodes.
-    pub outputs: Vec<(&'static str, PathBuf, u64, usize)>,
-    /// Verification, unless switched off.
-    pub verified: Option<Verification>,
-    /// The training graph's facts, or why there is none.
-    pub training: Result<TrainingFacts, String>,
+    pub(crate) outputs: Vec<(&'static str, PathBuf, u64, usize)>,
+    pub(crate) verified: Option<Verification>,
+    /// The training graph's files, or why there is none.
+    pub(crate) training: Result<TrainingFiles, String>,
     /// Parameters that the file holds twice, transposed, and that train as one.
-    pub ties: Vec<Tie>,
+    pub(crate) ties: Vec<Tie>,
     /// Nodes of the forward graph without a CUDA kernel.
-    pub forward_fallbacks: Vec<Fallback>,
+    pub(crate) forward_fallbacks: Vec<Fallback>,
     /// How both graphs came to another batch than the model's, if they did.
-    pub rebuilt: Option<BatchFacts>,
-    /// The passes that ran.
-    pub passes: Vec<PassRun>,
-    /// Seconds by phase.
-    pub seconds: Vec<(&'static str, f64)>,
-    /// Things a person should know.
-    pub notices: Vec<String>,
+    pub(crate) rebuilt: Option<BatchFacts>,
+    pub(crate) passes: Vec<PassRun>,
+    pub(crate) seconds: Vec<(&'static str, f64)>,
+    pub(crate) notices: Vec<String>,
 }
 
 struct Clock(Instant, Vec<(&'static str, f64)>);
@@ -82,74 +73,47 @@ impl Clock {
 }
 
 /// Reads a model and finds the types of its values.
-///
-/// # Errors
-/// When the model cannot be read.
 pub fn load(path: &Path) -> Result<(Graph, SharedBytes), Failure> {
     let (mut g, bytes) = files::read_model(path)?;
     engine::find_types(&mut g);
     Ok((g, bytes))
 }
 
-/// As [`load`], seeing inside local functions: where the model calls any, the graph is the one with the calls inlined.
-///
-/// # Errors
-/// When the model cannot be read.
+/// As [`load`], seeing inside local functions: their calls are inlined, if there are any.
 pub fn load_inlined(path: &Path) -> Result<(Graph, SharedBytes, bool), Failure> {
     let (g, bytes) = files::read_model(path)?;
-    let inlined = if g.shell.functions.is_empty() { None } else { files::parse_inlined(&bytes, path)? };
-    let is_inlined = inlined.is_some();
-    let mut g = inlined.unwrap_or(g);
+    let (mut g, is_inlined) = files::inlined(g, &bytes, path)?;
     engine::find_types(&mut g);
     Ok((g, bytes, is_inlined))
 }
 
-/// Where the outputs go.
-struct OutputPaths {
-    forward: PathBuf,
-}
-
-impl OutputPaths {
-    fn new(model: &Path, out: Option<&str>) -> OutputPaths {
-        let stem = model.file_stem().and_then(|s| s.to_str()).unwrap_or("model").to_string();
-        let named = |dir: &Path| dir.join(format!("{stem}.ancre.onnx"));
-        let forward = match out {
-            None => named(model.parent().unwrap_or(Path::new(""))),
-            Some(text) if text.ends_with('/') || Path::new(text).is_dir() => named(Path::new(text)),
-            Some(text) => PathBuf::from(text),
-        };
-        OutputPaths { forward }
-    }
-
-    /// The file of another kind: `.train`, `.eval` or `.state` before the forward graph's suffix, or before `suffix`.
-    fn beside(&self, kind: &str, suffix: Option<&str>) -> PathBuf {
-        let stem = self.forward.file_stem().and_then(|s| s.to_str()).unwrap_or("model");
-        let own = self.forward.extension().and_then(|e| e.to_str());
-        let name = match suffix.or(own) {
-            Some(suffix) => format!("{stem}.{kind}.{suffix}"),
-            None => format!("{stem}.{kind}"),
-        };
-        self.forward.with_file_name(name)
+/// The forward graph's file, if `out` is what was asked for.
+fn forward_path(model: &Path, out: Option<&str>) -> PathBuf {
+    let stem = model.file_stem().and_then(|s| s.to_str()).unwrap_or("model");
+    let named = |dir: &Path| dir.join(format!("{stem}.ancre.onnx"));
+    match out {
+        None => named(model.parent().unwrap_or(Path::new(""))),
+        Some(text) if text.ends_with('/') || Path::new(text).is_dir() => named(Path::new(text)),
+        Some(text) => PathBuf::from(text),
     }
 }
 
-/// Runs the main job.
-///
-/// # Errors
-/// Status 2 for bad input or usage, 1 when a check says no. Nothing is written then.
+/// The file of another kind beside the forward graph's: `.train`, `.eval` or `.state` before its suffix, or before `suffix`.
+fn beside(forward: &Path, kind: &str, suffix: Option<&str>) -> PathBuf {
+    let stem = forward.file_stem().and_then(|s| s.to_str()).unwrap_or("model");
+    match suffix.or(forward.extension().and_then(|e| e.to_str())) {
+        Some(suffix) => forward.with_file_name(format!("{stem}.{kind}.{suffix}")),
+        None => forward.with_file_name(format!("{stem}.{kind}")),
+    }
+}
+
+/// Runs the main job. Errors have status 2 for bad input or usage, 1 when a check says no. Nothing is written then.
 pub fn rewrite(a: &RewriteArgs) -> Result<Outcome, Failure> {
-    run(RewriteConfig::try_from(a)?)
-}
-
-/// Runs the main job as it is configured.
-///
-/// # Errors
-/// As [`rewrite`].
-pub fn run(config: RewriteConfig) -> Result<Outcome, Failure> {
+    let config = RewriteConfig::try_from(a)?;
     let model = config.model.as_path();
     let mut clock = Clock(Instant::now(), Vec::new());
     let mut notices = config.idle.clone();
-    // A network that stays as it is keeps its functions.
+    // A network that is not rewritten keeps its local functions.
     let stays = config.route.chains == ChainChoice::None && config.training.is_none();
     let (mut source, bytes, inlined) = if stays { load(model).map(|(g, b)| (g, b, false))? } else { load_inlined(model)? };
     if inlined && config.verify.is_some() {
@@ -165,7 +129,7 @@ pub fn run(config: RewriteConfig) -> Result<Outcome, Failure> {
     let changed = start::change(&config.start, model, &mut source, &mut notices)? || quietened > 0 || inlined;
     clock.lap("parse");
     let rebuilt = match config.batch {
-        Request::Both(to) => batch::rebuild_source(to, model, &mut source, config.verify.as_ref())?,
+        BatchRequest::Both(to) => batch::rebuild_source(to, model, &mut source, config.verify.as_ref())?,
         _ => None,
     };
     let changed = changed || rebuilt.is_some();
@@ -202,7 +166,7 @@ pub fn run(config: RewriteConfig) -> Result<Outcome, Failure> {
     clock.lap("rewrite");
 
     let any_batch = |notices: &mut Vec<String>| match config.batch {
-        Request::Default => batch::for_training(model, &source, config.verify.as_ref()).unwrap_or_else(|why| {
+        BatchRequest::Default => batch::for_training(model, &source, config.verify.as_ref()).unwrap_or_else(|why| {
             notices.push(format!("the training graph keeps the source's batch: {why}"));
             None
         }),
@@ -211,13 +175,13 @@ pub fn run(config: RewriteConfig) -> Result<Outcome, Failure> {
     let training = training_files::build(&config, routed.clone(), &any_batch, &mut manager, &mut notices)?;
     clock.lap("differentiate");
 
-    let paths = OutputPaths::new(model, config.out.as_deref());
+    let path = forward_path(model, config.out.as_deref());
     let mut outputs = Outputs::sparing(&[model]);
     let mut written = Vec::new();
-    let mut graphs = vec![("forward", paths.forward.clone(), &forward)];
+    let mut graphs = vec![("forward", path.clone(), &forward)];
     if let Ok(built) = &training {
-        graphs.push(("train", paths.beside("train", None), &built.training.graph));
-        graphs.extend(built.evaluation.as_ref().map(|g| ("eval", paths.beside("eval", None), g)));
+        graphs.push(("train", beside(&path, "train", None), &built.training.graph));
+        graphs.extend(built.evaluation.as_ref().map(|g| ("eval", beside(&path, "eval", None), g)));
     }
     for (kind, path, g) in graphs {
         let emission = onnx::emit(g).map_err(|e| Failure::input(e.to_string()).hint(e.hint()).at(&path))?;
@@ -225,7 +189,7 @@ pub fn run(config: RewriteConfig) -> Result<Outcome, Failure> {
         written.push((kind, path, bytes, emission.nodes));
     }
     if let Ok(TrainingFiles { state: Some(state), .. }) = &training {
-        let path = paths.beside("state", Some("safetensors"));
+        let path = beside(&path, "state", Some("safetensors"));
         if !config.dry_run {
             outputs.add_bytes(state, &path)?;
         }
@@ -245,9 +209,8 @@ pub fn run(config: RewriteConfig) -> Result<Outcome, Failure> {
                     Subject::of_file(graph, bytes, model)?
                 }
             };
-            let (graph, bytes) =
-                if config.dry_run { emitted(&forward, model)? } else { outputs.read_back(&paths.forward)? };
-            let place = if config.dry_run { model } else { &paths.forward };
+            let (graph, bytes) = if config.dry_run { emitted(&forward, model)? } else { outputs.read_back(&path)? };
+            let place = if config.dry_run { model } else { &path };
             let file = Subject::of_file(graph, bytes, place)?;
             Some(verification::verify(&subject, file, !routed.routers.is_empty(), &config.route, how)?)
         }
@@ -265,7 +228,6 @@ pub fn run(config: RewriteConfig) -> Result<Outcome, Failure> {
     clock.lap("emit");
     let parameters = count_parameters(&source, &ties);
     let forward_fallbacks = placement::cuda_fallbacks(&forward);
-    let training = training.map(|built| built.facts);
     let passes = manager.runs;
     Ok(Outcome {
         model: model.to_path_buf(),
@@ -287,7 +249,7 @@ pub fn run(config: RewriteConfig) -> Result<Outcome, Failure> {
     })
 }
 
-/// A graph as it would be read back if it were written.
+/// A graph as it would be read back from a file.
 fn emitted(g: &Graph, model: &Path) -> Result<(Graph, SharedBytes), Failure> {
     let bytes = onnx::emit(g).and_then(|e| e.to_bytes()).map_err(|e| Failure::input(e.to_string()).at(model))?;
     let bytes = SharedBytes::new(bytes);
@@ -304,7 +266,8 @@ fn require_equivalent(v: &Verification) -> Result<(), Failure> {
     Err(Failure::check(format!("the rewritten model {why}; nothing was written")))
 }
 
-/// Finds what is tied, and records it where both graphs and `freeze` see it. Those who want none of it leave a record of that.
+/// Finds the parameters that are tied and records them where both graphs and `freeze` see them. With `--untied` the record is
+/// empty.
 fn record_ties(config: &RewriteConfig, source: &Graph, routed: &mut Graph) -> Vec<Tie> {
     let mut ties = tie::find_ties(source);
     routed.metadata.shift_remove(Ties::KEY);

@@ -1,6 +1,7 @@
 //! What the main job says: to people, and as JSON.
 
 use crate::engine::memory::bytes;
+use crate::io::lines::{Lines, put};
 use crate::rewrite::Outcome;
 use crate::rewrite::batch::BatchFacts;
 use crate::rewrite::verification::{self, Verification};
@@ -8,7 +9,6 @@ use ancre_passes::analysis::report as structure;
 use ancre_passes::ir::{Form, RouterSpec};
 use ancre_passes::placement::Fallback;
 use serde_json::{Map, Value, json};
-use std::fmt::Write;
 
 /// The JSON report of the main job.
 pub fn json(o: &Outcome) -> Value {
@@ -27,8 +27,8 @@ pub fn json(o: &Outcome) -> Value {
         .collect();
     let training = match &o.training {
         Ok(t) => {
-            json!({"loss": t.loss, "optimizer": t.optimizer, "batch": t.batch, "target": t.target, "batch_change": t.rebuilt.as_ref().or(o.rebuilt.as_ref()).map(BatchFacts::json), "dropout": t.dropouts, "trainable": t.trainable, "tied": o.ties,
-                   "frozen": t.frozen.iter().map(|(n, _)| n).collect::<Vec<_>>()})
+            json!({"loss": t.loss, "optimizer": t.optimizer, "batch": t.batch, "target": t.training.cx.target, "batch_change": t.rebuilt.as_ref().or(o.rebuilt.as_ref()).map(BatchFacts::json), "dropout": t.training.cx.dropouts.len(), "trainable": t.training.cx.trainable, "tied": o.ties,
+                   "frozen": t.training.cx.frozen.iter().map(|(n, _)| n).collect::<Vec<_>>()})
         }
         Err(why) => json!({"reason": why}),
     };
@@ -67,9 +67,7 @@ fn number(v: f32) -> Value {
 
 /// The report of the main job for people.
 pub fn text(o: &Outcome, verbose: bool) -> String {
-    let mut s = structure::inspect_text(&o.source, &o.structure);
-    let out = &mut s;
-    let _ = writeln!(out);
+    let out = &mut Lines { width: 10, text: structure::inspect_text(&o.source, &o.structure) + "\n" };
     router_text(out, o);
     if let Some(v) = &o.verified {
         verified_text(out, o, v, verbose);
@@ -80,31 +78,26 @@ pub fn text(o: &Outcome, verbose: bool) -> String {
     training_text(out, o, verbose);
     placement_text(out, o);
     for notice in &o.notices {
-        let _ = writeln!(out, "note      {notice}");
+        put!(out, "note", "{notice}");
     }
     for (kind, path, size, nodes) in &o.outputs {
-        let _ = writeln!(
-            out,
-            "{:<9} {}  ({}, {nodes} nodes)",
-            if *kind == "train" { "training" } else { kind },
-            path.display(),
-            bytes(*size)
-        );
+        let name = if *kind == "train" { "training" } else { kind };
+        put!(out, name, "{}  ({}, {nodes} nodes)", path.display(), bytes(*size));
     }
     if verbose {
         let all: Vec<String> = o.seconds.iter().map(|(phase, s)| format!("{phase} {:.0} ms", s * 1e3)).collect();
-        let _ = writeln!(out, "time      {}", all.join(", "));
+        put!(out, "time", "{}", all.join(", "));
         let slow = o.passes.iter().filter(|p| p.seconds >= 1e-3);
         let slow: Vec<String> = slow.map(|p| format!("{} {:.0} ms", p.pass, p.seconds * 1e3)).collect();
-        let _ = writeln!(out, "passes    {}", slow.join(", "));
+        put!(out, "passes", "{}", slow.join(", "));
     }
     next_text(out, o);
-    s
+    std::mem::take(&mut out.text)
 }
 
-fn router_text(out: &mut String, o: &Outcome) {
+fn router_text(out: &mut Lines, o: &Outcome) {
     if o.routers.is_empty() {
-        let _ = writeln!(out, "router    none: no chain of two or more blocks was chosen, the graph is unchanged");
+        put!(out, "router", "none: no chain of two or more blocks was chosen, the graph is unchanged");
         return;
     }
     let coefficients: usize = o.routers.values().map(RouterSpec::coefficients).sum();
@@ -118,9 +111,10 @@ fn router_text(out: &mut String, o: &Outcome) {
             s => format!("{id} (K = {}, and {s} earlier states)", r.blocks()),
         })
         .collect();
-    let _ = writeln!(
+    put!(
         out,
-        "router    {}, {}, {}, {}, {}, init {}, tau {}: {coefficients} coefficients{gates}",
+        "router",
+        "{}, {}, {}, {}, {}, init {}, tau {}: {coefficients} coefficients{gates}",
         o.route.form.name(),
         o.route.granularity,
         o.route.scope.name(),
@@ -129,99 +123,95 @@ fn router_text(out: &mut String, o: &Outcome) {
         o.route.init,
         o.route.tau
     );
-    let _ = writeln!(out, "          chains {}", chains.join(", "));
+    put!(out, "", "chains {}", chains.join(", "));
 }
 
-fn verified_text(out: &mut String, o: &Outcome, v: &Verification, verbose: bool) {
+fn verified_text(out: &mut Lines, o: &Outcome, v: &Verification, verbose: bool) {
     let reassigns = o.route.form == Form::Reassign;
     let what = if reassigns { "router at one-hot equals the source" } else { "without its routes equals the source" };
-    let _ = writeln!(out, "verified  {what}: {}", verification::words(v, &v.one_hot));
+    put!(out, "verified", "{what}: {}", verification::words(v, &v.one_hot));
     if let Some(rows) = &v.rows {
         let (engine, abs) = (v.engine.unwrap_or_default(), rows.max_abs);
-        let _ = writeln!(
-            out,
-            "          routes equal the sums recomputed from the states: max |difference| {abs:.1e} ({engine})"
-        );
+        put!(out, "", "routes equal the sums recomputed from the states: max |difference| {abs:.1e} ({engine})");
     }
     match &v.emitted {
         None => {}
         Some(f) if f.verdict.equivalent => {
-            let _ = writeln!(out, "          the file written equals the source: {}", verification::words(v, f));
+            put!(out, "", "the file written equals the source: {}", verification::words(v, f));
         }
         Some(f) => {
             let (abs, part) = (f.verdict.max_abs, f.verdict.max_rel * 100.0);
-            let _ = writeln!(
+            put!(
                 out,
-                "          the file written differs from the source by up to {abs:.1e} ({part:.0}% of the largest value), as its router starts elsewhere",
+                "",
+                "the file written differs from the source by up to {abs:.1e} ({part:.0}% of the largest value), as its router starts elsewhere"
             );
         }
     }
     for assumption in v.one_hot.assumptions.iter().filter(|_| verbose) {
-        let _ = writeln!(out, "          provided that {assumption}");
+        put!(out, "", "provided that {assumption}");
     }
 }
 
-fn training_text(out: &mut String, o: &Outcome, verbose: bool) {
+fn training_text(out: &mut Lines, o: &Outcome, verbose: bool) {
     let Ok(t) = &o.training else { return };
     let auto = if t.auto { " (by the model's form)" } else { "" };
-    let _ = writeln!(
+    put!(
         out,
-        "trains    {} tensors with {}, loss {}{auto} on `{}`; {} float tensors stay fixed",
-        t.trainable.len(),
+        "trains",
+        "{} tensors with {}, loss {}{auto} on `{}`; {} float tensors stay fixed",
+        t.training.cx.trainable.len(),
         t.optimizer,
         t.loss,
-        t.target,
-        t.frozen.len()
+        t.training.cx.target,
+        t.training.cx.frozen.len()
     );
-    for tie in o.ties.iter().filter(|tie| t.trainable.contains(&tie.name)) {
-        let _ = writeln!(
-            out,
-            "          `{}` and its transpose `{}` are one parameter (--untied: two)",
-            tie.name, tie.transposed
-        );
+    for tie in o.ties.iter().filter(|tie| t.training.cx.trainable.contains(&tie.name)) {
+        put!(out, "", "`{}` and its transpose `{}` are one parameter (--untied: two)", tie.name, tie.transposed);
     }
     if let Some(b) = &t.rebuilt {
         batch_text(out, b, " in the training graph");
     }
     if verbose {
-        for (name, why) in &t.frozen {
-            let _ = writeln!(out, "          fixed: {name} ({why})");
+        for (name, why) in &t.training.cx.frozen {
+            put!(out, "", "fixed: {name} ({why})");
         }
     }
-    if t.dropouts > 0 {
-        let _ = writeln!(out, "          {} dropouts are active, their masks a function of the step", t.dropouts);
+    if !t.training.cx.dropouts.is_empty() {
+        put!(out, "", "{} dropouts are active, their masks a function of the step", t.training.cx.dropouts.len());
     }
 }
 
-fn batch_text(out: &mut String, b: &BatchFacts, whose: &str) {
-    let _ = write!(out, "batch     {} in the source, {}{whose}", b.before, b.batch);
-    let _ = match &b.compared {
+fn batch_text(out: &mut Lines, b: &BatchFacts, whose: &str) {
+    let how = match &b.compared {
         Some((engine, samples, c)) => {
-            writeln!(out, ": each of {samples} samples as by itself, max |difference| {:.1e} ({engine})", c.max_abs)
+            format!(": each of {samples} samples as by itself, max |difference| {:.1e} ({engine})", c.max_abs)
         }
-        None => writeln!(out, " (by analysis, no engine compared)"),
+        None => " (by analysis, no engine compared)".into(),
     };
+    put!(out, "batch", "{} in the source, {}{whose}{how}", b.before, b.batch);
 }
 
-fn placement_text(out: &mut String, o: &Outcome) {
+fn placement_text(out: &mut Lines, o: &Outcome) {
     let graphs =
         [("training", o.training.as_ref().map_or(&[][..], |t| &t.fallbacks)), ("forward", &o.forward_fallbacks[..])];
     if graphs.iter().all(|(_, fallbacks)| fallbacks.is_empty()) {
-        let _ = writeln!(out, "CUDA      every node has a kernel in the stock provider (by its registry; not run)");
+        put!(out, "CUDA", "every node has a kernel in the stock provider (by its registry; not run)");
     }
     for (graph, fallbacks) in graphs.iter().filter(|(_, f)| !f.is_empty()) {
-        let _ = writeln!(out, "CUDA      {} nodes of the {graph} graph would run on the CPU:", fallbacks.len());
+        put!(out, "CUDA", "{} nodes of the {graph} graph would run on the CPU:", fallbacks.len());
         for f in fallbacks.iter().take(5) {
-            let _ = writeln!(out, "          {} ({}): {}", f.node, f.op, f.why);
+            put!(out, "", "{} ({}): {}", f.node, f.op, f.why);
         }
     }
 }
 
-fn next_text(out: &mut String, o: &Outcome) {
+fn next_text(out: &mut Lines, o: &Outcome) {
     let path = |kind: &str| o.outputs.iter().find(|(k, ..)| *k == kind).map(|(_, p, ..)| p.display().to_string());
     if let (Ok(t), Some(train)) = (&o.training, path("train"))
         && t.optimizer != "none"
     {
-        let _ = writeln!(out, "\nnext      ancre-rewrite train {train} --data DATA --epochs N --export deployed.onnx");
+        out.text.push('\n');
+        put!(out, "next", "ancre-rewrite train {train} --data DATA --epochs N --export deployed.onnx");
     }
 }

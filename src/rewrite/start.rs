@@ -9,11 +9,9 @@ use ancre_passes::transform::reinit::{self, Normalisation};
 use ancre_passes::transform::{classes, separate, tie};
 use std::path::Path;
 
-/// Applies `--classes` and `--reinit`; says whether anything was asked for.
-///
-/// # Errors
-/// When there is no classifier to replace, or something after it depends on the number of classes.
-pub fn change(start: &Start, model: &Path, g: &mut Graph, notices: &mut Vec<String>) -> Result<bool, Failure> {
+/// Applies `--classes` and `--reinit`; says whether anything was asked for. Fails when there is no classifier to replace, or
+/// something after it depends on the number of classes.
+pub(super) fn change(start: &Start, model: &Path, g: &mut Graph, notices: &mut Vec<String>) -> Result<bool, Failure> {
     if start.from_scratch {
         notices.extend(lost_normalisation(g));
     }
@@ -32,7 +30,7 @@ pub fn change(start: &Start, model: &Path, g: &mut Graph, notices: &mut Vec<Stri
         ));
     }
     if let Some(seed) = start.reinit {
-        // What an exporter merged because it was equal is no longer equal.
+        // Parameters that an exporter merged because they were equal no longer are.
         separate::separate_parameters(g);
         let ties = if start.untied { Vec::new() } else { tie::find_ties(g) };
         let kept = reinit::reinitialize(g, seed);
@@ -46,7 +44,7 @@ pub fn change(start: &Start, model: &Path, g: &mut Graph, notices: &mut Vec<Stri
     Ok(true)
 }
 
-/// What to say where training starts from scratch without the batch normalisation that the network was built with.
+/// The notice for training from scratch without the batch normalisation that the network was built with.
 fn lost_normalisation(g: &Graph) -> Option<String> {
     let what = match reinit::normalisation(g) {
         Normalisation::Whole => return None,

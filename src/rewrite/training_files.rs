@@ -1,6 +1,9 @@
 //! The files of a training graph: the graph, its evaluation graph, its state.
 
+use crate::engine::Tensors;
 use crate::error::{Failure, sentence};
+use crate::io::arrays::stored;
+use crate::io::tensor::NpTensor;
 use crate::rewrite::batch::{BatchFacts, dim_json};
 use crate::rewrite::config::RewriteConfig;
 use ancre_passes::contract::StateRecord;
@@ -10,50 +13,30 @@ use ancre_passes::pipeline::{PassError, PassManager};
 use ancre_passes::placement;
 use ancre_passes::transform::rebatch::{self, Batch, Current};
 use ancre_passes::transform::route::Init;
-use safetensors::Dtype;
-use safetensors::tensor::TensorView;
 use serde_json::{Value, json};
 
-/// What is reported about a training graph.
-pub struct TrainingFacts {
-    /// Loss by name.
-    pub loss: &'static str,
-    /// Was it chosen by evidence?
-    pub auto: bool,
-    /// Optimiser by name.
-    pub optimizer: &'static str,
-    /// Target input.
-    pub target: String,
-    /// Batch extent of the inputs, a number or a symbol.
-    pub batch: Value,
-    /// How the training graph came to another batch than the forward graph's, if it did.
-    pub rebuilt: Option<BatchFacts>,
-    /// Dropouts of the source, all active.
-    pub dropouts: usize,
-    /// Trained tensors.
-    pub trainable: Vec<String>,
-    /// Tensors that do not train, with the reason.
-    pub frozen: Vec<(String, String)>,
-    /// Nodes without a CUDA kernel: (node, operator, why).
-    pub fallbacks: Vec<placement::Fallback>,
-}
-
-/// The training graph and what goes with it.
+/// The training graph, what goes with it, and what is reported about it.
 pub struct TrainingFiles {
     /// The training graph.
     pub training: Training,
     /// Forward and loss only.
-    pub evaluation: Option<Graph>,
+    pub(crate) evaluation: Option<Graph>,
     /// The state as a .safetensors file, when the graphs hold no defaults for it.
-    pub state: Option<Vec<u8>>,
-    /// What is reported.
-    pub facts: TrainingFacts,
+    pub(crate) state: Option<Vec<u8>>,
+    pub(crate) loss: &'static str,
+    /// Was the loss chosen by evidence in the model?
+    pub(crate) auto: bool,
+    pub(crate) optimizer: &'static str,
+    /// Batch extent of the inputs, a number or a symbol.
+    pub(crate) batch: Value,
+    /// How the training graph came to another batch than the forward graph's, if it did.
+    pub(crate) rebuilt: Option<BatchFacts>,
+    /// Nodes without a CUDA kernel.
+    pub(crate) fallbacks: Vec<placement::Fallback>,
 }
 
-/// The training graph, or the reason why there is none; the reason is an error only if a training graph was asked for.
-///
-/// # Errors
-/// When training was asked for and there can be no training graph.
+/// The training graph, or the reason why there is none; the reason is an error only if a training graph was asked for. Fails
+/// when training was asked for and there can be no training graph.
 pub fn build(
     config: &RewriteConfig,
     routed: Graph,
@@ -117,22 +100,12 @@ pub fn build(
             ));
         }
         let fallbacks = placement::cuda_fallbacks(&training.graph);
-        let facts = TrainingFacts {
-            loss: o.loss.kind.name(),
-            auto: asked.loss.is_none(),
-            optimizer: o.optimizer.kind.name(),
-            target: training.cx.target.clone(),
-            batch: rebatch::current(&training.graph).map_or(Value::Null, |c| match c {
-                Current::Fixed(n) => json!(n),
-                Current::Dynamic(d) => dim_json(&d),
-            }),
-            rebuilt,
-            dropouts: training.cx.dropouts.len(),
-            trainable: training.cx.trainable.clone(),
-            frozen: training.cx.frozen.clone(),
-            fallbacks,
-        };
-        Ok(Ok(TrainingFiles { training, evaluation, state, facts }))
+        let batch = rebatch::current(&training.graph).map_or(Value::Null, |c| match c {
+            Current::Fixed(n) => json!(n),
+            Current::Dynamic(d) => dim_json(&d),
+        });
+        let (loss, auto, optimizer) = (o.loss.kind.name(), asked.loss.is_none(), o.optimizer.kind.name());
+        Ok(Ok(TrainingFiles { training, evaluation, state, loss, auto, optimizer, batch, rebuilt, fallbacks }))
     };
     let built = attempt()?;
     if let Err(why) = &built {
@@ -141,12 +114,12 @@ pub fn build(
         }
         notices.push(format!("no training graph: {why}"));
     }
-    if let Ok(TrainingFiles { facts, .. }) = &built
+    if let Ok(TrainingFiles { training, .. }) = &built
         && routes
         && config.route.init == Init::Identity
         && config.route.rule == Rule::Softmax
-        && facts.trainable.iter().any(|n| n.ends_with(".logits"))
-        && !facts.trainable.iter().any(|n| n.ends_with(".gate"))
+        && training.cx.trainable.iter().any(|n| n.ends_with(".logits"))
+        && !training.cx.trainable.iter().any(|n| n.ends_with(".gate"))
     {
         notices.push(
             "at --init identity the softmax's gradient is exactly zero: the topology cannot learn; use --init near-identity or --parametrization gated"
@@ -156,37 +129,20 @@ pub fn build(
     Ok(built)
 }
 
-/// Takes the state's defaults out of a graph, whose state inputs must then be fed; returns them as a .safetensors file, zero moments
-/// in full.
+/// Takes the state's defaults out of a graph, whose state inputs must then be fed. Returns them as a .safetensors file, in which
+/// moments are zeros in full.
 fn separate_state(g: &mut Graph, states: &[StateRecord]) -> Result<Vec<u8>, String> {
-    let mut tensors: Vec<(&str, Dtype, Vec<usize>, Vec<u8>)> = Vec::new();
+    let mut tensors = Tensors::new();
     for s in states {
         let Some(v) = g.find(&s.input).filter(|v| g.initializer(*v).is_some()) else { continue };
         let dtype = g.value(v).ty.dtype.unwrap_or(DType::F32);
         let Some(tensor) = g.require_input(v, TensorType::fixed(dtype, &s.shape).into()) else { continue };
         let shape: Vec<usize> = s.shape.iter().map(|d| *d as usize).collect();
-        let count: usize = shape.iter().product();
-        let mut bytes = tensor.bytes().map_err(|e| format!("state `{}`: {e}", s.name))?.into_owned();
-        if tensor.len() != count {
-            // A broadcastable zero.
-            bytes = vec![0; count * dtype.size().unwrap_or(4)];
-        }
-        let kind = match dtype {
-            DType::F32 => Dtype::F32,
-            DType::F64 => Dtype::F64,
-            DType::F16 => Dtype::F16,
-            DType::BF16 => Dtype::BF16,
-            DType::I64 => Dtype::I64,
-            other => {
-                return Err(format!("state `{}` has element type {other}, which --state separate cannot store", s.name));
-            }
-        };
-        tensors.push((&s.input, kind, shape, bytes));
+        // In the graph a moment is one broadcastable zero.
+        let whole = tensor.len() == shape.iter().product::<usize>();
+        let state = if whole { Some(NpTensor::from_constant(&tensor)?) } else { NpTensor::zeros(dtype, &shape) };
+        tensors.extend(state.map(|t| (s.input.clone(), t)));
     }
-    let views: Result<Vec<_>, _> = tensors
-        .iter()
-        .map(|(name, kind, shape, bytes)| Ok((*name, TensorView::new(*kind, shape.clone(), bytes)?)))
-        .collect();
-    let views = views.map_err(|e: safetensors::SafeTensorError| e.to_string())?;
-    safetensors::serialize(views, None).map_err(|e| e.to_string())
+    let stored = stored(&tensors).map_err(|e| format!("--state separate: {e}"))?;
+    safetensors::serialize(stored, None).map_err(|e| e.to_string())
 }

@@ -1,12 +1,12 @@
-//! Is the rewrite equal to its source? Asked of the forward graph as it lies on disk, before it gets its name.
+//! Is the rewrite equal to its source? The question is asked of the forward graph as it lies on disk, before it gets its name.
 //!
 //! * `one_hot`: the router set to one-hot must give the source's outputs. Under `augment`, which adds to every block, it is two
 //!   things instead: the graph without its routes equals the source, and every route's weighted sum equals the one recomputed
 //!   here, in f64, from the states' values.
 //! * `emitted`: the file as it is against the source.
 //!
-//! A proof is looked for first. It holds for all inputs, up to what it lists as taken for granted. What has none is compared in
-//! an engine. The recomputed sums of `augment` are always compared: no proof says what happens outside the graph.
+//! A proof is looked for first. It holds for all inputs, under the assumptions that it lists. A graph without a proof is compared
+//! in an engine. The recomputed sums of `augment` are always compared: no proof says what happens outside the graph.
 
 use crate::engine::{EngineError, Session, Tensors};
 use crate::error::Failure;
@@ -21,9 +21,9 @@ use serde_json::{Value, json};
 
 type Routers = IndexMap<RouterId, RouterSpec>;
 
-/// What is known about a graph beside the source.
+/// How a graph compares with the source.
 #[derive(Clone, Debug, Default)]
-pub struct Finding {
+pub(crate) struct Finding {
     /// The verdict and the distance of outputs: 0 where it is proved.
     pub verdict: Comparison,
     /// Is it proved?
@@ -45,8 +45,7 @@ impl Finding {
         })
     }
 
-    /// For the JSON report.
-    pub fn json(&self) -> Value {
+    pub(super) fn json(&self) -> Value {
         let Comparison { equivalent, max_abs, max_rel } = &self.verdict;
         json!({"equivalent": equivalent, "max_abs": max_abs, "max_rel": max_rel, "method": if self.compared { "numeric" } else { "proof" },
                "proved": self.proved, "assumptions": self.assumptions})
@@ -55,7 +54,7 @@ impl Finding {
 
 /// What was found.
 #[derive(Clone, Debug, Default)]
-pub struct Verification {
+pub(crate) struct Verification {
     /// `tract`, `ort` or `both`; `None` where nothing was run.
     pub engine: Option<&'static str>,
     /// Router at one-hot against the source.
@@ -66,13 +65,12 @@ pub struct Verification {
     pub emitted: Option<Finding>,
     /// Inputs compared on.
     pub trials: usize,
-    /// Things a person should know.
+    /// Notices for people.
     pub notices: Vec<String>,
 }
 
 impl Verification {
-    /// For the JSON report.
-    pub fn json(&self) -> Value {
+    pub(super) fn json(&self) -> Value {
         let mut one_hot = self.one_hot.clone();
         if let Some(rows) = &self.rows {
             one_hot.verdict.and(rows);
@@ -97,11 +95,10 @@ impl Verification {
     }
 }
 
-/// Compares the source with the forward graph as it was read back from its file; `routed`: it has a router.
-///
-/// # Errors
-/// Status 1 when the graph is not the source at one-hot (a fault of this tool), or when neither a proof nor an engine can tell.
-pub fn verify(
+/// Compares the source with the forward graph as it was read back from its file; `routed`: it has a router. Errors have
+/// status 1 when the graph is not the source at one-hot (a fault of this tool), or when neither a proof nor an engine can
+/// tell.
+pub(super) fn verify(
     source: &Subject,
     file: Subject,
     routed: bool,
@@ -113,16 +110,15 @@ pub fn verify(
     let routers = if routed { Some(bake::read_routers(&file.graph).map_err(|e| unreadable(e.to_string()))?) } else { None };
     let one_hot = routers.as_ref().map(|r| one_hot_graph(&file.graph, r, o)).transpose().map_err(unreadable)?;
     let one_hot = one_hot.map(|g| Subject::of_graph(g, &file.path));
-    let mut subjects: Vec<&Subject> = one_hot.iter().chain([&file]).collect();
+    let subjects: Vec<&Subject> = one_hot.iter().chain([&file]).collect();
     let mut verdicts: Vec<Verdict> = subjects.iter().map(|b| verify::prove(source, b, how)).collect();
+    let is_proved = verdicts[0].proved();
     let mut found = Verification::default();
-    let is_run: Vec<bool> = verdicts.iter().map(|v| v.needs_numbers(how)).collect();
-    let mut kept = is_run.iter();
-    subjects.retain(|_| kept.next() == Some(&true));
-    if !subjects.is_empty() {
-        let mut open: Vec<&mut Verdict> = verdicts.iter_mut().zip(&is_run).filter_map(|(v, run)| run.then_some(v)).collect();
-        let ran = verify::run(source, &subjects, &mut open, how);
-        found.cannot_compare(ran, verdicts[0].proved(), how, "the file written was not compared with the source")?;
+    let open = subjects.iter().zip(&mut verdicts).filter(|(_, v)| v.needs_numbers(how)).map(|(b, v)| (*b, v));
+    let (run, mut open): (Vec<&Subject>, Vec<&mut Verdict>) = open.unzip();
+    if !run.is_empty() {
+        let ran = verify::run(source, &run, &mut open, how);
+        found.cannot_compare(ran, is_proved, how, "the file written was not compared with the source")?;
     }
     verdicts.iter().for_each(|v| found.take_run(v));
     found.emitted = verdicts.last().and_then(Finding::of);
@@ -149,7 +145,7 @@ pub fn verify(
 }
 
 impl Verification {
-    /// A comparison that no engine can make is none where a proof says enough and no engine was asked for.
+    /// Takes a comparison that no engine could make: a notice where there is a proof and no engine was asked for, else an error.
     fn cannot_compare(
         &mut self,
         ran: Result<(), Failure>,
@@ -259,8 +255,8 @@ impl Session for Recomputed {
     }
 }
 
-/// How the main job's file is put into words: `proved for all inputs` or `compared on 2 inputs (tract): …`.
-pub fn words(found: &Verification, f: &Finding) -> String {
+/// A finding in words: `proved for all inputs` or `compared on 2 inputs (tract): …`.
+pub(super) fn words(found: &Verification, f: &Finding) -> String {
     let proved = if f.proved { "proved for all inputs" } else { "" };
     if !f.compared {
         return proved.into();

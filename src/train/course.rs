@@ -1,6 +1,5 @@
-//! What decides the course of a run. A resumed run must be given the same, or it would be another run.
+//! What decides the course of a run. A run is only resumed with the same.
 
-use super::schedule::Schedule;
 use crate::error::Failure;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -8,50 +7,37 @@ use serde_json::Value;
 /// What decides the course of a run, as its checkpoints record it.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, PartialEq)]
 #[allow(missing_docs)]
-pub struct Course {
+pub(super) struct Course {
     /// Hash of the training graph's file.
-    pub graph: String,
+    pub(super) graph: String,
     /// Hash of some of the samples, their number, and how they are read.
-    pub data: String,
-    pub seed: u64,
-    pub batch_size: usize,
-    pub lr: f64,
-    pub schedule: String,
-    pub warmup: u64,
-    pub min_lr: f64,
+    pub(super) data: String,
+    pub(super) seed: u64,
+    pub(super) batch_size: usize,
+    pub(super) lr: f64,
+    pub(super) schedule: String,
+    pub(super) warmup: u64,
+    pub(super) min_lr: f64,
     /// Steps of the whole run, where the schedule depends on them.
-    pub steps: Option<u64>,
-    /// What changes the last bits, not the course.
-    pub environment: Environment,
+    pub(super) steps: Option<u64>,
+    /// What changes the last bits only.
+    pub(super) environment: Environment,
 }
 
 /// What changes the last bits of a run.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, PartialEq)]
 #[allow(missing_docs)]
-pub struct Environment {
-    pub device: String,
-    pub threads: Option<usize>,
-    pub runtime: String,
-    pub optimization: String,
+pub(super) struct Environment {
+    pub(super) device: String,
+    pub(super) threads: Option<usize>,
+    pub(super) runtime: String,
+    pub(super) optimization: String,
 }
 
 impl Course {
-    /// Puts the schedule in.
-    pub fn with_schedule(mut self, s: &Schedule) -> Course {
-        self.lr = s.lr;
-        self.schedule = s.kind.name().into();
-        self.warmup = s.warmup;
-        self.min_lr = s.min_lr;
-        // A constant rate does not know where the run ends: it may be prolonged.
-        self.steps = (s.kind != crate::cli::ScheduleKind::Constant).then_some(s.total);
-        self
-    }
-
-    /// Compares with the course of the checkpoint that is to be resumed; returns what may change the last bits.
-    ///
-    /// # Errors
-    /// When it is another course; the error names every difference.
-    pub fn check(&self, then: &Course) -> Result<Vec<String>, Failure> {
+    /// Compares with the course of the checkpoint to resume from; returns what may change the last bits. Fails when
+    /// it is another course; the error names every difference.
+    pub(super) fn check(&self, then: &Course) -> Result<Vec<String>, Failure> {
         let lists = |c: &Course| -> Vec<(String, Value)> {
             let value = serde_json::to_value(c).unwrap_or_default();
             value.as_object().into_iter().flatten().map(|(k, v)| (k.clone(), v.clone())).collect()
@@ -91,9 +77,9 @@ fn plain(v: &Value) -> String {
     }
 }
 
-/// A hash that is the same in every build: 64 bits, FNV-1a over eight bytes at a time.
+/// A hash of 64 bits that is the same in every build: FNV-1a over eight bytes at a time.
 #[derive(Clone, Copy, Debug)]
-pub struct Hash(u64);
+pub(super) struct Hash(u64);
 
 impl Default for Hash {
     fn default() -> Hash {
@@ -102,8 +88,8 @@ impl Default for Hash {
 }
 
 impl Hash {
-    /// Takes bytes in, with their number.
-    pub fn add(&mut self, bytes: &[u8]) {
+    /// Adds bytes and their number.
+    pub(super) fn add(&mut self, bytes: &[u8]) {
         let (words, rest) = bytes.as_chunks::<8>();
         words.iter().for_each(|w| self.mix(u64::from_le_bytes(*w)));
         rest.iter().for_each(|b| self.mix(u64::from(*b)));
@@ -112,12 +98,11 @@ impl Hash {
 
     fn mix(&mut self, word: u64) {
         self.0 = (self.0 ^ word).wrapping_mul(0x0000_0100_0000_01b3);
-        // A product only carries upwards.
+        // A product carries bits upwards only.
         self.0 ^= self.0 >> 32;
     }
 
-    /// As text.
-    pub fn text(self) -> String {
+    pub(super) fn text(self) -> String {
         format!("{:016x}", self.0)
     }
 }

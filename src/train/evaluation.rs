@@ -3,8 +3,9 @@
 //! The graph for it is the first of: the one given or lying beside the training graph (`--eval-graph` writes it); the training
 //! graph without its gradients, where nothing in it behaves otherwise in training; one made of the forward graph beside it.
 
+use super::checkpoint::Sums;
 use super::graph::TrainingGraph;
-use super::metrics::{Batch, Metrics};
+use super::metrics::Batch;
 use crate::engine::ort::device::Device;
 use crate::engine::ort::stepper::{DeviceState, Stepper};
 use crate::engine::ort::{OrtEngine, OrtSession};
@@ -25,21 +26,19 @@ use std::collections::HashSet;
 use std::path::Path;
 
 /// A session that evaluates a state.
-pub struct Evaluator {
+pub(super) struct Evaluator {
     stepper: Stepper,
     /// Where its graph comes from.
-    pub origin: String,
+    pub(super) origin: String,
     /// The batch, if the graph fixes it.
-    pub batch: Option<usize>,
+    pub(super) batch: Option<usize>,
 }
 
 impl Evaluator {
-    /// Opens the evaluation of a training graph: `given`, or what can be found or made.
-    ///
-    /// # Errors
-    /// When there is none; the error says what to do.
-    pub fn open(t: &TrainingGraph, given: Option<&Path>, engine: &OrtEngine) -> Result<Evaluator, Failure> {
-        let beside = t.beside("eval", ".onnx").filter(|p| p.is_file());
+    /// Opens the evaluation of a training graph: `given`, or what can be found or made. Fails when there is none; the error
+    /// says what to do.
+    pub(super) fn open(t: &TrainingGraph, given: Option<&Path>, engine: &OrtEngine) -> Result<Evaluator, Failure> {
+        let beside = t.beside("eval", ".onnx");
         if let Some(path) = given.map(Path::to_path_buf).or(beside) {
             let (g, _) = files::read_model(&path)?;
             check_fits(t, &g).map_err(|e| e.at(&path))?;
@@ -54,7 +53,7 @@ impl Evaluator {
             Some(what) => what,
         };
         let help = "emit the training graph with --eval-graph, or give the evaluation graph with --eval-graph FILE";
-        let Some(forward) = t.beside("", ".onnx").filter(|p| p.is_file()) else {
+        let Some(forward) = t.beside("", ".onnx") else {
             return Err(Failure::input(format!(
                 "--val needs an evaluation graph: the training graph {other}, and neither an evaluation graph nor the forward graph lies beside it"
             ))
@@ -83,11 +82,14 @@ impl Evaluator {
     }
 
     /// Adds a batch's figures under a state.
-    ///
-    /// # Errors
-    /// When the engine fails.
-    pub fn add(&mut self, t: &TrainingGraph, feeds: &Tensors, state: &DeviceState, m: &mut Metrics) -> Result<(), Failure> {
-        let read = self.stepper.evaluate(feeds, state).map_err(cannot)?;
+    pub(super) fn add(
+        &mut self,
+        t: &TrainingGraph,
+        feeds: &Tensors,
+        state: &mut DeviceState,
+        m: &mut Sums,
+    ) -> Result<(), Failure> {
+        let read = self.stepper.step(feeds, state).map_err(cannot)?;
         let loss = read.first().and_then(|r| Some(f64::from(*r.f32s()?.1.first()?))).unwrap_or(f64::NAN);
         m.add(&Batch { loss, scores: read.get(1), labels: feeds.get(&t.loss.target) }, t);
         Ok(())
@@ -123,7 +125,7 @@ fn check_fits(t: &TrainingGraph, g: &Graph) -> Result<(), Failure> {
     }
 }
 
-/// What in the training graph is not as in evaluation.
+/// What the training graph does that evaluation does not.
 fn behaves_otherwise(t: &TrainingGraph) -> Option<&'static str> {
     if t.states.iter().any(|s| s.kind == StateKind::Statistic && s.output.is_some()) {
         return Some("normalises by the batch's own statistics");

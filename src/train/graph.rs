@@ -14,54 +14,39 @@ use std::path::{Path, PathBuf};
 
 /// Class scores among the outputs: where predictions are read.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Scores {
-    /// The output.
-    pub output: String,
+pub(super) struct Scores {
+    pub(super) output: String,
     /// Axis of the classes.
-    pub axis: usize,
+    pub(super) axis: usize,
     /// Number of classes, if it is fixed.
-    pub classes: Option<usize>,
+    pub(super) classes: Option<usize>,
     /// Is each position's label the next position's?
-    pub shifted: bool,
+    pub(super) shifted: bool,
 }
 
-/// A training graph as the loop sees it.
+/// What the loop needs to know of a training graph.
 pub struct TrainingGraph {
-    /// Its file.
-    pub path: PathBuf,
+    pub(super) path: PathBuf,
     /// Hash of the file's bytes.
-    pub hash: String,
-    /// The graph.
-    pub graph: Graph,
-    /// State tensors.
-    pub states: Vec<StateRecord>,
-    /// The loss.
-    pub loss: LossRecord,
-    /// Which loss.
-    pub loss_kind: LossKind,
-    /// Optimiser by name.
-    pub optimizer: String,
-    /// Micro-batches per update.
-    pub accumulate: u64,
-    /// The router, if there is one.
-    pub router: Option<RouterRecord>,
-    /// Input of the learning rate.
-    pub lr: String,
-    /// Output of the loss.
-    pub loss_output: String,
+    pub(super) hash: String,
+    pub(super) graph: Graph,
+    pub(super) states: Vec<StateRecord>,
+    pub(super) loss: LossRecord,
+    pub(super) loss_kind: LossKind,
+    pub(super) optimizer: String,
+    pub(super) router: Option<RouterRecord>,
+    pub(super) lr: String,
+    pub(super) loss_output: String,
     /// Output of the gradients' norm.
-    pub norm_output: String,
-    /// Where predictions are read, if the target is a label.
-    pub scores: Option<Scores>,
+    pub(super) norm_output: String,
+    /// The class scores, if the target is a label.
+    pub(super) scores: Option<Scores>,
     /// What data it takes.
     pub wanted: Wanted,
 }
 
 impl TrainingGraph {
     /// Reads the file of a training graph.
-    ///
-    /// # Errors
-    /// When it cannot be read, or is no training graph that makes updates.
     pub fn read(path: &Path) -> Result<TrainingGraph, Failure> {
         let (graph, bytes) = files::read_model(path)?;
         let mut hash = Hash::default();
@@ -75,17 +60,16 @@ impl TrainingGraph {
         let missing = |key: &str| Failure::input(format!("is no training graph: it has no `{key}` metadata")).help(help);
         let states = States::read(&graph).map_err(unread)?.ok_or_else(|| missing(States::KEY))?.0;
         let loss = LossRecord::read(&graph).map_err(unread)?.ok_or_else(|| missing(LossRecord::KEY))?;
-        let OptimizerRecord { kind: optimizer, accumulate, .. } = OptimizerRecord::read(&graph)
+        let OptimizerRecord { kind: optimizer, .. } = OptimizerRecord::read(&graph)
             .map_err(unread)?
             .ok_or_else(|| Failure::input("is an evaluation graph: it makes no updates").help(help))?;
-        let accumulate = accumulate.unwrap_or(1) as u64;
         if optimizer == "none" {
             return Err(Failure::input("was emitted with --optimizer none and makes no updates")
                 .help("rewrite the model with --optimizer adamw, adam or sgd"));
         }
         let loss_kind = LossKind::of_name(&loss.kind)
             .ok_or_else(|| Failure::input(format!("its loss `{}` is unknown to this version", loss.kind)))?;
-        // A name of the model's own pushes ours aside.
+        // Where the model uses a name itself, ours begins with `ancre.`.
         let inputs: Vec<&str> = graph.inputs().iter().map(|n| graph.name(graph.result(*n, 0))).collect();
         let outputs: Vec<&str> = graph.outputs().iter().map(|o| graph.name(o.value)).collect();
         let ours = |name: &str, all: &[&str]| -> Result<String, Failure> {
@@ -108,7 +92,6 @@ impl TrainingGraph {
             loss,
             loss_kind,
             optimizer,
-            accumulate,
             router,
             lr,
             loss_output,
@@ -119,25 +102,21 @@ impl TrainingGraph {
         })
     }
 
-    /// State inputs with what becomes of them.
-    pub fn carried(&self) -> IndexMap<String, Carried> {
+    /// The state inputs, each with what becomes of it in a step.
+    pub(super) fn carried(&self) -> IndexMap<String, Carried> {
         let carried = |s: &StateRecord| Carried { output: s.output.clone(), in_place: s.in_place };
         self.states.iter().map(|s| (s.input.clone(), carried(s))).collect()
     }
 
     /// State inputs that have no default in the file.
-    pub fn without_default(&self) -> Vec<&StateRecord> {
+    pub(super) fn without_default(&self) -> Vec<&StateRecord> {
         let required: Vec<&str> = self.graph.required_inputs().map(|v| self.graph.name(v)).collect();
         self.states.iter().filter(|s| required.contains(&s.input.as_str())).collect()
     }
 
-    /// The file of another kind that the main job writes beside this one: `X.ancre.train.onnx` to `X.ancre.KIND.onnx`,
-    /// `X.ancre.onnx` for no kind.
-    pub fn beside(&self, kind: &str, suffix: &str) -> Option<PathBuf> {
-        let name = self.path.file_name()?.to_str()?;
-        let (stem, _) = name.rsplit_once(".train")?;
-        let kind = if kind.is_empty() { String::new() } else { format!(".{kind}") };
-        Some(self.path.with_file_name(format!("{stem}{kind}{suffix}")))
+    /// The file of another kind that the main job wrote beside this one, if it is there; no kind is the forward graph.
+    pub(super) fn beside(&self, kind: &str, suffix: &str) -> Option<PathBuf> {
+        files::beside(&self.path, kind, suffix)
     }
 }
 
@@ -187,7 +166,7 @@ fn declared(g: &Graph, o: &Output) -> Option<Shape> {
     declared.or_else(|| g.value(o.value).ty.shape.clone())
 }
 
-/// Does the model read integer ids beside the target? Then token logits are [N, T, V].
+/// Does the model read integer ids beside the target? Token logits are [N, T, V] then.
 fn reads_ids(g: &Graph, target: ValueId) -> bool {
     g.required_inputs().any(|v| v != target && matches!(g.value(v).ty.dtype, Some(DType::I64 | DType::I32)))
 }

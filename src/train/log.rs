@@ -9,45 +9,40 @@ use std::path::{Path, PathBuf};
 
 /// A line of the log.
 #[derive(Clone, Debug, Serialize, PartialEq)]
-pub struct Entry {
+pub(super) struct Entry {
     /// Steps done with this one.
-    pub step: u64,
+    pub(super) step: u64,
     /// Epoch, from 1.
-    pub epoch: u64,
+    pub(super) epoch: u64,
     /// Loss before the update.
-    pub loss: f64,
+    pub(super) loss: f64,
     /// Share of right predictions, where there are labels.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub accuracy: Option<f64>,
-    /// Learning rate.
-    pub lr: f64,
+    pub(super) accuracy: Option<f64>,
+    pub(super) lr: f64,
     /// Global norm of the gradients.
-    pub grad_norm: f64,
+    pub(super) grad_norm: f64,
     /// Seconds the step took.
-    pub seconds: f64,
+    pub(super) seconds: f64,
     /// Samples in the batch over these seconds.
-    pub samples_per_second: f64,
+    pub(super) samples_per_second: f64,
     /// Validation loss, at the end of an epoch.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub val_loss: Option<f64>,
+    pub(super) val_loss: Option<f64>,
     /// Validation accuracy, at the end of an epoch.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub val_accuracy: Option<f64>,
+    pub(super) val_accuracy: Option<f64>,
 }
 
-/// The log's file.
-pub struct Log {
+pub(super) struct Log {
     path: PathBuf,
     file: BufWriter<File>,
 }
 
 impl Log {
-    /// Starts a log, or goes on with one after step `done`: lines of later steps, which are done again, are dropped.
-    ///
-    /// # Errors
-    /// When the file cannot be written.
-    pub fn open(path: &Path, done: u64) -> Result<Log, Failure> {
-        let fail = |e: std::io::Error| Failure::input(format!("cannot be written: {e}")).at(path);
+    /// Starts a log, or goes on with one after step `done`. Lines of later steps are dropped, since these steps are done again.
+    pub(super) fn open(path: &Path, done: u64) -> Result<Log, Failure> {
+        let fail = |e| cannot(path, e);
         if let Some(dir) = path.parent().filter(|d| !d.as_os_str().is_empty()) {
             std::fs::create_dir_all(dir).map_err(fail)?;
         }
@@ -68,22 +63,19 @@ impl Log {
         Ok(log)
     }
 
-    /// Adds a line.
-    ///
-    /// # Errors
-    /// When it cannot be written.
-    pub fn add(&mut self, e: &Entry) -> Result<(), Failure> {
+    pub(super) fn add(&mut self, e: &Entry) -> Result<(), Failure> {
         let line = serde_json::to_string(e).unwrap_or_default();
-        writeln!(self.file, "{line}").map_err(|e| Failure::input(format!("cannot be written: {e}")).at(&self.path))
+        writeln!(self.file, "{line}").map_err(|e| cannot(&self.path, e))
     }
 
-    /// Hands what was added to the system.
-    ///
-    /// # Errors
-    /// When it cannot be written.
-    pub fn flush(&mut self) -> Result<(), Failure> {
-        self.file.flush().map_err(|e| Failure::input(format!("cannot be written: {e}")).at(&self.path))
+    /// Writes what was added.
+    pub(super) fn flush(&mut self) -> Result<(), Failure> {
+        self.file.flush().map_err(|e| cannot(&self.path, e))
     }
+}
+
+fn cannot(path: &Path, e: std::io::Error) -> Failure {
+    Failure::input(format!("cannot be written: {e}")).at(path)
 }
 
 #[cfg(test)]

@@ -5,61 +5,51 @@ use super::graph::{Scores, TrainingGraph};
 use crate::engine::ort::stepper::Read;
 use crate::io::tensor::NpTensor;
 
-/// What a run of the graph said about a batch.
-pub struct Batch<'a> {
-    /// Its loss.
-    pub loss: f64,
+/// A batch's loss, scores and labels.
+pub(super) struct Batch<'a> {
+    pub(super) loss: f64,
     /// The class scores, where they are read.
-    pub scores: Option<&'a Read>,
-    /// The labels fed.
-    pub labels: Option<&'a NpTensor>,
+    pub(super) scores: Option<&'a Read>,
+    pub(super) labels: Option<&'a NpTensor>,
 }
 
-/// Mean loss and accuracy.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Metrics {
-    /// What they are made of.
-    pub sums: Sums,
-}
-
-impl Metrics {
-    /// Adds a batch.
-    pub fn add(&mut self, b: &Batch, t: &TrainingGraph) {
+impl Sums {
+    pub(super) fn add(&mut self, b: &Batch, t: &TrainingGraph) {
         let samples = b.labels.and_then(|l| l.shape().first().copied()).unwrap_or(1);
         let labels = b.labels.filter(|_| t.loss_kind.takes_labels()).map(NpTensor::to_i64);
         let counted = |labels: &Vec<i64>| labels.iter().filter(|l| Some(**l) != t.loss.ignore_index).count();
-        // A mean is over the positions that count; all samples have as many, but for ignored ones.
+        // A mean is over the positions that count. All samples have equally many positions but for ignored ones.
         let weight = match &labels {
             _ if t.loss.reduction == "sum" => 1.0,
             Some(labels) if t.loss.ignore_index.is_some() => counted(labels) as f64,
             _ => samples as f64,
         };
         if weight > 0.0 {
-            self.sums.loss += b.loss * weight;
+            self.loss += b.loss * weight;
         }
-        self.sums.weight += if t.loss.reduction == "sum" { samples as f64 } else { weight };
-        self.sums.samples += samples as u64;
+        self.weight += if t.loss.reduction == "sum" { samples as f64 } else { weight };
+        self.samples += samples as u64;
         if let (Some(s), Some(scores), Some(labels)) = (&t.scores, b.scores, labels)
             && let Some((shape, values)) = scores.f32s()
             && let Some((right, all)) = count_right(values, &shape, s, &labels, t.loss.ignore_index)
         {
-            self.sums.right += right;
-            self.sums.predictions += all;
+            self.right += right;
+            self.predictions += all;
         }
     }
 
     /// The mean loss (per sample where the loss is a sum).
-    pub fn loss(&self) -> Option<f64> {
-        (self.sums.weight > 0.0).then(|| self.sums.loss / self.sums.weight)
+    pub(super) fn loss(&self) -> Option<f64> {
+        (self.weight > 0.0).then(|| self.loss / self.weight)
     }
 
-    /// The share of right predictions.
-    pub fn accuracy(&self) -> Option<f64> {
-        (self.sums.predictions > 0).then(|| self.sums.right as f64 / self.sums.predictions as f64)
+    /// The share of predictions that are right.
+    pub(super) fn accuracy(&self) -> Option<f64> {
+        (self.predictions > 0).then(|| self.right as f64 / self.predictions as f64)
     }
 }
 
-/// Right predictions and predictions. Of equal scores the first counts, as in NumPy.
+/// The numbers of right predictions and of all. Of equal scores the first counts, as in NumPy.
 fn count_right(scores: &[f32], shape: &[usize], s: &Scores, labels: &[i64], ignored: Option<i64>) -> Option<(u64, u64)> {
     let classes = *shape.get(s.axis)?;
     let outer: usize = shape[..s.axis].iter().product();

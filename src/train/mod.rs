@@ -1,23 +1,35 @@
 //! `train`: a training graph run in ONNX Runtime, step by step, over a data set.
 //!
-//! [`train`] is the verb. For loops of one's own: [`graph::TrainingGraph`] reads what a training graph says about itself,
-//! [`crate::engine::ort::stepper::Stepper`] runs its steps, [`evaluation::Evaluator`] validates, [`checkpoint`] keeps states.
+//! `setup` decides, reads and checks everything before the first step, `run` is the loop, `outcome` what came of it.
+//! [`graph::TrainingGraph`] is what a training graph says about itself, `evaluation` validates, [`checkpoint`] keeps states.
 
 pub mod checkpoint;
-pub mod course;
+mod course;
 pub mod data;
-pub mod evaluation;
+mod evaluation;
 pub mod graph;
 pub mod interrupt;
-pub mod log;
-pub mod metrics;
-pub mod outcome;
-pub mod progress;
+mod log;
+mod metrics;
+mod outcome;
+mod progress;
 mod run;
-pub mod schedule;
-pub mod setup;
-pub mod topology;
-mod verb;
+mod schedule;
+mod setup;
+mod topology;
 
 pub use outcome::Outcome;
-pub use verb::{train, train_in_terminal};
+
+use crate::cli::TrainArgs;
+use crate::error::Failure;
+use progress::{Reporter, Silent, Terminal};
+
+/// Trains as the command line asks for, with progress on standard error. After Ctrl-C the run writes a checkpoint and ends as
+/// interrupted. Errors have status 2 for bad usage or input, before the first step wherever that can be told, and 1 when the
+/// run diverges.
+pub fn train(a: &TrainArgs) -> Result<Outcome, Failure> {
+    interrupt::watch();
+    let mut reporter: Box<dyn Reporter> = if a.quiet { Box::new(Silent) } else { Box::new(Terminal::default()) };
+    let setup = setup::Setup::new(a, reporter.as_mut())?;
+    run::run(a, setup, &interrupt::came, reporter.as_mut())
+}

@@ -4,67 +4,53 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::{IsTerminal, Write, stderr};
 use std::time::{Duration, Instant};
 
-/// How a run begins.
+/// What is told before the first step.
 #[derive(Clone, Debug)]
-pub struct Plan {
-    /// What is known before the first step, a line each: name, text.
-    pub lines: Vec<(&'static str, String)>,
-    /// Steps of the whole run.
-    pub steps: u64,
+pub(super) struct Beginning {
+    /// Lines: name and text.
+    pub(super) lines: Vec<(&'static str, String)>,
+    pub(super) steps: u64,
     /// Steps done before, if the run is resumed.
-    pub done: u64,
+    pub(super) done: u64,
     /// Epochs, the last one perhaps begun only.
-    pub epochs: u64,
+    pub(super) epochs: u64,
 }
 
-/// A step that was done.
 #[derive(Clone, Copy, Debug)]
-pub struct Step {
+pub(super) struct Step {
     /// Steps done with this one.
-    pub step: u64,
-    /// Epoch, from 1.
-    pub epoch: u64,
+    pub(super) step: u64,
+    pub(super) epoch: u64,
     /// Mean loss of the epoch so far.
-    pub loss: f64,
+    pub(super) loss: f64,
     /// Accuracy of the epoch so far.
-    pub accuracy: Option<f64>,
-    /// Learning rate.
-    pub lr: f64,
+    pub(super) accuracy: Option<f64>,
+    pub(super) lr: f64,
     /// Samples per second, lately.
-    pub rate: f64,
+    pub(super) rate: f64,
 }
 
 /// An epoch that ended, or the run within one.
 #[derive(Clone, Copy, Debug)]
-pub struct Epoch {
-    /// Its last step.
-    pub last: Step,
-    /// Validation loss and accuracy.
-    pub validation: Option<(f64, Option<f64>)>,
+pub(super) struct Epoch {
+    pub(super) last: Step,
+    pub(super) validation: Option<(f64, Option<f64>)>,
     /// Is it the best validation so far?
-    pub best: bool,
-    /// Seconds since its beginning.
-    pub seconds: f64,
+    pub(super) best: bool,
+    pub(super) seconds: f64,
 }
 
-/// Someone who is told how a run goes on.
-pub trait Reporter {
-    /// It begins.
-    fn begin(&mut self, _: &Plan) {}
-    /// A step was done.
+/// Receives the progress of a run.
+pub(super) trait Reporter {
+    fn begin(&mut self, _: &Beginning) {}
     fn step(&mut self, _: &Step) {}
-    /// An epoch ended.
     fn epoch(&mut self, _: &Epoch) {}
     /// The validation of an epoch has come so far.
     fn validating(&mut self, _samples: usize, _of: usize) {}
-    /// Something a person should know.
     fn notice(&mut self, _: &str) {}
-    /// It ends.
-    fn end(&mut self) {}
 }
 
-/// Says nothing.
-pub struct Silent;
+pub(super) struct Silent;
 
 impl Reporter for Silent {}
 
@@ -74,9 +60,9 @@ const LINE_EVERY: Duration = Duration::from_secs(10);
 const DRAW_EVERY: Duration = Duration::from_millis(80);
 
 /// Standard error: a bar if it is a terminal, lines otherwise.
-pub struct Terminal {
+pub(super) struct Terminal {
     bar: Option<ProgressBar>,
-    plan: Option<Plan>,
+    plan: Option<Beginning>,
     drawn: Instant,
     begun: Instant,
 }
@@ -120,12 +106,12 @@ impl Terminal {
 }
 
 fn write_line(text: &str) {
-    // A closed standard error is no reason to stop training.
+    // Training goes on when standard error is closed.
     let _ = writeln!(stderr(), "{text}");
 }
 
 /// Seconds as 7 s, 4:07 or 2:04:07.
-pub fn duration(seconds: f64) -> String {
+pub(super) fn duration(seconds: f64) -> String {
     let s = seconds.round() as u64;
     match s {
         0..60 => format!("{s} s"),
@@ -134,13 +120,11 @@ pub fn duration(seconds: f64) -> String {
     }
 }
 
-/// A share as a percentage.
-pub fn percent(share: f64) -> String {
+pub(super) fn percent(share: f64) -> String {
     format!("{:.2}%", 100.0 * share)
 }
 
-/// A number of samples a second.
-pub fn rate(samples: f64) -> String {
+pub(super) fn rate(samples: f64) -> String {
     if samples >= 10.0 { format!("{samples:.0} samples/s") } else { format!("{samples:.1} samples/s") }
 }
 
@@ -150,7 +134,7 @@ fn figures(s: &Step) -> String {
 }
 
 impl Reporter for Terminal {
-    fn begin(&mut self, plan: &Plan) {
+    fn begin(&mut self, plan: &Beginning) {
         for (name, text) in &plan.lines {
             self.line(&format!("{name:<10}{text}"));
         }
@@ -206,17 +190,13 @@ impl Reporter for Terminal {
     fn notice(&mut self, text: &str) {
         self.line(&format!("note: {text}"));
     }
-
-    fn end(&mut self) {
-        if let Some(bar) = &self.bar {
-            bar.finish_and_clear();
-        }
-    }
 }
 
 impl Drop for Terminal {
     fn drop(&mut self) {
-        self.end();
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
     }
 }
 

@@ -1,15 +1,14 @@
 //! The loop.
 
-use super::checkpoint::{Best, Position};
+use super::checkpoint::{Best, LAST, Position, Sums};
 use super::data::{Batch, Batches};
 use super::log::Entry;
-use super::metrics::{self, Metrics};
-use super::outcome::{Export, Outcome};
+use super::metrics;
+use super::outcome::Outcome;
 use super::progress::{Epoch, Reporter, Step};
 use super::setup::Setup;
 use super::topology;
-use crate::cli::FreezeArgs;
-use crate::cli::TrainArgs;
+use crate::cli::{FreezeArgs, TrainArgs};
 use crate::engine::Tensors;
 use crate::error::Failure;
 use crate::freeze;
@@ -17,10 +16,9 @@ use crate::io::tensor::NpTensor;
 use ancre_passes::ir::DType;
 use std::time::{Duration, Instant};
 
-/// Time after which a checkpoint is due whatever the step.
+/// Longest time between two checkpoints.
 const SAVE_EVERY: Duration = Duration::from_secs(600);
 
-/// A run under way.
 struct Run<'a> {
     a: &'a TrainArgs,
     s: Setup,
@@ -30,7 +28,7 @@ struct Run<'a> {
     saved_at: Instant,
     first_loss: Option<f64>,
     /// Figures of the last epoch that ended.
-    last_epoch: Metrics,
+    last_epoch: Sums,
     validation: Option<Best>,
     /// Samples trained on and the time that took, validation and checkpoints apart.
     samples: u64,
@@ -55,7 +53,7 @@ pub(super) fn run(
         s: setup,
         saved_at: now,
         first_loss: None,
-        last_epoch: Metrics::default(),
+        last_epoch: Sums::default(),
         validation: None,
         samples: 0,
         busy: Duration::ZERO,
@@ -65,21 +63,37 @@ pub(super) fn run(
     let interrupted = run.steps(stop, reporter)?;
     let state = run.state()?;
     let shortcuts = run.s.graph.router.as_ref().and_then(|r| topology::shortcuts(r, &state));
-    let mut outcome = run.outcome(interrupted, now.elapsed(), shortcuts);
-    if let (Some(path), Some(forward), false) = (&a.export, &run.s.forward, interrupted) {
-        let best = run.s.validation.as_ref().and_then(|_| run.s.checkpoints.best());
-        let from = best.unwrap_or_else(|| run.s.checkpoints.path(super::checkpoint::LAST));
-        let frozen = freeze::freeze(&FreezeArgs {
-            model: forward.clone(),
-            state: Some(from.clone()),
-            keep_router: false,
-            prune: 0.0,
-            out: Some(path.clone()),
-            json: false,
-        })?;
-        outcome.export = Some(Export { from, frozen });
-    }
-    Ok(outcome)
+    let seconds = now.elapsed().as_secs_f64();
+    let export = match (&a.export, &run.s.forward) {
+        (Some(path), Some(forward)) if !interrupted => {
+            let best = run.s.validation.as_ref().and_then(|_| run.s.checkpoints.best());
+            let from = best.unwrap_or_else(|| run.s.checkpoints.path(LAST));
+            let frozen = freeze::freeze(&FreezeArgs {
+                model: forward.clone(),
+                state: Some(from.clone()),
+                keep_router: false,
+                prune: 0.0,
+                out: Some(path.clone()),
+                json: false,
+            })?;
+            Some((from, frozen))
+        }
+        _ => None,
+    };
+    Ok(Outcome {
+        last: run.saved.map(|_| run.s.checkpoints.path(LAST)),
+        setup: run.s,
+        position: run.position,
+        samples: run.samples,
+        first_loss: run.first_loss,
+        epoch: run.last_epoch,
+        validation: run.validation,
+        seconds,
+        samples_per_second: run.samples as f64 / run.busy.as_secs_f64().max(1e-9),
+        interrupted,
+        shortcuts,
+        export,
+    })
 }
 
 impl Run<'_> {
@@ -91,12 +105,12 @@ impl Run<'_> {
         }
         let Position { epoch, batch: from, .. } = self.position;
         let mut batches = Batches::start(self.s.set.clone(), self.a.seed, self.s.batch, epoch, from, self.s.drop_last, true);
-        let mut epoch = Metrics { sums: self.position.sums };
+        let mut epoch = self.position.sums;
         while self.position.step < total {
             let begun = Instant::now();
             let batch = match batches.next() {
                 Some(Ok(batch)) => batch,
-                // What is trained so far is not lost over a sample that cannot be read.
+                // A sample that cannot be read must not lose what was trained so far.
                 Some(Err(e)) => {
                     self.save()?;
                     return Err(e);
@@ -108,7 +122,7 @@ impl Run<'_> {
             self.position.step += 1;
             (self.position.epoch, self.position.batch) =
                 if ends { (batch.epoch + 1, 0) } else { (batch.epoch, batch.index + 1) };
-            self.position.sums = if ends { Default::default() } else { epoch.sums };
+            self.position.sums = if ends { Default::default() } else { epoch };
             let told = Step {
                 step: self.position.step,
                 epoch: batch.epoch + 1,
@@ -136,7 +150,7 @@ impl Run<'_> {
     }
 
     /// One step; its line of the log.
-    fn step(&mut self, batch: &Batch, begun: Instant, epoch: &mut Metrics) -> Result<Entry, Failure> {
+    fn step(&mut self, batch: &Batch, begun: Instant, epoch: &mut Sums) -> Result<Entry, Failure> {
         let lr = self.s.schedule.rate(self.position.step);
         let mut feeds = batch.feeds.clone();
         let scalar = NpTensor::from_f64s(DType::F32, &[], &[lr]);
@@ -153,10 +167,10 @@ impl Run<'_> {
         }
         let labels = feeds.get(&self.s.graph.loss.target);
         let seen = metrics::Batch { loss, scores: read.get(2), labels };
-        let before = (epoch.sums.right, epoch.sums.predictions);
+        let before = (epoch.right, epoch.predictions);
         epoch.add(&seen, &self.s.graph);
-        let counted = epoch.sums.predictions - before.1;
-        let accuracy = (counted > 0).then(|| (epoch.sums.right - before.0) as f64 / counted as f64);
+        let counted = epoch.predictions - before.1;
+        let accuracy = (counted > 0).then(|| (epoch.right - before.0) as f64 / counted as f64);
         self.first_loss.get_or_insert(loss);
         let took = begun.elapsed();
         self.busy += took;
@@ -180,13 +194,12 @@ impl Run<'_> {
     }
 
     fn diverged(&mut self, step: u64, epoch: u64, what: &str, lr: f64) -> Failure {
-        // The lines before this one tell how it came to that.
+        // The log's lines show how the run came to diverge.
         let _ = self.s.log.flush();
         let kept = match self.saved {
-            Some(at) => format!(
-                "the last good checkpoint, of step {at}, is kept: {}",
-                self.s.checkpoints.path(super::checkpoint::LAST).display()
-            ),
+            Some(at) => {
+                format!("the last good checkpoint, of step {at}, is kept: {}", self.s.checkpoints.path(LAST).display())
+            }
             None => "no checkpoint had been written yet".into(),
         };
         Failure::check(format!("the run diverged at step {step} (epoch {}): {what}; {kept}", epoch + 1))
@@ -194,16 +207,16 @@ impl Run<'_> {
             .help(format!("a lower --lr (it was {lr:.2e}), --warmup, or rewriting the model with --clip-norm 1"))
     }
 
-    /// The end of an epoch, or of the run within one: validation, figures.
+    /// Ends an epoch, or the run within one: validates and reports.
     fn end_epoch(
         &mut self,
         entry: &mut Entry,
         told: &Step,
-        epoch: &mut Metrics,
+        epoch: &mut Sums,
         stopping: bool,
         reporter: &mut dyn Reporter,
     ) -> Result<(), Failure> {
-        // Someone who waits for the end is not made to wait for a validation.
+        // A run that was told to stop does not validate first.
         let found = if stopping && told.step < self.s.schedule.total { None } else { self.validate(reporter)? };
         let mut best = false;
         if let Some(m) = found {
@@ -228,15 +241,15 @@ impl Run<'_> {
     }
 
     /// Loss and accuracy on the validation data.
-    fn validate(&mut self, reporter: &mut dyn Reporter) -> Result<Option<Metrics>, Failure> {
+    fn validate(&mut self, reporter: &mut dyn Reporter) -> Result<Option<Sums>, Failure> {
         let Some((set, evaluator)) = &mut self.s.validation else { return Ok(None) };
         let fixed = evaluator.batch;
         let mut batches = Batches::start(set.clone(), 0, fixed.unwrap_or(self.s.batch), 0, 0, fixed.is_some(), false);
-        let mut m = Metrics::default();
+        let mut m = Sums::default();
         while let Some(batch) = batches.next() {
             let batch = batch?;
-            evaluator.add(&self.s.graph, &batch.feeds, &self.s.state, &mut m)?;
-            reporter.validating(m.sums.samples as usize, set.len());
+            evaluator.add(&self.s.graph, &batch.feeds, &mut self.s.state, &mut m)?;
+            reporter.validating(m.samples as usize, set.len());
             if batch.last_of_epoch {
                 break;
             }
@@ -244,12 +257,11 @@ impl Run<'_> {
         Ok(Some(m))
     }
 
-    /// The state on the host.
     fn state(&self) -> Result<Tensors, Failure> {
         self.s.state.tensors().map_err(|e| Failure::input(e.to_string()).at(&self.s.graph.path))
     }
 
-    /// Writes a checkpoint, unless that of this step is there; a state that is not finite is not one to go on from.
+    /// Writes a checkpoint unless this step has one. A state that is not finite is an error, since no run can go on from it.
     fn save(&mut self) -> Result<(), Failure> {
         let step = self.position.step;
         if step == 0 || self.saved == Some(step) {
@@ -260,40 +272,11 @@ impl Run<'_> {
             let lr = self.s.schedule.rate(step - 1);
             return Err(self.diverged(step, self.position.epoch, &format!("`{name}` is no longer finite"), lr));
         }
-        // The log must not lack a step that the checkpoint counts.
+        // The log must hold every step that the checkpoint counts.
         self.s.log.flush()?;
         self.s.checkpoints.save(&state, &self.position)?;
         (self.saved, self.saved_at) = (Some(step), Instant::now());
         Ok(())
-    }
-
-    fn outcome(&self, interrupted: bool, seconds: Duration, shortcuts: Option<Vec<topology::Shortcut>>) -> Outcome {
-        let s = &self.s;
-        let traffic = s.stepper.traffic();
-        Outcome {
-            graph: s.graph.path.clone(),
-            device: s.device,
-            steps: self.position.step,
-            steps_here: self.position.step - s.position.step,
-            total: s.schedule.total,
-            samples: self.samples,
-            batch: s.batch,
-            first_loss: self.first_loss,
-            epoch: self.last_epoch,
-            validation: self.validation,
-            best: self.position.best,
-            seconds: seconds.as_secs_f64(),
-            samples_per_second: self.samples as f64 / self.busy.as_secs_f64().max(1e-9),
-            traffic,
-            interrupted,
-            resumed: s.resumed.clone(),
-            last: self.saved.map(|_| s.checkpoints.path(super::checkpoint::LAST)),
-            best_file: s.checkpoints.best(),
-            log: s.log_path.clone(),
-            shortcuts,
-            export: None,
-            notices: s.notices.clone(),
-        }
     }
 }
 

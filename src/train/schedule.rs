@@ -4,22 +4,19 @@ use crate::cli::ScheduleKind;
 
 /// A schedule with its numbers.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Schedule {
-    /// Which.
-    pub kind: ScheduleKind,
-    /// The highest rate.
-    pub lr: f64,
+pub(super) struct Schedule {
+    pub(super) kind: ScheduleKind,
+    pub(super) lr: f64,
     /// Where cosine and linear end.
-    pub min_lr: f64,
+    pub(super) min_lr: f64,
     /// Steps over which the rate rises in a straight line.
-    pub warmup: u64,
-    /// Steps of the whole run.
-    pub total: u64,
+    pub(super) warmup: u64,
+    pub(super) total: u64,
 }
 
 impl Schedule {
-    /// The rate of a step, counted from 0. It depends on nothing else, so a resumed run goes on where it was.
-    pub fn rate(&self, step: u64) -> f64 {
+    /// The rate of a step, counted from 0. It depends on the step alone, so a resumed run has the same rates.
+    pub(super) fn rate(&self, step: u64) -> f64 {
         if step < self.warmup {
             return self.lr * (step + 1) as f64 / self.warmup as f64;
         }

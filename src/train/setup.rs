@@ -6,9 +6,9 @@ use super::data::{self, DataOptions, Dataset, batches_per_epoch};
 use super::evaluation::Evaluator;
 use super::graph::TrainingGraph;
 use super::log::Log;
-use super::progress::{Plan, Reporter};
+use super::progress::{Beginning, Reporter};
 use super::schedule::Schedule;
-use crate::cli::TrainArgs;
+use crate::cli::{ScheduleKind, TrainArgs};
 use crate::engine::ort::device::{self, Device, DeviceChoice};
 use crate::engine::ort::stepper::{DeviceState, Stepper};
 use crate::engine::ort::{OrtEngine, OrtSession, environment, locate};
@@ -19,59 +19,38 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// A run that is ready to go.
-pub struct Setup {
-    /// The training graph.
-    pub graph: TrainingGraph,
-    /// The training data.
-    pub set: Arc<dyn Dataset>,
-    /// The validation data and what evaluates them.
-    pub validation: Option<(Arc<dyn Dataset>, Evaluator)>,
-    /// Samples in a batch.
-    pub batch: usize,
+pub(super) struct Setup {
+    pub(super) graph: TrainingGraph,
+    pub(super) set: Arc<dyn Dataset>,
+    pub(super) validation: Option<(Arc<dyn Dataset>, Evaluator)>,
+    pub(super) batch: usize,
     /// Does an epoch's last batch go when it is not full?
-    pub drop_last: bool,
-    /// Learning rates.
-    pub schedule: Schedule,
-    /// Steps of an epoch.
-    pub steps_per_epoch: u64,
-    /// The session.
-    pub stepper: Stepper,
-    /// Its state.
-    pub state: DeviceState,
-    /// Are the class scores read after each step?
-    pub reads_scores: bool,
-    /// Where it runs.
-    pub device: Device,
-    /// Checkpoints.
-    pub checkpoints: Checkpoints,
-    /// Their directory.
-    pub dir: PathBuf,
-    /// The log.
-    pub log: Log,
-    /// Its file.
-    pub log_path: PathBuf,
-    /// Where the run stands.
-    pub position: Position,
-    /// The checkpoint it goes on from.
-    pub resumed: Option<PathBuf>,
+    pub(super) drop_last: bool,
+    pub(super) schedule: Schedule,
+    pub(super) steps_per_epoch: u64,
+    pub(super) stepper: Stepper,
+    pub(super) state: DeviceState,
+    pub(super) device: Device,
+    pub(super) checkpoints: Checkpoints,
+    pub(super) dir: PathBuf,
+    pub(super) log: Log,
+    pub(super) log_path: PathBuf,
+    pub(super) position: Position,
+    pub(super) resumed: Option<PathBuf>,
     /// The forward graph, if the result is to be exported.
-    pub forward: Option<PathBuf>,
-    /// Things a person should know.
-    pub notices: Vec<String>,
+    pub(super) forward: Option<PathBuf>,
+    pub(super) notices: Vec<String>,
 }
 
 impl Setup {
-    /// Prepares a run.
-    ///
-    /// # Errors
-    /// Whatever would make it fail later, as far as that can be told.
-    pub fn new(a: &TrainArgs, reporter: &mut dyn Reporter) -> Result<Setup, Failure> {
+    /// Prepares a run. Errors: whatever would make it fail later, as far as that can be told.
+    pub(super) fn new(a: &TrainArgs, reporter: &mut dyn Reporter) -> Result<Setup, Failure> {
         check_numbers(a)?;
         let graph = TrainingGraph::read(&a.model)?;
         let forward = a.export.as_ref().map(|_| find_forward(a, &graph)).transpose()?;
         let mut notices = Vec::new();
 
-        let options = data_options(a);
+        let options = DataOptions { seed: a.seed, ..a.reading.clone() };
         let set = data::open(&a.data, &graph.wanted, &options)?;
         notices.extend(set.notices().iter().cloned());
         let (batch, drop_last) = batch_size(a, &graph)?;
@@ -104,15 +83,19 @@ impl Setup {
             data: data_hash(set.as_ref(), &options, drop_last)?,
             seed: a.seed,
             batch_size: batch,
+            lr,
+            schedule: a.schedule.name().into(),
+            warmup: a.warmup,
+            min_lr: a.min_lr,
+            // A run at a constant rate may be prolonged.
+            steps: (a.schedule != ScheduleKind::Constant).then_some(total),
             environment: Environment {
                 device: engine.device.to_string(),
                 threads: engine.threads,
                 runtime: locate().ok().and_then(|r| r.version).unwrap_or_default(),
                 optimization: format!("{:?}", engine.level).to_lowercase(),
             },
-            ..Course::default()
         };
-        let course = course.with_schedule(&schedule);
         let dir = a.out.clone().unwrap_or_else(|| default_dir(&a.model));
         let checkpoints = Checkpoints::open(&dir, a.keep)?;
         let begin = Position { step: 0, epoch: 0, batch: 0, sums: Default::default(), best: None, course: course.clone() };
@@ -154,7 +137,6 @@ impl Setup {
             steps_per_epoch,
             stepper,
             state,
-            reads_scores,
             device,
             checkpoints,
             dir,
@@ -170,7 +152,7 @@ impl Setup {
         Ok(setup)
     }
 
-    fn plan(&self, a: &TrainArgs) -> Plan {
+    fn plan(&self, a: &TrainArgs) -> Beginning {
         let g = &self.graph;
         let parameters: i64 = g.states.iter().filter(|s| s.trainable).map(|s| s.shape.iter().product::<i64>()).sum();
         let trained = g.states.iter().filter(|s| s.trainable).count();
@@ -216,7 +198,7 @@ impl Setup {
             lines.push(("runtime", runtime));
             lines.push(("writes", format!("{}, {}", self.dir.display(), self.log_path.display())));
         }
-        Plan { lines, steps: s.total, done: self.position.step, epochs }
+        Beginning { lines, steps: s.total, done: self.position.step, epochs }
     }
 }
 
@@ -231,21 +213,6 @@ fn check_numbers(a: &TrainArgs) -> Result<(), Failure> {
         return Err(Failure::input(format!("--min-lr {} is no number of at least 0", a.min_lr)));
     }
     Ok(())
-}
-
-/// How the data are read.
-fn data_options(a: &TrainArgs) -> DataOptions {
-    DataOptions {
-        seed: a.seed,
-        flip: a.flip,
-        crop: a.crop,
-        mean: a.mean.clone(),
-        std: a.std.clone(),
-        window: a.window,
-        stride: a.stride,
-        image_size: a.image_size,
-        classes: None,
-    }
 }
 
 /// A graph that fixes its batch takes full batches of that size only.
@@ -318,7 +285,7 @@ fn open_validation(
     batch: usize,
     notices: &mut Vec<String>,
 ) -> Result<(Arc<dyn Dataset>, Evaluator), Failure> {
-    // Nothing is random about validation.
+    // Validation data are never augmented.
     let classes = trained_on.classes().map(<[String]>::to_vec);
     let options = DataOptions { flip: false, crop: false, classes, ..options.clone() };
     let set = data::open(path, &graph.wanted, &options)?;
@@ -345,7 +312,7 @@ fn open_validation(
     Ok((set, evaluator))
 }
 
-/// Where a run writes unless told: `m.ancre.train.onnx` to `m.ancre.run`.
+/// Where a run writes without `--out`: `m.ancre.run` for `m.ancre.train.onnx`.
 fn default_dir(model: &Path) -> PathBuf {
     let stem = model.file_stem().and_then(|s| s.to_str()).unwrap_or("model");
     model.with_file_name(format!("{}.run", stem.trim_end_matches(".train")))
@@ -368,13 +335,13 @@ fn find_forward(a: &TrainArgs, t: &TrainingGraph) -> Result<PathBuf, Failure> {
     Ok(forward)
 }
 
-/// Puts tensors into the state; `whole`: nothing may be missing.
+/// Puts tensors into the state. With `whole`, no tensor of the state may be missing.
 fn put(state: &mut DeviceState, t: &TrainingGraph, tensors: &Tensors, whole: bool) -> Result<(), Failure> {
     for s in &t.states {
         let shape: Vec<usize> = s.shape.iter().map(|d| *d as usize).collect();
         match tensors.get(&s.input) {
             Some(given) if given.shape() == shape => {}
-            // A moment that no step has touched is one broadcastable zero.
+            // A moment before the first step is one broadcastable zero.
             Some(given) if matches!(s.kind, StateKind::Moment | StateKind::Accumulator) && given.len() == 1 => {}
             Some(given) => {
                 let what = format!("`{}` has shape {:?}, the training graph's has {shape:?}", s.input, given.shape());
@@ -389,12 +356,12 @@ fn put(state: &mut DeviceState, t: &TrainingGraph, tensors: &Tensors, whole: boo
     state.set(tensors).map_err(|e| Failure::input(e.to_string()))
 }
 
-/// The state of the first step: what is given, and for graphs without defaults the file beside them.
+/// Sets the state of the first step: `--state`, and for graphs without defaults the file beside them.
 fn start_state(a: &TrainArgs, t: &TrainingGraph, state: &mut DeviceState) -> Result<(), Failure> {
     let missing = t.without_default();
     let mut have = Tensors::new();
     if !missing.is_empty()
-        && let Some(path) = t.beside("state", ".safetensors").filter(|p| p.is_file())
+        && let Some(path) = t.beside("state", ".safetensors")
     {
         have = checkpoint::read(&path)?.0;
         put(state, t, &have, false).map_err(|e| e.at(&path))?;

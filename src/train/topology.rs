@@ -8,21 +8,19 @@ use std::fmt::Write;
 
 /// A weight of the router that is not on the original skip.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Shortcut {
-    /// The chain.
-    pub chain: usize,
+pub(super) struct Shortcut {
+    pub(super) chain: usize,
     /// The block that reads, from 1.
-    pub block: usize,
+    pub(super) block: usize,
     /// The state it reads: `h0` is what the chain starts from, `h3` what its third block gave; another chain's by its value.
-    pub source: String,
-    /// Weight.
-    pub weight: f64,
+    pub(super) source: String,
+    pub(super) weight: f64,
     /// Weight that the original skip into the block is left with.
-    pub skip: f64,
+    pub(super) skip: f64,
 }
 
 /// The shortcuts of a state, the strongest first; `None` when the state lacks the router's tensors.
-pub fn shortcuts(router: &RouterRecord, state: &Tensors) -> Option<Vec<Shortcut>> {
+pub(super) fn shortcuts(router: &RouterRecord, state: &Tensors) -> Option<Vec<Shortcut>> {
     let mut all = Vec::new();
     for chain in &router.chains {
         let logits = state.get(&chain.logits)?.to_f32();
@@ -56,7 +54,7 @@ fn source(chain: &ChainRecord, column: usize) -> String {
 }
 
 /// The strongest shortcuts as lines.
-pub fn lines(all: &[Shortcut], most: usize) -> String {
+pub(super) fn lines(all: &[Shortcut], most: usize) -> String {
     let mut text = String::new();
     for s in all.iter().take(most) {
         let _ = writeln!(

@@ -1,8 +1,6 @@
 //! The verb.
 
-use super::{
-    ProofMode, Subject, Tolerance, Verdict, VerifyOptions, compare_subjects, given, gradient, junit, memory, report,
-};
+use super::{ProofMode, Subject, Tolerance, VerifyOptions, compare_subjects, given, gradient, junit, memory, report};
 use crate::cli::VerifyArgs;
 use crate::engine::EngineChoice;
 use crate::engine::{Tensors, random_inputs};
@@ -19,14 +17,12 @@ pub struct Answer {
     pub status: u8,
 }
 
-/// Runs `verify`.
-///
-/// # Errors
-/// Bad usage, bad input, or an engine that cannot run a model.
+/// Runs `verify`. Errors: bad usage, bad input, or an engine that cannot run a model.
 pub fn verify(args: &VerifyArgs) -> Result<Answer, Failure> {
     let answer = attempt(args);
     if let Err(failure) = &answer {
-        report::annotate_failure(args, failure);
+        let file = args.b.as_ref().or(args.gradient.as_ref());
+        report::annotate(file.map(|file| report::annotation(file, "verify", &failure.to_string())));
         // A CI job shows its JUnit file also when the check could not be made.
         if let Some(path) = &args.junit {
             write(path, &junit::failed(args, failure)?)?;
@@ -50,7 +46,7 @@ fn attempt(args: &VerifyArgs) -> Result<Answer, Failure> {
     o.given = given::read_inputs(&args.input, &a.graph)?;
     let verdict = compare_subjects(&a, &b, &o)?;
     let seconds = clock.elapsed().as_secs_f64();
-    report::annotate(&a, &b, &verdict);
+    report::annotate(report::annotations(&a, &b, &verdict));
     if let Some(path) = &args.junit {
         write(path, &junit::of_verdict(&a, &b, &verdict, &o, seconds)?)?;
     }
@@ -61,7 +57,7 @@ fn attempt(args: &VerifyArgs) -> Result<Answer, Failure> {
     } else {
         report::text(&a, &b, &verdict, &o, args.verbose)
     };
-    Ok(Answer { text, status: status(&verdict) })
+    Ok(Answer { text, status: !verdict.equivalent as u8 })
 }
 
 fn check_gradient(args: &VerifyArgs, train: &Path) -> Result<Answer, Failure> {
@@ -75,7 +71,7 @@ fn check_gradient(args: &VerifyArgs, train: &Path) -> Result<Answer, Failure> {
     o.given = given::read_inputs(&args.input, &train.graph)?;
     let reports = gradient::check(&train, &o)?;
     let failures = gradient::report::failures(&reports);
-    report::annotate_lines(&train.path, "wrong gradient", failures.iter().map(|(_, message)| message.as_str()));
+    report::annotate(failures.iter().map(|(_, message)| report::annotation(&train.path, "wrong gradient", message)));
     if let Some(path) = &args.junit {
         write(path, &junit::of_gradients(&train.path, &reports, clock.elapsed().as_secs_f64())?)?;
     }
@@ -87,10 +83,6 @@ fn check_gradient(args: &VerifyArgs, train: &Path) -> Result<Answer, Failure> {
         gradient::report::text(&train.path, &reports, args.verbose)
     };
     Ok(Answer { text, status: !failures.is_empty() as u8 })
-}
-
-fn status(verdict: &Verdict) -> u8 {
-    !verdict.equivalent as u8
 }
 
 fn write(path: &Path, text: &str) -> Result<(), Failure> {

@@ -3,7 +3,6 @@
 use crate::engine::Tensors;
 use crate::io::tensor::NpTensor;
 use ancre_passes::ir::{DType, Graph};
-use indexmap::IndexMap;
 use serde::Serialize;
 
 /// How far two outputs may lie apart: |a − b| ≤ atol + rtol · max|b|, the maximum over the output. The relative part is no
@@ -85,7 +84,17 @@ impl Default for Comparison {
 }
 
 impl Comparison {
-    /// Takes another verdict in.
+    /// The verdict on what cannot be compared element by element.
+    pub(super) const UNLIKE: Comparison = Comparison { equivalent: false, max_abs: f64::INFINITY, max_rel: f64::INFINITY };
+
+    /// The verdict over several outputs.
+    pub(super) fn worst(of: &[OutputComparison]) -> Comparison {
+        let mut worst = Comparison::default();
+        of.iter().for_each(|c| worst.and(&c.verdict));
+        worst
+    }
+
+    /// Combines with another verdict.
     pub fn and(&mut self, other: &Comparison) {
         self.equivalent &= other.equivalent;
         self.max_abs = self.max_abs.max(other.max_abs);
@@ -144,7 +153,7 @@ pub fn compare(name: &str, a: &NpTensor, b: &NpTensor, tolerance: Tolerance) -> 
 fn mismatch(name: &str, why: String) -> OutputComparison {
     OutputComparison {
         name: name.to_string(),
-        verdict: Comparison { equivalent: false, max_abs: f64::INFINITY, max_rel: f64::INFINITY },
+        verdict: Comparison::UNLIKE,
         max_ulp: None,
         cosine: None,
         mismatch: Some(why),
@@ -200,20 +209,15 @@ pub struct Report {
 }
 
 impl Report {
-    /// Takes the comparisons of one trial in.
+    /// Adds the comparisons of one trial.
     pub fn add(&mut self, comparisons: Vec<OutputComparison>) {
-        let mut worst: IndexMap<String, OutputComparison> =
-            std::mem::take(&mut self.outputs).into_iter().map(|o| (o.name.clone(), o)).collect();
+        self.verdict.and(&Comparison::worst(&comparisons));
         for new in comparisons {
-            self.verdict.and(&new.verdict);
-            match worst.get_mut(&new.name) {
+            match self.outputs.iter_mut().find(|o| o.name == new.name) {
                 Some(old) => old.worsen(new),
-                None => {
-                    worst.insert(new.name.clone(), new);
-                }
+                None => self.outputs.push(new),
             }
         }
-        self.outputs = worst.into_values().collect();
         self.trials += 1;
     }
 }

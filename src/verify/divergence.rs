@@ -1,12 +1,12 @@
-//! Where two models first part: both run with their values as outputs, those that stand for one another are compared in the
-//! order in which A computes them.
+//! Finds the earliest value at which two models part. Both run with their values as outputs; values that stand for one another
+//! are compared in the order in which A computes them.
 
 use super::compare::compare;
 use super::numeric::{Failing, engines};
 use super::{Subject, VerifyOptions, memory};
 use crate::engine::EngineChoice;
 use crate::engine::random_inputs::Sizes;
-use crate::engine::{Engine, Tensors};
+use crate::engine::{Engine, ExternalData, Tensors};
 use ancre_passes::ir::{Graph, ValueId};
 use ancre_passes::onnx;
 use ancre_passes::proof::pairing;
@@ -15,24 +15,20 @@ use serde::Serialize;
 
 /// The earliest pair of values that differ.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Divergence {
+pub(crate) struct Divergence {
     /// A's value.
     pub value: String,
     /// The node of A that computes it.
     pub node_a: String,
-    /// Its operator.
     pub op_a: String,
     /// B's value, where its name is another.
     pub value_b: String,
     /// The node of B that computes it.
     pub node_b: String,
-    /// Its operator.
     pub op_b: String,
     /// Largest difference; infinite where types, shapes or finiteness differ.
-    #[serde(serialize_with = "super::report::number")]
     pub max_abs: f64,
     /// As a part of the value's largest magnitude.
-    #[serde(serialize_with = "super::report::number")]
     pub max_rel: f64,
     /// Why the two cannot be compared element by element.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -42,15 +38,12 @@ pub struct Divergence {
     pub first_bit: Option<String>,
 }
 
-/// Values that are kept at a time.
+/// Limits of the values that are kept at a time.
 const MOST_BYTES: u64 = 256 << 20;
 const MOST_VALUES: usize = 2000;
 
 /// Finds where A and B part on the input that shows it.
-///
-/// # Errors
-/// Why it cannot be found.
-pub fn find(a: &Subject, b: &Subject, failing: &Failing, o: &VerifyOptions) -> Result<Option<Divergence>, String> {
+pub(super) fn find(a: &Subject, b: &Subject, failing: &Failing, o: &VerifyOptions) -> Result<Option<Divergence>, String> {
     let which = if failing.engine == "ort" { EngineChoice::Ort } else { EngineChoice::Tract };
     let engine = engines(which).map_err(|e| e.to_string())?.remove(0);
     let usable = |g: &Graph, v: ValueId| g.value(v).ty.dtype.is_some_and(|t| t.size().is_some());
@@ -128,8 +121,8 @@ fn run(
         .collect();
     eliminate::eliminate_dead(&mut g, |_, _| false);
     let bytes = onnx::emit(&g).and_then(|e| e.to_bytes()).map_err(|e| e.to_string())?;
-    let mut session = engine.load(&bytes, s.path.parent()).map_err(|e| e.to_string())?;
-    // An input that only later values read is gone.
+    let mut session = engine.load(&bytes, ExternalData::of(&g, &s.path)).map_err(|e| e.to_string())?;
+    // The graph has lost inputs that only later values read.
     let fed = inputs.iter().filter(|(n, _)| g.find(n).is_some()).map(|(n, t)| (n.clone(), t.clone())).collect();
     let mut outputs = session.run(&fed).map_err(|e| e.to_string())?;
     values

@@ -2,15 +2,12 @@
 
 use crate::engine::Tensors;
 use crate::error::Failure;
-use crate::io::arrays::{Array, read_arrays, read_npy};
-use crate::io::tensor::NpTensor;
+use crate::io::arrays::{read_npy, read_tensors, tensors};
 use ancre_passes::ir::Graph;
 use std::path::Path;
 
-/// Reads all `--input` options; names must be inputs of the model.
-///
-/// # Errors
-/// The first file that cannot be read, or name that is no input.
+/// Reads all `--input` options; names must be inputs of the model. The error names the first file that cannot be read, or
+/// name that is no input.
 pub(super) fn read_inputs(options: &[String], g: &Graph) -> Result<Tensors, Failure> {
     let mut given = Tensors::new();
     for text in options {
@@ -22,17 +19,17 @@ pub(super) fn read_inputs(options: &[String], g: &Graph) -> Result<Tensors, Fail
         let suffix = path.extension().and_then(|e| e.to_str()).unwrap_or_default().to_ascii_lowercase();
         match (name, suffix.as_str()) {
             (Some(name), "npy") => {
-                given.insert(name.to_string(), tensor(&read_npy(path)?, path)?);
+                given.extend(tensors(&[read_npy(path)?], path)?.into_values().map(|t| (name.to_string(), t)));
             }
             (Some(name), "npz" | "safetensors") => {
-                let mut all = read_all(path)?;
+                let mut all = read_tensors(path)?;
                 let t = all.swap_remove(name).ok_or_else(|| {
                     let has = all.keys().cloned().collect::<Vec<_>>().join(", ");
                     Failure::input(format!("--input {text}: holds no array `{name}`, only {has}")).at(path)
                 })?;
                 given.insert(name.to_string(), t);
             }
-            (None, "npz" | "safetensors") => given.extend(read_all(path)?),
+            (None, "npz" | "safetensors") => given.extend(read_tensors(path)?),
             _ => {
                 let forms = "NAME=FILE.npy, NAME=FILE.npz or FILE.npz (or .safetensors) was expected";
                 return Err(Failure::input(format!("--input `{text}` is of no such form: {forms}")));
@@ -46,18 +43,10 @@ pub(super) fn read_inputs(options: &[String], g: &Graph) -> Result<Tensors, Fail
     }
 }
 
-fn tensor(array: &Array, path: &Path) -> Result<NpTensor, Failure> {
-    let unusable = || Failure::input(format!("array {} has elements that cannot be fed", array.text())).at(path);
-    array.tensor().ok_or_else(unusable)
-}
-
-fn read_all(path: &Path) -> Result<Tensors, Failure> {
-    read_arrays(path)?.iter().map(|a| Ok((a.name.clone(), tensor(a, path)?))).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::io::tensor::NpTensor;
     use ndarray_npy::WriteNpyExt;
 
     #[test]

@@ -3,7 +3,7 @@
 //! extent a number written into the graph. Ids run through the rows of the tables they index.
 
 use crate::engine::Tensors;
-use crate::engine::random_inputs::{self, Role, Sizes};
+use crate::engine::random_inputs::{self, ExtentKind, Sizes};
 use crate::io::tensor::NpTensor;
 use ancre_passes::ir::{Graph, ValueId};
 use ancre_passes::random::Random;
@@ -12,8 +12,7 @@ use serde::Serialize;
 
 /// What is special about an input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Style {
-    /// Standard normal.
+pub(crate) enum Style {
     Normal,
     /// Standard normal, with other extents of what is dynamic, and no element masked.
     Extents,
@@ -25,9 +24,7 @@ pub enum Style {
     Ties,
     /// A thousandth.
     Small,
-    /// All zero.
     Zeros,
-    /// From the user's files.
     Given,
 }
 
@@ -45,7 +42,7 @@ impl Style {
     ];
 
     /// Its name in reports.
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Style::Normal => "normal",
             Style::Extents => "other extents",
@@ -75,11 +72,9 @@ impl Style {
 /// One input of the models.
 #[derive(Clone, Debug)]
 pub struct Trial {
-    /// What is special about it.
-    pub style: Style,
+    pub(crate) style: Style,
     /// Extents of the symbols.
-    pub sizes: Sizes,
-    /// The tensors.
+    pub(crate) sizes: Sizes,
     pub inputs: Tensors,
 }
 
@@ -93,15 +88,13 @@ impl Trial {
 
 /// How much of the tables that an input indexes was read.
 #[derive(Clone, Debug, Serialize)]
-pub struct Coverage {
-    /// The input.
-    pub input: String,
+pub(crate) struct Coverage {
+    pub(crate) input: String,
     /// Rows of the largest table it indexes.
-    pub rows: usize,
+    pub(crate) rows: usize,
     /// Rows that differ between the models; they are read first.
-    pub differing: usize,
-    /// Rows read.
-    pub read: usize,
+    pub(crate) differing: usize,
+    pub(crate) read: usize,
 }
 
 /// The rows an input is to read, in this order, over and over.
@@ -113,7 +106,7 @@ struct Rows {
 }
 
 /// Makes the trials.
-pub struct Planner<'m> {
+pub(super) struct Planner<'m> {
     a: &'m Graph,
     given: &'m Tensors,
     seed: u64,
@@ -122,7 +115,7 @@ pub struct Planner<'m> {
 
 impl<'m> Planner<'m> {
     /// For inputs that both models take; `given` are fed as they are.
-    pub fn new(a: &'m Graph, b: &Graph, given: &'m Tensors, seed: u64) -> Planner<'m> {
+    pub(super) fn new(a: &'m Graph, b: &Graph, given: &'m Tensors, seed: u64) -> Planner<'m> {
         let mut rows = IndexMap::new();
         for v in a.required_inputs() {
             let name = a.name(v);
@@ -137,45 +130,31 @@ impl<'m> Planner<'m> {
         Planner { a, given, seed, rows }
     }
 
-    /// Does anything vary from trial to trial?
-    pub fn all_given(&self) -> bool {
+    /// Are all inputs the user's, so that trials do not vary?
+    pub(super) fn all_given(&self) -> bool {
         self.a.required_inputs().all(|v| self.given.contains_key(self.a.name(v)))
     }
 
-    /// The first trial, to find out with which sizes the models run.
-    ///
-    /// # Errors
-    /// When an input cannot be made up.
-    pub fn first(&mut self, sizes: &Sizes) -> Result<Trial, String> {
+    /// The first trial; it shows with which sizes the models run. Fails when an input cannot be made up.
+    pub(super) fn first(&mut self, sizes: &Sizes) -> Result<Trial, String> {
         let style = if self.all_given() { Style::Given } else { Style::Normal };
         self.trial(style, sizes, self.seed)
     }
 
-    /// Inputs of other sizes, to find out whether the models run with them.
-    ///
-    /// # Errors
-    /// When an input cannot be made up.
-    pub fn probe(&self, sizes: &Sizes) -> Result<Tensors, String> {
-        let fed = |v: ValueId| {
-            let name = self.a.name(v);
-            let t = match self.given.get(name) {
-                Some(t) => t.clone(),
-                None => random_inputs::random_input(self.a, v, sizes, self.seed)?,
-            };
-            Ok((name.to_string(), t))
-        };
-        self.a.required_inputs().map(fed).collect()
+    /// Inputs of other sizes; they show whether the models run with these. Fails when an input cannot be made up.
+    pub(super) fn probe(&mut self, sizes: &Sizes) -> Result<Tensors, String> {
+        self.fill(|planner, v, _| random_inputs::random_input(planner.a, v, sizes, planner.seed))
     }
 
     /// Other sizes to try, the most different ones first; `fixed` are the user's.
-    pub fn other_sizes(&self, base: &Sizes, fixed: &Sizes) -> Vec<Sizes> {
-        let roles = random_inputs::roles(self.a);
-        let is_free = |name: &str, role: Role| roles.get(name) == Some(&role) && !fixed.contains_key(name);
+    pub(super) fn other_sizes(&self, base: &Sizes, fixed: &Sizes) -> Vec<Sizes> {
+        let kinds = random_inputs::extent_kinds(self.a);
+        let is_free = |name: &str, kind: ExtentKind| kinds.get(name) == Some(&kind) && !fixed.contains_key(name);
         let with = |batch: i64, sequence: i64| -> Sizes {
             let pick = |(name, n): (&String, &i64)| {
                 let n = match () {
-                    () if is_free(name, Role::Batch) => batch,
-                    () if is_free(name, Role::Sequence) => *n + sequence,
+                    () if is_free(name, ExtentKind::Batch) => batch,
+                    () if is_free(name, ExtentKind::Sequence) => *n + sequence,
                     () => *n,
                 };
                 (name.clone(), n)
@@ -192,8 +171,8 @@ impl<'m> Planner<'m> {
     /// The batch with which one trial reads every row of every table, if it is not too large.
     fn covering_batch(&self, base: &Sizes) -> Option<i64> {
         const MOST: i64 = 64;
-        let roles = random_inputs::roles(self.a);
-        let batch = *base.iter().find(|(name, _)| roles.get(*name) == Some(&Role::Batch))?.1;
+        let kinds = random_inputs::extent_kinds(self.a);
+        let batch = *base.iter().find(|(name, _)| kinds.get(*name) == Some(&ExtentKind::Batch))?.1;
         let needed = |(name, rows): (&String, &Rows)| -> Option<i64> {
             let ty = self.a.tensor_type(self.a.find(name)?)?;
             let count = ty.shape.iter().try_fold(1i64, |n, d| n.checked_mul(d.eval(&|s| base.get(s).copied())?))?;
@@ -203,11 +182,8 @@ impl<'m> Planner<'m> {
         Some(most.max(3))
     }
 
-    /// All trials; `other` are sizes that the models run with too.
-    ///
-    /// # Errors
-    /// When an input cannot be made up.
-    pub fn trials(&mut self, first: Trial, other: Option<&Sizes>, count: usize) -> Result<Vec<Trial>, String> {
+    /// All trials; `other` are sizes that the models run with too. Fails when an input cannot be made up.
+    pub(super) fn trials(&mut self, first: Trial, other: Option<&Sizes>, count: usize) -> Result<Vec<Trial>, String> {
         let base = first.sizes.clone();
         let mut all = vec![first];
         if all[0].style == Style::Given {
@@ -217,10 +193,10 @@ impl<'m> Planner<'m> {
             let style = Style::CYCLE[i % Style::CYCLE.len()];
             let sizes = if style == Style::Extents { other.unwrap_or(&base) } else { &base };
             if style == Style::Extents {
-                // What was read so far may have been masked.
+                // The rows read so far may have been masked.
                 self.rows.values_mut().for_each(|r| r.next = 0);
             }
-            // The flipped signs are the first input's.
+            // This style flips the signs of the first input.
             let seed = if style == Style::Negated { self.seed } else { self.seed.wrapping_add(i as u64) };
             all.push(self.trial(style, sizes, seed)?);
         }
@@ -228,16 +204,22 @@ impl<'m> Planner<'m> {
     }
 
     fn trial(&mut self, style: Style, sizes: &Sizes, seed: u64) -> Result<Trial, String> {
+        let inputs = self.fill(|planner, v, name| planner.tensor(v, name, style, sizes, seed))?;
+        Ok(Trial { style, sizes: sizes.clone(), inputs })
+    }
+
+    /// A tensor for each input: the user's, or what `make` makes.
+    fn fill(&mut self, make: impl Fn(&mut Self, ValueId, &str) -> Result<NpTensor, String>) -> Result<Tensors, String> {
         let mut inputs = Tensors::new();
         for v in self.a.required_inputs() {
             let name = self.a.name(v);
             let t = match self.given.get(name) {
                 Some(t) => t.clone(),
-                None => self.tensor(v, name, style, sizes, seed)?,
+                None => make(self, v, name)?,
             };
             inputs.insert(name.to_string(), t);
         }
-        Ok(Trial { style, sizes: sizes.clone(), inputs })
+        Ok(inputs)
     }
 
     fn tensor(&mut self, v: ValueId, name: &str, style: Style, sizes: &Sizes, seed: u64) -> Result<NpTensor, String> {
@@ -256,7 +238,7 @@ impl<'m> Planner<'m> {
     }
 
     /// How much of the tables was read by all trials made so far.
-    pub fn coverage(&self) -> Vec<Coverage> {
+    pub(super) fn coverage(&self) -> Vec<Coverage> {
         let of = |(input, r): (&String, &Rows)| Coverage {
             input: input.clone(),
             rows: r.order.len(),

@@ -11,18 +11,18 @@ use std::time::Duration;
 
 const NAME: &str = "ancre-rewrite verify";
 
-fn case(name: String, class: &str, problem: Option<(String, String)>) -> TestCase {
-    let status = match problem {
-        None => TestCaseStatus::success(),
-        Some((message, description)) => {
-            let mut status = TestCaseStatus::non_success(NonSuccessKind::Failure);
-            status.set_message(message).set_type("not equivalent").set_description(description);
-            status
-        }
-    };
+fn case(name: &str, class: &str, status: TestCaseStatus) -> TestCase {
     let mut case = TestCase::new(name, status);
-    case.set_classname(class.to_string());
+    case.set_classname(class);
     case
+}
+
+/// A failure by its message and description; no problem is a success.
+fn status(problem: Option<(String, String)>) -> TestCaseStatus {
+    let Some((message, description)) = problem else { return TestCaseStatus::success() };
+    let mut status = TestCaseStatus::non_success(NonSuccessKind::Failure);
+    status.set_message(message).set_type("not equivalent").set_description(description);
+    status
 }
 
 fn serialize(suite: TestSuite) -> Result<String, Failure> {
@@ -31,28 +31,21 @@ fn serialize(suite: TestSuite) -> Result<String, Failure> {
     report.to_string().map_err(|e| Failure::input(format!("the JUnit report cannot be written: {e}")))
 }
 
-/// The report of a comparison.
-///
-/// # Errors
-/// When it cannot be encoded.
-pub fn of_verdict(a: &Subject, b: &Subject, v: &Verdict, o: &VerifyOptions, seconds: f64) -> Result<String, Failure> {
+pub(super) fn of_verdict(a: &Subject, b: &Subject, v: &Verdict, o: &VerifyOptions, seconds: f64) -> Result<String, Failure> {
     let class = format!("{} {}", a.path.display(), b.path.display());
     let mut suite = TestSuite::new(format!("{NAME} {class}"));
     let breaking: Vec<String> =
         v.interface.iter().filter(|d| d.breaking).map(|d| format!("{}: {} in A, {} in B", d.what, d.a, d.b)).collect();
     let problem = (!breaking.is_empty()).then(|| (breaking[0].clone(), breaking.join("\n")));
-    suite.add_test_case(case("interface".into(), &class, problem));
+    suite.add_test_case(case("interface", &class, status(problem)));
     if let Some(p) = &v.proof {
         // Where the models were run, a missing proof is no failure.
-        let mut case =
-            case("proof".into(), &class, (!p.proved).then(|| ("no proof was found".to_string(), p.reason.clone())));
+        let mut status = status((!p.proved).then(|| ("no proof was found".into(), p.reason.clone())));
         if !p.proved && v.numeric.is_some() {
-            let mut status = TestCaseStatus::skipped();
+            status = TestCaseStatus::skipped();
             status.set_message(format!("none found: {}", p.reason));
-            case = TestCase::new("proof", status);
-            case.set_classname(class.clone());
         }
-        suite.add_test_case(case);
+        suite.add_test_case(case("proof", &class, status));
     }
     if let Some(n) = &v.numeric {
         suite.add_property(("engine", engine_name(n)));
@@ -72,10 +65,11 @@ pub fn of_verdict(a: &Subject, b: &Subject, v: &Verdict, o: &VerifyOptions, seco
             let first = place.as_ref().map(|p| format!("first at {p}"));
             let details = [Some(by.clone()), shown, first].into_iter().flatten().collect::<Vec<_>>().join("\n");
             let problem = (!c.verdict.equivalent).then_some((by, details));
-            suite.add_test_case(case(format!("output {}", c.name), &class, problem));
+            suite.add_test_case(case(&format!("output {}", c.name), &class, status(problem)));
         }
         if let Some(f) = n.failing.as_ref().filter(|f| !f.both_run) {
-            suite.add_test_case(case("runs".into(), &class, Some((f.what.clone(), format!("input: {}", f.trial.label())))));
+            let problem = (f.what.clone(), format!("input: {}", f.trial.label()));
+            suite.add_test_case(case("runs", &class, status(Some(problem))));
         }
     }
     suite.set_time(Duration::from_secs_f64(seconds));
@@ -83,10 +77,7 @@ pub fn of_verdict(a: &Subject, b: &Subject, v: &Verdict, o: &VerifyOptions, seco
 }
 
 /// The report of a gradient check: a case for each tensor and each update.
-///
-/// # Errors
-/// When it cannot be encoded.
-pub fn of_gradients(path: &Path, reports: &[GradientReport], seconds: f64) -> Result<String, Failure> {
+pub(super) fn of_gradients(path: &Path, reports: &[GradientReport], seconds: f64) -> Result<String, Failure> {
     let class = path.display().to_string();
     let mut suite = TestSuite::new(format!("{NAME} --gradient {class}"));
     for r in reports {
@@ -94,7 +85,7 @@ pub fn of_gradients(path: &Path, reports: &[GradientReport], seconds: f64) -> Re
         let names = r.tensors.iter().map(|t| format!("gradient {}", t.name));
         for name in names.chain(r.updates.iter().map(|u| format!("update {}", u.name))) {
             let problem = failures.iter().find(|(n, _)| *n == name).map(|(_, m)| (m.clone(), m.clone()));
-            suite.add_test_case(case(format!("{name} ({})", r.gradients), &class, problem));
+            suite.add_test_case(case(&format!("{name} ({})", r.gradients), &class, status(problem)));
         }
     }
     suite.set_time(Duration::from_secs_f64(seconds));
@@ -102,17 +93,12 @@ pub fn of_gradients(path: &Path, reports: &[GradientReport], seconds: f64) -> Re
 }
 
 /// The report of a check that could not be made.
-///
-/// # Errors
-/// When it cannot be encoded.
-pub fn failed(args: &VerifyArgs, failure: &Failure) -> Result<String, Failure> {
+pub(super) fn failed(args: &VerifyArgs, failure: &Failure) -> Result<String, Failure> {
     let files = [&args.a, &args.b, &args.gradient];
     let class = files.into_iter().flatten().map(|p| p.display().to_string()).collect::<Vec<_>>().join(" ");
     let mut status = TestCaseStatus::non_success(NonSuccessKind::Error);
     status.set_message(failure.what.clone()).set_type("could not be checked").set_description(failure.to_string());
-    let mut case = TestCase::new("verify", status);
-    case.set_classname(class.clone());
     let mut suite = TestSuite::new(format!("{NAME} {class}"));
-    suite.add_test_case(case);
+    suite.add_test_case(case("verify", &class, status));
     serialize(suite)
 }

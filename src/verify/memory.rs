@@ -6,7 +6,7 @@ use crate::error::Failure;
 use ancre_passes::ir::{Graph, Kind, ValueId};
 
 /// Bytes of a model's constants.
-pub fn weights(g: &Graph) -> u64 {
+pub(super) fn weights(g: &Graph) -> u64 {
     let constant = |n: ancre_passes::ir::NodeId| match &g.node(n).kind {
         Kind::Initializer { tensor, .. } => (tensor.len() * tensor.dtype().size().unwrap_or(1)) as u64,
         _ => 0,
@@ -15,7 +15,7 @@ pub fn weights(g: &Graph) -> u64 {
 }
 
 /// Bytes of a value with these extents; `None` where its type is not known.
-pub fn value_bytes(g: &Graph, v: ValueId, sizes: &Sizes) -> Option<u64> {
+pub(super) fn value_bytes(g: &Graph, v: ValueId, sizes: &Sizes) -> Option<u64> {
     let ty = g.tensor_type(v)?;
     let count = ty.shape.iter().try_fold(1u64, |n, d| {
         let d = u64::try_from(d.eval(&|s| sizes.get(s).copied())?).ok()?;
@@ -25,7 +25,7 @@ pub fn value_bytes(g: &Graph, v: ValueId, sizes: &Sizes) -> Option<u64> {
 }
 
 /// Most bytes of results that are alive at once when the nodes run in file order.
-pub fn peak_activations(g: &Graph, sizes: &Sizes) -> u64 {
+pub(super) fn peak_activations(g: &Graph, sizes: &Sizes) -> u64 {
     let order = g.topological_order();
     let mut last_use = vec![0usize; g.node_bound()];
     for (i, n) in order.iter().enumerate() {
@@ -53,13 +53,13 @@ pub fn peak_activations(g: &Graph, sizes: &Sizes) -> u64 {
 ///
 /// An engine holds the message it was given, the constants made of it and those it packed for its kernels; activations exist
 /// beside the copies that reordering and padding make.
-pub fn estimate(g: &Graph, sizes: &Sizes) -> u64 {
+pub(super) fn estimate(g: &Graph, sizes: &Sizes) -> u64 {
     const BASE: u64 = 60 << 20;
     BASE + 4 * weights(g) + 2 * peak_activations(g, sizes)
 }
 
 /// Ends this process with a message and status 2 when it goes past the limit.
-pub fn watch(limit: u64) -> Watch {
+pub(super) fn watch(limit: u64) -> Watch {
     Watch::start(limit, |used, limit| {
         eprintln!("error: {}", exceeded("the check uses", used, limit));
         std::process::exit(2);
@@ -67,7 +67,7 @@ pub fn watch(limit: u64) -> Watch {
 }
 
 /// The error of a check that does not fit.
-pub fn exceeded(what: &str, needed: u64, limit: u64) -> Failure {
+pub(super) fn exceeded(what: &str, needed: u64, limit: u64) -> Failure {
     let (needed, limit) = (bytes(needed), bytes(limit));
     Failure::input(format!("{what} {needed} of memory, --max-memory allows {limit}"))
         .help("a smaller --dim (batch, sequence length), --engine ort, --proof, or a larger --max-memory")

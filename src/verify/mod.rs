@@ -1,23 +1,23 @@
 //! `verify`: are two models the same function? Interfaces first, then a proof, then outputs on chosen inputs; where outputs
 //! differ, the earliest value at which the models part.
 
-pub mod command;
+mod command;
 mod compare;
-pub mod divergence;
+mod divergence;
 mod given;
-pub mod gradient;
-pub mod inputs;
-pub mod junit;
-pub mod memory;
-pub mod numeric;
-pub mod report;
+mod gradient;
+mod inputs;
+mod junit;
+mod memory;
+pub(crate) mod numeric;
+pub(crate) mod report;
 
 pub use command::verify;
 pub use compare::{Comparison, OutputComparison, Report, Tolerance, compare, compare_all};
 
 use crate::engine::EngineChoice;
 use crate::engine::random_inputs::Sizes;
-use crate::engine::{self, Engine, Session, Tensors};
+use crate::engine::{self, Engine, ExternalData, Session, Tensors};
 use crate::error::Failure;
 use crate::io::files;
 use ancre_passes::ir::{Graph, SharedBytes};
@@ -31,7 +31,7 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::Instant;
 
-/// Puts something around a loaded model, such as the runs that one run stands for.
+/// Wraps a loaded model's session, for example to run the model several times for one run.
 pub type Wrap = Box<dyn Fn(Box<dyn Session>) -> Box<dyn Session>>;
 
 /// A model to compare.
@@ -40,25 +40,19 @@ pub struct Subject {
     pub path: PathBuf,
     /// Its graph, with types and without calls of local functions.
     pub graph: Graph,
-    /// What engines are given, once there is a reason to ask for it.
+    /// The bytes that engines are given; made when they are first asked for.
     bytes: OnceLock<SharedBytes>,
     wrap: Option<Wrap>,
 }
 
 impl Subject {
     /// Reads a model file.
-    ///
-    /// # Errors
-    /// When it cannot be read, or data of it is missing.
     pub fn read(path: &Path) -> Result<Subject, Failure> {
         let (graph, bytes) = files::read_model(path)?;
         Subject::of_file(graph, bytes, path)
     }
 
     /// Takes a model's bytes; `path` is where its external data lies and its name in messages.
-    ///
-    /// # Errors
-    /// As [`Subject::read`].
     pub fn of_bytes(bytes: Vec<u8>, path: &Path) -> Result<Subject, Failure> {
         let bytes = SharedBytes::new(bytes);
         let graph = files::parse_model(&bytes, path)?;
@@ -66,38 +60,30 @@ impl Subject {
     }
 
     /// Takes a graph as it was read from these bytes.
-    ///
-    /// # Errors
-    /// As [`Subject::read`].
-    pub fn of_file(mut graph: Graph, bytes: SharedBytes, path: &Path) -> Result<Subject, Failure> {
-        let inlined = if graph.shell.functions.is_empty() { None } else { files::parse_inlined(&bytes, path)? };
-        let is_inlined = inlined.is_some();
-        graph = inlined.unwrap_or(graph);
+    pub fn of_file(graph: Graph, bytes: SharedBytes, path: &Path) -> Result<Subject, Failure> {
+        let (mut graph, is_inlined) = files::inlined(graph, &bytes, path)?;
         files::check_external(&graph, path)?;
         engine::find_types(&mut graph);
         let subject = Subject::of_graph(graph, path);
         Ok(if is_inlined { subject } else { subject.run_as(bytes) })
     }
 
-    /// Takes a graph that has types. Engines are given its emission.
+    /// Takes a graph that has types. Engines run its emission.
     pub fn of_graph(graph: Graph, path: &Path) -> Subject {
         Subject { path: path.to_path_buf(), graph, bytes: OnceLock::new(), wrap: None }
     }
 
-    /// The same, run as these bytes.
+    /// The same model, run as these bytes.
     pub fn run_as(self, bytes: SharedBytes) -> Subject {
         Subject { bytes: bytes.into(), ..self }
     }
 
-    /// The same with something around its session.
+    /// The same model with a wrapped session.
     pub fn wrapped(self, wrap: Wrap) -> Subject {
         Subject { wrap: Some(wrap), ..self }
     }
 
     /// What engines are given.
-    ///
-    /// # Errors
-    /// When the graph cannot be emitted.
     pub fn bytes(&self) -> Result<&SharedBytes, Failure> {
         if let Some(bytes) = self.bytes.get() {
             return Ok(bytes);
@@ -107,12 +93,9 @@ impl Subject {
         Ok(self.bytes.get_or_init(|| SharedBytes::new(emitted)))
     }
 
-    /// Loads it into an engine.
-    ///
-    /// # Errors
-    /// When the engine cannot take it.
+    /// Loads it into an engine. Fails when the engine cannot take it.
     pub fn load(&self, engine: &dyn Engine) -> Result<Box<dyn Session>, Failure> {
-        let session = engine.load(self.bytes()?, self.path.parent());
+        let session = engine.load(self.bytes()?, ExternalData::of(&self.graph, &self.path));
         let session = session.map_err(|e| numeric::engine_failure(engine, self, e.to_string()))?;
         Ok(match &self.wrap {
             Some(wrap) => wrap(session),
@@ -180,15 +163,15 @@ pub struct Verdict {
     /// Are they equivalent, by what was asked for?
     pub equivalent: bool,
     /// Differences of their interfaces.
-    pub interface: Vec<Difference>,
+    pub(crate) interface: Vec<Difference>,
     /// What came of looking for a proof; `None` when none was looked for.
-    pub proof: Option<Proof>,
-    /// Seconds that took.
-    pub proof_seconds: f64,
+    pub(crate) proof: Option<Proof>,
+    /// Seconds that the search for a proof took.
+    pub(crate) proof_seconds: f64,
     /// What running them showed; `None` when they were not run.
     pub numeric: Option<NumericReport>,
-    /// Where they first part.
-    pub divergence: Option<Divergence>,
+    /// The earliest value at which the models part.
+    pub(crate) divergence: Option<Divergence>,
 }
 
 impl Verdict {
@@ -207,10 +190,8 @@ impl Verdict {
     }
 }
 
-/// Compares two models.
-///
-/// # Errors
-/// When they cannot be compared: an engine that cannot run one of them, inputs that cannot be made up.
+/// Compares two models. Fails when they cannot be compared: an engine that cannot run one of them, inputs that cannot be
+/// made up.
 pub fn compare_subjects(a: &Subject, b: &Subject, o: &VerifyOptions) -> Result<Verdict, Failure> {
     let mut verdict = prove(a, b, o);
     // Models that cannot be fed the same inputs cannot be run side by side.
@@ -235,10 +216,8 @@ pub fn prove(a: &Subject, b: &Subject, o: &VerifyOptions) -> Verdict {
     verdict
 }
 
-/// Runs A and each B on the same inputs and takes what that shows into the verdicts.
-///
-/// # Errors
-/// When an engine cannot run one of them, or no input can be made up.
+/// Runs A and each B on the same inputs and takes what that shows into the verdicts. Fails when an engine cannot run one of
+/// them, or no input can be made up.
 pub fn run(a: &Subject, bs: &[&Subject], verdicts: &mut [&mut Verdict], o: &VerifyOptions) -> Result<(), Failure> {
     let found = numeric::compare_models(a, bs, o)?;
     for ((b, verdict), mut numeric) in bs.iter().zip(verdicts).zip(found) {

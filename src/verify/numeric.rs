@@ -8,14 +8,13 @@ use super::compare::{Comparison, Report, Tolerance, compare_all};
 use super::inputs::{Coverage, Planner, Trial};
 use super::{Subject, VerifyOptions, memory};
 use crate::engine::random_inputs::{self, Sizes};
-use crate::engine::{self, Engine, EngineError, Session, Tensors};
+use crate::engine::{self, Engine, EngineChoice, EngineError, Session, Tensors};
 use crate::error::Failure;
 use std::time::Instant;
 
 /// Where A and B differ.
 #[derive(Clone, Debug)]
 pub struct Failing {
-    /// The engine that shows it.
     pub engine: &'static str,
     /// The input that shows it.
     pub trial: Trial,
@@ -27,42 +26,34 @@ pub struct Failing {
 
 /// What an engine took.
 #[derive(Clone, Copy, Debug)]
-pub struct Cost {
-    /// The engine.
+pub(crate) struct Cost {
     pub engine: &'static str,
     /// Seconds of loading and running A.
-    pub a: f64,
+    pub(crate) a: f64,
     /// Seconds of loading and running B.
-    pub b: f64,
+    pub(crate) b: f64,
 }
 
 /// What running the models showed.
 #[derive(Clone, Debug, Default)]
 pub struct NumericReport {
     /// The verdict and the worst of each output over trials and engines.
-    pub report: Report,
+    pub(crate) report: Report,
     /// Trials, as people read them, each with what it showed.
-    pub trials: Vec<(String, Comparison)>,
-    /// Engines and their cost.
-    pub costs: Vec<Cost>,
+    pub(crate) trials: Vec<(String, Comparison)>,
+    pub(crate) costs: Vec<Cost>,
     /// The first input on which A and B differ.
     pub failing: Option<Failing>,
-    /// Tables that integer inputs index.
-    pub coverage: Vec<Coverage>,
+    pub(crate) coverage: Vec<Coverage>,
     /// How far the two engines' results of A lie apart.
-    pub engines_apart: Option<Comparison>,
+    pub(crate) engines_apart: Option<Comparison>,
     /// Outputs in which A itself has NaN, of which equality says little.
-    pub undefined: Vec<String>,
-    /// Things a person should know.
-    pub notes: Vec<String>,
+    pub(crate) undefined: Vec<String>,
+    pub(crate) notes: Vec<String>,
 }
 
-/// The engines an option stands for.
-///
-/// # Errors
-/// When ONNX Runtime is asked for and there is none.
-pub fn engines(which: crate::engine::EngineChoice) -> Result<Vec<Box<dyn Engine>>, Failure> {
-    use crate::engine::EngineChoice;
+/// The engines an option stands for. Fails when ONNX Runtime is asked for and there is none.
+pub(crate) fn engines(which: EngineChoice) -> Result<Vec<Box<dyn Engine>>, Failure> {
     let ort = || engine::ort().map_err(|e| Failure::input(e.to_string()));
     Ok(match which {
         EngineChoice::Tract => vec![engine::tract()],
@@ -71,12 +62,10 @@ pub fn engines(which: crate::engine::EngineChoice) -> Result<Vec<Box<dyn Engine>
     })
 }
 
-/// Runs A and every B and compares: in the engine or engines asked for; else in tract, or in ONNX Runtime where tract cannot run
-/// one of them and there is a runtime. The reports are in the order of `bs`.
-///
-/// # Errors
-/// When an engine cannot run a model, or no input can be made up.
-pub fn compare_models(a: &Subject, bs: &[&Subject], o: &VerifyOptions) -> Result<Vec<NumericReport>, Failure> {
+/// Runs A and every B and compares: in the engine or engines asked for; else in tract, or in ONNX Runtime where tract cannot
+/// run one of them and there is a runtime. The reports are in the order of `bs`. Fails when an engine cannot run a model, or
+/// no input can be made up.
+pub(crate) fn compare_models(a: &Subject, bs: &[&Subject], o: &VerifyOptions) -> Result<Vec<NumericReport>, Failure> {
     if let Some(which) = o.engine {
         return compare_in(engines(which)?, a, bs, o);
     }
@@ -123,7 +112,7 @@ fn compare_in(
             Some(first) => {
                 let mut apart = Comparison::default();
                 for (x, y) in first.iter().zip(&of_a) {
-                    compare_all(x, y, o.tolerance).iter().for_each(|c| apart.and(&c.verdict));
+                    apart.and(&Comparison::worst(&compare_all(x, y, o.tolerance)));
                 }
                 found.engines_apart = Some(apart);
             }
@@ -163,7 +152,8 @@ fn run_reference<'t>(
     Ok((made, outputs))
 }
 
-/// Results by trial; trials of the same extents run one after the other, since an engine may plan for each anew.
+/// The results in the order of the trials. Trials of the same extents run one after the other, since an engine may prepare anew
+/// for other extents.
 fn in_order<T>(trials: &[Trial], mut run: impl FnMut(&Trial) -> Result<T, Failure>) -> Result<Vec<T>, Failure> {
     let mut order: Vec<usize> = (0..trials.len()).collect();
     order.sort_by_key(|i| trials.iter().position(|t| t.sizes == trials[*i].sizes));
@@ -183,7 +173,7 @@ fn make_trials(
     o: &VerifyOptions,
     found: &mut NumericReport,
 ) -> Result<Vec<Trial>, Failure> {
-    // All of them take the same inputs.
+    // All Bs take the same inputs.
     let b = bs.first().copied().unwrap_or(a);
     let unfit = |why: String| Failure::input(why).at(&a.path);
     let mut planner = Planner::new(&a.graph, &b.graph, &o.given, o.seed);
@@ -220,7 +210,7 @@ fn make_trials(
                     other = Some(sizes);
                     break;
                 }
-                // Some extent is too much for the engine; it starts anew.
+                // An extent was too much for the engine, which starts anew.
                 Err(EngineError::Died { .. }) => *session = a.load(e)?,
                 Err(_) => {}
             }
@@ -231,7 +221,7 @@ fn make_trials(
     Ok(trials)
 }
 
-/// Extents that are not free: the user's, those of the user's arrays, and those that B fixes.
+/// Extents that trials may not vary: `--dim`, the extents of the user's arrays, and those that B fixes.
 fn fixed_sizes(a: &Subject, b: &Subject, o: &VerifyOptions) -> Result<Sizes, Failure> {
     let mut fixed = o.dims.clone();
     for v in a.graph.required_inputs() {
@@ -281,15 +271,10 @@ fn run_other(
     found: &mut NumericReport,
 ) -> Result<(), Failure> {
     let mut session = b.load(e)?;
-    let mut has_run = false;
-    let compared = in_order(trials, |trial| match session.run(&trial.inputs) {
-        Ok(outputs) => {
-            has_run = true;
-            Ok(Ok(outputs))
-        }
-        Err(error) => Ok(Err(error)),
-    })?;
-    if !has_run && let Some((Err(error), trial)) = compared.first().zip(trials.first()) {
+    let compared = in_order(trials, |trial| Ok(session.run(&trial.inputs)))?;
+    if compared.iter().all(Result::is_err)
+        && let Some((Err(error), trial)) = compared.first().zip(trials.first())
+    {
         return Err(cannot_run(e, b, trial, error).help("if A runs and B does not, B is not equivalent"));
     }
     for ((trial, want), got) in trials.iter().zip(of_a).zip(compared) {
@@ -297,8 +282,7 @@ fn run_other(
         match got {
             Ok(got) => {
                 let comparisons = compare_all(&got, want, tolerance);
-                let mut verdict = Comparison::default();
-                comparisons.iter().for_each(|c| verdict.and(&c.verdict));
+                let verdict = Comparison::worst(&comparisons);
                 if let Some(c) = comparisons.iter().find(|c| !c.verdict.equivalent)
                     && found.failing.is_none()
                 {
@@ -309,7 +293,7 @@ fn run_other(
                 found.report.add(comparisons);
             }
             Err(error) => {
-                let verdict = Comparison { equivalent: false, max_abs: f64::INFINITY, max_rel: f64::INFINITY };
+                let verdict = Comparison::UNLIKE;
                 found.report.verdict.and(&verdict);
                 found.notes.push(format!("A runs with {} and B does not: {error}", trial.label()));
                 let what = format!("A runs, B does not: {error}");
@@ -326,7 +310,7 @@ fn cannot_run(e: &dyn Engine, s: &Subject, trial: &Trial, error: &EngineError) -
     engine_failure(e, s, if trial.sizes.is_empty() { text } else { format!("{text} (input: {})", trial.label()) })
 }
 
-/// Status 1, as when the main job's check cannot be made.
+/// The failure of an engine, with status 1: the check could not be made.
 pub(super) fn engine_failure(e: &dyn Engine, s: &Subject, why: String) -> Failure {
     let other = if e.name() == "tract" { "ort (needs ONNX Runtime)" } else { "tract" };
     Failure::check(format!("{} cannot run it: {why}", e.name()))

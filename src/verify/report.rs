@@ -4,27 +4,18 @@ use super::compare::{Comparison, OutputComparison};
 use super::divergence::Divergence;
 use super::numeric::NumericReport;
 use super::{Subject, Verdict, VerifyOptions};
-use crate::cli::VerifyArgs;
-use crate::error::Failure;
-use serde::Serializer;
+use crate::io::lines::{Lines, put};
 use serde_json::{Value, json};
-use std::fmt::Write;
-
-/// A number in JSON, which has no infinity: null.
-pub(super) fn number<S: Serializer>(v: &f64, s: S) -> Result<S::Ok, S::Error> {
-    if v.is_finite() { s.serialize_f64(*v) } else { s.serialize_none() }
-}
 
 /// Name of the engine or engines that ran the models.
-pub fn engine_name(ran: &NumericReport) -> &'static str {
+pub(crate) fn engine_name(ran: &NumericReport) -> &'static str {
     match ran.costs.as_slice() {
         [one] => one.engine,
         _ => "both",
     }
 }
 
-/// The JSON document.
-pub fn json(a: &Subject, b: &Subject, v: &Verdict, o: &VerifyOptions, seconds: f64) -> Value {
+pub(crate) fn json(a: &Subject, b: &Subject, v: &Verdict, o: &VerifyOptions, seconds: f64) -> Value {
     let outputs: Vec<Value> = v.numeric.iter().flat_map(|n| &n.report.outputs).map(output_json).collect();
     let ran = v.numeric.as_ref();
     json!({
@@ -60,7 +51,7 @@ fn proof_json(v: &Verdict) -> Value {
     }
 }
 
-/// Where only a proof was looked for, its parting is the first divergence, without a number.
+/// The first divergence where only a proof was looked for: where the proof parts, without a number.
 fn parting_json(v: &Verdict) -> Option<Value> {
     let p = v.proof.as_ref().filter(|_| v.numeric.is_none())?.parting.as_ref()?;
     Some(
@@ -73,116 +64,99 @@ fn cost_json(n: &NumericReport) -> Value {
 }
 
 fn output_json(c: &OutputComparison) -> Value {
-    let finite = |v: f64| if v.is_finite() { json!(v) } else { Value::Null };
-    let mut out = json!({
-        "name": c.name, "equivalent": c.verdict.equivalent, "max_abs": finite(c.verdict.max_abs), "max_rel": finite(c.verdict.max_rel),
-        "max_ulp": c.max_ulp, "cosine": c.cosine,
-    });
-    if let (Some(why), Some(out)) = (why_infinite(c), out.as_object_mut()) {
-        out.insert("mismatch".into(), json!(why));
-    }
-    out
+    json!(OutputComparison { mismatch: why_infinite(c), ..c.clone() })
 }
 
-/// Why a difference is no number.
+/// Why a difference is infinite.
 pub(super) fn why_infinite(c: &OutputComparison) -> Option<String> {
     let not_finite = || "NaN or an infinity in one where the other has another number".to_string();
     c.mismatch.clone().or_else(|| (!c.verdict.max_abs.is_finite()).then(not_finite))
 }
 
-/// The report for people.
-pub fn text(a: &Subject, b: &Subject, v: &Verdict, o: &VerifyOptions, verbose: bool) -> String {
-    let mut s = String::new();
-    let out = &mut s;
-    let head = if v.equivalent { "equivalent" } else { "NOT equivalent" };
-    let _ = writeln!(out, "{head}   {}   {}", a.path.display(), b.path.display());
+pub(crate) fn text(a: &Subject, b: &Subject, v: &Verdict, o: &VerifyOptions, verbose: bool) -> String {
+    let out = &mut Lines::new(11);
+    let head = if v.equivalent { "equivalent   " } else { "NOT equivalent   " };
+    put!(out, head, "{}   {}", a.path.display(), b.path.display());
     interface_text(out, v);
     proof_text(out, v, verbose);
     if let Some(n) = &v.numeric {
         outputs_text(out, n, o);
         if let Some(f) = &n.failing {
-            let _ = writeln!(out, "shown by   {} on input: {}", f.engine, f.trial.label());
+            put!(out, "shown by", "{} on input: {}", f.engine, f.trial.label());
         }
     }
     if let Some(d) = &v.divergence {
-        let _ = writeln!(out, "first at   {}", divergence_line(d));
+        put!(out, "first at", "{}", divergence_line(d));
         if let Some(bit) = d.first_bit.as_ref().filter(|bit| **bit != d.value) {
-            let _ = writeln!(out, "           within the tolerance they differ from `{bit}` on");
+            put!(out, "", "within the tolerance they differ from `{bit}` on");
         }
     }
     if let Some(n) = &v.numeric {
         numeric_text(out, n, o, verbose);
     }
-    s
+    std::mem::take(&mut out.text)
 }
 
-fn interface_text(out: &mut String, v: &Verdict) {
-    let (breaking, notes): (Vec<_>, Vec<_>) = v.interface.iter().partition(|d| d.breaking);
+fn interface_text(out: &mut Lines, v: &Verdict) {
     if v.interface.is_empty() {
-        let _ = writeln!(out, "interface  the same");
+        put!(out, "interface", "the same");
     }
-    for d in breaking {
-        let _ = writeln!(out, "interface  {}: {} in A, {} in B", d.what, d.a, d.b);
-    }
-    for d in notes {
-        let _ = writeln!(out, "interface  {}: {} in A, {} in B (breaks no caller)", d.what, d.a, d.b);
+    for breaking in [true, false] {
+        for d in v.interface.iter().filter(|d| d.breaking == breaking) {
+            let harmless = if breaking { "" } else { " (breaks no caller)" };
+            put!(out, "interface", "{}: {} in A, {} in B{harmless}", d.what, d.a, d.b);
+        }
     }
     if v.numeric.is_none() && v.proof.is_none() {
-        let _ = writeln!(out, "outputs    not compared: the models cannot be fed the same inputs");
+        put!(out, "outputs", "not compared: the models cannot be fed the same inputs");
     }
 }
 
-fn proof_text(out: &mut String, v: &Verdict, verbose: bool) {
+fn proof_text(out: &mut Lines, v: &Verdict, verbose: bool) {
     let Some(p) = &v.proof else { return };
     if !p.proved {
-        let _ = writeln!(out, "proof      none found: {}", p.reason);
+        put!(out, "proof", "none found: {}", p.reason);
         if let Some(q) = &p.parting {
-            let _ = writeln!(
-                out,
-                "           parts at `{}` ({}) of A, `{}` ({}) of B",
-                q.value_a, q.node_a, q.value_b, q.node_b
-            );
+            put!(out, "", "parts at `{}` ({}) of A, `{}` ({}) of B", q.value_a, q.node_a, q.value_b, q.node_b);
         }
         return;
     }
-    let _ = writeln!(out, "proof      found in {:.2} s: {}", v.proof_seconds, p.reason);
+    put!(out, "proof", "found in {:.2} s: {}", v.proof_seconds, p.reason);
     for a in &p.assumptions {
-        let _ = writeln!(out, "           provided that {a}");
+        put!(out, "", "provided that {a}");
     }
     if verbose {
         let rewrites: Vec<String> = p.rewrites.iter().map(|(name, n)| format!("{name} ({n})")).collect();
-        let _ = writeln!(out, "           by {}", rewrites.join(", "));
+        put!(out, "", "by {}", rewrites.join(", "));
     }
 }
 
-fn outputs_text(out: &mut String, n: &NumericReport, o: &VerifyOptions) {
+fn outputs_text(out: &mut Lines, n: &NumericReport, o: &VerifyOptions) {
     let width = n.report.outputs.iter().map(|c| c.name.chars().count()).max().unwrap_or(0).clamp(6, 40);
-    let _ = writeln!(
-        out,
-        "outputs    {:<width$}  {:>9}  {:>9}  {:>9}  {:>10}",
-        "name", "max abs", "max rel", "max ulp", "cosine"
-    );
+    put!(out, "outputs", "{:<width$}  {:>9}  {:>9}  {:>9}  {:>10}", "name", "max abs", "max rel", "max ulp", "cosine");
     for c in &n.report.outputs {
         let ulp =
             c.max_ulp.map_or("-".to_string(), |u| if u < 1_000_000 { u.to_string() } else { format!("{:.1e}", u as f64) });
         let cosine = c.cosine.map_or("-".to_string(), |c| format!("{c:.7}"));
         let (abs, rel) = (c.verdict.max_abs, c.verdict.max_rel);
-        let _ = write!(out, "           {:<width$}  {abs:>9.2e}  {rel:>9.2e}  {ulp:>9}  {cosine:>10}", c.name);
-        let _ = match (c.verdict.equivalent, why_infinite(c)) {
-            (true, _) => writeln!(out),
-            (false, Some(why)) => writeln!(out, "  differs: {why}"),
-            (false, None) => writeln!(out, "  differs"),
+        let differs = match (c.verdict.equivalent, why_infinite(c)) {
+            (true, _) => String::new(),
+            (false, Some(why)) => format!("  differs: {why}"),
+            (false, None) => "  differs".into(),
         };
+        put!(out, "", "{:<width$}  {abs:>9.2e}  {rel:>9.2e}  {ulp:>9}  {cosine:>10}{differs}", c.name);
     }
-    let _ = writeln!(
+    put!(
         out,
-        "           allowed: {:.1e} + {:.1e} of an output's largest magnitude; integers and booleans exactly",
-        o.tolerance.atol, o.tolerance.rtol
+        "",
+        "allowed: {:.1e} + {:.1e} of an output's largest magnitude; integers and booleans exactly",
+        o.tolerance.atol,
+        o.tolerance.rtol
     );
 }
 
 /// The first divergence in one line.
-pub fn divergence_line(d: &Divergence) -> String {
+pub(crate) fn divergence_line(d: &Divergence) -> String {
     let other = if d.value_b == d.value { String::new() } else { format!(" (B: `{}`)", d.value_b) };
     let by = match &d.mismatch {
         Some(why) => why.clone(),
@@ -196,53 +170,44 @@ pub fn divergence_line(d: &Divergence) -> String {
     format!("value `{}`{other}, {nodes}: {by}", d.value)
 }
 
-fn numeric_text(out: &mut String, n: &NumericReport, o: &VerifyOptions, verbose: bool) {
+fn numeric_text(out: &mut Lines, n: &NumericReport, o: &VerifyOptions, verbose: bool) {
     for c in &n.coverage {
         let differing =
             if c.differing > 0 { format!(", of them {} that differ, first", c.differing) } else { String::new() };
-        let _ = writeln!(out, "tables     `{}` read {} of {} rows{differing}", c.input, c.read, c.rows);
+        put!(out, "tables", "`{}` read {} of {} rows{differing}", c.input, c.read, c.rows);
     }
     if let Some(apart) = &n.engines_apart {
         let Comparison { max_abs, max_rel, .. } = apart;
-        let _ = writeln!(out, "engines    tract and ort lie {max_abs:.1e} apart on A ({max_rel:.1e} of the largest)");
+        put!(out, "engines", "tract and ort lie {max_abs:.1e} apart on A ({max_rel:.1e} of the largest)");
     }
     if verbose {
         for (label, c) in &n.trials {
-            let _ = writeln!(
-                out,
-                "trial      {label}: max abs {:.2e}{}",
-                c.max_abs,
-                if c.equivalent { "" } else { "  differs" }
-            );
+            put!(out, "trial", "{label}: max abs {:.2e}{}", c.max_abs, if c.equivalent { "" } else { "  differs" });
         }
     }
     for note in &n.notes {
-        let _ = writeln!(out, "note       {note}");
+        put!(out, "note", "{note}");
     }
     let costs: Vec<String> =
         n.costs.iter().map(|c| format!("{} {:.2} s (A {:.2}, B {:.2})", c.engine, c.a + c.b, c.a, c.b)).collect();
-    let _ = writeln!(out, "checked    {} inputs, seed {}; {}", n.report.trials, o.seed, costs.join(", "));
+    put!(out, "checked", "{} inputs, seed {}; {}", n.report.trials, o.seed, costs.join(", "));
 }
 
 // ---- GitHub -------------------------------------------------------------------------------------------------------------
 
-/// What a workflow command must not hold literally.
+/// Text with the characters escaped that a workflow command must not hold.
 fn escaped(text: &str) -> String {
     text.replace('%', "%25").replace('\r', "%0D").replace('\n', "%0A")
 }
 
-fn on_github() -> bool {
-    std::env::var_os("GITHUB_ACTIONS").is_some_and(|v| v == "true")
-}
-
-/// An annotation, on stderr since stdout may be a JSON document; the runner reads both.
-fn annotation(file: &std::path::Path, title: &str, message: &str) -> String {
+/// An annotation. It goes to stderr, since stdout may be a JSON document; GitHub's runner reads both.
+pub(crate) fn annotation(file: &std::path::Path, title: &str, message: &str) -> String {
     let property = |text: &str| escaped(text).replace(':', "%3A").replace(',', "%2C");
     format!("::error file={},title={}::{}", property(&file.display().to_string()), property(title), escaped(message))
 }
 
 /// The lines that make GitHub show a failed comparison beside the file.
-pub fn annotations(a: &Subject, b: &Subject, v: &Verdict) -> Vec<String> {
+pub(crate) fn annotations(a: &Subject, b: &Subject, v: &Verdict) -> Vec<String> {
     let against = a.path.display().to_string();
     let mut lines = Vec::new();
     for d in v.interface.iter().filter(|d| d.breaking) {
@@ -264,24 +229,10 @@ pub fn annotations(a: &Subject, b: &Subject, v: &Verdict) -> Vec<String> {
     lines
 }
 
-/// Prints the annotations where GitHub reads them.
-pub fn annotate(a: &Subject, b: &Subject, v: &Verdict) {
-    if on_github() {
-        annotations(a, b, v).iter().for_each(|line| eprintln!("{line}"));
-    }
-}
-
-/// The same for messages about one file.
-pub fn annotate_lines<'m>(file: &std::path::Path, title: &str, messages: impl Iterator<Item = &'m str>) {
-    if on_github() {
-        messages.for_each(|m| eprintln!("{}", annotation(file, title, m)));
-    }
-}
-
-/// The same for a check that could not be made.
-pub fn annotate_failure(args: &VerifyArgs, failure: &Failure) {
-    if let Some(path) = args.b.as_ref().or(args.gradient.as_ref()).filter(|_| on_github()) {
-        eprintln!("{}", annotation(path, "verify", &failure.to_string()));
+/// Prints annotations where GitHub reads them.
+pub(crate) fn annotate(lines: impl IntoIterator<Item = String>) {
+    if std::env::var_os("GITHUB_ACTIONS").is_some_and(|v| v == "true") {
+        lines.into_iter().for_each(|line| eprintln!("{line}"));
     }
 }
 

@@ -7,7 +7,7 @@ use ancre_passes::ir::{DType, Graph, RouterSpec};
 use ancre_passes::onnx;
 use ancre_passes::transform::route::{RouteOptions, route_skips};
 use ancre_rewrite::engine::ort::{OrtEngine, OrtSession, install};
-use ancre_rewrite::engine::{Tensors, ort};
+use ancre_rewrite::engine::{Session, Tensors, ort};
 use ancre_rewrite::io::tensor::NpTensor;
 use ndarray::{ArrayD, OwnedRepr};
 use ndarray_npy::{NpzReader, NpzWriter};
@@ -42,6 +42,15 @@ pub fn open_file(path: &Path) -> OrtSession {
     runtime();
     let engine = OrtEngine { threads: Some(1), ..OrtEngine::default() };
     engine.open_file(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}
+
+/// One step of a training loop: outputs named `X.next` become the state that is fed to `X`, the others come back.
+pub fn advance(session: &mut OrtSession, mut feeds: Tensors, state: &mut Tensors) -> Tensors {
+    feeds.extend(state.clone());
+    let (next, rest): (Tensors, Tensors) =
+        session.run(&feeds).unwrap().into_iter().partition(|(name, _)| name.ends_with(".next"));
+    state.extend(next.into_iter().map(|(name, t)| (name.trim_end_matches(".next").to_string(), t)));
+    rest
 }
 
 /// The ONNX file of a graph.

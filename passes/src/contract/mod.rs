@@ -9,6 +9,7 @@
 //! | `ancre.state` | [`States`] | training and evaluation |
 //! | `ancre.loss` | [`LossRecord`] | training and evaluation |
 //! | `ancre.optimizer` | [`OptimizerRecord`] | training |
+//! | [`CHECKPOINT_KEY`] | where a training run stood | none: the headers of checkpoints (.safetensors) |
 //!
 //! Other programs read the files: a key keeps its name, its meaning and its place in the text.
 
@@ -19,6 +20,9 @@ pub use router::{ChainRecord, RouterRecord, SourceRecord};
 use crate::ir::{Graph, words};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+
+/// The key of a training run's position in the header of its checkpoints.
+pub const CHECKPOINT_KEY: &str = "ancre.train";
 
 /// Metadata that is no such record.
 #[derive(Clone, Debug, thiserror::Error)]

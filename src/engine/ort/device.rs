@@ -77,10 +77,8 @@ impl Optimization {
     }
 }
 
-/// Why CUDA cannot be used, as far as that shows without loading a model; `None` if nothing speaks against it.
-///
-/// # Errors
-/// When no runtime is there.
+/// Why CUDA cannot be used, as far as that shows without loading a model; `None` if nothing speaks against it. Fails when no
+/// runtime is there.
 pub fn without_cuda() -> Result<Option<String>, EngineError> {
     environment()?;
     if CUDA::is_available().unwrap_or(false) {
@@ -111,7 +109,6 @@ pub(super) fn providers(engine: &OrtEngine) -> Vec<ExecutionProviderDispatch> {
     }
 }
 
-/// The memory of a device.
 pub(super) fn memory_of(device: Device) -> Result<MemoryInfo<'static>, ort::Error> {
     match device {
         Device::Cpu => MemoryInfo::new(AllocationDevice::CPU, 0, AllocatorType::Device, MemoryType::CPUOutput),

@@ -6,14 +6,9 @@ use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-/// Interpreters to try, the platform's usual name first.
-const PYTHONS: [&str; 2] = if cfg!(windows) { ["python", "python3"] } else { ["python3", "python"] };
-
-/// Downloads a wheel (the newest one without a `version`; the one with CUDA providers if asked) and unpacks its libraries into
-/// the user's cache, where [`locate::locate`] finds them. Returns the library. What is already there is not fetched again.
-///
-/// # Errors
-/// Without a Python that has pip, without network, or when the version does not exist for this platform.
+/// Downloads a wheel (the newest one without a `version`; the one with CUDA providers if asked) and unpacks its libraries
+/// into the user's cache, where [`locate::locate`] finds them. Returns the library. What is already there is not fetched
+/// again. Fails without a Python that has pip, without network, or when the version does not exist for this platform.
 pub fn install(version: Option<&str>, cuda: bool) -> Result<PathBuf, Failure> {
     let cache = locate::cache_dir().ok_or_else(|| {
         Failure::check(
@@ -27,7 +22,7 @@ pub fn install(version: Option<&str>, cuda: bool) -> Result<PathBuf, Failure> {
     let fail = |what: &str, e: std::io::Error| Failure::check(format!("{what} failed: {e}")).at(&cache);
     let choose = |folder: &str| locate::choose(&cache, folder).map_err(|e| fail("remembering the choice", e));
     if let Some(folder) = version.map(|v| folder(v, cuda))
-        && let Some(library) = library_in(&cache.join(&folder))
+        && let Some(library) = locate::newest_library(&cache.join(&folder), 0)
     {
         choose(&folder)?;
         return Ok(library);
@@ -50,31 +45,24 @@ pub fn install(version: Option<&str>, cuda: bool) -> Result<PathBuf, Failure> {
             std::fs::rename(entry.path(), kept.join(entry.file_name())).map_err(|e| fail("unpacking the wheel", e))?;
         }
     }
-    if library_in(&kept).is_none() {
+    if locate::newest_library(&kept, 0).is_none() {
         return Err(Failure::check(format!("the wheel `{name}` holds no ONNX Runtime library for this platform")));
     }
     let destination = cache.join(folder(&version, cuda));
     if let Err(e) = std::fs::rename(&kept, &destination) {
-        // Another process may have been faster; anything else is an error.
-        library_in(&destination).ok_or_else(|| fail("moving the libraries into place", e))?;
+        // Another process may have installed the same version meanwhile.
+        locate::newest_library(&destination, 0).ok_or_else(|| fail("moving the libraries into place", e))?;
     }
     choose(&folder(&version, cuda))?;
-    library_in(&destination).ok_or_else(|| Failure::check("the libraries vanished while being installed").at(&destination))
+    locate::newest_library(&destination, 0)
+        .ok_or_else(|| Failure::check("the libraries vanished while being installed").at(&destination))
 }
 
 fn folder(version: &str, cuda: bool) -> String {
     format!("{version}{}", if cuda { "-cuda" } else { "" })
 }
 
-fn library_in(dir: &Path) -> Option<PathBuf> {
-    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
-    let mut all: Vec<PathBuf> =
-        entries.filter(|e| locate::is_library(&e.file_name().to_string_lossy())).map(|e| e.path()).collect();
-    all.sort();
-    all.pop()
-}
-
-/// Is this file of the wheel the runtime or one of its providers (and not the Python module)?
+/// Is this file of the wheel the runtime or one of its providers? The Python module is neither.
 fn is_part(name: &str) -> bool {
     if cfg!(windows) {
         name.starts_with("onnxruntime") && name.ends_with(".dll")
@@ -86,17 +74,8 @@ fn is_part(name: &str) -> bool {
 fn download(version: Option<&str>, cuda: bool, work: &Path) -> Result<PathBuf, Failure> {
     let package = if cuda { "onnxruntime-gpu" } else { "onnxruntime" };
     let wanted = version.map_or(package.to_string(), |v| format!("{package}=={v}"));
-    let arguments = [
-        "-m",
-        "pip",
-        "download",
-        "--no-deps",
-        "--only-binary=:all:",
-        "--disable-pip-version-check",
-        "--quiet",
-        &wanted,
-        "-d",
-    ];
+    let options = "-m pip download --no-deps --only-binary=:all: --disable-pip-version-check --quiet";
+    let arguments: Vec<&str> = options.split(' ').chain([wanted.as_str(), "-d"]).collect();
     python(&arguments, &[work.as_os_str()])?;
     let entries = std::fs::read_dir(work).into_iter().flatten().flatten().map(|e| e.path());
     entries
@@ -105,10 +84,10 @@ fn download(version: Option<&str>, cuda: bool, work: &Path) -> Result<PathBuf, F
         .ok_or_else(|| Failure::check(format!("pip downloaded no wheel for {wanted}")))
 }
 
-/// Runs Python; the error is what it said.
+/// Runs Python. The error holds what Python said.
 fn python(arguments: &[&str], paths: &[&OsStr]) -> Result<(), Failure> {
     let help = "this needs Python 3 with pip, network, and a version that exists for this platform; or set ORT_DYLIB_PATH to a library of your own";
-    for name in PYTHONS {
+    for name in locate::PYTHONS {
         let Ok(out) = Command::new(name).args(arguments).args(paths).stdin(Stdio::null()).output() else { continue };
         if out.status.success() {
             return Ok(());

@@ -6,11 +6,8 @@ use ::ort::sys;
 use std::ffi::{CStr, c_char, c_int};
 use std::ptr;
 
-/// The version a library states.
-///
-/// # Errors
-/// When it cannot be loaded or is no ONNX Runtime.
-pub fn version(runtime: &Runtime) -> Result<String, EngineError> {
+/// The version a library states. Fails when it cannot be loaded or is no ONNX Runtime.
+pub(crate) fn version(runtime: &Runtime) -> Result<String, EngineError> {
     let fail = |why: String| EngineError::NoRuntime(format!("`{}` cannot be used: {why}", runtime.path.display()));
     #[allow(unsafe_code, reason = "the version stands behind a function of the library, which only a raw call reaches")]
     // SAFETY: `OrtGetApiBase` has this type in every release, its table and the string it gives are static. The library stays
@@ -27,11 +24,9 @@ pub fn version(runtime: &Runtime) -> Result<String, EngineError> {
     }
 }
 
-/// The execution providers the loaded library was built with, in its order of preference.
-///
-/// # Errors
-/// When no library can be loaded.
-pub fn providers() -> Result<Vec<String>, EngineError> {
+/// The execution providers the loaded library was built with, in its order of preference. Fails when no library can be
+/// loaded.
+pub(crate) fn providers() -> Result<Vec<String>, EngineError> {
     super::environment()?;
     let api = ::ort::api();
     let (mut names, mut count): (*mut *mut c_char, c_int) = (ptr::null_mut(), 0);
@@ -51,7 +46,7 @@ pub fn providers() -> Result<Vec<String>, EngineError> {
     Ok(found)
 }
 
-/// An error with what it comes from: the loader's own words are behind its first ones.
+/// An error with its source, which holds the loader's own words.
 fn because(e: &dyn std::error::Error) -> String {
     e.source().map_or_else(|| e.to_string(), |source| format!("{e}: {source}"))
 }

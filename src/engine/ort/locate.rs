@@ -5,13 +5,16 @@ use std::fmt::Display;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-/// Names the library to use, before everything else.
+/// The environment variable that names the library to use; it goes before everything else.
 pub(in crate::engine) const PATH_VARIABLE: &str = "ORT_DYLIB_PATH";
 /// Folder of the user's cache that holds runtimes fetched by this tool.
 const CACHE_FOLDER: [&str; 2] = ["ancre-rewrite", "onnxruntime"];
 
-/// File of that folder which names the runtime that was asked for last.
+/// The file of the cache that names the folder of the runtime that was asked for last.
 const CHOICE: &str = "chosen";
+
+/// Interpreters to try, the platform's usual name first.
+pub(super) const PYTHONS: [&str; 2] = if cfg!(windows) { ["python", "python3"] } else { ["python3", "python"] };
 
 /// How a library was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,9 +64,7 @@ pub struct Runtime {
 }
 
 /// Finds the library: the variable, then the cache, then the pip package of the `python3` on the path, then the system.
-///
-/// # Errors
-/// When there is none; the message says how to get one.
+/// Fails when there is none; the message says how to get one.
 pub fn locate() -> Result<Runtime, EngineError> {
     if let Some(path) = std::env::var_os(PATH_VARIABLE).filter(|p| !p.is_empty()).map(PathBuf::from) {
         if !path.is_file() {
@@ -112,14 +113,13 @@ fn library_names() -> (&'static str, &'static str, &'static str) {
     }
 }
 
-/// Is this the name of the library itself, not of one of its providers? `libonnxruntime.so.1.32.0`,
+/// Is `name` the library's own, and not one of its providers'? `libonnxruntime.so.1.32.0`,
 /// `libonnxruntime.1.32.0.dylib`, `onnxruntime.dll`.
 pub(crate) fn is_library(name: &str) -> bool {
     let (_, prefix, suffix) = library_names();
     name.strip_prefix(prefix).is_some_and(|rest| rest.starts_with('.') && rest.contains(suffix))
 }
 
-/// The version in a library's name.
 fn version_in(name: &str) -> Option<&str> {
     let start = name.find(|c: char| c.is_ascii_digit())?;
     let rest = &name[start..];
@@ -128,7 +128,7 @@ fn version_in(name: &str) -> Option<&str> {
 }
 
 /// The library with the highest version below a folder.
-fn newest_library(dir: &Path, depth: usize) -> Option<PathBuf> {
+pub(super) fn newest_library(dir: &Path, depth: usize) -> Option<PathBuf> {
     let order = |p: &PathBuf| -> (Vec<u64>, PathBuf) {
         // The version may be in the file's name or in a folder's.
         let text = p.strip_prefix(dir).unwrap_or(p).to_string_lossy().into_owned();
@@ -153,7 +153,7 @@ fn collect_libraries(dir: &Path, depth: usize, all: &mut Vec<PathBuf>) {
     }
 }
 
-/// Remembers which of the cache's folders was asked for last.
+/// Remembers the cache's folder that was asked for last.
 pub(super) fn choose(cache: &Path, folder: &str) -> std::io::Result<()> {
     std::fs::write(cache.join(CHOICE), folder)
 }
@@ -184,8 +184,7 @@ fn system_library() -> Option<PathBuf> {
 /// The library in the pip package of the Python on the path. The package is looked up, not imported.
 fn python_library() -> Option<PathBuf> {
     const ASK: &str = "import importlib.util as u\ns = u.find_spec('onnxruntime')\nprint(s.submodule_search_locations[0])";
-    let names: &[&str] = if cfg!(windows) { &["python", "python3"] } else { &["python3", "python"] };
-    names.iter().find_map(|python| {
+    PYTHONS.iter().find_map(|python| {
         let out = Command::new(python).args(["-c", ASK]).stdin(Stdio::null()).stderr(Stdio::null()).output().ok()?;
         let dir = String::from_utf8(out.stdout).ok().filter(|_| out.status.success())?;
         newest_library(&Path::new(dir.trim()).join("capi"), 0)

@@ -2,23 +2,22 @@
 
 pub mod device;
 pub mod install;
-pub mod library;
+pub(crate) mod library;
 pub mod locate;
-pub mod stepper;
+pub(crate) mod stepper;
 
 pub use self::locate::{Found, Runtime, cache_dir, locate};
 
 use self::device::{Device, Optimization};
 use self::locate::PATH_VARIABLE;
-use super::{Engine, EngineError, Session, Tensors};
-use crate::io::tensor::NpTensor;
+use super::{Engine, EngineError, ExternalData, Session, Tensors};
+use crate::io::tensor::{NpTensor, with_type};
 use ancre_passes::ir::DType;
-use indexmap::IndexMap;
 use onnx_protobuf::{Message, ModelProto};
 use ort::environment::Environment;
 use ort::logging::LogLevel;
-use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
-use ort::session::{SessionInputValue, SessionOutputs};
+use ort::session::SessionInputValue;
+use ort::session::builder::SessionBuilder;
 use ort::value::{DynValue, PrimitiveTensorElementType, Tensor, TensorElementType};
 use std::borrow::Cow;
 use std::fmt::{Debug, Display};
@@ -27,10 +26,7 @@ use std::sync::OnceLock;
 
 pub(super) const NAME: &str = "ort";
 
-/// The process's ONNX Runtime, loaded at the first call.
-///
-/// # Errors
-/// When no library is found or the one found cannot be loaded.
+/// The process's ONNX Runtime, loaded at the first call. Fails when no library is found or the one found cannot be loaded.
 pub fn environment() -> Result<&'static Environment, EngineError> {
     static LOADED: OnceLock<Result<Environment, EngineError>> = OnceLock::new();
     LOADED.get_or_init(|| load_library(&locate()?)).as_ref().map_err(Clone::clone)
@@ -59,9 +55,7 @@ fn load_library(runtime: &Runtime) -> Result<Environment, EngineError> {
 pub struct OrtEngine {
     /// Threads inside an operator; `None` leaves it to ONNX Runtime.
     pub threads: Option<usize>,
-    /// Let ONNX Runtime rewrite the graph before running it.
-    pub optimize: bool,
-    /// How far it may go in that.
+    /// How far ONNX Runtime may rewrite the graph before running it.
     pub level: Optimization,
     /// Use kernels whose results do not depend on timing.
     pub deterministic: bool,
@@ -82,7 +76,6 @@ impl Default for OrtEngine {
     fn default() -> OrtEngine {
         OrtEngine {
             threads: None,
-            optimize: true,
             level: Optimization::All,
             deterministic: true,
             device: Device::Cpu,
@@ -95,10 +88,7 @@ impl Default for OrtEngine {
 }
 
 impl OrtEngine {
-    /// Loads a model that is in memory.
-    ///
-    /// # Errors
-    /// When no runtime is there or it refuses the model.
+    /// Loads a model that is in memory. Fails when no runtime is there or it refuses the model.
     pub fn open(&self, model: &[u8], root: Option<&Path>) -> Result<OrtSession, EngineError> {
         let mut builder = self.builder()?;
         if let Some(root) = root {
@@ -110,30 +100,25 @@ impl OrtEngine {
         OrtSession::new(builder.commit_from_memory(model).map_err(|e| name_node(load_error(e), model))?)
     }
 
-    /// Loads a model file; ONNX Runtime maps its external data.
-    ///
-    /// # Errors
-    /// When no runtime is there or it refuses the model.
+    /// Loads a model file; ONNX Runtime maps its external data. Fails when no runtime is there or it refuses the model.
     pub fn open_file(&self, model: &Path) -> Result<OrtSession, EngineError> {
         OrtSession::new(self.builder()?.commit_from_file(model).map_err(load_error)?)
     }
 
     fn builder(&self) -> Result<SessionBuilder, EngineError> {
-        let level = if self.optimize { self.level.of_ort() } else { GraphOptimizationLevel::Disable };
-        let mut builder = ort::session::Session::builder(environment()?)
-            .map_err(load_error)?
-            .with_log_level(LogLevel::Error)
-            .map_err(load_error)?
-            .with_optimization_level(level)
-            .map_err(load_error)?
-            .with_deterministic_compute(self.deterministic)
-            .map_err(load_error)?
-            .with_memory_pattern(self.memory_pattern)
-            .map_err(load_error)?;
-        if let Some(threads) = self.threads {
-            builder = builder.with_intra_threads(threads).map_err(load_error)?;
-        }
-        builder.with_execution_providers(device::providers(self)).map_err(load_error)
+        let environment = environment()?;
+        let set_up = || -> ort::Result<SessionBuilder> {
+            let mut builder = ort::session::Session::builder(environment)?
+                .with_log_level(LogLevel::Error)?
+                .with_optimization_level(self.level.of_ort())?
+                .with_deterministic_compute(self.deterministic)?
+                .with_memory_pattern(self.memory_pattern)?;
+            if let Some(threads) = self.threads {
+                builder = builder.with_intra_threads(threads)?;
+            }
+            Ok(builder.with_execution_providers(device::providers(self))?)
+        };
+        set_up().map_err(load_error)
     }
 }
 
@@ -142,8 +127,8 @@ impl Engine for OrtEngine {
         NAME
     }
 
-    fn load(&self, model: &[u8], root: Option<&Path>) -> Result<Box<dyn Session>, EngineError> {
-        Ok(Box::new(self.open(model, root)?))
+    fn load(&self, model: &[u8], data: Option<ExternalData>) -> Result<Box<dyn Session>, EngineError> {
+        Ok(Box::new(self.open(model, data.map(|d| d.root))?))
     }
 }
 
@@ -169,7 +154,7 @@ fn blame(message: &str) -> Option<EngineError> {
     Some(EngineError::Unsupported { engine: NAME, operator, node: node.unwrap_or_default(), why: message.to_string() })
 }
 
-/// Adds the node that an error about an operator leaves out: the first one in the model that applies it.
+/// Adds the node to an error that names only an operator: the first node of the model that applies the operator.
 fn name_node(e: EngineError, model: &[u8]) -> EngineError {
     let EngineError::Unsupported { engine, operator, node, why } = e else { return e };
     let wanted = operator.rsplit('.').next().unwrap_or_default();
@@ -187,36 +172,6 @@ pub struct OrtSession {
     pub(super) session: ort::session::Session,
     pub(super) required: Vec<String>,
     pub(super) optional: Vec<String>,
-}
-
-/// What a loop carries from one step to the next, kept as ONNX Runtime's own values; by the name of the input each is fed to.
-#[derive(Default)]
-pub struct LoopState {
-    values: IndexMap<String, DynValue>,
-}
-
-impl LoopState {
-    /// A state of these tensors.
-    ///
-    /// # Errors
-    /// When a tensor has an element type that ONNX Runtime cannot be fed.
-    pub fn new(tensors: &Tensors) -> Result<LoopState, EngineError> {
-        let values = tensors.iter().map(|(name, t)| Ok((name.clone(), to_ort(name, t)?)));
-        Ok(LoopState { values: values.collect::<Result<_, EngineError>>()? })
-    }
-
-    /// The state as tensors.
-    ///
-    /// # Errors
-    /// When a value cannot be read.
-    pub fn tensors(&self) -> Result<Tensors, EngineError> {
-        self.values.iter().map(|(name, v)| Ok((name.clone(), from_ort(name, v)?))).collect()
-    }
-
-    /// Names of the inputs it feeds.
-    pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.values.keys().map(String::as_str)
-    }
 }
 
 impl OrtSession {
@@ -241,43 +196,13 @@ impl OrtSession {
         self.session.outputs().iter().map(|o| o.name())
     }
 
-    /// Runs one step of a loop: `feeds` and the state go in; outputs named in `carried` become the state for the inputs that
-    /// it maps them to and stay in ONNX Runtime, the others come back.
-    ///
-    /// # Errors
-    /// As [`Session::run`].
-    pub fn step(
-        &mut self,
-        feeds: &Tensors,
-        state: &mut LoopState,
-        carried: &IndexMap<String, String>,
-    ) -> Result<Tensors, EngineError> {
-        self.check(feeds.keys().map(String::as_str).chain(state.names()))?;
-        // Alive until the outputs are read: an output that is an input as it came shares its memory.
-        let fed: Vec<(&String, DynValue)> =
-            feeds.iter().map(|(name, t)| Ok((name, to_ort(name, t)?))).collect::<Result<_, EngineError>>()?;
-        let all = fed.iter().map(|(name, v)| (*name, v)).chain(&state.values);
-        let inputs: Vec<(Cow<str>, SessionInputValue)> =
-            all.map(|(name, v)| (name.as_str().into(), SessionInputValue::from(v))).collect();
-        let mut results = self.session.run(inputs).map_err(run_error)?;
-        let next: Vec<(&String, DynValue)> =
-            carried.iter().filter_map(|(output, input)| Some((input, results.remove(output)?))).collect();
-        let rest = collect(&results)?;
-        drop(results);
-        state.values.extend(next.into_iter().map(|(input, v)| (input.clone(), v)));
-        Ok(rest)
-    }
-
-    fn check<'a>(&self, fed: impl Iterator<Item = &'a str>) -> Result<(), EngineError> {
-        let fed: Vec<&str> = fed.collect();
-        let missing = self.required.iter().find(|name| !fed.contains(&name.as_str()));
-        if let Some(name) = missing {
-            let why = "the model needs it and it was not fed".to_string();
-            return Err(EngineError::Input { name: name.clone(), why });
+    fn check(&self, fed: &Tensors) -> Result<(), EngineError> {
+        let fail = |name: &str, why: &str| Err(EngineError::Input { name: name.into(), why: why.into() });
+        if let Some(name) = self.required.iter().find(|name| !fed.contains_key(*name)) {
+            return fail(name, "the model needs it and it was not fed");
         }
-        let unknown = fed.iter().find(|name| !self.required.iter().chain(&self.optional).any(|n| n == *name));
-        match unknown {
-            Some(name) => Err(EngineError::Input { name: name.to_string(), why: "the model has no such input".to_string() }),
+        match fed.keys().find(|name| !self.required.contains(name) && !self.optional.contains(name)) {
+            Some(name) => fail(name, "the model has no such input"),
             None => Ok(()),
         }
     }
@@ -285,16 +210,14 @@ impl OrtSession {
 
 impl Session for OrtSession {
     fn run(&mut self, inputs: &Tensors) -> Result<Tensors, EngineError> {
-        self.step(inputs, &mut LoopState::default(), &IndexMap::new())
+        self.check(inputs)?;
+        // Alive until the outputs are read: an output that is an input as it came shares its memory.
+        let fed = inputs.iter().map(|(name, t)| Ok((name, to_ort(name, t)?))).collect::<Result<Vec<_>, EngineError>>()?;
+        let fed: Vec<(Cow<str>, SessionInputValue)> = fed.iter().map(|(name, v)| (name.as_str().into(), v.into())).collect();
+        let results = self.session.run(fed).map_err(run_error)?;
+        let named = results.iter().filter(|(name, _)| !name.is_empty());
+        named.map(|(name, v)| Ok((name.to_string(), from_ort(name, &v)?))).collect()
     }
-}
-
-fn collect(results: &SessionOutputs) -> Result<Tensors, EngineError> {
-    results
-        .iter()
-        .filter(|(name, _)| !name.is_empty())
-        .map(|(name, v)| Ok((name.to_string(), from_ort(name, &v)?)))
-        .collect()
 }
 
 /// ONNX Runtime's value from our tensor.
@@ -305,30 +228,23 @@ pub(super) fn to_ort(name: &str, t: &NpTensor) -> Result<DynValue, EngineError> 
     ) -> ort::Result<DynValue> {
         Tensor::from_array((shape.to_vec(), data)).map(Tensor::into_dyn)
     }
-    macro_rules! from {
-        ($t:ty, $n:literal) => {
-            make(t.shape(), t.bytes().as_chunks::<$n>().0.iter().map(|c| <$t>::from_le_bytes(*c)).collect())
+    macro_rules! elements {
+        ($t:ty) => {
+            t.bytes().as_chunks::<{ size_of::<$t>() }>().0.iter().map(|c| <$t>::from_le_bytes(*c)).collect::<Vec<$t>>()
         };
     }
+    let fail = |why: String| EngineError::Input { name: name.into(), why };
     let value = match t.dtype() {
-        DType::F32 => from!(f32, 4),
-        DType::F64 => from!(f64, 8),
-        DType::F16 => from!(half::f16, 2),
-        DType::BF16 => from!(half::bf16, 2),
-        DType::I8 => from!(i8, 1),
-        DType::I16 => from!(i16, 2),
-        DType::I32 => from!(i32, 4),
-        DType::I64 => from!(i64, 8),
-        DType::U8 => from!(u8, 1),
-        DType::U16 => from!(u16, 2),
-        DType::U32 => from!(u32, 4),
-        DType::U64 => from!(u64, 8),
+        DType::F16 => make(t.shape(), elements!(half::f16)),
+        DType::BF16 => make(t.shape(), elements!(half::bf16)),
         DType::Bool => make(t.shape(), t.bytes().iter().map(|b| *b != 0).collect::<Vec<bool>>()),
-        other => {
-            return Err(EngineError::Input { name: name.into(), why: format!("elements of type {other} cannot be fed") });
-        }
+        other => with_type!(
+            other,
+            T => make(t.shape(), elements!(T)),
+            return Err(fail(format!("elements of type {other} cannot be fed")))
+        ),
     };
-    value.map_err(|e| EngineError::Input { name: name.into(), why: e.to_string() })
+    value.map_err(|e| fail(e.to_string()))
 }
 
 /// Our tensor from ONNX Runtime's value.
@@ -393,22 +309,6 @@ mod tests {
         samples::running_sums_of_shapes(&engine);
         samples::slice_to_the_end(&engine);
         samples::external(&engine);
-    }
-
-    #[test]
-    fn a_loop_keeps_its_state() {
-        let Some(engine) = engine() else { return };
-        // y = x + w, fed back into w
-        let mut session = engine.open(&samples::sum(), None).unwrap();
-        assert_eq!((session.inputs(), session.optional_inputs()), (&["x".to_string()][..], &["w".to_string()][..]));
-        let feeds = Tensors::from([("x".to_string(), NpTensor::f32s(&[1, 2], &[1.0, 2.0]).unwrap())]);
-        let mut state =
-            LoopState::new(&Tensors::from([("w".to_string(), NpTensor::f32s(&[1, 2], &[0.5, 0.5]).unwrap())])).unwrap();
-        let carried = IndexMap::from([("y".to_string(), "w".to_string())]);
-        for _ in 0..3 {
-            assert!(session.step(&feeds, &mut state, &carried).unwrap().is_empty());
-        }
-        assert_eq!(state.tensors().unwrap()["w"].to_f32(), [3.5, 6.5]);
     }
 
     #[test]

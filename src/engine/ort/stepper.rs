@@ -9,22 +9,20 @@ use indexmap::IndexMap;
 use ort::memory::{AllocationDevice, MemoryInfo};
 use ort::session::IoBinding;
 use ort::value::{DynTensorValueType, DynValue};
-use std::collections::HashSet;
 
-/// What a state or an output is to the loop.
+/// What an output is to the loop.
 #[derive(Clone, Copy)]
-enum Role {
+enum OutputUse {
     /// The next value of the state of this number.
     State(usize),
     /// Read by the loop.
     Read(usize),
-    /// Nothing.
     Unused,
 }
 
 /// What becomes of a state in a step.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Carried {
+pub(crate) struct Carried {
     /// The output that gives its next value.
     pub output: Option<String>,
     /// May that be written over it? So says the graph's `ancre.state`.
@@ -33,42 +31,30 @@ pub struct Carried {
 
 /// Bytes that crossed between the host's memory and ONNX Runtime's, all steps together.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Traffic {
-    /// Fed.
+pub(crate) struct Traffic {
     pub fed: u64,
-    /// Read.
     pub read: u64,
-    /// Runs.
     pub runs: u64,
 }
 
 /// An output that the loop reads, in the host's memory.
-pub struct Read(DynValue);
+pub(crate) struct Read(DynValue);
 
 impl Read {
     /// Shape and elements of a float32 output.
-    pub fn f32s(&self) -> Option<(Vec<usize>, &[f32])> {
+    pub(crate) fn f32s(&self) -> Option<(Vec<usize>, &[f32])> {
         let (shape, data) = self.0.try_extract_tensor::<f32>().ok()?;
         Some((shape.iter().map(|d| *d as usize).collect(), data))
-    }
-
-    /// The output as a tensor.
-    ///
-    /// # Errors
-    /// When its element type cannot be read.
-    pub fn tensor(&self) -> Result<NpTensor, EngineError> {
-        from_ort("output", &self.0)
     }
 }
 
 /// Tensors as ONNX Runtime's own values, on the device after the first step that produced them.
 #[derive(Default)]
-pub struct DeviceState {
+pub(crate) struct DeviceState {
     /// By the name of the input; nothing while the default in the graph holds.
     values: IndexMap<String, Option<Held>>,
 }
 
-/// A state's value.
 struct Held {
     value: DynValue,
     /// Did a run make it? What the host made is not on the device, and ONNX Runtime must not write to it.
@@ -77,19 +63,13 @@ struct Held {
 
 impl DeviceState {
     /// The values that are there, by name, brought to the host.
-    ///
-    /// # Errors
-    /// When one cannot be read.
-    pub fn tensors(&self) -> Result<Tensors, EngineError> {
+    pub(crate) fn tensors(&self) -> Result<Tensors, EngineError> {
         let there = self.values.iter().filter_map(|(n, v)| Some((n, v.as_ref()?)));
         there.map(|(n, held)| Ok((n.clone(), on_host(n, &held.value)?))).collect()
     }
 
-    /// Puts tensors in; names it does not know are left out.
-    ///
-    /// # Errors
-    /// When one has an element type that cannot be fed.
-    pub fn set(&mut self, tensors: &Tensors) -> Result<(), EngineError> {
+    /// Puts tensors in; names it does not know are left out. Fails when one has an element type that cannot be fed.
+    pub(crate) fn set(&mut self, tensors: &Tensors) -> Result<(), EngineError> {
         for (name, value) in &mut self.values {
             if let Some(t) = tensors.get(name) {
                 *value = Some(Held { value: to_ort(name, t)?, made: false });
@@ -113,14 +93,12 @@ fn on_host(name: &str, v: &DynValue) -> Result<NpTensor, EngineError> {
 }
 
 /// A session together with the wiring of its state.
-pub struct Stepper {
+pub(crate) struct Stepper {
     session: OrtSession,
     device: Device,
-    roles: Vec<Role>,
+    uses: Vec<OutputUse>,
     outputs: Vec<String>,
     read: usize,
-    /// State inputs of the session, by their place in the state.
-    fed: Vec<usize>,
     /// By their place in the state: are they overwritten?
     in_place: Vec<bool>,
     /// What was fed last: an output that is an input as it came shares its memory.
@@ -130,11 +108,9 @@ pub struct Stepper {
 
 impl Stepper {
     /// Wires a session: `carried` maps state inputs to what becomes of them, `read` names the outputs that come back to the
-    /// host, in the order in which [`Stepper::step`] returns them.
-    ///
-    /// # Errors
-    /// When the session lacks an output that is to be read.
-    pub fn new(
+    /// host, in the order in which [`Stepper::step`] returns them. Fails when the session lacks an output that is to be
+    /// read.
+    pub(crate) fn new(
         session: OrtSession,
         device: Device,
         carried: &IndexMap<String, Carried>,
@@ -146,63 +122,52 @@ impl Stepper {
         }
         let by_output: IndexMap<&str, usize> =
             carried.values().enumerate().filter_map(|(i, c)| Some((c.output.as_deref()?, i))).collect();
-        let role = |o: &String| match (by_output.get(o.as_str()), read.iter().position(|r| r == o)) {
-            (Some(i), _) => Role::State(*i),
-            (None, Some(i)) => Role::Read(i),
-            (None, None) => Role::Unused,
+        let use_of = |o: &String| match (by_output.get(o.as_str()), read.iter().position(|r| r == o)) {
+            (Some(i), _) => OutputUse::State(*i),
+            (None, Some(i)) => OutputUse::Read(i),
+            (None, None) => OutputUse::Unused,
         };
-        let roles = outputs.iter().map(role).collect();
-        let taken: HashSet<&String> = session.inputs().iter().chain(session.optional_inputs()).collect();
-        let fed = carried.keys().enumerate().filter(|(_, n)| taken.contains(n)).map(|(i, _)| i).collect();
+        let uses = outputs.iter().map(use_of).collect();
         let state = DeviceState { values: carried.keys().map(|n| (n.clone(), None)).collect() };
         let in_place = carried.values().map(|c| c.in_place).collect();
         let (read, traffic) = (read.len(), Traffic::default());
-        Ok((Stepper { session, device, roles, outputs, read, fed, in_place, alive: Vec::new(), traffic }, state))
+        Ok((Stepper { session, device, uses, outputs, read, in_place, alive: Vec::new(), traffic }, state))
     }
 
-    /// The session.
-    pub fn session(&self) -> &OrtSession {
-        &self.session
-    }
-
-    /// Host bytes so far.
-    pub fn traffic(&self) -> Traffic {
+    pub(crate) fn traffic(&self) -> Traffic {
         self.traffic
     }
 
-    /// One run: `feeds` and the state go in, the next state replaces it, and the outputs to be read come back.
-    ///
-    /// # Errors
-    /// When an input is missing or of a wrong type, or the engine fails. States that are overwritten may then have changed:
-    /// the state is to be given up.
-    pub fn step(&mut self, feeds: &Tensors, state: &mut DeviceState) -> Result<Vec<Read>, EngineError> {
+    /// One run: `feeds` and the state go in, the next state replaces it, and the outputs to be read come back. The state may be
+    /// another stepper's: this session is fed what it takes of it, and leaves as it is what it hands out no next value of. When a
+    /// run fails, states that are overwritten may have changed, and the state is to be given up.
+    pub(crate) fn step(&mut self, feeds: &Tensors, state: &mut DeviceState) -> Result<Vec<Read>, EngineError> {
         self.feed(feeds)?;
-        let inputs = self.fed.iter().filter_map(|i| state.values.get_index(*i));
-        let inputs: Vec<(&str, &DynValue)> =
-            inputs.filter_map(|(n, held)| Some((n.as_str(), &held.as_ref()?.value))).collect();
+        let inputs = self.session.required.iter().chain(&self.session.optional);
+        let inputs: Vec<(&str, &DynValue)> = inputs.filter_map(|n| Some((n.as_str(), state.get(n)?))).collect();
         let mut binding = self.bind(feeds, inputs)?;
         let mut bound = Vec::with_capacity(self.outputs.len());
         let (device, host) = memories(self.device)?;
-        for (name, role) in self.outputs.iter().zip(&self.roles) {
-            let overwritten = match role {
-                Role::State(i) if self.in_place[*i] => state.values[*i].as_mut().filter(|held| held.made),
+        for (name, used) in self.outputs.iter().zip(&self.uses) {
+            let overwritten = match used {
+                OutputUse::State(i) if self.in_place[*i] => state.values[*i].as_mut().filter(|held| held.made),
                 _ => None,
             };
-            match (role, overwritten) {
+            match (used, overwritten) {
                 (_, Some(held)) => binding.bind_output(name.as_str(), &mut held.value),
-                (Role::State(_), None) => binding.bind_output_to_device(name.as_str(), &device),
-                (Role::Read(_), None) => binding.bind_output_to_device(name.as_str(), &host),
-                (Role::Unused, None) => continue,
+                (OutputUse::State(_), None) => binding.bind_output_to_device(name.as_str(), &device),
+                (OutputUse::Read(_), None) => binding.bind_output_to_device(name.as_str(), &host),
+                (OutputUse::Unused, None) => continue,
             }
             .map_err(run_error)?;
-            bound.push(*role);
+            bound.push(*used);
         }
         let mut read: Vec<Option<Read>> = (0..self.read).map(|_| None).collect();
-        for (role, (_, value)) in bound.into_iter().zip(self.session.session.run_binding(&binding).map_err(run_error)?) {
-            match role {
-                Role::State(i) => state.values[i] = Some(Held { value, made: true }),
-                Role::Read(i) => read[i] = Some(Read(value)),
-                Role::Unused => {}
+        for (used, (_, value)) in bound.into_iter().zip(self.session.session.run_binding(&binding).map_err(run_error)?) {
+            match used {
+                OutputUse::State(i) => state.values[i] = Some(Held { value, made: true }),
+                OutputUse::Read(i) => read[i] = Some(Read(value)),
+                OutputUse::Unused => {}
             }
         }
         let read: Vec<Read> = read.into_iter().flatten().collect();
@@ -210,31 +175,6 @@ impl Stepper {
         Ok(read)
     }
 
-    /// One run that leaves the state as it is. The state may be another stepper's: what this session takes of it is fed by name.
-    ///
-    /// # Errors
-    /// When an input is missing or of a wrong type, or the engine fails.
-    pub fn evaluate(&mut self, feeds: &Tensors, state: &DeviceState) -> Result<Vec<Read>, EngineError> {
-        self.feed(feeds)?;
-        let inputs = self.session.required.iter().chain(&self.session.optional);
-        let inputs: Vec<(&str, &DynValue)> = inputs.filter_map(|n| Some((n.as_str(), state.get(n)?))).collect();
-        let mut binding = self.bind(feeds, inputs)?;
-        let mut bound = Vec::with_capacity(self.read);
-        let (_, host) = memories(self.device)?;
-        for (name, role) in self.outputs.iter().zip(&self.roles) {
-            if let Role::Read(i) = role {
-                binding.bind_output_to_device(name.as_str(), &host).map_err(run_error)?;
-                bound.push(*i);
-            }
-        }
-        let mut read: Vec<Option<Read>> = (0..self.read).map(|_| None).collect();
-        for (i, (_, value)) in bound.into_iter().zip(self.session.session.run_binding(&binding).map_err(run_error)?) {
-            read[i] = Some(Read(value));
-        }
-        Ok(read.into_iter().flatten().collect())
-    }
-
-    /// Takes a step's data over.
     fn feed(&mut self, feeds: &Tensors) -> Result<(), EngineError> {
         self.alive = feeds.iter().map(|(n, t)| to_ort(n, t)).collect::<Result<_, _>>()?;
         self.traffic.fed += self.alive.iter().map(size).sum::<u64>();
@@ -258,7 +198,6 @@ fn memories(device: Device) -> Result<(MemoryInfo<'static>, MemoryInfo<'static>)
     Ok((memory_of(device).map_err(run_error)?, memory_of(Device::Cpu).map_err(run_error)?))
 }
 
-/// Bytes of a tensor.
 fn size(v: &DynValue) -> u64 {
     let ty = v.dtype();
     let count: i64 = ty.tensor_shape().map_or(0, |s| s.iter().product());
@@ -301,7 +240,7 @@ mod tests {
         let (carried, mut stepper, mut state) = run(false);
         // Another session reads the state and does not change it.
         let (mut reader, _) = Stepper::new(open(), Device::Cpu, &IndexMap::new(), &["y"]).unwrap();
-        let y = reader.evaluate(&feeds, &state).unwrap();
+        let y = reader.step(&feeds, &mut state).unwrap();
         assert_eq!(y[0].f32s(), Some((vec![1, 2], &[14.0, 28.0][..])));
         assert_eq!(state.tensors().unwrap()["w"].to_f32(), [13.0, 26.0]);
         state.set(&Tensors::from([("w".to_string(), NpTensor::f32s(&[1, 2], &[0.5, 0.5]).unwrap())])).unwrap();

@@ -16,19 +16,19 @@ use tract_onnx::prelude::{DatumType, Framework, InferenceFact, InferenceModel, T
 use tract_onnx::tract_hir::infer::{Factoid, GenericFactoid, InferenceOp, ShapeFactoid};
 use tract_onnx::tract_hir::internal::{IntoArcTensor, SymbolScope, TVec, tensor1};
 
-/// Elements above which an integer constant is not part of shape arithmetic.
+/// An integer constant with more elements is not part of shape arithmetic.
 const MOST_INTS: usize = 4096;
-/// The same for floats, which take part only as scales of a resize and the like.
+/// A float constant with more elements is no list of scales, such as a resize reads.
 const MOST_FLOATS: usize = 16;
 
 /// tract as the source of types.
 #[derive(Default)]
 pub struct TractOracle(Option<Setup>);
 
-/// What one graph's questions share.
+/// What all questions about one graph share.
 struct Setup {
     framework: Onnx,
-    /// tract has no bfloat16. Where the graph has no float16 either, that stands in for it.
+    /// tract has no bfloat16. In a graph without float16, float16 stands in for it.
     half_is_brain: bool,
 }
 
@@ -57,7 +57,7 @@ impl Oracle for TractOracle {
         let results = g.results(node).filter(|v| !g.name(*v).is_empty());
         let mut facts =
             results.zip(facts).map(|(v, fact)| (v.slot, q.learned(v, &fact))).collect::<Vec<_>>().into_iter().peekable();
-        // Results without a name are not among tract's.
+        // tract leaves out results without a name.
         let all =
             g.results(node).map(|v| facts.next_if(|(slot, _)| *slot == v.slot).map(|(_, fact)| fact).unwrap_or_default());
         Some(all.collect())
@@ -105,7 +105,7 @@ impl Question<'_> {
         Some(facts.into_vec())
     }
 
-    /// What is known of an operand, its elements included where they take part in the arithmetic on shapes.
+    /// What is known of an operand. Its elements are included where they take part in the arithmetic on shapes.
     fn operand(&self, v: ValueId) -> InferenceFact {
         let array = self.known.array(v);
         array.and_then(|array| self.elements(&array)).unwrap_or_else(|| self.fact(&self.known.ty(v)))
@@ -151,15 +151,15 @@ impl Question<'_> {
         }
     }
 
-    /// Is the shape that a `ConstantOfShape` reads as long as one may be? tract makes an extent for each of its elements.
+    /// Does the shape that a `ConstantOfShape` reads have a possible length? tract makes an extent for each of its elements.
     fn rank_is_possible(&self) -> bool {
         const MOST_AXES: i64 = 1 << 10;
         let length = || self.known.ty(self.g.operand(self.node, 0)?).shape?.first()?.known();
         !self.g.is_op(self.node, "ConstantOfShape") || length().is_none_or(|n| n <= MOST_AXES)
     }
 
-    /// Is the axis of the first operand there (`Flatten`'s may be one past the last)? Some of tract's rules count up to it
-    /// unchecked, and a damaged one is up to 2^64 steps away.
+    /// Does the first operand have the axis? (`Flatten`'s may be one past the last.) Some of tract's rules count up to the axis
+    /// unchecked, and in a damaged file that is up to 2^64 steps.
     fn axis_exists(&self) -> bool {
         let Some(op) = self.g.op(self.node) else { return false };
         let rank = self.g.operand(self.node, 0).and_then(|v| self.known.ty(v).shape).map(|s| s.len() as i64);
@@ -198,13 +198,13 @@ fn tdim(d: &Dim, symbols: &SymbolScope) -> TDim {
     d.terms().map(term).fold(TDim::Val(0), |sum, t| sum + t)
 }
 
-/// tract's expression as our polynomial. What is none (a quotient, a maximum) becomes one symbol named by its text, so that
-/// equal expressions stay equal.
+/// tract's expression as our polynomial. An expression that is no polynomial (a quotient, a maximum) becomes one symbol that is
+/// named by its text, so that equal expressions stay equal.
 fn dim(d: &TDim) -> Dim {
     convert(d, &|other| Some(Dim::symbol(&other.to_string()))).unwrap_or_else(|| Dim::symbol(&d.to_string()))
 }
 
-/// An expression by its parts; `other` says what becomes of those that are no polynomials.
+/// Converts an expression part by part; `other` converts the parts that are no polynomials.
 fn convert(d: &TDim, other: &dyn Fn(&TDim) -> Option<Dim>) -> Option<Dim> {
     match d {
         TDim::Val(v) => Some(Dim::from(*v)),

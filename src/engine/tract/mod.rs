@@ -7,8 +7,9 @@ mod run;
 pub(super) const NAME: &str = "tract";
 
 pub use facts::TractOracle;
-pub use run::{TractEngine, run};
+pub use run::TractEngine;
 
+use crate::io::tensor::with_type;
 use ancre_passes::ir::DType;
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -19,7 +20,7 @@ use tract_onnx::tract_hir::internal::{anyhow, f16};
 
 use operators::framework;
 
-/// Does tract know this operator? It looks at the name only, which may mean something else in another domain.
+/// Does tract know this operator? tract looks at the name only, which may mean something else in another domain.
 fn is_known(framework: &Onnx, domain: &str, name: &str) -> bool {
     const MICROSOFT: [&str; 8] = [
         "BiasGelu",
@@ -40,32 +41,22 @@ fn is_known(framework: &Onnx, domain: &str, name: &str) -> bool {
 
 /// A tract tensor from little-endian bytes.
 fn to_tract(dtype: DType, shape: &[usize], bytes: &[u8]) -> TractResult<Tensor> {
-    macro_rules! from {
-        ($t:ty, $n:literal) => {
-            Tensor::from_shape(
-                shape,
-                &bytes.as_chunks::<$n>().0.iter().map(|c| <$t>::from_le_bytes(*c)).collect::<Vec<$t>>(),
-            )
+    macro_rules! elements {
+        ($t:ty) => {
+            bytes.as_chunks::<{ size_of::<$t>() }>().0.iter().map(|c| <$t>::from_le_bytes(*c)).collect::<Vec<$t>>()
         };
     }
     match dtype {
-        DType::F32 => from!(f32, 4),
-        DType::F64 => from!(f64, 8),
-        DType::F16 => from!(f16, 2),
-        DType::I8 => from!(i8, 1),
-        DType::I16 => from!(i16, 2),
-        DType::I32 => from!(i32, 4),
-        DType::I64 => from!(i64, 8),
-        DType::U8 => from!(u8, 1),
-        DType::U16 => from!(u16, 2),
-        DType::U32 => from!(u32, 4),
-        DType::U64 => from!(u64, 8),
+        DType::F16 => Tensor::from_shape(shape, &elements!(f16)),
         DType::Bool => Tensor::from_shape(shape, &bytes.iter().map(|b| *b != 0).collect::<Vec<_>>()),
-        other => Err(anyhow!("tract has no element type {other}")),
+        other => with_type!(
+            other,
+            T => Tensor::from_shape(shape, &elements!(T)),
+            Err(anyhow!("tract has no element type {other}"))
+        ),
     }
 }
 
-/// tract's element type.
 fn to_datum(t: DType) -> Option<DatumType> {
     PAIRS.iter().find(|(ours, _)| *ours == t).map(|(_, theirs)| *theirs)
 }
@@ -94,7 +85,7 @@ const PAIRS: [(DType, DatumType); 13] = [
 
 thread_local!(static QUIET: Cell<bool> = const { Cell::new(false) });
 
-/// Runs engine code that may panic on input it did not expect, without a word on stderr; `None` if it did.
+/// Runs engine code that may panic on unexpected input. A panic is `None` and leaves no message on stderr.
 fn quietly<T>(f: impl FnOnce() -> T) -> Option<T> {
     static HOOK: Once = Once::new();
     HOOK.call_once(|| {

@@ -29,8 +29,8 @@ fn cast_operator(cx: &ParsingContext, node: &NodeProto) -> TractResult<(Box<dyn 
     own.op_register.0.get("Cast").context("tract reads no Cast")?(cx, node)
 }
 
-/// As tract's own, which casts to its shape arithmetic, but what is int64 already stays so: tract would take it through 32 bits,
-/// which makes -1 of the largest integer, the bound of a slice that means "to the end".
+/// A cast to tract's shape arithmetic, as tract's own, that leaves int64 as it is. tract's own goes through 32 bits, which turns
+/// the largest integer, the bound of a slice "to the end", into -1.
 #[derive(Clone, Debug, Hash, PartialEq, Eq)]
 struct CastToInt64;
 
@@ -46,11 +46,7 @@ impl Expansion for CastToInt64 {
         outputs: &'p [TensorProxy],
     ) -> InferenceResult {
         check_input_arity(inputs, 1)?;
-        check_output_arity(outputs, 1)?;
-        s.equals(&inputs[0].shape, &outputs[0].shape)?;
-        s.given(&inputs[0].datum_type, move |s, t| {
-            s.equals(&outputs[0].datum_type, if t == DatumType::I64 { t } else { DatumType::TDim })
-        })
+        same_shape(s, inputs, outputs, |t| if t == DatumType::I64 { t } else { DatumType::TDim })
     }
 
     fn wire(&self, prefix: &str, model: &mut TypedModel, inputs: &[OutletId]) -> TractResult<TVec<OutletId>> {
@@ -61,7 +57,7 @@ impl Expansion for CastToInt64 {
     }
 }
 
-/// As tract's own, which fills with float64 zeros when no value is given; ONNX asks for float32.
+/// As tract's own, but fills with float32 zeros when no value is given, as ONNX says. tract's own fills with float64 zeros.
 fn constant_of_shape(cx: &ParsingContext, node: &NodeProto) -> TractResult<(Box<dyn InferenceOp>, Vec<String>)> {
     let value = match node.get_attr_opt::<&TensorProto>("value")? {
         Some(value) => cx.load_tensor(value)?,
@@ -76,8 +72,8 @@ fn cumulative_sum(_: &ParsingContext, node: &NodeProto) -> TractResult<(Box<dyn 
     Ok((expand(CumulativeSum { exclusive: is_set("exclusive")?, reverse: is_set("reverse")? }), vec![]))
 }
 
-/// As tract's own, which neither sums values of its shape arithmetic (positions counted from a mask of ones, as decoders
-/// do) nor takes an axis given as a tensor of one element.
+/// As tract's own, but also sums values of the shape arithmetic (decoders count positions from a mask of ones) and takes an axis
+/// that is a tensor of one element.
 #[derive(Clone, Debug, Hash, PartialEq, Eq)]
 struct CumulativeSum {
     exclusive: bool,
@@ -96,11 +92,7 @@ impl Expansion for CumulativeSum {
         outputs: &'p [TensorProxy],
     ) -> InferenceResult {
         check_input_arity(inputs, 2)?;
-        check_output_arity(outputs, 1)?;
-        s.equals(&inputs[0].shape, &outputs[0].shape)?;
-        s.given(&inputs[0].datum_type, move |s, t| {
-            s.equals(&outputs[0].datum_type, if t == DatumType::TDim { DatumType::I64 } else { t })
-        })
+        same_shape(s, inputs, outputs, |t| if t == DatumType::TDim { DatumType::I64 } else { t })
     }
 
     fn wire(&self, prefix: &str, model: &mut TypedModel, inputs: &[OutletId]) -> TractResult<TVec<OutletId>> {
@@ -117,4 +109,16 @@ impl Expansion for CumulativeSum {
         let axis = (if axis < 0 { axis + rank } else { axis }) as usize;
         model.wire_node(prefix, CoreCumSum { axis, exclusive: self.exclusive, reverse: self.reverse }, &summed)
     }
+}
+
+/// The rule of a result that has the first operand's shape, and an element type that follows from the operand's.
+fn same_shape<'r, 'p: 'r>(
+    s: &mut Solver<'r>,
+    inputs: &'p [TensorProxy],
+    outputs: &'p [TensorProxy],
+    result: fn(DatumType) -> DatumType,
+) -> InferenceResult {
+    check_output_arity(outputs, 1)?;
+    s.equals(&inputs[0].shape, &outputs[0].shape)?;
+    s.given(&inputs[0].datum_type, move |s, t| s.equals(&outputs[0].datum_type, result(t)))
 }

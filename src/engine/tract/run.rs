@@ -1,11 +1,10 @@
 //! Running models in tract.
 
 use super::{NAME, framework, from_datum, is_known, quietly, to_datum, to_tract};
-use crate::engine::{Engine, EngineError, Session, Tensors};
-use crate::io::tensor::NpTensor;
+use crate::engine::{Engine, EngineError, ExternalData, Session, Tensors};
+use crate::io::tensor::{NpTensor, with_type};
 use ancre_passes::ir::DType;
 use std::collections::HashSet;
-use std::path::Path;
 use std::sync::Arc;
 use tract_onnx::model::Onnx;
 use tract_onnx::pb::{GraphProto, ModelProto};
@@ -14,7 +13,7 @@ use tract_onnx::prelude::{
 };
 use tract_onnx::tract_hir::internal::{IntoTValue, TVec, f16};
 
-/// Plans kept for input shapes seen before.
+/// Most prepared models that are kept for input shapes seen before.
 const MOST_PLANS: usize = 2;
 
 /// The embedded engine.
@@ -26,7 +25,7 @@ impl Engine for TractEngine {
         NAME
     }
 
-    fn load(&self, model: &[u8], root: Option<&Path>) -> Result<Box<dyn Session>, EngineError> {
+    fn load(&self, model: &[u8], data: Option<ExternalData>) -> Result<Box<dyn Session>, EngineError> {
         let framework = framework();
         let mut proto =
             framework.proto_model_for_read(&mut &*model).map_err(|e| EngineError::Load { engine: NAME, why: chain(&e) })?;
@@ -34,20 +33,12 @@ impl Engine for TractEngine {
             check_operators(&framework, graph)?;
             tell_apart(graph);
         }
-        let root = root.map(|r| r.to_string_lossy().into_owned()).unwrap_or_default();
+        let root = data.map(|d| d.root.to_string_lossy().into_owned()).unwrap_or_default();
         Ok(Box::new(TractSession { framework, proto, root, plans: Vec::new() }))
     }
 }
 
-/// Loads a model and runs it once.
-///
-/// # Errors
-/// As [`Engine::load`] and [`Session::run`].
-pub fn run(model: &[u8], root: Option<&Path>, inputs: &Tensors) -> Result<Tensors, EngineError> {
-    TractEngine.load(model, root)?.run(inputs)
-}
-
-/// Complains about the first operator that tract has nothing for, subgraphs included.
+/// Fails for the first operator that tract does not have, in subgraphs too.
 fn check_operators(framework: &Onnx, graph: &GraphProto) -> Result<(), EngineError> {
     for node in &graph.node {
         if !is_known(framework, &node.domain, &node.op_type) {
@@ -66,8 +57,8 @@ fn check_operators(framework: &Onnx, graph: &GraphProto) -> Result<(), EngineErr
     Ok(())
 }
 
-/// Gives every node a name that no other node, input or initializer has: ONNX keeps these apart, tract does not, and names a
-/// node without one after its first result.
+/// Gives every node a name that no other node, input or initializer has. ONNX keeps these names apart and tract does not; tract
+/// names a node without a name after its first result.
 fn tell_apart(graph: &mut GraphProto) {
     let values = graph.input.iter().map(|i| &i.name).chain(graph.initializer.iter().map(|t| &t.name));
     let mut taken: HashSet<String> = values.cloned().collect();
@@ -85,10 +76,10 @@ fn tell_apart(graph: &mut GraphProto) {
     }
 }
 
-/// What a plan was made for: the inputs that are fed, with their types.
+/// The inputs that a model was prepared for, with their types.
 type Signature = Vec<(String, DType, Vec<usize>)>;
 
-struct Plan {
+struct Prepared {
     signature: Signature,
     model: Arc<TypedRunnableModel>,
     /// Names of the model's inputs, in tract's order.
@@ -99,7 +90,7 @@ struct TractSession {
     framework: Onnx,
     proto: ModelProto,
     root: String,
-    plans: Vec<Plan>,
+    plans: Vec<Prepared>,
 }
 
 impl Session for TractSession {
@@ -110,7 +101,7 @@ impl Session for TractSession {
             Some(i) => &self.plans[i],
             None => {
                 let plan = self.plan(signature)?;
-                // Each plan holds a copy of the weights.
+                // Each prepared model holds a copy of the weights.
                 self.plans.truncate(MOST_PLANS - 1);
                 self.plans.push(plan);
                 &self.plans[self.plans.len() - 1]
@@ -147,14 +138,14 @@ fn missing(name: &str) -> EngineError {
 
 impl TractSession {
     /// Optimises the model for inputs of these types.
-    fn plan(&mut self, signature: Signature) -> Result<Plan, EngineError> {
+    fn plan(&mut self, signature: Signature) -> Result<Prepared, EngineError> {
         let Some(graph) = self.proto.graph.as_mut() else {
             return Err(EngineError::Load { engine: NAME, why: "it holds no graph".into() });
         };
         if let Some((name, ..)) = signature.iter().find(|(name, ..)| !graph.input.iter().any(|i| i.name == *name)) {
             return Err(EngineError::Input { name: name.clone(), why: "the model has no such input".into() });
         }
-        // An overridden initializer must be an input only; tract would take the default.
+        // An overridden initializer must be an input only. Otherwise tract takes the default.
         let is_fed = |name: &str| signature.iter().any(|(n, ..)| n == name);
         let (aside, kept) = std::mem::take(&mut graph.initializer).into_iter().partition(|t| is_fed(&t.name));
         graph.initializer = kept;
@@ -165,7 +156,7 @@ impl TractSession {
         let (model, inputs) = plan.unwrap_or_else(|| {
             Err(EngineError::Load { engine: NAME, why: "it panicked over the model; try the other engine".into() })
         })?;
-        Ok(Plan { signature, model, inputs })
+        Ok(Prepared { signature, model, inputs })
     }
 
     fn optimise(&self, signature: &Signature) -> Result<(Arc<TypedRunnableModel>, Vec<String>), EngineError> {
@@ -196,7 +187,7 @@ fn chain(e: &TractError) -> String {
     format!("{e:#}")
 }
 
-/// The error with the node and the operator it names, if it names one: tract writes `node #12 "name" Operator`.
+/// The error with the node and the operator that it names, if it does. tract writes `node #12 "name" Operator`.
 fn blame(e: &TractError) -> Option<EngineError> {
     e.chain().find_map(|cause| {
         let text = cause.to_string();
@@ -221,24 +212,14 @@ fn from_tract(t: &Tensor) -> Result<NpTensor, TractError> {
             whole.try_as_plain_ram()?.as_slice::<$t>()?.iter().flat_map(|v| v.to_le_bytes()).collect()
         };
     }
-    let data: Vec<u8> = match whole.datum_type() {
-        DatumType::F32 => bytes!(f32),
-        DatumType::F64 => bytes!(f64),
-        DatumType::F16 => bytes!(f16),
-        DatumType::I8 => bytes!(i8),
-        DatumType::I16 => bytes!(i16),
-        DatumType::I32 => bytes!(i32),
-        DatumType::I64 => bytes!(i64),
-        DatumType::U8 => bytes!(u8),
-        DatumType::U16 => bytes!(u16),
-        DatumType::U32 => bytes!(u32),
-        DatumType::U64 => bytes!(u64),
-        DatumType::Bool => whole.try_as_plain_ram()?.as_slice::<bool>()?.iter().map(|v| *v as u8).collect(),
-        other => return Err(TractError::msg(format!("elements of type {other:?} cannot be read"))),
+    let unknown = || TractError::msg(format!("elements of type {:?} cannot be read", whole.datum_type()));
+    let dtype = from_datum(whole.datum_type()).ok_or_else(unknown)?;
+    let data: Vec<u8> = match dtype {
+        DType::F16 => bytes!(f16),
+        DType::Bool => whole.try_as_plain_ram()?.as_slice::<bool>()?.iter().map(|v| *v as u8).collect(),
+        other => with_type!(other, T => bytes!(T), return Err(unknown())),
     };
-    from_datum(whole.datum_type())
-        .and_then(|d| NpTensor::new(d, whole.shape(), data))
-        .ok_or_else(|| TractError::msg("the result has a wrong size"))
+    NpTensor::new(dtype, whole.shape(), data).ok_or_else(|| TractError::msg("the result has a wrong size"))
 }
 
 #[cfg(test)]
@@ -292,7 +273,7 @@ mod tests {
     fn the_node_that_fails_is_named() {
         let model = samples::mismatched();
         let inputs = Tensors::from([("x".to_string(), NpTensor::f32s(&[2, 3], &[0.0; 6]).unwrap())]);
-        match run(&model, None, &inputs) {
+        match TractEngine.load(&model, None).unwrap().run(&inputs) {
             Err(EngineError::Unsupported { operator, node, .. }) => {
                 assert!(operator.contains("MatMul") && node == "product", "{operator} {node}");
             }

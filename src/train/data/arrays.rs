@@ -7,8 +7,7 @@ use super::wanted::{Slot, Wanted};
 use super::{DataOptions, Dataset};
 use crate::engine::Tensors;
 use crate::error::Failure;
-use crate::io::arrays::Array;
-use crate::io::arrays::numpy_name;
+use crate::io::arrays::{Array, numpy_name};
 use crate::io::tensor::NpTensor;
 use ancre_passes::ir::DType;
 use std::path::{Path, PathBuf};
@@ -80,7 +79,7 @@ impl ArraySet {
     }
 }
 
-/// Is this array for this input? A file's name cannot hold the slash of an input's; an underscore stands for it.
+/// Does the array feed the input? A file's name cannot hold the slash of an input's name; an underscore stands for it.
 fn names(array: &Array, slot: &Slot) -> bool {
     let file = |c: char| if matches!(c, '/' | '\\' | ':') { '_' } else { c };
     array.name == slot.name || array.name == slot.name.chars().map(file).collect::<String>()
@@ -113,7 +112,7 @@ fn wrong_type(slot: &Slot, array: &Array) -> (String, String) {
     (what, format!("save it as {numpy} (numpy: x.astype('{numpy}'))"))
 }
 
-/// Shape of a sample as it is fed; `None` when it does not fit. A trailing axis of one may be missing or too many.
+/// The shape of a sample as it is fed; `None` when the array does not fit. A trailing axis of one may be missing or surplus.
 fn sample_shape(slot: &Slot, array: &Array) -> Option<Vec<usize>> {
     let own = if slot.batched { array.shape.get(1..)? } else { &array.shape[..] };
     let fits = own.len() == slot.shape.len() && own.iter().zip(&slot.shape).all(|(d, s)| s.is_none_or(|s| s == *d));
@@ -155,24 +154,16 @@ fn notice(array: &Array, slot: &Slot, how: Conversion) -> Option<String> {
 
 impl Feed {
     fn rows(&self, rows: &[usize], epoch: u64) -> Option<NpTensor> {
-        if !self.slot.batched {
-            let bytes = convert(self.array.read_all(), self.array.dtype, self.slot.dtype, self.how);
-            return NpTensor::new(self.slot.dtype, &self.shape, bytes);
-        }
-        let size = self.array.dtype.size().unwrap_or(1);
-        let mut bytes = Vec::with_capacity(rows.len() * self.array.row_len() * size);
-        rows.iter().for_each(|row| self.array.read_row(*row, &mut bytes));
-        let shape: Vec<usize> = [rows.len()].into_iter().chain(self.shape.iter().copied()).collect();
-        let Some(augment) = &self.augment else {
-            return NpTensor::new(self.slot.dtype, &shape, convert(bytes, self.array.dtype, self.slot.dtype, self.how));
+        let augment = self.augment.as_ref();
+        let to = if augment.is_some() { DType::F32 } else { self.slot.dtype };
+        let (t, batch) = match self.slot.batched {
+            true => (self.array.rows(rows.iter().copied())?, Some(rows.len())),
+            false => (self.array.tensor()?, None),
         };
-        let how = match self.how {
-            Conversion::Pixels => Conversion::Pixels,
-            _ if self.array.dtype == DType::F32 => Conversion::Same,
-            _ => Conversion::Round,
-        };
-        let bytes = convert(bytes, self.array.dtype, DType::F32, how);
-        let mut pixels: Vec<f32> = bytes.as_chunks::<4>().0.iter().map(|c| f32::from_le_bytes(*c)).collect();
+        let shape: Vec<usize> = batch.into_iter().chain(self.shape.iter().copied()).collect();
+        let t = convert(t, to, &shape, self.how)?;
+        let Some(augment) = augment else { return Some(t) };
+        let mut pixels = t.to_f32();
         let size = pixels.len() / rows.len().max(1);
         for (row, sample) in rows.iter().zip(pixels.chunks_exact_mut(size.max(1))) {
             augment.apply(sample, &self.shape, *row, epoch);

@@ -38,7 +38,7 @@ pub fn order(seed: u64, epoch: u64, n: usize) -> Vec<u32> {
     all
 }
 
-/// A random number that depends on three others alone (splitmix64's finalisers in a row).
+/// A random number that depends on three numbers alone (splitmix64's finalisers in a row).
 pub(super) fn mixed(seed: u64, epoch: u64, item: u64) -> u64 {
     let finish = |mut z: u64| {
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -55,7 +55,7 @@ pub fn batches_per_epoch(samples: usize, batch: usize, drop_last: bool) -> usize
     if drop_last { samples / batch } else { samples.div_ceil(batch) }
 }
 
-/// Batches in order, over the epochs, until it is dropped.
+/// Batches in order, epoch after epoch.
 pub struct Batches {
     queue: Option<Receiver<Result<Batch, Failure>>>,
     thread: Option<JoinHandle<()>>,
@@ -73,7 +73,7 @@ impl Batches {
         shuffle: bool,
     ) -> Batches {
         let (sender, queue) = sync_channel(QUEUE);
-        let plan = Plan { set, seed, batch: batch.max(1), drop_last, shuffle };
+        let plan = BatchMaker { set, seed, batch: batch.max(1), drop_last, shuffle };
         let thread = std::thread::Builder::new().name("batches".into()).spawn(move || {
             let done = catch_unwind(AssertUnwindSafe(|| plan.run(epoch, from, &sender)));
             if done.is_err() {
@@ -84,7 +84,7 @@ impl Batches {
         Batches { queue: Some(queue), thread: thread.ok() }
     }
 
-    /// The next batch; nothing follows an error.
+    /// The next batch. An error is the last item.
     #[allow(clippy::should_implement_trait, reason = "an iterator would invite collecting an endless one")]
     pub fn next(&mut self) -> Option<Result<Batch, Failure>> {
         self.queue.as_ref()?.recv().ok()
@@ -93,7 +93,7 @@ impl Batches {
 
 impl Drop for Batches {
     fn drop(&mut self) {
-        // The thread sees that nobody takes its batches any more.
+        // The thread ends when it cannot send a batch.
         self.queue = None;
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
@@ -101,7 +101,7 @@ impl Drop for Batches {
     }
 }
 
-struct Plan {
+struct BatchMaker {
     set: Arc<dyn Dataset>,
     seed: u64,
     batch: usize,
@@ -109,7 +109,7 @@ struct Plan {
     shuffle: bool,
 }
 
-impl Plan {
+impl BatchMaker {
     fn run(&self, epoch: u64, from: usize, sender: &SyncSender<Result<Batch, Failure>>) {
         let samples = self.set.len();
         let count = batches_per_epoch(samples, self.batch, self.drop_last);

@@ -1,10 +1,11 @@
 //! Checks that read every label, before the first step.
 
-use super::convert::{integers, numbers};
 use super::wanted::Wanted;
-use crate::io::arrays::Array;
-use crate::io::arrays::numpy_name;
+use crate::io::arrays::{Array, numpy_name};
 use ancre_passes::ir::DType;
+
+/// Samples that are checked at a time.
+const CHUNK: usize = 4096;
 
 /// Checks the target's values: class labels within the classes, binary targets within 0 and 1, integers that a float target
 /// can hold. Streams over the array; the message names no file.
@@ -19,30 +20,29 @@ pub(super) fn check_target(array: &Array, wanted: &Wanted) -> Result<(), (String
         return Ok(());
     }
     let rows = array.shape.first().copied().unwrap_or(0);
-    let mut bytes = Vec::new();
-    for row in 0..rows {
-        bytes.clear();
-        array.read_row(row, &mut bytes);
-        if labels {
-            let mut values = integers(&bytes, array.dtype);
-            if let Some(bad) = values.find(|v| !is_label(*v, wanted)) {
-                return Err(bad_label(&format!("array `{}`", array.name), row, bad, wanted));
-            }
-        } else if binary {
-            let bad = numbers(&bytes, array.dtype).into_iter().find(|v| !(0.0..=1.0).contains(v));
-            if let Some(bad) = bad {
+    for start in (0..rows).step_by(CHUNK) {
+        let Some(t) = array.rows(start..rows.min(start + CHUNK)) else { continue };
+        let sample = |at: usize| start + at / array.row_len();
+        let name = &array.name;
+        if binary {
+            let values = t.to_f64();
+            if let Some(at) = values.iter().position(|v| !(0.0..=1.0).contains(v)) {
+                let (row, bad) = (sample(at), values[at]);
                 let what = format!(
-                    "array `{}`: sample {row} has the target {bad}; `{}` of the loss bce takes 0 to 1",
-                    array.name, slot.name
+                    "array `{name}`: sample {row} has the target {bad}; `{}` of the loss bce takes 0 to 1",
+                    slot.name
                 );
                 return Err((what, "give targets of 0 and 1, or rewrite with another --loss".into()));
             }
-        } else if let Some(bad) = integers(&bytes, array.dtype).find(|v| v.abs() > exact) {
-            let what = format!(
-                "array `{}`: sample {row} holds {bad}, which {} cannot hold exactly",
-                array.name,
-                numpy_name(slot.dtype)
-            );
+            continue;
+        }
+        let values = t.to_i64();
+        if labels && let Some(at) = values.iter().position(|v| !is_label(*v, wanted)) {
+            return Err(bad_label(name, sample(at), values[at], wanted));
+        }
+        if !labels && let Some(at) = values.iter().position(|v| v.abs() > exact) {
+            let (row, bad, ty) = (sample(at), values[at], numpy_name(slot.dtype));
+            let what = format!("array `{name}`: sample {row} holds {bad}, which {ty} cannot hold exactly");
             return Err((what, "scale the targets and save them as float32".into()));
         }
     }
@@ -54,7 +54,7 @@ fn is_label(v: i64, wanted: &Wanted) -> bool {
     wanted.ignore_index == Some(v) || (v >= 0 && below)
 }
 
-fn bad_label(what: &str, row: usize, bad: i64, wanted: &Wanted) -> (String, String) {
+fn bad_label(array: &str, row: usize, bad: i64, wanted: &Wanted) -> (String, String) {
     let range = match (wanted.classes, wanted.ignore_index) {
         (Some(n), Some(i)) => format!("0 to {} or {i}, which is ignored", n - 1),
         (Some(n), None) => format!("0 to {}", n - 1),
@@ -67,5 +67,5 @@ fn bad_label(what: &str, row: usize, bad: i64, wanted: &Wanted) -> (String, Stri
         Some(_) if bad >= 0 => format!("rewrite the model with --classes {} or more, or correct the labels", bad + 1),
         _ => format!("correct the labels, or rewrite the model with --ignore-index={bad}"),
     };
-    (format!("{what}: sample {row} has the label {bad}; `{}` takes {range}", wanted.target.name), help)
+    (format!("array `{array}`: sample {row} has the label {bad}; `{}` takes {range}", wanted.target.name), help)
 }

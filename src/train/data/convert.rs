@@ -1,13 +1,14 @@
-//! From an array's element type to an input's: only where that is exact or what everyone expects.
+//! Conversions from an array's element type to an input's, where they are exact or what everyone expects.
 
+use crate::io::tensor::NpTensor;
 use ancre_passes::ir::DType;
 
 /// How elements of one type become elements of another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Conversion {
-    /// As they are.
+    /// The elements stay as they are.
     Same,
-    /// A value that the other type has exactly: wider integers, wider floats, integers as floats (checked beforehand).
+    /// The other type holds the value exactly: wider integers, wider floats, integers as floats (checked beforehand).
     Exact,
     /// To the nearest value of a narrower float type.
     Round,
@@ -15,8 +16,8 @@ pub(super) enum Conversion {
     Pixels,
 }
 
-/// May an array of type `from` feed an input of type `to`? `image`: the input is an image; `target`: it is the target, whose
-/// integers a float loss may read.
+/// How an array of type `from` feeds an input of type `to`; `None` if it may not. `image`: the input is an image. `target`: the
+/// input is the target, whose integers a float loss may read.
 pub(super) fn conversion(from: DType, to: DType, image: bool, target: bool) -> Option<Conversion> {
     use DType::*;
     if from == to {
@@ -42,62 +43,17 @@ pub(super) fn conversion(from: DType, to: DType, image: bool, target: bool) -> O
     }
 }
 
-/// Converts little-endian elements.
-pub(super) fn convert(bytes: Vec<u8>, from: DType, to: DType, how: Conversion) -> Vec<u8> {
-    if how == Conversion::Same {
-        return bytes;
+/// A tensor with other elements and another shape of the same size. All conversions are exact in float64: integers get wider, and
+/// a quotient that is rounded to float64 and then to float32 is the float32 quotient.
+pub(super) fn convert(t: NpTensor, to: DType, shape: &[usize], how: Conversion) -> Option<NpTensor> {
+    if t.dtype() == to {
+        return NpTensor::new(to, shape, t.into_bytes());
     }
-    if !to.is_float() {
-        return match to {
-            DType::I64 => integers(&bytes, from).flat_map(i64::to_le_bytes).collect(),
-            DType::U64 => integers(&bytes, from).flat_map(|v| (v as u64).to_le_bytes()).collect(),
-            DType::I32 => integers(&bytes, from).flat_map(|v| (v as i32).to_le_bytes()).collect(),
-            DType::U32 => integers(&bytes, from).flat_map(|v| (v as u32).to_le_bytes()).collect(),
-            DType::I16 => integers(&bytes, from).flat_map(|v| (v as i16).to_le_bytes()).collect(),
-            _ => integers(&bytes, from).flat_map(|v| (v as u16).to_le_bytes()).collect(),
-        };
+    let mut values = t.to_f64();
+    if how == Conversion::Pixels {
+        values.iter_mut().for_each(|v| *v /= 255.0);
     }
-    match (from, to, how) {
-        (DType::U8, DType::F32, Conversion::Pixels) => {
-            bytes.iter().flat_map(|v| (f32::from(*v) / 255.0).to_le_bytes()).collect()
-        }
-        (DType::F64, DType::F32, _) => {
-            bytes.as_chunks::<8>().0.iter().flat_map(|c| (f64::from_le_bytes(*c) as f32).to_le_bytes()).collect()
-        }
-        _ => {
-            let scale = if how == Conversion::Pixels { 1.0 / 255.0 } else { 1.0 };
-            let values: Vec<f64> = numbers(&bytes, from).into_iter().map(|v| v * scale).collect();
-            crate::io::tensor::NpTensor::from_f64s(to, &[values.len()], &values).map_or(Vec::new(), |t| t.bytes().to_vec())
-        }
-    }
-}
-
-/// Elements of an integer or boolean type.
-pub(super) fn integers(bytes: &[u8], from: DType) -> Box<dyn Iterator<Item = i64> + '_> {
-    macro_rules! read {
-        ($t:ty, $n:literal) => {
-            Box::new(bytes.as_chunks::<$n>().0.iter().map(|c| <$t>::from_le_bytes(*c) as i64))
-        };
-    }
-    match from {
-        DType::I64 => read!(i64, 8),
-        DType::U64 => read!(u64, 8),
-        DType::I32 => read!(i32, 4),
-        DType::U32 => read!(u32, 4),
-        DType::I16 => read!(i16, 2),
-        DType::U16 => read!(u16, 2),
-        DType::I8 => read!(i8, 1),
-        _ => read!(u8, 1),
-    }
-}
-
-/// Elements of any type as f64.
-pub(super) fn numbers(bytes: &[u8], from: DType) -> Vec<f64> {
-    if !from.is_float() {
-        return integers(bytes, from).map(|v| v as f64).collect();
-    }
-    let size = from.size().unwrap_or(1);
-    crate::io::tensor::NpTensor::new(from, &[bytes.len() / size], bytes.to_vec()).map_or(Vec::new(), |t| t.to_f64())
+    NpTensor::from_f64s(to, shape, &values)
 }
 
 #[cfg(test)]
@@ -121,14 +77,15 @@ mod tests {
 
     #[test]
     fn converted_elements_have_their_values() {
-        let f32s = |bytes: Vec<u8>| numbers(&bytes, DType::F32);
-        assert_eq!(f32s(convert(vec![0, 255, 51], DType::U8, DType::F32, Conversion::Pixels)), [0.0, 1.0, 0.2f32 as f64]);
-        let doubles = [0.1f64, -3.0].iter().flat_map(|v| v.to_le_bytes()).collect();
-        assert_eq!(f32s(convert(doubles, DType::F64, DType::F32, Conversion::Round)), [0.1f32 as f64, -3.0]);
-        let small = [-5i32, 7].iter().flat_map(|v| v.to_le_bytes()).collect();
-        let wide = convert(small, DType::I32, DType::I64, Conversion::Exact);
-        assert_eq!(integers(&wide, DType::I64).collect::<Vec<_>>(), [-5, 7]);
-        let halves = crate::io::tensor::NpTensor::from_f64s(DType::F16, &[2], &[0.5, -2.0]).unwrap().bytes().to_vec();
-        assert_eq!(f32s(convert(halves, DType::F16, DType::F32, Conversion::Exact)), [0.5, -2.0]);
+        use Conversion::*;
+        let f32s = |t: NpTensor, how| convert(t, DType::F32, &[3], how).unwrap().to_f32();
+        let of = |dtype, values: &[f64; 3]| NpTensor::from_f64s(dtype, &[1, 3], values).unwrap();
+        assert_eq!(f32s(of(DType::U8, &[0.0, 255.0, 51.0]), Pixels), [0.0, 1.0, 0.2]);
+        for v in 0..=255u8 {
+            assert_eq!(f32s(of(DType::U8, &[v.into(); 3]), Pixels)[0], f32::from(v) / 255.0);
+        }
+        assert_eq!(f32s(of(DType::F64, &[0.1, -3.0, 0.0]), Round), [0.1, -3.0, 0.0]);
+        assert_eq!(f32s(of(DType::F16, &[0.5, -2.0, 0.0]), Exact), [0.5, -2.0, 0.0]);
+        assert_eq!(convert(of(DType::I32, &[-5.0, 7.0, 0.0]), DType::I64, &[3], Exact).unwrap().to_i64(), [-5, 7, 0]);
     }
 }

@@ -30,12 +30,11 @@ pub(super) struct ImageSet {
     notices: Vec<String>,
 }
 
-/// Has a directory folders in it?
 pub(super) fn holds_folders(dir: &Path) -> Result<bool, Failure> {
     Ok(entries(dir)?.iter().any(|p| p.is_dir()))
 }
 
-/// What lies in a directory, sorted, without hidden files.
+/// The entries of a directory, sorted, without hidden files.
 fn entries(dir: &Path) -> Result<Vec<PathBuf>, Failure> {
     let fail = |e: std::io::Error| Failure::input(format!("cannot be read: {e}")).at(dir);
     let listed = std::fs::read_dir(dir).map_err(fail)?.map(|e| e.map(|e| e.path()));

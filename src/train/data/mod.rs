@@ -15,69 +15,44 @@ mod wanted;
 pub use batches::{Batch, Batches, batches_per_epoch, order};
 pub use wanted::{Slot, Wanted};
 
+pub use crate::cli::DataOptions;
+
 use crate::engine::Tensors;
 use crate::error::Failure;
 use crate::io::arrays::{holds_arrays, read_arrays, read_dir};
 use std::path::Path;
 use std::sync::Arc;
 
-/// How a data set is read.
-#[derive(Clone, Debug, Default)]
-pub struct DataOptions {
-    /// Seed of the order and of what is random about a sample.
-    pub seed: u64,
-    /// Mirror images left to right, every second time.
-    pub flip: bool,
-    /// Pad images by an eighth and cut them out at a random place.
-    pub crop: bool,
-    /// Subtracted from each channel.
-    pub mean: Option<Vec<f32>>,
-    /// Divides each channel.
-    pub std: Option<Vec<f32>>,
-    /// Tokens in one sample of a token file.
-    pub window: Option<usize>,
-    /// Tokens from one sample's start to the next one's; the window when absent.
-    pub stride: Option<usize>,
-    /// Height and width of images, where the model leaves them open.
-    pub image_size: Option<[usize; 2]>,
-    /// Names of the classes, where another set has fixed them: those of the training set for its validation set.
-    pub classes: Option<Vec<String>>,
-}
-
 /// A data set: samples by number.
 pub trait Dataset: Send + Sync {
     /// Number of samples.
     fn len(&self) -> usize;
 
-    /// Has it no sample? An opened set always has one.
+    /// Does the set have no sample? An opened set always has one.
     fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// What it is, in one line.
+    /// The set in one line.
     fn describe(&self) -> String;
 
     /// The inputs of a batch made of these samples. What is random about a sample depends on seed, epoch and sample alone.
-    ///
-    /// # Errors
-    /// When a sample cannot be read; the error names its file.
+    /// Fails when a sample cannot be read; the error names its file.
     fn batch(&self, rows: &[usize], epoch: u64) -> Result<Tensors, Failure>;
 
-    /// What was converted or left aside.
+    /// Notices about what was converted or left aside.
     fn notices(&self) -> &[String] {
         &[]
     }
 
-    /// Names of the classes, where the set itself has them.
+    /// Names of the classes, where the set's files give them.
     fn classes(&self) -> Option<&[String]> {
         None
     }
 }
 
-/// Opens a data set and checks it against what the training graph wants.
-///
-/// # Errors
-/// When it cannot be read, has an unknown form, or does not fit: names, shapes, types, label ranges, no samples.
+/// Opens a data set and checks it against what the training graph wants. Fails when it cannot be read, has an unknown form,
+/// or does not fit: names, shapes, types, label ranges, no samples.
 pub fn open(path: &Path, wanted: &Wanted, o: &DataOptions) -> Result<Arc<dyn Dataset>, Failure> {
     check_options(wanted, o)?;
     let suffix = path.extension().and_then(|e| e.to_str()).map(str::to_ascii_lowercase).unwrap_or_default();

@@ -4,6 +4,7 @@ use super::wanted::{Slot, Wanted};
 use super::{DataOptions, Dataset};
 use crate::engine::Tensors;
 use crate::error::Failure;
+use crate::io::arrays::map;
 use crate::io::tensor::NpTensor;
 use ancre_passes::ir::{DType, SharedBytes};
 use std::path::{Path, PathBuf};
@@ -36,8 +37,7 @@ impl TokenSet {
     /// Maps the file and checks it against the model.
     pub(super) fn open(path: &Path, wanted: &Wanted, o: &DataOptions) -> Result<TokenSet, Failure> {
         let fail = |e: Failure| e.at(path);
-        let bytes = std::fs::File::open(path).and_then(|mut f| SharedBytes::of_file(&mut f));
-        let bytes = bytes.map_err(|e| Failure::input(format!("cannot be read: {e}")).at(path))?;
+        let bytes = map(path)?;
         if bytes.len() % 2 == 1 {
             let what = format!("has {} bytes, an odd number; tokens are u16, two bytes each", bytes.len());
             return Err(Failure::input(what).at(path).help("numpy: numpy.asarray(ids, '<u2').tofile('tokens.bin')"));

@@ -58,7 +58,7 @@ impl Slot {
         usual.or_else(|| of(a, false, &[4])).or_else(|| of(c, true, &[4]))
     }
 
-    /// As in messages: `x` float32 [N, 3, H, W] with `?` for what is open.
+    /// The slot as messages name it: `x` float32 [N, 3, ?, ?], where `?` is an open extent.
     pub fn text(&self) -> String {
         let open = |d: &Option<usize>| d.map_or("?".to_string(), |n| n.to_string());
         let batch = self.batched.then(|| "N".to_string());
@@ -71,7 +71,7 @@ impl Slot {
         let ty = g.tensor_type(v).ok_or_else(|| {
             Failure::input(format!("input `{name}` has type {}, a tensor of known rank was expected", g.value(v).ty))
         })?;
-        // A symbol of the target's may have another name than the inputs'; a number is compared as it is.
+        // The target's batch symbol may have another name than the inputs'. Numbers must be equal.
         let batched = match (ty.shape.first(), batch) {
             (Some(own), Some(batch)) => own == batch || own.known().is_none(),
             (Some(_), None) => true,
@@ -84,10 +84,8 @@ impl Slot {
 }
 
 impl Wanted {
-    /// Reads it from a training or evaluation graph, whose labels count `classes`.
-    ///
-    /// # Errors
-    /// When the graph lacks the metadata or the input that its loss reads.
+    /// Reads it from a training or evaluation graph, whose labels count `classes`. Fails when the graph lacks the metadata
+    /// or the input that its loss reads.
     pub(in crate::train) fn of(g: &Graph, classes: Option<usize>) -> Result<Wanted, Failure> {
         let no = |what: &str| {
             Failure::input(format!("is no training graph of this tool: {what}"))
@@ -114,18 +112,18 @@ impl Wanted {
         })
     }
 
-    /// All that is fed, the target last.
+    /// All slots; the target comes last.
     pub fn slots(&self) -> impl Iterator<Item = &Slot> {
         self.inputs.iter().chain([&self.target])
     }
 
-    /// All that is fed, as in messages.
+    /// All slots as messages list them.
     pub(super) fn listed(&self) -> String {
         self.slots().map(Slot::text).collect::<Vec<_>>().join(", ")
     }
 }
 
-/// The learning rate is the loop's, not the data's.
+/// Is this the learning rate, which the loop feeds and not the data?
 fn is_rate(g: &Graph, v: ValueId) -> bool {
     matches!(g.name(v), "lr" | "ancre.lr") && g.tensor_type(v).is_some_and(|t| t.rank() == 0)
 }

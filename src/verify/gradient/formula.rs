@@ -1,5 +1,5 @@
-//! The optimisers' formulas in float64, written down a second time: what a training graph's updates are compared with. Semantics
-//! are PyTorch's.
+//! The optimisers' formulas in float64, with PyTorch's semantics. They are written a second time, so that a training graph's updates
+//! are compared with something independent.
 
 use serde::Deserialize;
 use std::collections::HashMap;
@@ -16,36 +16,28 @@ pub(super) struct Optimizer {
     pub(super) betas: [f64; 2],
     /// Added to the root of the second moment.
     pub(super) eps: f64,
-    /// Momentum of SGD.
     pub(super) momentum: f64,
-    /// Nesterov momentum.
     pub(super) nesterov: bool,
     /// Weight decay; none of the router's tensors decays.
     pub(super) weight_decay: f64,
-    /// Largest global gradient norm.
     pub(super) clip_norm: Option<f64>,
-    /// Micro-batches per update.
     pub(super) accumulate: Option<u32>,
     /// Learning rate of the router relative to the weights'.
     pub(super) router_lr_scale: Option<f64>,
 }
 
-/// What an update starts from, by the name of the state.
+/// What an update starts from; maps are by the name of the state.
 pub(super) struct Before<'a> {
-    /// Gradients of the trained tensors.
     pub(super) gradients: &'a HashMap<String, Vec<f64>>,
-    /// State tensors.
     pub(super) state: &'a HashMap<String, Vec<f64>>,
     /// Which tensors are the router's.
     pub(super) router: &'a dyn Fn(&str) -> bool,
-    /// Learning rate.
     pub(super) lr: f64,
     /// Steps done before.
     pub(super) step: u64,
 }
 
 impl Optimizer {
-    /// Micro-batches per update.
     pub(super) fn micro_batches(&self) -> u64 {
         self.accumulate.unwrap_or(1).max(1) as u64
     }

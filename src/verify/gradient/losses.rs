@@ -1,7 +1,7 @@
 //! The loss as a function of the trained tensors, in an engine of its own.
 
 use super::Training;
-use crate::engine::{Engine, Session, Tensors};
+use crate::engine::{Engine, ExternalData, Session, Tensors};
 use crate::error::Failure;
 use crate::io::tensor::NpTensor;
 use crate::verify::compare::{precision, relative};
@@ -12,14 +12,12 @@ use ancre_passes::transform::eliminate;
 use ancre_passes::transform::to_double::{loss_graph, spell_out, to_double};
 use std::collections::HashSet;
 
-/// Roundings of a 16-bit type that a gradient may be off by: the router's is a sum of products with differences of states, which
-/// lie close together.
+/// Roundings of a 16-bit type that a gradient may be off by. The router's gradient is a sum of products with differences of
+/// states, which lie close together.
 const UNITS: f64 = 32.0;
 
-/// The loss graph, loaded.
 pub(super) struct Losses {
     session: Box<dyn Session>,
-    /// Name of the engine.
     pub(super) engine: &'static str,
     /// `float64` or `float32`.
     pub(super) precision: &'static str,
@@ -27,7 +25,6 @@ pub(super) struct Losses {
     pub(super) tolerance: f64,
     /// Step, as a part of a tensor's scale.
     step: f64,
-    /// Name of the loss.
     loss: String,
     /// The loss at the point.
     value: f64,
@@ -42,31 +39,28 @@ impl Losses {
         let path = &t.subject.path;
         let (mut narrow, loss) = loss_graph(&t.subject.graph).map_err(|e| Failure::input(e.to_string()).at(path))?;
         let mut wide = narrow.clone();
-        let attempt = to_double(&mut wide).map_err(|e| e.to_string()).and_then(|()| {
-            spell_out(&mut wide);
-            eliminate::eliminate_dead(&mut wide, |_, _| false);
-            Losses::load(t, &wide, &loss, engine, true)
-        });
-        match attempt {
-            Ok(losses) => Ok(losses),
-            Err(why) => {
-                spell_out(&mut narrow);
-                eliminate::eliminate_dead(&mut narrow, |_, _| false);
-                let mut losses = Losses::load(t, &narrow, &loss, engine, false).map_err(|e| {
-                    let other = if engine.name() == "tract" { "tract" } else { "ort" };
-                    Failure::check(format!("{} cannot run the loss: {e}", engine.name()))
-                        .help(format!("--engine {other} computes the gradients in this engine and the losses in the other"))
-                        .at(path)
-                })?;
-                losses.notes.push(format!("losses in float32, as {} cannot run them in float64: {why}", engine.name()));
-                Ok(losses)
-            }
-        }
+        let attempt = |g: &mut Graph, is_wide| {
+            spell_out(g);
+            eliminate::eliminate_dead(g, |_, _| false);
+            Losses::load(t, g, &loss, engine, is_wide)
+        };
+        let why = match to_double(&mut wide).map_err(|e| e.to_string()).and_then(|()| attempt(&mut wide, true)) {
+            Ok(losses) => return Ok(losses),
+            Err(why) => why,
+        };
+        let mut losses = attempt(&mut narrow, false).map_err(|e| {
+            let other = if engine.name() == "tract" { "tract" } else { "ort" };
+            Failure::check(format!("{} cannot run the loss: {e}", engine.name()))
+                .help(format!("--engine {other} computes the gradients in this engine and the losses in the other"))
+                .at(path)
+        })?;
+        losses.notes.push(format!("losses in float32, as {} cannot run them in float64: {why}", engine.name()));
+        Ok(losses)
     }
 
     fn load(t: &Training, g: &Graph, loss: &str, engine: &dyn Engine, wide: bool) -> Result<Losses, String> {
         let bytes = onnx::emit(g).and_then(|e| e.to_bytes()).map_err(|e| e.to_string())?;
-        let session = engine.load(&bytes, t.subject.path.parent()).map_err(|e| e.to_string())?;
+        let session = engine.load(&bytes, ExternalData::of(g, &t.subject.path)).map_err(|e| e.to_string())?;
         let coarsest = precision(&t.subject.graph).unwrap_or(DType::F32);
         let read = g.inputs().iter().map(|n| g.name(g.result(*n, 0)).to_string()).collect();
         let mut losses = Losses {
@@ -109,7 +103,7 @@ impl Losses {
         t.states.iter().any(|s| s.kind == StateKind::Counter && self.read.contains(&s.input))
     }
 
-    /// What the rounding of the loss alone may do to a difference.
+    /// How far the rounding of the loss alone may move a difference.
     pub(super) fn noise(&self, scale: f64) -> f64 {
         let unit = if self.precision == "float64" { f64::EPSILON } else { f32::EPSILON as f64 };
         4.0 * unit * self.value.abs() / (self.step * scale)

@@ -10,7 +10,7 @@
 mod double_tests;
 mod formula;
 mod losses;
-pub mod report;
+pub(super) mod report;
 mod updates;
 
 use super::numeric::engines;
@@ -19,42 +19,37 @@ use crate::engine::EngineChoice;
 use crate::engine::random_inputs::{self, Sizes};
 use crate::engine::{Engine, Session, Tensors};
 use crate::error::Failure;
+use crate::io::arrays::read_tensors;
+use crate::io::files;
 use crate::io::tensor::NpTensor;
 use ancre_passes::contract::{self, OptimizerRecord, Record, RouterRecord, StateKind, StateRecord, States, Unreadable};
-use ancre_passes::ir::DType;
 use ancre_passes::random::Random;
 use formula::Optimizer;
 use losses::Losses;
 use serde::Serialize;
 use std::collections::HashMap;
 use std::time::Instant;
-pub use updates::UpdateCheck;
+pub(super) use updates::UpdateCheck;
 
 /// One trained tensor's gradient against finite differences.
 #[derive(Clone, Debug, Serialize)]
-pub struct TensorCheck {
-    /// The tensor.
+pub(super) struct TensorCheck {
     pub name: String,
     /// `parameter`, `logits` or `gate`.
     pub kind: StateKind,
-    /// Norm of its gradient.
     pub norm: f64,
     /// g·d of the direction that fits worst.
     pub directional: f64,
-    /// The finite difference along it.
     pub finite_difference: f64,
     /// Their difference, relative to a typical derivative in a random direction.
     pub error: f64,
-    /// Is the error within the tolerance?
     pub passed: bool,
 }
 
 /// What the check of one engine's gradients showed.
 #[derive(Clone, Debug)]
-pub struct GradientReport {
-    /// Engine that computed the gradients.
+pub(super) struct GradientReport {
     pub gradients: &'static str,
-    /// Engine that computed the losses.
     pub losses: &'static str,
     /// `float64`, or `float32` where that engine cannot.
     pub precision: &'static str,
@@ -62,23 +57,18 @@ pub struct GradientReport {
     pub source: String,
     /// Largest error allowed.
     pub tolerance: f64,
-    /// Every trained tensor.
     pub tensors: Vec<TensorCheck>,
     /// Every state that an optimiser's step changes.
     pub updates: Vec<UpdateCheck>,
     /// Directions for each tensor.
     pub directions: usize,
-    /// Extents of symbols.
     pub sizes: Sizes,
-    /// Seconds.
     pub seconds: f64,
-    /// Things a person should know.
     pub notes: Vec<String>,
 }
 
 impl GradientReport {
-    /// Did everything pass?
-    pub fn passed(&self) -> bool {
+    pub(super) fn passed(&self) -> bool {
         self.tensors.iter().all(|t| t.passed) && self.updates.iter().all(|u| u.passed)
     }
 }
@@ -88,13 +78,13 @@ pub(super) struct Training<'s> {
     subject: &'s Subject,
     states: Vec<StateRecord>,
     optimizer: Option<Optimizer>,
-    /// What its required inputs are fed, `lr` aside.
+    /// What the required inputs but `lr` are fed.
     inputs: Tensors,
     /// The random point: every trained tensor.
     point: Tensors,
-    /// Defaults of the other states that have none in the file.
+    /// Values of the other states that have no default in the graph.
     rest: Tensors,
-    /// How far elements of a trained tensor move naturally.
+    /// How far an element of a trained tensor may move, by tensor.
     scales: HashMap<String, f64>,
     sizes: Sizes,
     seed: u64,
@@ -113,7 +103,6 @@ impl Training<'_> {
         names.into_iter().find(|n| g.find(n).is_some_and(|v| g.required_inputs().any(|i| i == v)))
     }
 
-    /// Everything a step is fed.
     fn feeds(&self, lr: f64) -> Tensors {
         let mut feeds = self.inputs.clone();
         feeds.extend(self.point.iter().chain(&self.rest).map(|(n, t)| (n.clone(), t.clone())));
@@ -124,11 +113,9 @@ impl Training<'_> {
     }
 }
 
-/// Checks a training graph; with both engines, the gradients of either.
-///
-/// # Errors
-/// When the file is no training graph, or an engine cannot run it.
-pub fn check(subject: &Subject, o: &VerifyOptions) -> Result<Vec<GradientReport>, Failure> {
+/// Checks a training graph; with both engines, the gradients of either. Fails when the file is no training graph, or an
+/// engine cannot run it.
+pub(super) fn check(subject: &Subject, o: &VerifyOptions) -> Result<Vec<GradientReport>, Failure> {
     let which: &[(EngineChoice, EngineChoice)] = match o.engine.unwrap_or(EngineChoice::Ort) {
         EngineChoice::Ort => &[(EngineChoice::Ort, EngineChoice::Tract)],
         EngineChoice::Tract => &[(EngineChoice::Tract, EngineChoice::Ort)],
@@ -209,20 +196,9 @@ fn read<'s>(subject: &'s Subject, o: &VerifyOptions) -> Result<Training<'s>, Fai
         return Err(unfit("trains nothing: no state is trainable".into()));
     }
     let tau = RouterRecord::read(g).ok().flatten().map(|r| r.tau as f64);
-    let mut t = Training {
-        subject,
-        states,
-        optimizer,
-        inputs: Tensors::new(),
-        point: Tensors::new(),
-        rest: Tensors::new(),
-        scales: HashMap::new(),
-        sizes: Sizes::new(),
-        seed: o.seed,
-    };
-    let stored = separate_state(&t)?;
-    let mut scales = HashMap::new();
-    for s in t.states.clone() {
+    let (mut point, mut rest, mut scales) = (Tensors::new(), Tensors::new(), HashMap::new());
+    let stored = separate_state(subject, &states)?;
+    for s in &states {
         let v = g.find(&s.input).ok_or_else(|| unfit(format!("has no input `{}`, which its metadata lists", s.input)))?;
         let default = match (stored.get(&s.input), g.initializer(v)) {
             (Some(t), _) => t.clone(),
@@ -233,43 +209,24 @@ fn read<'s>(subject: &'s Subject, o: &VerifyOptions) -> Result<Training<'s>, Fai
             }
         };
         if s.trainable {
-            let scale = scale_of(&s, &default, tau.unwrap_or(1.0));
-            t.point.insert(s.input.clone(), beside(&default, scale, o.seed, &s.name));
+            let scale = scale_of(s, &default, tau.unwrap_or(1.0));
+            point.insert(s.input.clone(), beside(&default, scale, o.seed, &s.name));
             scales.insert(s.name.clone(), scale);
         } else if g.initializer(v).is_none() {
-            t.rest.insert(s.input.clone(), default);
+            rest.insert(s.input.clone(), default);
         }
     }
-    t.scales = scales;
-    Ok(t)
+    let (inputs, sizes) = (Tensors::new(), Sizes::new());
+    Ok(Training { subject, states, optimizer, inputs, point, rest, scales, sizes, seed: o.seed })
 }
 
-/// The state that `--state separate` wrote beside the graph: `X.state.safetensors` for `X.train.onnx`.
-fn separate_state(t: &Training) -> Result<Tensors, Failure> {
-    let g = &t.subject.graph;
-    let required = |s: &StateRecord| g.find(&s.input).is_some_and(|v| g.initializer(v).is_none());
-    let path = &t.subject.path;
-    let stem = path.file_stem().and_then(|s| s.to_str()).unwrap_or_default();
-    let file = path.with_file_name(format!("{}.state.safetensors", stem.strip_suffix(".train").unwrap_or(stem)));
-    if !t.states.iter().any(required) || !file.is_file() {
-        return Ok(Tensors::new());
+/// The state that `--state separate` wrote beside the graph, where the graph needs it.
+fn separate_state(s: &Subject, states: &[StateRecord]) -> Result<Tensors, Failure> {
+    let required = |state: &StateRecord| s.graph.find(&state.input).is_some_and(|v| s.graph.initializer(v).is_none());
+    match files::beside(&s.path, "state", ".safetensors").filter(|_| states.iter().any(required)) {
+        Some(file) => read_tensors(&file),
+        None => Ok(Tensors::new()),
     }
-    let fail = |e: String| Failure::input(e).at(&file);
-    let bytes = std::fs::read(&file).map_err(|e| fail(format!("cannot be read: {e}")))?;
-    let all = safetensors::SafeTensors::deserialize(&bytes).map_err(|e| fail(format!("is no .safetensors: {e}")))?;
-    let mut out = Tensors::new();
-    for (name, view) in all.tensors() {
-        let dtype = match view.dtype() {
-            safetensors::Dtype::F32 => DType::F32,
-            safetensors::Dtype::F64 => DType::F64,
-            safetensors::Dtype::F16 => DType::F16,
-            safetensors::Dtype::BF16 => DType::BF16,
-            safetensors::Dtype::I64 => DType::I64,
-            other => return Err(fail(format!("`{name}` has element type {other:?}"))),
-        };
-        out.extend(NpTensor::new(dtype, view.shape(), view.data().to_vec()).map(|t| (name, t)));
-    }
-    Ok(out)
 }
 
 /// How far an element may move so that the loss changes, but not out of all proportion.
@@ -332,7 +289,7 @@ type Gradients = HashMap<String, Vec<f64>>;
 
 /// The gradient of every trained tensor at the point, and where it was read.
 fn gradients_at_point(t: &Training, session: &mut dyn Session, engine: &dyn Engine) -> Result<(Gradients, String), Failure> {
-    // Plain SGD shows its gradient only in how far it moves: far enough that rounding does not count.
+    // Plain SGD shows its gradient only in how far a tensor moves, which must be far more than rounding.
     let lr = if t.optimizer.as_ref().is_some_and(|o| o.kind == "sgd") { 1024.0 } else { 1e-3 };
     let out = session.run(&t.feeds(lr)).map_err(|e| cannot(t.subject, engine, &e.to_string()))?;
     let direct =
@@ -385,7 +342,7 @@ fn check_tensors(
             let d = direction(i, g, t.seed, &s.name);
             let along: f64 = g.iter().zip(&d).map(|(g, d)| g * d).sum();
             let difference = losses.difference(t, s, &d, t.scales[&s.name])?;
-            // What g·d is for a random d; a gradient that vanishes next to the others need not be exact.
+            // The usual size of g·d for a random d. A gradient that vanishes next to the others need not be exact.
             let usual = (norm / n.sqrt()).max(0.01 * typical) * squares(&d).sqrt();
             let miss = (along - difference).abs() - losses.noise(t.scales[&s.name]);
             let miss = if miss < 0.0 { 0.0 } else { miss };

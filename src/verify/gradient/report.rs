@@ -1,13 +1,12 @@
 //! What the gradient check says: to people, as JSON, and which lines GitHub and JUnit show.
 
 use super::{GradientReport, TensorCheck, UpdateCheck};
+use crate::io::lines::{Lines, put};
 use crate::verify::VerifyOptions;
 use serde_json::{Value, json};
-use std::fmt::Write;
 use std::path::Path;
 
-/// The JSON document.
-pub fn json(path: &Path, reports: &[GradientReport], o: &VerifyOptions) -> Value {
+pub(crate) fn json(path: &Path, reports: &[GradientReport], o: &VerifyOptions) -> Value {
     let one = |r: &GradientReport| {
         json!({
             "engine": {"gradients": r.gradients, "losses": r.losses}, "precision": r.precision, "gradients_from": r.source,
@@ -41,7 +40,7 @@ fn update_line(u: &UpdateCheck) -> String {
 }
 
 /// Every failure, as (name, message).
-pub fn failures(reports: &[GradientReport]) -> Vec<(String, String)> {
+pub(crate) fn failures(reports: &[GradientReport]) -> Vec<(String, String)> {
     let mut all = Vec::new();
     for r in reports {
         all.extend(r.tensors.iter().filter(|t| !t.passed).map(|t| (format!("gradient {}", t.name), tensor_line(t))));
@@ -50,33 +49,37 @@ pub fn failures(reports: &[GradientReport]) -> Vec<(String, String)> {
     all
 }
 
-/// The report for people.
-pub fn text(path: &Path, reports: &[GradientReport], verbose: bool) -> String {
-    let mut s = String::new();
-    let out = &mut s;
+pub(crate) fn text(path: &Path, reports: &[GradientReport], verbose: bool) -> String {
+    let out = &mut Lines::new(11);
     let passed = reports.iter().all(GradientReport::passed);
-    let head = if passed { "gradients agree" } else { "gradients DISAGREE" };
-    let _ = writeln!(out, "{head}   {}", path.display());
+    let head = if passed { "gradients agree   " } else { "gradients DISAGREE   " };
+    put!(out, head, "{}", path.display());
     for r in reports {
         one(out, r, verbose);
     }
-    s
+    std::mem::take(&mut out.text)
 }
 
-fn one(out: &mut String, r: &GradientReport, verbose: bool) {
+fn one(out: &mut Lines, r: &GradientReport, verbose: bool) {
     let sizes: Vec<String> = r.sizes.iter().map(|(n, v)| format!("{n}={v}")).collect();
     let sizes = if sizes.is_empty() { String::new() } else { format!(", {}", sizes.join(", ")) };
-    let _ = writeln!(
+    put!(
         out,
-        "gradients  by {} from {}; losses by {} in {}{sizes}; {} directions a tensor",
-        r.gradients, r.source, r.losses, r.precision, r.directions
+        "gradients",
+        "by {} from {}; losses by {} in {}{sizes}; {} directions a tensor",
+        r.gradients,
+        r.source,
+        r.losses,
+        r.precision,
+        r.directions
     );
     let worst = r.tensors.iter().max_by(|a, b| a.error.total_cmp(&b.error));
     if let Some(w) = worst {
         let passed = r.tensors.iter().filter(|t| t.passed).count();
-        let _ = writeln!(
+        put!(
             out,
-            "tensors    {passed} of {} agree; worst relative error {:.1e} (`{}`), {:.0e} is allowed",
+            "tensors",
+            "{passed} of {} agree; worst relative error {:.1e} (`{}`), {:.0e} is allowed",
             r.tensors.len(),
             w.error,
             w.name,
@@ -85,9 +88,10 @@ fn one(out: &mut String, r: &GradientReport, verbose: bool) {
     }
     if let Some(w) = r.updates.iter().max_by(|a, b| (a.max_abs / a.allowed).total_cmp(&(b.max_abs / b.allowed))) {
         let passed = r.updates.iter().filter(|u| u.passed).count();
-        let _ = writeln!(
+        put!(
             out,
-            "updates    {passed} of {} are the optimiser's; worst {:.1e} (`{}`), {:.1e} is allowed there",
+            "updates",
+            "{passed} of {} are the optimiser's; worst {:.1e} (`{}`), {:.1e} is allowed there",
             r.updates.len(),
             w.max_abs,
             w.name,
@@ -95,16 +99,17 @@ fn one(out: &mut String, r: &GradientReport, verbose: bool) {
         );
     }
     for t in r.tensors.iter().filter(|t| !t.passed) {
-        let _ = writeln!(out, "wrong      {}", tensor_line(t));
+        put!(out, "wrong", "{}", tensor_line(t));
     }
     for u in r.updates.iter().filter(|u| !u.passed) {
-        let _ = writeln!(out, "wrong      {}", update_line(u));
+        put!(out, "wrong", "{}", update_line(u));
     }
     if verbose {
         for t in &r.tensors {
-            let _ = writeln!(
+            put!(
                 out,
-                "           {:<9} norm {:.2e}  g·d {:>13.6e}  difference {:>13.6e}  error {:.1e}  {}",
+                "",
+                "{:<9} norm {:.2e}  g·d {:>13.6e}  difference {:>13.6e}  error {:.1e}  {}",
                 t.kind.name(),
                 t.norm,
                 t.directional,
@@ -115,7 +120,7 @@ fn one(out: &mut String, r: &GradientReport, verbose: bool) {
         }
     }
     for note in &r.notes {
-        let _ = writeln!(out, "note       {note}");
+        put!(out, "note", "{note}");
     }
-    let _ = writeln!(out, "time       {:.2} s", r.seconds);
+    put!(out, "time", "{:.2} s", r.seconds);
 }

@@ -13,24 +13,17 @@ use std::collections::HashMap;
 
 /// One state's next value against the formula.
 #[derive(Clone, Debug, Serialize)]
-pub struct UpdateCheck {
-    /// The state.
+pub(crate) struct UpdateCheck {
     pub name: String,
     /// The step at which it fits worst, counted from 0.
     pub step: u64,
-    /// Largest difference.
     pub max_abs: f64,
-    /// Largest difference allowed.
     pub allowed: f64,
-    /// Is it allowed?
     pub passed: bool,
 }
 
-/// Runs steps from random moments and compares every state that the formula gives; `first_only` where the gradients are those of
-/// step 0 alone.
-///
-/// # Errors
-/// When the engine cannot run a step.
+/// Runs steps from random moments and compares every state that the formula gives; `first_only` where the gradients are
+/// those of step 0 alone. Fails when the engine cannot run a step.
 pub(super) fn check(
     t: &Training,
     o: &Optimizer,
@@ -109,7 +102,7 @@ fn check_step(
     Ok(checks)
 }
 
-/// A moment as training may leave it: of the gradient's size; squares are positive.
+/// A moment as training may leave it: of the gradient's size, and positive where it is a mean of squares.
 fn moment(t: &Training, name: &str, count: usize) -> Vec<f64> {
     let mut random = Random::new(t.seed.wrapping_add(77), name);
     let draw = |_| if name.ends_with("_sq") { 1e-2 * (0.1 + random.normal().abs()) } else { 1e-2 * random.normal() };
