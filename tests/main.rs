@@ -7,6 +7,7 @@ mod batch;
 mod choices;
 mod cli;
 mod common;
+mod control_flow;
 mod data;
 mod dropout;
 mod engines;

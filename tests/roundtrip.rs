@@ -52,7 +52,7 @@ fn names(names: &[&str]) -> Vec<String> {
     names.iter().map(|n| n.to_string()).collect()
 }
 
-fn node(op: &str, inputs: &[&str], outputs: &[&str]) -> NodeProto {
+pub fn node(op: &str, inputs: &[&str], outputs: &[&str]) -> NodeProto {
     NodeProto {
         op_type: op.into(),
         name: format!("the {op}"),
@@ -165,7 +165,7 @@ fn function() -> FunctionProto {
 }
 
 /// Something of everything a model may hold.
-fn everything() -> ModelProto {
+pub fn everything() -> ModelProto {
     let mut shift = node("Shift", &["sums", "w"], &["shifted"]);
     shift.domain = "com.example".into();
     shift.doc_string = "a call".into();

@@ -65,7 +65,8 @@ pub fn read(bytes: Vec<u8>) -> Result<Graph, String> {
     let root = Some(Path::new(ROOT));
     let mut g = onnx::read(&bytes, root).map_err(|e| e.to_string())?;
     if !g.shell.functions.is_empty() {
-        g = onnx::read_prepared(&bytes, root, |model| inline(model).map(|_| ())).map_err(|e| e.to_string())?;
+        g = onnx::read_prepared(&bytes, root.map(ancre_passes::ir::Home::from), |model| inline(model).map(|_| ()))
+            .map_err(|e| e.to_string())?;
     }
     legalize::from_old(&mut g).map_err(|e| e.to_string())?;
     resolve_types(&mut g, None);

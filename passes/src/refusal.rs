@@ -50,6 +50,9 @@ pub enum Why {
     /// It does not keep the samples of a batch apart, or not where they are.
     #[error("{0}")]
     Samples(String),
+    /// What it does is only known when it runs, because of these inputs and extents.
+    #[error("{what} is only known when the graph runs{}", waits_for(.by))]
+    Undecided { what: &'static str, by: Vec<String> },
     /// Its replacement could not be built.
     #[error("its plain form could not be built: {0}")]
     Unbuildable(String),
@@ -59,6 +62,11 @@ impl<S: Into<String>> From<S> for Why {
     fn from(why: S) -> Why {
         Why::Samples(why.into())
     }
+}
+
+fn waits_for(open: &[String]) -> String {
+    let names: Vec<String> = open.iter().map(|n| format!("`{n}`")).collect();
+    if names.is_empty() { String::new() } else { format!(", from {}", names.join(", ")) }
 }
 
 impl Why {

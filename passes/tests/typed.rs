@@ -17,7 +17,7 @@ fn every_value_of_every_model_is_typed_without_an_engine() {
     let mut open = Vec::new();
     for path in files {
         let bytes = SharedBytes::new(std::fs::read(&path).unwrap());
-        let mut g = read_prepared(&bytes, path.parent(), |model| inline::inline(model).map(|_| ())).unwrap();
+        let mut g = read_prepared(&bytes, path.parent().map(Into::into), |model| inline::inline(model).map(|_| ())).unwrap();
         let Coverage { values, unresolved } = resolve_types(&mut g, None);
         assert!(values > 0);
         open.extend(unresolved.iter().map(|v| format!("{}: `{v}` is {}", path.display(), g.value(g.find(v).unwrap()).ty)));

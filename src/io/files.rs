@@ -4,7 +4,7 @@ pub use crate::io::outputs::Outputs;
 
 use crate::error::Failure;
 use crate::io::arrays;
-use ancre_passes::ir::{DType, Graph, Kind, SharedBytes};
+use ancre_passes::ir::{DType, Graph, Home, Kind, LFS_POINTER, SharedBytes};
 use ancre_passes::onnx;
 use ancre_passes::onnx::inline::inline;
 use ancre_passes::transform::legalize::from_old;
@@ -36,7 +36,11 @@ pub fn parse_model(bytes: &SharedBytes, path: &Path) -> Result<Graph, Failure> {
     if bytes.is_empty() {
         return Err(Failure::input("is empty, an .onnx file was expected").at(path));
     }
-    modern(onnx::read(bytes, path.parent()), path)
+    if bytes.starts_with(LFS_POINTER) {
+        let help = "`git lfs pull` in its repository, or download the file itself";
+        return Err(Failure::input("is a Git LFS pointer, not the model").help(help).at(path));
+    }
+    modern(onnx::read_prepared(bytes, Some(Home::of(path)), |_| Ok(())), path)
 }
 
 /// Brings a graph that was read into the forms that the passes take.
@@ -53,7 +57,7 @@ pub fn inlined(g: Graph, bytes: &SharedBytes, path: &Path) -> Result<(Graph, boo
         return Ok((g, false));
     }
     let mut calls = 0;
-    let inlined = onnx::read_prepared(bytes, path.parent(), |model| {
+    let inlined = onnx::read_prepared(bytes, Some(Home::of(path)), |model| {
         calls = inline(model)?;
         Ok(())
     });

@@ -43,9 +43,9 @@ impl Outputs {
         let fail = |e: onnx::EmitError| cannot(path, e);
         let mut placement = Placement::default();
         let files = onnx::external_files(emission.graph());
-        if let Some(root) = &emission.graph().root {
+        if let Some(home) = &emission.graph().home {
             for location in files.keys() {
-                let place = self.place_data(root, location, path)?;
+                let place = self.place_data(&home.dir, location, path)?;
                 if place != *location {
                     placement.moved.insert(location.clone(), place);
                 }
@@ -143,14 +143,16 @@ impl Outputs {
         let mut place = location.to_string();
         for n in 1.. {
             let target = dir.join(&place);
-            if is_same_file(&source, &target) {
+            // Of a link that leaves the directory nobody reads a model's data.
+            let own = matches!((target.canonicalize(), dir.canonicalize()), (Ok(real), Ok(dir)) if real.starts_with(&dir));
+            if own && is_same_file(&source, &target) {
                 break;
             }
             if target.symlink_metadata().is_err() && !self.pending.iter().any(|p| p.path == target) {
                 self.copy(&source, &target)?;
                 break;
             }
-            if has_same_content(&source, &target) {
+            if own && has_same_content(&source, &target) {
                 break;
             }
             place = numbered(location, n);

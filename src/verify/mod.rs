@@ -95,7 +95,15 @@ impl Subject {
 
     /// Loads it into an engine. Fails when the engine cannot take it.
     pub fn load(&self, engine: &dyn Engine) -> Result<Box<dyn Session>, Failure> {
-        let session = engine.load(self.bytes()?, ExternalData::of(&self.graph, &self.path));
+        let session = match onnx::linked_files(&self.graph) {
+            None => engine.load(self.bytes()?, ExternalData::of(&self.graph, &self.path)),
+            Some((dir, moved)) => {
+                let placement = onnx::Placement { moved, ..onnx::Placement::default() };
+                let placed = onnx::emit(&self.graph).and_then(|e| e.placed(&placement)?.to_bytes());
+                let placed = placed.map_err(|e| Failure::input(e.to_string()).at(&self.path))?;
+                engine.load(&placed, ExternalData::of(&self.graph, &self.path).map(|d| ExternalData { root: &dir, ..d }))
+            }
+        };
         let session = session.map_err(|e| numeric::engine_failure(engine, self, e.to_string()))?;
         Ok(match &self.wrap {
             Some(wrap) => wrap(session),

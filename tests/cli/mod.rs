@@ -1,6 +1,7 @@
 //! What the command line promises: exit statuses, reports, file names, and that nothing is left behind.
 
 mod bad_input;
+mod external;
 mod files;
 mod reports;
 mod verified;

@@ -180,7 +180,8 @@ impl<G: Deref<Target = Graph>> Facts<Poly> for Walk<G> {
 }
 
 impl Walk<&mut Graph> {
-    fn visit(&mut self, node: NodeId, declared: &HashMap<String, ValueType>, oracle: &mut Option<&mut dyn Oracle>) {
+    /// Types the results of an operator as well as possible, and computes their elements where they are known.
+    pub fn visit(&mut self, node: NodeId, declared: &HashMap<String, ValueType>, oracle: &mut Option<&mut dyn Oracle>) {
         let results: Vec<ValueId> = self.g.results(node).collect();
         let mut types: Vec<ValueType> = vec![ValueType::default(); results.len()];
         if let Some(arrays) = eval::evaluate_node(self.g, node, self, ops::MOST_ELEMENTS) {

@@ -14,6 +14,6 @@ pub use dim::Dim;
 pub use graph::{ANCRE, Graph, Kind, Node, NodeId, NodeSite, Op, Output, Value, ValueId};
 pub(crate) use router::words;
 pub use router::{Form, Normalize, RouterId, RouterSpec, Rule, Scope, Source};
-pub use tensor::{ExternalPlace, Tensor, TensorError};
+pub use tensor::{ExternalPlace, Home, LFS_POINTER, Tensor, TensorError};
 pub(crate) use tensor::{Parts, external_path, external_place};
 pub use types::{DType, Shape, TensorType, ValueType};

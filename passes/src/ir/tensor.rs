@@ -42,8 +42,8 @@ pub struct Tensor {
     dtype: DType,
     dims: Vec<i64>,
     data: Data,
-    /// Directory that relative external data paths start from.
-    root: Option<Arc<Path>>,
+    /// Where relative external data paths start.
+    home: Option<Arc<Home>>,
     /// The external bytes, once they were asked for.
     external: OnceLock<SharedBytes>,
 }
@@ -60,6 +60,33 @@ pub(crate) enum Parts<'t> {
     Sparse(&'t SparseTensorProto),
 }
 
+/// Where a model's external data lies.
+#[derive(Clone, Debug)]
+pub struct Home {
+    /// Directory that relative paths start from.
+    pub dir: PathBuf,
+    /// Directory of the file that the model's file is a link to. The Hugging Face cache links a model and its data into one folder
+    /// of blobs.
+    pub blobs: Option<PathBuf>,
+}
+
+impl Home {
+    /// That of a model file.
+    pub fn of(model: &Path) -> Home {
+        let real = model.canonicalize().ok();
+        Home { blobs: real.and_then(|p| Some(p.parent()?.to_path_buf())), ..Home::from(model.parent().unwrap_or(model)) }
+    }
+}
+
+impl From<&Path> for Home {
+    fn from(dir: &Path) -> Home {
+        Home { dir: dir.to_path_buf(), blobs: None }
+    }
+}
+
+/// How a Git LFS pointer begins, the small text that stands for a large file which was not fetched.
+pub const LFS_POINTER: &[u8] = b"version https://git-lfs.github.com/spec/";
+
 /// The place of an external tensor's bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ExternalPlace {
@@ -73,10 +100,10 @@ pub struct ExternalPlace {
 
 impl Tensor {
     /// Takes a message over. Checks that its type is known and that inline data has the size that type and shape ask for.
-    pub fn from_proto(proto: TensorProto, root: Option<Arc<Path>>) -> Result<Tensor, TensorError> {
+    pub fn from_proto(proto: TensorProto, home: Option<Arc<Home>>) -> Result<Tensor, TensorError> {
         let (dtype, elements) = described(&proto)?;
         let dims = proto.dims.clone();
-        let tensor = Tensor { dtype, dims, data: Data::Proto(Arc::new(proto)), root, external: OnceLock::new() };
+        let tensor = Tensor { dtype, dims, data: Data::Proto(Arc::new(proto)), home, external: OnceLock::new() };
         tensor.check_place()?;
         tensor.check_size(elements)?;
         Ok(tensor)
@@ -106,7 +133,7 @@ impl Tensor {
     }
 
     fn from_parts(dtype: DType, dims: Vec<i64>, data: Data) -> Tensor {
-        Tensor { dtype, dims, data, root: None, external: OnceLock::new() }
+        Tensor { dtype, dims, data, home: None, external: OnceLock::new() }
     }
 
     fn check_size(&self, elements: usize) -> Result<(), TensorError> {
@@ -214,11 +241,6 @@ impl Tensor {
         }
     }
 
-    /// Directory that a relative external path starts from.
-    pub fn root(&self) -> Option<&Path> {
-        self.root.as_deref()
-    }
-
     /// Where the bytes are, if they are in an external file.
     pub fn external(&self) -> Option<ExternalPlace> {
         let Data::Proto(p) = &self.data else { return None };
@@ -228,7 +250,7 @@ impl Tensor {
     /// The checked path of the external file: relative, below the model's directory, not through a link that leaves it.
     pub fn external_path(&self) -> Result<PathBuf, TensorError> {
         let place = self.external().ok_or_else(|| self.fail("is not external".into()))?;
-        external_path(self.root.as_deref(), &place.location).map_err(|e| self.fail(e.to_string()))
+        external_path(self.home.as_deref(), &place.location).map_err(|e| self.fail(e.to_string()))
     }
 
     /// Little-endian element bytes. Reads the external file when the data is there.
@@ -299,6 +321,10 @@ impl Tensor {
         })?;
         if !meta.is_file() {
             return Err(self.fail(format!("its external data file `{}` is no regular file", path.display())));
+        }
+        if begins_as_pointer(&path) {
+            let what = "is a Git LFS pointer, not the data; `git lfs pull` fetches it";
+            return Err(self.fail(format!("its external data file `{}` {what}", path.display())));
         }
         let end = place.offset.checked_add(want).filter(|end| *end <= meta.len()).ok_or_else(|| {
             self.fail(format!(
@@ -398,6 +424,13 @@ impl Tensor {
     }
 }
 
+/// Is a file a Git LFS pointer?
+fn begins_as_pointer(path: &Path) -> bool {
+    let mut begin = [0; LFS_POINTER.len()];
+    let read = std::fs::File::open(path).and_then(|mut file| std::io::Read::read_exact(&mut file, &mut begin));
+    read.is_ok() && begin == LFS_POINTER
+}
+
 /// Element type and number of elements of a message.
 fn described(proto: &TensorProto) -> Result<(DType, usize), TensorError> {
     let fail = |what: String| TensorError { name: proto.name.clone(), what };
@@ -428,7 +461,8 @@ pub(crate) fn external_place(p: &TensorProto) -> Option<ExternalPlace> {
     Some(ExternalPlace {
         location: get("location").unwrap_or_default().to_string(),
         offset: get("offset").and_then(|v| v.parse().ok()).unwrap_or(0),
-        length: get("length").and_then(|v| v.parse().ok()),
+        // Writers that do not know it leave it out or say 0; type and shape tell it.
+        length: get("length").and_then(|v| v.parse().ok()).filter(|length| *length > 0),
     })
 }
 
@@ -440,24 +474,26 @@ pub(crate) enum PathError {
     )]
     Outside(String),
     #[error(
-        "its external data file `{0}` is a link that leaves the model's directory; put the data itself beside the model"
+        "its external data file `{0}` is a link that leads neither below the model's directory nor beside the file that the model is a link to; put the data itself beside the model"
     )]
     Link(String),
 }
 
-/// The checked path of an external file: relative, below the model's directory, not through a link that leaves it.
+/// The checked path of an external file: relative, below the model's directory, not through a link that leaves it; except for
+/// one that leads beside the file that the model itself is a link to.
 ///
 /// # Errors
 /// What is wrong with it.
-pub(crate) fn external_path(root: Option<&Path>, location: &str) -> Result<PathBuf, PathError> {
+pub(crate) fn external_path(home: Option<&Home>, location: &str) -> Result<PathBuf, PathError> {
     let relative = Path::new(location);
     if location.is_empty() || relative.components().any(|c| !matches!(c, Component::Normal(_) | Component::CurDir)) {
         return Err(PathError::Outside(location.into()));
     }
-    let root = root.filter(|r| !r.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let path = root.join(relative);
-    if let (Ok(real), Ok(base)) = (path.canonicalize(), root.canonicalize())
+    let dir = home.map(|h| h.dir.as_path()).filter(|d| !d.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let path = dir.join(relative);
+    if let (Ok(real), Ok(base)) = (path.canonicalize(), dir.canonicalize())
         && !real.starts_with(&base)
+        && real.parent() != home.and_then(|h| h.blobs.as_deref())
     {
         return Err(PathError::Link(location.into()));
     }

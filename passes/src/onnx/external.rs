@@ -4,6 +4,7 @@ use super::subgraphs_mut;
 use crate::ir::{Attr, Graph, Kind, external_place};
 use indexmap::IndexMap;
 use onnx_protobuf::{AttributeProto, NodeProto, TensorProto};
+use std::path::PathBuf;
 
 /// Locations of external data as the model writes them, each with the name of a tensor that is there.
 pub fn external_files(g: &Graph) -> IndexMap<String, String> {
@@ -31,6 +32,23 @@ pub fn external_files(g: &Graph) -> IndexMap<String, String> {
         f.node.iter().for_each(|n| visit_node(n, &mut add));
     }
     found
+}
+
+/// The directory of external data that links lead to from the model's own directory, and the files' names there by location. Engines
+/// that are given a model's bytes do not follow such links.
+pub fn linked_files(g: &Graph) -> Option<(PathBuf, IndexMap<String, String>)> {
+    let home = g.home.as_ref()?;
+    let (dir, blobs) = (home.dir.canonicalize().ok()?, home.blobs.as_ref()?);
+    let real = |location: String| {
+        let real = dir
+            .join(&location)
+            .canonicalize()
+            .ok()
+            .filter(|real| !real.starts_with(&dir) && real.parent() == Some(blobs))?;
+        Some((location, real.file_name()?.to_str()?.to_string()))
+    };
+    let named: IndexMap<String, String> = external_files(g).into_keys().map(real).collect::<Option<_>>()?;
+    (!named.is_empty()).then(|| (blobs.clone(), named))
 }
 
 /// Every tensor message in a node's attributes, those of subgraphs included.

@@ -5,7 +5,8 @@ use super::inline::InlineError;
 use super::scan::{Scanned, scan};
 use super::{name_of, schema, short_domain, subgraphs};
 use crate::ir::{
-    ANCRE, Attr, Attrs, DType, Dim, Graph, NodeId, NodeSite, Op, SharedBytes, Tensor, TensorError, ValueType, external_path,
+    ANCRE, Attr, Attrs, DType, Dim, Graph, Home, NodeId, NodeSite, Op, SharedBytes, Tensor, TensorError, ValueType,
+    external_path,
 };
 use indexmap::IndexMap;
 use onnx_protobuf::attribute_proto::AttributeType;
@@ -82,30 +83,31 @@ pub enum ImportError {
 /// # Errors
 /// When the bytes are no ONNX model, or one that is not valid or of a version this tool does not know.
 pub fn read(bytes: &SharedBytes, root: Option<&Path>) -> Result<Graph, ImportError> {
-    read_prepared(bytes, root, |_| Ok(()))
+    read_prepared(bytes, root.map(Home::from), |_| Ok(()))
 }
 
-/// As [`read`], with a change to the message before it becomes a graph. The message has no initializers.
+/// As [`read`], of a model whose external data lies there, with a change to the message before it becomes a graph. The message has
+/// no initializers.
 ///
 /// # Errors
 /// As [`read`], and when the change fails.
 pub fn read_prepared(
     bytes: &SharedBytes,
-    root: Option<&Path>,
+    home: Option<Home>,
     prepare: impl FnOnce(&mut ModelProto) -> Result<(), InlineError>,
 ) -> Result<Graph, ImportError> {
     let Scanned { mut model, initializers } = scan(bytes)?;
     prepare(&mut model)?;
-    let root: Option<Arc<Path>> = root.map(Arc::from);
+    let home = home.map(Arc::new);
     let initializers = initializers.into_iter().map(|(head, raw)| {
         let name = head.name.clone();
         let tensor = match raw {
             Some(range) => Tensor::from_slice(head, bytes.slice(range)),
-            None => Tensor::from_proto(head, root.clone()),
+            None => Tensor::from_proto(head, home.clone()),
         };
         Ok((name, tensor?))
     });
-    assemble(model, initializers.collect::<Result<_, TensorError>>()?, root.clone())
+    assemble(model, initializers.collect::<Result<_, TensorError>>()?, home.clone())
 }
 
 /// Reads a parsed model into the IR, taking its tensors over without copying them. Otherwise as [`read`].
@@ -113,14 +115,14 @@ pub fn read_prepared(
 /// # Errors
 /// As [`read`].
 pub fn import(mut model: ModelProto, root: Option<&Path>) -> Result<Graph, ImportError> {
-    let root: Option<Arc<Path>> = root.map(Arc::from);
+    let home = root.map(|dir| Arc::new(Home::from(dir)));
     let messages = model.graph.as_mut().map(|g| std::mem::take(&mut g.initializer)).unwrap_or_default();
-    let initializers = messages.into_iter().map(|t| Ok((t.name.clone(), Tensor::from_proto(t, root.clone())?)));
+    let initializers = messages.into_iter().map(|t| Ok((t.name.clone(), Tensor::from_proto(t, home.clone())?)));
     let initializers = initializers.collect::<Result<_, TensorError>>()?;
-    assemble(model, initializers, root)
+    assemble(model, initializers, home)
 }
 
-fn assemble(mut model: ModelProto, tensors: Vec<(String, Tensor)>, root: Option<Arc<Path>>) -> Result<Graph, ImportError> {
+fn assemble(mut model: ModelProto, tensors: Vec<(String, Tensor)>, home: Option<Arc<Home>>) -> Result<Graph, ImportError> {
     let mut source: GraphProto = model.graph.take().ok_or(ImportError::NoGraph)?;
     if !(3..=NEWEST_IR).contains(&model.ir_version) {
         return Err(ImportError::Ir(model.ir_version));
@@ -136,7 +138,7 @@ fn assemble(mut model: ModelProto, tensors: Vec<(String, Tensor)>, root: Option<
     }
     let mut g = Graph::default();
     g.opsets = opsets;
-    g.root = root;
+    g.home = home;
     g.metadata = model.metadata_props.iter().map(|p| (p.key.clone(), p.value.clone())).collect();
     add_sources(&mut g, &mut source, tensors, model.ir_version)?;
     add_nodes(&mut g, std::mem::take(&mut source.node))?;
@@ -155,7 +157,7 @@ fn assemble(mut model: ModelProto, tensors: Vec<(String, Tensor)>, root: Option<
     g.shell = Arc::new(model);
     g.graph_shell = Arc::new(source);
     for (location, name) in external_files(&g) {
-        external_path(g.root.as_deref(), &location).map_err(|e| TensorError { name, what: e.to_string() })?;
+        external_path(g.home.as_deref(), &location).map_err(|e| TensorError { name, what: e.to_string() })?;
     }
     Ok(g)
 }
@@ -223,14 +225,10 @@ fn add_nodes(g: &mut Graph, nodes: Vec<NodeProto>) -> Result<(), ImportError> {
         for name in node.output.iter().filter(|n| !n.is_empty()) {
             unique(g, name, &site.to_string())?;
         }
-        let mut free = Vec::new();
-        for graph in subgraphs(&node) {
-            free_names(graph, 1, &mut free, &mut inner).ok_or_else(|| ImportError::Nesting(site.clone()))?;
-        }
-        let attrs = read_attrs(&node, g.root.as_ref()).map_err(|error| ImportError::Attribute { site, error })?;
+        let free = read_from_outside(&node, &mut inner).ok_or_else(|| ImportError::Nesting(site.clone()))?;
         let (name, inputs, outputs) = (node.name.clone(), node.input.clone(), node.output.clone());
-        let op = Op::in_domain(short_domain(&node.domain), &node.op_type, attrs);
-        let id = g.add_op(&name, Op { source: Some(Arc::new(node)), ..op }, &vec![None; inputs.len()]);
+        let op = operator(node, g.home.clone()).map_err(|error| ImportError::Attribute { site, error })?;
+        let id = g.add_op(&name, op, &vec![None; inputs.len()]);
         for name in &outputs {
             g.push_result(id, name, ValueType::default());
         }
@@ -257,6 +255,23 @@ fn unique(g: &Graph, name: &str, by: &str) -> Result<(), ImportError> {
         return Err(ImportError::Duplicate { name: name.to_string(), by: by.to_string() });
     }
     Ok(())
+}
+
+/// The operator of a node's message. External data of its constants lies at `home`.
+pub(crate) fn operator(node: NodeProto, home: Option<Arc<Home>>) -> Result<Op, TensorError> {
+    let op = Op::in_domain(short_domain(&node.domain), &node.op_type, read_attrs(&node, home.as_ref())?);
+    Ok(Op { source: Some(Arc::new(node)), ..op })
+}
+
+/// Names that a node's subgraphs read from outside, in order; `None` where they are nested too deep.
+pub(crate) fn captured_names(node: &NodeProto) -> Option<Vec<String>> {
+    read_from_outside(node, &mut HashSet::new())
+}
+
+fn read_from_outside(node: &NodeProto, inside: &mut HashSet<String>) -> Option<Vec<String>> {
+    let mut free = Vec::new();
+    subgraphs(node).try_for_each(|graph| free_names(graph, 1, &mut free, inside))?;
+    Some(free)
 }
 
 /// Collects the names that a subgraph reads from outside, in order, and the names of its own values. `None` when it is nested more
@@ -298,8 +313,8 @@ pub fn op_of(node: &NodeProto) -> Op {
     Op::in_domain(short_domain(&node.domain), &node.op_type, attrs)
 }
 
-fn read_attrs(node: &NodeProto, root: Option<&Arc<Path>>) -> Result<Attrs, TensorError> {
-    let read = |a: &AttributeProto| Ok((a.name.clone(), read_attr(a, root)?));
+fn read_attrs(node: &NodeProto, home: Option<&Arc<Home>>) -> Result<Attrs, TensorError> {
+    let read = |a: &AttributeProto| Ok((a.name.clone(), read_attr(a, home)?));
     let mut attrs = Attrs(node.attribute.iter().map(read).collect::<Result<_, TensorError>>()?);
     // `Constant` may give its value in six attributes; the IR reads one.
     if node.op_type == "Constant" && node.domain.is_empty() && attrs.get("value").is_none() {
@@ -317,7 +332,7 @@ fn read_attrs(node: &NodeProto, root: Option<&Arc<Path>>) -> Result<Attrs, Tenso
     Ok(attrs)
 }
 
-fn read_attr(a: &AttributeProto, root: Option<&Arc<Path>>) -> Result<Attr, TensorError> {
+fn read_attr(a: &AttributeProto, home: Option<&Arc<Home>>) -> Result<Attr, TensorError> {
     let opaque = || Attr::Opaque(Box::new(a.clone()));
     Ok(match a.type_.enum_value() {
         Ok(AttributeType::INT) => Attr::Int(a.i),
@@ -330,7 +345,7 @@ fn read_attr(a: &AttributeProto, root: Option<&Arc<Path>>) -> Result<Attr, Tenso
         },
         Ok(AttributeType::TENSOR) => match a.t.as_ref() {
             Some(t) if DType::from_onnx(t.data_type).is_some() => {
-                Attr::Tensor(Tensor::from_proto(t.clone(), root.cloned())?)
+                Attr::Tensor(Tensor::from_proto(t.clone(), home.cloned())?)
             }
             _ => opaque(),
         },

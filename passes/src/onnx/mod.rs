@@ -13,10 +13,10 @@ mod tests;
 use onnx_protobuf::{GraphProto, NodeProto};
 use std::collections::HashSet;
 
-pub(crate) use import::free_names;
+pub(crate) use import::{captured_names, free_names, operator};
 
 pub use emit::{Emission, EmitError, MOST_BYTES, Placement, emit, node as node_message};
-pub use external::external_files;
+pub use external::{external_files, linked_files};
 pub use import::{ImportError, NEWEST_IR, NEWEST_OPSET, OLDEST_OPSET, import, op_of, read, read_prepared, read_value_info};
 
 /// A domain as the IR names it: the standard one is empty.
@@ -29,7 +29,7 @@ pub(crate) fn subgraphs(node: &NodeProto) -> impl Iterator<Item = &GraphProto> {
     node.attribute.iter().flat_map(|a| a.g.iter().chain(&a.graphs))
 }
 
-fn subgraphs_mut(node: &mut NodeProto) -> impl Iterator<Item = &mut GraphProto> {
+pub(crate) fn subgraphs_mut(node: &mut NodeProto) -> impl Iterator<Item = &mut GraphProto> {
     node.attribute.iter_mut().flat_map(|a| a.g.0.iter_mut().map(|g| &mut **g).chain(&mut a.graphs))
 }
 

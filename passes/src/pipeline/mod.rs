@@ -68,8 +68,16 @@ pub const ROUTE: &[Pass] = &[ROUTE_SKIPS];
 pub const FORWARD: &[Pass] = &[LOWER_ROUTES, ELIMINATE_DEAD, CONVERT_OPSET];
 
 /// From the routed graph to one that can be differentiated: separate parameters in plain operators of one operator set.
-pub const PREPARE: &[Pass] =
-    &[SEPARATE_PARAMETERS, REBATCH, TIE_PARAMETERS, LEGALIZE, CHOOSE_PARAMETERS, MASTER_COPIES, FOLD_CONSTANTS];
+pub const PREPARE: &[Pass] = &[
+    INLINE_CONTROL_FLOW,
+    SEPARATE_PARAMETERS,
+    REBATCH,
+    TIE_PARAMETERS,
+    LEGALIZE,
+    CHOOSE_PARAMETERS,
+    MASTER_COPIES,
+    FOLD_CONSTANTS,
+];
 
 /// From the prepared graph to the training graph.
 pub const TRAIN: &[Pass] = &[

@@ -14,8 +14,8 @@ use crate::transform::loss::{append_loss, loss_output};
 use crate::transform::optimizer::{Trained, append_optimizer};
 use crate::transform::rebatch::{self, Current};
 use crate::transform::{
-    differentiate, dropout, eliminate, fold, legalize, lower_abstract, lower_routes, master, route, separate, tie,
-    train_batch_norm, widen,
+    control_flow, differentiate, dropout, eliminate, fold, legalize, lower_abstract, lower_routes, master, route, separate,
+    tie, train_batch_norm, widen,
 };
 
 pub const ROUTE_SKIPS: Pass = Pass::new(
@@ -28,6 +28,18 @@ pub const ROUTE_SKIPS: Pass = Pass::new(
         chains.retain(|c| c.joins.len() < 2 || applied.allows(&format!("chain {}", c.id)));
         cx.routed = route::route_skips(g, &chains, &cx.route)?;
         Ok(Applied { changed: g.routers.len(), ..applied })
+    },
+);
+
+pub const INLINE_CONTROL_FLOW: Pass = Pass::new(
+    "inline-control-flow",
+    Exact,
+    "takes the branch of an If that is decided, and writes out a Loop or Scan of known length; first, because no other pass \
+     sees into their bodies, and not in the forward graph, which keeps the source's nodes",
+    |g, cx| {
+        let mut applied = cx.count();
+        control_flow::inline_control_flow(g, &mut applied);
+        Ok(applied)
     },
 );
 

@@ -8,7 +8,7 @@ use crate::ir::{Graph, Kind, NodeId, NodeSite, Tensor, ValueId};
 use crate::ops::build::Builder;
 use crate::ops::{self, Contribution, Cotangents, Deferred, Derivative, GradError, OpRule, Pullback};
 use crate::target::Target;
-use crate::transform::legalize;
+use crate::transform::{control_flow, legalize};
 use indexmap::IndexMap;
 use std::collections::VecDeque;
 
@@ -50,7 +50,11 @@ pub fn differentiate(
                 return Err(no_pullback(b.graph, id, wrt, loss, &reason));
             }
             Some(Derivative::None(reason)) => return Err(no_pullback(b.graph, id, wrt, loss, reason)),
-            None => return Err(no_pullback(b.graph, id, wrt, loss, ops::why_no_rule(&op))),
+            None => {
+                let why = control_flow::refusal(b.graph, id).map(|why| why.to_string());
+                let reason = why.as_deref().unwrap_or(ops::why_no_rule(&op));
+                return Err(no_pullback(b.graph, id, wrt, loss, reason));
+            }
         }
         let Some(rule) = rule else { continue };
         b.prefix = format!("grad/{}", site.name);

@@ -3,6 +3,7 @@
 pub mod auto_loss;
 pub mod bake;
 pub mod classes;
+pub mod control_flow;
 pub mod coverage;
 mod differentiate;
 pub mod dropout;

@@ -7,7 +7,7 @@ use ancre_passes::ir::DType;
 use std::collections::HashSet;
 use std::sync::Arc;
 use tract_onnx::model::Onnx;
-use tract_onnx::pb::{GraphProto, ModelProto};
+use tract_onnx::pb::{GraphProto, ModelProto, StringStringEntryProto, TensorProto};
 use tract_onnx::prelude::{
     DatumType, Framework, InferenceFact, InferenceModelExt, IntoRunnable, Tensor, TractError, TypedRunnableModel,
 };
@@ -32,6 +32,7 @@ impl Engine for TractEngine {
         if let Some(graph) = &mut proto.graph {
             check_operators(&framework, graph)?;
             tell_apart(graph);
+            graph.initializer.iter_mut().for_each(state_length);
         }
         let root = data.map(|d| d.root.to_string_lossy().into_owned()).unwrap_or_default();
         Ok(Box::new(TractSession { framework, proto, root, plans: Vec::new() }))
@@ -73,6 +74,20 @@ fn tell_apart(graph: &mut GraphProto) {
         for sub in node.attribute.iter_mut().flat_map(|a| a.g.as_mut().into_iter().chain(&mut a.graphs)) {
             tell_apart(sub);
         }
+    }
+}
+
+/// Says how many bytes of an external file are a tensor's, where its message leaves that out: tract would take all to the file's end.
+fn state_length(t: &mut TensorProto) {
+    let stated = t.external_data.iter().any(|e| e.key == "length" && e.value.parse::<u64>().is_ok_and(|n| n > 0));
+    let size = DType::from_onnx(t.data_type).and_then(DType::size);
+    if t.external_data.is_empty() || stated {
+        return;
+    }
+    if let Some(size) = size {
+        let length = t.dims.iter().fold(size as i64, |n, d| n.saturating_mul(*d)).to_string();
+        t.external_data.retain(|e| e.key != "length");
+        t.external_data.push(StringStringEntryProto { key: "length".into(), value: length });
     }
 }
 

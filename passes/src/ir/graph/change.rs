@@ -100,6 +100,17 @@ impl Graph {
         self.redirect(old, new);
     }
 
+    /// As [`Graph::supplant`], for readers that capture `old` by its name too. Nothing may capture `new`.
+    pub fn take_over(&mut self, old: ValueId, new: ValueId) {
+        self.swap_names(old, new);
+        for (node, operand) in self.uses_in_order(old).into_iter().rev() {
+            self.unlink(node, operand);
+            self.link(new, node, operand);
+        }
+        self.routers.values_mut().for_each(|r| r.redirect(old, new));
+        self.redirect_output(old, new);
+    }
+
     /// Makes `new` the graph output that `old` was. Names stay: see [`Graph::swap_names`].
     pub fn redirect_output(&mut self, old: ValueId, new: ValueId) {
         let Some(count) = self.output_values.remove(&old) else { return };

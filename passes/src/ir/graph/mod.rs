@@ -15,14 +15,13 @@ mod visit;
 
 use super::attr::Attrs;
 use super::router::{RouterId, RouterSpec};
-use super::tensor::Tensor;
+use super::tensor::{Home, Tensor};
 use super::types::ValueType;
 use indexmap::IndexMap;
 use onnx_protobuf::{GraphProto, ModelProto, NodeProto, ValueInfoProto};
 use petgraph::stable_graph::StableDiGraph;
 use smallvec::SmallVec;
 use std::collections::{HashMap, HashSet};
-use std::path::Path;
 use std::sync::Arc;
 
 pub use id::{NodeId, ValueId};
@@ -170,8 +169,8 @@ pub struct Graph {
     pub metadata: IndexMap<String, String>,
     /// The routers that `ancre.*` operators name.
     pub routers: IndexMap<RouterId, RouterSpec>,
-    /// Directory of the source, where its external data paths start.
-    pub root: Option<Arc<Path>>,
+    /// Where the source's external data lies.
+    pub home: Option<Arc<Home>>,
     next_position: u64,
     /// Position of the nodes that are added, if it is not the last.
     insertion: Option<u64>,
@@ -192,7 +191,7 @@ impl Default for Graph {
             graph_shell: Arc::new(GraphProto { name: "main".into(), ..Default::default() }),
             metadata: IndexMap::new(),
             routers: IndexMap::new(),
-            root: None,
+            home: None,
             next_position: 0,
             insertion: None,
             next_fresh: HashMap::new(),
