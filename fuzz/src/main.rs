@@ -1,14 +1,14 @@
 //! `ancre-fuzz`: see CONTRIBUTING.md.
 //!
 //! ```text
-//! ancre-fuzz [--seconds N] [--executions N] [--seed S] [--corpus DIR] [--out DIR]
+//! ancre-fuzz [--seconds N] [--executions N] [--seed S] [--corpus DIR] [--out DIR] [--claims]
 //! ancre-fuzz --replay FILE…
 //! ancre-fuzz --minimise FILE
 //! ```
 //!
 //! The search runs in a process of its own, which may run out of stack, memory or time; this one notes how it ended and starts
-//! it again. `--out` takes findings, `kept/` (inputs that showed something new) and `claims/` (pairs of models that the proof
-//! says are equal, one of each kind). Exit status: 1 when there are findings.
+//! it again. `--out` takes findings, `kept/` (inputs that showed something new) and, with `--claims`, `claims/` (pairs of models
+//! that the proof says are equal, one of each kind of change). Exit status: 1 when there are findings.
 
 use ancre_fuzz::case::Case;
 use ancre_fuzz::course;
@@ -39,6 +39,7 @@ struct Options {
     /// Number of the first case.
     from: u64,
     worker: bool,
+    claims: bool,
     replay: Vec<PathBuf>,
     minimise: Option<PathBuf>,
 }
@@ -54,6 +55,7 @@ impl Options {
             out: here.join("findings"),
             from: 0,
             worker: false,
+            claims: false,
             replay: Vec::new(),
             minimise: None,
         };
@@ -68,6 +70,7 @@ impl Options {
                 "--out" => o.out = next()?.into(),
                 "--from" => o.from = next()?.parse()?,
                 "--worker" => o.worker = true,
+                "--claims" => o.claims = true,
                 "--minimise" => o.minimise = Some(next()?.into()),
                 "--replay" => o.replay = args.by_ref().map(PathBuf::from).collect(),
                 _ => return Err(format!("there is no option {a}").into()),
@@ -178,6 +181,7 @@ fn supervise(o: &Options) -> Result<ExitCode, Box<dyn Error>> {
             worker.args(["--executions", &o.executions.to_string()]);
         }
         worker.args(["--seed", &o.seed.to_string(), "--from", &from.to_string()]);
+        worker.args(o.claims.then_some("--claims"));
         worker.arg("--corpus").arg(&o.corpus).arg("--out").arg(&o.out);
         let status = worker.stderr(Stdio::from(File::create(&said)?)).status()?;
         if status.success() {
@@ -232,7 +236,7 @@ fn work(o: &Options) -> Result<(), Box<dyn Error>> {
         if let Some(case) = step.kept {
             fs::write(o.out.join("kept").join(case.file_name(&format!("{number:09}"))), &case.bytes)?;
         }
-        if let Some(claim) = step.claim {
+        if let Some(claim) = step.claim.filter(|_| o.claims) {
             let name = format!("{number:09}-{}", slug(&claim.kind));
             fs::write(o.out.join("claims").join(format!("{name}.a.onnx")), claim.model)?;
             fs::write(o.out.join("claims").join(format!("{name}.b.onnx")), claim.changed)?;

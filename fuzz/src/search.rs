@@ -28,7 +28,7 @@ pub struct Finding {
 
 /// A claim of the proof about a model and what was made of it, to be tried in an engine.
 pub struct Claim {
-    /// Changes, and rewrites of the proof.
+    /// The changes.
     pub kind: String,
     /// The model.
     pub model: Vec<u8>,
@@ -133,8 +133,10 @@ impl Search {
         if mutant.differs {
             outcome.fault("a proof of what is not equal".into(), &format!("{:?}", proof.rewrites));
         }
-        let rewrites: Vec<&str> = proof.rewrites.iter().map(|(name, _)| *name).collect();
-        let kind = format!("{} by {}", mutant.done.join(", "), rewrites.join(", "));
+        let mut changes = mutant.done.clone();
+        changes.sort_unstable();
+        changes.dedup();
+        let kind = changes.join(", ");
         let (model, changed) = (self.seeds[base].seed.case.bytes.clone(), mutant.case.bytes.clone());
         self.claimed.insert(kind.clone()).then_some(Claim { kind, model, changed })
     }

@@ -136,6 +136,12 @@ impl TensorType {
         self.shape.iter().map(Dim::known).collect()
     }
 
+    /// Could this be the same type? Symbolic extents agree with anything.
+    pub fn may_be(&self, other: &TensorType) -> bool {
+        let agree = |(a, b): (&Dim, &Dim)| a == b || a.known().is_none() || b.known().is_none();
+        self.dtype == other.dtype && self.rank() == other.rank() && self.shape.iter().zip(&other.shape).all(agree)
+    }
+
     /// Number of elements.
     pub fn elements(&self) -> Dim {
         self.shape.iter().fold(Dim::from(1), |a, d| &a * d)

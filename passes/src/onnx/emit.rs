@@ -398,6 +398,9 @@ pub fn node(g: &Graph, id: NodeId) -> Result<NodeProto, EmitError> {
     p.name.clone_from(&n.name);
     p.input = g.operands(id).iter().map(|v| v.map(|v| g.name(v).to_string()).unwrap_or_default()).collect();
     p.output = n.results().iter().map(|v| v.name.clone()).collect();
+    if p.output.iter().all(String::is_empty) {
+        p.output.clear();
+    }
     if op.source.is_none() || op.attrs_changed {
         p.attribute = op
             .attrs

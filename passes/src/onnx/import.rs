@@ -11,7 +11,7 @@ use crate::ir::{
 use indexmap::IndexMap;
 use onnx_protobuf::attribute_proto::AttributeType;
 use onnx_protobuf::tensor_shape_proto::dimension;
-use onnx_protobuf::{AttributeProto, GraphProto, ModelProto, NodeProto, TypeProto, ValueInfoProto, type_proto};
+use onnx_protobuf::{AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TypeProto, ValueInfoProto, type_proto};
 use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
@@ -54,6 +54,8 @@ pub enum ImportError {
     DanglingOutput(String),
     #[error("`{name}` is defined twice, the second time by {by}; value names must be unique in a graph")]
     Duplicate { name: String, by: String },
+    #[error("{0} {1}; the file is damaged or was cut badly")]
+    Counts(NodeSite, String),
     #[error("{0} is on a cycle; an ONNX graph must be acyclic")]
     Cycle(NodeSite),
     #[error("an initializer has no name; the file is damaged")]
@@ -142,6 +144,9 @@ fn assemble(mut model: ModelProto, tensors: Vec<(String, Tensor)>, home: Option<
     g.metadata = model.metadata_props.iter().map(|p| (p.key.clone(), p.value.clone())).collect();
     add_sources(&mut g, &mut source, tensors, model.ir_version)?;
     add_nodes(&mut g, std::mem::take(&mut source.node))?;
+    if let Some((site, what)) = g.nodes().find_map(|id| Some((g.site(id), miscounted(&g, id, &model)?))) {
+        return Err(ImportError::Counts(site, what));
+    }
     for info in std::mem::take(&mut source.output) {
         let v = g.find(&info.name).ok_or_else(|| ImportError::DanglingOutput(info.name.clone()))?;
         if g.value(v).ty == ValueType::default()
@@ -229,7 +234,8 @@ fn add_nodes(g: &mut Graph, nodes: Vec<NodeProto>) -> Result<(), ImportError> {
         let (name, inputs, outputs) = (node.name.clone(), node.input.clone(), node.output.clone());
         let op = operator(node, g.home.clone()).map_err(|error| ImportError::Attribute { site, error })?;
         let id = g.add_op(&name, op, &vec![None; inputs.len()]);
-        for name in &outputs {
+        // Every node has a result: that of one which states none is nameless.
+        for name in outputs.iter().map(String::as_str).chain(outputs.is_empty().then_some("")) {
             g.push_result(id, name, ValueType::default());
         }
         linked.push((id, inputs, free));
@@ -248,6 +254,20 @@ fn add_nodes(g: &mut Graph, nodes: Vec<NodeProto>) -> Result<(), ImportError> {
         }
     }
     Ok(())
+}
+
+/// What is wrong with a node's number of operands and results, by its operator's schema. Engines refuse such a file as they
+/// load it.
+fn miscounted(g: &Graph, id: NodeId, model: &ModelProto) -> Option<String> {
+    let op = g.op(id)?;
+    let is_local = |f: &FunctionProto| f.name == op.name && short_domain(&f.domain) == op.domain;
+    if model.functions.iter().any(is_local) {
+        return None;
+    }
+    let schema = schema::at(&op.domain, &op.name, *g.opsets.get(&op.domain)?)?;
+    let operands = g.operands(id).iter().rposition(Option::is_some).map_or(0, |last| last + 1);
+    let results = g.results(id).filter(|v| !g.name(*v).is_empty()).last().map_or(0, |v| v.slot as usize + 1);
+    schema.miscounted(operands, |i| g.operand(id, i).is_some(), results)
 }
 
 fn unique(g: &Graph, name: &str, by: &str) -> Result<(), ImportError> {

@@ -14,6 +14,9 @@ impl OpRule for BatchNormalization {
     fn infer(&self, cx: &Infer) -> Types {
         let x = cx.ty(0)?;
         cx.require(x.rank() >= 2, || format!("{x} has no channel axis"))?;
+        let vector = |t: &TensorType| t.rank() == 1 && TensorType::new(t.dtype, vec![x.shape[1].clone()]).may_be(t);
+        let vectors = cx.types.iter().skip(1).flatten().all(vector);
+        cx.require(vectors, || format!("its statistics and parameters are no vectors of the channels of {x}"))?;
         let mut all = vec![x.clone()];
         if cx.op.int("training_mode") != 0 {
             all.extend([cx.ty(3)?.clone(), cx.ty(4)?.clone()]);

@@ -15,7 +15,7 @@ pub(super) const COL2IM: Composite = Composite {
         let computed = || TypeError("its image or its block is computed in the graph".into());
         let (image, block) = (cx.ints(1).ok_or_else(computed)?, cx.ints(2).ok_or_else(computed)?);
         cx.require(x.rank() == 3, || format!("{x} is no list of blocks"))?;
-        let size = Dim::from(block.iter().product::<i64>());
+        let size = block.iter().fold(Dim::from(1), |n, d| &n * &Dim::from(*d));
         let channels = x.shape[1].div_exact(&size).unwrap_or_else(|| unknown_dim("channels"));
         let image = image.into_iter().map(Dim::from);
         let shape: Vec<Dim> = [x.shape[0].clone(), channels].into_iter().chain(image).collect();
@@ -39,14 +39,15 @@ fn image_of(b: &mut Builder, s: &Source) -> Decomposed {
     let rank = block.len();
     let of = |name: &str, each: i64, count: usize| s.op.attrs.ints(name).map_or(vec![each; count], <[i64]>::to_vec);
     let (strides, dilations, pads) = (of("strides", 1, rank), of("dilations", 1, rank), of("pads", 0, 2 * rank));
-    let size: i64 = block.iter().product();
+    let taps = eval::places::count(&block, MOST_ELEMENTS).and_then(|n| i64::try_from(n).ok());
+    let Some(size) = taps else { return Err(unfit(format!("takes no blocks of {block:?}"))) };
     let (channels, places) = (extent(b, x, 1)?, extent(b, x, 2)?);
     let listed = image.len() == rank && strides.len() == rank && dilations.len() == rank && pads.len() == 2 * rank;
     let whole = listed && ty.rank() == 3 && size > 0 && channels % size == 0 && strides.iter().all(|s| *s > 0);
     refuse_if(!whole, unfit(format!("takes no {ty} for blocks of {block:?} in an image of {image:?}")))?;
     let (channels, spans) = (channels / size, |i: usize| dilations[i] * (block[i] - 1) + 1 - pads[i] - pads[i + rank]);
     let counts: Vec<i64> = (0..rank).map(|i| (image[i] - spans(i)) / strides[i] + 1).collect();
-    let fit = counts.iter().all(|n| *n >= 1) && counts.iter().product::<i64>() == places;
+    let fit = counts.iter().all(|n| *n >= 1) && Some(places) == eval::places::count(&counts, usize::MAX).map(|n| n as i64);
     refuse_if(!fit, unfit(format!("has {places} blocks where its attributes make {counts:?}")))?;
     let rest: Vec<i64> = (0..rank).map(|i| image[i] - spans(i) - strides[i] * (counts[i] - 1)).collect();
     let dims =

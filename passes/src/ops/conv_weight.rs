@@ -210,7 +210,7 @@ fn without_wrapped(b: &mut Builder, x: ValueId, window: &Window, offset: &[i64])
     };
     // All rows of it: a long run of cells multiplies faster. One row where that would take room in the file.
     let mut dims: Vec<i64> = [1, 1].iter().chain(&extents).copied().collect();
-    if extents.iter().product::<i64>() > LARGE_MASK {
+    if eval::places::count(&extents, LARGE_MASK as usize).is_none() {
         dims[2] = 1;
     }
     let count = dims.iter().product::<i64>() as usize;

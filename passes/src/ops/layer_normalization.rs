@@ -15,6 +15,8 @@ impl OpRule for LayerNormalization {
     fn infer(&self, cx: &Infer) -> Types {
         let axis = cx.axis()?;
         let x = cx.ty(0)?;
+        cx.into(x, 1)?;
+        cx.into(x, 2)?;
         let mut statistics = x.clone();
         statistics.dtype = stash(cx.op, x.dtype);
         statistics.shape[axis..].fill(Dim::from(1));

@@ -116,6 +116,13 @@ impl Infer<'_> {
         }
     }
 
+    /// Complains if operand `i`, where it is there and its type is known, does not broadcast into a type.
+    pub fn into(&self, ty: &TensorType, i: usize) -> Result<(), TypeError> {
+        let Some(Some(own)) = self.types.get(i) else { return Ok(()) };
+        let wide = TensorType::new(ty.dtype, broadcast::broadcast(&ty.shape, &own.shape)?);
+        self.require(wide.may_be(ty), || format!("operand {i}, {own}, does not broadcast into {ty}"))
+    }
+
     /// Complains unless `condition` holds.
     pub fn require(&self, condition: bool, what: impl FnOnce() -> String) -> Result<(), TypeError> {
         if condition { Ok(()) } else { Err(TypeError(what())) }
@@ -303,6 +310,16 @@ pub fn result_types(op: &Op, operands: &[Option<ValueId>], known: &dyn Facts<Pol
     let array = |i: usize| operands.get(i).copied().flatten().and_then(|v| known.array(v)).map(Cow::into_owned);
     let present = |i: usize| operands.get(i).is_some_and(Option::is_some);
     infer(&Infer { op, types: &types, array: &array, present: &present })
+}
+
+/// Why a node is none that its operator's rules read, where that can be told: its rule refuses operands whose types are known, and
+/// whose integers are constants. Its derivative and its plain form take for granted what its rule has asked for.
+pub fn misfit(g: &Graph, id: NodeId) -> Option<TypeError> {
+    let fixed = |v: ValueId| g.tensor_type(v).is_some_and(|t| t.dtype.is_float() || g.constant(v).is_some());
+    if !g.operands(id).iter().flatten().all(|v| fixed(*v)) {
+        return None;
+    }
+    result_types(g.op(id)?, g.operands(id), g)?.err()
 }
 
 /// By the operator's rule, or of one that has none by what is known of its types alone.

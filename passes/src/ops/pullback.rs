@@ -164,10 +164,7 @@ impl Pullback<'_, '_> {
             return Ok(());
         }
         let (got, want) = (self.b.ty(ct)?, self.b.ty(v)?);
-        let fits = got.dtype == want.dtype
-            && got.rank() == want.rank()
-            && got.shape.iter().zip(&want.shape).all(|(a, b)| a == b || a.known().is_none() || b.known().is_none());
-        if !fits {
+        if !got.may_be(&want) {
             let site = self.b.graph.site(self.node);
             return Err(GradError::Type { site, operand: i, got: got.to_string(), want: want.to_string() });
         }

@@ -11,6 +11,7 @@ pub(super) const RMS: Composite = Composite {
     name: "RMSNormalization",
     infer: |cx| {
         cx.axis()?;
+        cx.into(cx.ty(0)?, 1)?;
         like_first(cx)
     },
     form: "ReduceMean, Sqrt, Div, Mul",
@@ -23,6 +24,7 @@ pub(super) const SIMPLIFIED: Composite = Composite {
     infer: |cx| {
         let axis = cx.axis()?;
         let x = cx.ty(0)?;
+        cx.into(x, 1)?;
         let mut inverse = x.clone();
         inverse.dtype = stash(cx.op, x.dtype);
         inverse.shape[axis..].fill(Dim::from(1));

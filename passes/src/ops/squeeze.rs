@@ -15,6 +15,8 @@ impl OpRule for Squeeze {
         let ty = cx.ty(0)?;
         let axes = squeezed(ty, cx.listed("axes", 1)?)
             .ok_or_else(|| TypeError(format!("the axes to squeeze out of {ty} are unknown or out of range")))?;
+        let single = |a: &i64| ty.shape.get(*a as usize).and_then(Dim::known).is_none_or(|n| n == 1);
+        cx.require(axes.iter().all(single), || format!("{ty} has more than one element along axes {axes:?}"))?;
         let kept = ty.shape.iter().enumerate().filter(|(i, _)| !axes.contains(&(*i as i64)));
         Ok(vec![TensorType::new(ty.dtype, kept.map(|(_, d)| d.clone()).collect::<Vec<_>>())])
     }

@@ -79,7 +79,7 @@ impl Window {
             "VALID" => {}
             _ => {
                 let pads = listed("pads", 2 * rank, 0)?;
-                if pads.iter().any(|p| p.abs() > LARGEST) {
+                if pads.iter().any(|p| p.unsigned_abs() > LARGEST as u64) {
                     return Err(TypeError(format!("pads {pads:?} beyond {LARGEST}")));
                 }
                 window.begin = pads[..rank].to_vec();

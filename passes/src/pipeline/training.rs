@@ -3,6 +3,7 @@
 use super::{Choice, Cx, EVAL, PREPARE, Pass, PassError, PassManager, TRAIN};
 use crate::contract::StateRecord;
 use crate::ir::Graph;
+use crate::ops;
 use crate::target::{self, Target};
 use crate::transform::loss::{LossKind, LossOptions, loss_output};
 use crate::transform::optimizer::{OptimizerKind, OptimizerOptions};
@@ -110,6 +111,9 @@ impl PassManager<'_> {
     fn prepared(&mut self, then: &[Pass], g: &mut Graph, cx: &mut Cx) -> Result<(), PassError> {
         // A fault of the output is reported before the work.
         loss_output(g, cx.training.output.as_deref())?;
+        if let Some(why) = g.nodes().find_map(|id| ops::misfit(g, id).map(|e| format!("{}: {e}", g.site(id)))) {
+            return Err(PassError::unfit(format!("{why}; no engine runs the model")));
+        }
         self.run(PREPARE, g, cx)?;
         self.run_to_emit(then, g, cx)
     }

@@ -3,6 +3,7 @@
 
 use super::term::{Args, Granted, Head, OpKey, Table, TermId};
 use crate::ir::{Dim, TensorType, ValueType};
+use crate::ops::eval::places::count;
 use crate::ops::eval::{Bounded, Element};
 use std::rc::Rc;
 
@@ -190,7 +191,7 @@ impl Table<'_> {
     fn lines(&mut self, w: TermId, axis: usize) -> Option<Vec<Line>> {
         let dims = self.ty(w)?.known_dims()?;
         let [rows, width] = dims[..] else { return None };
-        if rows * width > MOST_WEIGHTS as i64 || rows * width == 0 {
+        if count(&dims, MOST_WEIGHTS).is_none_or(|n| n == 0) {
             return None;
         }
         let known = self.known(w)?;

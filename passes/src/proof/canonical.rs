@@ -126,13 +126,14 @@ impl<'g> Side<'g> {
             args.pop();
         }
         let results = g.node(id).results().len();
-        let mut types = infer::types(t, self, id, op, &args);
+        let (mut types, refused) = infer::types(t, self, id, op, &args);
         types.resize(results, ValueType::default());
         let opset = g.opsets.get("").copied().unwrap_or(18);
         let local = self.local.contains(&(op.domain.clone(), op.name.clone()));
         let site = Site { op, args: &args, opset, types, results };
         if op.domain.is_empty()
             && !local
+            && !refused
             && let Some(terms) = t.rules(&site)
         {
             return terms;

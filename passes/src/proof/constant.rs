@@ -1,7 +1,7 @@
 //! Constants of both graphs, each content once: equal bytes are equal constants, wherever they are stored.
 
 use crate::ir::{DType, Tensor};
-use crate::ops::eval::places::Places;
+use crate::ops::eval::places::{Places, count};
 use crate::ops::eval::{Array, Bounded};
 use indexmap::IndexSet;
 use onnx_protobuf::Message;
@@ -90,6 +90,7 @@ impl<'g> Constants<'g> {
 
     /// The same elements under another shape of as many.
     pub(super) fn reshaped(&mut self, id: ConstId, dims: Vec<i64>) -> Option<ConstId> {
+        count(&dims, usize::MAX).filter(|n| *n == self.len(id))?;
         let c = &self.all[id.0 as usize];
         let Content::Elements(bytes) = &c.content else { return None };
         let (dtype, bytes) = (c.dtype, bytes.clone());

@@ -3,6 +3,7 @@
 use super::canonical::Side;
 use super::term::{Granted, Table, TermId};
 use crate::ir::{DType, Dim, NodeId, Op, Shape, TensorType, ValueType};
+use crate::ops::eval::places::count;
 use crate::ops::eval::{Array, Domain, Poly};
 use crate::ops::{self, Class, Infer};
 
@@ -18,9 +19,11 @@ fn broadcasts(op: &Op, operands: usize) -> Option<usize> {
     }
 }
 
-/// Types of a node's results. Extents that nothing names are symbols of their own.
-pub(super) fn types(t: &mut Table, side: &Side, id: NodeId, op: &Op, args: &[TermId]) -> Vec<ValueType> {
+/// Types of a node's results, and whether its rule refuses operands that are known: what is known of the operator does not hold
+/// for it then. Extents that nothing names are symbols of their own.
+pub(super) fn types(t: &mut Table, side: &Side, id: NodeId, op: &Op, args: &[TermId]) -> (Vec<ValueType>, bool) {
     let g = side.graph;
+    let mut refused = false;
     let operand_types: Vec<Option<TensorType>> = args.iter().map(|a| t.ty(*a)).collect();
     let expanded = if op.is("Expand") { expanded(t, args, &operand_types) } else { None };
     let mut own: Vec<TensorType> = expanded.into_iter().collect();
@@ -35,7 +38,10 @@ pub(super) fn types(t: &mut Table, side: &Side, id: NodeId, op: &Op, args: &[Ter
         };
         let present = |i: usize| args.get(i).is_some_and(|a| *a != TermId::NONE);
         let cx = Infer { op, types: &operand_types, array: &array, present: &present };
-        own = ops::infer(&cx).and_then(Result::ok).unwrap_or_default();
+        let known = |i: usize| !present(i) || operand_types[i].as_ref().is_some_and(|ty| ty.dtype.is_float()) || extents[i].is_some();
+        let inferred = ops::infer(&cx);
+        refused = matches!(inferred, Some(Err(_))) && (0..args.len()).all(known);
+        own = inferred.and_then(Result::ok).unwrap_or_default();
     }
     if let Some(fixed) = broadcasts(op, args.len())
         && let Some(ty) = own.first_mut()
@@ -68,14 +74,14 @@ pub(super) fn types(t: &mut Table, side: &Side, id: NodeId, op: &Op, args: &[Ter
     if declared && g.results(id).any(|v| g.value(v).ty.shape.is_some()) {
         t.granted.insert(Granted::Declared(op.full_name()));
     }
-    out
+    (out, refused)
 }
 
 fn small_extents(t: &mut Table, a: TermId) -> Option<Vec<Dim>> {
-    const MOST: i64 = 4096;
+    const MOST: usize = 4096;
     let small = a != TermId::NONE
         && !t.is_float(a)
-        && t.shape(a).is_some_and(|s| s.iter().map(|d| d.known().unwrap_or(MOST)).product::<i64>() <= MOST);
+        && t.shape(a).is_some_and(|s| count(&s.iter().map(|d| d.known().unwrap_or(MOST as i64)).collect::<Vec<_>>(), MOST).is_some());
     if small { t.dims(a) } else { None }
 }
 

@@ -4,7 +4,7 @@
 
 use super::term::{Args, Head, MOST, Table, Term, TermId};
 use crate::ir::{DType, Dim, Shape, TensorType, ValueType};
-use crate::ops::eval::places::{Places, expanded, permuted, sliced};
+use crate::ops::eval::places::{Places, count, expanded, permuted, sliced};
 use crate::ops::eval::{Array, Bounded, joined};
 use std::rc::Rc;
 
@@ -264,7 +264,7 @@ impl Table<'_> {
         }
         let dims: Option<Vec<i64>> = shape.iter().map(Dim::known).collect();
         // A broadcast of many elements is left to compare as such.
-        let small = dims.filter(|d| d.iter().product::<i64>() <= 1 << 16);
+        let small = dims.filter(|d| count(d, 1 << 16).is_some());
         let known = small.and_then(|dims| self.known(x).and_then(|k| k.picked(expanded(&k.dims, &dims, MOST)?)));
         self.moved(Head::Expand(shape.clone()), &[x], ValueType { dtype, shape: Some(shape) }, known)
     }

@@ -25,7 +25,8 @@ pub fn train_batch_norm(g: &mut Graph) -> Result<Vec<StateTensor>, BuildError> {
         let operands = g.operands(id);
         let [Some(x), Some(scale), Some(bias), Some(mean), Some(var)] = operands[..] else { continue };
         let (mean, var) = (master::through(g, mean), master::through(g, var));
-        if [mean, var].iter().all(|v| g.initializer(*v).is_some()) {
+        let only_first = !g.results(id).skip(1).any(|v| g.is_needed(v));
+        if only_first && [mean, var].iter().all(|v| g.initializer(*v).is_some()) {
             convert(g, id, [x, scale, bias, mean, var], &mut next)?;
         }
     }

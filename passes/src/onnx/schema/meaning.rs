@@ -59,19 +59,8 @@ impl<'a> Use<'a> {
         if let Some(a) = schema.attributes.iter().find(|a| a.required && op.attrs.get(a.name).is_none()) {
             return Some(format!("lacks the attribute `{}` of version {version}", a.name));
         }
-        let lacks = |(i, f): (usize, &super::Formal)| {
-            !f.optional && !f.variadic && self.operands.get(i).and_then(Option::as_ref).is_none()
-        };
-        if let Some(i) = schema.operands.iter().enumerate().position(lacks) {
-            return Some(format!("lacks the operand `{}` of version {version}", schema.operands[i].name));
-        }
-        if self.operands.len().checked_sub(1).is_some_and(|last| schema.operand(last).is_none()) {
-            return Some(format!("has {} operands, more than version {version} takes", self.operands.len()));
-        }
-        if self.results.len().checked_sub(1).is_some_and(|last| schema.result(last).is_none()) {
-            return Some(format!("has {} results, more than version {version} gives", self.results.len()));
-        }
-        self.refused_type(schema).map(|t| format!("does not take {t} in version {version}"))
+        let counts = schema.miscounted(self.operands.len(), |i| self.operands[i].is_some(), self.results.len());
+        counts.or_else(|| self.refused_type(schema).map(|t| format!("does not take {t} in version {version}")))
     }
 
     /// An element type of the node that a version does not take.

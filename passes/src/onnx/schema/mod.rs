@@ -131,6 +131,20 @@ impl Schema {
         self.attributes.binary_search_by(|a| a.name.cmp(name)).ok().map(|i| &self.attributes[i])
     }
 
+    /// What is wrong with a node's number of operands and results; `present` says which operands are there.
+    pub fn miscounted(&self, operands: usize, present: impl Fn(usize) -> bool, results: usize) -> Option<String> {
+        let version = self.since;
+        let lacks = |(i, f): &(usize, &Formal)| !f.optional && !f.variadic && !(*i < operands && present(*i));
+        if let Some((_, f)) = self.operands.iter().enumerate().find(lacks) {
+            return Some(format!("lacks the operand `{}` of version {version}", f.name));
+        }
+        if operands.checked_sub(1).is_some_and(|last| self.operand(last).is_none()) {
+            return Some(format!("has {operands} operands, more than version {version} takes"));
+        }
+        let more = results.checked_sub(1).is_some_and(|last| self.result(last).is_none());
+        more.then(|| format!("has {results} results, more than version {version} gives"))
+    }
+
     /// Operand `i`. A variadic operand stands for all places after it too.
     pub fn operand(&self, i: usize) -> Option<&'static Formal> {
         nth(self.operands, i)

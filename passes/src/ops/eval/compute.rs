@@ -69,8 +69,8 @@ impl<D: Domain> Call<'_, D> {
     /// Lines along an axis: the places of each, one line after the other in the order of the other axes.
     fn lines(dims: &[i64], axis: usize) -> impl Iterator<Item = Vec<usize>> {
         let n = dims[axis].max(0) as usize;
-        let inner = dims[axis + 1..].iter().product::<i64>().max(0) as usize;
-        let outer = dims[..axis].iter().product::<i64>().max(0) as usize;
+        let part = |dims: &[i64]| count(dims, usize::MAX).unwrap_or(0);
+        let (outer, inner) = (part(&dims[..axis]), part(&dims[axis + 1..]));
         (0..outer * inner).map(move |l| (0..n).map(|i| (l / inner * n + i) * inner + l % inner).collect())
     }
 

@@ -91,7 +91,8 @@ impl<D: Domain> Call<'_, D> {
             "Flatten" => {
                 let axis = a.int("axis", 1);
                 let axis = if axis == rank as i64 { rank } else { axis_of(axis, rank)? };
-                Some(vec![x.dims[..axis].iter().product(), x.dims[axis..].iter().product()])
+                let part = |dims: &[i64]| i64::try_from(count(dims, usize::MAX)?).ok();
+                Some(vec![part(&x.dims[..axis])?, part(&x.dims[axis..])?])
             }
             "Squeeze" => {
                 let one = |axis: &usize| x.dims[*axis] == 1;
@@ -320,7 +321,7 @@ pub fn part_sizes(n: i64, parts: i64, listed: Option<Vec<i64>>) -> Option<Vec<i6
         let each = n.div_euclid(parts.max(1)) + (n.rem_euclid(parts.max(1)) != 0) as i64;
         (0..parts).map(|i| each.min(n - i * each)).collect()
     });
-    let fits = sizes.len() as i64 == parts && sizes.iter().all(|s| *s >= 0) && sizes.iter().sum::<i64>() == n;
+    let fits = sizes.len() as i64 == parts && sizes.iter().all(|s| (0..=n).contains(s)) && sizes.iter().map(|s| i128::from(*s)).sum::<i128>() == i128::from(n);
     fits.then_some(sizes)
 }
 

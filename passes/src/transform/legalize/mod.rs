@@ -112,6 +112,9 @@ fn decomposed(b: &mut Builder, id: NodeId, from: i64) -> Option<Decomposed> {
     if captured || b.graph.captures(id).next().is_some() {
         return Some(Err(Why::Subgraph));
     }
+    if let Some(e) = ops::misfit(b.graph, id) {
+        return Some(Err(Why::Form(format!("does not fit its operands: {e}"))));
+    }
     let source = Source::of(b.graph, id, from);
     Some(rule.decompose(b, &source))
 }
@@ -159,13 +162,20 @@ fn unfit(op: &str, at: &str, what: &str) -> BuildError {
 fn install(g: &mut Graph, id: NodeId, new: &[ValueId]) -> Result<(), Why> {
     let unanswered = || Why::Feature("a result that is read");
     let first = last_node(g, id, *new.first().ok_or_else(unanswered)?, &new[1..]);
-    let needed: Vec<ValueId> = g.results(id).skip(1).filter(|v| g.is_needed(*v)).collect();
+    // A router may name a state that nobody reads.
+    let named = |v: &ValueId| g.is_needed(*v) || g.routers.values().any(|r| r.values().any(|w| w == *v));
+    let needed: Vec<ValueId> = g.results(id).skip(1).filter(named).collect();
     if needed.iter().any(|v| v.slot as usize >= new.len()) {
         return Err(unanswered());
     }
     needed.into_iter().for_each(|old| g.supplant(old, new[old.slot as usize]));
     let op = g.op(first.node).cloned().ok_or_else(unanswered)?;
     let operands = g.operands(first.node).to_vec();
+    if let (Some(own), Some(plain)) = (g.tensor_type(g.result(id, 0)), g.tensor_type(first))
+        && !own.may_be(&plain)
+    {
+        return Err(Why::Unbuildable(format!("it gives {own}, and its plain form {plain}")));
+    }
     let ty = merge(&g.value(first).ty.clone(), g.value(g.result(id, 0)).ty.clone());
     g.replace_op(id, op, &operands);
     g.set_type(g.result(id, 0), ty);
