@@ -17,6 +17,8 @@ pub enum BakeError {
     Metadata(String),
     #[error("the model lacks `{0}`, which its `ancre.router` metadata names; it was changed after ancre-rewrite wrote it")]
     Missing(String),
+    #[error("the route `{0}` has another type than its states; the model was changed after ancre-rewrite wrote it")]
+    Changed(String),
     #[error("reading `{0}` failed: {1}")]
     Tensor(String, String),
     #[error(transparent)]
@@ -100,6 +102,11 @@ pub fn bake_router(g: &mut Graph, prune: f64) -> Result<Baked, BakeError> {
             baked.worst_drop = baked.worst_drop.max(dropped);
             let mut b = Builder::new(g, &format!("ancre/{id}/baked_{}", row + 1));
             let new = weighted_sum(&mut b, &terms, router.columns().next().unwrap_or(old))?;
+            if let (Some(was), Some(is)) = (g.tensor_type(old), g.tensor_type(new))
+                && !was.may_be(&is)
+            {
+                return Err(BakeError::Changed(g.name(old).into()));
+            }
             g.redirect(old, new);
         }
     }
