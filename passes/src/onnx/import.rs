@@ -11,7 +11,9 @@ use crate::ir::{
 use indexmap::IndexMap;
 use onnx_protobuf::attribute_proto::AttributeType;
 use onnx_protobuf::tensor_shape_proto::dimension;
-use onnx_protobuf::{AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TypeProto, ValueInfoProto, type_proto};
+use onnx_protobuf::{
+    AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TypeProto, ValueInfoProto, type_proto,
+};
 use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;

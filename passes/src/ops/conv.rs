@@ -23,7 +23,9 @@ impl OpRule for Conv {
         cx.require(x.dtype == w.dtype, || format!("element types {} and {} differ", x.dtype, w.dtype))?;
         let group = cx.op.int("group");
         if let (Some(_), Some(per_group)) = (x.shape[1].known(), w.shape[1].known()) {
-            cx.require(x.shape[1] == &w.shape[1] * &Dim::from(group), || format!("{x} has not {group} groups of {per_group} channels"))?;
+            cx.require(x.shape[1] == &w.shape[1] * &Dim::from(group), || {
+                format!("{x} has not {group} groups of {per_group} channels")
+            })?;
         }
         let mut shape = vec![x.shape[0].clone(), w.shape[0].clone()];
         if cx.op.attrs.ints("kernel_shape").is_none() && w.shape[2..].iter().any(|d| d.known().is_none()) {

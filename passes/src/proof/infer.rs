@@ -38,7 +38,9 @@ pub(super) fn types(t: &mut Table, side: &Side, id: NodeId, op: &Op, args: &[Ter
         };
         let present = |i: usize| args.get(i).is_some_and(|a| *a != TermId::NONE);
         let cx = Infer { op, types: &operand_types, array: &array, present: &present };
-        let known = |i: usize| !present(i) || operand_types[i].as_ref().is_some_and(|ty| ty.dtype.is_float()) || extents[i].is_some();
+        let known = |i: usize| {
+            !present(i) || operand_types[i].as_ref().is_some_and(|ty| ty.dtype.is_float()) || extents[i].is_some()
+        };
         let inferred = ops::infer(&cx);
         refused = matches!(inferred, Some(Err(_))) && (0..args.len()).all(known);
         own = inferred.and_then(Result::ok).unwrap_or_default();
@@ -81,7 +83,8 @@ fn small_extents(t: &mut Table, a: TermId) -> Option<Vec<Dim>> {
     const MOST: usize = 4096;
     let small = a != TermId::NONE
         && !t.is_float(a)
-        && t.shape(a).is_some_and(|s| count(&s.iter().map(|d| d.known().unwrap_or(MOST as i64)).collect::<Vec<_>>(), MOST).is_some());
+        && t.shape(a)
+            .is_some_and(|s| count(&s.iter().map(|d| d.known().unwrap_or(MOST as i64)).collect::<Vec<_>>(), MOST).is_some());
     if small { t.dims(a) } else { None }
 }
 

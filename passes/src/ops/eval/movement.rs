@@ -321,7 +321,9 @@ pub fn part_sizes(n: i64, parts: i64, listed: Option<Vec<i64>>) -> Option<Vec<i6
         let each = n.div_euclid(parts.max(1)) + (n.rem_euclid(parts.max(1)) != 0) as i64;
         (0..parts).map(|i| each.min(n - i * each)).collect()
     });
-    let fits = sizes.len() as i64 == parts && sizes.iter().all(|s| (0..=n).contains(s)) && sizes.iter().map(|s| i128::from(*s)).sum::<i128>() == i128::from(n);
+    let fits = sizes.len() as i64 == parts
+        && sizes.iter().all(|s| (0..=n).contains(s))
+        && sizes.iter().map(|s| i128::from(*s)).sum::<i128>() == i128::from(n);
     fits.then_some(sizes)
 }
 
