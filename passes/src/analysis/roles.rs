@@ -6,7 +6,7 @@
 
 use super::head::constant_origin;
 use super::origin::is_of_exporter;
-use crate::ir::{Graph, Kind, NodeId, ValueId};
+use crate::ir::{Graph, Kind, NodeId, TensorType, ValueId};
 use crate::ops::passes_through;
 use std::collections::HashSet;
 
@@ -108,6 +108,10 @@ impl UseRoles<'_> {
             // The constant fills a first state.
             return Role::Frozen("scalar constant");
         }
+        // A vocabulary's table is too long for one of distances, and is not read for that.
+        if found == Role::Embedding && t.len() < 1 << 16 && t.to_f64().is_ok_and(|values| is_mask(&values)) {
+            return Role::Frozen("mask");
+        }
         let vector_like = matches!(found, Role::Weight | Role::Embedding | Role::NormScale | Role::NormBias);
         if found.trains() && !vector_like {
             if t.len() == 1 {
@@ -147,6 +151,9 @@ impl UseRoles<'_> {
             ("LSTM" | "GRU" | "RNN", 3) => Role::Bias,
             ("Attention" | "MultiHeadAttention", 1) if op.domain == "com.microsoft" => Role::Weight,
             ("Attention" | "BiasGelu" | "FastGelu", 1 | 2) if op.domain == "com.microsoft" => Role::Bias,
+            // These operators add it to their scores.
+            ("Attention", 3) if op.domain.is_empty() => Role::Position,
+            ("Attention" | "MultiHeadAttention", 5) if op.domain == "com.microsoft" => Role::Position,
             ("BatchNormalization", 3 | 4) => Role::Statistic,
             ("RMSNormalization" | "SimplifiedLayerNormalization", 1) => Role::NormScale,
             ("BatchNormalization" | "LayerNormalization" | "InstanceNormalization" | "GroupNormalization", 1 | 2) => {
@@ -159,10 +166,11 @@ impl UseRoles<'_> {
             ("SkipLayerNormalization" | "EmbedLayerNormalization", _) => Role::NormScale,
             ("Gather" | "GatherND" | "GatherElements", 0) => {
                 let by_data = g.operand(node, 1).is_some_and(|i| self.fed.contains(&i.node));
-                if by_data { Role::Embedding } else { after_gather(g, node) }
+                // Constant indices read positions, or a relative-position bias.
+                if by_data { Role::Embedding } else { Role::Position }
             }
             ("PRelu", 1) => Role::Scale,
-            ("Add" | "Sub" | "Sum", _) if feeds_softmax(g, node, depth) => Role::Frozen("mask"),
+            ("Add" | "Sub" | "Sum", _) if is_empty_mask(g, v) && feeds_softmax(g, node, depth) => Role::Frozen("mask"),
             ("Add" | "Sub" | "Sum", _) => {
                 if is_vector {
                     Role::Bias
@@ -174,6 +182,8 @@ impl UseRoles<'_> {
             ("Mul", _) if is_vector => Role::Scale,
             ("Mul", _) => Role::Frozen("table that multiplies"),
             ("Concat", _) => Role::Position,
+            // A token or a bias stands in for some places; a single number fills them.
+            ("Where", 1 | 2) if !is_one_number(g, v) => Role::Position,
             ("Where", _) => Role::Frozen("mask"),
             ("Div" | "Pow" | "Clip" | "Max" | "Min" | "Equal" | "Greater" | "Less", _) => {
                 Role::Frozen("constant of a formula")
@@ -211,8 +221,7 @@ fn reparametrises(name: &str) -> bool {
 /// Do the same few numbers fill a constant, as coordinates fill the table of a grid? A trained parameter of several elements has
 /// about as many different values as elements.
 fn is_grid(g: &Graph, v: ValueId) -> bool {
-    let tensor = constant_origin(g, v).and_then(|v| g.initializer(v)).filter(|t| t.len() >= 8);
-    let Some(mut values) = tensor.and_then(|t| t.to_f64().ok()) else { return false };
+    let Some(mut values) = values_of(g, v).filter(|all| all.len() >= 8) else { return false };
     values.sort_unstable_by(f64::total_cmp);
     let all = values.len();
     values.dedup();
@@ -224,6 +233,23 @@ fn feeds_both_sin_and_cos(g: &Graph, node: NodeId) -> bool {
     ["Sin", "Cos"].iter().all(|name| g.uses(g.result(node, 0)).any(|(n, _)| g.is_op(n, name)))
 }
 
+/// Does a constant hide nothing from any head: zeros, of one head's extent? Before a softmax these are a mask that an exporter
+/// made of an input without padding. A learned bias may be all zeros before training too, but each head has its own.
+fn is_empty_mask(g: &Graph, v: ValueId) -> bool {
+    let is_matrix = |t: &TensorType| t.rank() > 1 && t.shape.iter().rev().nth(2).is_none_or(|heads| heads.is_one());
+    g.tensor_type(v).is_some_and(|t| is_matrix(&t)) && values_of(g, v).is_some_and(|all| all.iter().all(|x| *x == 0.0))
+}
+
+/// Does one number fill a constant?
+fn is_one_number(g: &Graph, v: ValueId) -> bool {
+    values_of(g, v).is_none_or(|all| all.iter().all(|x| *x == all[0]))
+}
+
+/// The elements of a constant, perhaps in another layout.
+fn values_of(g: &Graph, v: ValueId) -> Option<Vec<f64>> {
+    g.initializer(constant_origin(g, v)?)?.to_f64().ok()
+}
+
 /// Does a softmax read the node's result, perhaps in another layout (windows beside heads)? Then it adds to scores.
 fn feeds_softmax(g: &Graph, node: NodeId, depth: usize) -> bool {
     g.results(node).flat_map(|r| g.uses(r)).any(|(n, operand)| {
@@ -232,27 +258,21 @@ fn feeds_softmax(g: &Graph, node: NodeId, depth: usize) -> bool {
     })
 }
 
-/// A table read by constant indices: positions, or a relative-position bias.
-fn after_gather(g: &Graph, node: NodeId) -> Role {
-    let into_mask = g.uses(g.result(node, 0)).any(|(n, _)| g.is_op(n, "Where"));
-    if into_mask { Role::Frozen("mask") } else { Role::Position }
-}
-
 /// Has the tensor at most one extent above 1? A scale or bias per channel has, whatever its rank.
 fn per_channel(g: &Graph, v: ValueId) -> bool {
     g.tensor_type(v).is_some_and(|t| t.shape.iter().filter(|d| !d.is_one()).count() <= 1)
 }
 
-/// Is this a table that a formula made: a mask, or sines and cosines?
+/// Is this a table that a formula made: a mask, distances, or sines and cosines?
 fn table(values: &[f64], dims: &[i64], role: Role) -> Option<&'static str> {
-    if values.len() > 1
-        && values.iter().all(|v| *v == 0.0 || *v <= -1e4 || *v == f64::NEG_INFINITY)
-        && values.iter().any(|v| *v < 0.0)
-    {
+    if is_mask(values) {
         return Some("mask");
     }
     if role != Role::Position || values.len() < 8 {
         return None;
+    }
+    if are_distances(values, dims) {
+        return Some("table of distances");
     }
     // sin² + cos² = 1 for pairs: interleaved, or in halves of the last axis (or of each of its quarters).
     let width = dims.last().copied().unwrap_or(1).max(1) as usize;
@@ -276,6 +296,26 @@ fn table(values: &[f64], dims: &[i64], role: Role) -> Option<&'static str> {
         .into_iter()
         .any(|d| d > 0 && rows.iter().all(|r| zero_row(r) || paired(r, d)) && !rows.iter().all(|r| zero_row(r)));
     made.then_some("table of sines and cosines")
+}
+
+/// Do the values hide places from a softmax: each is 0 or far below what a score is, or some are below any learned number?
+fn is_mask(values: &[f64]) -> bool {
+    // Swin hides with -100; exp(-64) is below half a unit in the last place of a float64 beside 1.
+    let hides = |v: &f64| *v <= -64.0;
+    let only = values.contains(&0.0) && values.iter().any(hides) && values.iter().all(|v| *v == 0.0 || hides(v));
+    only || values.iter().any(|v| *v <= -1e4)
+}
+
+/// Is every row a multiple of the distance from one place, as the linear biases of attention are?
+fn are_distances(values: &[f64], dims: &[i64]) -> bool {
+    let width = dims.last().copied().unwrap_or(1).max(1) as usize;
+    let linear = |row: &[f64]| {
+        let step = (row[1] - row[0]).abs();
+        let even = |w: &[f64]| ((w[1] - w[0]).abs() - step).abs() <= 1e-3 * step;
+        let turns = row.windows(3).filter(|w| (w[2] - w[1] > 0.0) != (w[1] - w[0] > 0.0)).count();
+        step > 0.0 && row.windows(2).all(even) && turns <= 1
+    };
+    width >= 4 && values.chunks_exact(width).all(linear)
 }
 
 #[cfg(test)]
@@ -313,15 +353,43 @@ mod tests {
     }
 
     #[test]
-    fn what_is_added_to_scores_is_a_mask_in_any_layout_and_a_position_elsewhere() {
-        for last in ["Softmax", "Relu"] {
+    fn what_is_added_to_scores_is_a_mask_by_its_values() {
+        let heads: &[i64] = &[2, 4, 4];
+        let row = |f: &dyn Fn(i64) -> f32| (0..32).map(f).collect::<Vec<_>>();
+        let (hidden, learned) = (|low: f32| row(&|i| if i % 4 > i / 4 % 4 { low } else { 0.0 }), row(&|i| (i as f32).sin()));
+        let distances = row(&|i| -0.5 * (i % 4 - i / 4 % 4).abs() as f32);
+        let infinite = row(&|i| if i % 4 == 0 { f32::NEG_INFINITY } else { i as f32 });
+        for (values, dims, role) in [
+            (hidden(-100.0), heads, Role::Frozen("mask")),
+            (hidden(f32::NEG_INFINITY), heads, Role::Frozen("mask")),
+            (infinite, heads, Role::Frozen("mask")),
+            (distances, heads, Role::Frozen("table of distances")),
+            (vec![0.0; 16], &[1, 4, 4], Role::Frozen("mask")),
+            (vec![0.0; 32], heads, Role::Position),
+            (learned.clone(), heads, Role::Position),
+            (vec![0.0; 4], &[4], Role::Bias),
+        ] {
             let mut n = Net(Graph::default());
-            let (x, mask, target) = (n.input(&[2, 4, 4]), n.floats("mask", &[2, 4, 4]), n.ints(&[8, 4]));
-            let sum = n.op("Add", &[x, mask], &[2, 4, 4]);
+            let (x, target) = (n.input(heads), n.ints(&[8, 4]));
+            let added = n.0.add_initializer("added", Tensor::f32s(dims, &values), false);
+            let sum = n.op("Add", &[x, added], heads);
             let flat = n.op("Reshape", &[sum, target], &[8, 4]);
-            let y = n.op(last, &[flat], &[8, 4]);
+            let y = n.op("Softmax", &[flat], &[8, 4]);
             n.0.add_output(y, None);
-            assert_eq!(n.role(mask), if last == "Softmax" { Role::Frozen("mask") } else { Role::Position }, "{last}");
+            assert_eq!(n.role(added), role, "{values:?}");
+        }
+    }
+
+    #[test]
+    fn what_stands_in_for_some_places_trains_unless_it_is_a_number() {
+        for (values, role) in [([0.5f32, -0.5, 0.25, 1.0], Role::Position), ([0.0; 4], Role::Frozen("mask"))] {
+            let mut n = Net(Graph::default());
+            let x = n.input(&[3, 4]);
+            let condition = n.0.add_initializer("", Tensor::bools(&[3, 1], &[true, false, true]), false);
+            let token = n.0.add_initializer("token", Tensor::f32s(&[4], &values), false);
+            let y = n.op("Where", &[condition, token, x], &[3, 4]);
+            n.0.add_output(y, None);
+            assert_eq!(n.role(token), role);
         }
     }
 
