@@ -217,6 +217,11 @@ pub enum VerifyArg {
     None,
 }
 
+/// A number from 0 to 1.
+fn momentum(text: &str) -> Result<f32, String> {
+    text.parse().ok().filter(|m| (0.0..=1.0).contains(m)).ok_or_else(|| "a number from 0 to 1 was expected".into())
+}
+
 /// The main job.
 #[derive(Args, Debug, Default)]
 pub struct RewriteArgs {
@@ -338,6 +343,9 @@ pub struct TrainingGraphArgs {
     /// Label whose positions do not count [default: -100, as in PyTorch]
     #[arg(long, value_name = "N", allow_negative_numbers = true, help_heading = "Training graph")]
     pub ignore_index: Option<i64>,
+    /// Axis of the output that holds the classes, where the model leaves it open [default: by the weight of its last linear map]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, help_heading = "Training graph")]
+    pub class_axis: Option<i64>,
     /// Threshold of the Huber loss [default: 1]
     #[arg(long, allow_negative_numbers = true, value_name = "X", help_heading = "Training graph")]
     pub huber_delta: Option<f64>,
@@ -389,6 +397,9 @@ pub struct TrainingGraphArgs {
     /// Keep batch normalisation as in evaluation
     #[arg(long, help_heading = "Training graph")]
     pub frozen_bn: bool,
+    /// Part of batch normalisation's running statistics that a step keeps [default: the model's, and 0.9 where that is 1]
+    #[arg(long, value_name = "X", value_parser = momentum, help_heading = "Training graph")]
+    pub bn_momentum: Option<f32>,
     /// Train only the head (the last linear map before the output and what follows) and the router; implies --frozen-bn
     #[arg(long, conflicts_with = "trainable_from", help_heading = "Training graph")]
     pub freeze_backbone: bool,

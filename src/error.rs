@@ -81,6 +81,7 @@ pub fn sentence(what: &dyn fmt::Display, hint: Option<Hint>) -> String {
 fn advice(hint: &Hint) -> &'static str {
     match hint {
         Hint::ChooseOutput => "choose one with --output NAME",
+        Hint::ChooseClassAxis => "say which with --class-axis N",
         Hint::ChooseLoss => {
             "choose with --loss cross-entropy (int64 class labels), next-token (language models), mse, l1, huber or bce"
         }

@@ -127,9 +127,9 @@ fn globs_and_lists_choose_what_trains() {
     let (_, r) = built("resnet_cifar", &["--trainable-from", &text(&list), "--chains", "none"]);
     assert_eq!(names(&r["training"]["trainable"]), ["conv1.weight", "fc.weight"]);
     // What does not train by its role does when asked to.
-    let (_, r) = built("swin", &[]);
+    let (_, r) = built("gpt_neox", &[]);
     let fixed = names(&r["training"]["frozen"])[0].to_string();
-    let (_, r) = built("swin", &["--trainable", &fixed]);
+    let (_, r) = built("gpt_neox", &["--trainable", &fixed]);
     assert!(names(&r["training"]["trainable"]).contains(&fixed.as_str()), "{fixed}");
     for (flags, why) in
         [(["--frozen", "nothing*"], "no initializer matches"), (["--trainable", "no"], "no initializer matches")]

@@ -81,6 +81,8 @@ impl Why {
 pub enum Hint {
     /// Choose the output that the loss reads.
     ChooseOutput,
+    /// Say which axis holds the classes.
+    ChooseClassAxis,
     /// Choose a loss.
     ChooseLoss,
     /// Name parameters that are to train.

@@ -233,6 +233,7 @@ fn training(a: &RewriteArgs) -> Result<TrainingRequest, Failure> {
         ignore_index: Some(a.training.ignore_index.unwrap_or(-100)),
         huber_delta: a.training.huber_delta.unwrap_or(1.0),
         labels: a.training.labels.clone(),
+        class_axis: a.training.class_axis,
         // Where evidence decides, `TrainingRequest::options` fills in the kind.
         kind: loss.unwrap_or(LossKind::CrossEntropy),
     };
@@ -248,6 +249,7 @@ fn training(a: &RewriteArgs) -> Result<TrainingRequest, Failure> {
         seed: a.seed.unwrap_or(0),
         grad_outputs: a.training.grad_outputs,
         frozen_bn: a.training.frozen_bn,
+        bn_momentum: a.training.bn_momentum,
         target: a.target.unwrap_or(&target::CPU),
         ..TrainingOptions::of(loss_options, optimizer)
     };
@@ -366,6 +368,8 @@ fn without_effect(a: &RewriteArgs) -> Vec<String> {
     [
         ("--tau", a.tau.is_some() && !softmax, "--parametrization softmax or gated"),
         ("--ignore-index", a.training.ignore_index.is_some() && !classes, "--loss cross-entropy or next-token"),
+        ("--class-axis", a.training.class_axis.is_some() && !classes, "--loss cross-entropy or next-token"),
+        ("--bn-momentum", a.training.bn_momentum.is_some() && a.training.frozen_bn, "batch normalisation that trains"),
         ("--label-smoothing", a.training.label_smoothing.is_some() && !classes, "--loss cross-entropy or next-token"),
         ("--huber-delta", a.training.huber_delta.is_some() && loss != LossChoice::Kind(LossKind::Huber), "--loss huber"),
         ("--beta1", a.training.beta1.is_some() && !adam, "--optimizer adamw or adam"),

@@ -25,7 +25,7 @@ use ancre_passes::onnx;
 use ancre_passes::pipeline::{Cx, FORWARD, PassError, PassManager, PassRun, ROUTE};
 use ancre_passes::placement::{self, Fallback};
 use ancre_passes::transform::route::{ChainChoice, LeftAlone, RouteOptions, Routed};
-use ancre_passes::transform::{dropout, legalize, route, tie};
+use ancre_passes::transform::{dropout, legalize, lift, route, tie};
 use indexmap::IndexMap;
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -120,6 +120,9 @@ pub fn rewrite(a: &RewriteArgs) -> Result<Outcome, Failure> {
         notices.push("local functions were inlined; verification compares with the source after that".into());
     }
     random_inputs::check_dims(&source, &config.dims).map_err(|e| e.at(model))?;
+    if !stays {
+        lift::lift_constants(&mut source);
+    }
     let quietened = dropout::evaluation_mode(&mut source);
     if quietened > 0 {
         notices.push(format!(

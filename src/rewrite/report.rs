@@ -27,7 +27,7 @@ pub fn json(o: &Outcome) -> Value {
         .collect();
     let training = match &o.training {
         Ok(t) => {
-            json!({"loss": t.loss, "optimizer": t.optimizer, "batch": t.batch, "target": t.training.cx.target, "batch_change": t.rebuilt.as_ref().or(o.rebuilt.as_ref()).map(BatchFacts::json), "dropout": t.training.cx.dropouts.len(), "trainable": t.training.cx.trainable, "tied": o.ties,
+            json!({"loss": t.loss, "optimizer": t.optimizer, "batch": t.batch, "target": t.training.cx.target, "class_axis": t.training.cx.class_axis, "batch_change": t.rebuilt.as_ref().or(o.rebuilt.as_ref()).map(BatchFacts::json), "dropout": t.training.cx.dropouts.len(), "trainable": t.training.cx.trainable, "tied": o.ties,
                    "frozen": t.training.cx.frozen.iter().map(|(n, _)| n).collect::<Vec<_>>()})
         }
         Err(why) => json!({"reason": why}),
@@ -156,10 +156,11 @@ fn verified_text(out: &mut Lines, o: &Outcome, v: &Verification, verbose: bool) 
 fn training_text(out: &mut Lines, o: &Outcome, verbose: bool) {
     let Ok(t) = &o.training else { return };
     let auto = if t.auto { " (by the model's form)" } else { "" };
+    let axis = t.training.cx.class_axis.map_or(String::new(), |axis| format!(", classes on axis {axis}"));
     put!(
         out,
         "trains",
-        "{} tensors with {}, loss {}{auto} on `{}`; {} float tensors stay fixed",
+        "{} tensors with {}, loss {}{auto} on `{}`{axis}; {} float tensors stay fixed",
         t.training.cx.trainable.len(),
         t.optimizer,
         t.loss,

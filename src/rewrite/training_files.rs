@@ -99,6 +99,12 @@ pub fn build(
                 training.cx.masters
             ));
         }
+        if training.cx.still > 0 && o.bn_momentum.is_none() {
+            notices.push(format!(
+                "{} batch normalisations have momentum 1, with which running statistics never move, as an exporter of 2019 wrote it; they train with 0.9 (--bn-momentum X: another)",
+                training.cx.still
+            ));
+        }
         let fallbacks = placement::cuda_fallbacks(&training.graph);
         let batch = rebatch::current(&training.graph).map_or(Value::Null, |c| match c {
             Current::Fixed(n) => json!(n),

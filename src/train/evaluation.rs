@@ -175,6 +175,7 @@ fn of_forward(t: &TrainingGraph, forward: &Path) -> Result<Graph, String> {
         ignore_index: t.loss.ignore_index,
         huber_delta: t.loss.huber_delta.unwrap_or(1.0),
         labels: Some(t.loss.target.clone()),
+        class_axis: t.loss.class_axis.map(|axis| axis as i64),
     };
     let o = TrainingOptions {
         output: t.loss.output.clone(),

@@ -150,6 +150,7 @@ fn find_scores(g: &Graph, loss: &LossRecord, kind: LossKind, ours: &[&str], stat
     };
     // Token logits have their classes last; [N, C, d1, …] on axis 1.
     let axis = match rank {
+        _ if loss.class_axis.is_some() => loss.class_axis.filter(|axis| *axis < rank)?,
         2 => 1,
         _ if shifted || (fits(rank - 1) && !fits(1)) => rank - 1,
         _ if fits(1) && !fits(rank - 1) => 1,

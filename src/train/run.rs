@@ -160,8 +160,10 @@ impl Run<'_> {
         let read = read.map_err(|e| Failure::input(format!("step {step}: {e}")).at(&self.s.graph.path))?;
         let number = |i: usize| read.get(i).and_then(|r| Some(f64::from(*r.f32s()?.1.first()?))).unwrap_or(f64::NAN);
         let (loss, grad_norm) = (number(0), number(1));
+        // Labels that are all ignored: the loss is no number, as in PyTorch, and its gradient is zero.
+        let empty = loss.is_nan() && grad_norm == 0.0;
         for (value, what) in [(loss, "loss"), (grad_norm, "gradients' norm")] {
-            if !value.is_finite() {
+            if !value.is_finite() && !empty {
                 return Err(self.diverged(step, batch.epoch, &format!("the {what} is {value}"), lr));
             }
         }
@@ -171,7 +173,9 @@ impl Run<'_> {
         epoch.add(&seen, &self.s.graph);
         let counted = epoch.predictions - before.1;
         let accuracy = (counted > 0).then(|| (epoch.right - before.0) as f64 / counted as f64);
-        self.first_loss.get_or_insert(loss);
+        if !empty {
+            self.first_loss.get_or_insert(loss);
+        }
         let took = begun.elapsed();
         self.busy += took;
         self.samples += batch.samples as u64;

@@ -306,14 +306,15 @@ fn is_mask(values: &[f64]) -> bool {
     only || values.iter().any(|v| *v <= -1e4)
 }
 
-/// Is every row a multiple of the distance from one place, as the linear biases of attention are?
+/// Does every row fall evenly from a 0 at one place, as the linear biases of attention do?
 fn are_distances(values: &[f64], dims: &[i64]) -> bool {
     let width = dims.last().copied().unwrap_or(1).max(1) as usize;
     let linear = |row: &[f64]| {
         let step = (row[1] - row[0]).abs();
         let even = |w: &[f64]| ((w[1] - w[0]).abs() - step).abs() <= 1e-3 * step;
         let turns = row.windows(3).filter(|w| (w[2] - w[1] > 0.0) != (w[1] - w[0] > 0.0)).count();
-        step > 0.0 && row.windows(2).all(even) && turns <= 1
+        let highest = row.iter().fold(f64::NEG_INFINITY, |m, v| m.max(*v));
+        step > 0.0 && highest == 0.0 && row.windows(2).all(even) && turns <= 1
     };
     width >= 4 && values.chunks_exact(width).all(linear)
 }

@@ -209,6 +209,9 @@ pub struct LossRecord {
     pub target: String,
     /// The model output that the loss reads.
     pub output: Option<String>,
+    /// Axis of the classes in that output, where targets are labels.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub class_axis: Option<usize>,
     /// Label smoothing.
     #[serde(default)]
     pub label_smoothing: f64,

@@ -29,6 +29,8 @@ pub struct Builder<'g> {
     pub prefix: String,
     /// The machine whose costs choose among formulations.
     pub target: &'static Target,
+    /// May the cotangent at hand be infinite? Then [`Builder::keep`] does not multiply by a mask.
+    pub steep: bool,
     constants: HashMap<(DType, Vec<i64>, Vec<u8>), ValueId>,
     ones: HashMap<(DType, Dim), ValueId>,
 }
@@ -41,7 +43,14 @@ impl<'g> Builder<'g> {
 
     /// A builder on a graph, for a machine.
     pub fn on(graph: &'g mut Graph, prefix: &str, target: &'static Target) -> Builder<'g> {
-        Builder { graph, prefix: prefix.to_string(), target, constants: HashMap::new(), ones: HashMap::new() }
+        Builder {
+            graph,
+            prefix: prefix.to_string(),
+            target,
+            steep: false,
+            constants: HashMap::new(),
+            ones: HashMap::new(),
+        }
     }
 
     /// The type of a value.
@@ -409,17 +418,30 @@ impl<'g> Builder<'g> {
         self.cast(holds, dtype)
     }
 
-    /// 1 where low < a < high, else 0, in `a`'s own type; a missing bound always holds, but not both may be missing.
-    pub fn between(&mut self, a: ValueId, low: Option<ValueId>, high: Option<ValueId>) -> Built {
+    /// `a` where a condition holds (or does not), else 0.
+    pub fn keep(&mut self, a: ValueId, condition: ValueId, holds: bool) -> Built {
         let dtype = self.ty(a)?.dtype;
+        if self.steep {
+            let zero = self.scalar(dtype, 0.0);
+            let (yes, no) = if holds { (a, zero) } else { (zero, a) };
+            return self.select(condition, yes, no);
+        }
+        let mut mask = self.cast(condition, dtype)?;
+        if !holds {
+            mask = self.from_number_sub(1.0, mask)?;
+        }
+        self.mul(a, mask)
+    }
+
+    /// Does low < a < high hold? A missing bound always holds, but not both may be missing.
+    pub fn between(&mut self, a: ValueId, low: Option<ValueId>, high: Option<ValueId>) -> Built {
         let above = low.map(|low| self.op("Greater", &[a, low])).transpose()?;
         let below = high.map(|high| self.op("Less", &[a, high])).transpose()?;
-        let inside = match (above, below) {
-            (Some(above), Some(below)) => self.op("And", &[above, below])?,
-            (Some(one), None) | (None, Some(one)) => one,
-            (None, None) => return Err(self.error("between", TypeError("neither bound is given".into()))),
-        };
-        self.cast(inside, dtype)
+        match (above, below) {
+            (Some(above), Some(below)) => self.op("And", &[above, below]),
+            (Some(one), None) | (None, Some(one)) => Ok(one),
+            (None, None) => Err(self.error("between", TypeError("neither bound is given".into()))),
+        }
     }
 
     /// From a mask of ones and zeros: `one` where it is 1, `zero` where it is 0.

@@ -24,7 +24,7 @@ impl OpRule for Clip {
                 p.accumulate(0, ct)?;
             } else {
                 let inside = p.b.between(x, low, high)?;
-                let x_ct = p.b.mul(ct, inside)?;
+                let x_ct = p.b.keep(ct, inside, true)?;
                 p.accumulate(0, x_ct)?;
             }
         }
@@ -32,8 +32,7 @@ impl OpRule for Clip {
             if p.wants(i) {
                 let bound = p.operand(i)?;
                 let cut = p.b.op(op, &[x, bound])?;
-                let cut = p.b.cast(cut, dtype)?;
-                let product = p.b.mul(ct, cut)?;
+                let product = p.b.keep(ct, cut, true)?;
                 p.accumulate_broadcast(i, product)?;
             }
         }

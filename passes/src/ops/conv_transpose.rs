@@ -70,6 +70,20 @@ impl OpRule for ConvTranspose {
     }
 }
 
+/// A node's attributes with the padding that `auto_pad` or `output_shape` ask for in numbers; `None` where they say neither, or extents
+/// that it takes are not known. Engines differ in what these two come to beside `output_padding`.
+pub(crate) fn explicit_padding(g: &Graph, node: NodeId) -> Option<Attrs> {
+    let op = g.op(node).filter(|op| op.is("ConvTranspose"))?;
+    if op.str("auto_pad") == "NOTSET" && op.attrs.ints("output_shape").is_none() {
+        return None;
+    }
+    let (x, w) = (g.tensor_type(g.operand(node, 0)?)?, g.tensor_type(g.operand(node, 1)?)?);
+    let (window, _) = geometry(op, w.shape.get(2..)?, x.shape.get(2..)?).ok()?;
+    let mut attrs = op.attrs.clone();
+    attrs.0.retain(|name, _| name != "auto_pad" && name != "output_shape");
+    Some(attrs.with("pads", [window.begin, window.end].concat()))
+}
+
 /// The window of the convolution that this one transposes, and the output's extents.
 fn geometry(op: &Op, kernel: &[Dim], input: &[Dim]) -> Result<(Window, Vec<Dim>), TypeError> {
     let mut explicit = op.clone();

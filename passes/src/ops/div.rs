@@ -22,12 +22,16 @@ impl OpRule for Div {
         if p.wants(1) {
             let z = p.result(0);
             let product = p.b.mul(ct, z)?;
+            let product = p.guarded(product)?;
             let sum = broadcast::unbroadcast(p.b, product, y)?;
             let quotient = p.b.div(sum, y)?;
             let y_ct = p.b.neg(quotient)?;
             p.accumulate(1, y_ct)?;
         }
         Ok(())
+    }
+    fn has_pole(&self, g: &Graph, node: NodeId, _: usize) -> bool {
+        g.operand(node, 1).is_none_or(|y| g.constant(y).is_none())
     }
     fn samples(&self) -> Vec<Sample> {
         vec![

@@ -99,7 +99,18 @@ impl Term<'_> {
         self.then(|b, x| {
             let dtype = b.ty(x)?.dtype;
             let (low, high) = (b.scalar(dtype, low), b.scalar(dtype, high));
-            b.between(x, Some(low), Some(high))
+            let inside = b.between(x, Some(low), Some(high))?;
+            b.cast(inside, dtype)
+        })
+    }
+
+    /// Itself where a comparison of another value with a number holds, else 0.
+    pub(crate) fn kept_where(self, x: Self, op: &str, c: f64) -> Self {
+        self.then(|b, v| {
+            let dtype = b.ty(x.v)?.dtype;
+            let c = b.scalar(dtype, c);
+            let holds = b.op(op, &[x.v, c])?;
+            b.keep(v, holds, true)
         })
     }
 

@@ -48,17 +48,18 @@ fn pullback(p: &mut Pullback) -> Result<(), GradError> {
     if count == 1 {
         return p.accumulate(0, ct);
     }
-    let mut attained = Vec::with_capacity(count);
+    let (mut attained, mut masks) = (Vec::with_capacity(count), Vec::with_capacity(count));
     for i in 0..count {
         let x = p.operand(i)?;
         let equal = p.b.op("Equal", &[x, y])?;
-        attained.push(p.b.cast(equal, dtype)?);
+        attained.push(equal);
+        masks.push(p.b.cast(equal, dtype)?);
     }
-    let ties = p.b.sum(&attained)?;
+    let ties = p.b.sum(&masks)?;
     let share = p.b.div(ct, ties)?;
-    for (i, mask) in attained.into_iter().enumerate() {
+    for (i, (equal, mask)) in attained.into_iter().zip(masks).enumerate() {
         if p.wants(i) {
-            let x_ct = p.b.mul(share, mask)?;
+            let x_ct = if p.b.steep { p.b.keep(share, equal, true)? } else { p.b.mul(share, mask)? };
             p.accumulate_broadcast(i, x_ct)?;
         }
     }

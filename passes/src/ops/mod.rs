@@ -24,11 +24,12 @@ mod unruled;
 mod window;
 
 pub use axes::{Along, Axes, Label, axes, axes_of};
+pub(crate) use conv_transpose::explicit_padding;
 pub use class::{Class, Mixing, is_random, keeps_elements, passes_through, reads_values};
 pub(crate) use decompose::MICROSOFT;
 pub use decompose::{Decomposed, Source};
 pub use place::sum_terms;
-pub use pullback::{Contribution, Cotangents, Deferred, GradError, Pullback};
+pub use pullback::{Contribution, Cotangent, Cotangents, Deferred, GradError, Pullback};
 pub(crate) use route::ROUTE_SOURCES;
 pub use sample::{Sample, SampleOperand};
 pub(crate) use transpose::permutation;
@@ -172,6 +173,11 @@ pub trait OpRule: Sync {
     /// there is a pullback.
     fn pullback(&self, p: &mut Pullback) -> Result<(), GradError> {
         Err(p.unsupported("this operator has no pullback"))
+    }
+
+    /// May its slope at an operand be infinite at a number: a division by zero, the root of zero?
+    fn has_pole(&self, _: &Graph, _node: NodeId, _operand: usize) -> bool {
+        false
     }
 
     /// Builds the operators that it is written as, where [`OpRule::derivative`] says that it is.

@@ -56,6 +56,11 @@ impl OpRule for Pow {
         }
         Ok(())
     }
+    /// A constant exponent of 1 or more has none.
+    fn has_pole(&self, g: &Graph, node: NodeId, operand: usize) -> bool {
+        let exponent = g.operand(node, 1).and_then(|y| g.constant(y)).and_then(|t| t.to_f64().ok());
+        operand == 0 && exponent.is_none_or(|all| all.iter().any(|c| *c < 1.0 && *c != 0.0))
+    }
     fn samples(&self) -> Vec<Sample> {
         vec![
             power(2.0),

@@ -1,9 +1,9 @@
 //! What a pullback works with: the node's operands and results, the results' cotangents, and a builder.
 
-use super::OpRule;
-use super::broadcast::unbroadcast;
+use super::broadcast::{broadcast, unbroadcast};
+use super::{Class, OpRule};
 use crate::ir::{Attrs, Graph, NodeId, NodeSite, Op, TensorType, ValueId};
-use crate::ops::build::{BuildError, Builder};
+use crate::ops::build::{BuildError, Builder, Built};
 use indexmap::IndexMap;
 
 /// Why there is no derivative.
@@ -46,9 +46,37 @@ pub enum GradError {
 #[derive(Clone)]
 pub enum Contribution {
     /// A cotangent of the value's own type.
-    Value(ValueId),
+    Value(Cotangent),
     /// What a rule will build together with its other terms ([`OpRule::gather`]).
     Deferred(&'static dyn OpRule, Deferred),
+}
+
+/// A cotangent, and what is known of it.
+#[derive(Clone, Copy, Debug)]
+pub struct Cotangent {
+    /// The value.
+    pub value: ValueId,
+    /// Where it is zero because the forward pass chose another value there.
+    pub guard: Option<Guard>,
+    /// May it be infinite? Then a product with a mask of zeros does not clear it.
+    pub steep: bool,
+}
+
+impl Cotangent {
+    /// One of which nothing is known.
+    pub fn of(value: ValueId) -> Cotangent {
+        Cotangent { value, guard: None, steep: false }
+    }
+}
+
+/// A choice of the forward pass: a cotangent is zero where the condition holds, or where it does not. There the slopes of what was
+/// guarded may be infinite or no number, and 0 · ∞ is no number.
+#[derive(Clone, Copy, Debug)]
+pub struct Guard {
+    /// Booleans.
+    pub condition: ValueId,
+    /// Where the cotangent is zero.
+    pub zero_where: bool,
 }
 
 /// A node's part in the cotangent of one of its operands, not built yet.
@@ -71,7 +99,7 @@ pub struct Pullback<'a, 'g> {
     pub b: &'a mut Builder<'g>,
     pub(crate) node: NodeId,
     pub(crate) rule: &'static dyn OpRule,
-    pub(crate) result_cts: Vec<Option<ValueId>>,
+    pub(crate) result_cts: Vec<Option<Cotangent>>,
     pub(crate) wanted: &'a dyn Fn(ValueId) -> bool,
     pub(crate) cotangents: &'a mut Cotangents,
 }
@@ -141,7 +169,7 @@ impl Pullback<'_, '_> {
 
     /// Cotangent of result `i`, if the loss depends on it.
     pub fn try_ct(&self, i: usize) -> Option<ValueId> {
-        self.result_cts.get(i).copied().flatten()
+        self.result_cts.get(i).copied().flatten().map(|ct| ct.value)
     }
 
     /// Cotangent of result `i`.
@@ -168,7 +196,11 @@ impl Pullback<'_, '_> {
             let site = self.b.graph.site(self.node);
             return Err(GradError::Type { site, operand: i, got: got.to_string(), want: want.to_string() });
         }
-        self.contribute(v, Contribution::Value(ct));
+        let guard = self.guard(v);
+        let value = self.guarded(ct)?;
+        let elementwise = Class::of(&self.op()).is_elementwise();
+        let steep = elementwise && self.b.steep || self.rule.has_pole(self.b.graph, self.node, i);
+        self.contribute(v, Contribution::Value(Cotangent { value, guard: guard.filter(|_| elementwise), steep }));
         Ok(())
     }
 
@@ -178,8 +210,56 @@ impl Pullback<'_, '_> {
             return Ok(());
         }
         let v = self.operand(i)?;
+        let ct = self.guarded(ct)?;
         let ct = unbroadcast(self.b, ct, v)?;
         self.accumulate(i, ct)
+    }
+
+    /// Adds to the cotangent of operand `i` the result's where a condition chose the operand, summed down to its shape.
+    pub fn accumulate_chosen(&mut self, i: usize, condition: ValueId, chosen_where: bool) -> Result<(), GradError> {
+        let (v, ct) = (self.operand(i)?, self.ct(0)?);
+        let kept = self.b.keep(ct, condition, chosen_where)?;
+        let value = unbroadcast(self.b, kept, v)?;
+        let guard = (value == kept).then_some(Guard { condition, zero_where: !chosen_where });
+        self.contribute(v, Contribution::Value(Cotangent { value, guard, steep: self.b.steep }));
+        Ok(())
+    }
+
+    /// The guard of the first result's cotangent, if it also holds for a value: the condition does not spread it.
+    fn guard(&self, v: ValueId) -> Option<Guard> {
+        let guard = self.result_cts.first().copied().flatten()?.guard?;
+        let (condition, shape) = (self.b.ty(guard.condition).ok()?.shape, self.b.ty(v).ok()?.shape);
+        broadcast(&condition, &shape).is_ok_and(|both| both == shape).then_some(guard)
+    }
+
+    /// A term of an operand's cotangent, cleared where the result's is zero by choice.
+    pub(crate) fn guarded(&mut self, ct: ValueId) -> Built {
+        let Some(guard) = self.guard(ct).filter(|_| !self.is_finite_multiple(ct)) else { return Ok(ct) };
+        let dtype = self.b.ty(ct)?.dtype;
+        let zero = self.b.scalar(dtype, 0.0);
+        let (yes, no) = if guard.zero_where { (zero, ct) } else { (ct, zero) };
+        self.b.select(guard.condition, yes, no)
+    }
+
+    /// Is a term the result's cotangent times constants, or cleared already?
+    fn is_finite_multiple(&self, ct: ValueId) -> bool {
+        let g = &*self.b.graph;
+        let mut v = ct;
+        while Some(v) != self.try_ct(0) {
+            let (Some(op), Some(first)) = (g.op(v.node), g.operand(v.node, 0)) else { return false };
+            let constant = |i: usize| g.operand(v.node, i).is_some_and(|o| g.constant(o).is_some());
+            v = match op.name.as_str() {
+                "Where" => return self.guard(v).is_some_and(|guard| guard.condition == first),
+                "Neg" | "Cast" | "Expand" => first,
+                "Mul" | "Div" if constant(1) => first,
+                "Mul" if constant(0) => match g.operand(v.node, 1) {
+                    Some(second) => second,
+                    None => return false,
+                },
+                _ => return false,
+            };
+        }
+        true
     }
 
     /// Leaves operand `i`'s cotangent, of which `ct` is this node's part, to the rule's [`OpRule::gather`].

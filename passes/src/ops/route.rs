@@ -103,7 +103,7 @@ fn weight_cotangent(b: &mut Builder, cts: &mut Cotangents, v: ValueId, terms: &[
     if let Some(other) = other
         && cts.contains_key(&other)
     {
-        cts.insert(other, vec![Contribution::Value(its)]);
+        cts.insert(other, vec![Contribution::Value(Cotangent::of(its))]);
     }
     Ok(mine)
 }

@@ -15,22 +15,13 @@ impl OpRule for Where {
         let values = broadcast::broadcast(&x.shape, &y.shape)?;
         Ok(vec![TensorType::new(x.dtype, broadcast::broadcast(&values, &condition.shape)?)])
     }
-    /// x̄ = unbroadcast(z̄ ⊙ c), ȳ = unbroadcast(z̄ − z̄ ⊙ c).
+    /// x̄ = unbroadcast(z̄ where c), ȳ = unbroadcast(z̄ where not c).
     fn pullback(&self, p: &mut Pullback) -> Result<(), GradError> {
-        let (condition, ct) = (p.operand(0)?, p.ct(0)?);
-        let dtype = p.b.ty(ct)?.dtype;
-        let mask = p.b.cast(condition, dtype)?;
-        if p.wants(1) {
-            let kept = p.b.mul(ct, mask)?;
-            p.accumulate_broadcast(1, kept)?;
-            if p.wants(2) {
-                let rest = p.b.sub(ct, kept)?;
-                p.accumulate_broadcast(2, rest)?;
+        let condition = p.operand(0)?;
+        for (i, chosen) in [(1, true), (2, false)] {
+            if p.wants(i) {
+                p.accumulate_chosen(i, condition, chosen)?;
             }
-        } else if p.wants(2) {
-            let mask = p.b.from_number_sub(1.0, mask)?;
-            let rest = p.b.mul(ct, mask)?;
-            p.accumulate_broadcast(2, rest)?;
         }
         Ok(())
     }

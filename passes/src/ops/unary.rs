@@ -15,6 +15,8 @@ pub(super) struct Unary {
     /// Float attributes.
     attributes: &'static [&'static str],
     slope: Slope,
+    /// Is the slope infinite somewhere?
+    pole: bool,
     samples: &'static [Domain],
 }
 
@@ -44,13 +46,13 @@ pub(super) static UNARY: &[Unary] = &[
     // −x
     unary("Neg", &[], |_, _, ct, _| -ct, ANYWHERE),
     // 1 / x
-    unary("Reciprocal", &[], |_, y, ct, _| -(ct * y * y), POSITIVE),
+    steep("Reciprocal", &[], |_, y, ct, _| -(ct * y * y), POSITIVE),
     // √x
-    unary("Sqrt", &[], |_, y, ct, _| ct / y * 0.5, POSITIVE),
+    steep("Sqrt", &[], |_, y, ct, _| ct / y * 0.5, POSITIVE),
     // eˣ
     unary("Exp", &[], |_, y, ct, _| ct * y, ANYWHERE),
     // ln x
-    unary("Log", &[], |x, _, ct, _| ct / x, POSITIVE),
+    steep("Log", &[], |x, _, ct, _| ct / x, POSITIVE),
     // 2/√π · ∫₀ˣ e^(−t²) dt. The factor rides on the subtraction that the minus sign needs anyway.
     unary("Erf", &[], |x, _, ct, _| ct * (FRAC_2_SQRT_PI.ln() - x * x).op("Exp"), ANYWHERE),
     // sin x
@@ -60,9 +62,9 @@ pub(super) static UNARY: &[Unary] = &[
     // tan x
     unary("Tan", &[], |_, y, ct, _| ct * (y * y + 1.0), INSIDE),
     // arcsin x
-    unary("Asin", &[], |x, _, ct, _| ct / (1.0 - x * x).sqrt(), INSIDE),
+    steep("Asin", &[], |x, _, ct, _| ct / (1.0 - x * x).sqrt(), INSIDE),
     // arccos x
-    unary("Acos", &[], |x, _, ct, _| -(ct / (1.0 - x * x).sqrt()), INSIDE),
+    steep("Acos", &[], |x, _, ct, _| -(ct / (1.0 - x * x).sqrt()), INSIDE),
     // arctan x
     unary("Atan", &[], |x, _, ct, _| ct / (x * x + 1.0), ANYWHERE),
     // ½(eˣ − e⁻ˣ). It and the next are each other's slope, written out, as neither has a CUDA kernel.
@@ -74,9 +76,9 @@ pub(super) static UNARY: &[Unary] = &[
     // arsinh x
     unary("Asinh", &[], |x, _, ct, _| ct / (x * x + 1.0).sqrt(), ANYWHERE),
     // arcosh x
-    unary("Acosh", &[], |x, _, ct, _| ct / (x * x - 1.0).sqrt(), &[(&[], 1.5, 3.0)]),
+    steep("Acosh", &[], |x, _, ct, _| ct / (x * x - 1.0).sqrt(), &[(&[], 1.5, 3.0)]),
     // artanh x
-    unary("Atanh", &[], |x, _, ct, _| ct / (1.0 - x * x), INSIDE),
+    steep("Atanh", &[], |x, _, ct, _| ct / (1.0 - x * x), INSIDE),
     // 1 / (1 + e⁻ˣ)
     unary("Sigmoid", &[], |_, y, ct, _| ct * (y * (1.0 - y)), ANYWHERE),
     // ln(1 + eˣ)
@@ -86,11 +88,11 @@ pub(super) static UNARY: &[Unary] = &[
     // x · tanh(ln(1 + eˣ))
     unary("Mish", &[], |x, _, ct, _| ct * mish_slope(x, x.op("Softplus").op("Tanh")), ANYWHERE),
     // max(x, 0)
-    unary("Relu", &[], |_, y, ct, _| ct * y.is("Greater", 0.0), BOTH_SIDES),
+    unary("Relu", &[], |_, y, ct, _| ct.kept_where(y, "Greater", 0.0), BOTH_SIDES),
     // x for x > 0, else αx. For α ≥ 0 the result has the operand's sign.
     unary("LeakyRelu", &["alpha"], |x, y, ct, a| ct * leaky(if a[0] >= 0.0 { y } else { x }, a[0]), LEAKY),
     // x for x > α, else 0
-    unary("ThresholdedRelu", ALPHA, |x, _, ct, a| ct * x.is("Greater", a[0]), &[(&[], 1.2, 2.0), (&[0.5], -0.2, 0.4)]),
+    unary("ThresholdedRelu", ALPHA, |x, _, ct, a| ct.kept_where(x, "Greater", a[0]), &[(&[], 1.2, 2.0), (&[0.5], -0.2, 0.4)]),
     // x for x > 0, else α(eˣ − 1)
     unary("Elu", ALPHA, |_, y, ct, a| ct * exponential(y, 1.0, a[0]), EXPONENTIAL),
     // γx for x > 0, else γα(eˣ − 1)
@@ -125,7 +127,12 @@ fn exponential(y: Term<'_>, above: f64, below: f64) -> Term<'_> {
 }
 
 const fn unary(name: &'static str, attributes: &'static [&'static str], slope: Slope, samples: &'static [Domain]) -> Unary {
-    Unary { name, attributes, slope, samples }
+    Unary { name, attributes, slope, pole: false, samples }
+}
+
+/// One whose slope is infinite somewhere.
+const fn steep(name: &'static str, attributes: &'static [&'static str], slope: Slope, samples: &'static [Domain]) -> Unary {
+    Unary { name, attributes, slope, pole: true, samples }
 }
 
 impl OpRule for Unary {
@@ -140,6 +147,9 @@ impl OpRule for Unary {
         let values: Vec<f64> = self.attributes.iter().map(|name| op.float(name) as f64).collect();
         let x_ct = formula(p.b, [p.operand(0)?, p.result(0), p.ct(0)?], |[x, y, ct]| (self.slope)(x, y, ct, &values))?;
         p.accumulate(0, x_ct)
+    }
+    fn has_pole(&self, _: &Graph, _: NodeId, _: usize) -> bool {
+        self.pole
     }
     fn samples(&self) -> Vec<Sample> {
         let sample = |(given, low, high): &Domain| {

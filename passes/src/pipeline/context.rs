@@ -59,10 +59,14 @@ pub struct Cx {
     pub dropouts: Vec<String>,
     /// Running statistics.
     pub statistics: Vec<StateTensor>,
+    /// Number of batch normalisations whose momentum is 1 in the source.
+    pub still: usize,
     /// The loss.
     pub loss: Option<ValueId>,
     /// Name of the output that the loss reads.
     pub loss_output: String,
+    /// Axis of the classes in that output, where targets are labels.
+    pub class_axis: Option<usize>,
     /// Name of the target input.
     pub target: String,
     /// Tensors that train, with their gradients.

@@ -62,6 +62,7 @@ pub(super) fn describe(g: &mut Graph, cx: &Cx) {
         reduction: if o.loss.sum { "sum" } else { "mean" }.into(),
         target: cx.target.clone(),
         output: Some(cx.loss_output.clone()),
+        class_axis: cx.class_axis,
         label_smoothing: o.loss.smoothing,
         ignore_index: o.loss.ignore_index,
         huber_delta: Some(o.loss.huber_delta),

@@ -151,7 +151,7 @@ pub const TRAIN_BATCH_NORM: Pass = Pass::new(
     "puts batch normalisation into training mode; before differentiation, which needs its own pullback",
     |g, cx| {
         if !cx.training.freezes_statistics() {
-            cx.statistics = train_batch_norm::train_batch_norm(g)?;
+            (cx.statistics, cx.still) = train_batch_norm::train_batch_norm(g, cx.training.bn_momentum)?;
         }
         Ok(Applied::of(cx.statistics.len()))
     },
@@ -161,6 +161,7 @@ pub const APPEND_LOSS: Pass = Pass::new("append-loss", Extends, "adds the target
     let output = loss_output(g, cx.training.output.as_deref())?;
     cx.loss_output = g.name(output).to_string();
     let loss = append_loss(g, output, &cx.training.loss)?;
+    cx.class_axis = loss.class_axis;
     cx.target = g.name(loss.target).to_string();
     cx.loss = Some(loss.value);
     Ok(Applied::of(1))

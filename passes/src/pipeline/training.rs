@@ -39,6 +39,8 @@ pub struct TrainingOptions {
     pub grad_outputs: bool,
     /// Keep batch normalisation as in evaluation.
     pub frozen_bn: bool,
+    /// Part of the running statistics that a step keeps; `None`: what each node says, and 0.9 where that is 1.
+    pub bn_momentum: Option<f32>,
     /// The machine whose costs choose among formulations.
     pub target: &'static Target,
 }
@@ -62,6 +64,7 @@ impl TrainingOptions {
             batch: None,
             grad_outputs: false,
             frozen_bn: false,
+            bn_momentum: None,
             target: &target::CPU,
         }
     }

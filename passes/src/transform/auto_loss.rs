@@ -9,7 +9,7 @@ use crate::transform::loss::{self, LossError, LossKind, Squash, loss_output};
 ///
 /// * Token logits [N, T, V] from integer ids, with V the rows of the embedding the ids index, out of a linear map: a language
 ///   model. Its loss is next-token when the model is causal: it masks later positions.
-/// * A trailing `Softmax` or `LogSoftmax` over axis 1: exclusive classes. A trailing `Sigmoid`: independent ones.
+/// * A trailing `Softmax` or `LogSoftmax` over another axis than the samples': exclusive classes. A trailing `Sigmoid`: independent ones.
 /// * Class logits [N, C] from an image (rank 4 or 5 float input with a convolution or patch projection): a classifier.
 ///
 /// # Errors
@@ -41,11 +41,11 @@ pub fn choose(g: &Graph, output: Option<&str>) -> Result<LossKind, LossError> {
         }
     }
     match squashed.map(|s| s.squash) {
-        Some(Squash::Softmax(1)) if ids.is_none() || ty.rank() == 2 => return Ok(LossKind::CrossEntropy),
+        Some(Squash::Softmax(1..)) if ids.is_none() || ty.rank() == 2 => return Ok(LossKind::CrossEntropy),
         Some(Squash::Sigmoid) => return Ok(LossKind::Bce),
         Some(Squash::Softmax(axis)) => {
             return refuse(format!(
-                "output `{name}` {ty} comes out of a softmax over axis {axis}, classes were expected in axis 1"
+                "output `{name}` {ty} comes out of a softmax over axis {axis}, which may be tokens or classes"
             ));
         }
         None => {}

@@ -6,7 +6,7 @@
 
 use crate::ir::{Graph, Kind, NodeId, NodeSite, Tensor, ValueId};
 use crate::ops::build::Builder;
-use crate::ops::{self, Contribution, Cotangents, Deferred, Derivative, GradError, OpRule, Pullback};
+use crate::ops::{self, Contribution, Cotangent, Cotangents, Deferred, Derivative, GradError, OpRule, Pullback};
 use crate::target::Target;
 use crate::transform::{control_flow, legalize};
 use indexmap::IndexMap;
@@ -30,7 +30,7 @@ pub fn differentiate(
     let dtype = g.value(loss).ty.dtype.unwrap_or(crate::ir::DType::F32);
     let mut b = Builder::on(g, "grad", target);
     let seed = b.constant("const/loss_ct", Tensor::floats(dtype, &[], &[1.0]));
-    let mut cts: Cotangents = IndexMap::from([(loss, vec![Contribution::Value(seed)])]);
+    let mut cts: Cotangents = IndexMap::from([(loss, vec![Contribution::Value(Cotangent::of(seed))])]);
     for id in order.into_iter().rev() {
         let Kind::Op(op) = &b.graph.node(id).kind else { continue };
         let op = op.clone();
@@ -60,6 +60,7 @@ pub fn differentiate(
         b.prefix = format!("grad/{}", site.name);
         let result_cts =
             results.iter().map(|v| finish(&mut b, &mut cts, *v)).collect::<Result<Vec<_>, _>>().map_err(at(&site))?;
+        b.steep = result_cts.iter().flatten().any(|ct| ct.steep);
         let wanted = |v: ValueId| active[v.node.index()];
         let mut p = Pullback { b: &mut b, node: id, rule, result_cts, wanted: &|v| wanted(v), cotangents: &mut cts };
         rule.pullback(&mut p).map_err(|e| match e {
@@ -70,7 +71,7 @@ pub fn differentiate(
     let mut gradients = Gradients::new();
     for v in wrt {
         if let Some(ct) = finish(&mut b, &mut cts, *v)? {
-            gradients.insert(*v, ct);
+            gradients.insert(*v, ct.value);
         }
     }
     Ok(gradients)
@@ -101,13 +102,19 @@ fn reached_from(g: &Graph, order: &[NodeId], wrt: &[ValueId]) -> Vec<bool> {
 }
 
 /// Sums a value's terms into its cotangent. Terms that a rule has deferred are built now.
-fn finish(b: &mut Builder, cts: &mut Cotangents, v: ValueId) -> Result<Option<ValueId>, GradError> {
+fn finish(b: &mut Builder, cts: &mut Cotangents, v: ValueId) -> Result<Option<Cotangent>, GradError> {
     let Some(terms) = cts.swap_remove(&v) else { return Ok(None) };
+    // The sum is zero where its only term is, and infinite where any is.
+    let guard = match terms[..] {
+        [Contribution::Value(ct)] => ct.guard,
+        _ => None,
+    };
+    let steep = terms.iter().any(|t| matches!(t, Contribution::Value(ct) if ct.steep));
     let mut values = Vec::new();
     let mut deferred: IndexMap<&str, (&dyn OpRule, Vec<Deferred>)> = IndexMap::new();
     for t in terms {
         match t {
-            Contribution::Value(ct) => values.push(ct),
+            Contribution::Value(ct) => values.push(ct.value),
             Contribution::Deferred(rule, term) => deferred.entry(rule.name()).or_insert((rule, Vec::new())).1.push(term),
         }
     }
@@ -124,7 +131,7 @@ fn finish(b: &mut Builder, cts: &mut Cotangents, v: ValueId) -> Result<Option<Va
         let stem = format!("{}.ct", b.graph.name(v));
         b.graph.rename(ct, &stem);
     }
-    Ok(Some(ct))
+    Ok(Some(Cotangent { value: ct, guard, steep }))
 }
 
 /// The error for a node without a derivative, with the path from a trainable tensor through it to the loss.

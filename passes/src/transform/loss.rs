@@ -1,5 +1,6 @@
 //! Losses, appended as plain operators.
 
+use super::class_axis::class_axis;
 use super::master::is_half;
 use crate::ir::words;
 use crate::ir::{Attrs, DType, Dim, Graph, NodeId, Op, TensorType, ValueId, ValueType};
@@ -48,12 +49,22 @@ pub struct LossOptions {
     pub huber_delta: f64,
     /// Name of the target input; `labels` or `target` when absent.
     pub labels: Option<String>,
+    /// Axis of the classes, counted from the end where negative; by evidence when absent.
+    pub class_axis: Option<i64>,
 }
 
 impl LossOptions {
     /// The mean of a loss over everything.
     pub fn of(kind: LossKind) -> LossOptions {
-        LossOptions { kind, sum: false, smoothing: 0.0, ignore_index: None, huber_delta: 1.0, labels: None }
+        LossOptions {
+            kind,
+            sum: false,
+            smoothing: 0.0,
+            ignore_index: None,
+            huber_delta: 1.0,
+            labels: None,
+            class_axis: None,
+        }
     }
 }
 
@@ -63,6 +74,8 @@ pub struct Loss {
     pub value: ValueId,
     /// The target input.
     pub target: ValueId,
+    /// Axis of the classes in the output, where targets are labels.
+    pub class_axis: Option<usize>,
 }
 
 /// The reason a loss does not fit an output, or cannot be chosen.
@@ -75,6 +88,8 @@ pub enum LossError {
     WhichOutput(String),
     #[error("{0}")]
     WhichLoss(String),
+    #[error("{0}")]
+    WhichAxis(String),
     #[error(transparent)]
     Build(#[from] BuildError),
 }
@@ -85,6 +100,7 @@ impl LossError {
         match self {
             LossError::WhichOutput(_) => Some(Hint::ChooseOutput),
             LossError::WhichLoss(_) => Some(Hint::ChooseLoss),
+            LossError::WhichAxis(_) => Some(Hint::ChooseClassAxis),
             _ => None,
         }
     }
@@ -109,28 +125,6 @@ pub fn loss_output(g: &Graph, wanted: Option<&str>) -> Result<ValueId, LossError
         [] => Err(LossError::Unfit(format!("the model has no float output to train on; it has {listed}"))),
         _ => Err(LossError::WhichOutput(format!("the model has several float outputs: {listed}"))),
     }
-}
-
-/// Is the class axis of this output its last one? It is for token logits [N, T, V] of a model that reads integer ids, unless the last
-/// step brings the last axis to the front. Otherwise classes are axis 1 ([N, C], [N, C, d1, …]).
-pub fn classes_last(g: &Graph, output: ValueId) -> bool {
-    let rank = g.tensor_type(output).map_or(0, |t| t.rank());
-    let reads_ids = g.required_inputs().any(|v| matches!(g.value(v).ty.dtype, Some(DType::I64 | DType::I32)));
-    rank == 3 && reads_ids && !brings_last_axis_to_front(g, output)
-}
-
-fn brings_last_axis_to_front(g: &Graph, output: ValueId) -> bool {
-    let (mut v, mut axis) = (output, 1);
-    while let Some(op) = g.op(v.node).filter(|op| op.is("Transpose") || matches!(Class::of(op), Class::Carry | Class::Rows))
-    {
-        let back = axes_of(g, v.node).and_then(|axes| Some((g.operand(v.node, 0)?, axes.backward(axis, 0)?)));
-        let Some((from, was)) = back else { return false };
-        if op.is("Transpose") {
-            return was == 2;
-        }
-        (v, axis) = (from, was);
-    }
-    false
 }
 
 /// How logits become the probabilities that the source hands out.
@@ -187,12 +181,10 @@ pub fn squashed(g: &Graph, output: ValueId) -> Option<Squashed> {
 
 /// The value a loss reads for a model output: the logits before a trailing softmax or sigmoid that the loss itself contains, in the
 /// output's shape.
-fn logits_of(g: &mut Graph, output: ValueId, kind: LossKind, last: bool) -> Result<ValueId, LossError> {
-    let rank = g.tensor_type(output).map_or(0, |t| t.rank());
-    let class_axis = if last || kind == LossKind::NextToken { rank.saturating_sub(1) } else { 1 };
+fn logits_of(g: &mut Graph, output: ValueId, kind: LossKind, class_axis: Option<usize>) -> Result<ValueId, LossError> {
     let Some(found) = squashed(g, output) else { return Ok(output) };
     let why = match found.squash {
-        Squash::Softmax(axis) if kind.takes_labels() && axis == class_axis => return Ok(reshaped(g, &found)),
+        Squash::Softmax(axis) if Some(axis) == class_axis => return Ok(reshaped(g, &found)),
         Squash::Sigmoid if kind == LossKind::Bce => return Ok(reshaped(g, &found)),
         Squash::Softmax(_) if kind == LossKind::Bce => {
             "a softmax, whose loss is cross-entropy; bce reads independent logits"
@@ -236,16 +228,16 @@ pub fn append_loss(g: &mut Graph, output: ValueId, o: &LossOptions) -> Result<Lo
     if !ty.dtype.is_float() {
         return Err(LossError::WhichOutput(format!("output `{name}` has type {ty}; a loss needs a float output")));
     }
-    let last = classes_last(g, output);
-    let output = logits_of(g, output, o.kind, last)?;
-    let target_type = target_type(&name, &ty, o.kind, last)?;
+    let axis = if o.kind.takes_labels() { Some(class_axis(g, output, o)?) } else { None };
+    let output = logits_of(g, output, o.kind, axis)?;
+    let target_type = target_type(&name, &ty, o.kind, axis)?;
     let wanted = o.labels.clone().unwrap_or_else(|| if o.kind.takes_labels() { "labels" } else { "target" }.to_string());
     // A value of the model keeps its name.
     let target_name = if g.is_free(&wanted) { wanted } else { format!("ancre.{wanted}") };
     let target = g.add_input(&target_name, target_type.into(), None);
     let mut b = Builder::new(g, "loss");
     let value = match o.kind {
-        LossKind::CrossEntropy => cross_entropy(&mut b, output, target, last, o)?,
+        LossKind::CrossEntropy => cross_entropy(&mut b, output, target, axis.unwrap_or(1), o)?,
         LossKind::NextToken => next_token(&mut b, output, target, o)?,
         _ => {
             let each = element_loss(&mut b, output, target, o)?;
@@ -255,24 +247,20 @@ pub fn append_loss(g: &mut Graph, output: ValueId, o: &LossOptions) -> Result<Lo
     let value = b.cast(value, DType::F32)?;
     let free = if b.graph.is_free("loss") { "loss" } else { "ancre.loss" };
     b.graph.rename(value, free);
-    Ok(Loss { value, target })
+    Ok(Loss { value, target, class_axis: axis })
 }
 
-fn target_type(output: &str, ty: &TensorType, kind: LossKind, last: bool) -> Result<TensorType, LossError> {
-    if !kind.takes_labels() {
+fn target_type(output: &str, ty: &TensorType, kind: LossKind, axis: Option<usize>) -> Result<TensorType, LossError> {
+    let Some(axis) = axis else {
         let dtype = if is_half(ty.dtype) { DType::F32 } else { ty.dtype };
         return Ok(TensorType::new(dtype, ty.shape.clone()));
-    }
-    let needs = match ty.rank() {
-        ..2 => Some("logits of rank 2 or more"),
-        rank if kind == LossKind::NextToken && rank != 3 => Some("token logits [N, T, V]"),
-        _ => None,
     };
-    if let Some(needs) = needs {
-        return Err(LossError::Unfit(format!("output `{output}`: {} needs {needs}, it has type {ty}", kind.name())));
+    if kind == LossKind::NextToken && ty.rank() != 3 {
+        let needs = format!("next-token needs token logits [N, T, V], it has type {ty}");
+        return Err(LossError::Unfit(format!("output `{output}`: {needs}")));
     }
     let mut shape = ty.shape.clone();
-    shape.remove(if last || kind == LossKind::NextToken { ty.rank() - 1 } else { 1 });
+    shape.remove(axis);
     Ok(TensorType::new(DType::I64, shape))
 }
 
@@ -283,18 +271,14 @@ fn next_token(b: &mut Builder, logits: ValueId, labels: ValueId, o: &LossOptions
     b.graph.set_type(x, TensorType::new(ty.dtype, vec![ty.shape[0].clone(), shorter.clone(), ty.shape[2].clone()]).into());
     let y = b.slices(labels, &[1], &[1], &[i64::MAX])?;
     b.graph.set_type(y, TensorType::new(DType::I64, vec![ty.shape[0].clone(), shorter]).into());
-    cross_entropy(b, x, y, true, o)
+    cross_entropy(b, x, y, 2, o)
 }
 
-/// −log softmax(logits)[label], over all positions; classes are the last axis or axis 1.
-fn cross_entropy(b: &mut Builder, logits: ValueId, labels: ValueId, last: bool, o: &LossOptions) -> Built {
-    let mut x = logits;
-    let ty = b.ty(x)?;
-    if !last && ty.rank() > 2 {
-        let mut perm: Vec<i64> = (0..ty.rank() as i64).filter(|a| *a != 1).collect();
-        perm.push(1);
-        x = b.transpose(x, &perm)?;
-    }
+/// −log softmax(logits)[label], over all positions; `axis` holds the classes.
+fn cross_entropy(b: &mut Builder, logits: ValueId, labels: ValueId, axis: usize, o: &LossOptions) -> Built {
+    let rank = b.ty(logits)?.rank();
+    let perm: Vec<i64> = (0..rank).filter(|a| *a != axis).chain([axis]).map(|a| a as i64).collect();
+    let mut x = b.transpose(logits, &perm)?;
     let ty = b.ty(x)?;
     let classes = ty.shape[ty.rank() - 1].clone();
     let positions = ty.shape[..ty.rank() - 1].iter().fold(Dim::from(1), |p, d| &p * d);
@@ -341,12 +325,21 @@ fn cross_entropy(b: &mut Builder, logits: ValueId, labels: ValueId, last: bool, 
             if o.sum {
                 sum
             } else {
-                let n = b.reduce_all("ReduceSum", counted)?;
-                b.div(sum, n)?
+                mean_of_some(b, sum, counted)?
             }
         }
     };
     b.neg(total)
+}
+
+/// sum / n for the number n of ones in a mask. Of none it is no number, and has the gradient 0, as in PyTorch.
+fn mean_of_some(b: &mut Builder, sum: ValueId, counted: ValueId) -> Built {
+    let n = b.reduce_all("ReduceSum", counted)?;
+    let (none, one, nan) = (b.scalar(DType::F32, 0.0), b.scalar(DType::F32, 1.0), b.scalar(DType::F32, f64::NAN));
+    let divisor = b.op("Max", &[n, one])?;
+    let mean = b.div(sum, divisor)?;
+    let empty = b.op("Equal", &[n, none])?;
+    b.select(empty, nan, mean)
 }
 
 fn element_loss(b: &mut Builder, y: ValueId, t: ValueId, o: &LossOptions) -> Built {
@@ -407,7 +400,7 @@ mod tests {
             ("Tanh", LossKind::CrossEntropy, "y"),
         ] {
             let (mut g, y) = network(last);
-            let found = logits_of(&mut g, y, kind, false).unwrap();
+            let found = logits_of(&mut g, y, kind, kind.takes_labels().then_some(1)).unwrap();
             assert_eq!(g.name(found), reads, "{last} {kind:?}");
         }
     }
@@ -416,7 +409,7 @@ mod tests {
     fn a_loss_that_does_not_belong_to_the_squash_is_refused() {
         for (last, kind) in [("Softmax", LossKind::Bce), ("Sigmoid", LossKind::CrossEntropy)] {
             let (mut g, y) = network(last);
-            assert!(logits_of(&mut g, y, kind, false).is_err(), "{last} {kind:?}");
+            assert!(logits_of(&mut g, y, kind, kind.takes_labels().then_some(1)).is_err(), "{last} {kind:?}");
         }
     }
 }

@@ -2,6 +2,7 @@
 
 pub mod auto_loss;
 pub mod bake;
+mod class_axis;
 pub mod classes;
 pub mod control_flow;
 pub mod coverage;
@@ -12,6 +13,7 @@ pub mod fold;
 pub mod fresh;
 pub(crate) mod in_place;
 pub mod legalize;
+pub mod lift;
 pub mod loss;
 pub mod lower_abstract;
 pub mod lower_routes;

@@ -188,7 +188,19 @@ fn counter(b: &mut Builder, step: ValueId) -> Result<(StateTensor, ValueId), Bui
 
 /// Σ g² of every pack's gradient.
 fn squares(b: &mut Builder, packs: &[Pack]) -> Result<Vec<ValueId>, BuildError> {
-    packs.iter().map(|p| b.reduce_all("ReduceSumSquare", p.gradient)).collect()
+    packs.iter().map(|p| sum_of_squares(b, p.gradient)).collect()
+}
+
+/// Σ g², of a large tensor row by row: one running sum in float32 over millions of elements loses the last of them.
+fn sum_of_squares(b: &mut Builder, gradient: ValueId) -> Built {
+    const LARGE: i64 = 1 << 14;
+    let n: i64 = b.ty(gradient)?.known_dims().map_or(0, |dims| dims.iter().product());
+    let width = n.isqrt();
+    let width = (1..=width).rev().find(|k| n % k == 0).filter(|k| n > LARGE && *k >= 16);
+    let Some(width) = width else { return b.reduce_all("ReduceSumSquare", gradient) };
+    let rows = b.reshape(gradient, &[-1, width], &[Dim::from(n / width), Dim::from(width)])?;
+    let each = b.reduce("ReduceSumSquare", rows, &[1], false)?;
+    b.reduce_all("ReduceSum", each)
 }
 
 fn norm(b: &mut Builder, squares: &[ValueId]) -> Built {

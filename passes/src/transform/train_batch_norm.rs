@@ -12,12 +12,18 @@ use crate::ir::{ANCRE, Attrs, Graph, NodeId, Op, ValueId, ValueType};
 use crate::ops::build::{BuildError, Builder};
 use indexmap::IndexMap;
 
-/// Puts every batch normalisation with stored statistics into training mode; returns the statistics as state.
+/// The momentum that exporters write: PyTorch's default of 0.1, which counts the other part.
+pub const USUAL_MOMENTUM: f32 = 0.9;
+
+/// Puts every batch normalisation with stored statistics into training mode; returns the statistics as state, and how many nodes
+/// had the momentum 1, with which statistics never move (PyTorch's exporter of 2019 wrote it whatever the model's was).
+/// `momentum`: another than the nodes'.
 ///
 /// # Errors
 /// When a node cannot be built because types are unknown.
-pub fn train_batch_norm(g: &mut Graph) -> Result<Vec<StateTensor>, BuildError> {
+pub fn train_batch_norm(g: &mut Graph, momentum: Option<f32>) -> Result<(Vec<StateTensor>, usize), BuildError> {
     let mut next: IndexMap<ValueId, ValueId> = IndexMap::new();
+    let mut still = 0;
     for id in g.topological_order() {
         if !g.is_op(id, "BatchNormalization") {
             continue;
@@ -27,21 +33,24 @@ pub fn train_batch_norm(g: &mut Graph) -> Result<Vec<StateTensor>, BuildError> {
         let (mean, var) = (master::through(g, mean), master::through(g, var));
         let only_first = !g.results(id).skip(1).any(|v| g.is_needed(v));
         if only_first && [mean, var].iter().all(|v| g.initializer(*v).is_some()) {
-            convert(g, id, [x, scale, bias, mean, var], &mut next)?;
+            still += usize::from(g.op(id).is_some_and(|op| op.float("momentum") == 1.0));
+            convert(g, id, [x, scale, bias, mean, var], momentum, &mut next)?;
         }
     }
     next.keys().for_each(|v| g.set_overridable(*v, true));
     let state = |(value, next)| StateTensor { value, next: Some(next), kind: StateKind::Statistic };
-    Ok(next.into_iter().map(state).collect())
+    Ok((next.into_iter().map(state).collect(), still))
 }
 
 fn convert(
     g: &mut Graph,
     id: NodeId,
     [x, scale, bias, mean, var]: [ValueId; 5],
+    momentum: Option<f32>,
     next: &mut IndexMap<ValueId, ValueId>,
 ) -> Result<(), BuildError> {
-    let Some((epsilon, momentum)) = g.op(id).map(|op| (op.float("epsilon"), op.float("momentum"))) else { return Ok(()) };
+    let Some((epsilon, own)) = g.op(id).map(|op| (op.float("epsilon"), op.float("momentum"))) else { return Ok(()) };
+    let momentum = momentum.unwrap_or(if own == 1.0 { USUAL_MOMENTUM } else { own });
     let name = g.node(id).name.clone();
     let stem = if name.is_empty() { g.name(g.result(id, 0)).to_string() } else { name };
     let old = g.result(id, 0);
@@ -78,4 +87,31 @@ fn convert(
         next.insert(stored, blend(&mut b, before, batch, momentum as f64)?);
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::text::parse;
+
+    /// The part of the running mean that a step keeps, and how many nodes are said to have stood still.
+    fn kept(own: f32, asked: Option<f32>) -> (f64, usize) {
+        let text = format!(
+            "net (float[2, 3, 4] x) => (y) <float[3] s = {{1, 1, 1}}, float[3] b = {{0, 0, 0}}, float[3] m = {{0, 0, 0}},
+             float[3] v = {{1, 1, 1}}> {{ y = BatchNormalization <momentum = {own:?}> (x, s, b, m, v) }}"
+        );
+        let mut g = parse(&text).unwrap();
+        let (states, still) = train_batch_norm(&mut g, asked).unwrap();
+        let sum = states[0].next.unwrap().node;
+        let product = g.operand(sum, 0).unwrap().node;
+        (g.constant(g.operand(product, 1).unwrap()).unwrap().scalar().unwrap(), still)
+    }
+
+    #[test]
+    fn statistics_that_would_never_move_do_unless_asked_otherwise() {
+        for (own, asked, want, still) in [(0.75, None, 0.75, 0), (1.0, None, 0.9, 1), (0.75, Some(0.5), 0.5, 0), (1.0, Some(0.5), 0.5, 1)] {
+            let (part, found) = kept(own, asked);
+            assert!((part - want).abs() < 1e-6 && found == still, "{own} {asked:?}: {part}, {found}");
+        }
+    }
 }

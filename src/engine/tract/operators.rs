@@ -14,19 +14,36 @@ use tract_onnx::tract_hir::tract_core::ops::identity::Identity;
 /// tract's ONNX reader, set up so that declared types cannot mislead it.
 pub(super) fn framework() -> Onnx {
     let mut framework = tract_onnx::onnx().with_ignore_value_info(true).with_ignore_output_shapes(true);
+    framework.op_register.insert("BatchNormalization", batch_normalization);
     framework.op_register.insert("Cast", cast_operator);
     framework.op_register.insert("ConstantOfShape", constant_of_shape);
     framework.op_register.insert("CumSum", cumulative_sum);
     framework
 }
 
-fn cast_operator(cx: &ParsingContext, node: &NodeProto) -> TractResult<(Box<dyn InferenceOp>, Vec<String>)> {
+/// As tract's own, which knows no `spatial = 0`: beside a scale of one number a channel it says nothing.
+fn batch_normalization(cx: &ParsingContext, node: &NodeProto) -> TractResult<(Box<dyn InferenceOp>, Vec<String>)> {
+    let mut initializers = cx.model.graph.iter().flat_map(|g| &g.initializer);
+    let scale = initializers.find(|t| node.input.get(1) == Some(&t.name)).map(|t| t.dims.len());
+    let mut node = node.clone();
+    node.attribute.retain(|a| a.name != "spatial" || (a.i == 0 && scale != Some(1)));
+    tracts_own("BatchNormalization")?(cx, &node)
+}
+
+/// A reader of nodes.
+type Reader = fn(&ParsingContext, &NodeProto) -> TractResult<(Box<dyn InferenceOp>, Vec<String>)>;
+
+/// How tract reads an operator.
+fn tracts_own(name: &str) -> TractResult<Reader> {
     static OWN: OnceLock<Onnx> = OnceLock::new();
+    OWN.get_or_init(tract_onnx::onnx).op_register.0.get(name).copied().with_context(|| format!("tract reads no {name}"))
+}
+
+fn cast_operator(cx: &ParsingContext, node: &NodeProto) -> TractResult<(Box<dyn InferenceOp>, Vec<String>)> {
     if node.get_attr::<DatumType>("to")? == DatumType::I64 {
         return Ok((expand(CastToInt64), vec![]));
     }
-    let own = OWN.get_or_init(tract_onnx::onnx);
-    own.op_register.0.get("Cast").context("tract reads no Cast")?(cx, node)
+    tracts_own("Cast")?(cx, node)
 }
 
 /// A cast to tract's shape arithmetic, as tract's own, that leaves int64 as it is. tract's own goes through 32 bits, which turns

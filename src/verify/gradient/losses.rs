@@ -98,6 +98,12 @@ impl Losses {
         out.get(&self.loss).and_then(|t| t.to_f64().first().copied()).ok_or_else(|| "the loss did not come back".to_string())
     }
 
+    /// The loss at the point, where it is another than an engine says by more than the tolerance.
+    pub(super) fn contradicts(&self, said: f64) -> Option<f64> {
+        let agrees = said.is_nan() || (said - self.value).abs() <= self.tolerance * said.abs().max(self.value.abs());
+        (!agrees).then_some(self.value)
+    }
+
     /// Does the loss depend on the number of the step, as dropout's masks do?
     pub(super) fn depends_on(&self, t: &Training) -> bool {
         t.states.iter().any(|s| s.kind == StateKind::Counter && self.read.contains(&s.input))

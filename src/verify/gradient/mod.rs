@@ -143,8 +143,17 @@ fn check_with(
     let mut training = read(subject, o)?;
     let mut session = subject.load(gradients)?;
     find_sizes(&mut training, session.as_mut(), gradients, o)?;
-    let (of_point, source) = gradients_at_point(&training, session.as_mut(), gradients)?;
-    let mut losses = Losses::new(&training, losses)?;
+    let AtPoint { gradients: of_point, loss, source } = gradients_at_point(&training, session.as_mut(), gradients)?;
+    let (mut losses, said) = (Losses::new(&training, losses)?, losses.name());
+    // Two engines that compute another loss can tell nothing about each other's gradients.
+    if let Some(other) = losses.contradicts(loss) {
+        losses = Losses::new(&training, gradients)?;
+        losses.notes.push(format!(
+            "the forward values differ: the loss is {loss:.6e} by {}, {other:.6e} by {said}; the losses are therefore by {} too. Where the gradients agree with them, {said} is off in the forward pass",
+            gradients.name(),
+            gradients.name()
+        ));
+    }
     let mut report = GradientReport {
         gradients: gradients.name(),
         losses: losses.engine,
@@ -287,16 +296,26 @@ fn find_sizes(t: &mut Training, session: &mut dyn Session, engine: &dyn Engine, 
 
 type Gradients = HashMap<String, Vec<f64>>;
 
-/// The gradient of every trained tensor at the point, and where it was read.
-fn gradients_at_point(t: &Training, session: &mut dyn Session, engine: &dyn Engine) -> Result<(Gradients, String), Failure> {
+/// What one engine says at the point.
+struct AtPoint {
+    /// The gradient of every trained tensor.
+    gradients: Gradients,
+    loss: f64,
+    /// Where the gradients were read.
+    source: String,
+}
+
+/// The loss and the gradient of every trained tensor at the point.
+fn gradients_at_point(t: &Training, session: &mut dyn Session, engine: &dyn Engine) -> Result<AtPoint, Failure> {
     // Plain SGD shows its gradient only in how far a tensor moves, which must be far more than rounding.
     let lr = if t.optimizer.as_ref().is_some_and(|o| o.kind == "sgd") { 1024.0 } else { 1e-3 };
     let out = session.run(&t.feeds(lr)).map_err(|e| cannot(t.subject, engine, &e.to_string()))?;
+    let loss = ["ancre.loss", "loss"].iter().find_map(|n| out.get(*n)?.to_f64().first().copied()).unwrap_or(f64::NAN);
     let direct =
         |s: &StateRecord| [format!("{}.grad", s.name), format!("ancre.{}.grad", s.name)].iter().find_map(|n| out.get(n));
     if t.trained().all(|s| direct(s).is_some()) {
         let all = t.trained().filter_map(|s| Some((s.name.clone(), direct(s)?.to_f64()))).collect();
-        return Ok((all, "the .grad outputs".into()));
+        return Ok(AtPoint { gradients: all, loss, source: "the .grad outputs".into() });
     }
     let missing = |what: &str| {
         Failure::input(format!("gives no gradients: it has no .grad outputs, and {what}"))
@@ -319,7 +338,7 @@ fn gradients_at_point(t: &Training, session: &mut dyn Session, engine: &dyn Engi
         [] => "how far the first step moves".to_string(),
         [first, ..] => format!("the first step's `{first}`"),
     };
-    Ok((all, from))
+    Ok(AtPoint { gradients: all, loss, source: from })
 }
 
 /// Finite differences of the loss along directions of each tensor.

@@ -179,7 +179,8 @@ impl<'f, 'g> Finder<'f, 'g> {
 
     fn projection_starts(&self, node: NodeId, operand: usize, inner: bool) -> Vec<Start> {
         projection_starts(self.f, node, operand, inner, &|n| {
-            let alone = self.f.active_readers(self.f.g.result(n, 0)).count() == 1;
+            // A fused one gives its sum beside what it makes of it.
+            let alone = self.f.g.results(n).map(|r| self.f.active_readers(r).count()).sum::<usize>() == 1;
             let join = self.join_of.get(&n).and_then(|j| self.joins[*j].as_ref())?;
             (alone && join.kind == JoinKind::Projection).then_some(join.skip_operand)
         })

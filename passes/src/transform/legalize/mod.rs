@@ -48,6 +48,11 @@ pub fn to_opset(g: &mut Graph, target: i64, applied: &mut Applied) -> Result<i64
     needs::respell(g, from, reached);
     g.opsets.insert(String::new(), reached);
     g.raise_ir(schema::ir_version_of(reached));
+    for id in g.topological_order() {
+        if let Some(padded) = ops::explicit_padding(g, id) {
+            g.edit_attrs(id, |a| *a = padded);
+        }
+    }
     Ok(reached)
 }
 

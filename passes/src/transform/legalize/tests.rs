@@ -274,3 +274,34 @@ fn a_part_of_a_split_sequence_is_a_slice() {
         assert_eq!([ints(&g, 1)[0], ints(&g, 2)[0]], range);
     }
 }
+
+#[test]
+fn spatial_0_beside_one_number_a_channel_means_what_the_parameters_say() {
+    let op = || Op::new("BatchNormalization", Attrs::new().with("spatial", 0));
+    for (parameters, form) in [(&[4i64][..], &["BatchNormalization"][..]), (&[4, 5, 5], &["Sub", "Add", "Sqrt", "Div", "Mul", "Add"])] {
+        let inputs = [&[2, 4, 5, 5][..], parameters, parameters, parameters, parameters].map(f32s);
+        let mut g = graph(7, op(), &inputs, 1);
+        legal(&mut g);
+        let mut got = ops(&g);
+        let mut want: Vec<String> = form.iter().map(|s| s.to_string()).collect();
+        got.sort();
+        want.sort();
+        assert_eq!(got, want);
+    }
+}
+
+#[test]
+fn padding_of_transposed_convolutions_becomes_explicit() {
+    let same = || Attrs::new().with("auto_pad", "SAME_UPPER").with("strides", vec![2, 2]);
+    for (attrs, pads) in [
+        (same().with("output_padding", vec![1, 1]), [1, 1, 1, 1]),
+        (same(), [0, 0, 1, 1]),
+        (Attrs::new().with("strides", vec![2, 2]).with("output_shape", vec![10, 10]), [1, 1, 0, 0]),
+    ] {
+        let mut g = graph(18, Op::new("ConvTranspose", attrs), &[f32s(&[1, 4, 5, 5]), f32s(&[4, 3, 3, 3])], 1);
+        legal(&mut g);
+        let op = g.op(producer(&g)).unwrap();
+        assert_eq!(op.attrs.ints("pads"), Some(&pads[..]));
+        assert!(op.attrs.get("auto_pad").is_none() && op.attrs.get("output_shape").is_none());
+    }
+}

@@ -149,7 +149,7 @@ fn softmax(b: &mut Builder, id: NodeId, name: &str) -> Done {
 }
 
 /// The results after the first were batch statistics, which only the old training form gives. Under `spatial = 0` each element of
-/// a sample had its own statistics.
+/// a sample had its own statistics. Exporters wrote it beside parameters of one number a channel, which say what was meant.
 fn batch_normalization(b: &mut Builder, id: NodeId) -> Done {
     if b.graph.results(id).skip(1).any(|v| b.graph.is_needed(v)) {
         let why = "its batch statistics are read, which the form of opset 14 does not give in inference";
@@ -160,6 +160,9 @@ fn batch_normalization(b: &mut Builder, id: NodeId) -> Done {
         return Ok(());
     }
     let [Some(x), Some(scale), Some(bias), Some(mean), Some(var)] = b.graph.operands(id)[..] else { return Ok(()) };
+    if b.ty(scale)?.rank() == 1 && b.ty(x)?.rank() > 2 {
+        return Ok(());
+    }
     let epsilon = attrs(b.graph, id).float("epsilon", 1e-5);
     let centred = b.sub(x, mean)?;
     let shifted = b.shift(var, epsilon as f64)?;
