@@ -80,7 +80,8 @@ fn labels_that_are_all_ignored_have_a_gradient_of_zero() {
 
 #[test]
 fn the_norm_of_a_large_gradient_is_summed_by_rows() {
-    let network = "net (float[1000, 2000] x, float[1, 2000] u) => (y) <float[1000, 2000] v = {…}> { a = Add (x, v) y = Mul (a, u) }";
+    let network =
+        "net (float[1000, 2000] x, float[1, 2000] u) => (y) <float[1000, 2000] v = {…}> { a = Add (x, v) y = Mul (a, u) }";
     let tenth = floats(DType::F32, &[1, 2000], &[0.1; 2000]);
     let x = floats(DType::F32, &[1000, 2000], &vec![0.0; 2_000_000]);
     let target = floats(DType::F32, &[1000, 2000], &vec![-9.0; 2_000_000]);

@@ -43,14 +43,7 @@ impl<'g> Builder<'g> {
 
     /// A builder on a graph, for a machine.
     pub fn on(graph: &'g mut Graph, prefix: &str, target: &'static Target) -> Builder<'g> {
-        Builder {
-            graph,
-            prefix: prefix.to_string(),
-            target,
-            steep: false,
-            constants: HashMap::new(),
-            ones: HashMap::new(),
-        }
+        Builder { graph, prefix: prefix.to_string(), target, steep: false, constants: HashMap::new(), ones: HashMap::new() }
     }
 
     /// The type of a value.

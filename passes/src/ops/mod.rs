@@ -24,8 +24,8 @@ mod unruled;
 mod window;
 
 pub use axes::{Along, Axes, Label, axes, axes_of};
-pub(crate) use conv_transpose::explicit_padding;
 pub use class::{Class, Mixing, is_random, keeps_elements, passes_through, reads_values};
+pub(crate) use conv_transpose::explicit_padding;
 pub(crate) use decompose::MICROSOFT;
 pub use decompose::{Decomposed, Source};
 pub use place::sum_terms;

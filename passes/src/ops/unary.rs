@@ -92,7 +92,12 @@ pub(super) static UNARY: &[Unary] = &[
     // x for x > 0, else αx. For α ≥ 0 the result has the operand's sign.
     unary("LeakyRelu", &["alpha"], |x, y, ct, a| ct * leaky(if a[0] >= 0.0 { y } else { x }, a[0]), LEAKY),
     // x for x > α, else 0
-    unary("ThresholdedRelu", ALPHA, |x, _, ct, a| ct.kept_where(x, "Greater", a[0]), &[(&[], 1.2, 2.0), (&[0.5], -0.2, 0.4)]),
+    unary(
+        "ThresholdedRelu",
+        ALPHA,
+        |x, _, ct, a| ct.kept_where(x, "Greater", a[0]),
+        &[(&[], 1.2, 2.0), (&[0.5], -0.2, 0.4)],
+    ),
     // x for x > 0, else α(eˣ − 1)
     unary("Elu", ALPHA, |_, y, ct, a| ct * exponential(y, 1.0, a[0]), EXPONENTIAL),
     // γx for x > 0, else γα(eˣ − 1)

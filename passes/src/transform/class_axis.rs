@@ -11,7 +11,7 @@
 //!
 //! Where none of it tells, the output can be read in two ways ([N, C, d1, …] and [N, d1, …, C]), and that is an error.
 
-use super::loss::{LossError, LossKind, LossOptions, squashed, Squash};
+use super::loss::{LossError, LossKind, LossOptions, Squash, squashed};
 use crate::ir::{DType, Graph, NodeId, ValueId};
 use crate::ops::{Class, Mixing, axes_of};
 use std::collections::HashSet;
@@ -78,7 +78,9 @@ fn comes_from_weight(g: &Graph, v: ValueId, axis: usize, fed: &HashSet<NodeId>) 
             }
             continue;
         }
-        open.extend(operands().filter(|(_, o)| fed.contains(&o.node)).filter_map(|(i, o)| Some((o, axes.in_operand(i, label)?))));
+        open.extend(
+            operands().filter(|(_, o)| fed.contains(&o.node)).filter_map(|(i, o)| Some((o, axes.in_operand(i, label)?))),
+        );
     }
     false
 }

@@ -62,8 +62,11 @@ mod tests {
 
     #[test]
     fn literals_beside_initializers_stay() {
-        let mut g = parse("net (float[n, 2] x) => (y) <float[2, 2] w = {…}> { h = MatMul (x, w)
-            c = Constant <value = float[2] {0.5, 0.25}> () y = Add (h, c) }").unwrap();
+        let mut g = parse(
+            "net (float[n, 2] x) => (y) <float[2, 2] w = {…}> { h = MatMul (x, w)
+            c = Constant <value = float[2] {0.5, 0.25}> () y = Add (h, c) }",
+        )
+        .unwrap();
         assert_eq!(lift_constants(&mut g), 0);
         assert!(g.initializer(g.find("c").unwrap()).is_none());
     }

@@ -322,11 +322,7 @@ fn cross_entropy(b: &mut Builder, logits: ValueId, labels: ValueId, axis: usize,
         Some(counted) => {
             let each = b.mul(each, counted)?;
             let sum = b.reduce_all("ReduceSum", each)?;
-            if o.sum {
-                sum
-            } else {
-                mean_of_some(b, sum, counted)?
-            }
+            if o.sum { sum } else { mean_of_some(b, sum, counted)? }
         }
     };
     b.neg(total)

@@ -109,7 +109,9 @@ mod tests {
 
     #[test]
     fn statistics_that_would_never_move_do_unless_asked_otherwise() {
-        for (own, asked, want, still) in [(0.75, None, 0.75, 0), (1.0, None, 0.9, 1), (0.75, Some(0.5), 0.5, 0), (1.0, Some(0.5), 0.5, 1)] {
+        for (own, asked, want, still) in
+            [(0.75, None, 0.75, 0), (1.0, None, 0.9, 1), (0.75, Some(0.5), 0.5, 0), (1.0, Some(0.5), 0.5, 1)]
+        {
             let (part, found) = kept(own, asked);
             assert!((part - want).abs() < 1e-6 && found == still, "{own} {asked:?}: {part}, {found}");
         }

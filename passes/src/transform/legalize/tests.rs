@@ -278,7 +278,9 @@ fn a_part_of_a_split_sequence_is_a_slice() {
 #[test]
 fn spatial_0_beside_one_number_a_channel_means_what_the_parameters_say() {
     let op = || Op::new("BatchNormalization", Attrs::new().with("spatial", 0));
-    for (parameters, form) in [(&[4i64][..], &["BatchNormalization"][..]), (&[4, 5, 5], &["Sub", "Add", "Sqrt", "Div", "Mul", "Add"])] {
+    for (parameters, form) in
+        [(&[4i64][..], &["BatchNormalization"][..]), (&[4, 5, 5], &["Sub", "Add", "Sqrt", "Div", "Mul", "Add"])]
+    {
         let inputs = [&[2, 4, 5, 5][..], parameters, parameters, parameters, parameters].map(f32s);
         let mut g = graph(7, op(), &inputs, 1);
         legal(&mut g);
