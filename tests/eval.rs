@@ -427,14 +427,8 @@ impl Case {
                 Some(_) => Operand::Array(array.as_ref()?),
             });
         }
-        let call = Call {
-            name: self.name,
-            attrs: &self.attrs,
-            opset: OPSET,
-            operands: &operands,
-            results: self.results,
-            most: MOST,
-        };
+        let op = Op::new(self.name, self.attrs.clone());
+        let call = Call { op: &op, opset: OPSET, operands: &operands, results: self.results, most: MOST };
         evaluate(&call)
     }
 

@@ -108,7 +108,7 @@ fn check_types(g: &Graph, id: NodeId, found: &mut Vec<String>) {
 
 fn check_router(g: &Graph, id: NodeId, found: &mut Vec<String>) {
     let Some(op) = g.op(id).filter(|o| o.domain == ANCRE && o.name.starts_with("Route")) else { return };
-    let router = op.attrs.int("router", -1);
+    let router = op.attrs.int("router").unwrap_or(-1);
     let Some(spec) = usize::try_from(router).ok().and_then(|id| g.routers.get(&RouterId(id))) else {
         found.push(format!("7: {} names router {router}, which the graph has not", g.site(id)));
         return;
@@ -116,7 +116,7 @@ fn check_router(g: &Graph, id: NodeId, found: &mut Vec<String>) {
     if g.operand(id, 0) != Some(spec.logits) || g.operand(id, 1) != spec.gate {
         found.push(format!("7: {} does not read the logits and the gate of router {router}", g.site(id)));
     }
-    let row = usize::try_from(op.attrs.int("row", -1)).ok().filter(|row| *row < spec.blocks());
+    let row = usize::try_from(op.attrs.int("row").unwrap_or(-1)).ok().filter(|row| *row < spec.blocks());
     let sources = g.node(id).operand_count().saturating_sub(ops::ROUTE_SOURCES);
     if op.name == "Route" && row.is_none_or(|row| spec.reads(row) != sources) {
         found.push(format!("7: {} has {sources} sources, its row in router {router} reads others", g.site(id)));

@@ -58,19 +58,19 @@ impl Attrs {
         self.0.get(name)
     }
 
-    /// An integer attribute, or its default.
-    pub fn int(&self, name: &str, default: i64) -> i64 {
-        if let Some(Attr::Int(v)) = self.get(name) { *v } else { default }
+    /// An integer attribute, if present. What ONNX means without it, `Op::int` tells.
+    pub fn int(&self, name: &str) -> Option<i64> {
+        if let Some(Attr::Int(v)) = self.get(name) { Some(*v) } else { None }
     }
 
-    /// A float attribute, or its default.
-    pub fn float(&self, name: &str, default: f32) -> f32 {
-        if let Some(Attr::Float(v)) = self.get(name) { *v } else { default }
+    /// A float attribute, if present; see `Op::float`.
+    pub fn float(&self, name: &str) -> Option<f32> {
+        if let Some(Attr::Float(v)) = self.get(name) { Some(*v) } else { None }
     }
 
-    /// A string attribute, or its default.
-    pub fn str<'a>(&'a self, name: &str, default: &'a str) -> &'a str {
-        if let Some(Attr::Str(v)) = self.get(name) { v } else { default }
+    /// A string attribute, if present; see `Op::str`.
+    pub fn str(&self, name: &str) -> Option<&str> {
+        if let Some(Attr::Str(v)) = self.get(name) { Some(v) } else { None }
     }
 
     /// A list of integers, if present.

@@ -1,31 +1,22 @@
-//! `AveragePool`: the mean of every window, over its cells inside the operand (or, with `count_include_pad`, inside the padding
-//! too).
+//! `AveragePool`: the mean of every window's cells inside the operand; with `count_include_pad`, of those in the padding too.
 
 use super::conv::{reshape_around, transposed};
-use super::sample::floats;
 use super::window::{Window, pad_spatial, pooled};
 use super::*;
-use crate::ir::Tensor;
 
-pub(super) struct AveragePool;
-
-/// Largest constant kernel, in taps.
+/// Most taps of a constant kernel.
 const LARGEST: i64 = 1 << 22;
 
-impl OpRule for AveragePool {
-    fn name(&self) -> &'static str {
-        "AveragePool"
-    }
-    fn infer(&self, cx: &Infer) -> Types {
-        Ok(vec![pooled(cx)?])
-    }
-    /// Each cell gets ȳ / count of every window that sees it: a repetition where the windows tile the operand, another
-    /// average pool at stride 1, and a transposed convolution with a constant kernel otherwise.
-    fn pullback(&self, p: &mut Pullback) -> Result<(), GradError> {
+pub(super) const AVERAGE_POOL: Row = Row {
+    name: "AveragePool",
+    infer: |cx| Ok(vec![pooled(cx)?]),
+    // Each cell gets ȳ / count of every window that sees it. That is a repetition where the windows tile the operand, another
+    // average pool at stride 1, and else a transposed convolution with a constant kernel.
+    pullback: |p| {
         let mut ct = p.ct(0)?;
         let op = p.op();
         let (x, x_ty) = (p.operand(0)?, p.ty(0)?);
-        let mut window = Window::new(&op, None, &x_ty.shape[2..]).map_err(|e| p.unsupported(&e.to_string()))?;
+        let mut window = p.told(|cx| Window::of(cx, None))?;
         let rank = window.rank();
         let include = op.int("count_include_pad") != 0;
         let mut share = 1.0 / window.taps() as f64;
@@ -42,7 +33,7 @@ impl OpRule for AveragePool {
             let shares = p.b.constant("const/shares", Tensor::floats(x_ty.dtype, &dims, &shares));
             ct = p.b.mul(ct, shares)?;
             share = 1.0;
-            // From here on the windows end where the last one does.
+            // Pads to the end of the last window.
             for i in 0..rank {
                 let covered = (windows[i] - 1) * window.strides[i] + window.reach(i);
                 window.end[i] = window.end[i].max(covered - extents[i] - window.begin[i]);
@@ -63,7 +54,7 @@ impl OpRule for AveragePool {
             let pooled = p.b.op_with("AveragePool", attrs, &[ct])?;
             p.b.scale(pooled, share * window.taps() as f64)?
         } else {
-            // Channels go into the batch, so that one small kernel does and no groups are needed.
+            // Channels move into the batch, so that one kernel serves all of them.
             let fold = |p: &mut Pullback, v: ValueId| -> Result<ValueId, GradError> {
                 let ty = p.b.ty(v)?;
                 let mut shape = vec![&ty.shape[0] * &ty.shape[1], Dim::from(1)];
@@ -71,7 +62,7 @@ impl OpRule for AveragePool {
                 Ok(reshape_around(p.b, v, &shape)?)
             };
             if window.taps() > LARGEST {
-                return Err(p.unsupported("its window has too many cells for a kernel that is written out"));
+                return Err(p.unsupported("its window has too many cells for a constant kernel"));
             }
             let (folded, like) = (fold(p, ct)?, fold(p, x)?);
             let dims: Vec<i64> = [1, 1].into_iter().chain(window.kernel.iter().copied()).collect();
@@ -81,9 +72,9 @@ impl OpRule for AveragePool {
             p.b.reshape_like(spread, x)?
         };
         p.accumulate(0, term)
-    }
-    fn samples(&self) -> Vec<Sample> {
-        let of = |attrs: Attrs, x: &[i64]| Sample::of("AveragePool", attrs, vec![floats(x)]);
+    },
+    samples: || {
+        let of = |attrs: Attrs, x: &[i64]| sample(attrs, vec![floats(x)]);
         let a = |kernel: Vec<i64>| Attrs::new().with("kernel_shape", kernel);
         let two = |v: i64| vec![v, v];
         vec![
@@ -101,8 +92,9 @@ impl OpRule for AveragePool {
             of(a(vec![3]).with("strides", vec![2]).with("pads", vec![1, 1]), &[2, 2, 7]),
             of(a(vec![2, 2, 2]).with("strides", vec![2, 2, 2]), &[1, 2, 4, 4, 4]),
         ]
-    }
-}
+    },
+    ..ROW
+};
 
 /// 1 / count of every window.
 fn shares(window: &Window, extents: &[i64], windows: &[i64], include_pad: bool) -> Vec<f64> {
@@ -121,7 +113,7 @@ fn shares(window: &Window, extents: &[i64], windows: &[i64], include_pad: bool) 
     shares
 }
 
-/// Windows side by side: every cell takes its window's share; cells past the last window take none.
+/// For windows side by side: every cell takes its window's share, and cells past the last window take none.
 fn repeat(p: &mut Pullback, ct: ValueId, window: &Window, share: f64, x: &TensorType) -> Result<ValueId, GradError> {
     let rank = window.rank();
     let ty = p.b.ty(ct)?;

@@ -1,117 +1,88 @@
 //! `ancre.BatchNormTrain`: batch normalisation with the batch's own statistics, as in PyTorch's training mode.
 //!
 //! y = d · s · scale + bias with the deviations d = x − mean and s = 1 / √(var + ε); mean and the biased variance of each
-//! channel (axis 1) are taken over all other axes. Results: y, mean, var, s, d; the middle three are one number a channel.
+//! channel (axis 1) are taken over all other axes. Results: y, mean, var, s, d; mean, var and s have one number per channel.
 //!
 //! Stock runtimes have no kernel for `BatchNormalization` in training mode, so it is lowered to plain operators. Its pullback
-//! reads d, var and s: d takes x's place in memory, since nothing after it reads x. Both keep to few passes over the
-//! activations; the inference-mode `BatchNormalization` serves as the fused "times one number plus another, per channel".
+//! reads d, var and s; d can take the memory of x, which nothing reads afterwards. Inference-mode `BatchNormalization` computes
+//! "times one number plus another, per channel" in one pass over the activations.
 
-use super::sample::floats;
 use super::*;
-use crate::ir::{ANCRE, NodeId, Tensor};
-use crate::ops::build::{BuildError, Builder, Built};
 
-pub(super) struct BatchNormTrain;
-
-impl OpRule for BatchNormTrain {
-    fn name(&self) -> &'static str {
-        "BatchNormTrain"
-    }
-    fn domain(&self) -> &'static str {
-        ANCRE
-    }
-    fn infer(&self, cx: &Infer) -> Types {
+pub(super) const BATCH_NORM_TRAIN: Row = Row {
+    domain: ANCRE,
+    name: "BatchNormTrain",
+    infer: |cx| {
         let x = cx.ty(0)?;
         cx.require(x.rank() >= 2, || format!("{x} has no channel axis"))?;
         let channels = TensorType::new(x.dtype, vec![x.shape[1].clone()]);
         for i in 1..3 {
             let ty = cx.ty(i)?;
             let agree = ty.rank() == 1 && (ty.shape[0].known().is_none() || ty.shape[0] == x.shape[1]);
-            cx.require(agree, || format!("{ty} is not one number a channel of {x}"))?;
+            cx.require(agree, || format!("operand {i} is {ty}; it has one number for each channel of {x}"))?;
         }
         Ok(vec![x.clone(), channels.clone(), channels.clone(), channels, x.clone()])
-    }
-    /// With n elements a channel, r = Σ ȳ (the bias' cotangent) and q = s Σ ȳ ⊙ d (the scale's):
-    /// x̄ = scale · s · (ȳ − r / n − d s q / n).
-    fn pullback(&self, p: &mut Pullback) -> Result<(), GradError> {
+    },
+    // With n elements a channel, r = Σ ȳ (the bias' cotangent) and q = s Σ ȳ ⊙ d (the scale's):
+    // x̄ = scale · s · (ȳ − r / n − d s q / n).
+    pullback: |p| {
         let ct = p.ct(0)?;
         if (1..5).any(|i| p.try_ct(i).is_some()) {
             return Err(p.unsupported("the loss reads the batch statistics directly"));
         }
         let (x, x_ty, scale) = (p.operand(0)?, p.ty(0)?, p.operand(1)?);
         let (var, inverse, deviations) = (p.result(2), p.result(3), p.result(4));
-        let rank = x_ty.rank();
         let sum = channel_reduce(p.b, "ReduceSum", ct)?;
-        if p.wants(2) {
-            p.accumulate(2, sum)?;
-        }
+        p.accumulate(2, sum)?;
         if !p.wants(0) && !p.wants(1) {
             return Ok(());
         }
-        let products = p.b.mul(ct, deviations)?;
-        let moment = channel_reduce(p.b, "ReduceSum", products)?;
-        let scale_ct = p.b.mul(moment, inverse)?;
-        if p.wants(1) {
-            p.accumulate(1, scale_ct)?;
-        }
+        let scale_ct = formula(p.b, [ct, deviations, inverse], |[ct, d, s]| (ct * d).by_channel("ReduceSum") * s)?;
+        p.accumulate(1, scale_ct)?;
         if !p.wants(0) {
             return Ok(());
         }
-        let others: Vec<usize> = other_axes(rank).iter().map(|a| *a as usize).collect();
+        let others: Vec<usize> = other_axes(x_ty.rank()).iter().map(|a| *a as usize).collect();
         let count = p.b.extent(x, &others, x_ty.dtype)?;
         let gain = p.b.mul(scale, inverse)?;
-        // What is subtracted, d · (scale q s² / n) + gain r / n, comes from one normalisation of d, which supplies one s itself.
-        let slope = p.b.mul(gain, scale_ct)?;
-        let slope = p.b.div(slope, count)?;
-        let shift = p.b.mul(gain, sum)?;
-        let shift = p.b.div(shift, count)?;
+        // One normalisation of d, which supplies one factor s, computes what is subtracted: d · (scale q s² / n) + gain r / n.
+        let slope = formula(p.b, [gain, scale_ct, count], |[gain, q, n]| gain * q / n)?;
+        let shift = formula(p.b, [gain, sum, count], |[gain, r, n]| gain * r / n)?;
         let node = p.node();
         let attrs = normalize_attrs(p.b, node);
         let zero = zeros(p.b, var)?;
         let removed = p.b.op_with("BatchNormalization", attrs, &[deviations, slope, shift, zero, var])?;
-        let gain = per_channel(p.b, gain, rank)?;
-        let kept = p.b.mul(ct, gain)?;
-        let term = p.b.sub(kept, removed)?;
-        p.accumulate(0, term)
-    }
-    fn lower(&self, b: &mut Builder, node: NodeId) -> Result<Vec<ValueId>, BuildError> {
+        p.give(0, |b| formula(b, [ct, gain, removed], |[ct, gain, removed]| ct * gain.per_channel(x_ty.rank()) - removed))
+    },
+    lower: |b, node| {
         let [Some(x), Some(scale), Some(bias)] = b.graph.operands(node)[..] else {
-            return Err(b.error(self.name(), TypeError("an operand is missing".into())));
+            return Err(b.error("BatchNormTrain", TypeError("an operand is missing".into())));
         };
         let attrs = normalize_attrs(b, node);
-        let epsilon = attrs.float("epsilon", 1e-5) as f64;
+        let epsilon = attrs.float("epsilon").unwrap_or_default() as f64;
         let rank = b.ty(x)?.rank();
         let mean = channel_reduce(b, "ReduceMean", x)?;
-        let column = per_channel(b, mean, rank)?;
         // The mean square of the deviations, not the difference of mean squares, which cancels.
-        let deviations = b.sub(x, column)?;
-        let squares = b.mul(deviations, deviations)?;
-        let var = channel_reduce(b, "ReduceMean", squares)?;
-        // On x and its mean rather than on the deviations: PyTorch's own formula, so that what is within rounding of a kink (a ReLU
-        // after it) falls on the same side as there.
+        let deviations = formula(b, [x, mean], |[x, mean]| x - mean.per_channel(rank))?;
+        let var = formula(b, [deviations], |[d]| (d * d).by_channel("ReduceMean"))?;
+        // PyTorch computes y from x and its mean, not from the deviations. The same formula puts values near a kink (a ReLU after
+        // it) on the same side as there.
         let y = b.op_with("BatchNormalization", attrs, &[x, scale, bias, mean, var])?;
-        let shifted = b.shift(var, epsilon)?;
-        let root = b.sqrt(shifted)?;
-        let inverse = b.op("Reciprocal", &[root])?;
+        let inverse = formula(b, [var], |[var]| (var + epsilon).sqrt().op("Reciprocal"))?;
         Ok(vec![y, mean, var, inverse, deviations])
-    }
-    fn samples(&self) -> Vec<Sample> {
+    },
+    samples: || {
         let of = |x: &[i64], epsilon: f32| {
-            let mut s = Sample::of(
-                "BatchNormTrain",
-                Attrs::new().with("epsilon", epsilon),
-                vec![floats(x), floats(&[x[1]]), floats(&[x[1]])],
-            );
-            s.op.domain = ANCRE.to_string();
-            s
+            sample(Attrs::new().with("epsilon", epsilon), vec![floats(x), floats(&[x[1]]), floats(&[x[1]])])
         };
         vec![of(&[3, 2, 4, 3], 1e-5), of(&[8, 3], 1e-3), of(&[2, 2, 5], 1e-5), of(&[2, 2, 2, 3, 2], 1e-2)]
-    }
-}
+    },
+    ..ROW
+};
 
 fn normalize_attrs(b: &Builder, node: NodeId) -> Attrs {
-    Attrs::new().with("epsilon", b.graph.op(node).map_or(1e-5, |o| o.attrs.float("epsilon", 1e-5)))
+    let attrs = b.graph.op(node).map(|op| op.attrs.clone()).unwrap_or_default();
+    Attrs::new().with("epsilon", Op::new("BatchNormalization", attrs).float("epsilon"))
 }
 
 /// Zeros of the shape of a [C] vector.
@@ -126,8 +97,7 @@ fn zeros(b: &mut Builder, like: ValueId) -> Built {
     }
 }
 
-/// One number a channel: over the spatial axes, which are contiguous and reduce fastest on every provider, then over the
-/// batch.
+/// One number per channel. The contiguous spatial axes are reduced first, which is fastest on every provider, then the batch.
 pub(super) fn channel_reduce(b: &mut Builder, op: &str, v: ValueId) -> Built {
     let rank = b.ty(v)?.rank() as i64;
     let rows = b.reduce(op, v, &(2..rank).collect::<Vec<_>>(), false)?;

@@ -1,14 +1,14 @@
 //! Broadcasting and its transpose.
 
-use super::TypeError;
+use super::{TypeError, product};
 use crate::ir::{DType, Dim, Shape, TensorType, ValueId};
 use crate::ops::build::{Builder, Built};
 
 /// The shape two shapes broadcast to (numpy's rule).
 ///
 /// # Errors
-/// When two known extents differ and neither is 1. Of a symbol and a known extent above 1 the known one is taken; of two
-/// different symbols the first, since a valid model makes them equal (or one of them 1) at run time.
+/// When two known extents differ and neither is 1. A known extent above 1 is preferred to a symbol, and the first of two
+/// different symbols to the second: a valid model makes both equal (or one of them 1) at run time.
 pub fn broadcast(a: &[Dim], b: &[Dim]) -> Result<Shape, TypeError> {
     let rank = a.len().max(b.len());
     let one = Dim::from(1);
@@ -45,7 +45,7 @@ pub fn unbroadcast(b: &mut Builder, ct: ValueId, operand: ValueId) -> Built {
     if axes.is_empty() {
         return Ok(ct);
     }
-    // One reduction without kept axes when only leading ones go; otherwise keep, then drop the leading ones by a reshape.
+    // If only leading axes go, one reduction drops them. Otherwise all are kept, and a reshape drops the leading ones.
     if axes.len() == lead {
         return sum_leading(b, ct, lead, b.target.ones_columns);
     }
@@ -53,7 +53,7 @@ pub fn unbroadcast(b: &mut Builder, ct: ValueId, operand: ValueId) -> Built {
     if lead == 0 { Ok(kept) } else { b.squeeze(kept, &(0..lead as i64).collect::<Vec<_>>()) }
 }
 
-/// Sum over leading axes: a row of ones times the matrix of the rest where its rows have `narrow` or more elements.
+/// Sum over leading axes. Rows of `narrow` or more elements are summed by a product with a row of ones.
 fn sum_leading(b: &mut Builder, v: ValueId, lead: usize, narrow: i64) -> Built {
     let from = b.ty(v)?;
     let to = TensorType::new(from.dtype, &from.shape[lead..]);
@@ -61,7 +61,7 @@ fn sum_leading(b: &mut Builder, v: ValueId, lead: usize, narrow: i64) -> Built {
     let Some(width) = columns.known().filter(|n| *n >= narrow && matches!(from.dtype, DType::F32 | DType::F64)) else {
         return b.reduce_sum(v, &(0..lead as i64).collect::<Vec<_>>(), false);
     };
-    let rows = from.shape[..lead].iter().fold(Dim::from(1), |n, d| &n * d);
+    let rows = product(&from.shape[..lead]);
     let matrix = b.reshape(v, &[-1, width], &[rows, columns])?;
     let ones = b.row_of_ones(matrix)?;
     let sum = b.matmul(ones, matrix)?;
@@ -69,7 +69,7 @@ fn sum_leading(b: &mut Builder, v: ValueId, lead: usize, narrow: i64) -> Built {
     b.reshape(sum, &target, &to.shape)
 }
 
-/// Sum over the batch of products.
+/// Sum of a batch of products.
 pub(super) fn sum_batch(b: &mut Builder, products: ValueId) -> Built {
     sum_leading(b, products, 1, b.target.ones_products)
 }

@@ -1,6 +1,6 @@
 //! Builds nodes with their types inferred by the operators' own rules.
 
-use crate::ir::{Attrs, DType, Dim, Graph, Op, Tensor, TensorType, ValueId};
+use crate::ir::{Attrs, DType, Dim, Graph, Op, Tensor, TensorType, ValueId, ValueType};
 use crate::ops::{self, TypeError};
 use crate::target::{self, Target};
 use std::collections::HashMap;
@@ -13,7 +13,7 @@ pub struct BuildError {
     pub op: String,
     /// Name prefix, which tells for which node of the source it was built.
     pub prefix: String,
-    /// The rule's complaint.
+    /// What the operator's rule reports.
     #[source]
     pub error: TypeError,
 }
@@ -25,7 +25,7 @@ pub type Built = Result<ValueId, BuildError>;
 pub struct Builder<'g> {
     /// The graph that grows.
     pub graph: &'g mut Graph,
-    /// Start of the new names.
+    /// Prefix of the new names.
     pub prefix: String,
     /// The machine whose costs choose among formulations.
     pub target: &'static Target,
@@ -75,7 +75,7 @@ impl<'g> Builder<'g> {
         shape.iter().map(|d| self.number(d)).collect()
     }
 
-    /// A complaint about an operator that cannot be built here.
+    /// The error for an operator that cannot be built here.
     pub fn error(&self, op: &str, error: TypeError) -> BuildError {
         BuildError { op: op.to_string(), prefix: self.prefix.clone(), error }
     }
@@ -83,7 +83,7 @@ impl<'g> Builder<'g> {
     /// Adds an operator with one or more results.
     pub fn node(&mut self, op: Op, operands: &[Option<ValueId>]) -> Result<Vec<ValueId>, BuildError> {
         let types = ops::result_types(&op, operands, self.graph);
-        let types = types.unwrap_or_else(|| Err(TypeError("this operator has no rule".into())));
+        let types = types.unwrap_or_else(|| Err(TypeError("the types of its results are not known".into())));
         let results = types.map_err(|e| self.error(&op.full_name(), e))?;
         let stem = if self.prefix.is_empty() { op.name.clone() } else { format!("{}/{}", self.prefix, op.name) };
         let node = self.graph.add_op("", op, operands);
@@ -138,6 +138,18 @@ impl<'g> Builder<'g> {
         self.constant(&format!("const/{dtype}/{value}"), Tensor::floats(dtype, &[], &[value]))
     }
 
+    /// A number as a scalar of a value's type.
+    pub fn scalar_like(&mut self, like: ValueId, value: f64) -> Built {
+        let dtype = self.ty(like)?.dtype;
+        Ok(self.scalar(dtype, value))
+    }
+
+    /// States the type of a value where its operator's rule cannot tell it.
+    pub fn state(&mut self, v: ValueId, ty: impl Into<ValueType>) -> ValueId {
+        self.graph.set_type(v, ty.into());
+        v
+    }
+
     // ---- arithmetic -----------------------------------------------------------------------------------------------
 
     /// a + b.
@@ -169,8 +181,7 @@ impl<'g> Builder<'g> {
         if c == 1.0 {
             return Ok(a);
         }
-        let dtype = self.ty(a)?.dtype;
-        let c = self.scalar(dtype, c);
+        let c = self.scalar_like(a, c)?;
         self.mul(a, c)
     }
     /// a + c for a number c.
@@ -178,20 +189,17 @@ impl<'g> Builder<'g> {
         if c == 0.0 {
             return Ok(a);
         }
-        let dtype = self.ty(a)?.dtype;
-        let c = self.scalar(dtype, c);
+        let c = self.scalar_like(a, c)?;
         self.add(a, c)
     }
     /// c − a for a number c.
     pub fn from_number_sub(&mut self, c: f64, a: ValueId) -> Built {
-        let dtype = self.ty(a)?.dtype;
-        let c = self.scalar(dtype, c);
+        let c = self.scalar_like(a, c)?;
         self.sub(c, a)
     }
     /// c / a for a number c.
     pub fn from_number_div(&mut self, c: f64, a: ValueId) -> Built {
-        let dtype = self.ty(a)?.dtype;
-        let c = self.scalar(dtype, c);
+        let c = self.scalar_like(a, c)?;
         self.div(c, a)
     }
     /// Matrix product with ONNX's batching.
@@ -237,7 +245,7 @@ impl<'g> Builder<'g> {
         self.op_with(op, Attrs::new().with("keepdims", 0), &[a])
     }
 
-    /// Permutes axes; the identity permutation costs nothing, nor does undoing a permutation.
+    /// Permutes axes. The identity permutation adds no node, nor does undoing an earlier permutation.
     pub fn transpose(&mut self, a: ValueId, perm: &[i64]) -> Built {
         if perm.iter().enumerate().all(|(i, p)| i as i64 == *p) {
             return Ok(a);
@@ -251,7 +259,7 @@ impl<'g> Builder<'g> {
         self.op_with("Transpose", Attrs::new().with("perm", perm.to_vec()), &[a])
     }
 
-    /// What a value is a `Transpose` of, and the permutation.
+    /// The operand and the permutation of the `Transpose` that makes a value.
     pub fn transposed(&self, v: ValueId) -> Option<(ValueId, Vec<i64>)> {
         let op = self.graph.op(v.node).filter(|op| op.is("Transpose"))?;
         let from = self.graph.operand(v.node, 0)?;
@@ -259,7 +267,7 @@ impl<'g> Builder<'g> {
         Some((from, op.attrs.ints("perm").map_or_else(|| (0..rank).rev().collect(), <[i64]>::to_vec)))
     }
 
-    /// The matrix of which a value is the transpose.
+    /// The matrix whose transpose a value is.
     pub fn matrix_behind(&self, v: ValueId) -> Option<ValueId> {
         self.transposed(v).filter(|(_, perm)| perm == &[1, 0]).map(|(from, _)| from)
     }
@@ -272,7 +280,7 @@ impl<'g> Builder<'g> {
         self.transpose(a, &perm)
     }
 
-    /// Reshapes to a type's shape. `like` is a value of that shape, read only when two or more dimensions are symbolic.
+    /// Reshapes to the shape of `like`, which is read at run time only if two or more of its dimensions are symbolic.
     pub fn reshape_like(&mut self, a: ValueId, like: ValueId) -> Built {
         let (from, to) = (self.ty(a)?, self.ty(like)?);
         if from.shape == to.shape {
@@ -285,7 +293,7 @@ impl<'g> Builder<'g> {
         self.reshape_dynamic(a, shape, &to.shape)
     }
 
-    /// Reshapes to literal dimensions (at most one −1), of which the resulting symbolic shape is stated.
+    /// Reshapes to literal dimensions (at most one −1); `shape` is the result's symbolic shape.
     pub fn reshape(&mut self, a: ValueId, target: &[i64], shape: &[Dim]) -> Built {
         if self.ty(a)?.shape == shape {
             return Ok(a);
@@ -294,15 +302,14 @@ impl<'g> Builder<'g> {
         self.reshape_dynamic(a, target, shape)
     }
 
-    /// Reshapes to a shape computed in the graph, whose symbolic value is stated.
+    /// Reshapes to a shape computed in the graph; `shape` is the result's symbolic shape.
     pub fn reshape_dynamic(&mut self, a: ValueId, target: ValueId, shape: &[Dim]) -> Built {
         let dtype = self.ty(a)?.dtype;
         let v = self.op_with("Reshape", Attrs::new(), &[a, target])?;
-        self.graph.set_type(v, TensorType::new(dtype, shape.to_vec()).into());
-        Ok(v)
+        Ok(self.state(v, TensorType::new(dtype, shape.to_vec())))
     }
 
-    /// Broadcasts to the shape of `like`, a value that is read only where an extent is symbolic.
+    /// Broadcasts to the shape of `like`, which is read at run time only if an extent is symbolic.
     pub fn expand_like(&mut self, a: ValueId, like: ValueId) -> Built {
         let to = self.ty(like)?;
         if self.ty(a)?.shape == to.shape {
@@ -314,32 +321,28 @@ impl<'g> Builder<'g> {
         };
         let dtype = self.ty(a)?.dtype;
         let v = self.op("Expand", &[a, shape])?;
-        self.graph.set_type(v, TensorType::new(dtype, to.shape).into());
-        Ok(v)
+        Ok(self.state(v, TensorType::new(dtype, to.shape)))
     }
 
     /// Inserts axes of extent 1 at the given places of the result.
     pub fn unsqueeze(&mut self, a: ValueId, axes: &[i64]) -> Built {
-        if axes.is_empty() {
-            return Ok(a);
-        }
-        if self.opset() < 13 {
-            return self.op_with("Unsqueeze", Attrs::new().with("axes", axes), &[a]);
-        }
-        let axes = self.ints(axes);
-        self.op("Unsqueeze", &[a, axes])
+        self.with_axes("Unsqueeze", a, axes)
     }
 
     /// Removes axes of extent 1.
     pub fn squeeze(&mut self, a: ValueId, axes: &[i64]) -> Built {
+        self.with_axes("Squeeze", a, axes)
+    }
+
+    fn with_axes(&mut self, op: &str, a: ValueId, axes: &[i64]) -> Built {
         if axes.is_empty() {
             return Ok(a);
         }
         if self.opset() < 13 {
-            return self.op_with("Squeeze", Attrs::new().with("axes", axes), &[a]);
+            return self.op_with(op, Attrs::new().with("axes", axes), &[a]);
         }
         let axes = self.ints(axes);
-        self.op("Squeeze", &[a, axes])
+        self.op(op, &[a, axes])
     }
 
     /// Joins along an axis.
@@ -361,8 +364,16 @@ impl<'g> Builder<'g> {
             let attrs = Attrs::new().with("axes", axes).with("ends", ends).with("starts", starts);
             return self.op_with("Slice", attrs, &[a]);
         }
-        let (s, e, x) = (self.ints(starts), self.ints(ends), self.ints(axes));
-        self.op("Slice", &[a, s, e, x])
+        self.steps(a, axes, starts, ends, &vec![1; axes.len()])
+    }
+
+    /// `a[starts : ends : steps]` along several axes, from opset 10 on.
+    pub fn steps(&mut self, a: ValueId, axes: &[i64], starts: &[i64], ends: &[i64], steps: &[i64]) -> Built {
+        let mut operands = vec![a, self.ints(starts), self.ints(ends), self.ints(axes)];
+        if steps.iter().any(|step| *step != 1) {
+            operands.push(self.ints(steps));
+        }
+        self.op("Slice", &operands)
     }
 
     /// The version of the standard operator set that nodes are built for.
@@ -370,7 +381,7 @@ impl<'g> Builder<'g> {
         self.graph.opsets.get("").copied().unwrap_or(18)
     }
 
-    /// Casts to another element type; the same one costs nothing.
+    /// Casts to an element type; adds no node if the value has it already.
     pub fn cast(&mut self, a: ValueId, to: DType) -> Built {
         if self.graph.value(a).ty.dtype == Some(to) {
             return Ok(a);
@@ -433,15 +444,14 @@ impl<'g> Builder<'g> {
         match (above, below) {
             (Some(above), Some(below)) => self.op("And", &[above, below]),
             (Some(one), None) | (None, Some(one)) => Ok(one),
-            (None, None) => Err(self.error("between", TypeError("neither bound is given".into()))),
+            (None, None) => Err(self.error("between", TypeError("both bounds are missing".into()))),
         }
     }
 
-    /// From a mask of ones and zeros: `one` where it is 1, `zero` where it is 0.
+    /// `one` where a mask is 1, `zero` where it is 0.
     pub fn two_valued(&mut self, mask: ValueId, one: f64, zero: f64) -> Built {
         if one == 1.0 && (0.0..=1.0).contains(&zero) {
-            let dtype = self.ty(mask)?.dtype;
-            let zero = self.scalar(dtype, zero);
+            let zero = self.scalar_like(mask, zero)?;
             return self.op("Max", &[mask, zero]);
         }
         let scaled = self.scale(mask, one - zero)?;
@@ -454,11 +464,10 @@ impl<'g> Builder<'g> {
         let shape = self.shape_of(like)?;
         let zero = Tensor::floats(ty.dtype, &[1], &[0.0]);
         let v = self.op_with("ConstantOfShape", Attrs::new().with("value", zero), &[shape])?;
-        self.graph.set_type(v, ty.into());
-        Ok(v)
+        Ok(self.state(v, ty))
     }
 
-    /// Ones [1, R] for a matrix [R, C], shared with those of equal extent; no bytes in the file.
+    /// Ones [1, R] for a matrix [R, C], shared by matrices of as many rows. They take no bytes in the file.
     pub fn row_of_ones(&mut self, matrix: ValueId) -> Built {
         let ty = self.ty(matrix)?;
         let key = (ty.dtype, ty.shape[0].clone());
@@ -490,7 +499,7 @@ impl<'g> Builder<'g> {
         }
     }
 
-    /// A shape vector from int64 vectors such as [`Builder::dim_of`] gives: a constant where all of them are.
+    /// A shape vector from int64 vectors (see [`Builder::dim_of`]): a constant if all of them are constants.
     pub fn shape_from(&mut self, parts: &[ValueId]) -> Built {
         let known: Option<Vec<Vec<i64>>> = parts.iter().map(|v| ops::constant_ints(self.graph, *v)).collect();
         match known {
@@ -500,8 +509,8 @@ impl<'g> Builder<'g> {
     }
 }
 
-/// Literal dimensions for a `Reshape` to a shape, −1 for a single symbolic one; `None` when two are symbolic or one is 0
-/// (which `Reshape` would read as "copy").
+/// Literal dimensions for a `Reshape` to a shape, with −1 for a symbolic one. `None` if two are symbolic, or one is 0, which
+/// `Reshape` would read as "copy".
 pub fn reshape_target(shape: &[Dim]) -> Option<Vec<i64>> {
     let mut symbolic = 0;
     let target: Vec<i64> = shape

@@ -1,21 +1,18 @@
-//! `CausalConvWithState` (opset 27): each channel convolved with its own kernel over the places up to the present one; what
-//! lies before the first is the state of the call before, or zeros.
+//! `CausalConvWithState` (opset 27): each channel is convolved with its own kernel over the places up to the present one. Before the
+//! first place stands the state of the previous call, or zeros.
 
-use super::decompose::{Composite, extent, unfit};
-use super::sample::floats;
 use super::*;
 
-pub(super) const CAUSAL_CONV: Composite = Composite {
-    domain: "",
+pub(super) const CAUSAL_CONV: Row = Row {
     name: "CausalConvWithState",
     infer: |cx| {
         let (x, w) = (cx.ty(0)?, cx.ty(1)?);
-        cx.require(x.rank() == 3 && w.rank() == 3, || format!("{x} and {w} are no channels and kernels"))?;
+        cx.require(x.rank() == 3 && w.rank() == 3, || format!("x is {x} and the kernels are {w}; both need rank 3"))?;
         let mut state = x.clone();
         state.shape[2] = w.shape[2].known().map_or_else(|| unknown_dim("state"), |k| Dim::from(k - 1));
         Ok(vec![x.clone(), state])
     },
-    form: "Concat or Pad, Conv, Sigmoid, Mul",
+    derivative: Derivative::Decompose("Concat or Pad, Conv, Sigmoid, Mul"),
     decompose: |b, s| {
         let (x, w) = (s.need(0)?, s.need(1)?);
         let (channels, kernel) = (extent(b, w, 0)?, extent(b, w, 2)?);
@@ -37,7 +34,7 @@ pub(super) const CAUSAL_CONV: Composite = Composite {
                 let open = b.op("Sigmoid", &[y])?;
                 b.mul(y, open)?
             }
-            other => return Err(unfit(format!("has the unknown activation {other}"))),
+            other => return Err(Why::Attribute { attribute: "activation", value: other.into() }),
         };
         Ok([y].into_iter().chain(state).collect())
     },
@@ -45,7 +42,7 @@ pub(super) const CAUSAL_CONV: Composite = Composite {
         let of = |activation: &str, rest: Vec<SampleOperand>| {
             let mut operands = vec![floats(&[2, 3, 5]), floats(&[3, 1, 4])];
             operands.extend(rest);
-            Sample::of("", Attrs::new().with("activation", activation), operands).at(27).results(2)
+            sample(Attrs::new().with("activation", activation), operands).at(27).results(2)
         };
         vec![
             of("none", vec![]),
@@ -53,4 +50,5 @@ pub(super) const CAUSAL_CONV: Composite = Composite {
             of("swish", vec![SampleOperand::Missing, floats(&[2, 3, 3])]),
         ]
     },
+    ..ROW
 };

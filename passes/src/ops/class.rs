@@ -1,5 +1,5 @@
-//! What kind of operator each one is: stated here once, for operators with and without a rule, and read wherever a pass or an
-//! analysis asks "element-wise?", "only a layout?", "random?".
+//! The class of every operator, with or without a rule. Passes and analyses ask it whether an operator is element-wise, changes
+//! only the layout, is random, and so on.
 
 use crate::ir::Op;
 use std::collections::HashMap;
@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 /// What an operator does to the values that pass through it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Class {
-    /// Hands its first operand on element by element, up to precision.
+    /// Passes its first operand on element by element, up to precision.
     Carry,
     /// Adds operands element by element.
     Add,
@@ -22,9 +22,9 @@ pub enum Class {
     Elementwise,
     /// A nonlinear function of each row along one axis: a softmax.
     Rows,
-    /// Hands its first operand on in another arrangement of the same elements.
+    /// Rearranges the elements of its first operand.
     Layout,
-    /// Selects, pads, resizes, repeats: keeps values, changes which there are.
+    /// Selects, pads, resizes or repeats elements: keeps values, but not all of them, or not each once.
     Select,
     /// Joins tensors side by side.
     Concat,
@@ -32,17 +32,17 @@ pub enum Class {
     Norm,
     /// Mean, maximum, … over axes.
     Reduce,
-    /// Sums or orders elements along an axis, or finds their places.
+    /// Accumulates or orders elements along an axis, or finds their places.
     Scan,
     /// Combines elements across positions or channels with weights, or across positions by a window.
     Mixing(Mixing),
-    /// Draws random numbers: it gives something else each time.
+    /// Draws random numbers.
     Random,
-    /// Makes a value of a shape, a type or a few numbers alone.
+    /// Makes a value from a shape, a type or a few numbers alone.
     Make,
     /// Sums values by a router's weights, or is part of that sum's derivative.
     Route,
-    /// Does several of these at once.
+    /// Does several of the above at once.
     Fused,
     /// Anything else.
     Other,
@@ -112,7 +112,7 @@ const CLASSES: &[(Class, &str)] = &[
     (Class::Fused, "SkipLayerNormalization SkipSimplifiedLayerNormalization SkipGroupNorm EmbedLayerNormalization RotaryEmbedding"),
 ];
 
-/// The class that stands in the table for a name.
+/// The class of a name in the table.
 fn listed(name: &str) -> Option<Class> {
     static TABLE: OnceLock<HashMap<&'static str, Class>> = OnceLock::new();
     let words = || CLASSES.iter().flat_map(|(class, names)| names.split_whitespace().map(move |n| (n, *class)));
@@ -120,8 +120,8 @@ fn listed(name: &str) -> Option<Class> {
 }
 
 impl Class {
-    /// The class of an operator: by the table, else by the plain operator's word, which fused and quantised variants carry in
-    /// their names.
+    /// The class of an operator, by the table. A fused or quantised variant that the table lacks is classed by the plain
+    /// operator's word in its name.
     pub fn of(op: &Op) -> Class {
         let name = op.name.as_str();
         if let Some(class) = listed(name) {
@@ -142,12 +142,12 @@ impl Class {
         }
         match op.domain.as_str() {
             "" | "ai.onnx" | "ai.onnx.ml" | "com.microsoft" | "ancre" => Class::Other,
-            // An operator of a custom library: most likely somebody's convolution or attention.
+            // An operator of a custom library is most likely a convolution or an attention.
             _ => Class::Mixing(Mixing::Opaque),
         }
     }
 
-    /// Is each element of the result computed from the elements of the (broadcast) operands at its place alone?
+    /// Does each element of the result depend only on the elements of the (broadcast) operands at its place?
     pub fn is_elementwise(self) -> bool {
         use Class::*;
         matches!(self, Carry | Add | Scale | Activation | Nonlinear | Elementwise)
@@ -159,24 +159,24 @@ impl Class {
     }
 }
 
-/// Does the operator give something else each time it runs? A `Dropout` in training does too, which its operands tell.
+/// Does the operator draw random numbers? A `Dropout` in training does too, but only its operands tell.
 pub fn is_random(name: &str) -> bool {
     listed(name) == Some(Class::Random)
 }
 
-/// Does the operator hand all elements of its first operand on, in another type or layout, perhaps repeated?
+/// Does the operator keep all elements of its first operand, in another type or layout, perhaps repeated?
 pub fn keeps_elements(op: &Op) -> bool {
     let class = Class::of(op);
     op.domain.is_empty()
         && (class == Class::Layout || matches!(op.name.as_str(), "Identity" | "Cast" | "CastLike" | "Expand"))
 }
 
-/// Does it hand its first operand, or a part of it, on without changing what it is?
+/// Does the operator keep its first operand, or a part of it?
 pub fn passes_through(op: &Op) -> bool {
     keeps_elements(op) || op.is("Slice")
 }
 
-/// Does the operator read this operand for its numbers, rather than for a shape, a type or the axes to work on?
+/// Does the operator read this operand's numbers as data, rather than for a shape, a type or the axes to work on?
 pub fn reads_values(op: &Op, operand: usize) -> bool {
     match op.name.as_str() {
         "RandomNormalLike" | "RandomUniformLike" => false,

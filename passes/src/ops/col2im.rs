@@ -1,35 +1,32 @@
-//! `Col2Im`: the sum of overlapping blocks. Each block's elements are the channels of a transposed convolution, whose kernels put
-//! every one at its own place.
+//! `Col2Im`: the sum of overlapping blocks. A transposed convolution has each block's elements as channels; a unit kernel for each
+//! channel puts it in its place.
 
-use super::decompose::{Composite, constant, extent, refuse_if, type_of, unfit};
-use super::sample::{floats, ints};
 use super::*;
-use crate::ir::Tensor;
 
-pub(super) const COL2IM: Composite = Composite {
-    domain: "",
+pub(super) const COL2IM: Row = Row {
     name: "Col2Im",
     // [N, channels · block, blocks] to [N, channels, image…].
     infer: |cx| {
         let x = cx.ty(0)?;
         let computed = || TypeError("its image or its block is computed in the graph".into());
         let (image, block) = (cx.ints(1).ok_or_else(computed)?, cx.ints(2).ok_or_else(computed)?);
-        cx.require(x.rank() == 3, || format!("{x} is no list of blocks"))?;
+        cx.require(x.rank() == 3, || format!("{x} is not [batch, channels · block, blocks]"))?;
         let size = block.iter().fold(Dim::from(1), |n, d| &n * &Dim::from(*d));
         let channels = x.shape[1].div_exact(&size).unwrap_or_else(|| unknown_dim("channels"));
         let image = image.into_iter().map(Dim::from);
         let shape: Vec<Dim> = [x.shape[0].clone(), channels].into_iter().chain(image).collect();
         Ok(vec![TensorType::new(x.dtype, shape)])
     },
-    form: "ConvTranspose by the unit kernels; of known sizes",
+    derivative: Derivative::Decompose("ConvTranspose by the unit kernels; of known sizes"),
     decompose: image_of,
     samples: || {
-        let of = |attrs: Attrs, x: &[i64]| Sample::of("", attrs, vec![floats(x), ints(&[5, 5]), ints(&[2, 3])]);
+        let of = |attrs: Attrs, x: &[i64]| sample(attrs, vec![floats(x), ints(&[5, 5]), ints(&[2, 3])]);
         vec![
             of(Attrs::new(), &[2, 12, 12]),
             of(Attrs::new().with("strides", vec![2, 1]).with("pads", vec![0, 1, 1, 1]), &[1, 6, 15]),
         ]
     },
+    ..ROW
 };
 
 fn image_of(b: &mut Builder, s: &Source) -> Decomposed {

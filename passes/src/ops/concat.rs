@@ -1,20 +1,17 @@
 //! `Concat`: joins along an axis.
 
-use super::sample::floats;
 use super::*;
 
-pub(super) struct Concat;
-
-impl OpRule for Concat {
-    fn name(&self) -> &'static str {
-        "Concat"
-    }
-    fn infer(&self, cx: &Infer) -> Types {
+pub(super) const CONCAT: Row = Row {
+    name: "Concat",
+    infer: |cx| {
         let mut all = cx.ty(0)?.clone();
         let axis = cx.axis()?;
         for i in 1..cx.types.len() {
             let other = cx.ty(i)?;
-            cx.require(other.rank() == all.rank() && other.dtype == all.dtype, || format!("{all} and {other} do not join"))?;
+            cx.require(other.rank() == all.rank() && other.dtype == all.dtype, || {
+                format!("{all} and operand {i}, {other}, differ in rank or element type")
+            })?;
             for (j, (a, b)) in all.shape.iter_mut().zip(&other.shape).enumerate() {
                 if j == axis {
                     *a = &*a + b;
@@ -26,12 +23,11 @@ impl OpRule for Concat {
             }
         }
         Ok(vec![all])
-    }
-    /// x̄ᵢ = the part of ȳ that xᵢ became: one `Slice` if only one is wanted, one `Split` otherwise.
-    fn pullback(&self, p: &mut Pullback) -> Result<(), GradError> {
+    },
+    // x̄ᵢ is the part of ȳ that xᵢ became: a `Slice` if one operand's cotangent is wanted, else a `Split` for all.
+    pullback: |p| {
         let (ct, count) = (p.ct(0)?, p.operand_count());
-        let axis = p.op().int("axis");
-        let axis = p.ty(0)?.axis(axis).ok_or_else(|| p.unsupported("its axis is out of range"))?;
+        let axis = p.told(|cx| cx.axis())?;
         let wanted: Vec<usize> = (0..count).filter(|i| p.wants(*i)).collect();
         let known: Option<Vec<i64>> = (0..count).map(|i| p.ty(i).ok()?.shape[axis].known()).collect();
         if let ([i], Some(known)) = (wanted.as_slice(), &known) {
@@ -53,16 +49,13 @@ impl OpRule for Concat {
             p.accumulate(i, parts[i])?;
         }
         Ok(())
-    }
-    fn samples(&self) -> Vec<Sample> {
+    },
+    samples: || {
         vec![
-            Sample::of("Concat", Attrs::new().with("axis", -1), vec![floats(&[2, 3]), floats(&[2, 1]), floats(&[2, 2])]),
-            Sample::of(
-                "Concat",
-                Attrs::new().with("axis", 0),
-                vec![floats(&[2, 3]), SampleOperand::FloatConstant { dims: vec![1, 3], values: vec![0.0, 0.0, 0.0] }],
-            ),
-            Sample::of("Concat", Attrs::new().with("axis", 0), vec![floats(&[2, 3])]),
+            sample(Attrs::new().with("axis", -1), vec![floats(&[2, 3]), floats(&[2, 1]), floats(&[2, 2])]),
+            sample(Attrs::new().with("axis", 0), vec![floats(&[2, 3]), fixed(&[1, 3], &[0.0, 0.0, 0.0])]),
+            sample(Attrs::new().with("axis", 0), vec![floats(&[2, 3])]),
         ]
-    }
-}
+    },
+    ..ROW
+};

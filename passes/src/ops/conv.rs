@@ -1,30 +1,23 @@
 //! `Conv`: y = x ∗ w + bias over 1, 2, 3 or more spatial axes, in groups.
 //!
-//! Which plain operators carry the gradients is a matter of cost, which the [`Target`] knows; all are of the ordinary kind that
-//! has kernels on every provider.
+//! The [`Target`]'s costs choose the operators of the gradients. All of them have kernels on every provider.
 
 use super::batch_norm_train::channel_reduce;
 use super::conv_weight::weight_cotangent;
-use super::sample::floats;
-use super::window::{Window, crop_like, slice};
+use super::window::{Window, crop_like};
 use super::*;
-use crate::ops::build::{BuildError, Builder, Built};
 use crate::target::Target;
 
-pub(super) struct Conv;
-
-impl OpRule for Conv {
-    fn name(&self) -> &'static str {
-        "Conv"
-    }
-    fn infer(&self, cx: &Infer) -> Types {
+pub(super) const CONV: Row = Row {
+    name: "Conv",
+    infer: |cx| {
         let (x, w) = (cx.ty(0)?, cx.ty(1)?);
         cx.require(x.rank() >= 3 && x.rank() == w.rank(), || format!("{x} and weight {w} do not make a convolution"))?;
         cx.require(x.dtype == w.dtype, || format!("element types {} and {} differ", x.dtype, w.dtype))?;
         let group = cx.op.int("group");
-        if let (Some(_), Some(per_group)) = (x.shape[1].known(), w.shape[1].known()) {
+        if let (Some(c), Some(per_group)) = (x.shape[1].known(), w.shape[1].known()) {
             cx.require(x.shape[1] == &w.shape[1] * &Dim::from(group), || {
-                format!("{x} has not {group} groups of {per_group} channels")
+                format!("{x} has {c} channels where {group} groups of {per_group} are needed")
             })?;
         }
         let mut shape = vec![x.shape[0].clone(), w.shape[0].clone()];
@@ -32,40 +25,26 @@ impl OpRule for Conv {
             // A kernel that is computed, such as the result's cotangent in the gradient of a weight.
             shape.extend(w.shape[2..].iter().map(|_| unknown_dim("window")));
         } else {
-            shape.extend(Window::new(cx.op, Some(&w.shape[2..]), &x.shape[2..])?.output(&x.shape[2..])?);
+            shape.extend(Window::of(cx, Some(1))?.output(&x.shape[2..])?);
         }
         Ok(vec![TensorType::new(x.dtype, shape)])
-    }
-    /// x̄ = ȳ ∗ᵀ w (see [`input_gradient`]), w̄ = Σ_n correlation of x and ȳ (see [`weight_cotangent`]), bias: Σ ȳ.
-    fn pullback(&self, p: &mut Pullback) -> Result<(), GradError> {
+    },
+    // x̄ = ȳ ∗ᵀ w (see [`input_gradient`]), w̄ = Σ_n correlation of x and ȳ (see [`weight_cotangent`]), bias: Σ ȳ.
+    pullback: |p| {
         let ct = p.ct(0)?;
-        let op = p.op();
-        let (x, w) = (p.operand(0)?, p.operand(1)?);
-        let (x_ty, w_ty) = (p.ty(0)?, p.ty(1)?);
-        let window =
-            Window::new(&op, Some(&w_ty.shape[2..]), &x_ty.shape[2..]).map_err(|e| p.unsupported(&e.to_string()))?;
-        let group = op.int("group");
-        if p.wants(0) {
-            let term = input_gradient(p.b, ct, w, x, &window, group)?;
-            p.accumulate(0, term)?;
-        }
-        if p.wants(1) {
-            let term = weight_cotangent(p.b, x, ct, w, &window, group)?;
-            p.accumulate(1, term)?;
-        }
-        if p.wants(2) {
-            let term = channel_reduce(p.b, "ReduceSum", ct)?;
-            p.accumulate(2, term)?;
-        }
-        Ok(())
-    }
-    fn samples(&self) -> Vec<Sample> {
-        let of = |attrs: Attrs, x: &[i64], w: &[i64]| Sample::of("Conv", attrs, vec![floats(x), floats(w)]);
+        let (x, w, group) = (p.operand(0)?, p.operand(1)?, p.op().int("group"));
+        let window = p.told(|cx| Window::of(cx, Some(1)))?;
+        p.give(0, |b| input_gradient(b, ct, w, x, &window, group))?;
+        p.give(1, |b| weight_cotangent(b, x, ct, w, &window, group))?;
+        p.give(2, |b| channel_reduce(b, "ReduceSum", ct))
+    },
+    samples: || {
+        let of = |attrs: Attrs, x: &[i64], w: &[i64]| sample(attrs, vec![floats(x), floats(w)]);
         let a = Attrs::new;
         let two = |v: i64| vec![v, v];
         let four = |v: i64| vec![v; 4];
         vec![
-            Sample::of("Conv", a().with("pads", four(1)), vec![floats(&[2, 3, 5, 5]), floats(&[4, 3, 3, 3]), floats(&[4])]),
+            sample(a().with("pads", four(1)), vec![floats(&[2, 3, 5, 5]), floats(&[4, 3, 3, 3]), floats(&[4])]),
             of(a().with("kernel_shape", two(3)).with("pads", four(1)), &[2, 4, 24, 22], &[3, 4, 3, 3]),
             of(a(), &[2, 3, 5, 4], &[4, 3, 3, 2]),
             of(a().with("strides", two(2)).with("pads", four(1)), &[2, 3, 6, 7], &[4, 3, 3, 3]),
@@ -108,14 +87,15 @@ impl OpRule for Conv {
             of(a().with("strides", two(2)), &[2, 3, 8, 9], &[4, 3, 5, 5]),
             of(a().with("group", 2).with("dilations", vec![2]), &[2, 4, 40], &[6, 2, 16]),
         ]
-    }
-}
+    },
+    ..ROW
+};
 
 /// The cotangent of a convolution's input, of `like`'s shape.
 ///
-/// At stride 1 a `Conv` of ȳ with the weight's channels swapped and its taps reversed: the forward kernel, without the
-/// transposed convolution's scatter (which one thread does), wherever the reversed copy of the weight is small beside the
-/// activations, and always for single-channel groups. Otherwise `ConvTranspose`. Its pads stay symmetric (others have no CUDA kernel): the rest is cropped.
+/// At stride 1 it is a `Conv` of ȳ with the weight's channels swapped and its taps reversed, if that copy of the weight is small
+/// beside the activations or the groups have single channels: the forward kernel avoids the scatter of `ConvTranspose`, which
+/// runs on one thread. Otherwise it is `ConvTranspose` with symmetric pads, since CUDA has no kernel for others; the rest is cropped.
 pub(super) fn input_gradient(b: &mut Builder, ct: ValueId, w: ValueId, like: ValueId, window: &Window, group: i64) -> Built {
     let (w_ty, like_ty) = (b.ty(w)?, b.ty(like)?);
     let rank = window.rank();
@@ -135,7 +115,7 @@ pub(super) fn input_gradient(b: &mut Builder, ct: ValueId, w: ValueId, like: Val
     transposed(b, ct, w, like, window, group)
 }
 
-/// Is a weight small beside the activations at its two sides?
+/// Is a weight small beside the operand and the result of its convolution?
 fn is_small(target: &Target, w: &TensorType, output: &TensorType, input: &TensorType) -> bool {
     let batch = input.shape[0].known().unwrap_or(target.batch);
     let elements = |t: &TensorType| t.shape[1..].iter().try_fold(1, |a, d| Some(a * d.known()?));
@@ -145,14 +125,14 @@ fn is_small(target: &Target, w: &TensorType, output: &TensorType, input: &Tensor
     }
 }
 
-/// The same by `ConvTranspose`.
+/// The same as a `ConvTranspose`.
 pub(super) fn transposed(b: &mut Builder, ct: ValueId, w: ValueId, like: ValueId, window: &Window, group: i64) -> Built {
     let like_ty = b.ty(like)?;
     let rank = window.rank();
     let even: Vec<i64> = window.begin.iter().zip(&window.end).map(|(s, e)| *s.min(e)).collect();
     let extra: Vec<i64> = (0..rank)
         .map(|i| match like_ty.shape[2 + i].known() {
-            // Cells of the input past the last window, of which an uneven end pad already covers some.
+            // Cells of the input past the last window; an uneven end pad covers some of them.
             Some(n) => {
                 let past = (n + window.begin[i] + window.end[i] - window.reach(i)).rem_euclid(window.strides[i]);
                 (past - (window.end[i] - even[i])).max(0)
@@ -181,7 +161,7 @@ pub(super) fn adjoint_weight(b: &mut Builder, w: ValueId, group: i64) -> Built {
         w
     } else {
         let all = |v: i64| vec![v; axes.len()];
-        let v = slice(b, w, &all(-1), &all(i64::MIN + 1), &axes, &all(-1))?;
+        let v = b.steps(w, &axes, &all(-1), &all(i64::MIN + 1), &all(-1))?;
         b.graph.set_type(v, ty.clone().into());
         v
     };
@@ -211,7 +191,7 @@ pub(super) fn split_axis(b: &mut Builder, v: ValueId, axis: usize, outer: i64) -
     reshape_around(b, v, &shape)
 }
 
-/// Joins an axis and the next.
+/// Joins an axis with the next one.
 pub(super) fn merge_axes(b: &mut Builder, v: ValueId, axis: usize) -> Built {
     let mut shape = b.ty(v)?.shape;
     let merged = &shape[axis] * &shape[axis + 1];
@@ -219,7 +199,7 @@ pub(super) fn merge_axes(b: &mut Builder, v: ValueId, axis: usize) -> Built {
     reshape_around(b, v, &shape)
 }
 
-/// Reshapes to a shape with any number of symbolic extents, of which all but one must stay at their place.
+/// Reshapes to a shape with symbolic extents, all but one of which keep their places.
 pub(super) fn reshape_around(b: &mut Builder, v: ValueId, shape: &[Dim]) -> Built {
     let from = b.ty(v)?.shape;
     let mut target: Vec<i64> = shape.iter().map(|d| d.known().unwrap_or(-1)).collect();
@@ -229,7 +209,7 @@ pub(super) fn reshape_around(b: &mut Builder, v: ValueId, shape: &[Dim]) -> Buil
             target[i] = 0;
         }
     }
-    // One -1 is allowed; a single symbolic extent reads better as -1 than as a copy.
+    // A single symbolic extent is written as −1.
     if target.iter().filter(|t| **t == 0).count() == 1 && !target.contains(&-1) {
         target.iter_mut().filter(|t| **t == 0).for_each(|t| *t = -1);
     }

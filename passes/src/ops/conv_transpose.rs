@@ -2,55 +2,40 @@
 
 use super::batch_norm_train::channel_reduce;
 use super::conv_weight::weight_cotangent;
-use super::sample::floats;
 use super::window::{Window, crop_like};
 use super::*;
 
-pub(super) struct ConvTranspose;
-
-impl OpRule for ConvTranspose {
-    fn name(&self) -> &'static str {
-        "ConvTranspose"
-    }
-    fn infer(&self, cx: &Infer) -> Types {
+pub(super) const CONV_TRANSPOSE: Row = Row {
+    name: "ConvTranspose",
+    infer: |cx| {
         let (x, w) = (cx.ty(0)?, cx.ty(1)?);
         cx.require(x.rank() >= 3 && x.rank() == w.rank(), || format!("{x} and weight {w} do not make a convolution"))?;
         cx.require(x.dtype == w.dtype, || format!("element types {} and {} differ", x.dtype, w.dtype))?;
-        let (_, output) = geometry(cx.op, &w.shape[2..], &x.shape[2..])?;
+        let (_, output) = geometry(cx)?;
         let mut shape = vec![x.shape[0].clone(), &w.shape[1] * &Dim::from(cx.op.int("group"))];
         shape.extend(output);
         Ok(vec![TensorType::new(x.dtype, shape)])
-    }
-    /// x̄ = ȳ ∗ w, the convolution this one transposes; w̄ is that convolution's with x and ȳ in each other's place.
-    fn pullback(&self, p: &mut Pullback) -> Result<(), GradError> {
+    },
+    // x̄ = ȳ ∗ w, the convolution that is transposed. w̄ is that convolution's, with x and ȳ exchanged.
+    pullback: |p| {
         let ct = p.ct(0)?;
-        let op = p.op();
         let (x, w) = (p.operand(0)?, p.operand(1)?);
-        let (x_ty, w_ty) = (p.ty(0)?, p.ty(1)?);
-        let (window, _) = geometry(&op, &w_ty.shape[2..], &x_ty.shape[2..]).map_err(|e| p.unsupported(&e.to_string()))?;
-        let group = op.int("group");
-        if p.wants(0) {
-            let term = p.b.op_with("Conv", window.attrs(group), &[ct, w])?;
-            // An output padding of a stride or more makes room for further windows.
-            let term = crop_like(p.b, term, &vec![0; window.rank()], x)?;
-            p.accumulate(0, term)?;
-        }
-        if p.wants(1) {
-            let term = weight_cotangent(p.b, ct, x, w, &window, group)?;
-            p.accumulate(1, term)?;
-        }
-        if p.wants(2) {
-            let term = channel_reduce(p.b, "ReduceSum", ct)?;
-            p.accumulate(2, term)?;
-        }
-        Ok(())
-    }
-    fn samples(&self) -> Vec<Sample> {
-        let of = |attrs: Attrs, x: &[i64], w: &[i64]| Sample::of("ConvTranspose", attrs, vec![floats(x), floats(w)]);
+        let (window, _) = p.told(geometry)?;
+        let group = p.op().int("group");
+        p.give(0, |b| {
+            let term = b.op_with("Conv", window.attrs(group), &[ct, w])?;
+            // An output padding of a stride or more adds further windows, which are cut off.
+            crop_like(b, term, &vec![0; window.rank()], x)
+        })?;
+        p.give(1, |b| weight_cotangent(b, ct, x, w, &window, group))?;
+        p.give(2, |b| channel_reduce(b, "ReduceSum", ct))
+    },
+    samples: || {
+        let of = |attrs: Attrs, x: &[i64], w: &[i64]| sample(attrs, vec![floats(x), floats(w)]);
         let a = Attrs::new;
         let two = |v: i64| vec![v, v];
         vec![
-            Sample::of("ConvTranspose", a(), vec![floats(&[2, 3, 4, 4]), floats(&[3, 4, 3, 3]), floats(&[4])]),
+            sample(a(), vec![floats(&[2, 3, 4, 4]), floats(&[3, 4, 3, 3]), floats(&[4])]),
             of(a().with("strides", two(2)), &[2, 3, 4, 3], &[3, 4, 2, 2]),
             of(
                 a().with("strides", two(2)).with("pads", vec![1; 4]).with("output_padding", two(1)),
@@ -67,8 +52,9 @@ impl OpRule for ConvTranspose {
             of(a().with("strides", vec![2]), &[2, 3, 5], &[3, 4, 3]),
             of(a().with("strides", vec![2; 3]), &[1, 2, 2, 3, 2], &[2, 2, 2, 2, 2]),
         ]
-    }
-}
+    },
+    ..ROW
+};
 
 /// A node's attributes with the padding that `auto_pad` or `output_shape` ask for in numbers; `None` where they say neither, or extents
 /// that it takes are not known. Engines differ in what these two come to beside `output_padding`.
@@ -77,15 +63,19 @@ pub(crate) fn explicit_padding(g: &Graph, node: NodeId) -> Option<Attrs> {
     if op.str("auto_pad") == "NOTSET" && op.attrs.ints("output_shape").is_none() {
         return None;
     }
-    let (x, w) = (g.tensor_type(g.operand(node, 0)?)?, g.tensor_type(g.operand(node, 1)?)?);
-    let (window, _) = geometry(op, w.shape.get(2..)?, x.shape.get(2..)?).ok()?;
+    let (window, _) = about(op, g.operands(node), g, geometry).ok()?;
     let mut attrs = op.attrs.clone();
     attrs.0.retain(|name, _| name != "auto_pad" && name != "output_shape");
     Some(attrs.with("pads", [window.begin, window.end].concat()))
 }
 
-/// The window of the convolution that this one transposes, and the output's extents.
-fn geometry(op: &Op, kernel: &[Dim], input: &[Dim]) -> Result<(Window, Vec<Dim>), TypeError> {
+/// The window of the convolution that is transposed, and the result's spatial extents.
+fn geometry(cx: &Infer) -> Result<(Window, Vec<Dim>), TypeError> {
+    let spatial = |i: usize| {
+        let ty = cx.ty(i)?;
+        ty.shape.get(2..).ok_or_else(|| TypeError(format!("operand {i}, {ty}, has no spatial axes")))
+    };
+    let (op, kernel, input) = (cx.op, spatial(1)?, spatial(0)?);
     let mut explicit = op.clone();
     explicit.attrs.0.shift_remove("auto_pad");
     let auto = op.str("auto_pad");
@@ -100,7 +90,7 @@ fn geometry(op: &Op, kernel: &[Dim], input: &[Dim]) -> Result<(Window, Vec<Dim>)
         Some(v) => return Err(TypeError(format!("`output_padding` has {} entries where {rank} are needed", v.len()))),
         None => vec![0; rank],
     };
-    // Some exporters list batch and channels too.
+    // Some exporters include batch and channels.
     let asked = match op.attrs.ints("output_shape") {
         Some(s) if s.len() >= rank => Some(&s[s.len() - rank..]),
         Some(s) => return Err(TypeError(format!("`output_shape` has {} entries where {rank} are needed", s.len()))),
@@ -108,7 +98,7 @@ fn geometry(op: &Op, kernel: &[Dim], input: &[Dim]) -> Result<(Window, Vec<Dim>)
     };
     let mut output = Vec::with_capacity(rank);
     for i in 0..rank {
-        // Everything the windows cover, before pads are cut off.
+        // The extent that the windows cover, before pads are cut off.
         let stride = Dim::from(window.strides[i]);
         let covered = &(&(&input[i] - &Dim::from(1)) * &stride) + &Dim::from(window.reach(i) + extra[i]);
         let target = match asked {

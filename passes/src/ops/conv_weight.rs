@@ -1,64 +1,49 @@
-//! `ancre.ConvWeightCotangent`: the cotangent of a convolution's weight, for every tap what the windows see of x there, times ȳ,
-//! summed over windows and batch.
+//! `ancre.ConvWeightCotangent`: the cotangent of a convolution's weight. For every tap it is the sum over windows and batch of ȳ
+//! times the cell of x under the tap.
 //!
-//! Operands: x, ȳ, and the weight, of which only the type is read. Attributes: the convolution's. It is one operator until the
-//! graph is lowered, when the [`Target`](crate::target::Target) chooses among the formulations below.
+//! Operands: x, ȳ, and the weight, of which only the type is read. Attributes: the convolution's. When the graph is lowered, the
+//! [`Target`](crate::target::Target) chooses among the formulations below.
 
 use super::batch_norm_train::channel_reduce;
 use super::broadcast::sum_batch;
 use super::conv::{merge_axes, reshape_around, split_axis};
 use super::matmul::{contract_batch, contract_batches, is_long};
-use super::sample::floats;
-use super::window::{Window, pad_spatial, slice};
+use super::window::{Window, pad_spatial};
 use super::*;
-use crate::ir::{ANCRE, NodeId, Tensor};
-use crate::ops::build::{BuildError, Builder, Built};
 
-/// Cells of a mask that is written out for every row.
+/// Most cells of a mask that is written out for every row.
 const LARGE_MASK: i64 = 16384;
 
-pub(super) struct ConvWeightCotangent;
-
-impl OpRule for ConvWeightCotangent {
-    fn name(&self) -> &'static str {
-        "ConvWeightCotangent"
-    }
-    fn domain(&self) -> &'static str {
-        ANCRE
-    }
-    fn infer(&self, cx: &Infer) -> Types {
-        Ok(vec![cx.ty(2)?.clone()])
-    }
-    fn derivative(&self) -> Derivative {
-        Derivative::None("second derivatives are not supported")
-    }
-    fn lower(&self, b: &mut Builder, node: NodeId) -> Result<Vec<ValueId>, BuildError> {
+pub(super) const CONV_WEIGHT_COTANGENT: Row = Row {
+    domain: ANCRE,
+    name: "ConvWeightCotangent",
+    infer: |cx| Ok(vec![cx.ty(2)?.clone()]),
+    derivative: Derivative::None("second derivatives are not supported"),
+    lower: |b, node| {
         let [Some(x), Some(ct), Some(w)] = b.graph.operands(node)[..] else {
-            return Err(b.error(self.name(), TypeError("an operand is missing".into())));
+            return Err(b.error("ConvWeightCotangent", TypeError("an operand is missing".into())));
         };
         let conv = Op::new("Conv", b.graph.op(node).map(|op| op.attrs.clone()).unwrap_or_default());
         let x_ty = b.ty(x)?;
-        let window = Window::new(&conv, None, &x_ty.shape[2..]).map_err(|e| b.error(self.name(), e))?;
-        // The names are those of the convolution's gradient.
+        let window = Window::new(&conv, None, &x_ty.shape[2..]).map_err(|e| b.error("ConvWeightCotangent", e))?;
+        // The new nodes take the name of the convolution's gradient.
         b.prefix.truncate(b.prefix.rfind('/').unwrap_or(b.prefix.len()));
         Ok(vec![weight_gradient(b, x, ct, w, &window, conv.int("group"))?])
-    }
-    fn samples(&self) -> Vec<Sample> {
+    },
+    samples: || {
         let window = Attrs::new().with("kernel_shape", vec![1, 1]);
-        let operands = vec![floats(&[2, 3, 5, 4]), floats(&[2, 4, 5, 4]), floats(&[4, 3, 1, 1])];
-        let mut s = Sample::of(self.name(), window, operands);
-        s.op.domain = ANCRE.to_string();
-        vec![s]
-    }
-}
+        vec![sample(window, vec![floats(&[2, 3, 5, 4]), floats(&[2, 4, 5, 4]), floats(&[4, 3, 1, 1])])]
+    },
+    ..ROW
+};
 
 /// The operator for the weight's cotangent from a convolution's input and its result's cotangent.
 pub(super) fn weight_cotangent(b: &mut Builder, x: ValueId, ct: ValueId, w: ValueId, window: &Window, group: i64) -> Built {
     let w_ty = b.ty(w)?;
     if w_ty.shape.iter().filter(|d| d.known().is_none()).count() > 1 {
-        return Err(b.error("ConvWeightCotangent", TypeError(format!("the weight is {w_ty}: two extents are not known"))));
+        return Err(b.error("ConvWeightCotangent", TypeError(format!("two extents of the weight {w_ty} are not known"))));
     }
-    // The weight knows the channels where nothing else did.
+    // The weight tells the channels where the types of x and ȳ do not.
     for (v, channels) in [(x, &w_ty.shape[1] * &Dim::from(group)), (ct, w_ty.shape[0].clone())] {
         let mut ty = b.ty(v)?;
         if ty.shape[1].known().is_none() {
@@ -104,14 +89,14 @@ fn weight_gradient(b: &mut Builder, x: ValueId, ct: ValueId, w: ValueId, window:
     }
     if few && seen.len() > 1 {
         let joined = b.concat(&seen, 1)?;
-        // Channels are (tap, channel) there, and (channel, tap) in the weight.
+        // The product has columns (tap, channel), the weight has (channel, tap).
         let product = channel_products(b, joined, ct, 1)?;
         let spread = split_axis(b, product, 1, seen.len() as i64)?;
         let ordered = b.transpose(spread, &[0, 2, 1])?;
         return b.reshape_like(ordered, w);
     }
     if group == 1 && seen.len() > 1 && !ct_ty.shape[0].is_one() {
-        let area = ct_ty.shape[2..].iter().fold(Dim::from(1), |a, d| &a * d);
+        let area = product(&ct_ty.shape[2..]);
         if !is_long(b, &ct_ty.shape[1], &x_ty.shape[1], &area) {
             return summed_once(b, &seen, ct, w);
         }
@@ -125,9 +110,9 @@ fn weight_gradient(b: &mut Builder, x: ValueId, ct: ValueId, w: ValueId, window:
     b.reshape_like(joined, w)
 }
 
-/// At stride 1: w̄[d, e] = Σ ȳ[i, j] x[i + d, j + e]. The shift d along the first axis is ȳ's: copies of ȳ laid end to end with
-/// zeros between them are all of its shifts. The shifts e along the others are x's, and where the convolution keeps those
-/// extents they are laid out likewise. A kernel of k × k taps is then one product over 2k copies, where slices tap by tap are k².
+/// At stride 1: w̄[d, e] = Σ ȳ[i, j] x[i + d, j + e]. ȳ takes the shifts d along the first axis: copies of ȳ laid end to end with
+/// zeros between them hold all of them. x takes the shifts e along the other axes; if the convolution keeps those extents, copies
+/// of x are laid out likewise. A kernel of k × k taps is then one product over 2k copies, where one slice per tap would be k².
 fn shifted(b: &mut Builder, x: ValueId, ct: ValueId, w: ValueId, window: &Window, group: i64) -> Built {
     let (x_ty, ct_ty, w_ty) = (b.ty(x)?, b.ty(ct)?, b.ty(w)?);
     let taps = window.kernel[0];
@@ -167,7 +152,7 @@ fn shifted(b: &mut Builder, x: ValueId, ct: ValueId, w: ValueId, window: &Window
     let seen = seen.into_iter().map(|v| by_group(b, v, group)).collect::<Result<Vec<_>, _>>()?;
     let mut products = Vec::new();
     for product in contract_batches(b, rows, &seen)? {
-        // [O · d, C / G (· e)], one product for each e or one for all.
+        // [O · d, C / G (· e)]: a product for each e, or one for all.
         let product = if group == 1 { product } else { merge_axes(b, product, 0)? };
         products.push(if seen.len() == 1 { product } else { b.unsqueeze(product, &[-1])? });
     }
@@ -181,7 +166,7 @@ fn shifted(b: &mut Builder, x: ValueId, ct: ValueId, w: ValueId, window: &Window
     b.reshape_like(ordered, w)
 }
 
-/// Where x begins in a row of the padded x's length, shifted by a tap's offset along every axis but the first.
+/// Where x begins in a row as long as the padded x, if a tap's offset shifts it along every axis but the first.
 fn place(extents: &[Dim], window: &Window, offset: &[i64]) -> i64 {
     let mut stride = 1;
     let mut place = 0;
@@ -192,7 +177,7 @@ fn place(extents: &[Dim], window: &Window, offset: &[i64]) -> i64 {
     place
 }
 
-/// x without the cells that would be carried into the next line or the one before, when all of it is shifted as one vector.
+/// x without the cells that a shift of x as one vector would carry into a neighbouring line.
 fn without_wrapped(b: &mut Builder, x: ValueId, window: &Window, offset: &[i64]) -> Built {
     let ty = b.ty(x)?;
     let extents: Vec<i64> = ty.shape[2..].iter().map(known).collect();
@@ -208,7 +193,7 @@ fn without_wrapped(b: &mut Builder, x: ValueId, window: &Window, offset: &[i64])
             (0..extents[i]).contains(&(at + shifts[i]))
         })
     };
-    // All rows of it: a long run of cells multiplies faster. One row where that would take room in the file.
+    // A mask of all rows multiplies faster; a large one is written for one row, to keep the file small.
     let mut dims: Vec<i64> = [1, 1].iter().chain(&extents).copied().collect();
     if eval::places::count(&extents, LARGE_MASK as usize).is_none() {
         dims[2] = 1;
@@ -219,7 +204,7 @@ fn without_wrapped(b: &mut Builder, x: ValueId, window: &Window, offset: &[i64])
     b.mul(x, mask)
 }
 
-/// Copies [N, C, area], each at its place in a row of so many cells, zeros elsewhere: [N, C · copies, length].
+/// Copies [N, C, area], each at its place in a row of `length` cells, with zeros elsewhere: [N, C · copies, length].
 fn lay_out(b: &mut Builder, copies: &[(ValueId, i64)], length: i64) -> Built {
     let first = copies[0].0;
     let ty = b.ty(first)?;
@@ -255,16 +240,15 @@ fn zeros(b: &mut Builder, like: ValueId, ty: &TensorType, length: i64) -> Built 
     let value = Tensor::floats(ty.dtype, &[1], &[0.0]);
     let v = b.op_with("ConstantOfShape", Attrs::new().with("value", value), &[shape])?;
     let full = TensorType::new(ty.dtype, vec![ty.shape[0].clone(), ty.shape[1].clone(), Dim::from(length)]);
-    b.graph.set_type(v, full.into());
-    Ok(v)
+    Ok(b.state(v, full))
 }
 
-/// [N, C, windows] as [N, G, C / G, windows]; as it is for one group.
+/// [N, C, windows] as [N, G, C / G, windows]; unchanged for one group.
 fn by_group(b: &mut Builder, v: ValueId, group: i64) -> Built {
     if group == 1 { Ok(v) } else { split_axis(b, v, 1, group) }
 }
 
-/// The taps' products of all samples side by side, so that one sum over the batch serves all taps.
+/// Joins the taps' products of all samples, so that one sum over the batch serves all taps.
 fn summed_once(b: &mut Builder, seen: &[ValueId], ct: ValueId, w: ValueId) -> Built {
     let ct = flat_windows(b, ct)?;
     let mut products = Vec::new();
@@ -286,12 +270,12 @@ fn flat_windows(b: &mut Builder, v: ValueId) -> Built {
     if ty.rank() == 3 {
         return Ok(v);
     }
-    let area = ty.shape[2..].iter().fold(Dim::from(1), |a, d| &a * d);
+    let area = product(&ty.shape[2..]);
     let shape = [ty.shape[0].clone(), ty.shape[1].clone(), area];
     reshape_around(b, v, &shape)
 }
 
-/// Σ over batch and windows of ȳ's times x's channels within each group: [O, C / G] from [N, O, ..] and [N, C, ..].
+/// The products of ȳ's and x's channels within each group, summed over batch and windows: [O, C / G].
 fn channel_products(b: &mut Builder, x: ValueId, ct: ValueId, group: i64) -> Built {
     let (ct, x) = (flat_windows(b, ct)?, flat_windows(b, x)?);
     let (ct, x) = (by_group(b, ct, group)?, by_group(b, x, group)?);
@@ -331,14 +315,14 @@ fn swapped(b: &mut Builder, x: ValueId, ct: ValueId, w: ValueId, window: &Window
         .with("pads", [window.begin.clone(), window.end.clone()].concat())
         .with("group", group);
     let wide = b.op_with("Conv", attrs, &[moved, kernel])?;
-    // Where the stride leaves cells of x unused there are more positions than taps.
+    // If the stride leaves cells of x unused, the result has more positions than taps.
     let extents = &b.ty(wide)?.shape[2..];
     let taps: Vec<Dim> = window.kernel.iter().map(|k| Dim::from(*k)).collect();
     let cut = if *extents == taps {
         wide
     } else {
         let axes: Vec<i64> = (2..2 + rank).collect();
-        slice(b, wide, &vec![0; window.rank()], &window.kernel, &axes, &vec![1; window.rank()])?
+        b.slices(wide, &axes, &vec![0; window.rank()], &window.kernel)?
     };
     if w_ty.shape[1].is_one() { b.reshape_like(cut, w) } else { b.transpose(cut, &perm) }
 }

@@ -1,29 +1,26 @@
 //! `CumProd` (opset 26): running products along an axis (an operand), optionally reversed or without the element itself.
 //!
-//! In log₂ n steps: after the one of distance d, an element is the product of the 2d elements that end at it. No step divides,
-//! so that derivatives are right where an element is 0.
+//! It takes log₂ n steps. After the step of distance d, an element is the product of the 2d elements that end at it. No step
+//! divides, so derivatives are right where an element is 0.
 
-use super::decompose::{Composite, constant, extent, refuse_if, type_of, unfit};
-use super::sample::floats;
 use super::*;
 
-/// Elements of the longest axis that is written out: 20 steps.
+/// Most elements of an axis that is written out, in 20 steps.
 const LONGEST: i64 = 1 << 20;
 
-pub(super) const CUM_PROD: Composite = Composite {
-    domain: "",
+pub(super) const CUM_PROD: Row = Row {
     name: "CumProd",
     infer: like_first,
-    form: "Slice, Concat, Mul; along an axis of known length",
+    derivative: Derivative::Decompose("Slice, Concat, Mul; along an axis of known length"),
     decompose: |b, s| {
         let x = s.need(0)?;
         let axis = constant(b, s.need(1)?)?;
         let axis =
             axis.first().and_then(|a| type_of(b, x).ok()?.axis(*a)).ok_or_else(|| unfit("has an axis out of range"))?;
         let n = extent(b, x, axis)?;
-        refuse_if(!(1..=LONGEST).contains(&n), unfit(format!("runs over {n} elements")))?;
+        refuse_if(!(1..=LONGEST).contains(&n), unfit(format!("runs over {n} elements; up to {LONGEST} are written out")))?;
         let (along, back) = (axis as i64, s.op.int("reverse") != 0);
-        // The elements `d` places before each, 1 where there are none.
+        // The element `d` places before each one, or 1.
         let before = |b: &mut Builder, v: ValueId, d: i64| {
             let (first, last) = if back { (d, n) } else { (0, n - d) };
             let kept = b.slice(v, along, first, last)?;
@@ -43,8 +40,8 @@ pub(super) const CUM_PROD: Composite = Composite {
     },
     samples: || {
         let of = |attrs, dims: &[i64], axis: i64| {
-            let axis = SampleOperand::Ints { dims: vec![], values: vec![axis] };
-            Sample::of("", attrs, vec![floats(dims), axis]).at(26)
+            let axis = ints_of(&[], &[axis]);
+            sample(attrs, vec![floats(dims), axis]).at(26)
         };
         let both = Attrs::new().with("exclusive", 1).with("reverse", 1);
         vec![
@@ -54,4 +51,5 @@ pub(super) const CUM_PROD: Composite = Composite {
             of(both, &[2, 2, 3], -2),
         ]
     },
+    ..ROW
 };

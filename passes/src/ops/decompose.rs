@@ -1,26 +1,23 @@
-//! What a decomposition works with: the node that is written as other operators, and a builder for those.
+//! What decompositions share: the node that is written as other operators, and its refusals.
 
-use super::build::BuildError;
 use super::*;
-use crate::ir::NodeId;
-use crate::refusal::Why;
 
-/// The values that take the place of a node's results, or why it stays. Of results that nobody reads any value will do.
+/// The values that replace a node's results, or why the node stays. A result that nobody reads may be any value.
 pub type Decomposed = Result<Vec<ValueId>, Why>;
 
-/// The node that a decomposition is about.
+/// The node that is decomposed.
 pub struct Source {
     /// Its operator.
     pub op: Op,
     /// Its operands; `None` where one is left out.
     pub operands: Vec<Option<ValueId>>,
-    /// The version of its operator set: what its form means.
+    /// The version of its operator set, which decides what the node means.
     pub opset: i64,
     live: Vec<bool>,
 }
 
 impl Source {
-    /// A node, read as it is meant in `opset`.
+    /// A node of a graph, with the meaning that it has in `opset`.
     pub fn of(g: &Graph, id: NodeId, opset: i64) -> Source {
         let op = g.op(id).cloned().unwrap_or_else(|| Op::new("", Attrs::new()));
         let live = g.results(id).map(|v| g.is_needed(v)).collect();
@@ -40,15 +37,15 @@ impl Source {
         self.get(i).ok_or(Why::Missing(i))
     }
 
-    /// Does somebody read result `i`?
+    /// Is result `i` read?
     pub fn reads(&self, i: usize) -> bool {
         self.live.get(i).copied().unwrap_or(false)
     }
 
-    /// Refuses where a result from `i` on is read; `what` they are.
+    /// Refuses if a result from `i` on is read; `what` names these results.
     ///
     /// # Errors
-    /// When one is.
+    /// When one is read.
     pub fn first_results_only(&self, i: usize, what: &'static str) -> Result<(), Why> {
         refuse_if((i..self.live.len()).any(|i| self.live[i]), Why::Feature(what))
     }
@@ -60,7 +57,7 @@ impl From<BuildError> for Why {
     }
 }
 
-/// Refuses where `condition` holds.
+/// Refuses if `condition` holds.
 pub(super) fn refuse_if(condition: bool, why: Why) -> Result<(), Why> {
     if condition { Err(why) } else { Ok(()) }
 }
@@ -95,44 +92,4 @@ pub(super) fn extent(b: &Builder, v: ValueId, axis: usize) -> Result<i64, Why> {
 pub(super) fn constant(b: &Builder, v: ValueId) -> Result<Vec<i64>, Why> {
     let computed = || Why::Computed(b.graph.name(v).to_string());
     b.graph.constant(v).and_then(|t| t.to_i64().ok()).ok_or_else(computed)
-}
-
-/// An operator that is said by its types and its decomposition alone.
-pub(super) struct Composite {
-    pub(super) domain: &'static str,
-    pub(super) name: &'static str,
-    pub(super) infer: fn(&Infer) -> Types,
-    /// As what it is written, in words.
-    pub(super) form: &'static str,
-    pub(super) decompose: fn(&mut Builder, &Source) -> Decomposed,
-    pub(super) samples: fn() -> Vec<Sample>,
-}
-
-/// The operator set of ONNX Runtime's own operators, which its optimiser leaves in the models it saves.
-pub(crate) const MICROSOFT: &str = "com.microsoft";
-
-impl OpRule for Composite {
-    fn name(&self) -> &'static str {
-        self.name
-    }
-    fn domain(&self) -> &'static str {
-        self.domain
-    }
-    fn infer(&self, cx: &Infer) -> Types {
-        (self.infer)(cx)
-    }
-    fn derivative(&self) -> Derivative {
-        Derivative::Decompose(self.form)
-    }
-    fn decompose(&self, b: &mut Builder, source: &Source) -> Decomposed {
-        (self.decompose)(b, source)
-    }
-    fn samples(&self) -> Vec<Sample> {
-        let mut samples = (self.samples)();
-        for s in &mut samples {
-            s.op.name = self.name.to_string();
-            s.op.domain = self.domain.to_string();
-        }
-        samples
-    }
 }

@@ -2,22 +2,17 @@
 //!
 //! `SpaceToDepth` is the inverse of `DepthToSpace` in its mode DCR; the mode CRD is written out.
 
-use super::sample::floats;
 use super::*;
 
-pub(super) struct DepthToSpace;
-
-impl OpRule for DepthToSpace {
-    fn name(&self) -> &'static str {
-        "DepthToSpace"
-    }
-    fn infer(&self, cx: &Infer) -> Types {
+pub(super) const DEPTH_TO_SPACE: Row = Row {
+    name: "DepthToSpace",
+    infer: |cx| {
         let (ty, k) = blocks(cx)?;
         let channels = ty.shape[1].div_exact(&(&k * &k)).unwrap_or_else(|| unknown_dim("depth"));
         Ok(vec![TensorType::new(ty.dtype, vec![ty.shape[0].clone(), channels, &ty.shape[2] * &k, &ty.shape[3] * &k])])
-    }
-    /// x̄ = ȳ with its blocks taken back to channels.
-    fn pullback(&self, p: &mut Pullback) -> Result<(), GradError> {
+    },
+    // x̄ = ȳ with its blocks moved back to channels.
+    pullback: |p| {
         let (x, ct, op) = (p.operand(0)?, p.ct(0)?, p.op());
         let k = op.int("blocksize");
         let ty = p.ty(0)?;
@@ -38,42 +33,38 @@ impl OpRule for DepthToSpace {
             p.b.reshape_like(turned, x)?
         };
         p.accumulate(0, x_ct)
-    }
-    fn samples(&self) -> Vec<Sample> {
+    },
+    samples: || {
         vec![
-            Sample::of("DepthToSpace", Attrs::new().with("blocksize", 2), vec![floats(&[1, 8, 2, 3])]),
-            Sample::of("DepthToSpace", Attrs::new().with("blocksize", 2).with("mode", "CRD"), vec![floats(&[2, 8, 2, 3])]),
+            sample(Attrs::new().with("blocksize", 2), vec![floats(&[1, 8, 2, 3])]),
+            sample(Attrs::new().with("blocksize", 2).with("mode", "CRD"), vec![floats(&[2, 8, 2, 3])]),
         ]
-    }
-}
+    },
+    ..ROW
+};
 
-pub(super) struct SpaceToDepth;
-
-impl OpRule for SpaceToDepth {
-    fn name(&self) -> &'static str {
-        "SpaceToDepth"
-    }
-    fn infer(&self, cx: &Infer) -> Types {
+pub(super) const SPACE_TO_DEPTH: Row = Row {
+    name: "SpaceToDepth",
+    infer: |cx| {
         let (ty, k) = blocks(cx)?;
         let part = |i: usize| ty.shape[i].div_exact(&k).unwrap_or_else(|| unknown_dim("space"));
         Ok(vec![TensorType::new(ty.dtype, vec![ty.shape[0].clone(), &ty.shape[1] * &(&k * &k), part(2), part(3)])])
-    }
-    /// x̄ = ȳ with its channels taken back to blocks.
-    fn pullback(&self, p: &mut Pullback) -> Result<(), GradError> {
+    },
+    // x̄ = ȳ with its channels moved back to blocks.
+    pullback: |p| {
         let (ct, ty, k) = (p.ct(0)?, p.ty(0)?, p.op().int("blocksize"));
         let x_ct = p.b.op_with("DepthToSpace", Attrs::new().with("blocksize", k), &[ct])?;
         p.b.graph.set_type(x_ct, ty.into());
         p.accumulate(0, x_ct)
-    }
-    fn samples(&self) -> Vec<Sample> {
-        vec![Sample::of("SpaceToDepth", Attrs::new().with("blocksize", 2), vec![floats(&[2, 2, 4, 6])])]
-    }
-}
+    },
+    samples: || vec![sample(Attrs::new().with("blocksize", 2), vec![floats(&[2, 2, 4, 6])])],
+    ..ROW
+};
 
 /// The operand's type and the block's edge.
 fn blocks<'a>(cx: &'a Infer) -> Result<(&'a TensorType, Dim), TypeError> {
     let (ty, k) = (cx.ty(0)?, cx.op.int("blocksize"));
     cx.require(ty.rank() == 4, || format!("{ty} is not a batch of images"))?;
-    cx.require((1..=1 << 24).contains(&k), || format!("`blocksize` is {k}"))?;
+    cx.require((1..=1 << 24).contains(&k), || format!("`blocksize` is {k}, not a number from 1 on"))?;
     Ok((ty, Dim::from(k)))
 }

@@ -1,18 +1,11 @@
 //! `Einsum`: sums of products, by subscripts such as `bij,bjk->bik`.
 
-use super::broadcast::broadcast;
-use super::sample::floats;
 use super::*;
 
-pub(super) struct Einsum;
-
-impl OpRule for Einsum {
-    fn name(&self) -> &'static str {
-        "Einsum"
-    }
-    fn infer(&self, cx: &Infer) -> Types {
-        let types: Vec<&TensorType> = (0..cx.types.len()).map(|i| cx.ty(i)).collect::<Result<_, _>>()?;
-        let terms = Subscripts::parse(cx.op.str("equation"), &types)?;
+pub(super) const EINSUM: Row = Row {
+    name: "Einsum",
+    infer: |cx| {
+        let (types, terms) = subscripts(cx)?;
         let mut extents: HashMap<char, Dim> = HashMap::new();
         for (letters, ty) in terms.operands.iter().zip(&types) {
             for (c, d) in letters.iter().zip(&ty.shape) {
@@ -24,24 +17,21 @@ impl OpRule for Einsum {
             }
         }
         let shape: Option<Vec<Dim>> = terms.result.iter().map(|c| extents.get(c).cloned()).collect();
-        let shape = shape.ok_or_else(|| TypeError("the result has a subscript no operand has".into()))?;
+        let shape = shape.ok_or_else(|| TypeError("its result has a subscript that no operand has".into()))?;
         Ok(vec![TensorType::new(types[0].dtype, shape)])
-    }
-    /// An operand's cotangent is the Einsum of ȳ and the other operands with that operand's subscripts as the result's;
-    /// subscripts that only it has were summed over, so their axes repeat.
-    fn pullback(&self, p: &mut Pullback) -> Result<(), GradError> {
+    },
+    // An operand's cotangent is the Einsum of ȳ and the other operands to that operand's subscripts. A subscript that only the
+    // operand has was summed over, so the cotangent repeats along it.
+    pullback: |p| {
         let ct = p.ct(0)?;
-        let types: Vec<TensorType> = (0..p.operand_count()).map(|i| p.ty(i)).collect::<Result<_, _>>()?;
-        let op = p.op();
-        let terms = Subscripts::parse(op.str("equation"), &types.iter().collect::<Vec<_>>())
-            .map_err(|e| p.unsupported(&e.to_string()))?;
+        let (types, terms) = p.told(subscripts)?;
         for i in 0..types.len() {
             if !p.wants(i) {
                 continue;
             }
             let own = &terms.operands[i];
             if (1..own.len()).any(|k| own[..k].contains(&own[k])) {
-                return Err(p.unsupported("a subscript repeats within one operand"));
+                return Err(p.unsupported("a subscript occurs twice in one operand"));
             }
             let mut sources = vec![ct];
             let mut inputs: Vec<String> = vec![terms.result.iter().collect()];
@@ -54,7 +44,7 @@ impl OpRule for Einsum {
                     seen.extend(letters.iter().copied().zip(types[k].shape.iter().cloned()));
                 }
             }
-            // An extent of 1 against a larger one broadcasts: that axis of the cotangent is summed, by leaving it out.
+            // An extent of 1 broadcast against a larger one. Leaving its subscript out sums over the axis.
             let stretched = |k: usize| types[i].shape[k].is_one() && seen.iter().any(|(c, d)| *c == own[k] && !d.is_one());
             let keeps: Vec<bool> = (0..own.len()).map(|k| seen.iter().any(|(c, _)| *c == own[k]) && !stretched(k)).collect();
             let kept: String = own.iter().zip(&keeps).filter(|(_, keep)| **keep).map(|(c, _)| *c).collect();
@@ -63,15 +53,14 @@ impl OpRule for Einsum {
             let missing: Vec<i64> = (0..own.len()).filter(|k| !keeps[*k]).map(|k| k as i64).collect();
             let term = p.b.unsqueeze(term, &missing)?;
             let operand = p.operand(i)?;
-            let term = p.b.expand_like(term, operand)?;
-            p.accumulate(i, term)?;
+            p.give(i, |b| b.expand_like(term, operand))?;
         }
         Ok(())
-    }
-    fn samples(&self) -> Vec<Sample> {
+    },
+    samples: || {
         let of = |equation: &str, operands: &[&[i64]]| {
             let operands = operands.iter().map(|d| floats(d)).collect();
-            Sample::of("Einsum", Attrs::new().with("equation", equation), operands)
+            sample(Attrs::new().with("equation", equation), operands)
         };
         vec![
             of("bij,bjk->bik", &[&[2, 3, 4], &[2, 4, 2]]),
@@ -85,17 +74,24 @@ impl OpRule for Einsum {
             of("i,i->", &[&[3], &[3]]),
             of("bsd, dhk -> bhsk", &[&[2, 3, 4], &[4, 2, 2]]),
         ]
-    }
+    },
+    ..ROW
+};
+
+pub(super) fn subscripts(cx: &Infer) -> Result<(Vec<TensorType>, Subscripts), TypeError> {
+    let types: Vec<TensorType> = (0..cx.types.len()).map(|i| cx.ty(i).cloned()).collect::<Result<_, _>>()?;
+    let terms = Subscripts::parse(cx.op.str("equation"), &types)?;
+    Ok((types, terms))
 }
 
-/// The subscripts of operands and result, with an ellipsis spelled out in letters the equation does not use.
-struct Subscripts {
-    operands: Vec<Vec<char>>,
-    result: Vec<char>,
+/// The subscripts of operands and result. Unused letters replace an ellipsis.
+pub(super) struct Subscripts {
+    pub(super) operands: Vec<Vec<char>>,
+    pub(super) result: Vec<char>,
 }
 
 impl Subscripts {
-    fn parse(equation: &str, types: &[&TensorType]) -> Result<Subscripts, TypeError> {
+    fn parse(equation: &str, types: &[TensorType]) -> Result<Subscripts, TypeError> {
         let fail = |what: &str| TypeError(format!("equation `{equation}` {what}"));
         let text: String = equation.chars().filter(|c| !c.is_whitespace()).collect();
         let (left, right) = match text.split_once("->") {

@@ -1,21 +1,9 @@
-//! Operators of which there is no more to say than their types: their derivative is zero wherever it exists. One line of the table
-//! is one operator.
+//! Operators whose derivative is zero wherever it exists. One line of the table is one operator.
 
-use super::sample::{floats, ints};
 use super::*;
-use crate::ir::Tensor;
+use crate::ir::Attr;
 
-/// One of them.
-pub(super) struct Flat {
-    name: &'static str,
-    infer: fn(&Infer) -> Types,
-    applied: fn() -> Vec<Application>,
-}
-
-/// Attributes and operands by which the types are tested.
-type Application = (Attrs, Vec<SampleOperand>);
-
-pub(super) static FLAT: &[Flat] = &[
+pub(super) static FLAT: &[Row] = &[
     // Constant between their steps.
     flat("Sign", like_first, to_one),
     flat("Floor", like_first, to_one),
@@ -30,28 +18,29 @@ pub(super) static FLAT: &[Flat] = &[
     flat("IsNaN", bool_like_all, to_one),
     flat("IsInf", bool_like_all, to_one),
     // Logic, with broadcasting.
-    flat("Not", bool_like_all, || vec![(Attrs::new(), truths(1))]),
-    flat("And", bool_like_all, || vec![(Attrs::new(), truths(2))]),
-    flat("Or", bool_like_all, || vec![(Attrs::new(), truths(2))]),
-    flat("Xor", bool_like_all, || vec![(Attrs::new(), truths(2))]),
-    // Places: of an extremum along an axis, of the elements that are not 0 (a column each).
+    flat("Not", bool_like_all, || vec![plain(vec![truths(&[3], &[true, false, true])])]),
+    flat("And", bool_like_all, to_truths),
+    flat("Or", bool_like_all, to_truths),
+    flat("Xor", bool_like_all, to_truths),
+    // Places of an extremum along an axis, and of the elements that are not 0 (a column each).
     flat("ArgMax", place_of_extremum, along_axes),
     flat("ArgMin", place_of_extremum, along_axes),
     flat("NonZero", columns, to_one),
-    // The shape, or a range of it from opset 15, and the number of elements.
+    // The shape (from opset 15 on also a range of it), and the number of elements.
     flat("Shape", extents, ranges),
     flat("Size", |_| Ok(vec![TensorType::fixed(DType::I64, &[])]), to_one),
-    // Values of a shape: one everywhere, ones on a diagonal, random ones. Of an operand they are like nothing else is read.
+    // Values made from a shape: one number everywhere, ones on a diagonal, random numbers; and values that are given.
     flat("ConstantOfShape", filled, fillings),
+    flat("Constant", constant, constants),
     flat("EyeLike", like_operand, to_one),
-    flat("RandomNormal", of_shape, || vec![(Attrs::new().with("shape", vec![2, 3]), vec![])]),
-    flat("RandomUniform", of_shape, || vec![(Attrs::new().with("shape", vec![2, 3]), vec![])]),
+    flat("RandomNormal", of_shape, drawn),
+    flat("RandomUniform", of_shape, drawn),
     flat("RandomNormalLike", like_operand, to_one),
     flat("RandomUniformLike", like_operand, to_one),
 ];
 
-const fn flat(name: &'static str, infer: fn(&Infer) -> Types, applied: fn() -> Vec<Application>) -> Flat {
-    Flat { name, infer, applied }
+const fn flat(name: &'static str, infer: fn(&Infer) -> Types, samples: fn() -> Vec<Sample>) -> Row {
+    Row { name, infer, derivative: Derivative::Zero, samples, ..ROW }
 }
 
 fn place_of_extremum(cx: &Infer) -> Types {
@@ -73,7 +62,7 @@ fn columns(cx: &Infer) -> Types {
 fn extents(cx: &Infer) -> Types {
     let rank = cx.ty(0)?.rank() as i64;
     let at = |name, default| {
-        let v = cx.attrs().int(name, default);
+        let v = cx.attrs().int(name).unwrap_or(default);
         (if v < 0 { v + rank } else { v }).clamp(0, rank)
     };
     Ok(vec![TensorType::fixed(DType::I64, &[(at("end", rank) - at("start", 0)).max(0)])])
@@ -87,7 +76,22 @@ fn filled(cx: &Infer) -> Types {
     Ok(vec![TensorType::new(dtype, shape)])
 }
 
-/// Something of its operand's shape, of another element type where one is asked for.
+fn constant(cx: &Infer) -> Types {
+    let attrs = cx.attrs();
+    let list = |dtype, n: usize| TensorType::fixed(dtype, &[n as i64]);
+    let ty = match ["value", "value_float", "value_floats", "value_int", "value_ints"].into_iter().find_map(|n| attrs.get(n))
+    {
+        Some(Attr::Tensor(t)) => TensorType::fixed(t.dtype(), t.dims()),
+        Some(Attr::Float(_)) => TensorType::fixed(DType::F32, &[]),
+        Some(Attr::Floats(v)) => list(DType::F32, v.len()),
+        Some(Attr::Int(_)) => TensorType::fixed(DType::I64, &[]),
+        Some(Attr::Ints(v)) => list(DType::I64, v.len()),
+        _ => return Err(TypeError("its value is neither a tensor nor numbers".into())),
+    };
+    Ok(vec![ty])
+}
+
+/// The operand's shape, with the element type that `dtype` asks for.
 fn like_operand(cx: &Infer) -> Types {
     let ty = cx.ty(0)?;
     Ok(vec![TensorType::new(cx.asked_dtype(ty.dtype)?, ty.shape.clone())])
@@ -98,46 +102,39 @@ fn of_shape(cx: &Infer) -> Types {
     Ok(vec![TensorType::fixed(cx.asked_dtype(DType::F32)?, shape)])
 }
 
-fn to_one() -> Vec<Application> {
-    vec![(Attrs::new(), vec![floats(&[2, 3])])]
+fn to_one() -> Vec<Sample> {
+    vec![plain(vec![floats(&[2, 3])])]
 }
 
-fn to_two() -> Vec<Application> {
-    vec![(Attrs::new(), vec![floats(&[2, 1, 3]), floats(&[4, 1])])]
+fn to_two() -> Vec<Sample> {
+    vec![plain(vec![floats(&[2, 1, 3]), floats(&[4, 1])])]
 }
 
-fn truths(operands: usize) -> Vec<SampleOperand> {
-    let row = SampleOperand::Bools { dims: vec![3], values: vec![true, false, true] };
-    let column = SampleOperand::Bools { dims: vec![2, 1], values: vec![true, false] };
-    [row, column].into_iter().take(operands).collect()
+fn to_truths() -> Vec<Sample> {
+    vec![plain(vec![truths(&[3], &[true, false, true]), truths(&[2, 1], &[true, false])])]
 }
 
-fn along_axes() -> Vec<Application> {
+fn along_axes() -> Vec<Sample> {
     let (kept, dropped) = (Attrs::new().with("axis", -1), Attrs::new().with("axis", 0).with("keepdims", 0));
-    vec![(kept, vec![floats(&[2, 3, 4])]), (dropped, vec![floats(&[2, 3])])]
+    vec![sample(kept, vec![floats(&[2, 3, 4])]), sample(dropped, vec![floats(&[2, 3])])]
 }
 
-fn ranges() -> Vec<Application> {
+fn ranges() -> Vec<Sample> {
     let range = Attrs::new().with("start", -2).with("end", 2);
-    vec![(Attrs::new(), vec![floats(&[2, 3])]), (range, vec![floats(&[2, 3, 4])])]
+    vec![plain(vec![floats(&[2, 3])]), sample(range, vec![floats(&[2, 3, 4])])]
 }
 
-fn fillings() -> Vec<Application> {
+fn fillings() -> Vec<Sample> {
     let sevens = Attrs::new().with("value", Tensor::i64s(&[1], &[7]));
-    vec![(Attrs::new(), vec![ints(&[2, 3])]), (sevens, vec![ints(&[2])])]
+    vec![plain(vec![ints(&[2, 3])]), sample(sevens, vec![ints(&[2])])]
 }
 
-impl OpRule for Flat {
-    fn name(&self) -> &'static str {
-        self.name
-    }
-    fn infer(&self, cx: &Infer) -> Types {
-        (self.infer)(cx)
-    }
-    fn derivative(&self) -> Derivative {
-        Derivative::Zero
-    }
-    fn samples(&self) -> Vec<Sample> {
-        (self.applied)().into_iter().map(|(attrs, operands)| Sample::of(self.name, attrs, operands).shape_only()).collect()
-    }
+fn drawn() -> Vec<Sample> {
+    vec![sample(Attrs::new().with("shape", vec![2, 3]), vec![])]
+}
+
+fn constants() -> Vec<Sample> {
+    let of = |attrs| sample(attrs, vec![]);
+    let tensor = Tensor::f32s(&[2, 1], &[1.0, 2.0]);
+    vec![of(Attrs::new().with("value_ints", vec![1, 2])), of(Attrs::new().with("value", tensor))]
 }

@@ -1,11 +1,13 @@
 //! Formulas over values, written as on paper: `ct * (1.0 - y * y)` appends `Mul`, `Sub`, `Mul`.
 
+use super::batch_norm_train::{channel_reduce, per_channel};
+use super::broadcast::unbroadcast;
 use super::build::{BuildError, Builder, Built};
-use crate::ir::ValueId;
+use crate::ir::{DType, ValueId};
 use std::cell::RefCell;
 use std::ops::{Add, Div, Mul, Neg, Sub};
 
-/// Appends the nodes of a formula over `values` and hands back the value it comes to.
+/// Appends the nodes of a formula over `values` and returns its value.
 ///
 /// # Errors
 /// When one of its nodes cannot be built.
@@ -14,20 +16,30 @@ pub(crate) fn formula<const N: usize>(
     values: [ValueId; N],
     write: impl for<'f> FnOnce([Term<'f>; N]) -> Term<'f>,
 ) -> Built {
-    let page = Page { builder: RefCell::new(b), failed: RefCell::new(None) };
-    let v = write(values.map(|v| Term { page: &page, v })).v;
-    page.failed.into_inner().map_or(Ok(v), Err)
+    let [v] = formulas(b, values, |terms| [write(terms)])?;
+    Ok(v)
 }
 
-/// Where terms append their nodes. It keeps the first failure, so that a formula needs no `?`.
+/// As [`formula`], with several results.
+pub(crate) fn formulas<const N: usize, const M: usize>(
+    b: &mut Builder,
+    values: [ValueId; N],
+    write: impl for<'f> FnOnce([Term<'f>; N]) -> [Term<'f>; M],
+) -> Result<[ValueId; M], BuildError> {
+    let page = Page { builder: RefCell::new(b), failed: RefCell::new(None) };
+    let made = write(values.map(|v| Term { page: &page, v })).map(|term| term.v);
+    page.failed.into_inner().map_or(Ok(made), Err)
+}
+
+/// Where terms append their nodes. It keeps the first error, so that a formula needs no `?`.
 struct Page<'b, 'g> {
     builder: RefCell<&'b mut Builder<'g>>,
     failed: RefCell<Option<BuildError>>,
 }
 
-/// Hides a page's lifetimes from its terms.
+/// A page without its lifetimes.
 trait Append {
-    /// The value that `build` appends; `otherwise` after a failure, when the formula's value is no longer read.
+    /// The value that `build` appends. After an error it is `otherwise`, which nobody reads.
     fn append(&self, otherwise: ValueId, build: &dyn Fn(&mut Builder) -> Built) -> ValueId;
 }
 
@@ -51,7 +63,7 @@ pub(crate) struct Term<'f> {
 }
 
 impl Term<'_> {
-    /// What a builder makes of the value.
+    /// The value that `build` makes of this one.
     pub(super) fn then(self, build: impl Fn(&mut Builder, ValueId) -> Built) -> Self {
         Term { v: self.page.append(self.v, &|b| build(b, self.v)), ..self }
     }
@@ -59,6 +71,57 @@ impl Term<'_> {
     /// A standard operator of one operand.
     pub(crate) fn op(self, name: &str) -> Self {
         self.then(|b, x| b.op(name, &[x]))
+    }
+
+    /// Its matrix product with another.
+    pub(crate) fn dot(self, other: Self) -> Self {
+        self.then(|b, x| b.matmul(x, other.v))
+    }
+
+    /// x^y.
+    pub(crate) fn to(self, y: Self) -> Self {
+        self.then(|b, x| b.op("Pow", &[x, y.v]))
+    }
+
+    /// x^c.
+    pub(crate) fn power(self, c: f64) -> Self {
+        self.then(|b, x| {
+            let c = b.scalar_like(x, c)?;
+            b.op("Pow", &[x, c])
+        })
+    }
+
+    /// One of the `Reduce…` operators over axes, which stay with extent 1.
+    pub(crate) fn over(self, reduce: &str, axes: &[i64]) -> Self {
+        self.then(|b, x| b.reduce(reduce, x, axes, true))
+    }
+
+    /// The product of the extents of its axes.
+    pub(crate) fn count(self, axes: &[usize]) -> Self {
+        self.then(|b, x| {
+            let dtype = b.ty(x)?.dtype;
+            b.extent(x, axes, dtype)
+        })
+    }
+
+    /// Summed down to the shape of a value that was broadcast to this one's.
+    pub(crate) fn sum_to(self, operand: Self) -> Self {
+        self.then(|b, x| unbroadcast(b, x, operand.v))
+    }
+
+    /// In another element type.
+    pub(crate) fn cast(self, to: DType) -> Self {
+        self.then(|b, x| b.cast(x, to))
+    }
+
+    /// A vector over channels, reshaped to broadcast over axis 1 of a value of this rank.
+    pub(crate) fn per_channel(self, rank: usize) -> Self {
+        self.then(|b, x| per_channel(b, x, rank))
+    }
+
+    /// Reduced over all axes but the channels (axis 1).
+    pub(crate) fn by_channel(self, reduce: &str) -> Self {
+        self.then(|b, x| channel_reduce(b, reduce, x))
     }
 
     /// x².
@@ -74,8 +137,7 @@ impl Term<'_> {
     /// min(x, c).
     pub(crate) fn min(self, c: f64) -> Self {
         self.then(|b, x| {
-            let dtype = b.ty(x)?.dtype;
-            let c = b.scalar(dtype, c);
+            let c = b.scalar_like(x, c)?;
             b.op("Min", &[x, c])
         })
     }
@@ -128,6 +190,20 @@ impl Term<'_> {
         })
     }
 
+    /// Its elements where those of another are above 0, else 0.
+    pub(crate) fn where_positive(self, other: Self) -> Self {
+        self.then(|b, x| {
+            let zero = b.scalar_like(x, 0.0)?;
+            let positive = b.op("Greater", &[other.v, zero])?;
+            b.select(positive, x, zero)
+        })
+    }
+
+    /// Reshaped to another value's shape.
+    pub(crate) fn reshape_like(self, other: Self) -> Self {
+        self.then(|b, x| b.reshape_like(x, other.v))
+    }
+
     /// Broadcast to another value's shape.
     pub(crate) fn spread_like(self, other: Self) -> Self {
         self.then(|b, x| b.expand_like(x, other.v))
@@ -141,7 +217,7 @@ impl Neg for Term<'_> {
     }
 }
 
-/// An operator on two terms, on a term and a number, on a number and a term.
+// Each operator on two terms, on a term and a number, and on a number and a term.
 macro_rules! arithmetic {
     ($($operator:ident :: $method:ident: $terms:ident, |$b:ident, $x:ident, $c:ident| $right:expr, $left:expr;)*) => {$(
         impl<'f> $operator for Term<'f> {
@@ -170,5 +246,5 @@ arithmetic! {
     Add::add: add, |b, x, c| b.shift(x, c), b.shift(x, c);
     Sub::sub: sub, |b, x, c| b.shift(x, -c), b.from_number_sub(c, x);
     Mul::mul: mul, |b, x, c| b.scale(x, c), b.scale(x, c);
-    Div::div: div, |b, x, c| { let dtype = b.ty(x)?.dtype; let c = b.scalar(dtype, c); b.div(x, c) }, b.from_number_div(c, x);
+    Div::div: div, |b, x, c| { let c = b.scalar_like(x, c)?; b.div(x, c) }, b.from_number_div(c, x);
 }

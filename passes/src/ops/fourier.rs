@@ -4,50 +4,46 @@
 //! X = Σ_n (a + i b) e^{−2πi k n / N}:   Re = a C + b S,   Im = b C − a S,   C = cos(2π k n / N), S = sin(2π k n / N)
 //! ```
 
-use super::decompose::{Composite, constant, extent, refuse_if, type_of, unfit};
-use super::sample::floats;
 use super::*;
-use crate::ir::Tensor;
-use crate::refusal::Why;
 
-/// Length beyond which a transform stays as it is: the tables have its square's size.
+/// Most places of a transform that is written out. The tables have the square of it.
 const LONGEST: i64 = 2048;
 
-pub(super) const DFT: Composite = Composite {
-    domain: "",
+pub(super) const DFT: Row = Row {
     name: "DFT",
     infer: transformed,
-    form: "MatMul with tables of cosines and sines; up to 2048 places, of known number",
+    derivative: Derivative::Decompose("MatMul with tables of cosines and sines; up to 2048 places, of known number"),
     decompose: transform,
     samples: || {
-        let of = |attrs: Attrs, dims: &[i64]| Sample::of("", attrs, vec![floats(dims)]);
-        let axis = |a: i64| SampleOperand::Ints { dims: vec![], values: vec![a] };
+        let of = |attrs: Attrs, dims: &[i64]| sample(attrs, vec![floats(dims)]);
+        let axis = |a: i64| ints_of(&[], &[a]);
         vec![
             of(Attrs::new().with("axis", 1), &[2, 5, 1]),
             of(Attrs::new().with("axis", 1).with("inverse", 1), &[2, 4, 2]),
             of(Attrs::new().with("axis", 2).with("onesided", 1), &[2, 3, 6, 1]),
-            Sample::of("", Attrs::new(), vec![floats(&[2, 5, 3, 2]), SampleOperand::Missing, axis(1)]).at(20),
+            plain(vec![floats(&[2, 5, 3, 2]), SampleOperand::Missing, axis(1)]).at(20),
         ]
     },
+    ..ROW
 };
 
-/// The transformed axis, from the front: an attribute (1 where it is left out) before opset 20, an operand (the last but one) since.
-fn axis_of(listed: Option<i64>, attrs: &Attrs, old: bool, rank: usize) -> Option<usize> {
-    let axis = listed.unwrap_or_else(|| attrs.int("axis", if old { 1 } else { -2 }));
+/// The transformed axis, from the front: an attribute before opset 20, an operand (by default the last axis but one) since.
+fn axis_of(listed: Option<i64>, op: &Op, opset: i64, rank: usize) -> Option<usize> {
+    let axis = listed.unwrap_or_else(|| if opset < 20 { op.int_at("axis", opset) } else { -2 });
     let axis = if axis < 0 { axis + rank as i64 } else { axis };
     (0..rank as i64 - 1).contains(&axis).then_some(axis as usize)
 }
 
-/// Real and imaginary parts along the last axis; half of a one-sided transform, or as many places as a length says.
+/// Real and imaginary parts along the last axis. A one-sided transform has half the places.
 fn transformed(cx: &Infer) -> Types {
     let x = cx.ty(0)?;
     let first = |i: usize| if (cx.present)(i) { cx.ints(i).and_then(|v| v.first().copied()).map(Some) } else { Some(None) };
     let unknown = || TypeError("its axis or its length is computed in the graph".into());
     let (length, listed) = (first(1).ok_or_else(unknown)?, first(2).ok_or_else(unknown)?);
-    // Where neither says the axis, the two forms agree only on a signal of rank 3.
+    // Opset 20 changed the default axis; the defaults agree only for rank 3.
     let said = listed.is_some() || cx.attrs().get("axis").is_some() || x.rank() == 3;
     cx.require(said, || "its axis depends on the operator set".into())?;
-    let axis = axis_of(listed, cx.attrs(), true, x.rank());
+    let axis = axis_of(listed, cx.op, 17, x.rank());
     let axis = axis.ok_or_else(|| TypeError(format!("its axis is out of range for {x}")))?;
     let mut out = x.clone();
     out.shape[x.rank() - 1] = Dim::from(2);
@@ -65,7 +61,7 @@ fn transform(b: &mut Builder, s: &Source) -> Decomposed {
     let ty = type_of(b, x)?;
     let rank = ty.rank() as i64;
     let listed = s.get(2).map(|v| constant(b, v)).transpose()?.and_then(|axis| axis.first().copied());
-    let axis = axis_of(listed, &s.op.attrs, s.opset < 20, ty.rank());
+    let axis = axis_of(listed, &s.op, s.opset, ty.rank());
     let axis = axis.ok_or_else(|| unfit(format!("transforms an axis that {ty} does not have")))?;
     let parts = extent(b, x, ty.rank() - 1)?;
     let n = extent(b, x, axis)?;
@@ -76,10 +72,10 @@ fn transform(b: &mut Builder, s: &Source) -> Decomposed {
     }
     let inverse = s.op.int("inverse") != 0;
     let onesided = s.op.int("onesided") != 0;
-    refuse_if(inverse && onesided, Why::Feature("the inverse of one side"))?;
+    refuse_if(inverse && onesided, Why::Feature("a one-sided inverse"))?;
     let kept = if onesided { n / 2 + 1 } else { n };
     let axis = axis as i64;
-    // The transformed axis last, real and imaginary parts apart.
+    // Real or imaginary part, with the transformed axis last.
     let mut perm: Vec<i64> = (0..rank - 1).filter(|a| *a != axis).collect();
     perm.push(axis);
     let arranged = |b: &mut Builder, i: i64| {

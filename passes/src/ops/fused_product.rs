@@ -1,17 +1,14 @@
-//! Products into which ONNX Runtime has fused what stands before them (transposes, a factor) or after them (an add, an activation).
+//! Products into which ONNX Runtime has fused operators before them (transposes, a factor) or after them (an add, an activation).
 
-use super::decompose::{Composite, one, refuse_if};
 use super::matmul::product_type;
-use super::sample::floats;
 use super::*;
-use crate::refusal::Why;
 
 /// α · op(A) op(B), where op transposes the last two axes.
-pub(super) const MATMUL: Composite = Composite {
+pub(super) const MATMUL: Row = Row {
     domain: MICROSOFT,
     name: "FusedMatMul",
     infer: arranged_product,
-    form: "Transpose, MatMul, Mul",
+    derivative: Derivative::Decompose("Transpose, MatMul, Mul"),
     decompose: |b, s| {
         let batched = ["transBatchA", "transBatchB"].iter().any(|a| s.op.int(a) == 1);
         refuse_if(batched, Why::Feature("transposed batches"))?;
@@ -26,20 +23,21 @@ pub(super) const MATMUL: Composite = Composite {
     samples: || {
         let attrs = |a: i64, b: i64| Attrs::new().with("transA", a).with("transB", b).with("alpha", 0.5_f32);
         vec![
-            Sample::of("", attrs(0, 1), vec![floats(&[2, 3, 4]), floats(&[2, 5, 4])]),
-            Sample::of("", attrs(1, 0), vec![floats(&[2, 4, 3]), floats(&[4, 5])]),
+            sample(attrs(0, 1), vec![floats(&[2, 3, 4]), floats(&[2, 5, 4])]),
+            sample(attrs(1, 0), vec![floats(&[2, 4, 3]), floats(&[4, 5])]),
         ]
     },
+    ..ROW
 };
 
-/// The same by an older name.
-pub(super) const TRANSPOSED: Composite = Composite { name: "TransposeMatMul", ..MATMUL };
+/// The older name of [`MATMUL`].
+pub(super) const TRANSPOSED: Row = Row { name: "TransposeMatMul", ..MATMUL };
 
-/// Operands: x, weight, bias, and what is added before the activation.
-pub(super) const CONV: Composite = Composite {
+/// Operands: x, weight, bias, and a value that is added before the activation.
+pub(super) const CONV: Row = Row {
     name: "FusedConv",
-    infer: |cx| super::conv::Conv.infer(cx),
-    form: "Conv, Add, its activation",
+    infer: |cx| super::conv::CONV.infer(cx),
+    derivative: Derivative::Decompose("Conv, Add, its activation"),
     decompose: |b, s| {
         let mut y = b.node(Op::new("Conv", without_activation(s)), &[Some(s.need(0)?), Some(s.need(1)?), s.get(2)])?[0];
         if let Some(z) = s.get(3) {
@@ -52,18 +50,18 @@ pub(super) const CONV: Composite = Composite {
         let operands = || vec![floats(&[2, 3, 6, 6]), floats(&[4, 3, 3, 3]), floats(&[4])];
         let leaky = Attrs::new().with("activation", "LeakyRelu").with("activation_params", vec![0.1_f32]);
         vec![
-            // Smooth, so that differences say what the derivative is.
-            Sample::of("", Attrs::new().with("activation", "Tanh").with("pads", vec![1, 1, 1, 1]), operands()),
-            Sample::of("", leaky, operands()).shape_only(),
+            // A smooth activation suits finite differences.
+            sample(Attrs::new().with("activation", "Tanh").with("pads", vec![1, 1, 1, 1]), operands()),
+            sample(leaky, operands()).shape_only(),
         ]
     },
     ..MATMUL
 };
 
-pub(super) const GEMM: Composite = Composite {
+pub(super) const GEMM: Row = Row {
     name: "FusedGemm",
-    infer: |cx| super::gemm::Gemm.infer(cx),
-    form: "Gemm, its activation",
+    infer: |cx| super::gemm::GEMM.infer(cx),
+    derivative: Derivative::Decompose("Gemm, its activation"),
     decompose: |b, s| {
         let operands = [Some(s.need(0)?), Some(s.need(1)?), s.get(2)];
         let y = b.node(Op::new("Gemm", without_activation(s)), &operands)?[0];
@@ -73,12 +71,12 @@ pub(super) const GEMM: Composite = Composite {
     },
     samples: || {
         let attrs = Attrs::new().with("activation", "Tanh").with("transB", 1);
-        vec![Sample::of("", attrs, vec![floats(&[2, 3]), floats(&[4, 3]), floats(&[4])])]
+        vec![sample(attrs, vec![floats(&[2, 3]), floats(&[4, 3]), floats(&[4])])]
     },
     ..MATMUL
 };
 
-/// The activation that is fused into an operator.
+/// Applies the activation that is fused into an operator.
 fn activated(b: &mut Builder, x: ValueId, name: &str, parameters: &[f32]) -> Decomposed {
     let number = |i: usize, default: f32| parameters.get(i).copied().unwrap_or(default);
     let attrs = match name {
@@ -97,7 +95,7 @@ fn activated(b: &mut Builder, x: ValueId, name: &str, parameters: &[f32]) -> Dec
     one(b.op_with(name, attrs, &[x]))
 }
 
-/// The attributes of an operator without those of what is fused into it.
+/// The attributes without those of the fused activation.
 fn without_activation(s: &Source) -> Attrs {
     let mut attrs = s.op.attrs.clone();
     attrs.0.retain(|name, _| !name.starts_with("activation"));

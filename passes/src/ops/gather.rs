@@ -1,29 +1,22 @@
-//! `Gather`: the slices of an axis that the indices name.
+//! `Gather`: the slices of an axis that the indices name. `GatherElements`: y[i, j] = x[indices[i, j], j] for axis 0, and so on.
 
 use super::place::{Start, place};
-use super::sample::floats;
-use super::scatter_elements::add_at;
+use super::scatter::add_at;
 use super::*;
-use crate::ops::build::{Builder, Built};
 
-pub(super) struct Gather;
-
-impl OpRule for Gather {
-    fn name(&self) -> &'static str {
-        "Gather"
-    }
-    fn infer(&self, cx: &Infer) -> Types {
+pub(super) const GATHER: Row = Row {
+    name: "Gather",
+    infer: |cx| {
         let (ty, axis) = (cx.ty(0)?, cx.axis()?);
         let indices = &cx.ty(1)?.shape;
         let shape = [&ty.shape[..axis], indices, &ty.shape[axis + 1..]].concat();
         Ok(vec![TensorType::new(ty.dtype, shape)])
-    }
-    /// x̄ = zeros with each slice of ȳ added where it came from; a single constant index or a run of them is one `Pad`.
-    fn pullback(&self, p: &mut Pullback) -> Result<(), GradError> {
+    },
+    // x̄ = zeros with each slice of ȳ added where it came from. One constant index, or a run of them, takes one `Pad`.
+    pullback: |p| {
         let (x, indices, ct) = (p.operand(0)?, p.operand(1)?, p.ct(0)?);
         let (ty, rank) = (p.ty(0)?, p.ty(1)?.rank());
-        let axis = p.op().int("axis");
-        let axis = ty.axis(axis).ok_or_else(|| p.unsupported("its axis is out of range"))?;
+        let axis = p.told(|cx| cx.axis())?;
         if let Some(first) = constant_ints(p.b.graph, indices).and_then(|list| run(&list)) {
             let block = match rank {
                 0 => Some(p.b.unsqueeze(ct, &[axis as i64])?),
@@ -36,46 +29,43 @@ impl OpRule for Gather {
                 return p.accumulate(0, x_ct);
             }
         }
-        let x_ct = add_slices(p.b, ct, x, indices, axis)?;
-        p.accumulate(0, x_ct)
-    }
-    fn samples(&self) -> Vec<Sample> {
+        p.give(0, |b| add_slices(b, ct, x, indices, axis))
+    },
+    samples: || {
         vec![
-            Sample::of(
-                "Gather",
-                Attrs::new(),
-                vec![floats(&[5, 3]), SampleOperand::Ints { dims: vec![2, 2], values: vec![1, 4, 1, 0] }],
-            ),
-            Sample::of(
-                "Gather",
-                Attrs::new().with("axis", 1),
-                vec![floats(&[2, 5, 3]), SampleOperand::Ints { dims: vec![3], values: vec![1, -1, 1] }],
-            ),
-            Sample::of(
-                "Gather",
-                Attrs::new().with("axis", -1),
-                vec![floats(&[2, 5]), SampleOperand::Ints { dims: vec![], values: vec![-1] }],
-            ),
-            Sample::of(
-                "Gather",
-                Attrs::new().with("axis", 1),
-                vec![floats(&[2, 5, 3]), SampleOperand::Ints { dims: vec![2], values: vec![1, 2] }],
-            ),
-            Sample::of(
-                "Gather",
-                Attrs::new().with("axis", 1),
-                vec![floats(&[2, 5, 3]), SampleOperand::Ints { dims: vec![2, 2], values: vec![4, 1, 2, 2] }],
-            ),
-            Sample::of(
-                "Gather",
-                Attrs::new(),
-                vec![floats(&[5]), SampleOperand::Ints { dims: vec![4], values: vec![1, 1, 2, 0] }],
-            ),
+            plain(vec![floats(&[5, 3]), ints_of(&[2, 2], &[1, 4, 1, 0])]),
+            sample(Attrs::new().with("axis", 1), vec![floats(&[2, 5, 3]), ints(&[1, -1, 1])]),
+            sample(Attrs::new().with("axis", -1), vec![floats(&[2, 5]), ints_of(&[], &[-1])]),
+            sample(Attrs::new().with("axis", 1), vec![floats(&[2, 5, 3]), ints(&[1, 2])]),
+            sample(Attrs::new().with("axis", 1), vec![floats(&[2, 5, 3]), ints_of(&[2, 2], &[4, 1, 2, 2])]),
+            plain(vec![floats(&[5]), ints(&[1, 1, 2, 0])]),
         ]
-    }
-}
+    },
+    ..ROW
+};
 
-/// The first index, if each next one is one more.
+pub(super) const GATHER_ELEMENTS: Row = Row {
+    name: "GatherElements",
+    infer: |cx| Ok(vec![TensorType::new(cx.ty(0)?.dtype, cx.ty(1)?.shape.clone())]),
+    // x̄ = zeros with ȳ added where it came from.
+    pullback: |p| {
+        let (x, indices, ct) = (p.operand(0)?, p.operand(1)?, p.ct(0)?);
+        let axis = p.told(|cx| cx.axis())?;
+        p.give(0, |b| {
+            let zeros = b.zeros_like(x)?;
+            add_at(b, zeros, indices, ct, axis)
+        })
+    },
+    samples: || {
+        vec![
+            sample(Attrs::new().with("axis", 1), vec![floats(&[2, 4]), ints_of(&[2, 3], &[1, -1, 1, 0, 2, 2])]),
+            plain(vec![floats(&[3, 2]), ints_of(&[1, 2], &[2, 0])]),
+        ]
+    },
+    ..ROW
+};
+
+/// The first index, if the indices are consecutive.
 fn run(indices: &[i64]) -> Option<i64> {
     let first = *indices.first()?;
     let last = first + indices.len() as i64 - 1;
@@ -85,15 +75,15 @@ fn run(indices: &[i64]) -> Option<i64> {
 
 /// Zeros of `like`'s shape with the slices of `ct` added at the indices along an axis.
 ///
-/// `ScatterElements` and not `ScatterND`, which would not need the indices repeated over each slice: with two threads the
-/// latter's CPU kernel loses additions to the same row (ONNX Runtime 1.32).
+/// `ScatterND` would not need the indices repeated over each slice, but with two threads its CPU kernel loses additions to the
+/// same row (ONNX Runtime 1.32). So it is `ScatterElements`.
 pub(super) fn add_slices(b: &mut Builder, ct: ValueId, like: ValueId, indices: ValueId, axis: usize) -> Built {
     let ty = b.ty(like)?;
     let (many, rank) = (b.ty(indices)?, ty.rank());
     let count = many.elements();
     let mut shape = ty.shape.clone();
     shape[axis] = count;
-    // Let the indices be a vector.
+    // As if the indices were a vector.
     let ct = match many.rank() {
         1 => ct,
         0 => b.unsqueeze(ct, &[axis as i64])?,
@@ -114,6 +104,5 @@ pub(super) fn add_slices(b: &mut Builder, ct: ValueId, like: ValueId, indices: V
     let places = b.expand_like(line, ct)?;
     let zeros = b.zeros_like(like)?;
     let v = add_at(b, zeros, places, ct, axis)?;
-    b.graph.set_type(v, ty.into());
-    Ok(v)
+    Ok(b.state(v, ty))
 }

@@ -1,38 +1,36 @@
 //! `GatherND`: the slices that the last axis of the indices names by their first coordinates.
 
-use super::sample::floats;
 use super::*;
 
-pub(super) struct GatherND;
-
-impl OpRule for GatherND {
-    fn name(&self) -> &'static str {
-        "GatherND"
-    }
-    fn infer(&self, cx: &Infer) -> Types {
+pub(super) const GATHER_ND: Row = Row {
+    name: "GatherND",
+    infer: |cx| {
         let (ty, indices) = (cx.ty(0)?, cx.ty(1)?);
-        let (depth, lead) = indices.shape.split_last().ok_or_else(|| TypeError("the indices are a scalar".into()))?;
+        let (depth, lead) = indices
+            .shape
+            .split_last()
+            .ok_or_else(|| TypeError("its indices are a scalar and hold no coordinates".into()))?;
         let depth = depth.known().ok_or_else(|| TypeError("the number of coordinates is unknown".into()))?;
         let indexed = usize::try_from(cx.op.int("batch_dims").saturating_add(depth)).ok();
         let rest = indexed.and_then(|n| ty.shape.get(n..));
         let rest = rest.ok_or_else(|| TypeError(format!("{depth} coordinates do not fit {ty}")))?;
         Ok(vec![TensorType::new(ty.dtype, [lead, rest].concat())])
-    }
-    /// x̄ = zeros with ȳ added where it came from, by row-major places in x with the indexed axes made one.
-    fn pullback(&self, p: &mut Pullback) -> Result<(), GradError> {
+    },
+    // x̄ = zeros with ȳ added where it came from. The indexed axes of x become one, on which coordinates are row-major places.
+    pullback: |p| {
         let (x, indices, ct) = (p.operand(0)?, p.operand(1)?, p.ct(0)?);
         let (ty, own) = (p.ty(0)?, p.ty(1)?);
         if p.op().int("batch_dims") != 0 {
-            return Err(p.unsupported("`batch_dims` above 0"));
+            return Err(p.unsupported("`batch_dims` is above 0"));
         }
         let depth = own.shape.last().and_then(Dim::known).unwrap_or(0) as usize;
         let (indexed, rest) = ty.shape.split_at(depth);
-        // How far one step of each coordinate goes; the first extent does not enter.
+        // The row-major stride of each coordinate.
         let mut strides = vec![p.b.ints(&[1])];
-        let mut product = Dim::from(1);
+        let mut step = Dim::from(1);
         for i in (1..depth).rev() {
-            product = &product * &indexed[i];
-            let stride = match product.known() {
+            step = &step * &indexed[i];
+            let stride = match step.known() {
                 Some(n) => p.b.ints(&[n]),
                 None => {
                     let d = p.b.dim_of(x, i)?;
@@ -47,12 +45,12 @@ impl OpRule for GatherND {
             extents.push(p.b.dim_of(x, i)?);
         }
         let extents = p.b.shape_from(&extents)?;
-        // Coordinates counted from the end become ordinary ones.
+        // Negative coordinates count from the end.
         let places = p.b.op("Mod", &[indices, extents])?;
         let strides = p.b.shape_from(&strides)?;
         let places = p.b.mul(places, strides)?;
         let places = p.b.reduce_sum(places, &[last], false)?;
-        let rows = indexed.iter().fold(Dim::from(1), |product, d| &product * d);
+        let rows = product(indexed);
         let mut target = vec![p.b.ints(&[-1])];
         for i in depth..ty.rank() {
             target.push(p.b.dim_of(x, i)?);
@@ -61,32 +59,15 @@ impl OpRule for GatherND {
         let flat: Vec<Dim> = std::iter::once(rows).chain(rest.iter().cloned()).collect();
         let like = p.b.reshape_dynamic(x, target, &flat)?;
         let x_ct = gather::add_slices(p.b, ct, like, places, 0)?;
-        let x_ct = p.b.reshape_like(x_ct, x)?;
-        p.accumulate(0, x_ct)
-    }
-    fn samples(&self) -> Vec<Sample> {
+        p.give(0, |b| b.reshape_like(x_ct, x))
+    },
+    samples: || {
         vec![
-            Sample::of(
-                "GatherND",
-                Attrs::new(),
-                vec![floats(&[3, 4]), SampleOperand::Ints { dims: vec![3, 2], values: vec![1, 2, -1, 0, 1, 2] }],
-            ),
-            Sample::of(
-                "GatherND",
-                Attrs::new(),
-                vec![floats(&[3, 4, 2]), SampleOperand::Ints { dims: vec![2, 2, 1], values: vec![1, 2, 1, 0] }],
-            ),
-            Sample::of(
-                "GatherND",
-                Attrs::new(),
-                vec![floats(&[3, 4, 2]), SampleOperand::Ints { dims: vec![2, 2], values: vec![1, -1, 0, 0] }],
-            ),
-            Sample::of(
-                "GatherND",
-                Attrs::new().with("batch_dims", 1),
-                vec![floats(&[2, 3, 2]), SampleOperand::Ints { dims: vec![2, 1], values: vec![1, 0] }],
-            )
-            .shape_only(),
+            plain(vec![floats(&[3, 4]), ints_of(&[3, 2], &[1, 2, -1, 0, 1, 2])]),
+            plain(vec![floats(&[3, 4, 2]), ints_of(&[2, 2, 1], &[1, 2, 1, 0])]),
+            plain(vec![floats(&[3, 4, 2]), ints_of(&[2, 2], &[1, -1, 0, 0])]),
+            sample(Attrs::new().with("batch_dims", 1), vec![floats(&[2, 3, 2]), ints_of(&[2, 1], &[1, 0])]).shape_only(),
         ]
-    }
-}
+    },
+    ..ROW
+};

@@ -1,45 +1,31 @@
 //! `GlobalAveragePool` and `GlobalMaxPool`: mean and maximum over all spatial axes, which stay with extent 1.
 
-use super::sample::floats;
 use super::*;
 
-pub(super) struct GlobalAveragePool;
-pub(super) struct GlobalMaxPool;
-
-impl OpRule for GlobalAveragePool {
-    fn name(&self) -> &'static str {
-        "GlobalAveragePool"
-    }
-    fn infer(&self, cx: &Infer) -> Types {
-        infer(cx)
-    }
-    /// x̄ = ȳ / area, everywhere.
-    fn pullback(&self, p: &mut Pullback) -> Result<(), GradError> {
+pub(super) const GLOBAL_AVERAGE_POOL: Row = Row {
+    name: "GlobalAveragePool",
+    infer,
+    // x̄ = ȳ / area.
+    pullback: |p| {
         let ct = p.ct(0)?;
         let (x, ty) = (p.operand(0)?, p.ty(0)?);
         let axes: Vec<usize> = (2..ty.rank()).collect();
         let area = p.b.extent(x, &axes, ty.dtype)?;
         let share = p.b.div(ct, area)?;
-        let term = p.b.expand_like(share, x)?;
-        p.accumulate(0, term)
-    }
-    fn samples(&self) -> Vec<Sample> {
-        samples("GlobalAveragePool")
-    }
-}
+        p.give(0, |b| b.expand_like(share, x))
+    },
+    samples,
+    ..ROW
+};
 
-impl OpRule for GlobalMaxPool {
-    fn name(&self) -> &'static str {
-        "GlobalMaxPool"
-    }
-    fn infer(&self, cx: &Infer) -> Types {
-        infer(cx)
-    }
-    /// The first maximum of each channel takes ȳ.
-    fn pullback(&self, p: &mut Pullback) -> Result<(), GradError> {
+pub(super) const GLOBAL_MAX_POOL: Row = Row {
+    name: "GlobalMaxPool",
+    infer,
+    // The first maximum of each channel takes ȳ.
+    pullback: |p| {
         let ct = p.ct(0)?;
         let (x, ty) = (p.operand(0)?, p.ty(0)?);
-        let area = ty.shape[2..].iter().fold(Dim::from(1), |a, d| &a * d);
+        let area = product(&ty.shape[2..]);
         let rows = [ty.shape[0].clone(), ty.shape[1].clone(), area];
         let flat = super::conv::reshape_around(p.b, x, &rows)?;
         let first = p.b.op_with("ArgMax", Attrs::new().with("axis", 2).with("keepdims", 1), &[flat])?;
@@ -48,13 +34,11 @@ impl OpRule for GlobalMaxPool {
         let column = [ty.shape[0].clone(), ty.shape[1].clone(), Dim::from(1)];
         let ct = super::conv::reshape_around(p.b, ct, &column)?;
         let placed = p.b.op_with("ScatterElements", Attrs::new().with("axis", 2), &[zeros, first, ct])?;
-        let term = p.b.reshape_like(placed, x)?;
-        p.accumulate(0, term)
-    }
-    fn samples(&self) -> Vec<Sample> {
-        samples("GlobalMaxPool")
-    }
-}
+        p.give(0, |b| b.reshape_like(placed, x))
+    },
+    samples,
+    ..ROW
+};
 
 /// The operand with spatial extents of 1.
 pub(super) fn infer(cx: &Infer) -> Types {
@@ -64,9 +48,6 @@ pub(super) fn infer(cx: &Infer) -> Types {
     Ok(vec![ty])
 }
 
-fn samples(name: &str) -> Vec<Sample> {
-    [&[2, 3, 4, 5][..], &[1, 2, 6], &[2, 2, 2, 3, 2]]
-        .iter()
-        .map(|dims| Sample::of(name, Attrs::new(), vec![floats(dims)]))
-        .collect()
+fn samples() -> Vec<Sample> {
+    [&[2, 3, 4, 5][..], &[1, 2, 6], &[2, 2, 2, 3, 2]].iter().map(|dims| plain(vec![floats(dims)])).collect()
 }

@@ -1,15 +1,12 @@
-//! `GroupNormalization`: channels in groups, each group of each sample normalised, then a scale and a bias, per channel (opset
-//! 21) or per group (opset 18). And `InstanceNormalization`, where every channel is its own group.
+//! `GroupNormalization` normalises each group of channels of each sample, then applies a scale and a bias, per channel (opset 21)
+//! or per group (opset 18). In `InstanceNormalization` every channel is its own group.
 
-use super::batch_norm_train::{channel_reduce, per_channel};
-use super::decompose::{Composite, extent, one, refuse_if, type_of, unfit};
+use super::batch_norm_train::channel_reduce;
 use super::layer_normalization::{moments, stash};
 use super::rms_normalization::wide;
-use super::sample::floats;
 use super::*;
 
-pub(super) const GROUP: Composite = Composite {
-    domain: "",
+pub(super) const GROUP: Row = Row {
     name: "GroupNormalization",
     infer: |cx| {
         let groups = cx.op.int("num_groups");
@@ -21,12 +18,12 @@ pub(super) const GROUP: Composite = Composite {
         }
         like_first(cx)
     },
-    form: "ReduceMean, Sub, Sqrt, Div, Mul, Add",
+    derivative: Derivative::Decompose("ReduceMean, Sub, Sqrt, Div, Mul, Add"),
     decompose: grouped,
     samples: || {
         let of = |groups: i64, x: &[i64], parameters: i64, opset: i64| {
             let attrs = Attrs::new().with("num_groups", groups);
-            Sample::of("", attrs, vec![floats(x), floats(&[parameters]), floats(&[parameters])]).at(opset)
+            sample(attrs, vec![floats(x), floats(&[parameters]), floats(&[parameters])]).at(opset)
         };
         vec![
             of(2, &[2, 4, 3, 3], 2, 18),
@@ -36,26 +33,28 @@ pub(super) const GROUP: Composite = Composite {
             of(2, &[2, 6, 5], 6, 21),
         ]
     },
+    ..ROW
 };
 
-/// (x − mean) / √(var + ε) over each group of channels, then scale and bias: of each group before opset 21, of each channel since.
+/// (x − mean) / √(var + ε) over each group of channels, then scale and bias.
 fn grouped(b: &mut Builder, s: &Source) -> Decomposed {
     let (x, scale, bias) = (s.need(0)?, s.need(1)?, s.need(2)?);
     let groups = s.op.int("num_groups");
     let ty = type_of(b, x)?;
     let channels = extent(b, x, 1)?;
-    refuse_if(groups < 1 || channels % groups != 0, unfit(format!("has {channels} channels in {groups} groups")))?;
+    refuse_if(
+        groups < 1 || channels % groups != 0,
+        unfit(format!("has {channels} channels, which {groups} groups do not divide")),
+    )?;
     let rest = ty.shape[2..].iter().fold(Dim::from(channels / groups), |p, d| &p * d);
     let exact = b.cast(x, wide(s.op.int("stash_type"), ty.dtype))?;
     let grouped = b.reshape(exact, &[0, groups, -1], &[ty.shape[0].clone(), Dim::from(groups), rest])?;
-    let mean = b.reduce("ReduceMean", grouped, &[2], true)?;
-    let centred = b.sub(grouped, mean)?;
-    let square = b.mul(centred, centred)?;
-    let var = b.reduce("ReduceMean", square, &[2], true)?;
-    let shifted = b.shift(var, s.op.float("epsilon") as f64)?;
-    let deviation = b.sqrt(shifted)?;
-    let unit = b.div(centred, deviation)?;
-    let unit = b.cast(unit, ty.dtype)?;
+    let epsilon = s.op.float("epsilon") as f64;
+    let unit = formula(b, [grouped], |[x]| {
+        let centred = x - x.over("ReduceMean", &[2]);
+        let var = (centred * centred).over("ReduceMean", &[2]);
+        (centred / (var + epsilon).sqrt()).cast(ty.dtype)
+    })?;
     if s.opset < 21 {
         let y = scale_and_shift(b, unit, scale, bias, groups, 1)?;
         return one(b.reshape_like(y, x));
@@ -64,7 +63,7 @@ fn grouped(b: &mut Builder, s: &Source) -> Decomposed {
     one(scale_and_shift(b, unit, scale, bias, channels, ty.rank() - 2))
 }
 
-/// x · scale + bias, both one value for each of the `n` extents that `trailing` axes follow.
+/// x · scale + bias, both [n], over an axis that `trailing` axes follow.
 fn scale_and_shift(b: &mut Builder, x: ValueId, scale: ValueId, bias: ValueId, n: i64, trailing: usize) -> Built {
     let mut dims = vec![n];
     dims.resize(trailing + 1, 1);
@@ -75,20 +74,16 @@ fn scale_and_shift(b: &mut Builder, x: ValueId, scale: ValueId, bias: ValueId, n
     b.add(y, bias)
 }
 
-pub(super) struct InstanceNormalization;
-
-impl OpRule for InstanceNormalization {
-    fn name(&self) -> &'static str {
-        "InstanceNormalization"
-    }
-    fn infer(&self, cx: &Infer) -> Types {
+pub(super) const INSTANCE_NORMALIZATION: Row = Row {
+    name: "InstanceNormalization",
+    infer: |cx| {
         let x = cx.ty(0)?;
         cx.require(x.rank() >= 3, || format!("{x} has no spatial axes"))?;
         like_first(cx)
-    }
-    /// With g = ȳ ⊙ scale, x̂ and s of each channel, and means over a channel: x̄ = s (g − mean(g) − x̂ mean(g ⊙ x̂)); the
-    /// scale's and the bias' cotangents are ȳ ⊙ x̂ and ȳ summed over all they apply to.
-    fn pullback(&self, p: &mut Pullback) -> Result<(), GradError> {
+    },
+    // With g = ȳ ⊙ scale, x̂ and s of each channel, and means over a channel: x̄ = s (g − mean(g) − x̂ mean(g ⊙ x̂)); the
+    // cotangents of scale and bias are ȳ ⊙ x̂ and ȳ, summed over all elements of a channel.
+    pullback: |p| {
         let ct = p.ct(0)?;
         let op = p.op();
         let (x, x_ty) = (p.operand(0)?, p.ty(0)?);
@@ -99,8 +94,7 @@ impl OpRule for InstanceNormalization {
         let ct = p.b.cast(ct, wide)?;
         let down = |p: &mut Pullback, i: usize, v: ValueId| -> Result<(), GradError> {
             let sum = channel_reduce(p.b, "ReduceSum", v)?;
-            let sum = p.b.cast(sum, x_ty.dtype)?;
-            p.accumulate(i, sum)
+            p.give(i, |b| b.cast(sum, x_ty.dtype))
         };
         if p.wants(2) {
             down(p, 2, ct)?;
@@ -108,45 +102,41 @@ impl OpRule for InstanceNormalization {
         if !p.wants(0) && !p.wants(1) {
             return Ok(());
         }
-        let elements = x_ty.shape[2..].iter().fold(Dim::from(1), |a, d| &a * d);
+        let elements = product(&x_ty.shape[2..]);
         let rows_of = [x_ty.shape[0].clone(), Dim::from(channels), elements];
         let by_channel = |p: &mut Pullback, v: ValueId| p.b.reshape(v, &[0, channels, -1], &rows_of);
         let x_wide = p.b.cast(x, wide)?;
         let rows = by_channel(p, x_wide)?;
-        let [_, centred, inverse] = moments(p.b, rows, &[2], op.float("epsilon") as f64)?;
-        let normal = p.b.mul(centred, inverse)?;
+        let epsilon = op.float("epsilon") as f64;
+        let [normal, inverse] = formulas(p.b, [rows], |[rows]| {
+            let [centred, inverse] = moments(rows, &[2], epsilon);
+            [centred * inverse, inverse]
+        })?;
         if p.wants(1) {
-            let whole = p.b.reshape_like(normal, x)?;
-            let weighted = p.b.mul(ct, whole)?;
+            let weighted = formula(p.b, [ct, normal, x], |[ct, normal, x]| ct * normal.reshape_like(x))?;
             down(p, 1, weighted)?;
         }
         if !p.wants(0) {
             return Ok(());
         }
-        let scale = p.operand(1)?;
-        let scale = p.b.cast(scale, wide)?;
-        let scale = per_channel(p.b, scale, x_ty.rank())?;
-        let scaled = p.b.mul(ct, scale)?;
+        let (scale, rank) = (p.operand(1)?, x_ty.rank());
+        let scaled = formula(p.b, [scale, ct], |[scale, ct]| ct * scale.cast(wide).per_channel(rank))?;
         let scaled = by_channel(p, scaled)?;
-        let mean = p.b.reduce("ReduceMean", scaled, &[2], true)?;
-        let products = p.b.mul(scaled, normal)?;
-        let slope = p.b.reduce("ReduceMean", products, &[2], true)?;
-        let projection = p.b.mul(normal, slope)?;
-        let projection = p.b.add(projection, mean)?;
-        let rest = p.b.sub(scaled, projection)?;
-        let term = p.b.mul(rest, inverse)?;
-        let term = p.b.reshape_like(term, x)?;
-        let term = p.b.cast(term, x_ty.dtype)?;
-        p.accumulate(0, term)
-    }
-    fn samples(&self) -> Vec<Sample> {
-        let of = |x: &[i64], attrs: Attrs| {
-            Sample::of("InstanceNormalization", attrs, vec![floats(x), floats(&[x[1]]), floats(&[x[1]])])
-        };
+        p.give(0, |b| {
+            formula(b, [scaled, normal, inverse, x], |[scaled, normal, inverse, x]| {
+                let mean = scaled.over("ReduceMean", &[2]);
+                let slope = (scaled * normal).over("ReduceMean", &[2]);
+                ((scaled - (normal * slope + mean)) * inverse).reshape_like(x).cast(x_ty.dtype)
+            })
+        })
+    },
+    samples: || {
+        let of = |x: &[i64], attrs: Attrs| sample(attrs, vec![floats(x), floats(&[x[1]]), floats(&[x[1]])]);
         vec![
             of(&[2, 3, 4, 3], Attrs::new()),
             of(&[2, 2, 6], Attrs::new().with("epsilon", 1e-2_f32)),
             of(&[1, 2, 2, 3, 2], Attrs::new()),
         ]
-    }
-}
+    },
+    ..ROW
+};

@@ -6,21 +6,18 @@
 //! S ← S + kₜ vₜᵀ      oₜ = scale · qₜᵀ S
 //! ```
 
-use super::decompose::{Composite, extent, refuse_if, type_of, unfit};
-use super::sample::{floats, floats_in};
 use super::*;
 
-/// Tokens of the longest sequence that is unrolled.
+/// Most tokens of a sequence that is unrolled.
 const LONGEST: i64 = 256;
 
-pub(super) const LINEAR_ATTENTION: Composite = Composite {
-    domain: "",
+pub(super) const LINEAR_ATTENTION: Row = Row {
     name: "LinearAttention",
     infer: |cx| {
         let (q, k, v) = (cx.ty(0)?, cx.ty(1)?, cx.ty(2)?);
-        cx.require([q, k, v].iter().all(|t| t.rank() == 3), || format!("{q}, {k} and {v} are no packed heads"))?;
+        cx.require([q, k, v].iter().all(|t| t.rank() == 3), || format!("{q}, {k} and {v} are not all of rank 3"))?;
         let (q_heads, heads) = (cx.op.int("q_num_heads"), cx.op.int("kv_num_heads"));
-        cx.require(heads > 0 && q_heads > 0, || "its numbers of heads are missing".into())?;
+        cx.require(heads > 0 && q_heads > 0, || "`q_num_heads` or `kv_num_heads` is missing".into())?;
         let width = |t: &TensorType| t.shape[2].div_exact(&Dim::from(heads)).unwrap_or_else(|| unknown_dim("width"));
         let mut out = q.clone();
         out.shape[2] = &width(v) * &Dim::from(q_heads);
@@ -28,13 +25,16 @@ pub(super) const LINEAR_ATTENTION: Composite = Composite {
         let state = TensorType::new(dtype, vec![q.shape[0].clone(), Dim::from(heads), width(k), width(v)]);
         Ok(vec![out, state])
     },
-    form: "MatMul, Exp, Mul, Add for each token; up to 256 tokens, of known number",
+    derivative: Derivative::Decompose("MatMul, Exp, Mul, Add for each token; up to 256 tokens, of known number"),
     decompose: |b, s| {
         let (q, k, v) = (s.need(0)?, s.need(1)?, s.need(2)?);
         let (q_heads, heads) = (s.op.int("q_num_heads"), s.op.int("kv_num_heads"));
-        refuse_if(heads < 1 || q_heads % heads != 0, unfit("has heads that do not divide"))?;
+        refuse_if(
+            heads < 1 || q_heads % heads != 0,
+            unfit(format!("has {q_heads} heads of queries, no multiple of its {heads} heads of keys")),
+        )?;
         let tokens = extent(b, q, 1)?;
-        refuse_if(!(1..=LONGEST).contains(&tokens), unfit(format!("has {tokens} tokens")))?;
+        refuse_if(!(1..=LONGEST).contains(&tokens), unfit(format!("has {tokens} tokens; up to {LONGEST} are written out")))?;
         let (depth, width) = (extent(b, k, 2)? / heads, extent(b, v, 2)? / heads);
         let own = type_of(b, q)?;
         let batch = own.shape[0].clone();
@@ -51,7 +51,7 @@ pub(super) const LINEAR_ATTENTION: Composite = Composite {
             "gated" => (true, false),
             "delta" => (false, true),
             "gated_delta" => (true, true),
-            other => return Err(unfit(format!("has the unknown rule {other}"))),
+            other => return Err(Why::Attribute { attribute: "update_rule", value: other.into() }),
         };
         let scale = match s.op.float("scale") {
             0.0 => 1.0 / (depth as f64).sqrt(),
@@ -103,7 +103,7 @@ pub(super) const LINEAR_ATTENTION: Composite = Composite {
             let attrs = Attrs::new().with("q_num_heads", 2 * groups).with("kv_num_heads", 2).with("update_rule", rule);
             let mut operands = vec![floats(&[2, 3, 8 * groups]), floats(&[2, 3, 8]), floats(&[2, 3, 6])];
             operands.extend(rest);
-            Sample::of("", attrs, operands).at(27).results(2)
+            sample(attrs, operands).at(27).results(2)
         };
         let (past, rate) = (floats(&[2, 2, 4, 3]), |last: i64| floats_in(&[2, 3, last], 0.2, 0.8));
         let decay = |last: i64| floats_in(&[2, 3, last], -1.0, -0.1);
@@ -114,4 +114,5 @@ pub(super) const LINEAR_ATTENTION: Composite = Composite {
             of("gated_delta", 1, vec![past, decay(2), rate(1)]),
         ]
     },
+    ..ROW
 };

@@ -1,33 +1,20 @@
 //! `MatMul`: z = x · y over the last two axes with numpy's batching; a vector operand is a row (left) or a column (right).
 
-use super::broadcast::{broadcast, sum_batch, unbroadcast};
-use super::sample::floats;
+use super::broadcast::sum_batch;
 use super::*;
-use crate::ops::build::{BuildError, Builder, Built};
 
-pub(super) struct MatMul;
-
-impl OpRule for MatMul {
-    fn name(&self) -> &'static str {
-        "MatMul"
-    }
-    fn infer(&self, cx: &Infer) -> Types {
-        Ok(vec![product_type(cx.ty(0)?, cx.ty(1)?)?])
-    }
-    /// X̄ = Z̄ Yᵀ, Ȳ = Xᵀ Z̄, summed over broadcast batch axes. With a matrix on the right (a linear layer) the leading axes
-    /// are flattened, so that the weight's cotangent is one product and not a batch of products with a sum after it.
-    fn pullback(&self, p: &mut Pullback) -> Result<(), GradError> {
+pub(super) const MATMUL: Row = Row {
+    name: "MatMul",
+    infer: |cx| Ok(vec![product_type(cx.ty(0)?, cx.ty(1)?)?]),
+    // X̄ = Z̄ Yᵀ, Ȳ = Xᵀ Z̄, summed over broadcast batch axes. With a matrix on the right (a linear layer) the leading axes
+    // are flattened, so that the weight's cotangent is one product and not the sum of a batch of products.
+    pullback: |p| {
         let ct = p.ct(0)?;
         let (x, y) = (p.operand(0)?, p.operand(1)?);
         let (x_rank, y_rank) = (p.ty(0)?.rank(), p.ty(1)?.rank());
         if x_rank == 1 && y_rank == 1 {
-            for (i, other) in [(0, y), (1, x)] {
-                if p.wants(i) {
-                    let term = p.b.mul(ct, other)?;
-                    p.accumulate(i, term)?;
-                }
-            }
-            return Ok(());
+            p.give(0, |b| b.mul(ct, y))?;
+            return p.give(1, |b| b.mul(ct, x));
         }
         // Vectors become matrices; then all three have two axes or more.
         let lhs = if x_rank == 1 { p.b.unsqueeze(x, &[0])? } else { x };
@@ -40,30 +27,24 @@ impl OpRule for MatMul {
             out = p.b.unsqueeze(out, &[-1])?;
         }
         if p.b.ty(rhs)?.rank() == 2 {
-            return linear(p, lhs, rhs, out);
+            return linear(p, [x, y], lhs, rhs, out);
         }
-        if p.wants(0) {
-            let term = if p.b.ty(lhs)?.rank() == 2 && p.b.ty(out)?.rank() == 3 {
-                contract_batch(p.b, out, rhs)?
+        p.give(0, |b| {
+            let term = if b.ty(lhs)?.rank() == 2 && b.ty(out)?.rank() == 3 {
+                contract_batch(b, out, rhs)?
             } else {
-                let transposed = p.b.transpose_last(rhs)?;
-                let term = p.b.matmul(out, transposed)?;
-                unbroadcast(p.b, term, lhs)?
+                let transposed = b.transpose_last(rhs)?;
+                formula(b, [out, transposed, lhs], |[out, rhs, lhs]| out.dot(rhs).sum_to(lhs))?
             };
-            let term = p.b.reshape_like(term, x)?;
-            p.accumulate(0, term)?;
-        }
-        if p.wants(1) {
-            let transposed = p.b.transpose_last(lhs)?;
-            let term = p.b.matmul(transposed, out)?;
-            let term = unbroadcast(p.b, term, rhs)?;
-            let term = p.b.reshape_like(term, y)?;
-            p.accumulate(1, term)?;
-        }
-        Ok(())
-    }
-    fn samples(&self) -> Vec<Sample> {
-        let of = |x: &[i64], y: &[i64]| Sample::of("MatMul", Attrs::new(), vec![floats(x), floats(y)]);
+            b.reshape_like(term, x)
+        })?;
+        p.give(1, |b| {
+            let transposed = b.transpose_last(lhs)?;
+            formula(b, [transposed, out, rhs, y], |[lhs, out, rhs, y]| lhs.dot(out).sum_to(rhs).reshape_like(y))
+        })
+    },
+    samples: || {
+        let of = |x: &[i64], y: &[i64]| plain(vec![floats(x), floats(y)]);
         vec![
             of(&[2, 3], &[3, 4]),
             of(&[2, 5, 3], &[3, 4]),
@@ -80,32 +61,28 @@ impl OpRule for MatMul {
             of(&[2, 5, 3], &[3]),
             of(&[1, 3], &[2, 3, 1]),
         ]
-    }
-}
+    },
+    ..ROW
+};
 
-/// x [.., M, K] · y [K, N].
-fn linear(p: &mut Pullback, lhs: ValueId, rhs: ValueId, out: ValueId) -> Result<(), GradError> {
+/// The pullback of x [.., M, K] · y [K, N].
+fn linear(p: &mut Pullback, [x, y]: [ValueId; 2], lhs: ValueId, rhs: ValueId, out: ValueId) -> Result<(), GradError> {
     let rows_ct = rows(p.b, out)?;
-    if p.wants(0) {
-        let term = gemm(p.b, rows_ct, rhs, false, true, 1.0)?;
-        let x = p.operand(0)?;
-        let term = p.b.reshape_like(term, x)?;
-        p.accumulate(0, term)?;
-    }
-    if p.wants(1) {
-        let rows_x = rows(p.b, lhs)?;
-        let term = if p.b.matrix_behind(rhs).is_some() {
-            // In the layout of the matrix behind it, whose pullback undoes the transposition: nothing is moved.
-            let term = gemm(p.b, rows_ct, rows_x, true, false, 1.0)?;
-            p.b.transpose(term, &[1, 0])?
+    p.give(0, |b| {
+        let term = gemm(b, rows_ct, rhs, false, true, 1.0)?;
+        b.reshape_like(term, x)
+    })?;
+    p.give(1, |b| {
+        let rows_x = rows(b, lhs)?;
+        let term = if b.matrix_behind(rhs).is_some() {
+            // The `Transpose` behind y undoes this one, so nothing is moved.
+            let term = gemm(b, rows_ct, rows_x, true, false, 1.0)?;
+            b.transpose(term, &[1, 0])?
         } else {
-            gemm(p.b, rows_x, rows_ct, true, false, 1.0)?
+            gemm(b, rows_x, rows_ct, true, false, 1.0)?
         };
-        let y = p.operand(1)?;
-        let term = p.b.reshape_like(term, y)?;
-        p.accumulate(1, term)?;
-    }
-    Ok(())
+        b.reshape_like(term, y)
+    })
 }
 
 /// The type of a product.
@@ -133,7 +110,7 @@ pub(super) fn product_type(x: &TensorType, y: &TensorType) -> Result<TensorType,
     Ok(TensorType::new(x.dtype, shape))
 }
 
-/// All axes but the last in one: [.., K] as [rows, K].
+/// [.., K] as [rows, K].
 pub(super) fn rows(b: &mut Builder, v: ValueId) -> Built {
     let ty = b.ty(v)?;
     let rank = ty.rank();
@@ -142,14 +119,14 @@ pub(super) fn rows(b: &mut Builder, v: ValueId) -> Built {
     }
     match ty.shape.last().and_then(Dim::known) {
         Some(last) if last > 0 => {
-            let lead = ty.shape[..rank - 1].iter().fold(Dim::from(1), |a, d| &a * d);
+            let lead = product(&ty.shape[..rank - 1]);
             b.reshape(v, &[-1, last], &[lead, Dim::from(last)])
         }
         _ => b.op_with("Flatten", Attrs::new().with("axis", rank as i64 - 1), &[v]),
     }
 }
 
-/// α · X′ Y′ of two matrices, read as they were before a `Transpose`.
+/// α · X′ Y′ of two matrices. A `Transpose` behind an operand becomes part of the `Gemm`.
 pub(super) fn gemm(b: &mut Builder, x: ValueId, y: ValueId, trans_x: bool, trans_y: bool, alpha: f32) -> Built {
     let before = |v: ValueId, transposed: bool| b.matrix_behind(v).map_or((v, transposed), |from| (from, !transposed));
     let ((x, trans_x), (y, trans_y)) = (before(x, trans_x), before(y, trans_y));
@@ -166,7 +143,7 @@ pub(super) fn gemm(b: &mut Builder, x: ValueId, y: ValueId, trans_x: bool, trans
     b.op_with("Gemm", attrs, &[x, y])
 }
 
-/// Is it better to gather a batch of products [M, P] · [P, K] into one long product than to sum them?
+/// Is one long product cheaper than the sum of a batch of products [M, P] · [P, K]?
 pub(super) fn is_long(b: &Builder, m: &Dim, k: &Dim, inner: &Dim) -> bool {
     match (m.known(), k.known(), inner.known()) {
         (Some(m), Some(k), Some(p)) => m * k > b.target.long_product * p * (m + k),
@@ -176,8 +153,8 @@ pub(super) fn is_long(b: &Builder, m: &Dim, k: &Dim, inner: &Dim) -> bool {
 
 /// Σ_batch A Bᵀ for A [batch, .., M, P] and B [batch, .., K, P], to [.., M, K].
 ///
-/// Either a batch of products and a sum, or both transposed and one long product. The first writes batch · M · K numbers, the
-/// second moves batch · P · (M + K); the target says how much dearer the latter is.
+/// It is the sum of a batch of products, which writes batch · M · K numbers, or one long product of both operands transposed, which
+/// moves batch · P · (M + K) numbers. The target says how much dearer a moved number is.
 pub(super) fn contract_batch(b: &mut Builder, lhs: ValueId, rhs: ValueId) -> Built {
     Ok(contract_batches(b, lhs, &[rhs])?[0])
 }

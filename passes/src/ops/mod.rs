@@ -1,9 +1,7 @@
-//! Operators. One file (or one line of a table, in a family that differs in a formula) states everything about one operator: its
-//! shape rule, its pullback or how it is written as other operators, the opsets it stands for, and samples by which the tests
-//! compare the first with another engine and the second with finite differences.
+//! Operators. One rule states everything about one operator: the types of its results, its pullback or its decomposition into
+//! other operators, and samples. The tests compare the types with another engine and the pullback with finite differences.
 //!
-//! To add an operator, write its file and add its line to the list below. The passes know no operator by name beyond what
-//! they rewrite.
+//! To add an operator, write its file and add its line to the list below. A pass names only the operators that it rewrites.
 
 mod axes;
 pub mod broadcast;
@@ -17,6 +15,7 @@ mod listed;
 mod place;
 mod pullback;
 mod reduce;
+mod row;
 mod sample;
 mod typed;
 mod unary;
@@ -26,7 +25,6 @@ mod window;
 pub use axes::{Along, Axes, Label, axes, axes_of};
 pub use class::{Class, Mixing, is_random, keeps_elements, passes_through, reads_values};
 pub(crate) use conv_transpose::explicit_padding;
-pub(crate) use decompose::MICROSOFT;
 pub use decompose::{Decomposed, Source};
 pub use place::sum_terms;
 pub use pullback::{Contribution, Cotangent, Cotangents, Deferred, GradError, Pullback};
@@ -35,15 +33,21 @@ pub use sample::{Sample, SampleOperand};
 pub(crate) use transpose::permutation;
 pub use unruled::{unruled, why_no_rule};
 
-use crate::ir::{Attrs, DType, Dim, Graph, NodeId, Op, TensorType, ValueId, ValueType};
+// The operators' files import all of this by `use super::*`.
+use crate::ir::{ANCRE, Attrs, DType, Dim, Graph, NodeId, Op, Tensor, TensorType, ValueId, ValueType};
 use crate::refusal::Why;
-use build::{Builder, Built};
+use broadcast::broadcast;
+use build::{BuildError, Builder, Built};
+use decompose::{constant, extent, one, refuse_if, type_of, unfit};
 use eval::{Array, Facts, Poly};
+use formula::{Term, formula, formulas};
+use row::{ROW, Row};
+use sample::{fixed, floats, floats_in, ints, ints_of, plain, sample, truths, values};
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::OnceLock;
 
-/// The operands or attributes do not make sense for the operator.
+/// The operands or attributes do not fit the operator.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct TypeError(pub String);
@@ -56,7 +60,7 @@ pub struct Infer<'a> {
     pub types: &'a [Option<TensorType>],
     /// Elements of an operand where they are known: numbers, or polynomials over extents.
     pub array: &'a dyn Fn(usize) -> Option<Array<Poly>>,
-    /// Is the operand there at all?
+    /// Is the operand given?
     pub present: &'a dyn Fn(usize) -> bool,
 }
 
@@ -77,26 +81,26 @@ impl Infer<'_> {
             .ok_or_else(|| TypeError(format!("operand {i} of {} is missing or of unknown type", self.op.name)))
     }
 
-    /// Elements of an operand of integers that are all numbers.
+    /// Elements of an integer operand, if all of them are numbers.
     pub fn ints(&self, i: usize) -> Option<Vec<i64>> {
         (self.array)(i)?.ints()
     }
 
-    /// Elements of an operand of known integers, extents of other values among them.
+    /// Elements of an integer operand; symbolic extents are allowed.
     pub fn extents(&self, i: usize) -> Option<Vec<Dim>> {
         (self.array)(i)?.extents()
     }
 
-    /// The single axis attribute, counted from the front.
+    /// The attribute `axis`, counted from the front.
     pub fn axis(&self) -> Result<usize, TypeError> {
         let ty = self.ty(0)?;
         let a = self.op.int("axis");
         ty.axis(a).ok_or_else(|| TypeError(format!("axis {a} is out of range for {ty}")))
     }
 
-    /// The shape that operand `i` names: its elements, or as many unknown extents if they are computed in the graph.
+    /// The shape that operand `i` holds. Where the graph computes the operand, every extent is unknown.
     fn target(&self, i: usize, what: &str) -> Result<Vec<Dim>, TypeError> {
-        // A rank that no engine takes is damage, which must not be allocated for.
+        // A damaged file may ask for any rank; nothing is allocated for one that no engine takes.
         const MOST_AXES: i64 = 1 << 10;
         if let Some(dims) = self.extents(i) {
             return Ok(dims);
@@ -106,25 +110,25 @@ impl Infer<'_> {
         Ok((0..rank).map(|_| unknown_dim(what)).collect())
     }
 
-    /// The element type that the attribute `dtype` names, or another one without it.
+    /// The element type that the attribute `dtype` names; `otherwise` without the attribute.
     fn asked_dtype(&self, otherwise: DType) -> Result<DType, TypeError> {
         match self.attrs().get("dtype") {
             None => Ok(otherwise),
             Some(_) => {
-                let dtype = DType::from_onnx(self.attrs().int("dtype", 0) as i32);
-                dtype.ok_or_else(|| TypeError("its `dtype` is no element type".into()))
+                let dtype = DType::from_onnx(self.op.int("dtype") as i32);
+                dtype.ok_or_else(|| TypeError("its `dtype` names no element type".into()))
             }
         }
     }
 
-    /// Complains if operand `i`, where it is there and its type is known, does not broadcast into a type.
+    /// Fails if operand `i`, where it is there and its type is known, does not broadcast into a type.
     pub fn into(&self, ty: &TensorType, i: usize) -> Result<(), TypeError> {
         let Some(Some(own)) = self.types.get(i) else { return Ok(()) };
-        let wide = TensorType::new(ty.dtype, broadcast::broadcast(&ty.shape, &own.shape)?);
+        let wide = TensorType::new(ty.dtype, broadcast(&ty.shape, &own.shape)?);
         self.require(wide.may_be(ty), || format!("operand {i}, {own}, does not broadcast into {ty}"))
     }
 
-    /// Complains unless `condition` holds.
+    /// Fails unless `condition` holds.
     pub fn require(&self, condition: bool, what: impl FnOnce() -> String) -> Result<(), TypeError> {
         if condition { Ok(()) } else { Err(TypeError(what())) }
     }
@@ -133,16 +137,19 @@ impl Infer<'_> {
 /// Types of a node's results.
 pub type Types = Result<Vec<TensorType>, TypeError>;
 
+/// The operator set of ONNX Runtime's own operators, which its optimiser leaves in the models it saves.
+pub(crate) const MICROSOFT: &str = "com.microsoft";
+
 /// How an operator takes part in differentiation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Derivative {
     /// It has a pullback.
     Pullback,
-    /// It is written as other operators first; as which, in words.
+    /// It is written as other operators first; the text names them.
     Decompose(&'static str),
     /// Its derivative is zero wherever it exists (comparisons, shapes, roundings): cotangents stop here.
     Zero,
-    /// It has none, for this reason.
+    /// It has no derivative, for this reason.
     None(&'static str),
 }
 
@@ -164,13 +171,12 @@ pub trait OpRule: Sync {
     /// Types of the results.
     fn infer(&self, cx: &Infer) -> Types;
 
-    /// Its part in differentiation.
+    /// How it takes part in differentiation.
     fn derivative(&self) -> Derivative {
         Derivative::Pullback
     }
 
-    /// Adds to the operands' cotangents what the results' cotangents give. Only called when [`OpRule::derivative`] says
-    /// there is a pullback.
+    /// Computes the operands' cotangents from the results' cotangents. Called only if [`OpRule::derivative`] is a pullback.
     fn pullback(&self, p: &mut Pullback) -> Result<(), GradError> {
         Err(p.unsupported("this operator has no pullback"))
     }
@@ -180,16 +186,16 @@ pub trait OpRule: Sync {
         false
     }
 
-    /// Builds the operators that it is written as, where [`OpRule::derivative`] says that it is.
+    /// Builds the operators that it is written as. Called only if [`OpRule::derivative`] is a decomposition.
     ///
     /// # Errors
-    /// When this use of it cannot be written so.
+    /// When this use of the operator has no such form.
     fn decompose(&self, _: &mut Builder, _: &Source) -> Decomposed {
         Err(Why::Form("has no plain form".into()))
     }
 
-    /// What a value's terms that pullbacks of this operator left to it come to, all at once when the value's producer is
-    /// reached. May settle the cotangents of other values that wait for the same terms.
+    /// Turns the terms that this operator's pullbacks deferred for a value into cotangents, when the value's producer is
+    /// reached. It may also settle other values that wait for the same terms.
     fn gather(
         &self,
         b: &mut Builder,
@@ -198,16 +204,16 @@ pub trait OpRule: Sync {
         terms: &[Deferred],
     ) -> Result<Vec<ValueId>, GradError> {
         let site = b.graph.site(terms[0].node);
-        let reason = "its rule does not say what its deferred terms come to".into();
+        let reason = "its rule defers terms and does not gather them".into();
         Err(GradError::NoPullback { site, reason, path: String::new() })
     }
 
-    /// An abstract operator's results in plain ones, as they are best on the builder's target. The node itself stays.
+    /// Builds an abstract operator's results from plain operators, in the form that suits the builder's target. The node stays.
     fn lower(&self, b: &mut Builder, _node: NodeId) -> Result<Vec<ValueId>, build::BuildError> {
-        Err(b.error(self.name(), TypeError("it is no operator that is lowered by itself".into())))
+        Err(b.error(self.name(), TypeError("the operator is not an abstract one that is lowered by itself".into())))
     }
 
-    /// Applications by which the rules are tested.
+    /// Applications on which the tests run the rule.
     fn samples(&self) -> Vec<Sample>;
 }
 
@@ -218,80 +224,71 @@ macro_rules! ops {
     };
 }
 
-// One line an operator (an inverse pair or a family that differs in one formula may share a file). Element-wise functions of
-// one operand are the lines of `unary`, reductions those of `reduce`, operators of derivative zero those of `flat`.
+// One line is one file: an operator, an inverse pair, or a family that differs in one formula. The tables `unary`
+// (element-wise functions of one operand), `reduce` (reductions) and `flat` (derivative zero) hold further operators.
 ops! {
-    add::Add;
+    arithmetic::ADD, SUM, MEAN, SUB, MUL, DIV, MOD;
     attention::ATTENTION, PACKED, MULTI_HEAD, ROTARY, FUSED_ROTARY;
-    average_pool::AveragePool;
-    batch_norm_train::BatchNormTrain;
-    batch_normalization::BatchNormalization;
-    conv::Conv;
+    average_pool::AVERAGE_POOL;
+    batch_norm_train::BATCH_NORM_TRAIN;
+    batch_normalization::BATCH_NORMALIZATION;
+    conv::CONV;
     col2im::COL2IM;
-    conv_transpose::ConvTranspose;
-    conv_weight::ConvWeightCotangent;
-    einsum::Einsum;
-    gemm::Gemm;
-    global_pool::GlobalAveragePool, GlobalMaxPool;
+    conv_transpose::CONV_TRANSPOSE;
+    conv_weight::CONV_WEIGHT_COTANGENT;
+    einsum::EINSUM;
+    gemm::GEMM;
+    global_pool::GLOBAL_AVERAGE_POOL, GLOBAL_MAX_POOL;
     fourier::DFT;
     fused_product::MATMUL, TRANSPOSED, CONV, GEMM;
-    group_normalization::GROUP, InstanceNormalization;
-    layer_normalization::LayerNormalization;
-    lp_normalization::LpNormalization;
-    lp_pool::LpPool, GlobalLpPool;
-    lrn::Lrn;
-    matmul::MatMul;
-    max_pool::MaxPool;
+    group_normalization::GROUP, INSTANCE_NORMALIZATION;
+    layer_normalization::LAYER_NORMALIZATION;
+    lp_normalization::LP_NORMALIZATION;
+    lp_pool::LP_POOL, GLOBAL_LP_POOL;
+    lrn::LRN;
+    matmul::MATMUL;
+    max_pool::MAX_POOL;
     recurrent::LSTM, GRU, RNN;
     rms_normalization::RMS, SIMPLIFIED, FUSED;
     sequence::AT;
     skip_normalization::LAYER, SIMPLIFIED, EMBED, PLAIN;
-    softmax::Softmax, LogSoftmax;
-    sub::Sub;
-    mul::Mul;
-    div::Div;
-    prelu::PRelu;
-    gelu::GELU, SWISH, FUSED, BIAS_GELU, FAST_GELU, QUICK_GELU;
-    identity::Identity;
-    sum::Sum, Mean;
-    max::Max, Min;
-    pow::Pow;
-    clip::Clip;
-    select::Where;
-    cast::Cast, CastLike, BitCast;
-    dropout::Dropout;
-    modulo::Mod;
-    trilu::Trilu;
+    softmax::SOFTMAX, LOG_SOFTMAX;
+    prelu::PRELU;
+    gelu::GELU, SWISH, FUSED, BIAS_GELU, FAST_GELU, QUICK_GELU, SWIGLU;
+    identity::IDENTITY;
+    max::MAX, MIN;
+    pow::POW;
+    clip::CLIP;
+    select::WHERE;
+    cast::CAST, CAST_LIKE, BIT_CAST;
+    dropout::DROPOUT;
+    trilu::TRILU;
     causal_conv::CAUSAL_CONV;
     cumprod::CUM_PROD;
-    cumsum::CumSum;
+    cumsum::CUM_SUM;
     linear_attention::LINEAR_ATTENTION;
-    swiglu::SWIGLU;
-    route::Route, RouteCotangent, RouteWeightsCotangent;
-    top_k::TopK;
-    transpose::Transpose;
-    reshape::Reshape;
-    flatten::Flatten;
-    squeeze::Squeeze, Unsqueeze;
-    expand::Expand;
-    concat::Concat;
-    split::Split;
-    slice::Slice;
-    gather::Gather;
-    gather_elements::GatherElements;
-    gather_nd::GatherND;
-    scatter_elements::ScatterElements;
-    scatter_nd::ScatterND;
-    pad::Pad;
-    tile::Tile;
-    resize::Resize, Upsample;
-    depth_to_space::DepthToSpace, SpaceToDepth;
-    constant::Constant;
-    range::Range;
-    one_hot::OneHot;
+    route::Route, ROUTE_COTANGENT, ROUTE_WEIGHTS_COTANGENT;
+    top_k::TOP_K;
+    transpose::TRANSPOSE;
+    reshape::RESHAPE;
+    flatten::FLATTEN;
+    squeeze::SQUEEZE, UNSQUEEZE;
+    expand::EXPAND;
+    concat::CONCAT;
+    split::SPLIT;
+    slice::SLICE;
+    gather::GATHER, GATHER_ELEMENTS;
+    gather_nd::GATHER_ND;
+    scatter::SCATTER_ELEMENTS, SCATTER_ND;
+    pad::PAD;
+    tile::TILE;
+    resize::RESIZE, UPSAMPLE;
+    depth_to_space::DEPTH_TO_SPACE, SPACE_TO_DEPTH;
+    range::RANGE;
+    one_hot::ONE_HOT;
 }
 
-/// Every operator rule: those of the list above, then the lines of the tables.
+/// Every operator rule: the list above, then the tables.
 pub fn rules() -> &'static [&'static dyn OpRule] {
     static ALL: OnceLock<Vec<&'static dyn OpRule>> = OnceLock::new();
     ALL.get_or_init(|| {
@@ -310,15 +307,20 @@ pub fn rule(op: &Op) -> Option<&'static dyn OpRule> {
     table.get(&(domain, op.name.as_str())).copied()
 }
 
-/// Types of an operator's results, from what is known of the operands; `None` of an operator that nothing is known of.
-pub fn result_types(op: &Op, operands: &[Option<ValueId>], known: &dyn Facts<Poly>) -> Option<Types> {
+/// Runs `ask` on an operator and what is known of its operands.
+fn about<T>(op: &Op, operands: &[Option<ValueId>], known: &dyn Facts<Poly>, ask: impl FnOnce(&Infer) -> T) -> T {
     let types: Vec<Option<TensorType>> = operands.iter().map(|v| v.and_then(|v| known.ty(v).tensor())).collect();
     let array = |i: usize| operands.get(i).copied().flatten().and_then(|v| known.array(v)).map(Cow::into_owned);
     let present = |i: usize| operands.get(i).is_some_and(Option::is_some);
-    infer(&Infer { op, types: &types, array: &array, present: &present })
+    ask(&Infer { op, types: &types, array: &array, present: &present })
 }
 
-/// Why a node is none that its operator's rules read, where that can be told: its rule refuses operands whose types are known, and
+/// Types of an operator's results, from what is known of the operands; `None` for an unknown operator.
+pub fn result_types(op: &Op, operands: &[Option<ValueId>], known: &dyn Facts<Poly>) -> Option<Types> {
+    about(op, operands, known, infer)
+}
+
+/// Why a node is not one that its operator's rules read, where that can be told: its rule refuses operands whose types are known and
 /// whose integers are constants. Its derivative and its plain form take for granted what its rule has asked for.
 pub fn misfit(g: &Graph, id: NodeId) -> Option<TypeError> {
     let fixed = |v: ValueId| g.tensor_type(v).is_some_and(|t| t.dtype.is_float() || g.constant(v).is_some());
@@ -328,7 +330,7 @@ pub fn misfit(g: &Graph, id: NodeId) -> Option<TypeError> {
     result_types(g.op(id)?, g.operands(id), g)?.err()
 }
 
-/// By the operator's rule, or of one that has none by what is known of its types alone.
+/// Types of the results, by the operator's rule or by its line in [`typed`].
 pub(crate) fn infer(cx: &Infer) -> Option<Types> {
     rule(cx.op).map(|rule| rule.infer(cx)).or_else(|| typed::infer(cx))
 }
@@ -344,13 +346,13 @@ impl Facts<Poly> for Graph {
     }
 }
 
-/// Elements above which a value takes no part in the arithmetic on shapes.
+/// Most elements of a value that takes part in the arithmetic on shapes.
 pub const MOST_ELEMENTS: usize = 4096;
 
 /// Elements of a value that is a small integer constant.
 pub fn constant_ints(graph: &Graph, v: ValueId) -> Option<Vec<i64>> {
     let t = graph.constant(v)?;
-    if t.len() > 4096 || t.dtype().is_float() { None } else { t.to_i64().ok() }
+    if t.len() > MOST_ELEMENTS || t.dtype().is_float() { None } else { t.to_i64().ok() }
 }
 
 /// The type of the first operand, for element-wise operators of one operand.
@@ -358,13 +360,13 @@ pub(crate) fn like_first(cx: &Infer) -> Types {
     Ok(vec![cx.ty(0)?.clone()])
 }
 
-/// The broadcast of all operands, with the first one's element type.
+/// The broadcast of all operands, which have one element type.
 pub(crate) fn like_all(cx: &Infer) -> Types {
     let mut all = cx.ty(0)?.clone();
     for i in 1..cx.types.len() {
         let other = cx.ty(i)?;
         cx.require(other.dtype == all.dtype, || format!("element types {} and {} differ", all.dtype, other.dtype))?;
-        all.shape = broadcast::broadcast(&all.shape, &other.shape)?;
+        all.shape = broadcast(&all.shape, &other.shape)?;
     }
     Ok(vec![all])
 }
@@ -373,12 +375,17 @@ pub(crate) fn like_all(cx: &Infer) -> Types {
 pub(crate) fn bool_like_all(cx: &Infer) -> Types {
     let mut shape = cx.ty(0)?.shape.clone();
     for i in 1..cx.types.len() {
-        shape = broadcast::broadcast(&shape, &cx.ty(i)?.shape)?;
+        shape = broadcast(&shape, &cx.ty(i)?.shape)?;
     }
     Ok(vec![TensorType::new(DType::Bool, shape)])
 }
 
-/// A dimension nobody can name yet: distinct from every other.
+/// The number of elements of a shape.
+pub(crate) fn product(shape: &[Dim]) -> Dim {
+    shape.iter().fold(Dim::from(1), |n, d| &n * d)
+}
+
+/// A dimension that is not known, distinct from every other.
 pub(crate) fn unknown_dim(what: &str) -> Dim {
     use std::sync::atomic::{AtomicU64, Ordering};
     static NEXT: AtomicU64 = AtomicU64::new(0);

@@ -1,14 +1,10 @@
-//! `OneHot`: one of two values wherever a new axis's place is (not) the index.
+//! `OneHot`: along a new axis, one value at the index and another elsewhere.
 
 use super::*;
 
-pub(super) struct OneHot;
-
-impl OpRule for OneHot {
-    fn name(&self) -> &'static str {
-        "OneHot"
-    }
-    fn infer(&self, cx: &Infer) -> Types {
+pub(super) const ONE_HOT: Row = Row {
+    name: "OneHot",
+    infer: |cx| {
         let (indices, values) = (cx.ty(0)?, cx.ty(2)?);
         let rank = indices.rank() as i64 + 1;
         let axis = cx.op.int("axis");
@@ -21,32 +17,14 @@ impl OpRule for OneHot {
         let mut shape = indices.shape.clone();
         shape.insert(axis as usize, depth);
         Ok(vec![TensorType::new(values.dtype, shape)])
-    }
-    fn derivative(&self) -> Derivative {
-        Derivative::None("the two values of a one-hot encoding are not trained")
-    }
-    fn samples(&self) -> Vec<Sample> {
+    },
+    derivative: Derivative::None("the two values of a one-hot encoding are not trained"),
+    samples: || {
         vec![
-            Sample::of(
-                "OneHot",
-                Attrs::new(),
-                vec![
-                    SampleOperand::Ints { dims: vec![2], values: vec![1, 0] },
-                    SampleOperand::Ints { dims: vec![], values: vec![3] },
-                    SampleOperand::FloatConstant { dims: vec![2], values: vec![0.0, 1.0] },
-                ],
-            )
-            .shape_only(),
-            Sample::of(
-                "OneHot",
-                Attrs::new().with("axis", 0),
-                vec![
-                    SampleOperand::Ints { dims: vec![2, 1], values: vec![1, 0] },
-                    SampleOperand::Ints { dims: vec![1], values: vec![3] },
-                    SampleOperand::FloatConstant { dims: vec![2], values: vec![0.0, 1.0] },
-                ],
-            )
-            .shape_only(),
+            plain(vec![ints(&[1, 0]), ints_of(&[], &[3]), fixed(&[2], &[0.0, 1.0])]).shape_only(),
+            sample(Attrs::new().with("axis", 0), vec![ints_of(&[2, 1], &[1, 0]), ints(&[3]), fixed(&[2], &[0.0, 1.0])])
+                .shape_only(),
         ]
-    }
-}
+    },
+    ..ROW
+};

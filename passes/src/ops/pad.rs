@@ -1,18 +1,13 @@
-//! `Pad`: more (or, with negative amounts, less) of a tensor at its ends. The amounts are an attribute before opset 11.
+//! `Pad` adds elements at the ends of axes, or removes them with negative amounts. The amounts are an attribute before opset 11.
 
-use super::sample::{floats, ints};
 use super::*;
 
-pub(super) struct Pad;
-
-impl OpRule for Pad {
-    fn name(&self) -> &'static str {
-        "Pad"
-    }
-    fn infer(&self, cx: &Infer) -> Types {
+pub(super) const PAD: Row = Row {
+    name: "Pad",
+    infer: |cx| {
         let ty = cx.ty(0)?;
         let mut shape = ty.shape.clone();
-        match amounts(ty, cx.listed("pads", 1).ok().flatten(), cx.listed("axes", 3)) {
+        match amounts(cx) {
             Some((before, after)) => {
                 for (d, n) in shape.iter_mut().zip(before.iter().zip(&after)) {
                     *d = &*d + &Dim::from(n.0 + n.1);
@@ -21,19 +16,18 @@ impl OpRule for Pad {
             None => shape.iter_mut().for_each(|d| *d = unknown_dim("pad")),
         }
         Ok(vec![TensorType::new(ty.dtype, shape)])
-    }
-    /// Padding by a constant: x̄ = the inner part of ȳ, the constant gets the sum of the rest. Padding by the tensor's own
-    /// elements: the rest is folded back onto those it was copied from.
-    fn pullback(&self, p: &mut Pullback) -> Result<(), GradError> {
+    },
+    // Padding by a constant: x̄ = the inner part of ȳ, and the constant gets the sum of the rest. Padding by the tensor's own
+    // elements: see [`unfold`].
+    pullback: |p| {
         match p.op().str("mode") {
             "constant" => {}
             "reflect" => return unfold(p, true),
             "edge" => return unfold(p, false),
-            _ => return Err(p.unsupported("padding by a constant, by reflection or by the edge is differentiated")),
+            _ => return Err(p.unsupported("its mode is not constant, reflect or edge")),
         }
         let (ct, ty) = (p.ct(0)?, p.ty(0)?);
-        let listed = p.listed("axes", 3).map_err(|e| TypeError(e.to_string()));
-        let inner = match amounts(&ty, p.listed("pads", 1).ok().flatten(), listed) {
+        let inner = match p.told(|cx| Ok(amounts(cx)))? {
             Some((before, after)) if before.iter().chain(&after).all(|n| *n >= 0) => {
                 let axes: Vec<usize> = (0..ty.rank()).filter(|i| before[*i] + after[*i] != 0).collect();
                 let of = |f: &dyn Fn(usize) -> i64| axes.iter().map(|i| f(*i)).collect::<Vec<_>>();
@@ -48,7 +42,7 @@ impl OpRule for Pad {
                 p.b.op("Pad", &[ct, back])?
             }
             None if p.try_operand(3).is_none() => {
-                // Amounts computed in the graph.
+                // The amounts are computed in the graph.
                 let pads = p.operand(1)?;
                 let back = p.b.neg(pads)?;
                 p.b.op("Pad", &[ct, back])?
@@ -60,34 +54,33 @@ impl OpRule for Pad {
             let (all, kept) = (p.b.reduce_all("ReduceSum", ct)?, p.b.reduce_all("ReduceSum", inner)?);
             let rest = p.b.sub(all, kept)?;
             let value = p.operand(2)?;
-            let rest = p.b.reshape_like(rest, value)?;
-            p.accumulate(2, rest)?;
+            p.give(2, |b| b.reshape_like(rest, value))?;
         }
         p.accumulate(0, inner)
-    }
-    fn samples(&self) -> Vec<Sample> {
+    },
+    samples: || {
         vec![
-            Sample::of("Pad", Attrs::new(), vec![floats(&[2, 3]), ints(&[1, 0, 0, 2])]),
-            Sample::of("Pad", Attrs::new(), vec![floats(&[2, 3]), ints(&[1, 2]), floats(&[]), ints(&[-1])]),
-            Sample::of("Pad", Attrs::new(), vec![floats(&[4, 3]), ints(&[-1, 1, 0, -1])]),
-            Sample::of("Pad", Attrs::new().with("pads", vec![0, 1, 1, 0]), vec![floats(&[2, 3])]).at(10).shape_only(),
-            Sample::of("Pad", Attrs::new().with("mode", "reflect"), vec![floats(&[4, 4]), ints(&[0, 1, 0, 2])]),
-            Sample::of("Pad", Attrs::new().with("mode", "reflect"), vec![floats(&[2, 3, 4]), ints(&[0, 2, 3, 0, 1, 0])]),
-            Sample::of("Pad", Attrs::new().with("mode", "edge"), vec![floats(&[2, 3, 2]), ints(&[0, 2, 0, 0, 1, 3])]),
+            plain(vec![floats(&[2, 3]), ints(&[1, 0, 0, 2])]),
+            plain(vec![floats(&[2, 3]), ints(&[1, 2]), floats(&[]), ints(&[-1])]),
+            plain(vec![floats(&[4, 3]), ints(&[-1, 1, 0, -1])]),
+            sample(Attrs::new().with("pads", vec![0, 1, 1, 0]), vec![floats(&[2, 3])]).at(10).shape_only(),
+            sample(Attrs::new().with("mode", "reflect"), vec![floats(&[4, 4]), ints(&[0, 1, 0, 2])]),
+            sample(Attrs::new().with("mode", "reflect"), vec![floats(&[2, 3, 4]), ints(&[0, 2, 3, 0, 1, 0])]),
+            sample(Attrs::new().with("mode", "edge"), vec![floats(&[2, 3, 2]), ints(&[0, 2, 0, 0, 1, 3])]),
         ]
-    }
-}
+    },
+    ..ROW
+};
 
-/// The cotangent of padding by reflection, or by the edge: what lies before and after each axis goes back, reversed, to the
-/// elements next to the first and the last, or summed to these themselves.
+/// The cotangent of padding by reflection or by the edge. What lies before and after each axis is added to the elements that it
+/// was copied from: reversed to those next to the first and the last, or summed to the first and the last.
 fn unfold(p: &mut Pullback, reflects: bool) -> Result<(), GradError> {
     let ty = p.ty(0)?;
-    let listed = p.listed("axes", 3).map_err(|e| TypeError(e.to_string()));
-    let Some((before, after)) = amounts(&ty, p.listed("pads", 1).ok().flatten(), listed) else {
+    let Some((before, after)) = p.told(|cx| Ok(amounts(cx)))? else {
         return Err(p.unsupported("its amounts are computed in the graph"));
     };
     if before.iter().chain(&after).any(|n| *n < 0) {
-        return Err(p.unsupported("it takes elements away while it repeats others"));
+        return Err(p.unsupported("it removes elements in a mode that repeats others"));
     }
     let mut ct = p.ct(0)?;
     let rank = ty.rank();
@@ -120,14 +113,14 @@ fn unfold(p: &mut Pullback, reflects: bool) -> Result<(), GradError> {
     p.accumulate(0, ct)
 }
 
-/// What is added before and after each axis; `None` where it is computed in the graph, or no amount that an axis can have.
-fn amounts(
-    ty: &TensorType,
-    pads: Option<Vec<i64>>,
-    axes: Result<Option<Vec<i64>>, TypeError>,
-) -> Option<(Vec<i64>, Vec<i64>)> {
-    let pads = pads.filter(|pads| pads.iter().all(|n| n.abs() < 1 << 48))?;
-    let axes: Vec<usize> = match axes.ok()? {
+/// What is added before and after each axis; `None` if it is computed in the graph or out of range.
+fn amounts(cx: &Infer) -> Option<(Vec<i64>, Vec<i64>)> {
+    let ty = cx.ty(0).ok()?;
+    let pads = cx.listed("pads", 1).ok()??;
+    if pads.iter().any(|n| n.abs() >= 1 << 48) {
+        return None;
+    }
+    let axes: Vec<usize> = match cx.listed("axes", 3).ok()? {
         Some(axes) => axes.iter().map(|a| ty.axis(*a)).collect::<Option<_>>()?,
         None => (0..ty.rank()).collect(),
     };

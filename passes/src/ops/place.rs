@@ -1,18 +1,17 @@
-//! The transpose of taking a block out of a tensor: zeros of the whole's shape with the block in its place.
+//! The transpose of slicing: zeros of the whole's shape with a block in its place.
 
 use super::*;
-use crate::ops::build::{Builder, Built};
 
 /// Where a block starts along one axis.
 pub(super) enum Start {
-    /// Here, possibly relative to a symbolic extent.
+    /// At this place, which may depend on a symbolic extent.
     At(Dim),
-    /// At an int64 vector of length 1 that the graph computes.
+    /// At a place that the graph computes: an int64 vector of length 1.
     Computed(ValueId),
 }
 
-/// Zeros of `like`'s shape with `part` at the given starts; other axes must agree. A single `Pad`, whose amounts are constants
-/// wherever the extents allow.
+/// Zeros of `like`'s shape with `part` at the given starts; the other axes must agree. It is one `Pad`, whose amounts are
+/// constants where the extents are known.
 pub(super) fn place(b: &mut Builder, part: ValueId, like: ValueId, starts: &[(usize, Start)]) -> Built {
     let (inner, outer) = (b.ty(part)?, b.ty(like)?);
     let rank = outer.rank();
@@ -28,7 +27,7 @@ pub(super) fn place(b: &mut Builder, part: ValueId, like: ValueId, starts: &[(us
                     b.sub(d, k)?
                 }
                 (None, None) => {
-                    // The start depends on other extents too; then the block reaches to the end.
+                    // A start that depends on other extents too belongs to a block that reaches the end.
                     let (d, n) = (b.dim_of(like, *axis)?, b.dim_of(part, *axis)?);
                     b.sub(d, n)?
                 }
@@ -56,8 +55,7 @@ pub(super) fn place(b: &mut Builder, part: ValueId, like: ValueId, starts: &[(us
         return Ok(part);
     }
     let v = b.op("Pad", &[part, pads])?;
-    b.graph.set_type(v, outer.into());
-    Ok(v)
+    Ok(b.state(v, outer))
 }
 
 /// A [`place`]d term of a sum: `part` lies at `start..start + len` of an axis of extent `whole`.
@@ -93,15 +91,15 @@ impl Block {
     }
 }
 
-/// Sum of one or more terms of one type. Where a value was taken apart into neighbouring blocks (the three of a fused
-/// projection, the halves of a rotary embedding), their cotangents are joined by one `Concat` instead of being padded to full
-/// size each and added.
+/// Sum of one or more terms of one type. If neighbouring blocks were sliced out of a value (the three parts of a fused
+/// projection, the halves of a rotary embedding), one `Concat` joins their cotangents; each would otherwise be padded to full
+/// size and added.
 pub fn sum_terms(b: &mut Builder, terms: &[ValueId]) -> Built {
     let mut rest = Vec::with_capacity(terms.len());
     let mut blocks: Vec<Block> = Vec::new();
     for v in terms {
         match Block::of(b, *v) {
-            // All along one axis, that of the first.
+            // All blocks lie along the axis of the first.
             Some(block) if blocks.first().is_none_or(|f| (f.axis, f.whole) == (block.axis, block.whole)) => {
                 blocks.push(block)
             }
@@ -118,7 +116,7 @@ pub fn sum_terms(b: &mut Builder, terms: &[ValueId]) -> Built {
     let mut parts = Vec::new();
     let mut end = start;
     for same in blocks.chunk_by(|a, b| a.start == b.start) {
-        // What several readers took of the same block is added while small.
+        // The cotangents of several readers of one block are added before they are joined.
         let same_parts: Vec<ValueId> = same.iter().map(|block| block.part).collect();
         parts.push(b.sum(&same_parts)?);
         end += same[0].len;

@@ -1,7 +1,7 @@
 //! What a pullback works with: the node's operands and results, the results' cotangents, and a builder.
 
 use super::broadcast::{broadcast, unbroadcast};
-use super::{Class, OpRule};
+use super::{Class, Infer, OpRule, TypeError, about};
 use crate::ir::{Attrs, Graph, NodeId, NodeSite, Op, TensorType, ValueId};
 use crate::ops::build::{BuildError, Builder, Built};
 use indexmap::IndexMap;
@@ -9,7 +9,7 @@ use indexmap::IndexMap;
 /// Why there is no derivative.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum GradError {
-    /// An operator on a differentiable path has no pullback, or not for this use of it.
+    /// An operator between a trainable tensor and the loss has no derivative, or none for this use of it.
     #[error("{site} has no derivative here: {reason}; it lies on the path {path}")]
     NoPullback {
         /// The node.
@@ -19,7 +19,7 @@ pub enum GradError {
         /// From a trainable tensor to the loss.
         path: String,
     },
-    /// A pullback built a node that makes no sense; the source's types are not what the operator's rule expects.
+    /// A pullback built an invalid node: the source's types are not those that the operator's rule expects.
     #[error("the gradient of {site} could not be built: {error}")]
     Build {
         /// The node.
@@ -28,7 +28,7 @@ pub enum GradError {
         #[source]
         error: BuildError,
     },
-    /// A cotangent does not have its primal's type: a fault of the pullback.
+    /// A cotangent and its primal differ in type: a fault of the pullback.
     #[error("the gradient of {site} gives operand {operand} a cotangent of type {got}, its value has {want}")]
     Type {
         /// The node.
@@ -47,7 +47,7 @@ pub enum GradError {
 pub enum Contribution {
     /// A cotangent of the value's own type.
     Value(Cotangent),
-    /// What a rule will build together with its other terms ([`OpRule::gather`]).
+    /// A term that a rule builds later, together with other terms ([`OpRule::gather`]).
     Deferred(&'static dyn OpRule, Deferred),
 }
 
@@ -63,7 +63,7 @@ pub struct Cotangent {
 }
 
 impl Cotangent {
-    /// One of which nothing is known.
+    /// A cotangent of which nothing is known.
     pub fn of(value: ValueId) -> Cotangent {
         Cotangent { value, guard: None, steep: false }
     }
@@ -79,12 +79,12 @@ pub struct Guard {
     pub zero_where: bool,
 }
 
-/// A node's part in the cotangent of one of its operands, not built yet.
+/// A node's term of one operand's cotangent, to be built later.
 #[derive(Clone, Copy, Debug)]
 pub struct Deferred {
     /// The node.
     pub node: NodeId,
-    /// Which operand the value is.
+    /// The operand's number.
     pub operand: usize,
     /// Cotangent of the node's first result.
     pub ct: ValueId,
@@ -106,7 +106,7 @@ pub struct Pullback<'a, 'g> {
 
 impl From<BuildError> for GradError {
     fn from(error: BuildError) -> GradError {
-        // The driver replaces the site by the node it was working on.
+        // `differentiate` replaces the site by the node whose pullback it called.
         GradError::Build { site: NodeSite { name: error.prefix.clone(), op: error.op.clone() }, error }
     }
 }
@@ -160,11 +160,9 @@ impl Pullback<'_, '_> {
         Ok(self.b.ty(self.operand(i)?)?)
     }
 
-    /// Elements of operand `i`, which must be an integer constant.
-    pub fn ints(&self, i: usize) -> Result<Vec<i64>, GradError> {
-        let v = self.operand(i)?;
-        super::constant_ints(self.b.graph, v)
-            .ok_or_else(|| self.unsupported(&format!("operand {i} (`{}`) is computed in the graph", self.b.graph.name(v))))
+    /// What a shape rule reads of the node. If the read fails, its error is the reason for no derivative.
+    pub(super) fn told<T>(&self, read: impl FnOnce(&Infer) -> Result<T, TypeError>) -> Result<T, GradError> {
+        about(&self.op(), self.graph().operands(self.node), self.b.graph, read).map_err(|e| self.unsupported(&e.to_string()))
     }
 
     /// Cotangent of result `i`, if the loss depends on it.
@@ -175,9 +173,9 @@ impl Pullback<'_, '_> {
     /// Cotangent of result `i`.
     ///
     /// # Errors
-    /// When the loss does not depend on that result (only another one of the node's).
+    /// When the loss depends only on other results of the node.
     pub fn ct(&self, i: usize) -> Result<ValueId, GradError> {
-        self.try_ct(i).ok_or_else(|| self.unsupported(&format!("the loss reads another result than {i}")))
+        self.try_ct(i).ok_or_else(|| self.unsupported(&format!("the loss does not read its result {i}")))
     }
 
     /// Is operand `i`'s cotangent needed?
@@ -204,15 +202,29 @@ impl Pullback<'_, '_> {
         Ok(())
     }
 
-    /// Adds to operand `i`'s cotangent a value of the broadcast shape, summed down to the operand's.
-    pub fn accumulate_broadcast(&mut self, i: usize, ct: ValueId) -> Result<(), GradError> {
+    /// Adds what `build` makes to operand `i`'s cotangent, if that is wanted; its type must be the operand's.
+    pub fn give(&mut self, i: usize, build: impl FnOnce(&mut Builder) -> Built) -> Result<(), GradError> {
         if !self.wants(i) {
             return Ok(());
         }
-        let v = self.operand(i)?;
+        let ct = build(self.b)?;
+        self.accumulate(i, ct)
+    }
+
+    /// As [`Pullback::give`], for a value of the broadcast shape, which is summed down to the operand's.
+    pub fn give_broadcast(&mut self, i: usize, build: impl FnOnce(&mut Builder) -> Built) -> Result<(), GradError> {
+        if !self.wants(i) {
+            return Ok(());
+        }
+        let (ct, v) = (build(self.b)?, self.operand(i)?);
         let ct = self.guarded(ct)?;
         let ct = unbroadcast(self.b, ct, v)?;
         self.accumulate(i, ct)
+    }
+
+    /// Adds to operand `i`'s cotangent a value of the broadcast shape, summed down to the operand's.
+    pub fn accumulate_broadcast(&mut self, i: usize, ct: ValueId) -> Result<(), GradError> {
+        self.give_broadcast(i, |_| Ok(ct))
     }
 
     /// Adds to the cotangent of operand `i` the result's where a condition chose the operand, summed down to its shape.
@@ -262,7 +274,7 @@ impl Pullback<'_, '_> {
         true
     }
 
-    /// Leaves operand `i`'s cotangent, of which `ct` is this node's part, to the rule's [`OpRule::gather`].
+    /// Leaves this node's term of operand `i`'s cotangent to the rule's [`OpRule::gather`].
     pub fn defer(&mut self, i: usize, ct: ValueId) {
         if let Some(v) = self.try_operand(i) {
             self.contribute(v, Contribution::Deferred(self.rule, Deferred { node: self.node, operand: i, ct }));
@@ -275,8 +287,7 @@ impl Pullback<'_, '_> {
         }
     }
 
-    /// Result `slot` of the primal, which becomes one of its results where the source did not ask for it (optional results
-    /// that the gradient reads). All before it must be there.
+    /// Optional result `slot` of the primal, which is added where the source left it out. All results before it must exist.
     pub fn extra_result(&mut self, slot: u32, what: &str, ty: TensorType) -> ValueId {
         let v = self.result(slot);
         let name = format!("{}.{what}", self.b.graph.name(self.result(0)));

@@ -1,4 +1,4 @@
-//! Recurrences: unrolled where their number of steps is known.
+//! `LSTM`, `GRU` and `RNN`, unrolled if the number of steps is known.
 //!
 //! ```text
 //! LSTM  i, o, f, c̃ = x_t Wᵀ + h Rᵀ + b     c' = σ(f) c + σ(i) tanh(c̃)      h' = σ(o) tanh(c')
@@ -6,19 +6,15 @@
 //! RNN   h' = tanh(x_t Wᵀ + h Rᵀ + b)
 //! ```
 //!
-//! The products with x are one product over all steps.
+//! One product over all steps computes the products with x.
 
-use super::build::BuildError;
-use super::decompose::{Composite, extent, refuse_if, unfit};
-use super::sample::floats;
 use super::*;
 use crate::ir::Attr;
-use crate::refusal::Why;
 
-/// Steps beyond which a recurrence stays as it is.
+/// Most steps of a recurrence that is unrolled.
 const LONGEST: i64 = 256;
 
-/// One step from (products with x, h, c) to (h, c).
+/// A step from (product with x, h, c) to (h, c).
 type Step =
     fn(&mut Builder, &Cell, ValueId, Option<ValueId>, Option<ValueId>) -> Result<(ValueId, Option<ValueId>), BuildError>;
 
@@ -32,20 +28,20 @@ struct Cell {
     linear_before_reset: bool,
 }
 
-pub(super) const LSTM: Composite = Composite {
-    domain: "",
+pub(super) const LSTM: Row = Row {
     name: "LSTM",
     infer: |cx| states(cx, 4),
-    form: "unrolled: MatMul, Sigmoid, Tanh; up to 256 steps, of known number",
+    derivative: Derivative::Decompose("unrolled: MatMul, Sigmoid, Tanh; up to 256 steps, of known number"),
     decompose: |b, s| {
         refuse_if(s.get(7).is_some(), Why::Feature("peepholes"))?;
         refuse_if(s.op.int("input_forget") != 0, Why::Feature("coupled gates"))?;
         unroll(b, s, 4, &["Sigmoid", "Tanh", "Tanh"], lstm_step)
     },
     samples: || recurrences(4),
+    ..ROW
 };
 
-pub(super) const GRU: Composite = Composite {
+pub(super) const GRU: Row = Row {
     name: "GRU",
     infer: |cx| states(cx, 3),
     decompose: |b, s| unroll(b, s, 3, &["Sigmoid", "Tanh"], gru_step),
@@ -53,10 +49,10 @@ pub(super) const GRU: Composite = Composite {
     ..LSTM
 };
 
-pub(super) const RNN: Composite = Composite {
+pub(super) const RNN: Row = Row {
     name: "RNN",
     infer: |cx| states(cx, 1),
-    form: "unrolled: MatMul, Tanh; up to 256 steps, of known number",
+    derivative: Derivative::Decompose("unrolled: MatMul, Tanh; up to 256 steps, of known number"),
     decompose: |b, s| {
         unroll(b, s, 1, &["Tanh"], |b, cell, x, h, _| {
             let (sum, _) = with_state(b, cell, x, h)?;
@@ -67,13 +63,13 @@ pub(super) const RNN: Composite = Composite {
     ..LSTM
 };
 
-/// All states [steps, directions, batch, H], the last of each direction, and with four gates the last cell's.
+/// All states [steps, directions, batch, H], the last state of each direction, and of an LSTM (four gates) the last cell.
 fn states(cx: &Infer, gates: i64) -> Types {
     let (x, w) = (cx.ty(0)?, cx.ty(2)?);
-    cx.require(x.rank() == 3 && w.rank() == 3, || format!("{x} and weights {w} are no recurrence"))?;
+    cx.require(x.rank() == 3 && w.rank() == 3, || format!("x is {x} and the recurrent weights are {w}; both need rank 3"))?;
     let (directions, hidden) = (w.shape[0].clone(), w.shape[2].clone());
     let (first, second) = (x.shape[0].clone(), x.shape[1].clone());
-    // By batch the direction comes after it.
+    // With layout 1 the batch comes first.
     let (all, last) = if cx.op.int("layout") == 0 {
         (vec![first, directions.clone(), second.clone(), hidden.clone()], vec![directions, second, hidden])
     } else {
@@ -91,7 +87,7 @@ fn recurrences(gates: i64) -> Vec<Sample> {
         let attrs = Attrs::new().with("direction", direction).with("hidden_size", hidden);
         let weights = [[directions, gates * hidden, width], [directions, gates * hidden, hidden]];
         let operands = vec![floats(&[steps, batch, width]), floats(&weights[0]), floats(&weights[1])];
-        Sample::of("", attrs, [operands, vec![floats(&[directions, 2 * gates * hidden])]].concat()).results(2)
+        sample(attrs, [operands, vec![floats(&[directions, 2 * gates * hidden])]].concat()).results(2)
     };
     vec![of("forward", 1), of("bidirectional", 2)]
 }
@@ -108,9 +104,9 @@ fn usual(attrs: &Attrs, defaults: &[&str]) -> bool {
 
 fn unroll(b: &mut Builder, s: &Source, gates: i64, activations: &[&str], step: Step) -> Decomposed {
     refuse_if(!usual(&s.op.attrs, activations), Why::Feature("other activations than the defaults"))?;
-    refuse_if(s.get(4).is_some(), Why::Feature("lengths of its sequences"))?;
-    refuse_if(s.op.attrs.get("clip").is_some(), Why::Feature("a bound on its cells"))?;
-    refuse_if(s.op.int("layout") != 0, Why::Feature("the batch as first axis"))?;
+    refuse_if(s.get(4).is_some(), Why::Feature("`sequence_lens`"))?;
+    refuse_if(s.op.attrs.get("clip").is_some(), Why::Feature("`clip`"))?;
+    refuse_if(s.op.int("layout") != 0, Why::Feature("`layout` 1"))?;
     let (steps, hidden) = (extent(b, s.need(0)?, 0)?, extent(b, s.need(2)?, 2)?);
     let countable = (1..=LONGEST).contains(&steps);
     refuse_if(!countable, unfit(format!("has {steps} steps; up to {LONGEST} are written out")))?;
@@ -147,7 +143,7 @@ fn unroll(b: &mut Builder, s: &Source, gates: i64, activations: &[&str], step: S
             last.extend(v.map(|v| b.unsqueeze(v, &[0])).transpose()?);
         }
     }
-    // Built last, as the node that takes the recurrence's place.
+    // The first result is built last: its node takes the recurrence's place.
     let mut results = vec![b.concat(&last_h, 0)?];
     if !last_c.is_empty() {
         results.push(b.concat(&last_c, 0)?);
@@ -156,7 +152,7 @@ fn unroll(b: &mut Builder, s: &Source, gates: i64, activations: &[&str], step: S
     Ok(results)
 }
 
-/// A direction's weights, and the products of all steps' x: [T, B, gates · H], biases added.
+/// A direction's weights, and the products of all steps' x with the biases added: [T, B, gates · H].
 fn cell(
     b: &mut Builder,
     s: &Source,
@@ -210,16 +206,13 @@ fn lstm_step(
     let (sum, _) = with_state(b, cell, x, h)?;
     let sizes = b.ints(&[cell.hidden; 4]);
     let parts = b.node(Op::new("Split", Attrs::new().with("axis", 1)), &[Some(sum), Some(sizes)])?;
-    let (input, output) = (b.op("Sigmoid", &[parts[0]])?, b.op("Sigmoid", &[parts[1]])?);
-    let candidate = b.op("Tanh", &[parts[3]])?;
-    let mut next = b.mul(input, candidate)?;
-    if let Some(c) = c {
-        let forget = b.op("Sigmoid", &[parts[2]])?;
-        let kept = b.mul(forget, c)?;
-        next = b.add(kept, next)?;
-    }
-    let squashed = b.op("Tanh", &[next])?;
-    Ok((b.mul(output, squashed)?, Some(next)))
+    let [new, output] = formulas(b, [parts[0], parts[1], parts[3]], |[input, output, candidate]| {
+        let (input, output) = (input.op("Sigmoid"), output.op("Sigmoid"));
+        [input * candidate.op("Tanh"), output]
+    })?;
+    let next = c.map_or(Ok(new), |c| formula(b, [new, parts[2], c], |[new, forget, c]| forget.op("Sigmoid") * c + new))?;
+    let h = formula(b, [output, next], |[output, next]| output * next.op("Tanh"))?;
+    Ok((h, Some(next)))
 }
 
 fn gru_step(
@@ -254,11 +247,7 @@ fn gru_step(
     };
     let sum = inner.map_or(Ok(own), |inner| b.add(own, inner))?;
     let candidate = b.op("Tanh", &[sum])?;
-    let open = b.from_number_sub(1.0, z)?;
-    let mut next = b.mul(open, candidate)?;
-    if let Some(h) = h {
-        let kept = b.mul(z, h)?;
-        next = b.add(next, kept)?;
-    }
+    let next = formula(b, [z, candidate], |[z, candidate]| (1.0 - z) * candidate)?;
+    let next = h.map_or(Ok(next), |h| formula(b, [next, z, h], |[next, z, h]| next + z * h))?;
     Ok((next, None))
 }

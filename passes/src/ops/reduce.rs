@@ -1,13 +1,11 @@
-//! Reductions: y is made of all elements along some axes. One line of the table is one operator, the comment above it says y.
+//! Reductions of all elements along some axes to y. One line of the table is one operator; the comment above it is y.
 //!
-//! A result that dropped its axes gets them back (`r.back`) before it meets x; what can be done while it is small is done first.
+//! Before a result that dropped its axes meets x, `r.back` restores them. Formulas compute on the small result as long as they can.
 
-use super::formula::{Term, formula};
 use super::listed::{Reduction, reduced};
-use super::sample::{floats_in, ints};
 use super::*;
 
-/// One of them.
+/// An operator of the table.
 pub(super) struct Reduce {
     name: &'static str,
     when_none: WhenNone,
@@ -16,12 +14,12 @@ pub(super) struct Reduce {
     operand: fn() -> SampleOperand,
 }
 
-/// What happens to an element where no axis is reduced.
+/// What happens to each element if no axis is reduced.
 #[derive(PartialEq, Eq)]
 enum WhenNone {
-    /// It stays.
+    /// The element stays.
     Stays,
-    /// What is done before or after (|x|, x², ln x) is done to it.
+    /// The operator's function (|x|, x², ln x) is applied to the element.
     Applies,
 }
 use WhenNone::{Applies, Stays};
@@ -33,7 +31,7 @@ pub(super) static REDUCE: &[Reduce] = &[
     // Σ x
     reduce("ReduceSum", Stays, |r, x, _, ct| r.back(ct).spread_like(x), anywhere),
     // Σ x / n
-    reduce("ReduceMean", Stays, |r, x, _, ct| r.back(ct / r.count(x)).spread_like(x), anywhere),
+    reduce("ReduceMean", Stays, |r, x, _, ct| r.back(ct / x.count(&r.axes)).spread_like(x), anywhere),
     // Π x
     reduce("ReduceProd", Stays, |r, x, _, ct| product_slope(r, x, r.back(ct)), || floats_in(&DIMS, 0.5, 1.5)),
     // max x
@@ -52,12 +50,12 @@ pub(super) static REDUCE: &[Reduce] = &[
     reduce("ReduceLogSumExp", Stays, |r, x, y, ct| shares(x, r.back(y), r.back(ct)), anywhere),
 ];
 
-/// ȳ · Π over the other elements: with zeros replaced by 1, the product over the element, kept where no *other* element is 0.
+/// ȳ · Π of the other elements: the product with zeros replaced by 1, divided by the element, where no other element is 0.
 fn product_slope<'f>(r: &Reduction, x: Term<'f>, ct: Term<'f>) -> Term<'f> {
     let is_zero = x.is("Equal", 0.0);
     let safe = x + is_zero;
-    let product = r.over("ReduceProd", safe);
-    let zeros = r.over("ReduceSum", is_zero);
+    let product = safe.over("ReduceProd", &r.places());
+    let zeros = is_zero.over("ReduceSum", &r.places());
     let numerator = ct * product;
     let alone = (zeros - is_zero).is("Less", 0.5);
     numerator / safe * alone
@@ -66,7 +64,7 @@ fn product_slope<'f>(r: &Reduction, x: Term<'f>, ct: Term<'f>) -> Term<'f> {
 /// [x = y] ⊙ ȳ / n where n counts the elements that attain the extremum: ties share evenly.
 fn extremum_slope<'f>(r: &Reduction, x: Term<'f>, y: Term<'f>, ct: Term<'f>) -> Term<'f> {
     let attained = x.equals(y);
-    attained * (ct / r.over("ReduceSum", attained))
+    attained * (ct / attained.over("ReduceSum", &r.places()))
 }
 
 /// x ⊙ (ȳ ⊘ y), 0 where y = 0.
@@ -98,9 +96,9 @@ fn positive() -> SampleOperand {
     floats_in(&DIMS, 0.2, 1.5)
 }
 
-/// Distinct by at least 0.1, so that a finite difference does not change which element is the extremum.
+/// Numbers 0.1 apart: a finite difference does not change which of them is the extremum.
 fn distinct() -> SampleOperand {
-    SampleOperand::Values { dims: DIMS.to_vec(), values: (0..24).map(|i| (i * 7 % 24) as f32 * 0.1 - 1.0).collect() }
+    values(&DIMS, &std::array::from_fn::<f32, 24, _>(|i| (i * 7 % 24) as f32 * 0.1 - 1.0))
 }
 
 impl OpRule for Reduce {
@@ -112,17 +110,17 @@ impl OpRule for Reduce {
     }
     fn pullback(&self, p: &mut Pullback) -> Result<(), GradError> {
         let ct = p.ct(0)?;
-        let r = Reduction::of(p)?;
+        let r = p.told(Reduction::of)?;
         if r.axes.is_empty() && self.when_none == Stays {
             return p.accumulate(0, ct);
         }
-        let x_ct = formula(p.b, [p.operand(0)?, p.result(0), ct], |[x, y, ct]| (self.slope)(&r, x, y, ct))?;
-        p.accumulate(0, x_ct)
+        let (x, y) = (p.operand(0)?, p.result(0));
+        p.give(0, |b| formula(b, [x, y, ct], |[x, y, ct]| (self.slope)(&r, x, y, ct)))
     }
     /// Axes as operand and as attribute, kept and dropped, negative ones, and the full reduction.
     fn samples(&self) -> Vec<Sample> {
         let of = |attrs: Attrs, axes: Option<&[i64]>| {
-            Sample::of(self.name, attrs, [(self.operand)()].into_iter().chain(axes.map(ints)).collect())
+            sample(attrs, [(self.operand)()].into_iter().chain(axes.map(ints)).collect()).of(self)
         };
         let dropped = || Attrs::new().with("keepdims", 0);
         let mut samples = vec![
@@ -134,9 +132,8 @@ impl OpRule for Reduce {
             of(dropped().with("axes", vec![0, -1]), None).at(11).shape_only(),
         ];
         if self.name == "ReduceProd" {
-            let values = vec![0.0, 0.7, -1.2, 0.0, 0.0, 1.1, 0.8, -0.6, 1.4];
-            let zeros = SampleOperand::Values { dims: vec![3, 3], values };
-            samples.push(Sample::of(self.name, Attrs::new(), vec![zeros, ints(&[1])]));
+            let zeros = values(&[3, 3], &[0.0, 0.7, -1.2, 0.0, 0.0, 1.1, 0.8, -0.6, 1.4]);
+            samples.push(plain(vec![zeros, ints(&[1])]).of(self));
         }
         samples
     }

@@ -1,27 +1,19 @@
-//! `Resize`: interpolation along each axis on its own; nearest, linear or cubic.
+//! `Resize`: nearest, linear or cubic interpolation along each axis.
 //!
-//! Along an axis the result is a matrix W of weights [out, in] times the operand, so x̄ is ȳ times W over the same axis, one
-//! `MatMul` an axis. Where each element is only repeated k times in a row (nearest, a whole factor), ȳ is summed over blocks of
-//! k instead, all axes at once and without any extent but the factor being known.
+//! Along an axis the result is a matrix W of weights [out, in] times the operand, so x̄ is ȳ times W over the same axis: one
+//! `MatMul` per axis. If each element is only repeated k times in a row (nearest, a whole factor), ȳ is summed over blocks of k,
+//! over all axes at once; only the factor has to be known.
 
-use super::sample::{floats, ints};
 use super::*;
-use crate::ir::Tensor;
-use crate::ops::build::{Builder, Built};
-use crate::refusal::Why;
 
-pub(super) struct Resize;
-
-impl OpRule for Resize {
-    fn name(&self) -> &'static str {
-        "Resize"
-    }
-    fn infer(&self, cx: &Infer) -> Types {
+pub(super) const RESIZE: Row = Row {
+    name: "Resize",
+    infer: |cx| {
         let ty = cx.ty(0)?;
         let axes = resized(cx.op, ty).ok_or_else(|| TypeError(format!("an axis is out of range for {ty}")))?;
         let stretch = cx.op.str("keep_aspect_ratio_policy") == "stretch";
         let sizes = cx.extents(3).filter(|s| stretch && s.len() == axes.len());
-        // Without the region of interest in between, as opset 10 had them, the scales are the second operand.
+        // Opset 10 has no region of interest before the scales.
         let at = if (2..4).any(|i| (cx.present)(i)) { 2 } else { 1 };
         let scales = (cx.array)(at).filter(|s| s.elements.len() == axes.len());
         let mut shape = ty.shape.clone();
@@ -34,9 +26,9 @@ impl OpRule for Resize {
             shape[axis] = size.unwrap_or_else(|| unknown_dim("resize"));
         }
         Ok(vec![TensorType::new(ty.dtype, shape)])
-    }
-    /// x̄ = ȳ, over each axis summed over blocks or multiplied by its weights.
-    fn pullback(&self, p: &mut Pullback) -> Result<(), GradError> {
+    },
+    // Over each axis, ȳ is summed over blocks or multiplied by the weights.
+    pullback: |p| {
         let (x, ct, ty) = (p.operand(0)?, p.ct(0)?, p.ty(0)?);
         let axes = plan(p, &ty).map_err(|why| p.unsupported(&why.to_string()))?;
         let mut v = sum_blocks(p.b, ct, x, &axes)?;
@@ -47,19 +39,18 @@ impl OpRule for Resize {
         }
         p.b.graph.set_type(v, ty.into());
         p.accumulate(0, v)
-    }
-    fn samples(&self) -> Vec<Sample> {
+    },
+    samples: || {
         let scales =
             |values: &[f32]| SampleOperand::FloatConstant { dims: vec![values.len() as i64], values: values.to_vec() };
         let attrs = |mode: &str, place: &str| {
             Attrs::new().with("mode", mode).with("coordinate_transformation_mode", place).with("nearest_mode", "floor")
         };
-        let by_scales = |attrs, values: &[f32]| {
-            Sample::of("Resize", attrs, vec![floats(&[2, 1, 3, 4]), SampleOperand::Missing, scales(values)])
-        };
+        let by_scales =
+            |attrs, values: &[f32]| sample(attrs, vec![floats(&[2, 1, 3, 4]), SampleOperand::Missing, scales(values)]);
         let by_sizes = |attrs, sizes: &[i64]| {
             let missing = SampleOperand::Missing;
-            Sample::of("Resize", attrs, vec![floats(&[1, 2, 4, 3]), missing.clone(), missing, ints(sizes)])
+            sample(attrs, vec![floats(&[1, 2, 4, 3]), missing.clone(), missing, ints(sizes)])
         };
         vec![
             by_scales(attrs("nearest", "asymmetric"), &[1.0, 1.0, 2.0, 3.0]),
@@ -72,17 +63,14 @@ impl OpRule for Resize {
             by_sizes(attrs("cubic", "half_pixel").with("cubic_coeff_a", -0.5f32), &[1, 2, 6, 6]),
             by_sizes(attrs("cubic", "align_corners").with("axes", vec![-1, 2]), &[5, 7]),
         ]
-    }
-}
+    },
+    ..ROW
+};
 
 /// `Resize` of opsets 7 to 9, whose scales are an attribute or the second operand.
-pub(super) struct Upsample;
-
-impl OpRule for Upsample {
-    fn name(&self) -> &'static str {
-        "Upsample"
-    }
-    fn infer(&self, cx: &Infer) -> Types {
+pub(super) const UPSAMPLE: Row = Row {
+    name: "Upsample",
+    infer: |cx| {
         let ty = cx.ty(0)?;
         let listed = cx.attrs().floats("scales").map(|s| s.iter().map(|s| f64::from(*s)).collect::<Vec<_>>());
         let float = |e: &eval::Element<_>| if let eval::Element::Float(s) = e { Some(*s) } else { None };
@@ -91,28 +79,27 @@ impl OpRule for Upsample {
             |(i, d): (usize, &Dim)| scales.as_ref().and_then(|s| scaled(d, s[i])).unwrap_or_else(|| unknown_dim("upsample"));
         let shape: Vec<Dim> = ty.shape.iter().enumerate().map(of).collect();
         Ok(vec![TensorType::new(ty.dtype, shape)])
-    }
-    fn derivative(&self) -> Derivative {
-        Derivative::None("a training graph has it as Resize")
-    }
-    fn samples(&self) -> Vec<Sample> {
+    },
+    derivative: Derivative::None("a training graph has it as Resize"),
+    samples: || {
         let scales = vec![1.0_f32, 1.0, 2.0, 3.0];
         let operand = SampleOperand::FloatConstant { dims: vec![4], values: scales.clone() };
         let x = || floats(&[2, 1, 3, 4]);
         vec![
-            Sample::of("Upsample", Attrs::new().with("scales", scales), vec![x()]).at(7).shape_only(),
-            Sample::of("Upsample", Attrs::new(), vec![x(), operand]).at(9).shape_only(),
+            sample(Attrs::new().with("scales", scales), vec![x()]).at(7).shape_only(),
+            plain(vec![x(), operand]).at(9).shape_only(),
         ]
-    }
-}
+    },
+    ..ROW
+};
 
-/// Largest matrix of weights, in elements.
+/// Most elements of a matrix of weights.
 const LARGEST: usize = 1 << 26;
 
 /// What happens to one axis.
 enum Axis {
     Kept,
-    /// Each element this many times in a row.
+    /// Each element is repeated this many times in a row.
     Blocks(i64),
     Weights(Weights),
 }
@@ -124,10 +111,10 @@ struct Weights {
     values: Vec<f64>,
 }
 
-/// The extent that a factor makes of another, rounded down.
+/// An extent times a factor, rounded down.
 fn scaled(d: &Dim, scale: f64) -> Option<Dim> {
     match d.known() {
-        // In single precision, as the runtime does it.
+        // The runtime multiplies in single precision.
         Some(n) => Some(Dim::from((n as f32 * scale as f32).floor() as i64)),
         None if scale.fract() == 0.0 => Some(d * &Dim::from(scale as i64)),
         None if (1.0 / scale).fract() == 0.0 => d.quotient((1.0 / scale) as i64),
@@ -135,7 +122,7 @@ fn scaled(d: &Dim, scale: f64) -> Option<Dim> {
     }
 }
 
-/// The axes that `scales` or `sizes` speak of.
+/// The axes of `scales` or `sizes`.
 fn resized(op: &Op, ty: &TensorType) -> Option<Vec<usize>> {
     match op.attrs.ints("axes") {
         Some(axes) => axes.iter().map(|a| ty.axis(*a)).collect(),
@@ -156,7 +143,8 @@ fn plan(p: &Pullback, ty: &TensorType) -> Result<Vec<Axis>, Why> {
     }
     let axes = resized(&op, ty).ok_or(Why::Form("names an axis that is out of range".into()))?;
     let floats = |i| p.graph().constant(p.try_operand(i)?).and_then(|t| t.to_f64().ok()).filter(|v| v.len() == axes.len());
-    let (scales, sizes) = (floats(2), p.ints(3).ok().filter(|v| v.len() == axes.len()));
+    let (scales, sizes) =
+        (floats(2), p.try_operand(3).and_then(|v| constant_ints(p.graph(), v)).filter(|v| v.len() == axes.len()));
     let out = p.b.ty(p.result(0)).map_err(|e| Why::Unbuildable(e.to_string()))?;
     let mut plan: Vec<Axis> = (0..ty.rank()).map(|_| Axis::Kept).collect();
     for (i, axis) in axes.into_iter().enumerate() {
@@ -171,7 +159,7 @@ fn plan(p: &Pullback, ty: &TensorType) -> Result<Vec<Axis>, Why> {
         if scale == 1.0 {
             continue;
         }
-        // A whole factor is told from a few elements; their number does not matter.
+        // A few elements show whether the factor only repeats; their number does not matter.
         let probe = input.unwrap_or(4);
         let length = match (input, output) {
             (Some(_), Some(m)) => m,
@@ -198,12 +186,12 @@ fn plan(p: &Pullback, ty: &TensorType) -> Result<Vec<Axis>, Why> {
 }
 
 impl Weights {
-    /// By ONNX's definition of the operator.
+    /// The weights by ONNX's definition of the operator.
     fn of(op: &Op, input: usize, output: usize, scale: f64) -> Result<Weights, Why> {
         let mode = op.str("mode");
         let place = op.str("coordinate_transformation_mode");
         let a = op.float("cubic_coeff_a") as f64;
-        // Coordinates in single precision and in this order, so that they round as in the runtime.
+        // Coordinates are computed in single precision and in this order, to round as in the runtime.
         let (n, m, scale) = (input as f32, output as f32, scale as f32);
         let mut values = vec![0.0; input * output];
         for i in 0..output {
@@ -251,7 +239,7 @@ impl Weights {
         Ok(Weights { output, input, values })
     }
 
-    /// k, if row i takes exactly element i / k.
+    /// k, if row i takes just element i / k.
     fn block(&self) -> Option<i64> {
         let k = self.output / self.input.max(1);
         let whole = k * self.input == self.output;
@@ -261,7 +249,7 @@ impl Weights {
     }
 }
 
-/// Splits each repeated axis in two, the second of them the repeats, and sums over these.
+/// Splits each repeated axis into elements and repeats, and sums over the repeats.
 fn sum_blocks(b: &mut Builder, ct: ValueId, x: ValueId, axes: &[Axis]) -> Built {
     let (like, from) = (b.ty(x)?, b.ty(ct)?);
     let (mut target, mut shape, mut over) = (Vec::new(), Vec::new(), Vec::new());
@@ -288,7 +276,7 @@ fn sum_blocks(b: &mut Builder, ct: ValueId, x: ValueId, axes: &[Axis]) -> Built 
     b.reduce_sum(apart, &over, false)
 }
 
-/// v times the weights over one axis: the last two axes as matrix products, others turned to the end and back.
+/// v times the weights over an axis. An axis before the last two is moved to the end and back.
 fn weigh(b: &mut Builder, v: ValueId, axis: usize, w: &Weights) -> Built {
     let ty = b.ty(v)?;
     let rank = ty.rank();
@@ -312,6 +300,5 @@ fn weigh(b: &mut Builder, v: ValueId, axis: usize, w: &Weights) -> Built {
         let product = b.matmul(last, weights)?;
         b.transpose(product, &perm)?
     };
-    b.graph.set_type(product, TensorType::new(ty.dtype, shape).into());
-    Ok(product)
+    Ok(b.state(product, TensorType::new(ty.dtype, shape)))
 }

@@ -1,25 +1,23 @@
-//! `RMSNormalization`: y = x · s ⊙ scale with s = 1 / √(mean(x²) + ε), over the axes from `axis` on. Runtimes knew it as
-//! `SimplifiedLayerNormalization` before opset 23, which reports s as well.
+//! `RMSNormalization`: y = x · s ⊙ scale with s = 1 / √(mean(x²) + ε), over the axes from `axis` on. Before
+//! opset 23 runtimes named it `SimplifiedLayerNormalization`, whose second result is s.
 
-use super::decompose::{Composite, one};
 use super::layer_normalization::stash;
-use super::sample::floats;
 use super::*;
 
-pub(super) const RMS: Composite = Composite {
-    domain: "",
+pub(super) const RMS: Row = Row {
     name: "RMSNormalization",
     infer: |cx| {
         cx.axis()?;
         cx.into(cx.ty(0)?, 1)?;
         like_first(cx)
     },
-    form: "ReduceMean, Sqrt, Div, Mul",
+    derivative: Derivative::Decompose("ReduceMean, Sqrt, Div, Mul"),
     decompose: normalized,
     samples: || samples(23),
+    ..ROW
 };
 
-pub(super) const SIMPLIFIED: Composite = Composite {
+pub(super) const SIMPLIFIED: Row = Row {
     name: "SimplifiedLayerNormalization",
     infer: |cx| {
         let axis = cx.axis()?;
@@ -34,8 +32,8 @@ pub(super) const SIMPLIFIED: Composite = Composite {
     ..RMS
 };
 
-/// No kernel of the runtime has this name; its tools write it.
-pub(super) const FUSED: Composite = Composite { domain: MICROSOFT, samples: Vec::new, ..SIMPLIFIED };
+/// A name that tools of ONNX Runtime write, though the runtime has no kernel for it.
+pub(super) const FUSED: Row = Row { domain: MICROSOFT, samples: Vec::new, ..SIMPLIFIED };
 
 fn normalized(b: &mut Builder, s: &Source) -> Decomposed {
     s.first_results_only(1, "the statistics it reports")?;
@@ -43,7 +41,7 @@ fn normalized(b: &mut Builder, s: &Source) -> Decomposed {
     one(root_mean_square(b, s.need(0)?, s.need(1)?, axis, epsilon, stash))
 }
 
-/// The type statistics are computed in: single precision for narrower types.
+/// The type of the statistics: single precision for narrower types.
 pub(super) fn wide(stash: i64, dtype: DType) -> DType {
     if stash == 1 && matches!(dtype, DType::F16 | DType::BF16) { DType::F32 } else { dtype }
 }
@@ -54,18 +52,16 @@ pub(super) fn root_mean_square(b: &mut Builder, x: ValueId, scale: ValueId, axis
     let rank = ty.rank() as i64;
     let axis = if axis < 0 { axis + rank } else { axis };
     let axes: Vec<i64> = (axis..rank).collect();
-    let exact = b.cast(x, wide(stash, ty.dtype))?;
-    let square = b.mul(exact, exact)?;
-    let mean = b.reduce("ReduceMean", square, &axes, true)?;
-    let shifted = b.shift(mean, epsilon as f64)?;
-    let root = b.sqrt(shifted)?;
-    let unit = b.div(exact, root)?;
-    let unit = b.cast(unit, ty.dtype)?;
-    b.mul(unit, scale)
+    let wide = wide(stash, ty.dtype);
+    formula(b, [x, scale], |[x, scale]| {
+        let exact = x.cast(wide);
+        let root = (exact.squared().over("ReduceMean", &axes) + epsilon as f64).sqrt();
+        (exact / root).cast(ty.dtype) * scale
+    })
 }
 
 fn samples(opset: i64) -> Vec<Sample> {
-    let of = |attrs: Attrs, x: &[i64], scale: &[i64]| Sample::of("", attrs, vec![floats(x), floats(scale)]).at(opset);
+    let of = |attrs: Attrs, x: &[i64], scale: &[i64]| sample(attrs, vec![floats(x), floats(scale)]).at(opset);
     vec![
         of(Attrs::new(), &[3, 4], &[4]),
         of(Attrs::new().with("epsilon", 1e-2_f32), &[2, 3, 4], &[4]),

@@ -1,15 +1,13 @@
 //! `ancre.Route`: one row of a router, r = Σ_i w[row, i] · h_i (spec: `route_k`).
 //!
-//! Operands: the router's logits, its gate (where it has one), then the sources in the order of the matrix's columns.
-//! Attributes: `router` and `row` (0-based); what the router is, [`Graph::routers`] says.
+//! Operands: the router's logits, its gate (if it has one), then the sources in the order of the matrix's columns.
+//! Attributes: `router`, which names an entry of [`Graph::routers`], and `row` (0-based).
 //!
-//! Its pullback hands the row's cotangent on: the terms of all rows that read a state become one `ancre.RouteCotangent`,
-//! the inner products of all rows one `ancre.RouteWeightsCotangent`, so that a chain of K blocks costs O(K) operators and not
-//! O(K²). All three are replaced by plain operators in `transform::lower_routes`.
+//! The pullback defers its terms. The terms of all rows that read a state become one `ancre.RouteCotangent`, and the inner products
+//! of all rows one `ancre.RouteWeightsCotangent`, so a chain of K blocks costs O(K) operators and not O(K²). The pass
+//! `transform::lower_routes` replaces all three by plain operators.
 
-use super::build::Builder;
 use super::*;
-use crate::ir::{ANCRE, NodeId};
 use indexmap::IndexMap;
 
 pub(super) struct Route;
@@ -32,7 +30,7 @@ impl OpRule for Route {
         }
         Ok(vec![first])
     }
-    /// h̄_i += w[row, i] · r̄, and w̄[row, i] = ⟨r̄, h_i⟩: both deferred to the whole router's operators.
+    /// h̄_i += w[row, i] · r̄, and w̄[row, i] = ⟨r̄, h_i⟩. Both are deferred to the whole router's operators.
     fn pullback(&self, p: &mut Pullback) -> Result<(), GradError> {
         let ct = p.ct(0)?;
         // The sources first: a value may be a source of several routers.
@@ -61,10 +59,10 @@ impl OpRule for Route {
 }
 
 fn attr(b: &Builder, route: NodeId, name: &str) -> i64 {
-    b.graph.op(route).map_or(0, |o| o.attrs.int(name, 0))
+    b.graph.op(route).map_or(0, |o| o.int(name))
 }
 
-/// One operator for each router and column that the value is.
+/// An operator for each router and column that the value is.
 fn state_cotangents(b: &mut Builder, terms: &[Deferred]) -> Result<Vec<ValueId>, GradError> {
     let mut by_router: IndexMap<(i64, usize), Vec<(i64, Deferred)>> = IndexMap::new();
     for t in terms {
@@ -85,7 +83,7 @@ fn state_cotangents(b: &mut Builder, terms: &[Deferred]) -> Result<Vec<ValueId>,
     Ok(out)
 }
 
-/// One operator for the logits' and the gate's cotangents of a router; the other of the two finds its own waiting.
+/// One operator for the cotangents of a router's logits and gate. Whichever of the two comes first also settles the other.
 fn weight_cotangent(b: &mut Builder, cts: &mut Cotangents, v: ValueId, terms: &[Deferred]) -> Result<ValueId, GradError> {
     let mut rows: Vec<(i64, Deferred)> = terms.iter().map(|t| (attr(b, t.node, "row"), *t)).collect();
     rows.sort_by_key(|(row, _)| *row);
@@ -108,50 +106,28 @@ fn weight_cotangent(b: &mut Builder, cts: &mut Cotangents, v: ValueId, terms: &[
     Ok(mine)
 }
 
-/// `ancre.RouteCotangent`: what all rows of a router give to one source, Σ_k w[row_k, column] · r̄_k.
-/// Operands: logits, gate, then the rows' cotangents. Attributes: `router`, `column`, and `rows`, which rows those are.
-pub(super) struct RouteCotangent;
-
-impl OpRule for RouteCotangent {
-    fn name(&self) -> &'static str {
-        "RouteCotangent"
-    }
-    fn domain(&self) -> &'static str {
-        ANCRE
-    }
-    fn infer(&self, cx: &Infer) -> Types {
-        Ok(vec![cx.ty(ROUTE_SOURCES)?.clone()])
-    }
-    fn derivative(&self) -> Derivative {
-        Derivative::None("second derivatives are not supported")
-    }
-    fn samples(&self) -> Vec<Sample> {
-        Vec::new()
-    }
-}
+/// `ancre.RouteCotangent`: one source's cotangent from all rows of a router, Σ_k w[row_k, column] · r̄_k.
+/// Operands: logits, gate, then the rows' cotangents. Attributes: `router`, `column`, and `rows`, the numbers of those rows.
+pub(super) const ROUTE_COTANGENT: Row = Row {
+    name: "RouteCotangent",
+    domain: ANCRE,
+    infer: |cx| Ok(vec![cx.ty(ROUTE_SOURCES)?.clone()]),
+    derivative: Derivative::None("second derivatives are not supported"),
+    ..ROW
+};
 
 /// `ancre.RouteWeightsCotangent`: cotangents of a router's logits [R, C] and gate [R] from the inner products ⟨r̄_k, h_i⟩ of
 /// all its rows, through the derivative of its weight rule.
-/// Operands: logits, gate, the states in column order, then the rows' cotangents. Attributes: `router`, and `rows`, which rows
-/// those are.
-pub(super) struct RouteWeightsCotangent;
-
-impl OpRule for RouteWeightsCotangent {
-    fn name(&self) -> &'static str {
-        "RouteWeightsCotangent"
-    }
-    fn domain(&self) -> &'static str {
-        ANCRE
-    }
-    fn infer(&self, cx: &Infer) -> Types {
+/// Operands: logits, gate, the states in column order, then the rows' cotangents. Attributes: `router`, and `rows`, the
+/// numbers of those rows.
+pub(super) const ROUTE_WEIGHTS_COTANGENT: Row = Row {
+    name: "RouteWeightsCotangent",
+    domain: ANCRE,
+    infer: |cx| {
         let logits = cx.ty(0)?.clone();
         let gate = TensorType::new(logits.dtype, vec![logits.shape[0].clone()]);
         Ok(vec![logits, gate])
-    }
-    fn derivative(&self) -> Derivative {
-        Derivative::None("second derivatives are not supported")
-    }
-    fn samples(&self) -> Vec<Sample> {
-        Vec::new()
-    }
-}
+    },
+    derivative: Derivative::None("second derivatives are not supported"),
+    ..ROW
+};

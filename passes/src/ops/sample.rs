@@ -1,5 +1,6 @@
 //! Applications of an operator by which its rules are tested.
 
+use super::OpRule;
 use crate::ir::{Attrs, Op};
 
 /// An operand of a sample.
@@ -8,7 +9,7 @@ use crate::ir::{Attrs, Op};
 pub enum SampleOperand {
     /// Random float32 numbers in a range; the derivative is checked. Ranges keep away from kinks and poles.
     Floats { dims: Vec<i64>, low: f32, high: f32 },
-    /// These float32 numbers, for example distinct ones for maxima; the derivative is checked.
+    /// These float32 numbers, such as distinct ones for maxima; the derivative is checked.
     Values { dims: Vec<i64>, values: Vec<f32> },
     /// A constant float32 operand (an initializer), not differentiated.
     FloatConstant { dims: Vec<i64>, values: Vec<f32> },
@@ -37,10 +38,21 @@ pub struct Sample {
     pub differentiate: bool,
 }
 
+/// A sample at opset 18 with one result, of the operator whose rule lists it.
+pub(crate) fn sample(attrs: Attrs, operands: Vec<SampleOperand>) -> Sample {
+    Sample { op: Op::new("", attrs), operands, results: 1, opset: 18, differentiate: true }
+}
+
+/// The same without attributes.
+pub(crate) fn plain(operands: Vec<SampleOperand>) -> Sample {
+    sample(Attrs::new(), operands)
+}
+
 impl Sample {
-    /// A sample of a standard operator at opset 18 with one result.
-    pub fn of(name: &str, attrs: Attrs, operands: Vec<SampleOperand>) -> Sample {
-        Sample { op: Op::new(name, attrs), operands, results: 1, opset: 18, differentiate: true }
+    /// The same of an operator.
+    pub(crate) fn of(mut self, rule: &dyn OpRule) -> Sample {
+        (self.op.domain, self.op.name) = (rule.domain().into(), rule.name().into());
+        self
     }
 
     /// The same at another opset.
@@ -72,7 +84,27 @@ pub(crate) fn floats_in(dims: &[i64], low: f32, high: f32) -> SampleOperand {
     SampleOperand::Floats { dims: dims.to_vec(), low, high }
 }
 
+/// These floats.
+pub(crate) fn values(dims: &[i64], values: &[f32]) -> SampleOperand {
+    SampleOperand::Values { dims: dims.to_vec(), values: values.to_vec() }
+}
+
+/// A constant of these floats.
+pub(crate) fn fixed(dims: &[i64], values: &[f32]) -> SampleOperand {
+    SampleOperand::FloatConstant { dims: dims.to_vec(), values: values.to_vec() }
+}
+
 /// An int64 constant vector.
 pub(crate) fn ints(values: &[i64]) -> SampleOperand {
-    SampleOperand::Ints { dims: vec![values.len() as i64], values: values.to_vec() }
+    ints_of(&[values.len() as i64], values)
+}
+
+/// An int64 constant.
+pub(crate) fn ints_of(dims: &[i64], values: &[i64]) -> SampleOperand {
+    SampleOperand::Ints { dims: dims.to_vec(), values: values.to_vec() }
+}
+
+/// A boolean constant.
+pub(crate) fn truths(dims: &[i64], values: &[bool]) -> SampleOperand {
+    SampleOperand::Bools { dims: dims.to_vec(), values: values.to_vec() }
 }

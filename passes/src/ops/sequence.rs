@@ -1,25 +1,22 @@
-//! Reads from a sequence whose parts are known, as plain operators.
+//! `SequenceAt` of a sequence whose parts are known, as plain operators.
 //!
 //! ```text
 //! SequenceAt(SplitToSequence(x, split), i)   x[…, start of part i .. its end, …]
 //! SequenceAt(SequenceConstruct(a, b, …), i)  the i-th operand
 //! ```
 //!
-//! This is what exporters write for `split` and `chunk` where nobody optimised the graph afterwards. The sequence itself is left
-//! without readers.
+//! Exporters write this for `split` and `chunk`. Afterwards nothing reads the sequence.
 
-use super::decompose::{Composite, constant, extent, type_of, unfit};
 use super::*;
-use crate::refusal::Why;
 
-/// It has no samples, as its operand is no tensor; `transform::legalize` has its tests.
-pub(super) const AT: Composite = Composite {
-    domain: "",
+/// Samples hold tensors only; the tests of `transform::legalize` cover this rule.
+pub(super) const AT: Row = Row {
     name: "SequenceAt",
-    infer: |_| Err(TypeError("the types of a sequence's parts are not kept".into())),
-    form: "Slice; of a `SplitToSequence` or `SequenceConstruct` at a constant place",
+    infer: |_| Err(TypeError("the types of a sequence's parts are not known".into())),
+    derivative: Derivative::Decompose("Slice; of a `SplitToSequence` or `SequenceConstruct` at a constant place"),
     decompose: at,
     samples: Vec::new,
+    ..ROW
 };
 
 fn at(b: &mut Builder, s: &Source) -> Decomposed {
@@ -46,12 +43,12 @@ fn part_of_split(b: &mut Builder, sequence: ValueId, place: i64) -> Decomposed {
     let split = Source::of(b.graph, sequence.node, b.opset());
     let x = split.need(0)?;
     let ty = type_of(b, x)?;
-    let axis = ty.axis(split.op.int("axis")).ok_or_else(|| unfit(format!("is of a split along no axis of {ty}")))?;
+    let axis = ty.axis(split.op.int("axis")).ok_or_else(|| unfit(format!("reads a split whose axis {ty} does not have")))?;
     let sizes = match split.get(1) {
         Some(v) => constant(b, v)?,
         None => vec![1],
     };
-    // One number is the size of every part but the last, a list is each part's size.
+    // A scalar is the size of every part but the last; a list has each part's size.
     let is_list = match split.get(1) {
         Some(v) => type_of(b, v)?.rank() == 1,
         None => false,
@@ -61,7 +58,7 @@ fn part_of_split(b: &mut Builder, sequence: ValueId, place: i64) -> Decomposed {
         (sizes[..i].iter().sum(), sizes[i])
     } else {
         let size = sizes.first().copied().unwrap_or(0).max(1);
-        // A place counted from the end has to know where that is.
+        // A place counted from the end needs a known extent.
         let i = match ty.shape[axis].known() {
             None if place >= 0 => place,
             _ => counted(place, (extent(b, x, axis)? + size - 1) / size)?,

@@ -1,18 +1,15 @@
-//! Layer normalisations into which ONNX Runtime has fused the sum that they normalise: a skip, an embedding.
+//! Layer normalisations into which ONNX Runtime has fused the sum before them: of a skip, or of embeddings.
 
 use super::attention::positions;
-use super::decompose::{Composite, one, refuse_if};
 use super::rms_normalization::root_mean_square;
-use super::sample::floats;
 use super::*;
-use crate::refusal::Why;
 
 /// Operands: x, skip, scale, bias of the norm, bias of the sum. Results: the normalised sum, its mean, inverse deviation, the sum.
-pub(super) const LAYER: Composite = Composite {
+pub(super) const LAYER: Row = Row {
     domain: MICROSOFT,
     name: "SkipLayerNormalization",
     infer: skipped,
-    form: "Add, LayerNormalization",
+    derivative: Derivative::Decompose("Add, LayerNormalization"),
     decompose: |b, s| {
         let sum = skip_sum(b, s, 4)?;
         let y = layer_norm(b, sum, s.need(2)?, s.get(3), s.op.float("epsilon"))?;
@@ -21,35 +18,38 @@ pub(super) const LAYER: Composite = Composite {
     samples: || {
         let operands = || vec![floats(&[2, 3, 4]), floats(&[2, 3, 4]), floats(&[4]), floats(&[4])];
         let biased = [operands(), vec![floats(&[4])]].concat();
-        vec![Sample::of("", Attrs::new(), operands()), Sample::of("", Attrs::new(), biased)]
+        vec![plain(operands()), plain(biased)]
     },
+    ..ROW
 };
 
 /// Operands: x, skip, scale, bias of the sum.
-pub(super) const SIMPLIFIED: Composite = Composite {
+pub(super) const SIMPLIFIED: Row = Row {
     name: "SkipSimplifiedLayerNormalization",
-    form: "Add, ReduceMean, Sqrt, Div, Mul",
+    derivative: Derivative::Decompose("Add, ReduceMean, Sqrt, Div, Mul"),
     decompose: |b, s| {
         let sum = skip_sum(b, s, 3)?;
         let y = root_mean_square(b, sum, s.need(2)?, -1, s.op.float("epsilon"), 1)?;
         Ok(vec![y, sum, sum, sum])
     },
-    samples: || vec![Sample::of("", Attrs::new(), vec![floats(&[2, 3, 4]), floats(&[2, 3, 4]), floats(&[4])])],
+    samples: || vec![plain(vec![floats(&[2, 3, 4]), floats(&[2, 3, 4]), floats(&[4])])],
     ..LAYER
 };
 
 /// Operands: ids, segments, words, positions, segment table, scale, bias, mask, position ids. Results: the normalised
 /// embedding, the number of unmasked tokens, the sum before normalisation.
-pub(super) const EMBED: Composite = Composite {
+pub(super) const EMBED: Row = Row {
     name: "EmbedLayerNormalization",
     infer: |cx| {
         let (ids, words) = (cx.ty(0)?, cx.ty(2)?);
-        cx.require(ids.rank() == 2 && words.rank() == 2, || format!("{ids} and {words} are no ids and their table"))?;
+        cx.require(ids.rank() == 2 && words.rank() == 2, || {
+            format!("ids are {ids} and their table is {words}; both need rank 2")
+        })?;
         let shape = vec![ids.shape[0].clone(), ids.shape[1].clone(), words.shape[1].clone()];
         let y = TensorType::new(words.dtype, shape);
         Ok(vec![y.clone(), TensorType::new(ids.dtype, vec![ids.shape[0].clone()]), y])
     },
-    form: "Gather, Add, LayerNormalization",
+    derivative: Derivative::Decompose("Gather, Add, LayerNormalization"),
     decompose: |b, s| {
         let rows =
             |b: &mut Builder, table: ValueId, at: ValueId| b.op_with("Gather", Attrs::new().with("axis", 0), &[table, at]);
@@ -68,29 +68,29 @@ pub(super) const EMBED: Composite = Composite {
         let counts = match s.get(7) {
             _ if !s.reads(1) => sum,
             Some(mask) => b.reduce_sum(mask, &[1], false)?,
-            None => return Err(Why::Feature("the number of its tokens without a mask of them")),
+            None => return Err(Why::Feature("the number of tokens without a mask")),
         };
         let y = layer_norm(b, sum, s.need(5)?, s.get(6), s.op.float("epsilon"))?;
         Ok(vec![y, counts, sum])
     },
     samples: || {
         let ids = |n: i64| SampleOperand::Ints32 { dims: vec![2, 3], values: (0..6).map(|i| i % n).collect() };
-        // The runtime wants to know the tables' extents.
+        // The runtime needs to know the tables' extents, so they are constants.
         let table = |dims: &[i64]| {
             let values = (0..dims.iter().product::<i64>()).map(|i| (i * 7 % 11) as f32 / 5.0 - 1.0).collect();
             SampleOperand::FloatConstant { dims: dims.to_vec(), values }
         };
         let tables = vec![table(&[6, 4]), table(&[3, 4]), table(&[2, 4]), table(&[4]), table(&[4])];
-        vec![Sample::of("", Attrs::new(), [vec![ids(6), ids(2)], tables, vec![ids(2)]].concat()).results(2)]
+        vec![plain([vec![ids(6), ids(2)], tables, vec![ids(2)]].concat()).results(2)]
     },
     ..LAYER
 };
 
-/// The standard operator by the runtime's name for it, of which it has no kernel of its own.
-pub(super) const PLAIN: Composite = Composite {
+/// The standard operator in the runtime's operator set, which has no kernel for it.
+pub(super) const PLAIN: Row = Row {
     name: "LayerNormalization",
-    infer: |cx| super::layer_normalization::LayerNormalization.infer(cx),
-    form: "the standard operator",
+    infer: |cx| super::layer_normalization::LAYER_NORMALIZATION.infer(cx),
+    derivative: Derivative::Decompose("the standard operator"),
     decompose: |b, s| {
         s.first_results_only(1, "the statistics it reports")?;
         let axis = s.op.int("axis");
@@ -111,7 +111,7 @@ fn skipped(cx: &Infer) -> Types {
     Ok(vec![x.clone(), statistics.clone(), statistics, x.clone()])
 }
 
-/// x + skip + bias, where operand `bias` is one. The statistics of the sum have no plain form.
+/// x + skip + operand `bias`, if given. The statistics of the sum have no plain form.
 fn skip_sum(b: &mut Builder, s: &Source, bias: usize) -> Result<ValueId, Why> {
     refuse_if(s.reads(1) || s.reads(2), Why::Feature("the statistics it reports"))?;
     let sum = b.add(s.need(0)?, s.need(1)?)?;

@@ -1,75 +1,34 @@
-//! `Slice`: a range with a step along some axes (attributes before opset 10, operands after).
+//! `Slice`: a range with a step along some axes, given by attributes before opset 10 and by operands since.
 
 use super::eval::places::range;
 use super::place::{Start, place};
-use super::sample::{floats, ints};
 use super::*;
-use crate::ops::build::{BuildError, Builder, Built};
 
-pub(super) struct Slice;
-
-impl OpRule for Slice {
-    fn name(&self) -> &'static str {
-        "Slice"
-    }
-    fn infer(&self, cx: &Infer) -> Types {
-        let ty = cx.ty(0)?;
-        let bounds = |name, i: usize| match cx.attrs().ints(name) {
-            Some(list) => Some(list.iter().map(|b| Dim::from(*b)).collect::<Vec<_>>()),
-            None => cx.extents(i),
-        };
-        let count = match (cx.attrs().ints("starts"), cx.types.get(1).and_then(Option::as_ref)) {
-            (Some(list), _) => Some(list.len()),
-            (None, Some(ty)) => ty.shape.first().and_then(Dim::known).map(|n| n as usize),
-            _ => None,
-        };
-        let count = count.ok_or_else(|| TypeError("the number of sliced axes is unknown".into()))?;
-        let axes = axes(ty, cx.listed("axes", 3)?, count)
-            .ok_or_else(|| TypeError(format!("its {count} ranges do not fit the axes of {ty}")))?;
-        let (starts, ends, steps) = (bounds("starts", 1), bounds("ends", 2), cx.listed("steps", 4).ok().flatten());
-        let lengths = [starts.as_ref().map(Vec::len), ends.as_ref().map(Vec::len), steps.as_ref().map(Vec::len)];
-        let alike = lengths.into_iter().flatten().all(|n| n == count);
-        cx.require(alike, || "its starts, ends and steps are not equally many".into())?;
-        cx.require(steps.iter().flatten().all(|step| *step != 0), || "a step is 0".into())?;
-        let stepped = (cx.present)(4) && steps.is_none();
+pub(super) const SLICE: Row = Row {
+    name: "Slice",
+    infer: |cx| {
+        let (ty, ranges) = (cx.ty(0)?, Ranges::of(cx)?);
         let mut shape = ty.shape.clone();
-        for (i, axis) in axes.into_iter().enumerate() {
-            let range = match (&starts, &ends) {
-                (Some(starts), Some(ends)) if !stepped => {
-                    Range::of(&ty.shape[axis], &starts[i], &ends[i], steps.as_ref().map_or(1, |s| s[i]))
-                }
-                _ => None,
-            };
-            shape[axis] = range.and_then(|r| r.len).unwrap_or_else(|| unknown_dim("slice"));
+        for (i, axis) in ranges.axes.iter().enumerate() {
+            let range = ranges.along(i, &ty.shape[*axis]);
+            shape[*axis] = range.and_then(|r| r.len).unwrap_or_else(|| unknown_dim("slice"));
         }
         Ok(vec![TensorType::new(ty.dtype, shape)])
-    }
-    /// x̄ = zeros with ȳ where it came from. A negative step is undone first, a wider one by zeros between the elements.
-    fn pullback(&self, p: &mut Pullback) -> Result<(), GradError> {
+    },
+    // x̄ = zeros with ȳ where it came from. A negative step is reversed first; a wider one puts zeros between the elements.
+    pullback: |p| {
         let (x, ty) = (p.operand(0)?, p.ty(0)?);
         let mut ct = p.ct(0)?;
-        let (starts, ends) = (p.listed("starts", 1).ok().flatten(), p.listed("ends", 2).ok().flatten());
-        let count = match &starts {
-            Some(list) => Some(list.len()),
-            None => p.ty(1)?.shape.first().and_then(Dim::known).map(|n| n as usize),
-        };
-        let count = count.ok_or_else(|| p.unsupported("the number of sliced axes is unknown"))?;
-        let axes = axes(&ty, p.listed("axes", 3)?, count).ok_or_else(|| p.unsupported("an axis is out of range"))?;
-        let steps = p.listed("steps", 4)?.unwrap_or_else(|| vec![1; count]);
-        if steps.len() != count || ends.as_ref().is_some_and(|ends| ends.len() != count) {
-            return Err(p.unsupported("its starts, ends and steps are not equally many"));
+        let ranges = p.told(Ranges::of)?;
+        let Some(steps) = &ranges.steps else { return Err(p.unsupported("its steps are computed in the graph")) };
+        if steps.iter().any(|step| step.unsigned_abs() > 1 << 31) {
+            return Err(p.unsupported("a step is larger than any extent"));
         }
-        if steps.iter().any(|step| *step == 0 || step.unsigned_abs() > 1 << 31) {
-            return Err(p.unsupported("a step is 0 or beyond any extent"));
-        }
-        let mut placed = Vec::with_capacity(count);
-        for (i, axis) in axes.into_iter().enumerate() {
+        let mut placed = Vec::with_capacity(steps.len());
+        for (i, axis) in ranges.axes.iter().copied().enumerate() {
             let (d, step) = (ty.shape[axis].clone(), steps[i]);
             let n = p.b.ty(ct)?.shape[axis].clone();
-            let range = match (&starts, &ends) {
-                (Some(starts), Some(ends)) => Range::of(&d, &Dim::from(starts[i]), &Dim::from(ends[i]), step),
-                _ => None,
-            };
+            let range = ranges.along(i, &d);
             let start = match range {
                 Some(range) if step > 0 => Start::At(range.start),
                 Some(range) => {
@@ -82,55 +41,82 @@ impl OpRule for Slice {
             let start = if step.abs() == 1 { start } else { spread(p.b, &mut ct, axis, step.abs(), start, &d)? };
             placed.push((axis, start));
         }
-        let x_ct = place(p.b, ct, x, &placed)?;
-        p.accumulate(0, x_ct)
-    }
-    fn samples(&self) -> Vec<Sample> {
+        p.give(0, |b| place(b, ct, x, &placed))
+    },
+    samples: || {
         vec![
-            Sample::of("Slice", Attrs::new(), vec![floats(&[3, 4]), ints(&[1]), ints(&[3]), ints(&[-1])]),
-            Sample::of("Slice", Attrs::new(), vec![floats(&[5, 4]), ints(&[1, -3]), ints(&[1000000000000, -1])]),
-            Sample::of("Slice", Attrs::new(), vec![floats(&[7, 2]), ints(&[1]), ints(&[6]), ints(&[0]), ints(&[2])]),
-            Sample::of(
-                "Slice",
+            plain(vec![floats(&[3, 4]), ints(&[1]), ints(&[3]), ints(&[-1])]),
+            plain(vec![floats(&[5, 4]), ints(&[1, -3]), ints(&[1000000000000, -1])]),
+            plain(vec![floats(&[7, 2]), ints(&[1]), ints(&[6]), ints(&[0]), ints(&[2])]),
+            sample(
                 Attrs::new(),
                 vec![floats(&[6, 4]), ints(&[1, 0]), ints(&[1000000000000, 1000000000000]), ints(&[0, 1]), ints(&[2, 2])],
             ),
-            Sample::of(
-                "Slice",
-                Attrs::new(),
-                vec![floats(&[7, 2]), ints(&[-1]), ints(&[-1000000000000]), ints(&[0]), ints(&[-1])],
-            ),
-            Sample::of("Slice", Attrs::new(), vec![floats(&[7, 2]), ints(&[5]), ints(&[0]), ints(&[0]), ints(&[-2])]),
-            Sample::of("Slice", Attrs::new(), vec![floats(&[7, 2]), ints(&[0]), ints(&[9]), ints(&[0]), ints(&[2])]),
-            Sample::of("Slice", Attrs::new(), vec![floats(&[8]), ints(&[1]), ints(&[8]), ints(&[0]), ints(&[3])]),
-            Sample::of(
-                "Slice",
-                Attrs::new().with("starts", vec![1]).with("ends", vec![-1]).with("axes", vec![0]),
-                vec![floats(&[4, 3])],
-            )
-            .at(9)
-            .shape_only(),
+            plain(vec![floats(&[7, 2]), ints(&[-1]), ints(&[-1000000000000]), ints(&[0]), ints(&[-1])]),
+            plain(vec![floats(&[7, 2]), ints(&[5]), ints(&[0]), ints(&[0]), ints(&[-2])]),
+            plain(vec![floats(&[7, 2]), ints(&[0]), ints(&[9]), ints(&[0]), ints(&[2])]),
+            plain(vec![floats(&[8]), ints(&[1]), ints(&[8]), ints(&[0]), ints(&[3])]),
+            sample(Attrs::new().with("starts", vec![1]).with("ends", vec![-1]).with("axes", vec![0]), vec![floats(&[4, 3])])
+                .at(9)
+                .shape_only(),
         ]
+    },
+    ..ROW
+};
+
+/// The ranges of a slice, as far as they are known.
+struct Ranges {
+    axes: Vec<usize>,
+    starts: Option<Vec<Dim>>,
+    ends: Option<Vec<Dim>>,
+    steps: Option<Vec<i64>>,
+}
+
+impl Ranges {
+    fn of(cx: &Infer) -> Result<Ranges, TypeError> {
+        let ty = cx.ty(0)?;
+        let bounds = |name, i: usize| match cx.attrs().ints(name) {
+            Some(list) => Some(list.iter().map(|b| Dim::from(*b)).collect::<Vec<_>>()),
+            None => cx.extents(i),
+        };
+        let (starts, ends) = (bounds("starts", 1), bounds("ends", 2));
+        let count = match &starts {
+            Some(starts) => Some(starts.len()),
+            None => cx.ty(1)?.shape.first().and_then(Dim::known).map(|n| n as usize),
+        };
+        let count = count.ok_or_else(|| TypeError("the number of sliced axes is unknown".into()))?;
+        // By default the first axes.
+        let axes = match cx.listed("axes", 3)? {
+            Some(axes) => axes.iter().map(|a| ty.axis(*a)).collect::<Option<Vec<usize>>>().filter(|a| a.len() == count),
+            None => (count <= ty.rank()).then(|| (0..count).collect()),
+        };
+        let axes = axes.ok_or_else(|| TypeError(format!("its {count} ranges do not fit the axes of {ty}")))?;
+        let steps = match cx.listed("steps", 4) {
+            Ok(None) => Some(vec![1; count]),
+            listed => listed.ok().flatten(),
+        };
+        let lengths = [starts.as_ref().map(Vec::len), ends.as_ref().map(Vec::len), steps.as_ref().map(Vec::len)];
+        let alike = lengths.into_iter().flatten().all(|n| n == count);
+        cx.require(alike, || "its starts, ends and steps differ in number".into())?;
+        cx.require(steps.iter().flatten().all(|step| *step != 0), || "a step is 0".into())?;
+        Ok(Ranges { axes, starts, ends, steps })
+    }
+
+    /// Range i, along an axis of this extent.
+    fn along(&self, i: usize, extent: &Dim) -> Option<Range> {
+        Range::of(extent, &self.starts.as_ref()?[i], &self.ends.as_ref()?[i], self.steps.as_ref()?[i])
     }
 }
 
-/// Axes of `count` ranges, counted from the front; the first ones where none are given.
-fn axes(ty: &TensorType, listed: Option<Vec<i64>>, count: usize) -> Option<Vec<usize>> {
-    match listed {
-        Some(axes) => axes.iter().map(|a| ty.axis(*a)).collect::<Option<Vec<usize>>>().filter(|a| a.len() == count),
-        None => (count <= ty.rank()).then(|| (0..count).collect()),
-    }
-}
-
-/// A range along one axis: its first place, and how many it takes if that can be told.
+/// A range along one axis: its first place, and its number of places if known.
 struct Range {
     start: Dim,
     len: Option<Dim>,
 }
 
 impl Range {
-    /// What the bounds mean for an extent. Of a symbolic one it is taken for granted that the start, and bounds that are computed or
-    /// counted from the end, lie inside; a number that counts the end from the front may lie past it.
+    /// The range that bounds mean for an extent. In a symbolic extent, the start and any bound that is computed or counted from the
+    /// end are assumed to lie inside; a number that counts the end from the front may lie past it.
     fn of(d: &Dim, start: &Dim, end: &Dim, step: i64) -> Option<Range> {
         let (Some(start), Some(end)) = (start.known(), end.known()) else {
             let inside = step == 1 && start.bounds().0 >= 0 && end.bounds().0 >= 0 && end.known().is_none();
@@ -164,15 +150,13 @@ impl Range {
 
 /// Reverses an axis.
 fn flip(b: &mut Builder, v: ValueId, axis: usize) -> Built {
-    let (start, end, axis, step) = (b.ints(&[-1]), b.ints(&[i64::MIN + 1]), b.ints(&[axis as i64]), b.ints(&[-1]));
     let ty = b.ty(v)?;
-    let v = b.op("Slice", &[v, start, end, axis, step])?;
-    b.graph.set_type(v, ty.into());
-    Ok(v)
+    let v = b.steps(v, &[axis as i64], &[-1], &[i64::MIN + 1], &[-1])?;
+    Ok(b.state(v, ty))
 }
 
-/// Puts step − 1 zeros around each element along an axis and tells where the longer range starts. As many of them go before
-/// the element as would pass the end after the last one; only where that cannot be done are those cut off.
+/// Puts step − 1 zeros around each element along an axis and returns the longer range's start. Zeros that would pass the end after
+/// the last element go before each element, or are cut off if that is not possible.
 fn spread(b: &mut Builder, v: &mut ValueId, axis: usize, step: i64, start: Start, d: &Dim) -> Result<Start, BuildError> {
     let ty = b.ty(*v)?;
     let (rank, n) = (ty.rank(), ty.shape[axis].clone());
@@ -194,7 +178,7 @@ fn spread(b: &mut Builder, v: &mut ValueId, axis: usize, step: i64, start: Start
     shape[axis] = long;
     let mut target = Vec::with_capacity(rank);
     for i in 0..rank {
-        // Of the extents that are not known one, the spread one, can be left to `Reshape`.
+        // `Reshape` can infer one extent, that of the spread axis.
         target.push(if i == axis { b.ints(&[-1]) } else { b.dim_of(*v, i)? });
     }
     let target = b.shape_from(&target)?;
@@ -210,7 +194,7 @@ fn spread(b: &mut Builder, v: &mut ValueId, axis: usize, step: i64, start: Start
     })
 }
 
-/// The first place that the i-th range takes, where its bounds are computed in the graph: the same slice of 0, 1, 2, …
+/// The first place of range i, whose bounds the graph computes: the first element of the same slice of 0, 1, 2, …
 fn first_place(p: &mut Pullback, x: ValueId, axis: usize, i: usize, step: i64) -> Result<ValueId, GradError> {
     let (starts, ends) = (p.operand(1)?, p.operand(2)?);
     let b = &mut *p.b;

@@ -1,63 +1,37 @@
-//! `Softmax`: y = exp(x) / Σ exp(x), and `LogSoftmax`, its logarithm, along one axis (opset 13 on; import rewrites the older
-//! coercion to a matrix).
+//! `Softmax`: y = exp(x) / Σ exp(x), and `LogSoftmax`, its logarithm, along one axis. Import rewrites the
+//! form before opset 13, which coerces the operand to a matrix.
 
-use super::sample::floats;
 use super::*;
 
-pub(super) struct Softmax;
-pub(super) struct LogSoftmax;
-
-impl OpRule for Softmax {
-    fn name(&self) -> &'static str {
-        "Softmax"
-    }
-    fn infer(&self, cx: &Infer) -> Types {
+pub(super) const SOFTMAX: Row = Row {
+    name: "Softmax",
+    infer: |cx| {
         cx.axis()?;
         like_first(cx)
-    }
-    /// x̄ = y ⊙ (ȳ − Σ ȳ ⊙ y). Reads the result only: the operand need not stay alive.
-    fn pullback(&self, p: &mut Pullback) -> Result<(), GradError> {
-        let (ct, y) = (p.ct(0)?, p.result(0));
-        let axis = p.op().int("axis");
-        let weighted = p.b.mul(ct, y)?;
-        let dot = p.b.reduce_sum(weighted, &[axis], true)?;
-        let share = p.b.mul(y, dot)?;
-        let term = p.b.sub(weighted, share)?;
-        p.accumulate(0, term)
-    }
-    fn samples(&self) -> Vec<Sample> {
-        samples("Softmax")
-    }
-}
+    },
+    // x̄ = y ⊙ (ȳ − Σ ȳ ⊙ y). Only the result is read, so the operand need not stay alive.
+    pullback: |p| {
+        let (y, ct, axis) = (p.result(0), p.ct(0)?, p.op().int("axis"));
+        p.give(0, |b| {
+            formula(b, [y, ct], |[y, ct]| {
+                let weighted = ct * y;
+                weighted - y * weighted.over("ReduceSum", &[axis])
+            })
+        })
+    },
+    samples: || {
+        let along = |axis: i64, dims: &[i64]| sample(Attrs::new().with("axis", axis), vec![floats(dims)]);
+        vec![plain(vec![floats(&[3, 5])]), along(1, &[2, 4, 3]), along(0, &[3, 2]), along(-2, &[2, 3, 4])]
+    },
+    ..ROW
+};
 
-impl OpRule for LogSoftmax {
-    fn name(&self) -> &'static str {
-        "LogSoftmax"
-    }
-    fn infer(&self, cx: &Infer) -> Types {
-        cx.axis()?;
-        like_first(cx)
-    }
-    /// x̄ = ȳ − exp(y) Σ ȳ.
-    fn pullback(&self, p: &mut Pullback) -> Result<(), GradError> {
-        let (ct, y) = (p.ct(0)?, p.result(0));
-        let axis = p.op().int("axis");
-        let probabilities = p.b.op("Exp", &[y])?;
-        let total = p.b.reduce_sum(ct, &[axis], true)?;
-        let share = p.b.mul(probabilities, total)?;
-        let term = p.b.sub(ct, share)?;
-        p.accumulate(0, term)
-    }
-    fn samples(&self) -> Vec<Sample> {
-        samples("LogSoftmax")
-    }
-}
-
-fn samples(name: &str) -> Vec<Sample> {
-    vec![
-        Sample::of(name, Attrs::new(), vec![floats(&[3, 5])]),
-        Sample::of(name, Attrs::new().with("axis", 1), vec![floats(&[2, 4, 3])]),
-        Sample::of(name, Attrs::new().with("axis", 0), vec![floats(&[3, 2])]),
-        Sample::of(name, Attrs::new().with("axis", -2), vec![floats(&[2, 3, 4])]),
-    ]
-}
+pub(super) const LOG_SOFTMAX: Row = Row {
+    name: "LogSoftmax",
+    // x̄ = ȳ − exp(y) Σ ȳ.
+    pullback: |p| {
+        let (y, ct, axis) = (p.result(0), p.ct(0)?, p.op().int("axis"));
+        p.give(0, |b| formula(b, [y, ct], |[y, ct]| ct - y.op("Exp") * ct.over("ReduceSum", &[axis])))
+    },
+    ..SOFTMAX
+};

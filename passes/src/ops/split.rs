@@ -1,27 +1,21 @@
-//! `Split`: consecutive parts along an axis, of given sizes (an attribute before opset 13) or as equal as may be.
+//! `Split`: consecutive parts along an axis, of given sizes (an attribute before opset 13) or of equal sizes.
 
-use super::sample::{floats, ints};
 use super::*;
-use crate::ops::build::{BuildError, Builder};
 
-pub(super) struct Split;
-
-/// Parts beyond which a node is taken for damaged.
+/// Most parts of a node; a damaged file may ask for any number.
 const MOST_PARTS: i64 = 1 << 20;
 
-impl OpRule for Split {
-    fn name(&self) -> &'static str {
-        "Split"
-    }
-    fn infer(&self, cx: &Infer) -> Types {
+pub(super) const SPLIT: Row = Row {
+    name: "Split",
+    infer: |cx| {
         let (ty, axis) = (cx.ty(0)?, cx.axis()?);
         let sizes: Vec<Dim> = match cx.listed("split", 1)? {
             Some(sizes) => sizes.into_iter().map(Dim::from).collect(),
             None => {
-                // Before opset 18 the number of parts is only told by the node's results.
+                // Before opset 18 only the node's results tell the number of parts.
                 let written = cx.op.source.as_ref().map_or(0, |n| n.output.len() as i64);
-                let count = cx.attrs().int("num_outputs", written);
-                cx.require(count > 0, || "the number of parts is unknown".into())?;
+                let count = cx.attrs().int("num_outputs").unwrap_or(written);
+                cx.require(count > 0, || "its number of parts is unknown".into())?;
                 cx.require(count <= MOST_PARTS, || format!("{count} parts are too many"))?;
                 equal_parts(&ty.shape[axis], count)
             }
@@ -32,9 +26,9 @@ impl OpRule for Split {
             TensorType::new(ty.dtype, shape)
         };
         Ok(sizes.into_iter().map(part).collect())
-    }
-    /// x̄ = the parts' cotangents joined, zeros for the parts the loss does not read.
-    fn pullback(&self, p: &mut Pullback) -> Result<(), GradError> {
+    },
+    // x̄ = the parts' cotangents joined, with zeros for parts that the loss does not read.
+    pullback: |p| {
         let axis = p.op().int("axis");
         let results: Vec<ValueId> = p.graph().results(p.node()).collect();
         let mut parts = Vec::with_capacity(results.len());
@@ -48,19 +42,20 @@ impl OpRule for Split {
         let ty = p.ty(0)?;
         p.b.graph.set_type(x_ct, ty.into());
         p.accumulate(0, x_ct)
-    }
-    fn samples(&self) -> Vec<Sample> {
+    },
+    samples: || {
         vec![
-            Sample::of("Split", Attrs::new().with("axis", -1), vec![floats(&[2, 6]), ints(&[1, 3, 2])]).results(3),
-            Sample::of("Split", Attrs::new().with("num_outputs", 2), vec![floats(&[5, 2])]).results(2),
-            Sample::of("Split", Attrs::new().with("axis", 1), vec![floats(&[2, 6]), ints(&[4, 2])]),
+            sample(Attrs::new().with("axis", -1), vec![floats(&[2, 6]), ints(&[1, 3, 2])]).results(3),
+            sample(Attrs::new().with("num_outputs", 2), vec![floats(&[5, 2])]).results(2),
+            sample(Attrs::new().with("axis", 1), vec![floats(&[2, 6]), ints(&[4, 2])]),
         ]
-    }
-}
+    },
+    ..ROW
+};
 
 fn equal_parts(extent: &Dim, count: i64) -> Vec<Dim> {
     if let Some(n) = extent.known() {
-        // Opset 18: the last part is the smaller one.
+        // Since opset 18 the last part may be smaller.
         let size = (n + count - 1) / count;
         return (0..count).map(|i| Dim::from((n - i * size).clamp(0, size))).collect();
     }
@@ -70,7 +65,7 @@ fn equal_parts(extent: &Dim, count: i64) -> Vec<Dim> {
     }
 }
 
-/// Parts of the sizes that a value computed in the graph gives.
+/// Parts whose sizes are a value of the graph.
 pub(super) fn split(
     b: &mut Builder,
     v: ValueId,
@@ -85,7 +80,7 @@ pub(super) fn split(
     if constant_ints(b.graph, sizes).is_some() {
         return b.node(Op::new("Split", attrs), &[Some(v), Some(sizes)]);
     }
-    // The shape rule cannot count the parts of sizes it does not see, so the node is made by hand.
+    // Without known sizes the shape rule cannot count the parts, so the node is added without it.
     let ty = b.ty(v)?;
     let node = b.graph.add_op("", Op::new("Split", attrs), &[Some(v), Some(sizes)]);
     let stem = format!("{}/Split", b.prefix);

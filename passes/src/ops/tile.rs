@@ -1,15 +1,10 @@
-//! `Tile`: repeats along each axis.
+//! `Tile` repeats the operand along each axis.
 
-use super::sample::{floats, ints};
 use super::*;
 
-pub(super) struct Tile;
-
-impl OpRule for Tile {
-    fn name(&self) -> &'static str {
-        "Tile"
-    }
-    fn infer(&self, cx: &Infer) -> Types {
+pub(super) const TILE: Row = Row {
+    name: "Tile",
+    infer: |cx| {
         let ty = cx.ty(0)?;
         let mut shape = ty.shape.clone();
         match cx.extents(1) {
@@ -20,11 +15,11 @@ impl OpRule for Tile {
             None => shape.iter_mut().for_each(|d| *d = unknown_dim("tile")),
         }
         Ok(vec![TensorType::new(ty.dtype, shape)])
-    }
-    /// x̄ = Σ of ȳ over the repeats, each of which gets an axis of its own.
-    fn pullback(&self, p: &mut Pullback) -> Result<(), GradError> {
+    },
+    // x̄ = Σ of ȳ over the repeats, which become axes of their own.
+    pullback: |p| {
         let (x, ct, ty) = (p.operand(0)?, p.ct(0)?, p.ty(0)?);
-        let repeats = p.ints(1).ok();
+        let repeats = p.told(|cx| Ok(cx.ints(1)))?;
         if repeats.as_ref().is_some_and(|r| r.len() != ty.rank()) {
             return Err(p.unsupported("its repeats do not fit its operand"));
         }
@@ -42,7 +37,7 @@ impl OpRule for Tile {
                     }
                 });
                 if d.is_one() {
-                    // A repeated single element: sum over the repeats and keep the axis.
+                    // An axis of extent 1 consists of its repeats alone.
                     continue;
                 }
             }
@@ -52,13 +47,8 @@ impl OpRule for Tile {
         let target = p.b.shape_from(&target)?;
         let apart = p.b.reshape_dynamic(ct, target, &shape)?;
         let sum = p.b.reduce_sum(apart, &over, false)?;
-        let x_ct = p.b.reshape_like(sum, x)?;
-        p.accumulate(0, x_ct)
-    }
-    fn samples(&self) -> Vec<Sample> {
-        vec![
-            Sample::of("Tile", Attrs::new(), vec![floats(&[2, 3]), ints(&[2, 3])]),
-            Sample::of("Tile", Attrs::new(), vec![floats(&[1, 3, 2]), ints(&[4, 1, 2])]),
-        ]
-    }
-}
+        p.give(0, |b| b.reshape_like(sum, x))
+    },
+    samples: || vec![plain(vec![floats(&[2, 3]), ints(&[2, 3])]), plain(vec![floats(&[1, 3, 2]), ints(&[4, 1, 2])])],
+    ..ROW
+};

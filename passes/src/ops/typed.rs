@@ -1,9 +1,9 @@
-//! Types of operators that have no rule: they are kept as they are, and what follows them still has to be typed.
+//! Types of operators that have no rule. The operators are kept as they are; the values after them need types.
 
 use super::window::Window;
 use super::*;
 
-/// The types of such an operator's results; `None` of one that is not known.
+/// The types of such an operator's results; `None` for an unknown operator.
 pub(super) fn infer(cx: &Infer) -> Option<Types> {
     let name = cx.op.name.as_str();
     Some(match cx.op.domain.as_str() {
@@ -15,7 +15,13 @@ pub(super) fn infer(cx: &Infer) -> Option<Types> {
 
 fn standard(cx: &Infer, name: &str) -> Option<Types> {
     Some(match name {
-        "ReverseSequence" | "Hardmax" | "Shrink" | "BitwiseNot" | "MeanVarianceNormalization" => like_first(cx),
+        "ReverseSequence"
+        | "Hardmax"
+        | "Shrink"
+        | "Scatter"
+        | "TensorScatter"
+        | "BitwiseNot"
+        | "MeanVarianceNormalization" => like_first(cx),
         "Bernoulli" => like(cx, |ty| cx.asked_dtype(ty.dtype)),
         "BitShift" | "BitwiseAnd" | "BitwiseOr" | "BitwiseXor" => like_all(cx),
         "QuantizeLinear" => quantized(cx),
@@ -27,9 +33,10 @@ fn standard(cx: &Infer, name: &str) -> Option<Types> {
         }),
         "ConvInteger" => convolved(cx, 1, |_| Ok(DType::I32)),
         "QLinearConv" => convolved(cx, 3, |cx| Ok(cx.ty(7)?.dtype)),
-        "MatMulInteger" => product(cx, 1, |_| Ok(DType::I32)),
-        "QLinearMatMul" => product(cx, 3, |cx| Ok(cx.ty(7)?.dtype)),
-        "LSTM" | "GRU" | "RNN" => recurrent(cx, name),
+        "MatMulInteger" => multiplied(cx, 1, |_| Ok(DType::I32)),
+        "QLinearMatMul" => multiplied(cx, 3, |cx| Ok(cx.ty(7)?.dtype)),
+        "DeformConv" => convolved(cx, 1, |cx| Ok(cx.ty(0)?.dtype)),
+        "RoiAlign" => regions(cx),
         "GridSample" => grid_sampled(cx),
         _ => return None,
     })
@@ -40,7 +47,7 @@ fn contributed(cx: &Infer, name: &str) -> Option<Types> {
         "QLinearSigmoid" | "QLinearLeakyRelu" => like_first(cx),
         "QuantizeLinear" => quantized(cx),
         "DequantizeLinear" => like(cx, |_| Ok(cx.ty(1)?.dtype)),
-        "QLinearAdd" | "QLinearMul" => broadcast::broadcast(&cx.ty(0).ok()?.shape, &cx.ty(3).ok()?.shape)
+        "QLinearAdd" | "QLinearMul" => broadcast(&cx.ty(0).ok()?.shape, &cx.ty(3).ok()?.shape)
             .and_then(|shape| Ok(vec![TensorType::new(cx.ty(0)?.dtype, shape)])),
         _ => return None,
     })
@@ -52,7 +59,7 @@ fn like(cx: &Infer, dtype: impl Fn(&TensorType) -> Result<DType, TypeError>) -> 
     Ok(vec![TensorType::new(dtype(ty)?, ty.shape.clone())])
 }
 
-/// The element type is the zero point's, else the one asked for, else unsigned bytes.
+/// The element type is that of the zero point, else the one that `output_dtype` asks for, else unsigned bytes.
 fn quantized(cx: &Infer) -> Types {
     like(cx, |_| {
         let asked = DType::from_onnx(cx.op.int("output_dtype") as i32);
@@ -62,45 +69,56 @@ fn quantized(cx: &Infer) -> Types {
 
 /// A convolution whose kernel is operand `kernel`.
 fn convolved(cx: &Infer, kernel: usize, dtype: impl Fn(&Infer) -> Result<DType, TypeError>) -> Types {
-    let (x, w) = (cx.ty(0)?, cx.ty(kernel)?);
-    cx.require(x.rank() >= 3 && w.rank() == x.rank(), || format!("{w} is no kernel for {x}"))?;
-    let window = Window::new(cx.op, Some(&w.shape[2..]), &x.shape[2..])?;
-    let mut shape = vec![x.shape[0].clone(), w.shape[0].clone()];
-    shape.extend(window.output(&x.shape[2..])?);
+    let shape = Window::of(cx, Some(kernel))?.result(&cx.ty(0)?.shape, &cx.ty(kernel)?.shape[0])?;
     Ok(vec![TensorType::new(dtype(cx)?, shape)])
 }
 
 /// A matrix product with operand `right`.
-fn product(cx: &Infer, right: usize, dtype: impl Fn(&Infer) -> Result<DType, TypeError>) -> Types {
+fn multiplied(cx: &Infer, right: usize, dtype: impl Fn(&Infer) -> Result<DType, TypeError>) -> Types {
     let (a, b) = (&cx.ty(0)?.shape, &cx.ty(right)?.shape);
-    cx.require(a.len() >= 2 && b.len() >= 2, || "its operands are no matrices".into())?;
-    let mut shape = broadcast::broadcast(&a[..a.len() - 2], &b[..b.len() - 2])?;
+    cx.require(a.len() >= 2 && b.len() >= 2, || "its operands are vectors or scalars; it multiplies matrices".into())?;
+    let mut shape = broadcast(&a[..a.len() - 2], &b[..b.len() - 2])?;
     shape.extend([a[a.len() - 2].clone(), b[b.len() - 1].clone()]);
     Ok(vec![TensorType::new(dtype(cx)?, shape)])
 }
 
-/// Y [steps, directions, batch, hidden], Y_h and, of an LSTM, Y_c [directions, batch, hidden].
-fn recurrent(cx: &Infer, name: &str) -> Types {
-    let (x, w, r) = (cx.ty(0)?, cx.ty(1)?, cx.ty(2)?);
-    cx.require(x.rank() == 3 && w.rank() == 3 && r.rank() == 3, || format!("{x} is no sequence of vectors"))?;
-    let (directions, hidden) = (w.shape[0].clone(), r.shape[2].clone());
-    let batch_first = cx.op.int("layout") == 1;
-    let [steps, batch] = if batch_first { [1, 0] } else { [0, 1] }.map(|i| x.shape[i].clone());
-    let (all, last) = if batch_first {
-        (vec![batch.clone(), steps, directions.clone(), hidden.clone()], vec![batch, directions, hidden])
-    } else {
-        (vec![steps, directions.clone(), batch.clone(), hidden.clone()], vec![directions, batch, hidden])
-    };
-    let mut types = vec![TensorType::new(x.dtype, all), TensorType::new(x.dtype, last)];
-    types.extend((name == "LSTM").then(|| types[1].clone()));
-    Ok(types)
-}
-
-/// The places of the grid, for each channel.
+/// One element for each place of the grid and each channel.
 fn grid_sampled(cx: &Infer) -> Types {
     let (x, grid) = (cx.ty(0)?, cx.ty(1)?);
     cx.require(x.rank() >= 3 && grid.rank() == x.rank(), || format!("{grid} is no grid for {x}"))?;
     let mut shape = x.shape[..2].to_vec();
     shape.extend_from_slice(&grid.shape[1..grid.rank() - 1]);
     Ok(vec![TensorType::new(x.dtype, shape)])
+}
+
+/// A window of `output_height` × `output_width` for each region and channel.
+fn regions(cx: &Infer) -> Types {
+    let (x, regions) = (cx.ty(0)?, cx.ty(1)?);
+    cx.require(x.rank() == 4 && regions.rank() == 2, || format!("{regions} are no regions of images {x}"))?;
+    let [height, width] = ["output_height", "output_width"].map(|name| Dim::from(cx.op.int(name)));
+    Ok(vec![TensorType::new(x.dtype, vec![regions.shape[0].clone(), x.shape[1].clone(), height, width])])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn result(op: Op, operands: &[&[i64]]) -> String {
+        let mut g = Graph::default();
+        let operands: Vec<_> =
+            operands.iter().map(|dims| Some(g.add_input("x", TensorType::fixed(DType::F32, dims).into(), None))).collect();
+        let types = result_types(&op, &operands, &g).expect("known").expect("typed");
+        types[0].to_string()
+    }
+
+    #[test]
+    fn operators_without_a_derivative_are_typed() {
+        let plain = |name: &str| Op::new(name, Attrs::new());
+        let strided = Op::new("DeformConv", Attrs::new().with("strides", vec![2, 2]));
+        assert_eq!(result(strided, &[&[2, 3, 9, 8], &[4, 3, 3, 2], &[2, 12, 4, 4]]), "f32[2,4,4,4]");
+        let large = Op::new("RoiAlign", Attrs::new().with("output_height", 7).with("output_width", 5));
+        assert_eq!(result(large, &[&[2, 3, 9, 8], &[6, 4], &[6]]), "f32[6,3,7,5]");
+        assert_eq!(result(plain("RoiAlign"), &[&[2, 3, 9, 8], &[6, 4], &[6]]), "f32[6,3,1,1]");
+        assert_eq!(result(plain("Shrink"), &[&[2, 3]]), "f32[2,3]");
+    }
 }

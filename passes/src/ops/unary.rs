@@ -1,15 +1,13 @@
-//! Element-wise functions of one operand: y = f(x). One line is one operator: what it computes, and beside it x̄, what its
-//! operand's cotangent is made of.
+//! Element-wise functions of one operand, y = f(x). One line of the table is one operator.
 //!
-//! Where the slope can be had from y it is, so that x need not stay alive for the backward pass. At a kink the slope is one of
-//! its two sides', and 0 where the operand is cut off.
+//! Formulas use y rather than x where they can, so that x need not stay alive for the backward pass. At a kink the slope is that
+//! of one side; where the operand is cut off it is 0.
 
-use super::formula::{Term, formula};
-use super::sample::floats_in;
+use super::formula::Term;
 use super::*;
 use std::f64::consts::FRAC_2_SQRT_PI;
 
-/// One of them.
+/// An operator of the table.
 pub(super) struct Unary {
     name: &'static str,
     /// Float attributes.
@@ -23,7 +21,7 @@ pub(super) struct Unary {
 /// x̄ from x, y, ȳ and the attributes' values.
 type Slope = for<'f> fn(Term<'f>, Term<'f>, Term<'f>, &[f64]) -> Term<'f>;
 
-/// Attributes (the first ones; none of them are left out) and the range in which x is drawn, away from kinks and poles.
+/// Values of the first attributes (none: all are left out), and a range for x away from kinks and poles.
 type Domain = (&'static [f32], f32, f32);
 
 const ANYWHERE: &[Domain] = &[(&[], -1.5, 1.5)];
@@ -39,7 +37,7 @@ const ALPHA: &[&str] = &["alpha"];
 const SELU: &[&str] = &["gamma", "alpha"];
 const HARD_SIGMOID: &[&str] = &["alpha", "beta"];
 
-/// Name, version; attributes; x̄ from x, y, ȳ and the attributes' values; where the samples lie. The comment above says y.
+/// Name; attributes; x̄ from x, y, ȳ and the attributes' values; samples. The comment above each line is y.
 pub(super) static UNARY: &[Unary] = &[
     // |x|
     unary("Abs", &[], |x, _, ct, _| ct * x.op("Sign"), BOTH_SIDES),
@@ -53,7 +51,7 @@ pub(super) static UNARY: &[Unary] = &[
     unary("Exp", &[], |_, y, ct, _| ct * y, ANYWHERE),
     // ln x
     steep("Log", &[], |x, _, ct, _| ct / x, POSITIVE),
-    // 2/√π · ∫₀ˣ e^(−t²) dt. The factor rides on the subtraction that the minus sign needs anyway.
+    // 2/√π · ∫₀ˣ e^(−t²) dt. The factor is part of the subtraction, which the minus sign needs anyway.
     unary("Erf", &[], |x, _, ct, _| ct * (FRAC_2_SQRT_PI.ln() - x * x).op("Exp"), ANYWHERE),
     // sin x
     unary("Sin", &[], |x, _, ct, _| ct * x.op("Cos"), ANYWHERE),
@@ -67,7 +65,7 @@ pub(super) static UNARY: &[Unary] = &[
     steep("Acos", &[], |x, _, ct, _| -(ct / (1.0 - x * x).sqrt()), INSIDE),
     // arctan x
     unary("Atan", &[], |x, _, ct, _| ct / (x * x + 1.0), ANYWHERE),
-    // ½(eˣ − e⁻ˣ). It and the next are each other's slope, written out, as neither has a CUDA kernel.
+    // ½(eˣ − e⁻ˣ). Sinh and Cosh are each other's slope, written out because CUDA has a kernel for neither.
     unary("Sinh", &[], |x, _, ct, _| ct * ((x.op("Exp") + (-x).op("Exp")) * 0.5), ANYWHERE),
     // ½(eˣ + e⁻ˣ)
     unary("Cosh", &[], |x, _, ct, _| ct * ((x.op("Exp") - (-x).op("Exp")) * 0.5), ANYWHERE),
@@ -89,7 +87,7 @@ pub(super) static UNARY: &[Unary] = &[
     unary("Mish", &[], |x, _, ct, _| ct * mish_slope(x, x.op("Softplus").op("Tanh")), ANYWHERE),
     // max(x, 0)
     unary("Relu", &[], |_, y, ct, _| ct.kept_where(y, "Greater", 0.0), BOTH_SIDES),
-    // x for x > 0, else αx. For α ≥ 0 the result has the operand's sign.
+    // x for x > 0, else αx. For α ≥ 0, y has the sign of x.
     unary("LeakyRelu", &["alpha"], |x, y, ct, a| ct * leaky(if a[0] >= 0.0 { y } else { x }, a[0]), LEAKY),
     // x for x > α, else 0
     unary(
@@ -125,7 +123,7 @@ fn hard_swish_slope(x: Term<'_>) -> Term<'_> {
     x.is_between(-3.0, 3.0) * (x * (1.0 / 3.0) + 0.5) + x.is("GreaterOrEqual", 3.0)
 }
 
-/// The slope of γx for x > 0, γα(eˣ − 1) otherwise: there γαeˣ = y + γα. `above` is γ, `below` γα.
+/// The slope of γx for x > 0, and of γα(eˣ − 1) otherwise, which is γαeˣ = y + γα. `above` is γ, `below` is γα.
 fn exponential(y: Term<'_>, above: f64, below: f64) -> Term<'_> {
     let negative = y.min(0.0);
     if above == below { negative + below } else { negative + y.is("Greater", 0.0).choose(above, below) }
@@ -150,8 +148,8 @@ impl OpRule for Unary {
     fn pullback(&self, p: &mut Pullback) -> Result<(), GradError> {
         let op = p.op();
         let values: Vec<f64> = self.attributes.iter().map(|name| op.float(name) as f64).collect();
-        let x_ct = formula(p.b, [p.operand(0)?, p.result(0), p.ct(0)?], |[x, y, ct]| (self.slope)(x, y, ct, &values))?;
-        p.accumulate(0, x_ct)
+        let (x, y, ct) = (p.operand(0)?, p.result(0), p.ct(0)?);
+        p.give(0, |b| formula(b, [x, y, ct], |[x, y, ct]| (self.slope)(x, y, ct, &values)))
     }
     fn has_pole(&self, _: &Graph, _: NodeId, _: usize) -> bool {
         self.pole
@@ -160,7 +158,7 @@ impl OpRule for Unary {
         let sample = |(given, low, high): &Domain| {
             let named = self.attributes.iter().zip(*given);
             let attrs = named.fold(Attrs::new(), |attrs, (name, value)| attrs.with(name, *value));
-            Sample::of(self.name, attrs, vec![floats_in(&[2, 3], *low, *high)])
+            sample(attrs, vec![floats_in(&[2, 3], *low, *high)]).of(self)
         };
         self.samples.iter().map(sample).collect()
     }

@@ -1,4 +1,4 @@
-//! Operators that are known, kept and emitted, but have no rule here, and so no derivative: why, and what to do.
+//! Operators without a rule: they are kept and emitted, and have no derivative. Each reason says what a user can do.
 
 use crate::ir::Op;
 
@@ -15,7 +15,7 @@ const FUSED: &str = "a fused operator of ONNX Runtime without a plain form here;
 const BLOCKED: &str = "it works on channels in blocks that fit one processor, as the runtime leaves them at its highest optimisation level; \
      save the model with ORT_ENABLE_EXTENDED or less";
 
-/// Operator set, operators, reason.
+/// Operator set, operators, and why they have no derivative.
 const REASONS: &[(&str, &str, &str)] = &[
     ("", "If Loop Scan SequenceMap", BODY),
     ("", "GridSample RoiAlign MaxRoiPool DeformConv AffineGrid MaxUnpool", PLACES),
@@ -47,7 +47,7 @@ const REASONS: &[(&str, &str, &str)] = &[
     ("com.microsoft.nchwc", "Conv MaxPool AveragePool GlobalAveragePool ReorderInput ReorderOutput", BLOCKED),
 ];
 
-/// Every operator listed here: operator set, operator, reason.
+/// Each operator of the list: operator set, operator, reason.
 pub fn unruled() -> impl Iterator<Item = (&'static str, &'static str, &'static str)> {
     REASONS.iter().flat_map(|(domain, ops, why)| ops.split_whitespace().map(move |op| (*domain, op, *why)))
 }

@@ -5,10 +5,10 @@ use super::{Infer, unknown_dim};
 use crate::ir::{Attrs, Dim, Op, TensorType, ValueId};
 use crate::ops::build::{Builder, Built};
 
-/// Bound of every number of a window: an attribute beyond is damage, and would overflow what is computed with it.
+/// Bound of every number of a window. A damaged file may hold numbers beyond, which would overflow.
 const LARGEST: i64 = 1 << 24;
 
-/// A window over the spatial axes (axis 2 on), with every attribute filled in.
+/// A window over the spatial axes (axis 2 on), with all attributes.
 #[derive(Clone, Debug)]
 pub(super) struct Window {
     pub(super) kernel: Vec<i64>,
@@ -25,11 +25,7 @@ pub(super) struct Window {
 /// The type of what a pool makes of its operand.
 pub(super) fn pooled(cx: &Infer) -> Result<TensorType, TypeError> {
     let x = cx.ty(0)?;
-    cx.require(x.rank() >= 3, || format!("{x} has no spatial axes"))?;
-    let window = Window::new(cx.op, None, &x.shape[2..])?;
-    let mut shape = x.shape[..2].to_vec();
-    shape.extend(window.output(&x.shape[2..])?);
-    Ok(TensorType::new(x.dtype, shape))
+    Ok(TensorType::new(x.dtype, Window::of(cx, None)?.result(&x.shape, &x.shape[1])?))
 }
 
 impl Window {
@@ -43,7 +39,22 @@ impl Window {
             .with("group", group)
     }
 
-    /// Reads the attributes; `kernel` is the weight's spatial shape where there is a weight.
+    /// The window of a pool, or of a convolution whose weight is operand `kernel`.
+    pub(super) fn of(cx: &Infer, kernel: Option<usize>) -> Result<Window, TypeError> {
+        let (x, w) = (cx.ty(0)?, kernel.map(|i| cx.ty(i)).transpose()?);
+        cx.require(x.rank() >= 3, || format!("{x} has no spatial axes"))?;
+        if let Some(w) = w {
+            cx.require(w.rank() == x.rank(), || format!("{x} and weight {w} do not make a convolution"))?;
+        }
+        Window::new(cx.op, w.map(|w| &w.shape[2..]), &x.shape[2..])
+    }
+
+    /// The result's shape, from the operand's.
+    pub(super) fn result(&self, x: &[Dim], channels: &Dim) -> Result<Vec<Dim>, TypeError> {
+        Ok([vec![x[0].clone(), channels.clone()], self.output(&x[2..])?].concat())
+    }
+
+    /// Reads the attributes; `kernel` is the weight's spatial shape, if there is a weight.
     pub(super) fn new(op: &Op, kernel: Option<&[Dim]>, input: &[Dim]) -> Result<Window, TypeError> {
         let rank = input.len();
         let kernel: Vec<i64> = match (op.attrs.ints("kernel_shape"), kernel) {
@@ -62,14 +73,14 @@ impl Window {
             }
         };
         if kernel.len() != rank || rank == 0 {
-            return Err(TypeError(format!("a kernel of {} axes over {rank} spatial axes", kernel.len())));
+            return Err(TypeError(format!("its kernel has {} axes, its operand {rank} spatial axes", kernel.len())));
         }
         let (strides, dilations) = (listed("strides", rank, 1)?, listed("dilations", rank, 1)?);
         if strides.iter().chain(&dilations).chain(&kernel).any(|v| !(1..=LARGEST).contains(v)) {
             return Err(TypeError(format!("kernel, strides and dilations must lie in 1 … {LARGEST}")));
         }
         if kernel.iter().try_fold(1i64, |taps, k| taps.checked_mul(*k)).is_none() {
-            return Err(TypeError(format!("a kernel of {kernel:?} has too many taps")));
+            return Err(TypeError(format!("its kernel {kernel:?} has too many taps")));
         }
         let mut window =
             Window { kernel, strides, dilations, begin: vec![0; rank], end: vec![0; rank], ceil: op.int("ceil_mode") != 0 };
@@ -80,7 +91,7 @@ impl Window {
             _ => {
                 let pads = listed("pads", 2 * rank, 0)?;
                 if pads.iter().any(|p| p.unsigned_abs() > LARGEST as u64) {
-                    return Err(TypeError(format!("pads {pads:?} beyond {LARGEST}")));
+                    return Err(TypeError(format!("pads {pads:?} go beyond {LARGEST}")));
                 }
                 window.begin = pads[..rank].to_vec();
                 window.end = pads[rank..].to_vec();
@@ -89,14 +100,14 @@ impl Window {
         Ok(window)
     }
 
-    /// Output extents ⌈input / stride⌉, with the odd cell of padding after (upper) or before (lower).
+    /// Pads for output extents ⌈input / stride⌉, with the odd cell after the axis (`upper`) or before it.
     fn pad_same(&mut self, input: &[Dim], upper: bool) -> Result<(), TypeError> {
         for (i, extent) in input.iter().enumerate() {
             let stride = self.strides[i];
             let total = match extent.known() {
                 Some(n) => ((n + stride - 1) / stride - 1) * stride + self.reach(i) - n,
                 None if stride == 1 => self.reach(i) - 1,
-                None => return Err(TypeError("auto_pad needs a fixed spatial extent where the stride is above 1".into())),
+                None => return Err(TypeError("`auto_pad` with a stride above 1 needs known spatial extents".into())),
             };
             let total = total.max(0);
             let small = total / 2;
@@ -185,7 +196,7 @@ impl Window {
         pad_spatial(b, x, &self.begin, &self.end, fill)
     }
 
-    /// What every window sees at one offset: a strided slice of the padded operand, of the windows' shape.
+    /// The cell at one offset of every window: a strided slice of the padded operand.
     pub(super) fn tap(&self, b: &mut Builder, padded: ValueId, offset: &[i64], windows: &[Dim]) -> Built {
         let ty = b.ty(padded)?;
         let mut shape = ty.shape[..2].to_vec();
@@ -196,19 +207,18 @@ impl Window {
         let ends: Vec<i64> = (0..self.rank())
             .map(|i| match windows[i].known() {
                 Some(n) => offset[i] + (n - 1) * self.strides[i] + 1,
-                // Counted from the back, which holds for any extent.
+                // An end counted from the back holds for any extent.
                 None if offset[i] + 1 == self.reach(i) => i64::MAX,
                 None => offset[i] + 1 - self.reach(i),
             })
             .collect();
         let axes: Vec<i64> = (2..2 + self.rank() as i64).collect();
-        let v = slice(b, padded, offset, &ends, &axes, &self.strides)?;
-        b.graph.set_type(v, TensorType::new(ty.dtype, shape).into());
-        Ok(v)
+        let v = b.steps(padded, &axes, offset, &ends, &self.strides)?;
+        Ok(b.state(v, TensorType::new(ty.dtype, shape)))
     }
 }
 
-/// Pads the spatial axes (with zeros unless told otherwise).
+/// Pads the spatial axes with `fill`, by default zeros.
 pub(super) fn pad_spatial(b: &mut Builder, x: ValueId, begin: &[i64], end: &[i64], fill: Option<f64>) -> Built {
     if begin.iter().chain(end).all(|p| *p == 0) {
         return Ok(x);
@@ -221,21 +231,10 @@ pub(super) fn pad_spatial(b: &mut Builder, x: ValueId, begin: &[i64], end: &[i64
     match fill {
         None => b.op("Pad", &[x, pads]),
         Some(fill) => {
-            let dtype = b.ty(x)?.dtype;
-            let fill = b.scalar(dtype, fill);
+            let fill = b.scalar_like(x, fill)?;
             b.op("Pad", &[x, pads, fill])
         }
     }
-}
-
-/// `x[starts : ends : steps]` along some axes.
-pub(super) fn slice(b: &mut Builder, x: ValueId, starts: &[i64], ends: &[i64], axes: &[i64], steps: &[i64]) -> Built {
-    let (s, e, a) = (b.ints(starts), b.ints(ends), b.ints(axes));
-    if steps.iter().all(|s| *s == 1) {
-        return b.op("Slice", &[x, s, e, a]);
-    }
-    let steps = b.ints(steps);
-    b.op("Slice", &[x, s, e, a, steps])
 }
 
 /// Crops a value whose spatial axes start `begin` cells early to `like`'s spatial extents.
@@ -250,7 +249,7 @@ pub(super) fn crop_like(b: &mut Builder, x: ValueId, begin: &[i64], like: ValueI
     let v = match known {
         Some(extents) => {
             let ends: Vec<i64> = begin.iter().zip(&extents).map(|(s, n)| s + n).collect();
-            slice(b, x, begin, &ends, &axes, &vec![1; rank])?
+            b.slices(x, &axes, begin, &ends)?
         }
         None => {
             let extents = b.op_with("Shape", Attrs::new().with("start", 2), &[like])?;
@@ -261,6 +260,5 @@ pub(super) fn crop_like(b: &mut Builder, x: ValueId, begin: &[i64], like: ValueI
     };
     let mut shape = from.shape[..2].to_vec();
     shape.extend_from_slice(&to.shape[2..]);
-    b.graph.set_type(v, TensorType::new(from.dtype, shape).into());
-    Ok(v)
+    Ok(b.state(v, TensorType::new(from.dtype, shape)))
 }

@@ -262,7 +262,7 @@ impl<'g> Table<'g> {
 
     /// The elements of an operator's only result, if its operands are known well enough and every engine must agree on it.
     fn evaluated(&mut self, s: &Site<'_, 'g>) -> Option<Array<Bounded>> {
-        let (name, attrs) = (s.op.name.as_str(), &s.op.attrs);
+        let name = s.op.name.as_str();
         if !is_evaluated(name) {
             return None;
         }
@@ -279,7 +279,7 @@ impl<'g> Table<'g> {
                 None => Operand::Type(self.info(*a).ty.clone()),
             });
         }
-        let call = Call { name, attrs, opset: s.opset, operands: &operands, results: s.results, most: MOST };
+        let call = Call { op: s.op, opset: s.opset, operands: &operands, results: s.results, most: MOST };
         evaluate(&call)?.pop()
     }
 
@@ -295,7 +295,7 @@ impl<'g> Table<'g> {
         let Some(listed) = listed else { return false };
         let mut axes: Vec<i64> = listed.iter().map(|a| if *a < 0 { a + rank } else { *a }).collect();
         if axes.is_empty() {
-            if s.op.attrs.int("noop_with_empty_axes", 0) != 0 {
+            if s.op.int("noop_with_empty_axes") != 0 {
                 return false;
             }
             axes = (0..rank).collect();

@@ -20,7 +20,7 @@ impl<'g> Table<'g> {
                 Some([Some(x), mask].into_iter().flatten().collect())
             }
             name @ ("Cast" | "CastLike") => {
-                let to = if name == "Cast" { DType::from_onnx(a.int("to", 0) as i32)? } else { self.dtype(y)? };
+                let to = if name == "Cast" { DType::from_onnx(s.op.int("to") as i32)? } else { self.dtype(y)? };
                 let plain = |t: DType| t.size().is_some() && t.onnx() <= DType::BF16.onnx();
                 if plain(to) && plain(self.dtype(x)?) { one(self.cast(x, to)) } else { None }
             }
@@ -39,7 +39,7 @@ impl<'g> Table<'g> {
                 one(self.noted_if_unmoved(t, x))
             }
             "Concat" => {
-                let axis = axis_of(a.int("axis", 1), self.shape(x)?.len())?;
+                let axis = axis_of(s.op.int_at("axis", s.opset), self.shape(x)?.len())?;
                 if s.args.contains(&TermId::NONE) { None } else { one(self.concat(axis, s.args)) }
             }
             "Slice" => one(self.slice_node(s)?),
@@ -116,12 +116,12 @@ impl<'g> Table<'g> {
             }
             "MatMul" => self.matmul_rules(x, y, &ty),
             "Gemm" => {
-                let one = |name| a.float(name, 1.0) == 1.0;
+                let one = |name| s.op.float(name) == 1.0;
                 if !one("alpha") || !one("beta") || s.arg(1) == TermId::NONE {
                     return None;
                 }
                 let flip = |t: &mut Self, v: TermId, name| {
-                    if a.int(name, 0) == 0 { Some(v) } else { (t.shape(v)?.len() == 2).then(|| t.transpose(v, &[1, 0])) }
+                    if s.op.int(name) == 0 { Some(v) } else { (t.shape(v)?.len() == 2).then(|| t.transpose(v, &[1, 0])) }
                 };
                 let (p, q) = (flip(self, x, "transA")?, flip(self, y, "transB")?);
                 self.gemm_rules(p, q, s.arg(2), &ty)
@@ -243,7 +243,7 @@ impl<'g> Table<'g> {
     /// `Split` as ranges of an axis.
     fn split_node(&mut self, s: &Site<'_, 'g>) -> Option<Vec<TermId>> {
         let x = s.arg(0);
-        let axis = axis_of(s.op.attrs.int("axis", 0), self.shape(x)?.len())?;
+        let axis = axis_of(s.op.int("axis"), self.shape(x)?.len())?;
         let extent = self.shape(x)?.get(axis)?.known()?;
         let listed = match s.op.attrs.ints("split") {
             Some(v) => Some(v.to_vec()),
@@ -259,7 +259,7 @@ impl<'g> Table<'g> {
     fn gather_node(&mut self, s: &Site<'_, 'g>) -> Option<TermId> {
         const MOST: usize = 64;
         let (x, at) = (s.arg(0), s.arg(1));
-        let axis = axis_of(s.op.attrs.int("axis", 0), self.shape(x)?.len())?;
+        let axis = axis_of(s.op.int("axis"), self.shape(x)?.len())?;
         let extent = self.shape(x)?.get(axis)?.known()?;
         let places = self.ints(at)?;
         let inner = self.ty(at)?.rank();

@@ -367,7 +367,7 @@ impl<'t> Parser<'t> {
         let attrs = self.attrs()?;
         let [weights, states, values] = [self.operands(g)?, self.operands(g)?, self.operands(g)?];
         let [own, rows] = [self.operands(g)?, self.operands(g)?];
-        let word = |name: &str| attrs.str(name, "").to_string();
+        let word = |name: &str| attrs.str(name).unwrap_or_default().to_string();
         let words = (
             Form::of_name(&word("form")),
             Rule::of_name(&word("rule")),
@@ -386,10 +386,10 @@ impl<'t> Parser<'t> {
             rule,
             normalize,
             scope,
-            tau: attrs.float("tau", 1.0),
+            tau: attrs.float("tau").unwrap_or(1.0),
             granularity: word("granularity"),
             init: word("init"),
-            adds_per_block: attrs.int("adds_per_block", 1).max(0) as usize,
+            adds_per_block: attrs.int("adds_per_block").unwrap_or(1).max(0) as usize,
             logits,
             gate: weights.get(1).copied().flatten(),
             sources: sources.map(|(state, value)| Source { state, value }).collect(),

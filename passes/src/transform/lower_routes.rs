@@ -78,7 +78,7 @@ pub fn lower_routes(g: &mut Graph, target: &'static Target, lowering: Option<Low
     let mut routers: IndexMap<RouterId, RouterView> = IndexMap::new();
     for id in g.topological_order() {
         let Some(op) = g.op(id).filter(|o| o.domain == ANCRE && o.name.starts_with("Route")) else { continue };
-        let router = RouterId(op.attrs.int("router", 0) as usize);
+        let router = RouterId(op.int("router") as usize);
         let Some(spec) = specs.get(&router) else { continue };
         let (routes, cotangents, weights) = (Vec::new(), Vec::new(), Vec::new());
         let view = RouterView { id: router, spec, routes, cotangents, weights, lowering };
@@ -100,7 +100,7 @@ fn lower_router(g: &mut Graph, target: &'static Target, view: &RouterView) -> Re
     let weights = emit_weights(&mut b, view)?;
     let mut done: IndexMap<ValueId, ValueId> = IndexMap::new();
 
-    let mut rows: Vec<(i64, NodeId)> = view.routes.iter().map(|n| (attrs(&b, *n).int("row", 0), *n)).collect();
+    let mut rows: Vec<(i64, NodeId)> = view.routes.iter().map(|n| (attrs(&b, *n).int("row").unwrap_or(0), *n)).collect();
     rows.sort();
     if let Some((_, longest)) = rows.last() {
         let sources: Vec<ValueId> = b.graph.operands(*longest).iter().skip(2).flatten().copied().collect();
@@ -305,7 +305,7 @@ fn lower_cotangents(
         let rows = a.ints("rows").unwrap_or_default().to_vec();
         let cts = b.graph.operands(*node).iter().skip(2);
         by_row.extend(rows.iter().zip(cts).filter_map(|(row, ct)| Some((*row, (*ct)?))));
-        columns.push((a.int("column", 0), *node, rows));
+        columns.push((a.int("column").unwrap_or(0), *node, rows));
     }
     by_row.sort_keys();
     by_row.reverse();

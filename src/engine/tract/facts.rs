@@ -163,8 +163,7 @@ impl Question<'_> {
     fn axis_exists(&self) -> bool {
         let Some(op) = self.g.op(self.node) else { return false };
         let rank = self.g.operand(self.node, 0).and_then(|v| self.known.ty(v).shape).map(|s| s.len() as i64);
-        let last_by_default = matches!(op.name.as_str(), "LayerNormalization" | "RMSNormalization");
-        let axis = op.attrs.int("axis", if last_by_default { -1 } else { 0 });
+        let axis = op.int("axis");
         let most = rank.unwrap_or(64);
         (-most..=most).contains(&axis)
     }

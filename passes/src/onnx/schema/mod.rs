@@ -202,32 +202,35 @@ pub fn ir_version_of(opset: i64) -> i64 {
 
 /// Attributes as an operator means them: an attribute that is not given has ONNX's default.
 impl Op {
-    fn given_or<T>(&self, name: &str, read: impl Fn(&Attr) -> Option<T>) -> Option<T> {
-        let given = self.attrs.get(name).and_then(&read);
-        given.or_else(|| read(&newest_with(&self.domain, &self.name, name)?.default?.attr()?))
+    fn default_of(&self, name: &str) -> Option<Value> {
+        newest_with(&self.domain, &self.name, name)?.default
     }
 
     /// An integer attribute, or its default in the newest operator set that has it; 0 where ONNX names none.
     pub fn int(&self, name: &str) -> i64 {
-        let read = |a: &Attr| if let Attr::Int(v) = a { Some(*v) } else { None };
-        self.given_or(name, read).unwrap_or(0)
+        let default = || if let Some(Value::Int(v)) = self.default_of(name) { v } else { 0 };
+        self.attrs.int(name).unwrap_or_else(default)
+    }
+
+    /// As [`Op::int`], with the default of an operator set whose default is another one.
+    pub fn int_at(&self, name: &str, opset: i64) -> i64 {
+        let default = || at(&self.domain, &self.name, opset)?.attribute(name)?.default;
+        match default() {
+            Some(Value::Int(v)) => self.attrs.int(name).unwrap_or(v),
+            _ => self.int(name),
+        }
     }
 
     /// A float attribute, or its default as [`Op::int`].
     pub fn float(&self, name: &str) -> f32 {
-        let read = |a: &Attr| if let Attr::Float(v) = a { Some(*v) } else { None };
-        self.given_or(name, read).unwrap_or(0.0)
+        let default = || if let Some(Value::Float(v)) = self.default_of(name) { v } else { 0.0 };
+        self.attrs.float(name).unwrap_or_else(default)
     }
 
     /// A string attribute, or its default as [`Op::int`]; empty where ONNX names none.
     pub fn str(&self, name: &str) -> &str {
-        if let Some(Attr::Str(v)) = self.attrs.get(name) {
-            return v;
-        }
-        match newest_with(&self.domain, &self.name, name).and_then(|a| a.default) {
-            Some(Value::Str(v)) => v,
-            _ => "",
-        }
+        let default = || if let Some(Value::Str(v)) = self.default_of(name) { v } else { "" };
+        self.attrs.str(name).unwrap_or_else(default)
     }
 }
 

@@ -1,39 +1,39 @@
-//! Attention of ONNX Runtime's own operator set: with packed weights, or of given queries, keys and values.
+//! Attention of ONNX Runtime's own operator set: with packed weights, or with queries, keys and values as operands.
 
 use super::*;
 
-/// Operands: x, weights and biases of queries, keys and values side by side, mask, past, bias of the scores. The product with
-/// the weights stays one, whose result is split.
-pub(in crate::ops) const PACKED: Composite = Composite {
+/// Operands: x, weights and biases of queries, keys and values side by side, mask, past, bias of the scores. One product with
+/// all weights is split into queries, keys and values.
+pub(in crate::ops) const PACKED: Row = Row {
     domain: MICROSOFT,
     name: "Attention",
     infer: |cx| {
         let (x, w) = (cx.ty(0)?, cx.ty(1)?);
-        cx.require(x.rank() == 3 && w.rank() == 2, || format!("{x} and weights {w} are no attention"))?;
+        cx.require(x.rank() == 3 && w.rank() == 2, || {
+            format!("x is {x} and the weights are {w}; an attention takes ranks 3 and 2")
+        })?;
         let sizes = cx.attrs().ints("qkv_hidden_sizes").and_then(|sizes| sizes.get(2).copied());
         let width = match sizes {
             Some(values) => Some(Dim::from(values)),
             None => w.shape[1].div_exact(&Dim::from(3)),
         };
-        let width = width.ok_or_else(|| TypeError(format!("weights {w} are not of three equal parts")))?;
+        let width = width.ok_or_else(|| TypeError(format!("the columns of weights {w} do not make three equal parts")))?;
         Ok(vec![TensorType::new(x.dtype, vec![x.shape[0].clone(), x.shape[1].clone(), width])])
     },
-    form: "MatMul, Softmax, MatMul; without a key cache",
+    derivative: Derivative::Decompose("MatMul, Softmax, MatMul; without a key cache"),
     decompose: packed_attention,
     samples: || {
         let attrs = |sizes: &[i64]| Attrs::new().with("num_heads", 2).with("qkv_hidden_sizes", sizes.to_vec());
         let operands = |width: i64| vec![floats(&[2, 3, 8]), floats(&[8, width]), floats(&[width])];
-        vec![
-            Sample::of("", Attrs::new().with("num_heads", 2), operands(24)),
-            Sample::of("", attrs(&[8, 8, 4]), operands(20)),
-        ]
+        vec![sample(Attrs::new().with("num_heads", 2), operands(24)), sample(attrs(&[8, 8, 4]), operands(20))]
     },
+    ..ROW
 };
 
 /// Operands: query, key, value, packed bias, mask of keys, bias of the scores, past keys and values.
-pub(in crate::ops) const MULTI_HEAD: Composite = Composite {
+pub(in crate::ops) const MULTI_HEAD: Row = Row {
     name: "MultiHeadAttention",
-    // Queries [batch, length, width], or packed with keys and values [batch, length, heads, 3, size].
+    // Queries are [batch, length, width]; packed with keys and values they are [batch, length, heads, 3, size].
     infer: |cx| {
         let q = cx.ty(0)?;
         let width = match (q.rank(), (cx.present)(2)) {
@@ -41,19 +41,19 @@ pub(in crate::ops) const MULTI_HEAD: Composite = Composite {
             (3, true) if cx.ty(2)?.rank() == 3 => cx.ty(2)?.shape[2].clone(),
             (3, true) if cx.ty(2)?.rank() == 4 => &cx.ty(2)?.shape[1] * &cx.ty(2)?.shape[3],
             (3, false) => q.shape[2].clone(),
-            _ => return Err(TypeError(format!("queries of type {q} are not read"))),
+            _ => return Err(TypeError(format!("queries of type {q} do not fit its other operands"))),
         };
         Ok(vec![TensorType::new(q.dtype, vec![q.shape[0].clone(), q.shape[1].clone(), width])])
     },
     decompose: multi_head_attention,
     samples: || {
         let attrs = Attrs::new().with("num_heads", 2);
-        vec![Sample::of("", attrs, vec![floats(&[2, 3, 8]), floats(&[2, 5, 8]), floats(&[2, 5, 4])])]
+        vec![sample(attrs, vec![floats(&[2, 3, 8]), floats(&[2, 5, 8]), floats(&[2, 5, 4])])]
     },
     ..PACKED
 };
 
-/// What both attention operators share: scale, causality, masks of keys and a bias.
+/// Scale, causality, masks of keys and bias, which both attention operators have.
 fn scores(
     b: &mut Builder,
     s: &Source,
@@ -67,12 +67,12 @@ fn scores(
     let mut masks = Vec::new();
     if let Some(mask) = mask {
         let ty = type_of(b, mask)?;
-        let filter = s.op.attrs.float("mask_filter_value", -10000.0) as f64;
+        let filter = s.op.attrs.float("mask_filter_value").unwrap_or(-10000.0) as f64;
         let same = |d: &Dim, e: &Dim| d == e || d.known().is_none() || e.known().is_none();
         let axes: &[i64] = match ty.rank() {
             2 if same(&ty.shape[1], &tk.shape[2]) => &[1, 2],
             3 if same(&ty.shape[1], &tq.shape[2]) && same(&ty.shape[2], &tk.shape[2]) => &[1],
-            // Lengths: the keys from each on are padding.
+            // The mask holds lengths: keys from there on are padding.
             1 if ty.shape[0] == tq.shape[0] => {
                 let lengths = b.unsqueeze(mask, &[1])?;
                 let lengths = b.cast(lengths, DType::I64)?;
@@ -99,11 +99,9 @@ fn scores(
     })
 }
 
-/// 0 where a mask of zeros and ones is 1, the filter's value where it is 0.
+/// 0 where a mask is 1, `filter` where it is 0.
 fn filtered(b: &mut Builder, mask: ValueId, dtype: DType, filter: f64) -> Built {
-    let ones = b.cast(mask, dtype)?;
-    let off = b.shift(ones, -1.0)?;
-    b.scale(off, -filter)
+    formula(b, [mask], |[mask]| (mask.cast(dtype) - 1.0) * -filter)
 }
 
 fn packed_attention(b: &mut Builder, s: &Source) -> Decomposed {

@@ -1,12 +1,12 @@
-//! Attention and rotary embeddings: whole blocks in one operator, written as plain ones.
+//! Attention and rotary embeddings, decomposed into plain operators.
 //!
 //! ```text
 //! scores = softcap(scale · Q Kᵀ), where allowed, plus biases      Q [B,H,S,D], K [B,H,T,D], V [B,H,T,Dv]
 //! Y      = softmax(scores) V
 //! ```
 //!
-//! A forbidden key has the smallest finite score rather than −∞: in a row that may read nothing the result is then a mean of
-//! all values instead of NaN, which would spoil every gradient.
+//! A forbidden key gets the smallest finite score, not −∞. With −∞, a row that may read no key would be NaN and spoil every
+//! gradient; so it is the mean of all values.
 
 mod fused;
 mod rotary;
@@ -16,13 +16,9 @@ pub(super) use fused::{MULTI_HEAD, PACKED};
 pub(super) use rotary::{FUSED as FUSED_ROTARY, ROTARY};
 pub(super) use standard::ATTENTION;
 
-use super::decompose::{Composite, extent, refuse_if, type_of, unfit};
-use super::sample::floats;
 use super::*;
-use crate::ir::Tensor;
-use crate::refusal::Why;
 
-/// Scores under a mask or bias.
+/// A mask or bias of the scores.
 enum Mask {
     /// True where a key may be read.
     Allowed(ValueId),
@@ -37,11 +33,11 @@ struct Scores {
     softcap: f64,
     causal: bool,
     masks: Vec<Mask>,
-    /// Type of the softmax, where it is not the operands'.
+    /// Type of the softmax, if it is not that of the operands.
     precision: Option<DType>,
 }
 
-/// Constants of this many elements are written into the graph; larger ones are computed there.
+/// Most elements of a mask that is written as a constant; the graph computes larger ones.
 const LARGEST: i64 = 1 << 20;
 
 /// The attention of `q` [B,H,S,D] to `k` [B,H,T,D] and `v` [B,H,T,Dv].
@@ -51,9 +47,7 @@ fn attend(b: &mut Builder, q: ValueId, k: ValueId, v: ValueId, s: &Scores) -> Bu
     let mut scores = b.matmul(q, keys)?;
     let dtype = b.ty(scores)?.dtype;
     if s.softcap != 0.0 {
-        let small = b.scale(scores, 1.0 / s.softcap)?;
-        let capped = b.op("Tanh", &[small])?;
-        scores = b.scale(capped, s.softcap)?;
+        scores = formula(b, [scores], |[x]| (x * (1.0 / s.softcap)).op("Tanh") * s.softcap)?;
     }
     if s.causal {
         let allowed = causal(b, scores)?;
@@ -76,7 +70,7 @@ fn forbid(b: &mut Builder, scores: ValueId, allowed: ValueId) -> Built {
     let lowest = match dtype {
         DType::F16 => -65504.0,
         DType::F64 => f64::MIN,
-        // The largest finite value of both single precision and bfloat16 that rounds to itself.
+        // The lowest finite bfloat16, which single precision has too.
         _ => -3.3895313892515355e38,
     };
     let lowest = b.scalar(dtype, lowest);
@@ -99,7 +93,7 @@ fn causal(b: &mut Builder, scores: ValueId) -> Built {
     b.op("LessOrEqual", &[column, row])
 }
 
-/// 0, 1, … for an axis, as indices.
+/// 0, 1, … for the elements of an axis.
 pub(super) fn positions(b: &mut Builder, x: ValueId, axis: usize) -> Built {
     let extent = b.ty(x)?.shape[axis].clone();
     if let Some(n) = extent.known() {
@@ -109,8 +103,7 @@ pub(super) fn positions(b: &mut Builder, x: ValueId, axis: usize) -> Built {
     let n = b.squeeze(n, &[0])?;
     let (zero, one) = (b.int(0), b.int(1));
     let v = b.op("Range", &[zero, n, one])?;
-    b.graph.set_type(v, TensorType::new(DType::I64, [extent]).into());
-    Ok(v)
+    Ok(b.state(v, TensorType::new(DType::I64, [extent])))
 }
 
 /// [B,S,H·D] or [B,H,S,D] to [B,H,S,D].
@@ -121,7 +114,10 @@ fn split_heads(b: &mut Builder, x: ValueId, heads: i64) -> Result<ValueId, Why> 
     }
     refuse_if(ty.rank() != 3, unfit(format!("takes no operand of type {ty}")))?;
     let width = extent(b, x, 2)?;
-    refuse_if(heads < 1 || width % heads != 0, unfit(format!("has rows of {width} for {heads} heads")))?;
+    refuse_if(
+        heads < 1 || width % heads != 0,
+        unfit(format!("has rows of {width} elements, which {heads} heads do not divide")),
+    )?;
     let shape = [ty.shape[0].clone(), ty.shape[1].clone(), Dim::from(heads), Dim::from(width / heads)];
     let split = b.reshape(x, &[0, 0, heads, width / heads], &shape)?;
     Ok(b.transpose(split, &[0, 2, 1, 3])?)
@@ -136,7 +132,7 @@ fn join_heads(b: &mut Builder, x: ValueId) -> Result<ValueId, Why> {
     Ok(b.reshape(rows, &[0, 0, width], &shape)?)
 }
 
-/// Each head `times` times in a row: [B,H,T,D] to [B,H·times,T,D].
+/// Repeats each head `times` times in a row: [B,H,T,D] to [B,H·times,T,D].
 fn repeat_heads(b: &mut Builder, x: ValueId, times: i64) -> Built {
     if times == 1 {
         return Ok(x);
@@ -160,7 +156,7 @@ fn repeat_heads(b: &mut Builder, x: ValueId, times: i64) -> Built {
     }
 }
 
-/// Three equal or given parts of the last axis.
+/// Parts of the last axis.
 fn split_last(b: &mut Builder, x: ValueId, sizes: &[i64]) -> Result<Vec<ValueId>, Why> {
     let axis = b.ty(x)?.rank() as i64 - 1;
     let sizes = b.ints(sizes);

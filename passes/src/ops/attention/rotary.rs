@@ -1,42 +1,40 @@
-//! `RotaryEmbedding`: pairs of features turned by angles that depend on the position.
+//! `RotaryEmbedding` turns pairs of features by angles that depend on the position.
 
 use super::*;
 
-/// Of opset 23. Operands: x, cosines, sines, positions.
-pub(in crate::ops) const ROTARY: Composite = Composite {
-    domain: "",
+/// The operator of opset 23. Operands: x, cosines, sines, positions.
+pub(in crate::ops) const ROTARY: Row = Row {
     name: "RotaryEmbedding",
     infer: like_first,
-    form: "Mul, Add",
+    derivative: Derivative::Decompose("Mul, Add"),
     decompose: |b, s| one_of(rotate(b, s, s.need(0)?, s.need(1)?, s.need(2)?, s.get(3))),
     samples: || {
         let operands = || vec![floats(&[2, 3, 4, 8]), floats(&[2, 4, 4]), floats(&[2, 4, 4])];
         let attrs = Attrs::new().with("interleaved", 1);
-        vec![Sample::of("", Attrs::new(), operands()).at(23), Sample::of("", attrs, operands()).at(23)]
+        vec![plain(operands()).at(23), sample(attrs, operands()).at(23)]
     },
+    ..ROW
 };
 
-/// Of ONNX Runtime. Operands: x, positions (one offset, or one for each token), cosines, sines.
-pub(in crate::ops) const FUSED: Composite = Composite {
+/// The operator of ONNX Runtime. Operands: x, positions (an offset, or a position for each token), cosines, sines.
+pub(in crate::ops) const FUSED: Row = Row {
     domain: MICROSOFT,
     decompose: |b, s| {
         refuse_if(s.op.int("is_packed_batching") == 1, Why::Feature("packed batches"))?;
-        refuse_if(s.op.attrs.float("scale", 1.0) != 1.0, Why::Feature("a scale"))?;
+        refuse_if(s.op.attrs.float("scale").is_some_and(|scale| scale != 1.0), Why::Feature("a scale"))?;
         let x = s.need(0)?;
         let axis = if type_of(b, x)?.rank() == 4 { 2 } else { 1 };
         let at = positions_of(b, s.need(1)?, x, axis)?;
         one_of(rotate(b, s, x, s.need(2)?, s.need(3)?, Some(at)))
     },
     samples: || {
-        let at = SampleOperand::Ints { dims: vec![2, 3], values: vec![0, 1, 2, 2, 3, 4] };
-        let offset = SampleOperand::Ints { dims: vec![1], values: vec![1] };
+        let at = ints_of(&[2, 3], &[0, 1, 2, 2, 3, 4]);
+        let offset = ints(&[1]);
         let table = |f: fn(f32) -> f32| SampleOperand::FloatConstant {
             dims: vec![6, 2],
             values: (0..12).map(|i| f(i as f32 / 3.0)).collect(),
         };
-        let of = |at: SampleOperand, x: &[i64]| {
-            Sample::of("", Attrs::new(), vec![floats(x), at, table(f32::cos), table(f32::sin)])
-        };
+        let of = |at: SampleOperand, x: &[i64]| plain(vec![floats(x), at, table(f32::cos), table(f32::sin)]);
         vec![of(at, &[2, 3, 8]), of(offset, &[2, 2, 3, 4])]
     },
     ..ROTARY
@@ -60,15 +58,15 @@ fn rotate(
     let mut part = s.op.int("rotary_embedding_dim");
     let width = match ty.rank() {
         4 => extent(b, x, 3)?,
-        // Without a number of heads the tables tell the width of one.
+        // Without a number of heads the tables tell the width of a head.
         3 if heads > 0 => extent(b, x, 2)? / heads,
         3 if part == 0 => 2 * extent(b, cos, type_of(b, cos)?.rank().saturating_sub(1))?,
-        3 => return Err(Why::Feature("a part of each head without their number")),
+        3 => return Err(Why::Feature("`rotary_embedding_dim` without `num_heads`")),
         _ => return Err(unfit(format!("takes no operand of type {ty}"))),
     };
     refuse_if(width < 1, unfit("has heads of width 0"))?;
     part = if part == 0 { width } else { part };
-    // Rows of heads: [B,S,H,D] of a flat operand, where the angles are the same for axis 2, else for axis 1.
+    // A flat operand becomes [B,S,H,D]. `axis` is the axis of heads, which share their angles.
     let (grid, axis) = if ty.rank() == 4 {
         (x, 1)
     } else {
@@ -89,7 +87,7 @@ fn rotate(
         turn_pairs(b, turned, cos, sin, part)?
     } else {
         let (first, second) = (b.slice(turned, 3, 0, part / 2)?, b.slice(turned, 3, part / 2, part)?);
-        let (first, second) = turn(b, first, second, cos, sin)?;
+        let [first, second] = turn(b, first, second, cos, sin)?;
         b.concat(&[first, second], 3)?
     };
     let whole = if part == width {
@@ -106,19 +104,14 @@ fn rotate(
 }
 
 /// (x cos − y sin, x sin + y cos).
-fn turn(
-    b: &mut Builder,
-    x: ValueId,
-    y: ValueId,
-    cos: ValueId,
-    sin: ValueId,
-) -> Result<(ValueId, ValueId), build::BuildError> {
-    let (xc, ys) = (b.mul(x, cos)?, b.mul(y, sin)?);
-    let (xs, yc) = (b.mul(x, sin)?, b.mul(y, cos)?);
-    Ok((b.sub(xc, ys)?, b.add(xs, yc)?))
+fn turn(b: &mut Builder, x: ValueId, y: ValueId, cos: ValueId, sin: ValueId) -> Result<[ValueId; 2], BuildError> {
+    formulas(b, [x, y, cos, sin], |[x, y, cos, sin]| {
+        let (xc, ys, xs, yc) = (x * cos, y * sin, x * sin, y * cos);
+        [xc - ys, xs + yc]
+    })
 }
 
-/// Turns neighbours: features 2i and 2i + 1.
+/// Turns the features 2i and 2i + 1.
 fn turn_pairs(b: &mut Builder, x: ValueId, cos: ValueId, sin: ValueId, part: i64) -> Built {
     let ty = b.ty(x)?;
     let mut shape = ty.shape.clone();
@@ -130,13 +123,13 @@ fn turn_pairs(b: &mut Builder, x: ValueId, cos: ValueId, sin: ValueId, part: i64
         b.squeeze(one, &[4])
     };
     let (first, second) = (element(b, 0)?, element(b, 1)?);
-    let (first, second) = turn(b, first, second, cos, sin)?;
+    let [first, second] = turn(b, first, second, cos, sin)?;
     let (first, second) = (b.unsqueeze(first, &[4])?, b.unsqueeze(second, &[4])?);
     let joined = b.concat(&[first, second], 4)?;
     b.reshape(joined, &[0, 0, 0, part], &ty.shape)
 }
 
-/// Adds 0, 1, … to a single offset, or takes positions as they are: int64 positions of each row.
+/// The int64 position of each row: given, or counted from a given offset.
 fn positions_of(b: &mut Builder, given: ValueId, rows: ValueId, axis: usize) -> Result<ValueId, Why> {
     let ty = type_of(b, given)?;
     if ty.rank() == 2 {

@@ -2,30 +2,30 @@
 
 use super::*;
 
-pub(in crate::ops) const ATTENTION: Composite = Composite {
-    domain: "",
+pub(in crate::ops) const ATTENTION: Row = Row {
     name: "Attention",
     infer: attended,
-    form: "MatMul, Softmax, MatMul; without a key cache",
+    derivative: Derivative::Decompose("MatMul, Softmax, MatMul; without a key cache"),
     decompose: plain,
     samples: || {
         let heads = Attrs::new().with("q_num_heads", 4).with("kv_num_heads", 2);
         let causal = Attrs::new().with("is_causal", 1).with("softcap", 2.0_f32);
-        let of = |attrs: Attrs, q: &[i64], k: &[i64], v: &[i64]| {
-            Sample::of("", attrs, vec![floats(q), floats(k), floats(v)]).at(23)
-        };
+        let of = |attrs: Attrs, q: &[i64], k: &[i64], v: &[i64]| sample(attrs, vec![floats(q), floats(k), floats(v)]).at(23);
         vec![
             of(Attrs::new(), &[2, 3, 4, 8], &[2, 3, 5, 8], &[2, 3, 5, 6]),
             of(heads, &[2, 4, 32], &[2, 5, 16], &[2, 5, 12]),
             of(causal, &[2, 2, 4, 8], &[2, 2, 4, 8], &[2, 2, 4, 6]),
         ]
     },
+    ..ROW
 };
 
-/// [batch, heads, queries, width], or [batch, queries, heads · width]. The cache results' types are left open.
+/// [batch, heads, queries, width], or [batch, queries, heads · width]. The types of the cache results stay unknown.
 fn attended(cx: &Infer) -> Types {
     let (q, v) = (cx.ty(0)?, cx.ty(2)?);
-    cx.require(q.rank() == v.rank() && (3..=4).contains(&q.rank()), || format!("{q} and {v} are no queries and values"))?;
+    cx.require(q.rank() == v.rank() && (3..=4).contains(&q.rank()), || {
+        format!("queries {q} and values {v} are not both of rank 3 or both of rank 4")
+    })?;
     let mut out = q.clone();
     if q.rank() == 4 {
         out.shape[3] = v.shape[3].clone();
@@ -52,11 +52,14 @@ fn plain(b: &mut Builder, s: &Source) -> Decomposed {
     let k = split_heads(b, s.need(1)?, kv_heads)?;
     let v = split_heads(b, s.need(2)?, kv_heads)?;
     let (h, groups, depth) = (extent(b, q, 1)?, extent(b, k, 1)?, extent(b, q, 3)?);
-    refuse_if(groups == 0 || h % groups != 0, unfit(format!("has {h} heads of queries to {groups} of keys")))?;
+    refuse_if(
+        groups == 0 || h % groups != 0,
+        unfit(format!("has {h} heads of queries, no multiple of its {groups} heads of keys")),
+    )?;
     let mut masks = Vec::new();
     if let Some(mask) = s.get(3) {
         let (ty, keys) = (type_of(b, mask)?, b.ty(k)?.shape[2].clone());
-        // One narrower than the keys would have to be padded.
+        // A mask narrower than the keys would have to be padded.
         let whole = ty.shape.last().is_some_and(|d| d.is_one() || *d == keys);
         refuse_if(!whole, unfit(format!("has a mask of type {ty} for {keys} keys")))?;
         masks.push(if ty.dtype == DType::Bool { Mask::Allowed(mask) } else { Mask::Bias(mask) });

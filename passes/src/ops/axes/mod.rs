@@ -1,16 +1,16 @@
-//! Which axes of an operator's results are which axes of its operands, and what becomes of the others: stated here once, and read
-//! by whoever follows an axis (the samples of a batch, the classes of a classifier, the channels of an image).
+//! The axes of an operator's results as axes of its operands. Passes that follow an axis (the samples of a batch, the classes of a
+//! classifier, the channels of an image) read these statements.
 //!
 //! ```text
 //!   Conv       n c ~h.., o c k.., o -> n o ~h..
 //!   Softmax    a0 a1 =a2 -> a0 a1 =a2                    with axis 2
 //!   MatMul     ^b.. m k, ^b.. k n -> b.. m n
-//!   name       an axis. Part i of a result along it is computed from the parts i of the operands that have it, and from all of
-//!              those that have not, in the same way for every i: it is free. An axis that no result has is contracted.
+//!   name       an axis. If it is free, part i of a result is computed from the parts i of the operands that have the axis and
+//!              from all of the other operands, in the same way for every i. An axis that no result has is contracted.
 //!   ~name      part i is computed from a window around i
-//!   =name      part i is computed from all parts, or in another way for every i
-//!   _          an axis that is none of the others'
-//!   name..     as many axes as there are beside the others; _name.. as many as name.., each none of the others'
+//!   =name      part i is computed from all parts, or in its own way for every i
+//!   _          an axis that is none of the other axes
+//!   name..     the axes of the operand that no other name covers; _name.. as many new axes as name..
 //!   ^ …        the operand broadcasts: it is aligned from the last axis, and its axes may have extent 1
 //! ```
 
@@ -18,16 +18,16 @@ mod statement;
 
 use super::*;
 
-/// A name of an axis in one statement.
+/// An axis of one statement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Label(usize);
 
 /// What an operator does along an axis.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Along {
-    /// Parts are computed one from another.
+    /// Part i is computed from part i.
     Free,
-    /// Parts are computed from windows.
+    /// Part i is computed from a window around i.
     Window,
     /// Every part is computed from all, or in a way of its own.
     Whole,
@@ -52,17 +52,17 @@ impl Axes {
         self.operands.get(i).map_or(&[], Vec::as_slice)
     }
 
-    /// The axes of a result. Results beyond those that are stated are as the last one.
+    /// The axes of a result. Results beyond the stated ones have the axes of the last.
     pub fn result(&self, slot: usize) -> &[Label] {
         self.results.get(slot).or(self.results.last()).map_or(&[], Vec::as_slice)
     }
 
-    /// What is done along an axis.
+    /// What the operator does along an axis.
     pub fn along(&self, label: Label) -> Along {
         self.along[label.0]
     }
 
-    /// Every axis there is.
+    /// All axes.
     pub fn labels(&self) -> impl Iterator<Item = Label> {
         (0..self.along.len()).map(Label)
     }
@@ -100,7 +100,7 @@ impl Axes {
             .map(|o| o.trim())
             .map(|o| (o.trim_start_matches('^').split_whitespace().collect(), o.starts_with('^')))
             .collect();
-        // How many axes each `name..` stands for.
+        // The number of axes for each `name..`.
         let mut widths: Vec<(&str, usize)> = Vec::new();
         for ((tokens, broadcasts), rank) in operands.iter().zip(ranks) {
             let (Some(rank), Some(token)) = (rank, tokens.iter().find(|t| t.ends_with(".."))) else { continue };
@@ -151,12 +151,12 @@ impl Axes {
     }
 }
 
-/// A token without what is said about it.
+/// The name in a token.
 fn plain(token: &str) -> &str {
     token.trim_start_matches(['~', '=']).trim_end_matches("..")
 }
 
-/// A statement while it is read.
+/// The state of reading a statement.
 struct Reading<'t> {
     axes: Axes,
     names: Vec<(&'t str, usize, Label)>,
@@ -164,7 +164,7 @@ struct Reading<'t> {
 }
 
 impl<'t> Reading<'t> {
-    /// The labels a token stands for; `rest`: how many `_..` does.
+    /// Adds a token's labels; `rest` is the number of axes for `_..`.
     fn token(&mut self, token: &'t str, rest: usize, labels: &mut Vec<Label>) -> Option<()> {
         let along = match token.as_bytes().first() {
             Some(b'~') => Along::Window,
@@ -176,7 +176,7 @@ impl<'t> Reading<'t> {
         let width = match own {
             _ if !token.ends_with("..") => 1,
             Some("") => rest,
-            // No operand has them: none.
+            // A name that no operand has stands for no axes.
             _ => self.widths.iter().find(|(n, _)| *n == own.unwrap_or(name)).map_or(0, |(_, w)| *w),
         };
         for i in 0..width {
@@ -198,25 +198,21 @@ impl<'t> Reading<'t> {
 
 /// The axes of a node.
 pub fn axes_of(g: &Graph, node: NodeId) -> Option<Axes> {
-    let operands = g.operands(node);
-    let types: Vec<Option<TensorType>> = operands.iter().map(|v| g.tensor_type((*v)?)).collect();
-    let array = |i: usize| g.array(operands.get(i).copied().flatten()?).map(Cow::into_owned);
-    let present = |i: usize| operands.get(i).is_some_and(Option::is_some);
-    let cx = Infer { op: g.op(node)?, types: &types, array: &array, present: &present };
     let result = g.results(node).next().and_then(|v| g.value(v).ty.shape.as_deref());
-    axes(&cx, g.opsets.get("").copied().unwrap_or(18), result)
+    let opset = g.opsets.get("").copied().unwrap_or(18);
+    about(g.op(node)?, g.operands(node), g, |cx| axes(cx, opset, result))
 }
 
-/// The axes of an operator's application; `None` where nothing is stated, or types that it takes are unknown. `opset`: of `ai.onnx`;
-/// `result`: the shape of the first result, as far as it is known.
+/// The axes of an operator's application; `None` if no statement is known, or a needed type is unknown. `opset` is that of
+/// `ai.onnx`, `result` the shape of the first result, if known.
 pub fn axes(cx: &Infer, opset: i64, result: Option<&[Dim]>) -> Option<Axes> {
     let ranks: Vec<Option<usize>> = (0..cx.types.len()).map(|i| Some(cx.types[i].as_ref()?.rank())).collect();
-    // A present operand of unknown rank.
+    // An operand that is given has to have a known rank.
     if (0..ranks.len()).any(|i| ranks[i].is_none() && (cx.present)(i)) {
         return None;
     }
     let domain = cx.op.domain.as_str();
-    // Elsewhere names stand for other layouts.
+    // In other domains a name may stand for another layout.
     let known = matches!(domain, "" | "ai.onnx" | "com.microsoft" | "ancre");
     Axes::read(&statement::of(cx, opset, &ranks, result).filter(|_| known)?, &ranks)
 }

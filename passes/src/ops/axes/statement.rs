@@ -1,16 +1,16 @@
-//! What is stated of each operator's axes. A name means the same in every operator set, but for the few that say otherwise.
+//! The statement of each operator's axes. A name means the same in every operator set unless its line says otherwise.
 
 use super::super::*;
 use crate::ops::listed::Reduction;
 use std::fmt::Write;
 
-/// Names, and what holds whatever their attributes are.
+/// Operators whose statement does not depend on attributes or shapes.
 #[rustfmt::skip]
 const FIXED: &[(&str, &str)] = &[
     ("RandomNormalLike RandomUniformLike Bernoulli", "x.. -> x.."),
     ("DeformConv", "n c ~h.., =o _ k.., n _ ~h.., o, n _ ~h.. -> n o ~h.."),
     ("AveragePool LpPool", "n c ~h.. -> n c ~h.."),
-    // The places of maxima count over everything.
+    // The places of maxima are counted over the whole operand.
     ("MaxPool", "n c ~h.. -> n c ~h.., _ _ _h.."),
     ("GlobalAveragePool GlobalMaxPool GlobalLpPool", "n c h.. -> n c _h.."),
     ("DepthToSpace SpaceToDepth", "n c h.. -> n _ _h.."),
@@ -26,7 +26,7 @@ const FIXED: &[(&str, &str)] = &[
     ("GroupQueryAttention", "n _.., n _.., n _.., n _.., n _.., n _.. -> n _ _, n _ _ _"),
 ];
 
-/// What is stated of an operator; `None` if nothing is, or what it depends on is unknown.
+/// The statement of an operator; `None` if it has none, or what it depends on is unknown.
 pub(super) fn of(cx: &Infer, opset: i64, ranks: &[Option<usize>], result: Option<&[Dim]>) -> Option<String> {
     let name = cx.op.name.as_str();
     if let Some((_, fixed)) = FIXED.iter().find(|(names, _)| names.split(' ').any(|n| n == name)) {
@@ -52,7 +52,7 @@ pub(super) fn of(cx: &Infer, opset: i64, ranks: &[Option<usize>], result: Option
 
 type Stated = Option<Result<String, TypeError>>;
 
-/// Axes with a number each; `None` leaves one out.
+/// Numbered axes with the marks that `say` gives; `None` leaves an axis out.
 fn row(rank: usize, say: impl Fn(usize) -> Option<&'static str>) -> String {
     let mut row = String::new();
     for axis in 0..rank {
@@ -65,12 +65,12 @@ fn row(rank: usize, say: impl Fn(usize) -> Option<&'static str>) -> String {
     row
 }
 
-/// All axes of a value.
+/// All axes of a value, numbered.
 fn all(rank: usize) -> String {
     row(rank, |_| Some(""))
 }
 
-/// Axes of which some are read as a whole.
+/// All axes of a value, some of them read as a whole.
 fn marked(rank: usize, whole: impl Fn(usize) -> bool) -> String {
     row(rank, |a| Some(if whole(a) { "=" } else { "" }))
 }
@@ -85,7 +85,7 @@ fn lacks(rank: usize, gone: impl Fn(usize) -> bool, replaced: bool) -> String {
     format!("{} -> {}", all(rank), row(rank, |a| if gone(a) { replaced.then_some("_") } else { Some("") }))
 }
 
-/// Axes of a result of which some are new, the others being the operand's in their order.
+/// Axes of a result: some new, the others the operand's in their order.
 fn among(rank: usize, is_new: impl Fn(usize) -> bool) -> String {
     let mut old = 0..;
     (0..rank).map(|a| if is_new(a) { "_ ".into() } else { format!("a{} ", old.next().unwrap_or(0)) }).collect()
@@ -99,7 +99,8 @@ fn moved(cx: &Infer, r: usize, ranks: &[Option<usize>], result: Option<&[Dim]>) 
     let statement = || -> Result<Option<String>, TypeError> {
         Ok(Some(match cx.op.name.as_str() {
             "Transpose" => {
-                let perm = transpose::permutation(cx.attrs(), r).ok_or_else(|| TypeError("no permutation".into()))?;
+                let perm = transpose::permutation(cx.attrs(), r)
+                    .ok_or_else(|| TypeError("its `perm` is no permutation of its axes".into()))?;
                 format!("{} -> {}", all(r), perm.iter().map(|a| format!("a{a} ")).collect::<String>())
             }
             "Squeeze" => {
@@ -205,15 +206,15 @@ fn moved(cx: &Infer, r: usize, ranks: &[Option<usize>], result: Option<&[Dim]>) 
 
 /// Operators that compute along axes.
 fn computed(cx: &Infer, opset: i64, r: usize) -> Stated {
-    let int = |name: &str, default: i64| cx.attrs().int(name, default);
-    let keep = int("keepdims", 1) != 0;
+    let keep = cx.op.int("keepdims") != 0;
     let counted =
         |axis: Option<i64>| axis.and_then(|a| cx.ty(0).ok()?.axis(a)).ok_or_else(|| TypeError("its axis is unknown".into()));
     let statement = || -> Result<Option<String>, TypeError> {
         Ok(Some(match cx.op.name.as_str() {
             "QuantizeLinear" | "DequantizeLinear" => {
-                // A scale of as many axes is one of blocks along the axis.
-                let (axis, scale) = (counted(Some(int("axis", 1))).unwrap_or(0), cx.ty(1)?.rank());
+                // A scale of the operand's rank belongs to blocks along the axis.
+                let axis = cx.attrs().int("axis").unwrap_or(1);
+                let (axis, scale) = (counted(Some(axis)).unwrap_or(0), cx.ty(1)?.rank());
                 let x = marked(r, |a| a == axis && scale > 1);
                 let scale = match scale {
                     0 => String::new(),
@@ -222,9 +223,9 @@ fn computed(cx: &Infer, opset: i64, r: usize) -> Stated {
                 };
                 format!("{x}, {scale}, {scale} -> {x}")
             }
-            // Before opset 13 all axes from one on are one.
+            // Before opset 13 all axes from `axis` on count as one.
             "Softmax" | "LogSoftmax" | "Hardmax" if opset < 13 => {
-                let axis = counted(Some(int("axis", 1)))?;
+                let axis = counted(Some(cx.op.int_at("axis", opset)))?;
                 keeps(r, |a| a >= axis)
             }
             "Softmax" | "LogSoftmax" | "Hardmax" | "LpNormalization" => {
@@ -237,7 +238,8 @@ fn computed(cx: &Infer, opset: i64, r: usize) -> Stated {
             }
             "DFT" => {
                 let given = if opset >= 20 && (cx.present)(2) { cx.ints(2) } else { None };
-                let default = if opset < 20 { Some(int("axis", 1)) } else { Some(-2).filter(|_| !(cx.present)(2)) };
+                let default =
+                    if opset < 20 { Some(cx.op.int_at("axis", opset)) } else { Some(-2).filter(|_| !(cx.present)(2)) };
                 let axis = counted(given.and_then(|list| list.first().copied()).or(default))?;
                 keeps(r, |a| a == axis || a + 1 == r)
             }
@@ -254,7 +256,7 @@ fn computed(cx: &Infer, opset: i64, r: usize) -> Stated {
                 lacks(r, |a| a == axis, keep)
             }
             name if name.starts_with("Reduce") => {
-                let axes = Reduction::in_types(cx)?.axes;
+                let axes = Reduction::of(cx)?.axes;
                 lacks(r, |a| axes.contains(&a), keep)
             }
             "LayerNormalization" | "RMSNormalization" | "SimplifiedLayerNormalization" => {
@@ -262,7 +264,7 @@ fn computed(cx: &Infer, opset: i64, r: usize) -> Stated {
                 let statistics = row(r, |a| Some(if a < axis { "" } else { "_" }));
                 format!("{0}, ^{0}, ^{0} -> {0}, {statistics}, {statistics}", marked(r, |a| a >= axis))
             }
-            "BatchNormalization" => match int("training_mode", 0) {
+            "BatchNormalization" => match cx.op.int("training_mode") {
                 0 => "n c h.., c, c, c, c -> n c h..".into(),
                 _ => "=n c =h.., c, c, c, c -> n c h.., c, c".into(),
             },
@@ -272,13 +274,13 @@ fn computed(cx: &Infer, opset: i64, r: usize) -> Stated {
     statement().transpose()
 }
 
-/// Operators that mix with weights, or elements with one another.
+/// Operators that combine elements by weights or by attention.
 fn mixed(cx: &Infer, r: usize, ranks: &[Option<usize>]) -> Stated {
     let op = cx.op;
-    let is = |name: &str| op.attrs.int(name, 0) != 0;
+    let is = |name: &str| op.int(name) != 0;
     let rank = |i: usize| ranks.get(i).copied().flatten();
-    // Which channels a group reads goes by its number.
-    let group = op.attrs.int("group", 1) != 1;
+    // A group's number decides which channels it reads, so channels are not free.
+    let group = op.int("group") != 1;
     let (standard, x) = (op.domain != "com.microsoft", if r == 4 { "n _ _ _" } else { "n _ _" });
     Some(Ok(match op.name.as_str() {
         "Conv" | "FusedConv" if group => "n g ~h.., =o c k.., o, n o ~h.. -> n o ~h..".into(),
@@ -290,21 +292,22 @@ fn mixed(cx: &Infer, r: usize, ranks: &[Option<usize>]) -> Stated {
         }
         "ConvTranspose" if group => "n g ~h.., c _ k.., =o -> n o ~h..".into(),
         "ConvTranspose" => "n c ~h.., c o k.., o -> n o ~h..".into(),
-        "MatMul" | "FusedMatMul" => product(op, r, rank(1)?),
+        "MatMul" | "FusedMatMul" => matrices(op, r, rank(1)?),
         "Gemm" | "FusedGemm" => {
             let (a, b) = (if is("transA") { "k m" } else { "m k" }, if is("transB") { "n k" } else { "k n" });
             format!("{a}, {b}, ^m n -> m n")
         }
         "Einsum" => {
-            let equation = op.attrs.str("equation", "").replace(' ', "");
-            let spaced = |term: &str| term.chars().flat_map(|c| [c, ' ']).collect::<String>();
-            let once =
-                |term: &str| term.chars().enumerate().all(|(i, c)| c.is_ascii_alphabetic() && term.find(c) == Some(i));
-            let (operands, result) = equation.split_once("->")?;
-            if !operands.split(',').chain([result]).all(once) {
+            let (_, terms) = einsum::subscripts(cx).ok()?;
+            let once = |term: &[char]| (0..term.len()).all(|i| !term[..i].contains(&term[i]));
+            if !terms.operands.iter().chain([&terms.result]).all(|term| once(term)) {
                 return None;
             }
-            format!("{} -> {}", operands.split(',').map(spaced).collect::<Vec<_>>().join(", "), spaced(result))
+            let spaced = |term: &Vec<char>| term.iter().flat_map(|c| [*c, ' ']).collect::<String>();
+            // An ellipsis broadcasts.
+            let mark = if op.str("equation").contains("...") { "^" } else { "" };
+            let operands: Vec<String> = terms.operands.iter().map(|term| format!("{mark}{}", spaced(term))).collect();
+            format!("{} -> {}", operands.join(", "), spaced(&terms.result))
         }
         "LSTM" | "GRU" | "RNN" => match is("layout") {
             false => "=s n _, =d _ _, =d _ _, =d _, n, d n _, d n _, d _ -> s d n _, d n _".into(),
@@ -327,11 +330,11 @@ fn mixed(cx: &Infer, r: usize, ranks: &[Option<usize>]) -> Stated {
     }))
 }
 
-/// A product of matrices over the last two axes; a vector is a row on the left, a column on the right. `transBatch…` moved the first
-/// axis to the second last place, then `trans…` swapped the last two.
-fn product(op: &Op, ra: usize, rb: usize) -> String {
-    let is = |name: &str| op.attrs.int(name, 0) != 0;
-    // Numbered where an operand has rows in front of them.
+/// A product of matrices over the last two axes; a vector is a row on the left, a column on the right. The operator has moved the
+/// first axis to the second last place (`transBatch…`) and then swapped the last two (`trans…`).
+fn matrices(op: &Op, ra: usize, rb: usize) -> String {
+    let is = |name: &str| op.int(name) != 0;
+    // The batch axes are numbered if an operand has its rows in front of them.
     let numbered = (is("transBatchA") || is("transBatchB")).then(|| all(ra.max(rb).max(2) - 2));
     let matrix = |rank: usize, last: [&str; 2], in_front: bool, flip: bool| {
         let [rows, columns] = if flip { [last[1], last[0]] } else { last };
@@ -348,7 +351,7 @@ fn product(op: &Op, ra: usize, rb: usize) -> String {
     format!("{a}, {b} -> {} {m} {n}", numbered.as_deref().unwrap_or("b.."))
 }
 
-/// Axes of which a `Slice` does not take all, as far as it is known.
+/// The axes that a `Slice` does not take as a whole.
 fn cut(cx: &Infer) -> Result<Vec<usize>, TypeError> {
     let ty = cx.ty(0)?;
     let list = |name: &str, i: usize| cx.listed(name, i).ok().flatten().unwrap_or_default();
@@ -364,9 +367,9 @@ fn cut(cx: &Infer) -> Result<Vec<usize>, TypeError> {
     Ok(axes.filter(|(i, axis)| !whole(*i, *axis)).map(|(_, axis)| axis).collect())
 }
 
-/// For each axis of a reshaped value, the one it was: of the same extent, with as many elements before it.
+/// For each axis of a reshaped value, the operand's axis of the same extent with as many elements before it.
 fn unmoved(from: &[Dim], to: &[Dim]) -> Vec<Option<usize>> {
-    let ahead = |s: &[Dim]| s.iter().fold(Dim::from(1), |p, d| &p * d);
+    let ahead = |s: &[Dim]| product(s);
     let mut next = 0;
     let mut came = |a: usize| {
         let same = (next..from.len()).find(|b| from[*b] == to[a] && ahead(&from[..*b]) == ahead(&to[..a]))?;

@@ -1,24 +1,24 @@
-//! Operators that compute from more than pairs of elements.
+//! Operators that compute from more than two elements.
 
 use super::places::{axis_of, count, strided, strides};
 use super::{Array, Call, Domain, Element, Meet, length, number, rounded};
 use crate::ir::DType;
 
 impl<D: Domain> Call<'_, D> {
-    /// At least the first bound, then at most the second.
+    /// `Max` with the first bound, then `Min` with the second.
     pub(super) fn clip(&self) -> Option<Array<D>> {
         let x = self.x(0)?;
         let mut clipped = x.clone();
         for (i, attr, name) in [(1, "min", "Max"), (2, "max", "Min")] {
-            let bound = match self.attrs.get(attr) {
+            let bound = match self.op.attrs.get(attr) {
                 None if !self.is_there(i) => continue,
                 None => self.x(i)?.clone(),
                 Some(_) => {
-                    let v = f64::from(self.attrs.float(attr, 0.0));
+                    let v = f64::from(self.op.float(attr));
                     Array { dtype: x.dtype, dims: vec![], elements: vec![rounded(x.dtype, v)?] }
                 }
             };
-            clipped = clipped.binary(name, self.attrs, &bound, self.most)?;
+            clipped = clipped.binary(name, self.op, &bound, self.most)?;
         }
         Some(clipped)
     }
@@ -27,7 +27,7 @@ impl<D: Domain> Call<'_, D> {
         let x = self.x(0)?;
         let rank = x.dims.len();
         let listed = self.listed("axes", 1)?.unwrap_or_default();
-        if listed.is_empty() && self.attrs.int("noop_with_empty_axes", 0) != 0 {
+        if listed.is_empty() && self.op.int("noop_with_empty_axes") != 0 {
             return Some(x.clone());
         }
         let mut gone = vec![listed.is_empty(); rank];
@@ -39,7 +39,7 @@ impl<D: Domain> Call<'_, D> {
         let steps: Vec<i64> = own.iter().zip(&gone).map(|(s, gone)| if *gone { 0 } else { *s }).collect();
         let (_, into) = strided(x.dims.clone(), &steps, 0, usize::MAX)?;
         let n = count(&kept, self.most)?;
-        let name = match self.name {
+        let name = match self.name() {
             "ReduceSum" => "Add",
             "ReduceProd" => "Mul",
             "ReduceMax" => "Max",
@@ -49,7 +49,7 @@ impl<D: Domain> Call<'_, D> {
         if x.dtype.is_float() && adds {
             return None;
         }
-        let meet = Meet::of(name, self.attrs, x.dtype)?;
+        let meet = Meet::of(name, self.op, x.dtype)?;
         let mut out: Vec<Option<Element<D>>> = vec![None; n];
         for (e, at) in x.elements.iter().zip(into) {
             let slot = out.get_mut(at)?;
@@ -60,13 +60,13 @@ impl<D: Domain> Call<'_, D> {
                 None => e.clone(),
             });
         }
-        let keep = self.attrs.int("keepdims", 1) != 0;
+        let keep = self.op.int("keepdims") != 0;
         let dims = kept.iter().zip(&gone).filter(|(_, gone)| keep || !**gone).map(|(d, _)| *d).collect();
-        // Of no elements there is no largest one, and engines differ in what the sum is.
+        // No elements have no largest one, and engines differ in their sum.
         Some(Array { dtype: x.dtype, dims, elements: out.into_iter().collect::<Option<_>>()? })
     }
 
-    /// Lines along an axis: the places of each, one line after the other in the order of the other axes.
+    /// The places of each line along an axis, in the order of the other axes.
     fn lines(dims: &[i64], axis: usize) -> impl Iterator<Item = Vec<usize>> {
         let n = dims[axis].max(0) as usize;
         let part = |dims: &[i64]| count(dims, usize::MAX).unwrap_or(0);
@@ -80,8 +80,8 @@ impl<D: Domain> Call<'_, D> {
         if x.dtype.is_float() {
             return None;
         }
-        let (exclusive, reverse) = (self.attrs.int("exclusive", 0) != 0, self.attrs.int("reverse", 0) != 0);
-        let meet = Meet::of("Add", self.attrs, x.dtype)?;
+        let (exclusive, reverse) = (self.op.int("exclusive") != 0, self.op.int("reverse") != 0);
+        let meet = Meet::of("Add", self.op, x.dtype)?;
         let mut out = x.elements.clone();
         for mut line in Self::lines(&x.dims, axis) {
             if reverse {
@@ -99,15 +99,15 @@ impl<D: Domain> Call<'_, D> {
 
     pub(super) fn place_of_largest(&self) -> Option<Array<D>> {
         let x = self.x(0)?;
-        let axis = self.axis(0)?;
-        let last = self.attrs.int("select_last_index", 0) != 0;
-        let name = match (self.name == "ArgMax", last) {
+        let axis = self.axis()?;
+        let last = self.op.int("select_last_index") != 0;
+        let name = match (self.name() == "ArgMax", last) {
             (true, false) => "Greater",
             (true, true) => "GreaterOrEqual",
             (false, false) => "Less",
             (false, true) => "LessOrEqual",
         };
-        let meet = Meet::of(name, self.attrs, x.dtype)?;
+        let meet = Meet::of(name, self.op, x.dtype)?;
         let mut found = Vec::new();
         for line in Self::lines(&x.dims, axis) {
             let mut best = 0;
@@ -121,7 +121,7 @@ impl<D: Domain> Call<'_, D> {
         }
         let mut dims = x.dims.clone();
         dims[axis] = 1;
-        if self.attrs.int("keepdims", 1) == 0 {
+        if self.op.int("keepdims") == 0 {
             dims.remove(axis);
         }
         Some(Array { dtype: DType::I64, dims, elements: found })
@@ -137,7 +137,7 @@ impl<D: Domain> Call<'_, D> {
             let (start, end, step) = (one(0)?, one(1)?, one(2)?);
             let n = ((end - start) / step).ceil().max(0.0);
             let n = count(&[(n < 1e15).then_some(n as i64)?], self.most)?;
-            // Added up or multiplied out: the same where nothing rounds.
+            // Engines add up the steps or multiply them; both agree where nothing rounds.
             let exact = |v: &f64| (v * 1024.0).fract() == 0.0 && v.abs() < 2f64.powi(20) && number::round(t, *v) == Some(*v);
             let at = |i: usize| Some(start + i as f64 * step).filter(exact).map(Element::Float);
             [start, end, step, n as f64 * step].iter().all(exact).then_some(())?;
@@ -150,7 +150,7 @@ impl<D: Domain> Call<'_, D> {
     }
 
     pub(super) fn non_zero(&self) -> Option<Array<D>> {
-        // Of a scalar the runtime tells one coordinate, the standard none.
+        // For a scalar the runtime reports one coordinate, the standard none.
         let x = self.x(0).filter(|x| !x.dims.is_empty())?;
         let is_set = |e: &Element<D>| match e {
             Element::Int(v) => Some(*v != 0),
@@ -164,16 +164,16 @@ impl<D: Domain> Call<'_, D> {
         Some(Array { dtype: DType::I64, dims: vec![x.dims.len() as i64, places.len() as i64], elements: along.collect() })
     }
 
-    /// Along the last axis. Where one entry is so much larger than the others that their exponentials underflow, the result is
-    /// exactly one-hot; entries that underflow are exactly zero; others are only bounded.
+    /// Along the last axis. Entries whose exponential underflows are exactly zero; if one entry remains, it is exactly one. All other
+    /// entries are only bounded.
     pub(super) fn softmax(&self) -> Option<Array<D>> {
         let x = self.x(0)?;
-        let axis = self.axis(if self.opset < 13 { 1 } else { -1 })?;
+        let axis = self.axis()?;
         let width = *x.dims.last()? as usize;
         if axis + 1 != x.dims.len() || width == 0 || !x.dtype.is_float() {
             return None;
         }
-        // Far below ln(smallest denormal / 2), whatever way exp is computed.
+        // Far below ln(smallest denormal / 2), so that every implementation of exp underflows.
         let gone = if x.dtype == DType::F64 { -760.0 } else { -110.0 };
         let float = |e: &Element<D>| if let Element::Float(v) = e { v.is_finite().then_some(*v) } else { None };
         let mut out = Vec::with_capacity(x.elements.len());

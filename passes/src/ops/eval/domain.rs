@@ -1,4 +1,4 @@
-//! What the elements of an array may be besides numbers.
+//! The domains of array elements.
 
 use super::number;
 use crate::ir::{DType, Dim};
@@ -13,7 +13,7 @@ pub enum Element<D> {
     Int(i64),
     /// A float, never NaN.
     Float(f64),
-    /// What is no number, but known in the domain's way.
+    /// Something that the domain knows, but no number.
     Open(D),
 }
 
@@ -27,8 +27,7 @@ impl<D> Element<D> {
     }
 }
 
-/// A domain of elements: numbers, and what it says of elements that are none. A number meets a number by one and the same
-/// arithmetic in every domain.
+/// A domain of elements: numbers, which have the same arithmetic in every domain, and the domain's own elements.
 pub trait Domain: Clone + PartialEq + Debug {
     /// An extent of a tensor.
     fn extent(d: &Dim) -> Option<Element<Self>> {
@@ -46,7 +45,7 @@ pub trait Domain: Clone + PartialEq + Debug {
         !v.is_nan()
     }
 
-    /// A float that is not known, but no larger than the bound.
+    /// An unknown float of at most this absolute value.
     fn within(t: DType, bound: f64) -> Option<Element<Self>> {
         let _ = (t, bound);
         None
@@ -55,13 +54,13 @@ pub trait Domain: Clone + PartialEq + Debug {
     /// Converted to another type.
     fn cast(&self, from: DType, to: DType) -> Option<Element<Self>>;
 
-    /// An operator on it.
+    /// An operator on the element.
     fn unary(&self, name: &str, t: DType) -> Option<Element<Self>> {
         let _ = (name, t);
         None
     }
 
-    /// An operator on two elements of which at least one is no number.
+    /// An operator on two elements that are not both numbers.
     fn binary(name: &str, t: DType, x: &Element<Self>, y: &Element<Self>) -> Option<Element<Self>>;
 }
 
@@ -79,7 +78,7 @@ impl Domain for Exact {
     }
 }
 
-/// Numbers and polynomials over extents, which are taken for small enough not to wrap.
+/// Numbers and polynomials over extents, which are assumed not to overflow.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Poly(Arc<Dim>);
 
@@ -109,12 +108,12 @@ impl Domain for Poly {
     }
 }
 
-/// What a proof may say: numbers on which all engines agree, extents in 64-bit integers, and floats that are finite but not known.
+/// What a proof may use: numbers on which all engines agree, extents as 64-bit integers, and unknown finite floats.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Bounded {
     /// An integer computed from the inputs' extents.
     Extent(Arc<Dim>),
-    /// A finite float no larger than this.
+    /// A finite float of at most this absolute value.
     Within(f64),
 }
 
@@ -135,7 +134,7 @@ impl Domain for Bounded {
         v.is_finite()
     }
 
-    /// No product of what is not known may overflow.
+    /// Bounds are small enough that no product overflows.
     fn within(t: DType, bound: f64) -> Option<Element<Bounded>> {
         let largest = if t == DType::F16 { 1e4 } else { 1e15 };
         (bound <= largest).then_some(Element::Open(Bounded::Within(bound)))
@@ -165,7 +164,7 @@ impl Domain for Bounded {
             Element::Open(Bounded::Within(bound)) => Some(*bound),
             _ => None,
         };
-        // Somewhat more than the exact result, which is rounded.
+        // The factor covers rounding.
         match (name, largest(x)?, largest(y)?) {
             ("Mul", ..) if *x == Element::Float(0.0) || *y == Element::Float(0.0) => Some(Element::Float(0.0)),
             ("Mul", p, q) => Bounded::within(t, p * q * 1.001),
@@ -175,7 +174,7 @@ impl Domain for Bounded {
     }
 }
 
-/// An operator on two extents, where the result is the same polynomial or the same answer whatever the symbols are.
+/// An operator on two extents, if its result holds for all values of the symbols.
 fn symbolic<D: Domain>(name: &str, t: DType, x: &Dim, y: &Dim) -> Option<Element<D>> {
     let fits = |d: Dim| {
         let small = d.terms().all(|(_, c)| c.unsigned_abs() < 1 << 62 && number::wrap(t, c) == Some(c));

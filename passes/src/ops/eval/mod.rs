@@ -1,7 +1,7 @@
-//! The evaluator of shape and integer arithmetic: what an operator makes of elements that are known.
+//! The evaluator of shape and integer arithmetic: an operator's results from known elements.
 //!
-//! It is written once, for elements of any [`Domain`]: [`Exact`] for folding, which gives ONNX Runtime's result bit for bit or none;
-//! [`Poly`] for shapes over symbolic extents; [`Bounded`] for proofs. Operators that move elements are [index maps](places).
+//! It is generic over the [`Domain`] of the elements. [`Exact`] is for folding: it gives ONNX Runtime's result bit for bit, or none.
+//! [`Poly`] is for shapes with symbolic extents, [`Bounded`] for proofs. Operators that move elements are [index maps](places).
 //!
 //! Sums and products of floats are not reduced, since engines order them differently.
 
@@ -14,7 +14,7 @@ pub mod places;
 pub use domain::{Bounded, Domain, Element, Exact, Poly};
 pub use movement::{joined, part_sizes};
 
-use crate::ir::{Attrs, DType, Dim, Graph, NodeId, Tensor, ValueId, ValueType};
+use crate::ir::{DType, Dim, Graph, NodeId, Op, Tensor, ValueId, ValueType};
 use places::{Places, axis_of, common, expanded};
 use std::borrow::Cow;
 
@@ -29,7 +29,7 @@ pub struct Array<D> {
     pub elements: Vec<Element<D>>,
 }
 
-/// Operators that only choose, convert or place elements, so that a float comes out as it went in.
+/// Operators that only choose, convert or place elements, so that no float is computed.
 #[rustfmt::skip]
 const MOVE: &[&str] = &[
     "Cast", "CastLike", "Concat", "ConstantOfShape", "Expand", "Flatten", "Gather", "GatherElements", "GatherND", "Identity",
@@ -61,7 +61,7 @@ pub fn is_evaluated(name: &str) -> bool {
     only_moves(name) || COMPUTE.contains(&name)
 }
 
-/// Is the operator evaluated from the type of this operand, whatever its elements are?
+/// Does the operator read only the type of this operand?
 pub fn reads_type(name: &str, operand: usize) -> bool {
     matches!((name, operand), ("Shape" | "Size", 0) | ("CastLike", 1))
 }
@@ -69,27 +69,25 @@ pub fn reads_type(name: &str, operand: usize) -> bool {
 /// An operand of a [`Call`].
 #[derive(Clone, Debug)]
 pub enum Operand<'a, D> {
-    /// An optional one that is left out.
+    /// It is left out.
     Missing,
     /// Its elements.
     Array(&'a Array<D>),
-    /// Its type, where that is all the operator reads.
+    /// Its type, if the operator reads nothing else.
     Type(ValueType),
 }
 
 /// An operator of the standard domain and what is known of its operands.
 pub struct Call<'a, D> {
-    /// Its name.
-    pub name: &'a str,
-    /// Its attributes.
-    pub attrs: &'a Attrs,
+    /// The operator.
+    pub op: &'a Op,
     /// Version of the operator set.
     pub opset: i64,
     /// Its operands.
     pub operands: &'a [Operand<'a, D>],
     /// Number of its results.
     pub results: usize,
-    /// Largest result, in elements.
+    /// Most elements of a result.
     pub most: usize,
 }
 
@@ -101,7 +99,7 @@ pub trait Facts<D: Domain> {
     fn ty(&self, v: ValueId) -> ValueType;
 }
 
-/// The results of a node, if all it reads is known and they have at most so many elements.
+/// The results of a node, if all it reads is known and no result has more than `most` elements.
 pub fn evaluate_node<D: Domain>(g: &Graph, id: NodeId, facts: &dyn Facts<D>, most: usize) -> Option<Vec<Array<D>>> {
     let op = g.op(id).filter(|op| op.domain.is_empty() && is_evaluated(&op.name))?;
     let values = g.operands(id);
@@ -122,19 +120,19 @@ pub fn evaluate_node<D: Domain>(g: &Graph, id: NodeId, facts: &dyn Facts<D>, mos
     }
     let opset = g.opsets.get("").copied().unwrap_or(18);
     let results = g.node(id).results().len();
-    evaluate(&Call { name: &op.name, attrs: &op.attrs, opset, operands: &operands, results, most })
+    evaluate(&Call { op, opset, operands: &operands, results, most })
 }
 
-/// The results of an operator, if they can be told.
+/// The results of an operator, if known.
 pub fn evaluate<D: Domain>(c: &Call<D>) -> Option<Vec<Array<D>>> {
-    if c.name == "Split" {
+    if c.name() == "Split" {
         return c.split();
     }
     Some(vec![c.single()?])
 }
 
 impl<D: Domain> Array<D> {
-    /// The elements of a constant in the file, if there are at most so many.
+    /// The elements of a constant in the file, if there are at most `most`.
     pub fn of_tensor(t: &Tensor, most: usize) -> Option<Array<D>> {
         if t.len() > most || t.external().is_some() {
             return None;
@@ -190,7 +188,7 @@ impl<D: Domain> Array<D> {
         self.map(to, |e| match e {
             Element::Int(v) if to.is_float() => float(number::to_float(from, *v, to)),
             Element::Int(v) => number::wrap(to, *v).map(Element::Int),
-            // From f64 to a half directly and by way of f32 may round differently.
+            // A cast from f64 to a half may round differently by way of f32.
             Element::Float(v) if to.is_float() => {
                 float(number::round(to, *v).filter(|r| r == v || from != DType::F64 || to == DType::F32))
             }
@@ -220,7 +218,7 @@ impl<D: Domain> Array<D> {
         let t = self.dtype;
         self.map(t, |e| match e {
             Element::Int(v) => number::of_int(name, t, *v).map(Element::Int),
-            // Not correctly rounded by any engine, but bounded.
+            // Engines do not round these correctly, but the results are bounded.
             Element::Float(_) if matches!(name, "Sigmoid" | "Tanh") => D::within(t, 1.001),
             Element::Float(v) => rounded(t, number::of_float(name, *v)?),
             Element::Open(d) => d.unary(name, t),
@@ -228,13 +226,13 @@ impl<D: Domain> Array<D> {
     }
 
     /// An operator on pairs of elements that broadcast.
-    fn binary(&self, name: &str, attrs: &Attrs, other: &Array<D>, most: usize) -> Option<Array<D>> {
+    fn binary(&self, name: &str, op: &Op, other: &Array<D>, most: usize) -> Option<Array<D>> {
         let dims = common(&self.dims, &other.dims)?;
         let ((_, p), (_, q)) = (expanded(&self.dims, &dims, most)?, expanded(&other.dims, &dims, most)?);
         if self.dtype != other.dtype && name != "Pow" {
             return None;
         }
-        let meet = Meet::of(name, attrs, self.dtype)?;
+        let meet = Meet::of(name, op, self.dtype)?;
         let pairs = p.iter().zip(&q).map(|(i, j)| meet.apply(self.elements.get(*i)?, other.elements.get(*j)?));
         Some(Array { dtype: meet.result(), dims, elements: pairs.collect::<Option<_>>()? })
     }
@@ -245,7 +243,7 @@ fn rounded<D: Domain>(t: DType, v: f64) -> Option<Element<D>> {
     number::round(t, v).filter(|v| !v.is_nan() && D::admits(*v)).map(Element::Float)
 }
 
-/// What an operator makes of two elements.
+/// An operator on two elements.
 struct Meet<'a> {
     name: &'a str,
     dtype: DType,
@@ -254,8 +252,8 @@ struct Meet<'a> {
 }
 
 impl<'a> Meet<'a> {
-    fn of(name: &'a str, attrs: &Attrs, dtype: DType) -> Option<Meet<'a>> {
-        let (ints, floats) = number::binary(name, attrs)?;
+    fn of(name: &'a str, op: &Op, dtype: DType) -> Option<Meet<'a>> {
+        let (ints, floats) = number::binary(name, op)?;
         Some(Meet { name, dtype, ints, floats })
     }
 
@@ -275,6 +273,10 @@ impl<'a> Meet<'a> {
 }
 
 impl<'a, D: Domain> Call<'a, D> {
+    fn name(&self) -> &'a str {
+        &self.op.name
+    }
+
     fn x(&self, i: usize) -> Option<&'a Array<D>> {
         match self.operands.get(i)? {
             Operand::Array(a) => Some(a),
@@ -299,7 +301,7 @@ impl<'a, D: Domain> Call<'a, D> {
 
     /// A list of integers given as an attribute or an operand, if it is given.
     fn listed(&self, name: &str, i: usize) -> Option<Option<Vec<i64>>> {
-        match self.attrs.ints(name) {
+        match self.op.attrs.ints(name) {
             Some(list) => Some(Some(list.to_vec())),
             None if self.is_there(i) => Some(Some(self.x(i)?.ints()?)),
             None => Some(None),
@@ -315,22 +317,22 @@ impl<'a, D: Domain> Call<'a, D> {
     }
 
     /// The attribute `axis`, counted from the front of the first operand.
-    fn axis(&self, default: i64) -> Option<usize> {
-        axis_of(self.attrs.int("axis", default), self.x(0)?.dims.len())
+    fn axis(&self) -> Option<usize> {
+        axis_of(self.op.int_at("axis", self.opset), self.x(0)?.dims.len())
     }
 
     fn binary(&self, x: &Array<D>, y: &Array<D>) -> Option<Array<D>> {
-        x.binary(self.name, self.attrs, y, self.most)
+        x.binary(self.name(), self.op, y, self.most)
     }
 
     fn single(&self) -> Option<Array<D>> {
-        match self.name {
+        match self.name() {
             "Shape" | "Size" => self.shape(),
             "Identity" => self.x(0).cloned(),
-            "Cast" => self.x(0)?.cast(DType::from_onnx(self.attrs.int("to", 0) as i32)?),
+            "Cast" => self.x(0)?.cast(DType::from_onnx(self.op.int("to") as i32)?),
             "CastLike" => self.x(0)?.cast(self.ty(1)?.dtype?),
             "Neg" | "Abs" | "Sign" | "Not" | "BitwiseNot" | "Relu" | "Floor" | "Ceil" | "Round" | "Sqrt" | "Reciprocal"
-            | "Sigmoid" | "Tanh" => self.x(0)?.unary(self.name),
+            | "Sigmoid" | "Tanh" => self.x(0)?.unary(self.name()),
             "Add" | "Sub" | "Mul" | "Div" | "Mod" | "Pow" | "Equal" | "Less" | "LessOrEqual" | "Greater"
             | "GreaterOrEqual" | "And" | "Or" | "Xor" | "BitwiseAnd" | "BitwiseOr" | "BitwiseXor" | "BitShift" => {
                 self.binary(self.x(0)?, self.x(1)?)
@@ -353,18 +355,18 @@ impl<'a, D: Domain> Call<'a, D> {
             let elements = extents.iter().map(D::extent).collect::<Option<_>>()?;
             Some(Array { dtype: DType::I64, dims, elements })
         };
-        if self.name == "Size" {
+        if self.name() == "Size" {
             return int64(vec![], &[shape.iter().fold(Dim::from(1), |p, d| &p * d)]);
         }
         let n = shape.len() as i64;
-        let (start, len) = places::range(n, self.attrs.int("start", 0), self.attrs.int("end", n), 1)?;
+        let (start, len) = places::range(n, self.op.int("start"), self.op.attrs.int("end").unwrap_or(n), 1)?;
         int64(vec![len], shape.get(start as usize..(start + len) as usize)?)
     }
 }
 
 /// Number of elements of a range of integers.
 pub fn length(start: i64, end: i64, step: i64) -> Option<i128> {
-    // In a width that no difference of two bounds leaves.
+    // The difference of two i64 may overflow an i64.
     let (span, step) = (i128::from(end) - i128::from(start), i128::from(step));
     let (span, step) = if step < 0 { (-span, -step) } else { (span, step) };
     (step != 0).then(|| (span + step - 1).div_euclid(step).max(0))

@@ -7,7 +7,7 @@ use crate::ir::DType;
 impl<D: Domain> Call<'_, D> {
     pub(super) fn moved(&self) -> Option<Array<D>> {
         let most = self.most;
-        match self.name {
+        match self.name() {
             "Reshape" | "Flatten" | "Squeeze" | "Unsqueeze" => {
                 let (x, dims) = (self.x(0)?, self.reshaped()?);
                 (count(&dims, usize::MAX)? == x.elements.len()).then(|| Array { dims, ..x.clone() })
@@ -15,7 +15,7 @@ impl<D: Domain> Call<'_, D> {
             "Transpose" => {
                 let x = self.x(0)?;
                 let rank = x.dims.len();
-                let perm: Vec<usize> = match self.attrs.ints("perm") {
+                let perm: Vec<usize> = match self.op.attrs.ints("perm") {
                     Some(p) => p.iter().map(|p| usize::try_from(*p).ok()).collect::<Option<_>>()?,
                     None => (0..rank).rev().collect(),
                 };
@@ -45,7 +45,7 @@ impl<D: Domain> Call<'_, D> {
             "Trilu" => {
                 let x = self.x(0)?;
                 let k = if self.is_there(1) { self.one(1)? } else { 0 };
-                let upper = self.attrs.int("upper", 1) != 0;
+                let upper = self.op.int("upper") != 0;
                 let own = strides(&x.dims);
                 let places = mapped(x.dims.clone(), most, |at| {
                     let [.., i, j] = at else { return None };
@@ -59,11 +59,11 @@ impl<D: Domain> Call<'_, D> {
             "OneHot" => self.one_hot(),
             "ConstantOfShape" => {
                 let dims = self.x(0)?.ints()?;
-                let fill: Element<D> = match self.attrs.tensor("value") {
+                let fill: Element<D> = match self.op.attrs.tensor("value") {
                     Some(t) => Array::of_tensor(t, 1)?.elements.pop()?,
                     None => Element::Float(0.0),
                 };
-                let dtype = self.attrs.tensor("value").map_or(DType::F32, |t| t.dtype());
+                let dtype = self.op.attrs.tensor("value").map_or(DType::F32, |t| t.dtype());
                 Some(Array { dtype, elements: vec![fill; count(&dims, most)?], dims })
             }
             _ => None,
@@ -71,12 +71,12 @@ impl<D: Domain> Call<'_, D> {
     }
 
     fn reshaped(&self) -> Option<Vec<i64>> {
-        let (x, a) = (self.x(0)?, self.attrs);
+        let x = self.x(0)?;
         let rank = x.dims.len();
-        match self.name {
+        match self.name() {
             "Reshape" => {
                 let mut to = self.listed("shape", 1)??;
-                if a.int("allowzero", 0) == 0 {
+                if self.op.int("allowzero") == 0 {
                     for (i, d) in to.iter_mut().enumerate().filter(|(_, d)| **d == 0) {
                         *d = *x.dims.get(i)?;
                     }
@@ -89,7 +89,7 @@ impl<D: Domain> Call<'_, D> {
                 Some(to)
             }
             "Flatten" => {
-                let axis = a.int("axis", 1);
+                let axis = self.op.int("axis");
                 let axis = if axis == rank as i64 { rank } else { axis_of(axis, rank)? };
                 let part = |dims: &[i64]| i64::try_from(count(dims, usize::MAX)?).ok();
                 Some(vec![part(&x.dims[..axis])?, part(&x.dims[axis..])?])
@@ -114,7 +114,7 @@ impl<D: Domain> Call<'_, D> {
 
     fn concat(&self) -> Option<Array<D>> {
         let parts: Vec<&Array<D>> = (0..self.operands.len()).map(|i| self.x(i)).collect::<Option<_>>()?;
-        joined(&parts, self.axis(1)?, self.most)
+        joined(&parts, self.axis()?, self.most)
     }
 
     fn slice(&self) -> Option<Array<D>> {
@@ -131,7 +131,7 @@ impl<D: Domain> Call<'_, D> {
             let axis = axis_of(axes[i], rank).filter(|a| !seen.contains(a))?;
             let (start, len) = range(x.dims[axis], starts[i], ends[i], steps[i])?;
             first += start * by[axis];
-            // A step past the only element is never taken.
+            // No step is taken from the only element.
             by[axis] = if len > 1 { by[axis] * steps[i] } else { 0 };
             dims[axis] = len;
             seen.push(axis);
@@ -141,7 +141,7 @@ impl<D: Domain> Call<'_, D> {
 
     /// Parts of an axis.
     pub(super) fn split(&self) -> Option<Vec<Array<D>>> {
-        let (x, axis) = (self.x(0)?, self.axis(0)?);
+        let (x, axis) = (self.x(0)?, self.axis()?);
         let sizes = part_sizes(x.dims[axis], self.results as i64, self.listed("split", 1)?)?;
         let mut at = 0;
         sizes
@@ -155,7 +155,7 @@ impl<D: Domain> Call<'_, D> {
     }
 
     fn gather(&self) -> Option<Array<D>> {
-        let (x, at, axis) = (self.x(0)?, self.x(1)?, self.axis(0)?);
+        let (x, at, axis) = (self.x(0)?, self.x(1)?, self.axis()?);
         let n = x.dims[axis];
         let chosen: Vec<i64> = at.ints()?.into_iter().map(|i| inside(i, n)).collect::<Option<_>>()?;
         let (outer, inner) = (&x.dims[..axis], &x.dims[axis + 1..]);
@@ -185,10 +185,11 @@ impl<D: Domain> Call<'_, D> {
 
     fn gather_elements(&self) -> Option<Array<D>> {
         let x = self.x(0)?;
-        x.picked(self.along(x, self.x(1)?, self.axis(0)?)?)
+        x.picked(self.along(x, self.x(1)?, self.axis()?)?)
     }
 
-    /// Where coordinates point: one block of `block` elements of `x` each, `shared` leading axes being common.
+    /// The first place of the block in `x` that each row of coordinates names, the block's number of elements, and the number of
+    /// coordinates. `shared` leading axes are common.
     fn blocks(&self, x: &Array<D>, at: &Array<D>, shared: usize) -> Option<(Vec<usize>, usize, usize)> {
         let (coordinates, own) = (at.ints()?, strides(&x.dims));
         let m = usize::try_from(*at.dims.last()?).ok()?;
@@ -209,19 +210,19 @@ impl<D: Domain> Call<'_, D> {
 
     fn gather_nd(&self) -> Option<Array<D>> {
         let (x, at) = (self.x(0)?, self.x(1)?);
-        let shared = usize::try_from(self.attrs.int("batch_dims", 0)).ok()?;
+        let shared = usize::try_from(self.op.int("batch_dims")).ok()?;
         let (first, block, m) = self.blocks(x, at, shared)?;
         let dims = [&at.dims[..at.dims.len() - 1], x.dims.get(shared + m..)?].concat();
         count(&dims, self.most)?;
         x.picked((dims, first.into_iter().flat_map(|f| f..f + block).collect()))
     }
 
-    /// The elements of the first operand, with the i-th of `updates` in place `into[i]`; none where one place is named twice.
+    /// The elements of the first operand, with the i-th of `updates` in place `into[i]`; `None` if a place occurs twice.
     fn scattered(&self, into: &[usize], updates: &Array<D>) -> Option<Array<D>> {
         let x = self.x(0)?;
         let n = x.elements.len();
         let mut from: Vec<usize> = (0..n).collect();
-        let plain = self.attrs.str("reduction", "none") == "none" && into.len() == updates.elements.len();
+        let plain = self.op.str("reduction") == "none" && into.len() == updates.elements.len();
         (plain && updates.dtype == x.dtype).then_some(())?;
         for (i, at) in into.iter().enumerate() {
             let slot = from.get_mut(*at).filter(|slot| **slot < n)?;
@@ -231,7 +232,7 @@ impl<D: Domain> Call<'_, D> {
     }
 
     fn scatter_elements(&self) -> Option<Array<D>> {
-        let (_, into) = self.along(self.x(0)?, self.x(1)?, self.axis(0)?)?;
+        let (_, into) = self.along(self.x(0)?, self.x(1)?, self.axis()?)?;
         self.scattered(&into, self.x(2)?)
     }
 
@@ -258,10 +259,10 @@ impl<D: Domain> Call<'_, D> {
         }
         let fill = match self.x(2) {
             Some(value) => value.elements.first()?.clone(),
-            None if self.attrs.get("value").is_some() => Element::Float(f64::from(self.attrs.float("value", 0.0))),
+            None if self.op.attrs.get("value").is_some() => Element::Float(f64::from(self.op.float("value"))),
             None => zero(x.dtype),
         };
-        let (mode, own) = (self.attrs.str("mode", "constant"), strides(&x.dims));
+        let (mode, own) = (self.op.str("mode"), strides(&x.dims));
         let places = mapped(dims, self.most, |at| {
             let mut place = 0;
             for k in 0..rank {
@@ -270,7 +271,7 @@ impl<D: Domain> Call<'_, D> {
                     _ if (0..n).contains(&i) => i,
                     "constant" => return Some(x.elements.len()),
                     "edge" if n > 0 => i.clamp(0, n - 1),
-                    // Further than once round or back engines differ.
+                    // Engines differ beyond one reflection or turn.
                     "reflect" if i.abs() < n => i.abs(),
                     "reflect" if (0..n).contains(&(2 * (n - 1) - i)) => 2 * (n - 1) - i,
                     "wrap" if (-n..2 * n).contains(&i) => i.rem_euclid(n),
@@ -289,7 +290,7 @@ impl<D: Domain> Call<'_, D> {
         let places = |of: &Array<D>| Some(expanded(&of.dims, &dims, self.most)?.1);
         let (by, p, q) = (places(c)?, places(x)?, places(y)?);
         let n = x.elements.len();
-        // The runtime adds what it chooses to zero.
+        // The runtime adds the chosen element to zero, which loses the sign of −0.
         let signed_zero = |e: &Element<D>| matches!(e, Element::Float(v) if *v == 0.0 && v.is_sign_negative());
         (x.dtype == y.dtype && !x.elements.iter().chain(&y.elements).any(signed_zero)).then_some(())?;
         let from = (0..by.len()).map(|i| Some(if c.elements.get(by[i])?.int()? != 0 { p[i] } else { n + q[i] }));
@@ -299,7 +300,7 @@ impl<D: Domain> Call<'_, D> {
     fn one_hot(&self) -> Option<Array<D>> {
         let (at, depth, values) = (self.x(0)?, self.one(1)?, self.x(2)?);
         let rank = at.dims.len();
-        let axis = axis_of(self.attrs.int("axis", -1), rank + 1)?;
+        let axis = axis_of(self.op.int("axis"), rank + 1)?;
         let mut dims = at.dims.clone();
         dims.insert(axis, Some(depth).filter(|d| *d > 0)?);
         (values.elements.len() == 2).then_some(())?;
@@ -317,7 +318,7 @@ impl<D: Domain> Call<'_, D> {
 /// The extents of the parts that an axis of `n` is split into.
 pub fn part_sizes(n: i64, parts: i64, listed: Option<Vec<i64>>) -> Option<Vec<i64>> {
     let sizes = listed.unwrap_or_else(|| {
-        // The last part is the smaller one.
+        // The last part may be smaller.
         let each = n.div_euclid(parts.max(1)) + (n.rem_euclid(parts.max(1)) != 0) as i64;
         (0..parts).map(|i| each.min(n - i * each)).collect()
     });

@@ -1,15 +1,15 @@
-//! Arithmetic on numbers, as ONNX Runtime does it on a CPU: integers wrap to their type, floats are rounded to theirs once for
-//! every operator. Where C++ leaves the result open, there is none.
+//! Arithmetic on numbers, as ONNX Runtime does it on a CPU. Integers wrap to their type, and each operator rounds floats to theirs
+//! once. Where C++ leaves the result undefined, there is none.
 
-use crate::ir::{Attrs, DType};
+use crate::ir::{DType, Op};
 use std::cmp::Ordering;
 
-/// Of two integers of a type; what comes out is wrapped to the result's type by the caller. `u64` is kept by its bits.
+/// A function of two integers of a type; the caller wraps the result to its type. A `u64` is held by its bits.
 pub(super) type Ints = fn(DType, i64, i64) -> Option<i64>;
-/// Of two floats, exactly or in float64; a comparison gives 0 or 1.
+/// A function of two floats, exact or in float64; a comparison gives 0 or 1.
 pub(super) type Floats = fn(f64, f64) -> Option<f64>;
 
-/// Integers up to this are floats too.
+/// float64 represents all integers up to this.
 const EXACT: u64 = 1 << 53;
 
 /// The integer of a type that has the same low bits.
@@ -28,8 +28,8 @@ pub(super) fn wrap(t: DType, v: i64) -> Option<i64> {
     })
 }
 
-/// A float rounded to its type. (Results of one operation in f64 on operands of a narrower type round to it as the exact result
-/// does: f64 has more than twice its digits.)
+/// A float rounded to its type. An operation in f64 on operands of a narrower type rounds to it as the exact result does, since f64
+/// has more than twice as many digits.
 pub(super) fn round(t: DType, v: f64) -> Option<f64> {
     t.round(v)
 }
@@ -40,12 +40,12 @@ pub(super) fn to_float(from: DType, v: i64, to: DType) -> Option<f64> {
     match to {
         DType::F64 => Some(if unsigned { v as u64 as f64 } else { v as f64 }),
         DType::F32 => Some(f64::from(if unsigned { v as u64 as f32 } else { v as f32 })),
-        // By way of float32, which must not round.
+        // The runtime converts by way of float32, which must not round.
         _ => round(to, v as f64).filter(|_| v.unsigned_abs() <= 1 << 24),
     }
 }
 
-/// A float as an integer, where it lies in the integer's range.
+/// A float as an integer, if it lies in the integer's range.
 pub(super) fn to_int(v: f64, to: DType) -> Option<i64> {
     use DType::*;
     let (low, past) = match to {
@@ -72,7 +72,7 @@ fn divided(t: DType, x: i64, y: i64) -> Option<i64> {
     if t == DType::U64 {
         return (x as u64).checked_div(y as u64).map(|v| v as i64);
     }
-    // The smallest integer by −1 is none of its type.
+    // The smallest integer divided by −1 overflows its type.
     x.checked_div(y).filter(|v| wrap(t, *v) == Some(*v))
 }
 
@@ -83,18 +83,18 @@ fn remainder(t: DType, x: i64, y: i64) -> Option<i64> {
     divided(t, x, y).and_then(|_| x.checked_rem(y))
 }
 
-/// The sign is the divisor's.
+/// The remainder with the divisor's sign.
 fn modulo(t: DType, x: i64, y: i64) -> Option<i64> {
     let r = remainder(t, x, y)?;
     Some(if t != DType::U64 && r != 0 && (r < 0) != (y < 0) { r + y } else { r })
 }
 
-/// The sign is the dividend's; it is computed on floats.
+/// The remainder with the dividend's sign, which engines compute on floats.
 fn float_modulo(t: DType, x: i64, y: i64) -> Option<i64> {
     remainder(t, x, y).filter(|_| x.unsigned_abs() <= EXACT && y.unsigned_abs() <= EXACT)
 }
 
-/// It is computed on floats.
+/// The power, which engines compute on floats.
 fn power(t: DType, x: i64, y: i64) -> Option<i64> {
     let v = x.checked_pow(u32::try_from(y).ok()?)?;
     (v.unsigned_abs() <= EXACT && wrap(t, v) == Some(v)).then_some(v)
@@ -105,12 +105,12 @@ fn shift(t: DType, x: i64, by: i64, left: bool) -> Option<i64> {
     Some(if left { x << by } else { (x as u64 >> by) as i64 })
 }
 
-/// The smaller or larger float; of two zeros of different sign either may come out.
+/// The smaller or larger float. Engines differ for two zeros of different sign.
 fn pick(x: f64, y: f64, v: f64) -> Option<f64> {
     (x != y || x.is_sign_negative() == y.is_sign_negative()).then_some(v)
 }
 
-/// Is a sum or product of two integers the same however it is computed? A reduction may go by way of floats, and then does not wrap.
+/// Is a sum or product of two integers the same however it is computed? A reduction may compute on floats, which do not wrap.
 pub(super) fn is_total(name: &str, t: DType, x: Option<i64>, y: Option<i64>, total: Option<i64>) -> bool {
     let (Some(x), Some(y), Some(total)) = (x, y, total) else { return true };
     let exact = if name == "Add" { x.checked_add(y) } else { x.checked_mul(y) };
@@ -122,15 +122,15 @@ pub(super) fn compares(name: &str) -> bool {
     matches!(name, "Equal" | "Less" | "Greater" | "LessOrEqual" | "GreaterOrEqual")
 }
 
-/// What an operator does to two numbers.
-pub(super) fn binary(name: &str, attrs: &Attrs) -> Option<(Ints, Floats)> {
+/// A binary operator on numbers.
+pub(super) fn binary(name: &str, op: &Op) -> Option<(Ints, Floats)> {
     let none: Floats = |_, _| None;
     Some(match name {
         "Add" => (|_, x, y| Some(x.wrapping_add(y)), |x, y| Some(x + y)),
         "Sub" => (|_, x, y| Some(x.wrapping_sub(y)), |x, y| Some(x - y)),
         "Mul" => (|_, x, y| Some(x.wrapping_mul(y)), |x, y| Some(x * y)),
         "Div" => (divided, |x, y| Some(x / y)),
-        "Mod" if attrs.int("fmod", 0) == 0 => (modulo, none),
+        "Mod" if op.int("fmod") == 0 => (modulo, none),
         "Mod" => (float_modulo, |x, y| Some(x % y)),
         "Pow" => (power, none),
         "Min" => (|t, x, y| Some(if order(t, y, x).is_lt() { y } else { x }), |x, y| pick(x, y, x.min(y))),
@@ -143,13 +143,13 @@ pub(super) fn binary(name: &str, attrs: &Attrs) -> Option<(Ints, Floats)> {
         "And" | "BitwiseAnd" => (|_, x, y| Some(x & y), none),
         "Or" | "BitwiseOr" => (|_, x, y| Some(x | y), none),
         "Xor" | "BitwiseXor" => (|_, x, y| Some(x ^ y), none),
-        "BitShift" if attrs.str("direction", "") == "LEFT" => (|t, x, y| shift(t, x, y, true), none),
+        "BitShift" if op.str("direction") == "LEFT" => (|t, x, y| shift(t, x, y, true), none),
         "BitShift" => (|t, x, y| shift(t, x, y, false), none),
         _ => return None,
     })
 }
 
-/// What an operator does to an integer.
+/// A unary operator on an integer.
 pub(super) fn of_int(name: &str, t: DType, v: i64) -> Option<i64> {
     let signed = !matches!(t, DType::U64);
     let v = match name {
@@ -166,7 +166,7 @@ pub(super) fn of_int(name: &str, t: DType, v: i64) -> Option<i64> {
     wrap(t, v)
 }
 
-/// What an operator does to a float, exactly or in float64.
+/// A unary operator on a float, exact or in float64.
 pub(super) fn of_float(name: &str, v: f64) -> Option<f64> {
     Some(match name {
         "Neg" => -v,
@@ -178,7 +178,7 @@ pub(super) fn of_float(name: &str, v: f64) -> Option<f64> {
         "Round" => v.round_ties_even(),
         "Sqrt" => v.sqrt(),
         "Reciprocal" => 1.0 / v,
-        // Of two zeros of different sign either may come out.
+        // Engines differ for −0.
         "Relu" if v != 0.0 || v.is_sign_positive() => v.max(0.0),
         _ => return None,
     })

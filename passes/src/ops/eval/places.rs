@@ -1,7 +1,7 @@
-//! Movement of elements as index maps: the dimensions of a result, and for each of its elements the one that it is of an
-//! operand, in row-major order. Whatever is moved (numbers, extents, bytes) is moved by these.
+//! Movement of elements as index maps: the dimensions of a result, and for each of its elements, in row-major order, the place in
+//! the operand. The same maps move numbers, extents and bytes.
 
-/// Dimensions of a result and the places its elements come from.
+/// Dimensions of a result, and the places that its elements come from.
 pub type Places = (Vec<i64>, Vec<usize>);
 
 /// Number of elements, if it is at most `most`.
@@ -16,7 +16,7 @@ pub fn axis_of(axis: i64, rank: usize) -> Option<usize> {
     usize::try_from(axis).ok().filter(|a| *a < rank)
 }
 
-/// The common shape of two (numpy's rule).
+/// The shape that two shapes broadcast to (numpy's rule).
 pub fn common(a: &[i64], b: &[i64]) -> Option<Vec<i64>> {
     let rank = a.len().max(b.len());
     let at = |s: &[i64], i: usize| if i + s.len() < rank { 1 } else { s[i + s.len() - rank] };
@@ -38,7 +38,7 @@ pub fn strides(dims: &[i64]) -> Vec<i64> {
     all
 }
 
-/// All elements of dimensions, read from `start` on with these strides.
+/// The places from `start` on with these strides.
 pub fn strided(dims: Vec<i64>, strides: &[i64], start: i64, most: usize) -> Option<Places> {
     let n = count(&dims, most)?;
     let mut from = Vec::with_capacity(n);
@@ -59,7 +59,7 @@ pub fn strided(dims: Vec<i64>, strides: &[i64], start: i64, most: usize) -> Opti
     Some((dims, from))
 }
 
-/// All elements of dimensions, each from where `place` says for its index.
+/// The places that `place` gives for each index.
 pub fn mapped(dims: Vec<i64>, most: usize, mut place: impl FnMut(&[i64]) -> Option<usize>) -> Option<Places> {
     let n = count(&dims, most)?;
     let mut from = Vec::with_capacity(n);
@@ -77,7 +77,7 @@ pub fn mapped(dims: Vec<i64>, most: usize, mut place: impl FnMut(&[i64]) -> Opti
     Some((dims, from))
 }
 
-/// Broadcast.
+/// The places of a broadcast.
 pub fn expanded(from: &[i64], to: &[i64], most: usize) -> Option<Places> {
     if common(from, to)? != to {
         return None;
@@ -88,7 +88,7 @@ pub fn expanded(from: &[i64], to: &[i64], most: usize) -> Option<Places> {
     strided(to.to_vec(), &steps, 0, most)
 }
 
-/// Axes permuted.
+/// The places of a permutation of axes.
 pub fn permuted(dims: &[i64], perm: &[usize], most: usize) -> Option<Places> {
     let own = strides(dims);
     let to: Vec<i64> = perm.iter().map(|p| dims.get(*p).copied()).collect::<Option<_>>()?;
@@ -96,7 +96,7 @@ pub fn permuted(dims: &[i64], perm: &[usize], most: usize) -> Option<Places> {
     strided(to, &steps, 0, most)
 }
 
-/// `len` elements of an axis from `start` on, with a step.
+/// The places of `len` elements of an axis from `start` on, with a step.
 pub fn sliced(dims: &[i64], axis: usize, start: i64, len: i64, step: i64, most: usize) -> Option<Places> {
     let (mut to, mut steps) = (dims.to_vec(), strides(dims));
     *to.get_mut(axis)? = len;
@@ -107,13 +107,13 @@ pub fn sliced(dims: &[i64], axis: usize, start: i64, len: i64, step: i64, most: 
     strided(to, &steps, first, most)
 }
 
-/// Where a slice of an axis of `n` starts, and how many elements it takes. Bounds below zero count from the end; those past an
-/// end mean that end, however far they are.
+/// Where a slice of an axis of `n` starts, and how many elements it takes. Bounds below zero count from the end; a bound past an end
+/// means that end.
 pub fn range(n: i64, start: i64, end: i64, step: i64) -> Option<(i64, i64)> {
     if n == 0 && step != 0 {
         return Some((0, 0));
     }
-    // Backwards, ONNX Runtime takes these two for "to the start", others for the end of the axis.
+    // In a backward slice these two mean "to the start" in ONNX Runtime, and the end of the axis in other engines.
     let means_start = end == i64::MAX || end == i64::from(i32::MAX);
     let from_front = |v: i64| if v < 0 { v.saturating_add(n) } else { v };
     let (start, end) = (from_front(start), from_front(end));
@@ -159,7 +159,7 @@ mod tests {
         assert_eq!(range(5, 3, 3, 1), Some((3, 0)));
         assert_eq!(range(5, 4, 0, i64::MIN), Some((4, 1)));
         assert_eq!((range(5, 0, 5, 0), range(0, 0, 5, -1)), (None, Some((0, 0))));
-        // Backwards engines differ in what these mean.
+        // Engines differ in these.
         assert_eq!((range(5, 4, i64::MAX, -1), range(5, 4, i64::from(i32::MAX), -1)), (None, None));
     }
 }

@@ -1,9 +1,9 @@
 use super::*;
-use crate::ir::{Op, TensorType};
+use crate::ir::{Attrs, Op, TensorType};
 
 fn of<D: Domain>(op: &Op, arrays: &[Array<D>]) -> Option<Array<D>> {
     let operands: Vec<Operand<D>> = arrays.iter().map(Operand::Array).collect();
-    let c = Call { name: &op.name, attrs: &op.attrs, opset: 18, operands: &operands, results: 1, most: 99 };
+    let c = Call { op, opset: 18, operands: &operands, results: 1, most: 99 };
     evaluate(&c)?.pop()
 }
 
@@ -18,9 +18,8 @@ fn ints(dtype: DType, values: &[i64]) -> Array<Exact> {
 /// The elements of an operator over `Shape(x)` of [n, 6] and a constant.
 fn over_shape(op: Op, constant: &[i64]) -> Option<Vec<Dim>> {
     let x = TensorType::new(DType::F32, [Dim::symbol("n"), Dim::from(6)]);
-    let attrs = Attrs::new();
     let read = [Operand::Type(x.into())];
-    let shape = Call { name: "Shape", attrs: &attrs, opset: 18, operands: &read, results: 1, most: 99 };
+    let shape = Call { op: &self::op("Shape"), opset: 18, operands: &read, results: 1, most: 99 };
     let shape: Array<Poly> = evaluate(&shape)?.pop()?;
     of(&op, &[shape, Array::vector(constant.iter().copied())])?.extents()
 }

@@ -67,7 +67,7 @@ impl Inliner<'_, '_> {
         let body = body(g, id, "body")?;
         let operands: Vec<ValueId> = g.operands(id).iter().flatten().copied().collect();
         let attrs = &g.op(id).map(|op| op.attrs.clone()).unwrap_or_default();
-        let read = attrs.int("num_scan_inputs", 0).clamp(0, operands.len() as i64) as usize;
+        let read = attrs.int("num_scan_inputs").unwrap_or(0).clamp(0, operands.len() as i64) as usize;
         let (states, scanned) = operands.split_at(operands.len() - read);
         let place = |of: &str, i: usize| {
             let listed = |what: &str| attrs.ints(&format!("scan_{of}_{what}")).and_then(|l| l.get(i)).copied().unwrap_or(0);

@@ -57,7 +57,7 @@ pub(super) fn respell(g: &mut Graph, from: i64, opset: i64) {
         let silent: Vec<String> = op.attrs.0.iter().filter(silent).map(|(name, _)| name.clone()).collect();
         let other = RESPELLED.iter().filter(|(name, ..)| *name == op.name).find_map(|(_, attr, since, old, new)| {
             let (here, there) = if from < *since { (old, new) } else { (new, old) };
-            ((from < *since) != (opset < *since) && op.attrs.str(attr, "") == *here).then_some((*attr, *there))
+            ((from < *since) != (opset < *since) && op.attrs.str(attr) == Some(*here)).then_some((*attr, *there))
         });
         if silent.is_empty() && other.is_none() {
             continue;

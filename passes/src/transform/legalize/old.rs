@@ -129,7 +129,7 @@ fn node(b: &mut Builder, id: NodeId, name: &str, from: i64) -> Done {
             let height = scale(take(b.graph, id, "height_scale"));
             let width = scale(take(b.graph, id, "width_scale"));
             write(b.graph, id, "scales", vec![1.0, 1.0, height, width]);
-            if b.graph.op(id).is_some_and(|op| op.attrs.str("mode", "") == "bilinear") {
+            if b.graph.op(id).is_some_and(|op| op.attrs.str("mode") == Some("bilinear")) {
                 set(b.graph, id, "mode", "linear");
             }
         }

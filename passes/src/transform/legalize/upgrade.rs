@@ -121,7 +121,7 @@ fn split(b: &mut Builder, id: NodeId, to: i64) {
 /// Before opset 13 `Softmax` saw its operand as a matrix: the axes before `axis` were the rows, the others the columns.
 fn softmax(b: &mut Builder, id: NodeId, name: &str) -> Done {
     let Some(x) = b.graph.operand(id, 0) else { return Ok(()) };
-    let axis = attrs(b.graph, id).int("axis", 1);
+    let axis = b.graph.op(id).map_or(1, |op| op.int_at("axis", 12));
     if axis == -1 {
         set(b.graph, id, "axis", -1);
         return Ok(());
@@ -163,7 +163,7 @@ fn batch_normalization(b: &mut Builder, id: NodeId) -> Done {
     if b.ty(scale)?.rank() == 1 && b.ty(x)?.rank() > 2 {
         return Ok(());
     }
-    let epsilon = attrs(b.graph, id).float("epsilon", 1e-5);
+    let epsilon = b.graph.op(id).map_or(1e-5, |op| op.float("epsilon"));
     let centred = b.sub(x, mean)?;
     let shifted = b.shift(var, epsilon as f64)?;
     let deviation = b.sqrt(shifted)?;
@@ -178,7 +178,7 @@ fn resize(b: &mut Builder, id: NodeId, name: &str, from: i64) {
     let mut attrs = attrs(b.graph, id);
     if name == "Resize" && from >= 11 {
         // `half_pixel` has taken the place of this mode. It rounds half up unless it is told to.
-        if attrs.str("coordinate_transformation_mode", "") == "tf_half_pixel_for_nn" {
+        if attrs.str("coordinate_transformation_mode") == Some("tf_half_pixel_for_nn") {
             set(b.graph, id, "coordinate_transformation_mode", "half_pixel");
             set(b.graph, id, "nearest_mode", "round_prefer_ceil");
         }
@@ -198,7 +198,7 @@ fn resize(b: &mut Builder, id: NodeId, name: &str, from: i64) {
         .and_then(|t| t.to_f64().ok())
         .is_some_and(|s| s.iter().any(|s| *s < 1.0) && s.iter().all(|s| *s <= 1.0));
     attrs.0.insert("coordinate_transformation_mode".into(), "asymmetric".into());
-    if attrs.str("mode", "nearest") == "nearest" {
+    if attrs.str("mode").is_none_or(|mode| mode == "nearest") {
         attrs.0.insert("nearest_mode".into(), if shrinks { "ceil" } else { "floor" }.into());
     }
     b.graph.replace_op(id, Op::new("Resize", attrs), &[Some(x), None, scales]);

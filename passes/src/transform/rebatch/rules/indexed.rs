@@ -88,7 +88,7 @@ impl Visit<'_, '_> {
     }
 
     pub(super) fn gather_nd(&mut self) -> Result<Found, Why> {
-        let shared = self.op.attrs.int("batch_dims", 0) as usize;
+        let shared = self.op.int("batch_dims") as usize;
         let (last, m) = self.coordinates()?;
         let apart = |p: &Place, alone: bool| p.axis < shared || (alone && p.axis >= shared + m);
         match (self.place(0), self.place(1)) {

@@ -163,7 +163,7 @@ impl<'r, 'g> Visit<'r, 'g> {
 
     /// The attribute `axis`, counted from the front of operand 0.
     fn axis(&self, default: i64) -> Result<usize, Why> {
-        let (axis, rank) = (self.op.attrs.int("axis", default), self.rank(0)? as i64);
+        let (axis, rank) = (self.op.attrs.int("axis").unwrap_or(default), self.rank(0)? as i64);
         let counted = usize::try_from(if axis < 0 { axis + rank } else { axis });
         counted.map_err(|_| format!("its axis {axis} is out of range").into())
     }

@@ -50,7 +50,7 @@ impl Visit<'_, '_> {
 
     /// Rewrites the target of a `Reshape` where it does not give the samples their place.
     fn retarget(&mut self, to: &[Dim], q: &Place, from: &[Dim]) -> Result<(), Why> {
-        let copies = self.op.attrs.int("allowzero", 0) == 0;
+        let copies = self.op.int("allowzero") == 0;
         let want = |k: usize| if k == q.axis { q.extent(&self.a.batch) } else { to[k].clone() };
         let entries = self.extents(1);
         if entries.as_ref().is_some_and(|e| e.len() != to.len()) {
