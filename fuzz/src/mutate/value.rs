@@ -40,7 +40,9 @@ fn operand(g: &GraphProto, node: &NodeProto, r: &mut Random) -> Option<String> {
     if !node.domain.is_empty() {
         return None;
     }
-    let is_input = |name: &String| g.input.iter().any(|i| i.name == *name);
+    // An input with a default stands for its default.
+    let has_default = |name: &String| g.initializer.iter().any(|t| t.name == *name);
+    let is_input = |name: &String| g.input.iter().any(|i| i.name == *name) && !has_default(name);
     let at = match node.op_type.as_str() {
         "Add" | "Sub" | "Concat" | "Sum" => below(r, node.input.len()),
         "Neg" | "Identity" | "Reshape" | "Transpose" | "Flatten" | "Squeeze" | "Unsqueeze" => 0,

@@ -57,7 +57,7 @@ pub enum ImportError {
     #[error("`{name}` is defined twice, the second time by {by}; value names must be unique in a graph")]
     Duplicate { name: String, by: String },
     #[error("{0} {1}; the file is damaged or was cut badly")]
-    Counts(NodeSite, String),
+    Node(NodeSite, String),
     #[error("{0} is on a cycle; an ONNX graph must be acyclic")]
     Cycle(NodeSite),
     #[error("an initializer has no name; the file is damaged")]
@@ -146,8 +146,8 @@ fn assemble(mut model: ModelProto, tensors: Vec<(String, Tensor)>, home: Option<
     g.metadata = model.metadata_props.iter().map(|p| (p.key.clone(), p.value.clone())).collect();
     add_sources(&mut g, &mut source, tensors, model.ir_version)?;
     add_nodes(&mut g, std::mem::take(&mut source.node))?;
-    if let Some((site, what)) = g.nodes().find_map(|id| Some((g.site(id), miscounted(&g, id, &model)?))) {
-        return Err(ImportError::Counts(site, what));
+    if let Some((site, what)) = g.nodes().find_map(|id| Some((g.site(id), misstated(&g, id, &model)?))) {
+        return Err(ImportError::Node(site, what));
     }
     for info in std::mem::take(&mut source.output) {
         let v = g.find(&info.name).ok_or_else(|| ImportError::DanglingOutput(info.name.clone()))?;
@@ -258,18 +258,21 @@ fn add_nodes(g: &mut Graph, nodes: Vec<NodeProto>) -> Result<(), ImportError> {
     Ok(())
 }
 
-/// What is wrong with a node's number of operands and results, by its operator's schema. Engines refuse such a file as they
+/// What is wrong with a node's attributes and its number of operands and results, by its operator's schema. Engines refuse such a file as they
 /// load it.
-fn miscounted(g: &Graph, id: NodeId, model: &ModelProto) -> Option<String> {
+fn misstated(g: &Graph, id: NodeId, model: &ModelProto) -> Option<String> {
     let op = g.op(id)?;
     let is_local = |f: &FunctionProto| f.name == op.name && short_domain(&f.domain) == op.domain;
     if model.functions.iter().any(is_local) {
         return None;
     }
-    let schema = schema::at(&op.domain, &op.name, *g.opsets.get(&op.domain)?)?;
+    let opset = *g.opsets.get(&op.domain)?;
+    // An operator that is too new for the graph is taken for its first version.
+    let schema = schema::at(&op.domain, &op.name, opset).or_else(|| schema::versions(&op.domain, &op.name).first())?;
     let operands = g.operands(id).iter().rposition(Option::is_some).map_or(0, |last| last + 1);
     let results = g.results(id).filter(|v| !g.name(*v).is_empty()).last().map_or(0, |v| v.slot as usize + 1);
-    schema.miscounted(operands, |i| g.operand(id, i).is_some(), results)
+    let counts = schema.miscounted(operands, |i| g.operand(id, i).is_some(), results);
+    counts.or_else(|| schema.misattributed(op).filter(|_| op.domain.is_empty() && schema.since <= opset))
 }
 
 fn unique(g: &Graph, name: &str, by: &str) -> Result<(), ImportError> {

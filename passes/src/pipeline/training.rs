@@ -2,7 +2,8 @@
 
 use super::{Choice, Cx, EVAL, PREPARE, Pass, PassError, PassManager, TRAIN};
 use crate::contract::StateRecord;
-use crate::ir::Graph;
+use crate::ir::{Graph, NodeId, Op};
+use crate::onnx::schema::{self, meaning::Use};
 use crate::ops;
 use crate::target::{self, Target};
 use crate::transform::loss::{LossKind, LossOptions, loss_output};
@@ -113,11 +114,22 @@ impl PassManager<'_> {
 
     fn prepared(&mut self, then: &[Pass], g: &mut Graph, cx: &mut Cx) -> Result<(), PassError> {
         // A fault of the output is reported before the work.
-        loss_output(g, cx.training.output.as_deref())?;
-        if let Some(why) = g.nodes().find_map(|id| ops::misfit(g, id).map(|e| format!("{}: {e}", g.site(id)))) {
-            return Err(PassError::unfit(format!("{why}; no engine runs the model")));
+        let output = loss_output(g, cx.training.output.as_deref())?;
+        if g.value(output).ty.shape.iter().flatten().any(|d| d.known() == Some(0)) {
+            return Err(PassError::unfit(format!("output `{}` has no elements: {}", g.name(output), g.value(output).ty)));
+        }
+        if let Some((id, why)) = g.nodes().find_map(|id| Some((id, unfit(g, id)?))) {
+            return Err(PassError::unfit(format!("{} {why}; no engine runs the model", g.site(id))));
         }
         self.run(PREPARE, g, cx)?;
         self.run_to_emit(then, g, cx)
     }
+}
+
+/// Why no engine runs a node of the source, where that can be told.
+fn unfit(g: &Graph, id: NodeId) -> Option<String> {
+    let opset = *g.opsets.get("")?;
+    let known = |op: &&Op| op.domain.is_empty() && schema::at("", &op.name, opset).is_some_and(|s| !s.deprecated());
+    let stated = g.op(id).filter(known).and_then(|_| Use::of(g, id)?.unfit(opset));
+    stated.or_else(|| ops::misfit(g, id).map(|e| format!("does not fit its operands: {e}")))
 }

@@ -120,13 +120,19 @@ impl Graph {
         }
     }
 
-    /// Exchanges the names of two values.
+    /// Exchanges the names of two values. A subgraph reads by name: one that captured either captures the other from then on.
     pub fn swap_names(&mut self, a: ValueId, b: ValueId) {
         let (na, nb) = (self.name(a).to_string(), self.name(b).to_string());
         self.node_mut(a.node).results[a.slot as usize].name = nb.clone();
         self.node_mut(b.node).results[b.slot as usize].name = na.clone();
         self.names.insert(na, b);
         self.names.insert(nb, a);
+        let captures = |v| self.uses(v).filter(|(n, i)| *i >= self.node(*n).operand_count()).map(move |at| (at, v));
+        let captured: Vec<_> = captures(a).chain(captures(b)).collect();
+        for ((node, place), v) in captured {
+            self.unlink(node, place);
+            self.link(if v == a { b } else { a }, node, place);
+        }
     }
 
     /// Gives a value a name, or the nearest free one; returns the name it got.

@@ -53,14 +53,9 @@ impl<'a> Use<'a> {
             return Some(format!("is gone since opset {}", schema.since));
         }
         let version = schema.since;
-        if let Some(name) = op.attrs.0.keys().find(|n| schema.attribute(n).is_none()) {
-            return Some(format!("has no attribute `{name}` in version {version}"));
-        }
-        if let Some(a) = schema.attributes.iter().find(|a| a.required && op.attrs.get(a.name).is_none()) {
-            return Some(format!("lacks the attribute `{}` of version {version}", a.name));
-        }
         let counts = schema.miscounted(self.operands.len(), |i| self.operands[i].is_some(), self.results.len());
-        counts.or_else(|| self.refused_type(schema).map(|t| format!("does not take {t} in version {version}")))
+        let stated = schema.misattributed(op).or(counts);
+        stated.or_else(|| self.refused_type(schema).map(|t| format!("does not take {t} in version {version}")))
     }
 
     /// An element type of the node that a version does not take.

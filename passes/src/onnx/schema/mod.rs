@@ -131,11 +131,25 @@ impl Schema {
         self.attributes.binary_search_by(|a| a.name.cmp(name)).ok().map(|i| &self.attributes[i])
     }
 
+    /// An attribute that the operator does not know, or lacks.
+    pub fn misattributed(&self, op: &Op) -> Option<String> {
+        let version = self.since;
+        // Names that start so are a tool's own, which readers skip.
+        let unknown = |n: &&String| !n.starts_with("__") && self.attribute(n).is_none();
+        if let Some(name) = op.attrs.0.keys().find(unknown) {
+            return Some(format!("has no attribute `{name}` in version {version}"));
+        }
+        let lacked = self.attributes.iter().find(|a| a.required && op.attrs.get(a.name).is_none())?;
+        Some(format!("lacks the attribute `{}` of version {version}", lacked.name))
+    }
+
     /// What is wrong with a node's number of operands and results; `present` says which operands are there.
     pub fn miscounted(&self, operands: usize, present: impl Fn(usize) -> bool, results: usize) -> Option<String> {
         let version = self.since;
-        let lacks = |(i, f): &(usize, &Formal)| !f.optional && !f.variadic && !(*i < operands && present(*i));
-        if let Some((_, f)) = self.operands.iter().enumerate().find(lacks) {
+        // Of operands of any number none is left out.
+        let may_lack = |i: usize, f: &Formal| if f.variadic { i >= operands } else { f.optional };
+        let all = (0..operands.max(self.operands.len())).filter_map(|i| Some((i, self.operand(i)?)));
+        if let Some((_, f)) = all.into_iter().find(|(i, f)| !may_lack(*i, f) && !(*i < operands && present(*i))) {
             return Some(format!("lacks the operand `{}` of version {version}", f.name));
         }
         if operands.checked_sub(1).is_some_and(|last| self.operand(last).is_none()) {
