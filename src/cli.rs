@@ -415,6 +415,9 @@ pub struct TrainingGraphArgs {
     /// Train a weight and its transpose, which an exporter stored beside it (an embedding and the head tied to it), each by itself
     #[arg(long, help_heading = "Training graph")]
     pub untied: bool,
+    /// Give an integer input or a symbolic extent one value in the training graph (repeatable): it decides an If, a Loop's or an LSTM's length
+    #[arg(long, value_name = "NAME=N", help_heading = "Training graph")]
+    pub fix: Vec<String>,
 }
 
 impl TrainingGraphArgs {

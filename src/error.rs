@@ -83,7 +83,7 @@ fn advice(hint: &Hint) -> &'static str {
         Hint::ChooseOutput => "choose one with --output NAME",
         Hint::ChooseClassAxis => "say which with --class-axis N",
         Hint::ChooseLoss => {
-            "choose with --loss cross-entropy (int64 class labels), next-token (language models), mse, l1, huber or bce"
+            "choose with --loss cross-entropy (int64 class labels), next-token (language models), mse, l1, huber, bce or own (a scalar output of the model)"
         }
         Hint::NameTrainable => "name some with --trainable GLOB",
         Hint::CorrectTrainableList => "the file of --trainable-from has one initializer's name a line",
@@ -96,6 +96,7 @@ fn advice(hint: &Hint) -> &'static str {
         Hint::ChooseInit => {
             "--init uniform, identity, file:PATH or, for softmax and gated, near-identity=EPS with 0 < EPS < 1; constant takes none"
         }
+        Hint::FixInput => "--fix NAME=N gives an integer input or a symbolic extent one value in the training graph",
         Hint::CorrectInitFile => {
             "the file of --init file:PATH holds a matrix for each chain's logits, named as the message says"
         }

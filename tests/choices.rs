@@ -63,9 +63,11 @@ fn the_loss_is_chosen_by_what_the_model_shows() {
         let r = tool_ok(&[&text(&model(name)), "--dry-run", "--verify", "none", "--json"]).json();
         assert_eq!(r["training"]["loss"], loss, "{name}");
     }
-    for (name, why) in
-        [("deep_mlp", "next-token (language models), mse, l1"), ("dit", "mse, l1, huber or bce"), ("bert", "--output NAME")]
-    {
+    for (name, why) in [
+        ("deep_mlp", "next-token (language models), mse, l1"),
+        ("dit", "mse, l1, huber, bce or own"),
+        ("bert", "--output NAME"),
+    ] {
         let ran = tool(&[&text(&model(name)), "--dry-run", "--verify", "none", "--loss", "auto"]);
         assert!(ran.status == 2 && ran.err.contains(why), "{name}: {}", ran.err);
     }

@@ -219,7 +219,7 @@ fn a_squash_behind_a_change_of_shape_is_taken_into_the_loss() {
     assert_eq!(r["training"]["loss"], "cross-entropy");
     let path = save(&graph(None), dir.path(), "plain.onnx");
     let refused = tool(&[&text(&path), "--dry-run", "--loss", "auto"]);
-    assert!(refused.status == 2 && refused.err.contains("mse, l1, huber or bce"), "{}", refused.err);
+    assert!(refused.status == 2 && refused.err.contains("mse, l1, huber, bce or own"), "{}", refused.err);
 }
 
 /// Half-precision parameters are float32 state; the network computes as it did.
@@ -300,4 +300,80 @@ fn bfloat16_stays_where_there_are_kernels() {
         assert_eq!(t.operand(n, 0).and_then(|v| t.value(v).ty.dtype.or(Some(DType::F32))), Some(DType::F32));
     }
     assert!(t.nodes().any(|n| t.is_op(n, "Pad")) && t.nodes().any(|n| t.is_op(n, "Greater")));
+}
+
+/// A model that computes its loss itself trains on it; its labels are its own input.
+#[test]
+fn a_model_s_own_loss_trains_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let net = "<opset_import: [\"\" : 17]> net (float[n, 3] x, int64[n] labels) => (float loss, float[n, 2] logits)
+        <float[3, 2] w = {0.5, -0.1, 0.2, 0.3, 0.8, -0.6}> {
+            logits = MatMul (x, w)
+            loss = SoftmaxCrossEntropyLoss <ignore_index = -100> (logits, labels)
+        }";
+    let model = save(&ancre_passes::text::parse(net).unwrap(), dir.path(), "own.onnx");
+    let out = text(dir.path()) + "/own/";
+    let flags = ["--output", "loss", "--optimizer", "none", "--verify", "none", "--json", "-o", &out];
+    let said = tool_ok(&[&[text(&model).as_str()], &flags[..]].concat()).json();
+    assert_eq!((&said["training"]["loss"], &said["training"]["target"]), (&"own".into(), &"labels".into()));
+    let plain = ["--output", "logits", "--loss", "cross-entropy", "--labels", "t", "--optimizer", "none"];
+    let plain = train(&model, dir.path(), &plain);
+    let x = floats(DType::F32, &[3, 3], &[1.0, -1.0, 0.5, 0.2, 0.3, -0.4, 2.0, 0.1, 0.7]);
+    let labels = NpTensor::i64s(&[3], &[0, 1, -100]).unwrap();
+    let mut feeds = Tensors::from([("x".to_string(), x), ("labels".into(), labels.clone())]);
+    let own = open_file(&Path::new(&out).join("own.ancre.train.onnx")).run(&feeds).unwrap();
+    feeds.insert("t".into(), labels);
+    let plain = open_file(&plain).run(&feeds).unwrap();
+    near("loss", &own["loss"], &plain["ancre.loss"], 1e-6);
+    near("w.grad", &own["w.grad"], &plain["w.grad"], 1e-6);
+}
+
+/// In double precision everything but the learning rate and what is reported is float64, to its last digits.
+#[test]
+fn double_precision_trains_in_double_precision() {
+    let dir = tempfile::tempdir().unwrap();
+    let net = "net (double[n, 3] x) => (double[n, 1] y) <double[3, 1] w = {0.5, -0.1, 0.2}> { y = MatMul (x, w) }";
+    let model = save(&ancre_passes::text::parse(net).unwrap(), dir.path(), "double.onnx");
+    let (x, t, w, rate): ([f64; 6], [f64; 2], [f64; 3], f64) =
+        ([1.0 / 3.0, -1.0, 0.5, 0.2, 0.3, -0.4], [0.1, 0.7], [0.5, -0.1, 0.2], 0.25);
+    let error: Vec<f64> = (0..2).map(|i| (0..3).map(|j| x[3 * i + j] * w[j]).sum::<f64>() - t[i]).collect();
+    let gradient: Vec<f64> = (0..3).map(|j| (0..2).map(|i| x[3 * i + j] * error[i]).sum()).collect();
+    let feeds = Tensors::from([
+        ("x".to_string(), floats(DType::F64, &[2, 3], &x)),
+        ("target".into(), floats(DType::F64, &[2, 1], &t)),
+        ("lr".into(), floats(DType::F32, &[], &[rate])),
+    ]);
+    for optimizer in [&["--optimizer", "sgd"][..], &["--optimizer", "adamw", "--weight-decay", "0", "--clip-norm", "9"]] {
+        let flags = [&["--loss", "mse", "--grad-outputs", "--reduction", "mean"], optimizer].concat();
+        let out = open_file(&train(&model, dir.path(), &flags)).run(&feeds).unwrap();
+        near("gradient", &out["w.grad"], &floats(DType::F64, &[3, 1], &gradient), 1e-14);
+        // Adam's first step is the rate, but for its epsilon of 1e-8 beside the gradient.
+        let step = |g: f64| if optimizer.len() == 2 { g } else { g / (g.abs() + 1e-8) };
+        let next: Vec<f64> = w.iter().zip(&gradient).map(|(w, g)| w - rate * step(*g)).collect();
+        assert_eq!((out["w.next"].dtype(), out["loss"].dtype()), (DType::F64, DType::F32));
+        near("next", &out["w.next"], &floats(DType::F64, &[3, 1], &next), 1e-12);
+    }
+}
+
+/// A softmax over the last axis of [N, T, C] tells that each position has a label.
+#[test]
+fn a_softmax_over_the_last_axis_labels_each_position() {
+    let dir = tempfile::tempdir().unwrap();
+    let net = "net (float[n, t, 2] x) => (float[n, t, 2] y) <float[2, 2] w = {0.5, -0.25, 1, 2}> {
+        h = MatMul (x, w) y = Softmax <axis = -1> (h) }";
+    let path = train(&save(&ancre_passes::text::parse(net).unwrap(), dir.path(), "tags.onnx"), dir.path(), &[]);
+    let x: [f64; 6] = [1.0, 0.5, -1.0, 2.0, 0.25, -0.5];
+    let labels = [1usize, 0, 1];
+    let loss = |i: usize| {
+        let h = [0.5 * x[2 * i] + x[2 * i + 1], -0.25 * x[2 * i] + 2.0 * x[2 * i + 1]];
+        (h[0].exp() + h[1].exp()).ln() - h[labels[i]]
+    };
+    let want = (0..3).map(loss).sum::<f64>() / 3.0;
+    let feeds = Tensors::from([
+        ("x".to_string(), floats(DType::F32, &[1, 3, 2], &x)),
+        ("labels".into(), NpTensor::i64s(&[1, 3], &[1, 0, 1]).unwrap()),
+        ("lr".into(), floats(DType::F32, &[], &[0.1])),
+    ]);
+    let out = open_file(&path).run(&feeds).unwrap();
+    near("loss", &out["loss"], &floats(DType::F32, &[], &[want]), 1e-6);
 }

@@ -70,6 +70,16 @@ fn waits_for(open: &[String]) -> String {
 }
 
 impl Why {
+    /// What a person may do about it.
+    pub fn hint(&self) -> Option<Hint> {
+        let waits = match self {
+            Why::DynamicExtent { .. } => true,
+            Why::Undecided { by, .. } => !by.is_empty(),
+            _ => false,
+        };
+        waits.then_some(Hint::FixInput)
+    }
+
     /// The refusal of a node for this reason.
     pub fn at(self, site: NodeSite) -> Refusal {
         Refusal { site, why: self }
@@ -105,6 +115,8 @@ pub enum Hint {
     ChooseInit,
     /// Correct the file of starting values.
     CorrectInitFile,
+    /// Give an input or an extent one value.
+    FixInput,
 }
 
 /// What a pass did.

@@ -245,6 +245,7 @@ fn training(a: &RewriteArgs) -> Result<TrainingRequest, Failure> {
             frozen: a.training.frozen.clone(),
             head_only: a.training.freeze_backbone,
         },
+        fixed: fixed(&a.training.fix)?,
         opset: a.opset,
         seed: a.seed.unwrap_or(0),
         grad_outputs: a.training.grad_outputs,
@@ -260,6 +261,14 @@ fn training(a: &RewriteArgs) -> Result<TrainingRequest, Failure> {
         evaluation: a.training.eval_graph,
         options,
     })
+}
+
+fn fixed(given: &[String]) -> Result<Vec<(String, i64)>, Failure> {
+    let pair = |text: &String| {
+        let pair = text.rsplit_once('=').and_then(|(name, n)| Some((name.to_string(), n.parse().ok()?)));
+        pair.ok_or_else(|| Failure::input(format!("--fix `{text}` is not NAME=N")))
+    };
+    given.iter().map(pair).collect()
 }
 
 /// How the rewrite is verified; `None`: not at all.

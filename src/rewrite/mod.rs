@@ -25,7 +25,7 @@ use ancre_passes::onnx;
 use ancre_passes::pipeline::{Cx, FORWARD, PassError, PassManager, PassRun, ROUTE};
 use ancre_passes::placement::{self, Fallback};
 use ancre_passes::transform::route::{ChainChoice, LeftAlone, RouteOptions, Routed};
-use ancre_passes::transform::{dropout, legalize, lift, route, tie};
+use ancre_passes::transform::{control_flow, dropout, legalize, lift, route, tie};
 use indexmap::IndexMap;
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -79,10 +79,12 @@ pub fn load(path: &Path) -> Result<(Graph, SharedBytes), Failure> {
     Ok((g, bytes))
 }
 
-/// As [`load`], seeing inside local functions: their calls are inlined, if there are any.
+/// As [`load`], seeing inside local functions: their calls are inlined, if there are any. Weights in bodies of control
+/// flow are the graph's own.
 pub fn load_inlined(path: &Path) -> Result<(Graph, SharedBytes, bool), Failure> {
     let (g, bytes) = files::read_model(path)?;
     let (mut g, is_inlined) = files::inlined(g, &bytes, path)?;
+    control_flow::lift_weights(&mut g);
     engine::find_types(&mut g);
     Ok((g, bytes, is_inlined))
 }

@@ -6,6 +6,7 @@ use crate::io::arrays::stored;
 use crate::io::tensor::NpTensor;
 use crate::rewrite::batch::{BatchFacts, dim_json};
 use crate::rewrite::config::RewriteConfig;
+use ancre_passes::analysis::quantised::find_quantised;
 use ancre_passes::contract::StateRecord;
 use ancre_passes::ir::{DType, Graph, Rule, TensorType};
 use ancre_passes::pipeline::training::Training;
@@ -45,9 +46,7 @@ pub fn build(
     notices: &mut Vec<String>,
 ) -> Result<Result<TrainingFiles, String>, Failure> {
     let Some(asked) = &config.training else { return Ok(Err("not asked for".into())) };
-    let quantised = routed
-        .nodes()
-        .find(|n| routed.op(*n).is_some_and(|op| op.name.contains("QuantizeLinear") || op.name.starts_with("QLinear")));
+    let quantised = find_quantised(&routed);
     let routes = !routed.routers.is_empty();
     let attempt = || -> Result<Result<TrainingFiles, String>, Failure> {
         if let Some(node) = quantised {

@@ -5,6 +5,7 @@ pub mod explain;
 pub mod head;
 mod origin;
 pub mod picture;
+pub mod quantised;
 pub mod report;
 pub mod residual;
 pub mod roles;

@@ -83,6 +83,17 @@ impl Dim {
         }
     }
 
+    /// The same with a symbol replaced.
+    pub fn substitute(&self, symbol: &str, by: &Dim) -> Dim {
+        let mut sum = Dim::from(0);
+        for (monomial, c) in self.terms() {
+            let factor = |s: &Arc<str>| if &**s == symbol { by.clone() } else { Dim::symbol(s) };
+            let term = monomial.iter().fold(Dim::from(c), |p, s| &p * &factor(s));
+            sum = &sum + &term;
+        }
+        sum
+    }
+
     /// The value under an assignment of symbols, or `None` when one is missing.
     pub fn eval(&self, value_of: &dyn Fn(&str) -> Option<i64>) -> Option<i64> {
         let mut sum = 0i64;

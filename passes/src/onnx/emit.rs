@@ -436,7 +436,7 @@ fn tensor_message(t: &Tensor) -> Option<TensorProto> {
 }
 
 /// Declares a value with what is known of its type.
-fn declare(g: &Graph, v: ValueId) -> ValueInfoProto {
+pub(super) fn declare(g: &Graph, v: ValueId) -> ValueInfoProto {
     ValueInfoProto { name: g.name(v).to_string(), type_: Some(type_message(&g.value(v).ty)).into(), ..Default::default() }
 }
 

@@ -1,5 +1,6 @@
 //! ONNX message to IR. Nothing is dropped: each node keeps its source message, the model and graph keep their shells.
 
+use super::attributes;
 use super::external::external_files;
 use super::inline::InlineError;
 use super::scan::{Scanned, scan};
@@ -76,6 +77,10 @@ pub enum ImportError {
     Nesting(NodeSite),
     #[error("graph input `{0}` is declared with an absurd size, {1}; the file is damaged")]
     InputSize(String, ValueType),
+    #[error("{0} {1}")]
+    Schema(NodeSite, String),
+    #[error("the graph has no outputs, so nothing it computes can be had; re-export the model, or declare its outputs")]
+    NoOutputs,
     #[error("graph input `{0}` has no type; an ONNX model declares the types of its inputs")]
     InputType(String),
 }
@@ -139,6 +144,9 @@ fn assemble(mut model: ModelProto, tensors: Vec<(String, Tensor)>, home: Option<
     }
     if source.node.is_empty() {
         return Err(ImportError::Empty);
+    }
+    if source.output.is_empty() {
+        return Err(ImportError::NoOutputs);
     }
     let mut g = Graph::default();
     g.opsets = opsets;
@@ -231,6 +239,9 @@ fn add_nodes(g: &mut Graph, nodes: Vec<NodeProto>) -> Result<(), ImportError> {
         }
         for name in node.output.iter().filter(|n| !n.is_empty()) {
             unique(g, name, &site.to_string())?;
+        }
+        if let Some(fault) = attributes::fault(&node) {
+            return Err(ImportError::Schema(site, fault));
         }
         let free = read_from_outside(&node, &mut inner).ok_or_else(|| ImportError::Nesting(site.clone()))?;
         let (name, inputs, outputs) = (node.name.clone(), node.input.clone(), node.output.clone());

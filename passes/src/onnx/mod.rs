@@ -1,12 +1,14 @@
 //! ONNX messages to IR and back: the only place that reads or writes node, graph and model messages.
 //! [`schema`] has what the standard says of each operator.
 
+mod attributes;
 mod emit;
 mod external;
 mod import;
 pub mod inline;
 mod scan;
 pub mod schema;
+pub(crate) mod subgraph;
 #[cfg(test)]
 mod tests;
 

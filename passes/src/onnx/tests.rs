@@ -222,3 +222,24 @@ fn cut_and_foreign_files_are_named() {
     bytes.extend(&deep);
     assert!(read(&bytes).contains("nested too deeply"), "{}", read(&bytes));
 }
+
+#[test]
+fn a_graph_without_outputs_and_attributes_against_the_standard_are_named() {
+    let said = |change: &dyn Fn(&mut GraphProto)| {
+        let mut m = model();
+        change(m.graph.as_mut().unwrap());
+        import(m, None).unwrap_err().to_string()
+    };
+    let nothing = said(&|g| g.output.clear());
+    assert!(nothing.contains("has no outputs"), "{nothing}");
+    let with = |name: &str, kind: AttributeType| {
+        said(&|g| {
+            g.node[1] = node("LeakyRelu", &["s"], &["y"]);
+            g.node[1].attribute = vec![AttributeProto { name: name.into(), type_: kind.into(), ..Default::default() }];
+        })
+    };
+    let unknown = with("slope", AttributeType::FLOAT);
+    assert!(unknown.contains("node `y` (LeakyRelu) has an attribute `slope`, which no version"), "{unknown}");
+    let other = with("alpha", AttributeType::STRING);
+    assert!(other.contains("has a string for its attribute `alpha`, a float was expected"), "{other}");
+}

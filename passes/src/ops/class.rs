@@ -109,7 +109,8 @@ const CLASSES: &[(Class, &str)] = &[
         BitmaskDropout BitmaskBiasDropout"),
     (Class::Make, "Shape Size Constant ConstantOfShape Range EyeLike"),
     (Class::Route, "Route RouteCotangent RouteWeightsCotangent"),
-    (Class::Fused, "SkipLayerNormalization SkipSimplifiedLayerNormalization SkipGroupNorm EmbedLayerNormalization RotaryEmbedding"),
+    (Class::Fused, "SkipLayerNormalization SkipSimplifiedLayerNormalization SkipGroupNorm EmbedLayerNormalization RotaryEmbedding \
+        SoftmaxCrossEntropyLoss NegativeLogLikelihoodLoss"),
 ];
 
 /// The class of a name in the table.

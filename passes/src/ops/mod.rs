@@ -205,7 +205,7 @@ pub trait OpRule: Sync {
     ) -> Result<Vec<ValueId>, GradError> {
         let site = b.graph.site(terms[0].node);
         let reason = "its rule defers terms and does not gather them".into();
-        Err(GradError::NoPullback { site, reason, path: String::new() })
+        Err(GradError::NoPullback { site, reason, path: String::new(), hint: None })
     }
 
     /// Builds an abstract operator's results from plain operators, in the form that suits the builder's target. The node stays.
@@ -264,6 +264,7 @@ ops! {
     dropout::DROPOUT;
     trilu::TRILU;
     causal_conv::CAUSAL_CONV;
+    class_losses::NLL, CROSS_ENTROPY;
     cumprod::CUM_PROD;
     cumsum::CUM_SUM;
     linear_attention::LINEAR_ATTENTION;

@@ -4,6 +4,7 @@ use super::broadcast::{broadcast, unbroadcast};
 use super::{Class, Infer, OpRule, TypeError, about};
 use crate::ir::{Attrs, Graph, NodeId, NodeSite, Op, TensorType, ValueId};
 use crate::ops::build::{BuildError, Builder, Built};
+use crate::refusal::Hint;
 use indexmap::IndexMap;
 
 /// Why there is no derivative.
@@ -18,6 +19,8 @@ pub enum GradError {
         reason: String,
         /// From a trainable tensor to the loss.
         path: String,
+        /// What a person may do.
+        hint: Option<Hint>,
     },
     /// A pullback built an invalid node: the source's types are not those that the operator's rule expects.
     #[error("the gradient of {site} could not be built: {error}")]
@@ -307,6 +310,11 @@ impl Pullback<'_, '_> {
 
     /// The error for a use of the operator that has no derivative.
     pub fn unsupported(&self, reason: &str) -> GradError {
-        GradError::NoPullback { site: self.b.graph.site(self.node), reason: reason.to_string(), path: String::new() }
+        GradError::NoPullback {
+            site: self.b.graph.site(self.node),
+            reason: reason.to_string(),
+            path: String::new(),
+            hint: None,
+        }
     }
 }

@@ -2,8 +2,8 @@
 
 use crate::ir::Op;
 
-const BODY: &str = "its body is a graph of its own, which is kept but not differentiated; export the model without control flow (a traced \
-     module with fixed lengths), or freeze what lies before it";
+const BODY: &str = "what constants and shapes decide takes its place; otherwise its body is a graph of its own, which is kept and not \
+     differentiated: fix what it depends on, or freeze what lies before it";
 const PLACES: &str = "it reads at computed, fractional places, and stock runtimes have no operator for the adjoint; freeze what lies before it";
 const QUANTISED: &str = "it computes with quantised numbers; train the float model and quantise afterwards";
 const FOURIER: &str = "a short-time Fourier transform has no plain form here; freeze what lies before it";

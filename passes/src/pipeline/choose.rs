@@ -5,8 +5,9 @@ use super::{Choice, Cx, PassError};
 use crate::analysis::head::{find_head, head_initializers};
 use crate::analysis::roles::{Role, initializer_roles};
 use crate::contract::{StateKind, StateRecord};
-use crate::ir::{Graph, Kind};
+use crate::ir::{Graph, Kind, NodeId};
 use crate::refusal::Hint;
+use crate::transform::control_flow;
 use crate::transform::loss::loss_output;
 
 /// Chooses the initializers that train, and notes why the others do not.
@@ -32,12 +33,22 @@ pub(super) fn choose(g: &Graph, cx: &mut Cx) -> Result<(), PassError> {
                 cx.chosen.extend(r.gate.map(|gate| (gate, StateKind::Gate)));
             }
             if cx.chosen.is_empty() {
-                let what = "nothing would train: the model has no parameter by role".into();
-                return Err(PassError::Unfit { what, hint: Some(Hint::NameTrainable) });
+                return Err(nothing_trains(g));
             }
         }
     }
     Ok(())
+}
+
+fn nothing_trains(g: &Graph) -> PassError {
+    let reads_weights = |id: &NodeId| g.reads(*id).any(|v| g.is_float(v) && g.initializer(v).is_some());
+    let inside =
+        g.topological_order().into_iter().filter(reads_weights).find_map(|id| Some((id, control_flow::refusal(g, id)?)));
+    let (what, hint) = match inside {
+        Some((id, why)) => (format!("its weights are read inside {}, and {why}", g.site(id)), why.hint()),
+        None => ("the model has no parameter by role".into(), Some(Hint::NameTrainable)),
+    };
+    PassError::Unfit { what: format!("nothing would train: {what}"), hint }
 }
 
 /// Chooses by role and name. A parameter may have another name in the source, that of the tensor into which the exporter had merged it

@@ -60,6 +60,7 @@ impl PassError {
             PassError::Unfit { hint, .. } => hint.clone(),
             PassError::Loss(e) => e.hint(),
             PassError::Route(e) => e.hint(),
+            PassError::Gradient(GradError::NoPullback { hint, .. }) => hint.clone(),
             _ => None,
         }
     }

@@ -69,6 +69,7 @@ pub const FORWARD: &[Pass] = &[LOWER_ROUTES, ELIMINATE_DEAD, CONVERT_OPSET];
 
 /// From the routed graph to one that can be differentiated: separate parameters in plain operators of one operator set.
 pub const PREPARE: &[Pass] = &[
+    FIX_INPUTS,
     INLINE_CONTROL_FLOW,
     SEPARATE_PARAMETERS,
     REBATCH,

@@ -9,6 +9,7 @@ use crate::analysis::residual::find_residuals;
 use crate::ir::ValueId;
 use crate::placement;
 use crate::refusal::Applied;
+use crate::transform::fix_inputs::fix_inputs;
 use crate::transform::in_place::mark_in_place;
 use crate::transform::loss::{append_loss, loss_output};
 use crate::transform::optimizer::{Trained, append_optimizer};
@@ -31,10 +32,17 @@ pub const ROUTE_SKIPS: Pass = Pass::new(
     },
 );
 
+pub const FIX_INPUTS: Pass = Pass::new(
+    "fix-inputs",
+    Changes,
+    "gives inputs and extents the values that were asked for; first, because they decide control flow and lengths",
+    |g, cx| fix_inputs(g, &cx.training.fixed).map(Applied::of).map_err(PassError::unfit),
+);
+
 pub const INLINE_CONTROL_FLOW: Pass = Pass::new(
     "inline-control-flow",
     Exact,
-    "takes the branch of an If that is decided, and writes out a Loop or Scan of known length; first, because no other pass \
+    "takes the branch of an If that is decided, and writes out a Loop or Scan of known length; early, because no other pass \
      sees into their bodies, and not in the forward graph, which keeps the source's nodes",
     |g, cx| {
         let mut applied = cx.count();

@@ -35,6 +35,8 @@ pub struct TrainingOptions {
     pub opset: Option<i64>,
     /// Seed of the dropout masks.
     pub seed: u64,
+    /// Integer inputs and extents of inputs, each with the one value it has in the training graph.
+    pub fixed: Vec<(String, i64)>,
     /// Another batch than the graph's number; the caller has seen that the source can be rebuilt for it.
     pub batch: Option<Batch>,
     pub grad_outputs: bool,
@@ -62,6 +64,7 @@ impl TrainingOptions {
             trainable: TrainableChoice::default(),
             opset: None,
             seed: 0,
+            fixed: Vec::new(),
             batch: None,
             grad_outputs: false,
             frozen_bn: false,

@@ -64,6 +64,10 @@ impl Cx {
             "frozen-bn" => training.frozen_bn = true,
             "batch" if value == "dynamic" => training.batch = Some(Batch::Dynamic),
             "batch" => training.batch = Some(Batch::Fixed(value.parse().ok()?)),
+            "fix" => {
+                let pair = |p: &str| p.split_once(':').and_then(|(name, n)| Some((name.to_string(), n.parse().ok()?)));
+                training.fixed = value.split(',').map(pair).collect::<Option<_>>()?;
+            }
             "opset" => {
                 training.opset = Some(value.parse().ok()?);
                 self.opset = training.opset;

@@ -10,6 +10,7 @@ use crate::transform::loss::{self, LossError, LossKind, Squash, loss_output};
 /// * Token logits [N, T, V] from integer ids, with V the rows of the embedding the ids index, out of a linear map: a language
 ///   model. Its loss is next-token when the model is causal: it masks later positions.
 /// * A trailing `Softmax` or `LogSoftmax` over another axis than the samples': exclusive classes. A trailing `Sigmoid`: independent ones.
+/// * A scalar from several inputs: the model computes its loss itself.
 /// * Class logits [N, C] from an image (rank 4 or 5 float input with a convolution or patch projection): a classifier.
 ///
 /// # Errors
@@ -21,6 +22,9 @@ pub fn choose(g: &Graph, output: Option<&str>) -> Result<LossKind, LossError> {
     let Some(ty) = g.tensor_type(v) else {
         return refuse(format!("nothing tells which loss output `{name}` is meant for: its type is {}", g.value(v).ty));
     };
+    if ty.rank() == 0 && g.required_inputs().count() > 1 {
+        return Ok(LossKind::Own);
+    }
     let ids = g.required_inputs().find(|i| matches!(g.value(*i).ty.dtype, Some(DType::I64 | DType::I32)));
     let squashed = loss::squashed(g, v);
     if ty.rank() == 3 && ids.is_some() {

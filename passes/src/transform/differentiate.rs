@@ -7,6 +7,7 @@
 use crate::ir::{Graph, Kind, NodeId, NodeSite, Tensor, ValueId};
 use crate::ops::build::Builder;
 use crate::ops::{self, Contribution, Cotangent, Cotangents, Deferred, Derivative, GradError, OpRule, Pullback};
+use crate::refusal::{Hint, Why};
 use crate::target::Target;
 use crate::transform::{control_flow, legalize};
 use indexmap::IndexMap;
@@ -45,15 +46,14 @@ pub fn differentiate(
             Some(Derivative::Pullback) => {}
             Some(Derivative::Decompose(form)) => {
                 let why = legalize::refusal(b.graph, id);
-                let reason =
-                    why.map_or_else(|| format!("it is written as other operators first ({form})"), |w| w.to_string());
-                return Err(no_pullback(b.graph, id, wrt, loss, &reason));
+                let why = why.unwrap_or_else(|| Why::Form(format!("is written as other operators first ({form})")));
+                return Err(no_pullback(b.graph, id, wrt, loss, &why.to_string(), why.hint()));
             }
-            Some(Derivative::None(reason)) => return Err(no_pullback(b.graph, id, wrt, loss, reason)),
+            Some(Derivative::None(reason)) => return Err(no_pullback(b.graph, id, wrt, loss, reason, None)),
             None => {
-                let why = control_flow::refusal(b.graph, id).map(|why| why.to_string());
-                let reason = why.as_deref().unwrap_or(ops::why_no_rule(&op));
-                return Err(no_pullback(b.graph, id, wrt, loss, reason));
+                let (why, other) = (control_flow::refusal(b.graph, id), ops::why_no_rule(&op));
+                let reason = why.as_ref().map_or_else(|| other.to_string(), Why::to_string);
+                return Err(no_pullback(b.graph, id, wrt, loss, &reason, why.and_then(|why| why.hint())));
             }
         }
         let Some(rule) = rule else { continue };
@@ -64,8 +64,12 @@ pub fn differentiate(
         let wanted = |v: ValueId| active[v.node.index()];
         let mut p = Pullback { b: &mut b, node: id, rule, result_cts, wanted: &|v| wanted(v), cotangents: &mut cts };
         rule.pullback(&mut p).map_err(|e| match e {
-            GradError::NoPullback { reason, .. } => no_pullback(b.graph, id, wrt, loss, &reason),
-            other => at(&site)(other),
+            GradError::NoPullback { reason, hint, .. } => no_pullback(b.graph, id, wrt, loss, &reason, hint),
+            other => match control_flow::before(b.graph, id) {
+                // Behind it types are unknown.
+                Some((node, why)) => no_pullback(b.graph, node, wrt, loss, &why.to_string(), why.hint()),
+                None => at(&site)(other),
+            },
         })?;
     }
     let mut gradients = Gradients::new();
@@ -135,7 +139,7 @@ fn finish(b: &mut Builder, cts: &mut Cotangents, v: ValueId) -> Result<Option<Co
 }
 
 /// The error for a node without a derivative, with the path from a trainable tensor through it to the loss.
-fn no_pullback(g: &Graph, id: NodeId, wrt: &[ValueId], loss: ValueId, reason: &str) -> GradError {
+fn no_pullback(g: &Graph, id: NodeId, wrt: &[ValueId], loss: ValueId, reason: &str, hint: Option<Hint>) -> GradError {
     let up = shortest(g, wrt.iter().map(|v| v.node).collect(), id);
     let down = shortest(g, VecDeque::from([id]), loss.node);
     let mut names: Vec<String> = up.iter().chain(down.iter().skip(1)).map(|n| g.site(*n).name).collect();
@@ -144,7 +148,7 @@ fn no_pullback(g: &Graph, id: NodeId, wrt: &[ValueId], loss: ValueId, reason: &s
         let kept = [&names[..2], &["…".to_string()], &names[at - 1..=at + 1], &["…".to_string()], &names[names.len() - 2..]];
         names = kept.concat();
     }
-    GradError::NoPullback { site: g.site(id), reason: reason.to_string(), path: names.join(" → ") }
+    GradError::NoPullback { site: g.site(id), reason: reason.to_string(), path: names.join(" → "), hint }
 }
 
 /// A shortest path along uses from one of `from` to `to`.

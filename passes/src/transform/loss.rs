@@ -3,11 +3,12 @@
 use super::class_axis::class_axis;
 use super::master::is_half;
 use crate::ir::words;
-use crate::ir::{Attrs, DType, Dim, Graph, NodeId, Op, TensorType, ValueId, ValueType};
+use crate::ir::{Attrs, DType, Dim, Graph, Kind, NodeId, Op, TensorType, ValueId, ValueType};
 use crate::ops::build::{BuildError, Builder, Built};
 use crate::ops::formula::formula;
 use crate::ops::{Along, Class, axes_of};
 use crate::refusal::Hint;
+use std::collections::{HashSet, VecDeque};
 
 words! {
     /// Which loss.
@@ -24,6 +25,8 @@ words! {
         Huber = "huber",
         /// Binary cross-entropy on logits.
         Bce = "bce",
+        /// A scalar output of the model, which computes its loss itself.
+        Own = "own",
     }
 }
 
@@ -228,6 +231,9 @@ pub fn append_loss(g: &mut Graph, output: ValueId, o: &LossOptions) -> Result<Lo
     if !ty.dtype.is_float() {
         return Err(LossError::WhichOutput(format!("output `{name}` has type {ty}; a loss needs a float output")));
     }
+    if o.kind == LossKind::Own {
+        return own_loss(g, output, o);
+    }
     let axis = if o.kind.takes_labels() { Some(class_axis(g, output, o)?) } else { None };
     let output = logits_of(g, output, o.kind, axis)?;
     let target_type = target_type(&name, &ty, o.kind, axis)?;
@@ -248,6 +254,46 @@ pub fn append_loss(g: &mut Graph, output: ValueId, o: &LossOptions) -> Result<Lo
     let free = if b.graph.is_free("loss") { "loss" } else { "ancre.loss" };
     b.graph.rename(value, free);
     Ok(Loss { value, target, class_axis: axis })
+}
+
+/// The loss that is the model's own output. Its target is the input that `--labels` names, else the one nearest to the loss.
+fn own_loss(g: &mut Graph, output: ValueId, o: &LossOptions) -> Result<Loss, LossError> {
+    let (name, ty) = (g.name(output).to_string(), g.value(output).ty.clone());
+    if ty.tensor().is_none_or(|ty| ty.rank() > 0) {
+        return Err(LossError::Unfit(format!("output `{name}` is {ty}; a loss of the model's own is a scalar")));
+    }
+    let target = match &o.labels {
+        Some(wanted) => g.required_inputs().find(|v| g.name(*v) == wanted.as_str()),
+        None => nearest_input(g, output),
+    };
+    let what = || {
+        format!(
+            "output `{name}` is computed from no input{}",
+            o.labels.iter().map(|l| format!(" `{l}`")).collect::<String>()
+        )
+    };
+    let target = target.ok_or_else(|| LossError::Unfit(what()))?;
+    let mut b = Builder::new(g, "loss");
+    let mut value = b.cast(output, DType::F32)?;
+    if name != "loss" || value != output {
+        // The output stays what it is; the training graph's loss has a name of its own.
+        value = if value == output { b.op("Identity", &[output])? } else { value };
+        let free = if b.graph.is_free("loss") { "loss" } else { "ancre.loss" };
+        b.graph.rename(value, free);
+    }
+    Ok(Loss { value, target, class_axis: None })
+}
+
+/// The input that a value is computed from in the fewest steps.
+fn nearest_input(g: &Graph, v: ValueId) -> Option<ValueId> {
+    let (mut queue, mut seen) = (VecDeque::from([v]), HashSet::from([v.node]));
+    while let Some(v) = queue.pop_front() {
+        if matches!(g.node(v.node).kind, Kind::Input(_)) {
+            return Some(v);
+        }
+        queue.extend(g.reads(v.node).filter(|v| seen.insert(v.node)));
+    }
+    None
 }
 
 fn target_type(output: &str, ty: &TensorType, kind: LossKind, axis: Option<usize>) -> Result<TensorType, LossError> {
@@ -295,7 +341,8 @@ fn cross_entropy(b: &mut Builder, logits: ValueId, labels: ValueId, axis: usize,
             }
         };
     }
-    let x = b.cast(x, DType::F32)?;
+    let wide = if ty.dtype == DType::F64 { DType::F64 } else { DType::F32 };
+    let x = b.cast(x, wide)?;
     let labels = b.reshape(labels, &[-1], std::slice::from_ref(&positions))?;
     let log_p = b.op_with("LogSoftmax", Attrs::new().with("axis", 1), &[x])?;
     let (safe, counted) = match o.ignore_index {
@@ -306,7 +353,7 @@ fn cross_entropy(b: &mut Builder, logits: ValueId, labels: ValueId, axis: usize,
             let zero = b.int(0);
             let safe = b.select(ignored, zero, labels)?;
             let kept = b.op("Not", &[ignored])?;
-            (safe, Some(b.cast(kept, DType::F32)?))
+            (safe, Some(b.cast(kept, wide)?))
         }
     };
     let column = b.unsqueeze(safe, &[1])?;

@@ -9,6 +9,7 @@ pub mod coverage;
 mod differentiate;
 pub mod dropout;
 pub mod eliminate;
+pub mod fix_inputs;
 pub mod fold;
 pub mod fresh;
 pub(crate) mod in_place;

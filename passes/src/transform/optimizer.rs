@@ -132,7 +132,9 @@ pub fn append_optimizer(
     let step = dropout::step(b.graph);
     let (state, next) = counter(&mut b, step)?;
     states.push(state);
-    let s = scalars(&mut b, lr, next, o)?;
+    let s = scalars(&mut b, lr, next, o, DType::F32)?;
+    let double = packs.iter().any(|p| is_double(&b, p));
+    let in_double = if double { Some(scalars(&mut b, lr, next, o, DType::F64)?) } else { None };
 
     if let Some(boundary) = s.boundary {
         for pack in &mut packs {
@@ -154,6 +156,8 @@ pub fn append_optimizer(
         let one = b.scalar(DType::F32, 1.0);
         let factor = b.op("Min", &[ratio, one])?;
         for pack in &mut packs {
+            let dtype = b.ty(pack.gradient)?.dtype;
+            let factor = b.cast(factor, dtype)?;
             pack.gradient = b.mul(pack.gradient, factor)?;
         }
     }
@@ -173,7 +177,8 @@ pub fn append_optimizer(
             let behind = packs[i].large().map(|w| waits.behind_readers(b.graph, w)).unwrap_or_default();
             first.extend(behind.into_iter().filter(|j| *j != i).map(|j| squares[j]));
         }
-        packs[i].update(&mut b, &s, &first, o, &mut kept[i])?;
+        let s = in_double.as_ref().filter(|_| is_double(&b, &packs[i])).unwrap_or(&s);
+        packs[i].update(&mut b, s, &first, o, &mut kept[i])?;
     }
     states.extend(kept.into_iter().flatten());
     Ok(Update { grad_norm, states })
@@ -184,6 +189,10 @@ fn counter(b: &mut Builder, step: ValueId) -> Result<(StateTensor, ValueId), Bui
     let one = b.int(1);
     let next = b.add(step, one)?;
     Ok((StateTensor { value: step, next: Some(next), kind: StateKind::Counter }, next))
+}
+
+fn is_double(b: &Builder, pack: &Pack) -> bool {
+    b.graph.value(pack.gradient).ty.dtype == Some(DType::F64)
 }
 
 /// Σ g² of every pack's gradient.
@@ -197,10 +206,14 @@ fn sum_of_squares(b: &mut Builder, gradient: ValueId) -> Built {
     let n: i64 = b.ty(gradient)?.known_dims().map_or(0, |dims| dims.iter().product());
     let width = n.isqrt();
     let width = (1..=width).rev().find(|k| n % k == 0).filter(|k| n > LARGE && *k >= 16);
-    let Some(width) = width else { return b.reduce_all("ReduceSumSquare", gradient) };
+    let Some(width) = width else {
+        let sum = b.reduce_all("ReduceSumSquare", gradient)?;
+        return b.cast(sum, DType::F32);
+    };
     let rows = b.reshape(gradient, &[-1, width], &[Dim::from(n / width), Dim::from(width)])?;
     let each = b.reduce("ReduceSumSquare", rows, &[1], false)?;
-    b.reduce_all("ReduceSum", each)
+    let sum = b.reduce_all("ReduceSum", each)?;
+    b.cast(sum, DType::F32)
 }
 
 fn norm(b: &mut Builder, squares: &[ValueId]) -> Built {
@@ -208,8 +221,16 @@ fn norm(b: &mut Builder, squares: &[ValueId]) -> Built {
     b.sqrt(sum)
 }
 
-fn scalars(b: &mut Builder, lr: ValueId, next_step: ValueId, o: &OptimizerOptions) -> Result<Scalars, BuildError> {
+/// What updates in an element type share.
+fn scalars(
+    b: &mut Builder,
+    lr: ValueId,
+    next_step: ValueId,
+    o: &OptimizerOptions,
+    dtype: DType,
+) -> Result<Scalars, BuildError> {
     let decay = o.decay();
+    let lr = b.cast(lr, dtype)?;
     let (mut size, mut router_size) = (lr, b.scale(lr, o.router_lr_scale)?);
     let (mut boundary, mut keep, mut inverse_root) = (None, None, None);
     if o.accumulate > 1 {
@@ -244,10 +265,10 @@ fn scalars(b: &mut Builder, lr: ValueId, next_step: ValueId, o: &OptimizerOption
         let (c1, c2) = (correction(b, o.beta1)?, correction(b, o.beta2)?);
         let root = b.sqrt(c2)?;
         let inverse = b.from_number_div(1.0, root)?;
-        inverse_root = Some(b.cast(inverse, DType::F32)?);
+        inverse_root = Some(b.cast(inverse, dtype)?);
         let lr64 = b.cast(lr, DType::F64)?;
         size = b.div(lr64, c1)?;
-        size = b.cast(size, DType::F32)?;
+        size = b.cast(size, dtype)?;
         router_size = b.scale(size, o.router_lr_scale)?;
     }
     Ok(Scalars { size, router_size, inverse_root, keep, boundary })

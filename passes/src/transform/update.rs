@@ -261,11 +261,11 @@ fn held(b: &mut Builder, boundary: Option<ValueId>, next: ValueId, old: ValueId)
 /// Makes a scalar depend on others, so that it is there only once they are: runtimes order nodes by what they read.
 fn behind(b: &mut Builder, first: &[ValueId], scalar: ValueId) -> Built {
     let mut scalar = scalar;
+    let dtype = b.ty(scalar)?.dtype;
     for v in first {
-        if b.ty(*v)?.dtype == DType::F32 {
-            let yes = b.constant("const/true", Tensor::bools(&[], &[true]));
-            scalar = b.select(yes, scalar, *v)?;
-        }
+        let yes = b.constant("const/true", Tensor::bools(&[], &[true]));
+        let v = b.cast(*v, dtype)?;
+        scalar = b.select(yes, scalar, v)?;
     }
     Ok(scalar)
 }

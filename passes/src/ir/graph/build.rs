@@ -89,6 +89,11 @@ impl Graph {
         !self.names.contains_key(name) && !self.reserved.contains(name)
     }
 
+    /// Lets a name be given again that was [kept](Graph::reserve).
+    pub fn release(&mut self, name: &str) {
+        self.reserved.remove(name);
+    }
+
     /// Keeps a name (of a value inside a subgraph) from being given to a value.
     pub fn reserve(&mut self, name: &str) {
         self.reserved.insert(name.to_string());

@@ -7,17 +7,20 @@
 //! `Scan` of a known number of steps becomes that many copies of its body, if floats go into it and come out of it: no gradient
 //! passes a body. Exact.
 
+mod lift;
 mod splice;
 mod unroll;
 
-use crate::analysis::types::{Walk, declared, is_unnamed, merge};
+pub use lift::lift_weights;
+
+use crate::analysis::types::{Walk, declared, is_resolved, is_unnamed, merge};
 use crate::ir::{Attr, Graph, Kind, NodeId, ValueId, ValueType};
 use crate::ops::eval::{Facts, reads_type};
 use crate::refusal::{Applied, Why};
 use indexmap::IndexSet;
 use onnx_protobuf::GraphProto;
 use splice::Spliced;
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 
 /// Nodes that unrolling one node may lead to.
 pub const MOST_NODES: usize = 20_000;
@@ -140,6 +143,19 @@ fn body(g: &Graph, id: NodeId, name: &str) -> Result<GraphProto, Why> {
 /// Why a control flow node stays, in words that follow "it"; what it waits for is named.
 pub(crate) fn refusal(g: &Graph, id: NodeId) -> Option<Why> {
     is_control_flow(g, id).then(|| undecided(g, id))
+}
+
+/// The nearest control flow node that stays among what a node is computed from by way of values of unknown types, and why it does.
+pub(crate) fn before(g: &Graph, id: NodeId) -> Option<(NodeId, Why)> {
+    let (mut queue, mut seen) = (VecDeque::from([id]), HashSet::from([id]));
+    while let Some(node) = queue.pop_front() {
+        if let Some(why) = refusal(g, node) {
+            return Some((node, why));
+        }
+        let open = g.reads(node).filter(|v| !is_resolved(&g.value(*v).ty)).map(|v| v.node);
+        queue.extend(open.filter(|n| seen.insert(*n)));
+    }
+    None
 }
 
 fn undecided(g: &Graph, id: NodeId) -> Why {

@@ -15,7 +15,7 @@ pub(super) struct Spliced {
 }
 
 /// Names in a subgraph, with the names that the values have outside. A name that is not listed is the same.
-type Names = HashMap<String, String>;
+pub(super) type Names = HashMap<String, String>;
 
 /// Puts the nodes at `at`'s place in the file. `actual` is what the formal inputs stand for.
 ///
@@ -68,7 +68,7 @@ fn node(g: &mut Graph, n: &NodeProto, names: &mut Names) -> Result<NodeId, Why> 
 }
 
 /// Gives what a node's subgraphs read from outside its names there.
-fn rename_captures(n: &mut NodeProto, names: &Names) {
+pub(super) fn rename_captures(n: &mut NodeProto, names: &Names) {
     for graph in subgraphs_mut(n) {
         let mut names = names.clone();
         let own = graph.input.iter().map(|i| &i.name).chain(graph.initializer.iter().map(|t| &t.name));

@@ -39,18 +39,20 @@ fn graph(nodes: Vec<NodeProto>, output: &str) -> Graph {
         g.add_initializer(name, Tensor::i64s(dims, &[value]), false);
     }
     g.reserve("t");
-    for n in nodes {
-        let operands: Vec<_> = n.input.iter().map(|i| g.find(i)).collect();
-        let (captured, outputs) = (crate::onnx::captured_names(&n).unwrap(), n.output.clone());
-        let id = g.add_op("", operator(n, None).unwrap(), &operands);
-        outputs.iter().for_each(|name| _ = g.push_result(id, name, ValueType::default()));
-        captured.iter().for_each(|name| {
-            let v = g.find(name).unwrap();
-            g.add_capture(id, v);
-        });
-    }
+    nodes.into_iter().for_each(|n| add(&mut g, n));
     g.add_output(g.find(output).unwrap(), None);
     g
+}
+
+fn add(g: &mut Graph, n: NodeProto) {
+    let operands: Vec<_> = n.input.iter().map(|i| g.find(i)).collect();
+    let (captured, outputs) = (crate::onnx::captured_names(&n).unwrap(), n.output.clone());
+    let id = g.add_op("", operator(n, None).unwrap(), &operands);
+    outputs.iter().for_each(|name| _ = g.push_result(id, name, ValueType::default()));
+    for name in captured {
+        let v = g.find(&name).unwrap();
+        g.add_capture(id, v);
+    }
 }
 
 /// `last = Shape (x)[2] == 1`.
@@ -115,4 +117,66 @@ fn a_loop_beyond_the_bound_stays_and_the_bound_is_said() {
     let why = run(&mut g).refused[0].to_string();
     assert!(why.contains("up to 20000 nodes are written out"), "{why}");
     assert!(g.is_op(g.find("last").unwrap().node, "Loop"));
+}
+
+#[test]
+fn what_stays_is_brought_to_the_operator_set_in_its_subgraphs_too() {
+    let axes =
+        AttributeProto { name: "axes".into(), type_: AttributeType::INTS.into(), ints: vec![2], ..Default::default() };
+    let old = |op: &str| {
+        let mut n = node(op, &["x"], &["t"]);
+        n.attribute = vec![axes.clone()];
+        subgraph(vec![n], &[], &["t"])
+    };
+    let n = with(with(node("If", &["fed"], &["y"]), "then_branch", old("ReduceMean")), "else_branch", old("ReduceMax"));
+    let mut g = graph(vec![n], "y");
+    g.opsets.insert(String::new(), 16);
+    crate::transform::legalize::to_opset(&mut g, 18, &mut Applied::default()).unwrap();
+    let then = super::body(&g, g.find("y").unwrap().node, "then_branch").unwrap();
+    assert_eq!((then.node[0].input.len(), then.node[0].attribute.len(), then.initializer.len()), (2, 0, 1), "{then:?}");
+    assert!(then.input.is_empty() && then.output[0].name == "t");
+}
+
+#[test]
+fn weights_of_bodies_become_the_graph_s_own() {
+    let weight = |values: [f32; 3]| onnx_protobuf::TensorProto {
+        name: "w".into(),
+        dims: vec![3, 1],
+        data_type: 1,
+        float_data: values.to_vec(),
+        ..Default::default()
+    };
+    let mut then = subgraph(vec![node("Mul", &["x", "w"], &["t"])], &[], &["t"]);
+    then.initializer = vec![weight([1.0, 2.0, 3.0])];
+    let mut constant = node("Constant", &[], &["w"]);
+    let type_ = AttributeType::TENSOR.into();
+    let t = Some(weight([4.0, 5.0, 6.0])).into();
+    constant.attribute = vec![AttributeProto { name: "value".into(), type_, t, ..Default::default() }];
+    let otherwise = subgraph(vec![constant, node("Add", &["x", "w"], &["t"])], &[], &["t"]);
+    let n = with(with(node("If", &["fed"], &["y"]), "then_branch", then), "else_branch", otherwise);
+    let mut g = graph(vec![n], "y");
+    g.reserve("w");
+    assert_eq!(lift_weights(&mut g), 2);
+    let y = g.find("y").unwrap().node;
+    let captured: Vec<&str> = g.captures(y).map(|v| g.name(v)).collect();
+    assert_eq!(captured, ["x", "w_1", "w_2"]);
+    assert_eq!(super::body(&g, y, "else_branch").unwrap().node[0].input, ["x", "w_2"]);
+    assert_eq!(lift_weights(&mut g), 0, "there are none left");
+}
+
+#[test]
+fn an_input_decides_once_it_is_fixed() {
+    let condition = vec![node("Equal", &["rate", "two"], &["fast"]), squeeze("fast", "y")];
+    let mut g = graph(vec![], "x");
+    g.clear_outputs();
+    g.add_input("rate", TensorType::fixed(DType::I64, &[]).into(), None);
+    condition.into_iter().for_each(|n| add(&mut g, n));
+    g.add_output(g.find("y").unwrap(), None);
+    let why = run(&mut g.clone()).refused[0].clone();
+    assert!(why.to_string().contains("from `rate`") && why.why.hint() == Some(crate::refusal::Hint::FixInput), "{why}");
+    crate::transform::fix_inputs::fix_inputs(&mut g, &[("rate".into(), 2)]).unwrap();
+    assert_eq!(run(&mut g).changed, 1);
+    assert!(g.is_op(g.find("y").unwrap().node, "Squeeze"));
+    let e = crate::transform::fix_inputs::fix_inputs(&mut g, &[("speed".into(), 2)]).unwrap_err();
+    assert!(e.contains("`speed`") && e.contains("`n`"), "{e}");
 }

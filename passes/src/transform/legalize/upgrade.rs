@@ -3,10 +3,10 @@
 use super::needs::subgraphs;
 use super::{set, stem, take, unfit};
 use crate::ir::{Attr, Attrs, DType, Graph, NodeId, Op, Tensor};
-use crate::onnx::op_of;
 use crate::onnx::schema::{self, meaning::Use};
+use crate::onnx::{op_of, subgraph};
 use crate::ops::build::{BuildError, Builder, reshape_target};
-use onnx_protobuf::AttributeProto;
+use onnx_protobuf::{AttributeProto, GraphProto};
 
 pub(super) type Done = Result<(), BuildError>;
 
@@ -16,17 +16,39 @@ pub(super) fn upgrade(g: &mut Graph, from: i64, to: i64) -> Done {
     for id in b.graph.topological_order() {
         super::infer(b.graph, id);
         let Some(op) = b.graph.op(id).filter(|op| op.domain.is_empty()) else { continue };
-        for a in op.attrs.0.values() {
-            if let Attr::Opaque(a) = a {
-                check_subgraphs(&stem(b.graph, id), a, from, to)?;
-            }
-        }
+        let at = stem(b.graph, id);
+        let old = |a: &Attr| matches!(a, Attr::Opaque(a) if check_subgraphs(&at, a, from, to).is_err());
+        let name = op.name.clone();
+        let old: Vec<String> = op.attrs.0.iter().filter(|(_, a)| old(a)).map(|(name, _)| name.clone()).collect();
+        old.iter().try_for_each(|attribute| body(b.graph, id, attribute, from, to))?;
         if Use::of(b.graph, id).is_some_and(|node| !node.same_meaning(from, to)) {
-            let name = op.name.clone();
             b.prefix = stem(b.graph, id);
             node(&mut b, id, &name, from, to)?;
         }
     }
+    Ok(())
+}
+
+/// Rewrites the operators of a node's subgraph.
+fn body(g: &mut Graph, id: NodeId, attribute: &str, from: i64, to: i64) -> Done {
+    let Some(Attr::Opaque(a)) = g.op(id).and_then(|op| op.attrs.get(attribute)).cloned() else { return Ok(()) };
+    let captured: Vec<String> = g.captures(id).map(|v| g.name(v).to_string()).collect();
+    let at = g.site(id);
+    let new = |g: &mut Graph, sub: &GraphProto| {
+        let change = |inner: &mut Graph| {
+            inner.opsets.insert(String::new(), to);
+            upgrade(inner, from, to)?;
+            super::needs::respell(inner, from, to);
+            Ok(())
+        };
+        subgraph::change(g, sub, &captured, from, change, |e| unfit(&at.op, &at.name, &e))
+    };
+    let mut a = a.clone();
+    if let Some(sub) = a.g.as_ref() {
+        a.g = Some(new(g, sub)?).into();
+    }
+    a.graphs = a.graphs.iter().map(|sub| new(g, sub)).collect::<Result<_, _>>()?;
+    set(g, id, attribute, Attr::Opaque(a));
     Ok(())
 }
 

@@ -329,7 +329,7 @@ pub fn fix(g: &mut Graph, symbol: &Dim, n: i64) {
     let mut changed = HashSet::new();
     for v in values {
         let Some(ty) = g.tensor_type(v).filter(|t| t.shape.iter().any(|d| d.symbols().any(|s| s == name))) else { continue };
-        let shape: Vec<Dim> = ty.shape.iter().map(|d| place::substitute(d, name, &Dim::from(n))).collect();
+        let shape: Vec<Dim> = ty.shape.iter().map(|d| d.substitute(name, &Dim::from(n))).collect();
         g.set_type(v, TensorType::new(ty.dtype, shape).into());
         changed.insert(v);
     }

@@ -81,14 +81,3 @@ pub(super) fn reshaped(from: &[Dim], p: &Place, to: &[Dim], before: i64) -> Vec<
 fn divide(a: &Dim, b: &Dim) -> Option<Dim> {
     if b.is_one() { Some(a.clone()) } else { a.div_exact(b) }
 }
-
-/// A dimension with a symbol replaced.
-pub(super) fn substitute(d: &Dim, symbol: &str, by: &Dim) -> Dim {
-    let mut sum = Dim::from(0);
-    for (monomial, c) in d.terms() {
-        let factor = |s: &std::sync::Arc<str>| if &**s == symbol { by.clone() } else { Dim::symbol(s) };
-        let term = monomial.iter().fold(Dim::from(c), |p, s| &p * &factor(s));
-        sum = &sum + &term;
-    }
-    sum
-}

@@ -2,7 +2,7 @@
 //! else by a `Transpose` between two. In the source, whose batch is 1, nothing moves, so a sample's value stays what it was.
 
 use super::super::edit::Change;
-use super::super::place::{self, Place};
+use super::super::place::Place;
 use super::Visit;
 use crate::analysis::types::is_unnamed;
 use crate::ir::{Dim, ValueId, ValueType};
@@ -85,7 +85,7 @@ impl Visit<'_, '_> {
                 continue;
             }
             let Some(Some(known)) = self.integers(i) else { return false };
-            let was = known.extents().map(|v| v.iter().map(|d| place::substitute(d, &symbol, &before)).collect::<Vec<_>>());
+            let was = known.extents().map(|v| v.iter().map(|d| d.substitute(&symbol, &before)).collect::<Vec<_>>());
             let numbers: Option<Vec<i64>> = was.and_then(|v| v.iter().map(Dim::known).collect());
             let Some(values) = numbers else { return false };
             let elements = values.iter().copied().map(Element::Int).collect();
