@@ -1,7 +1,7 @@
 //! Refusals: why a pass left a node as it is, and what the user may do about an error. Both are values. The tool puts them into words
 //! that name its options.
 
-use crate::ir::{NodeSite, ValueType};
+use crate::ir::NodeSite;
 use std::fmt;
 
 /// A node that a pass left as it is, and why. Kept until an error about the node needs the reason.
@@ -24,8 +24,8 @@ impl fmt::Display for Refusal {
 #[allow(missing_docs)]
 pub enum Why {
     /// The type of a value it reads or writes is not known, or not far enough.
-    #[error("the type of `{value}` is only known as {known}")]
-    UnknownType { value: String, known: ValueType },
+    #[error("{0}")]
+    UnknownType(String),
     /// An extent has to be a number and is not.
     #[error("the extent {extent} of `{value}` has to be a number")]
     DynamicExtent { value: String, extent: String },

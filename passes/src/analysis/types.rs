@@ -37,7 +37,7 @@ pub fn unnamed_dim(value: &str, axis: usize) -> Dim {
 
 /// Is it an [`unnamed_dim`], an unknown extent of a shape rule, or computed from one of these?
 pub fn is_unnamed(d: &Dim) -> bool {
-    d.symbols().any(|s| s.starts_with('?'))
+    d.is_unnamed()
 }
 
 /// Is element type and shape of the value known, all dimensions expressed in the inputs' symbols?

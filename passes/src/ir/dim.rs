@@ -73,12 +73,17 @@ impl Dim {
         Some(Dim { terms })
     }
 
+    /// Is it, or is it computed from, an extent that cannot be expressed in the inputs' symbols? It equals no other one.
+    pub fn is_unnamed(&self) -> bool {
+        self.symbols().any(|s| s.starts_with('?'))
+    }
+
     /// The quotient of an extent, rounded down. Where it is no polynomial it is a symbol named by its text, so that equal quotients are
     /// equal. An extent without a name has no quotient.
     pub fn quotient(&self, divisor: i64) -> Option<Dim> {
         match self.known() {
             Some(n) => n.checked_div_euclid(divisor).map(Dim::from),
-            None if self.symbols().any(|s| s.starts_with('?')) => None,
+            None if self.is_unnamed() => None,
             None => self.div_exact(&Dim::from(divisor)).or_else(|| Some(Dim::symbol(&format!("({self})/{divisor}")))),
         }
     }

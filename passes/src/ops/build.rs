@@ -51,12 +51,7 @@ impl<'g> Builder<'g> {
     /// # Errors
     /// When its element type or shape is not known.
     pub fn ty(&self, v: ValueId) -> Result<TensorType, BuildError> {
-        self.graph.tensor_type(v).ok_or_else(|| {
-            self.error(
-                "value",
-                TypeError(format!("the type of `{}` is only known as {}", self.graph.name(v), self.graph.value(v).ty)),
-            )
-        })
+        self.graph.tensor_type(v).ok_or_else(|| self.error("value", TypeError(self.graph.untyped(v))))
     }
 
     /// An extent that has to be a number.

@@ -74,10 +74,7 @@ pub(super) fn one(v: Built) -> Decomposed {
 
 /// The type of a value.
 pub(super) fn type_of(b: &Builder, v: ValueId) -> Result<TensorType, Why> {
-    b.graph.tensor_type(v).ok_or_else(|| {
-        let value = b.graph.value(v);
-        Why::UnknownType { value: value.name.clone(), known: value.ty.clone() }
-    })
+    b.graph.tensor_type(v).ok_or_else(|| Why::UnknownType(b.graph.untyped(v)))
 }
 
 /// An extent of a value that has to be a number.

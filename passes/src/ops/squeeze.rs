@@ -1,6 +1,6 @@
 //! `Squeeze` and `Unsqueeze` drop and insert axes of extent 1.
 //!
-//! Each is the other's inverse, so no pullback needs the operand's shape at run time.
+//! Each is the other's inverse, so no pullback needs the operand's shape at run time where the axes are known.
 
 use super::*;
 
@@ -17,8 +17,11 @@ pub(super) const SQUEEZE: Row = Row {
     // x̄ = ȳ with the axes back.
     pullback: |p| {
         let ct = p.ct(0)?;
-        let axes = p.told(squeezed)?;
-        p.give(0, |b| b.unsqueeze(ct, &axes))
+        let (x, axes) = (p.operand(0)?, p.told(squeezed));
+        p.give(0, |b| match axes {
+            Ok(axes) => b.unsqueeze(ct, &axes),
+            Err(_) => b.reshape_like(ct, x),
+        })
     },
     samples: || {
         vec![
@@ -59,7 +62,8 @@ pub(super) const UNSQUEEZE: Row = Row {
     ..ROW
 };
 
-/// The axes a `Squeeze` drops, ascending: the listed ones, or all of extent 1.
+/// The axes a `Squeeze` drops, ascending: the listed ones, or all of extent 1. An extent without a name may be 1; a symbol of the
+/// inputs is taken for more.
 fn squeezed(cx: &Infer) -> Result<Vec<i64>, TypeError> {
     let ty = cx.ty(0)?;
     let axis = |a: &i64| match ty.axis(*a) {
@@ -68,6 +72,9 @@ fn squeezed(cx: &Infer) -> Result<Vec<i64>, TypeError> {
     };
     let mut axes: Vec<i64> = match cx.listed("axes", 1)? {
         Some(axes) => axes.iter().map(axis).collect::<Result<_, _>>()?,
+        None if ty.shape.iter().any(Dim::is_unnamed) => {
+            return Err(TypeError(format!("the rank is not known, since an extent of {ty} may be 1")));
+        }
         None => (0..ty.rank() as i64).filter(|i| ty.shape[*i as usize].is_one()).collect(),
     };
     axes.sort_unstable();

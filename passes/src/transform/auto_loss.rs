@@ -20,7 +20,7 @@ pub fn choose(g: &Graph, output: Option<&str>) -> Result<LossKind, LossError> {
     let name = g.name(v).to_string();
     let refuse = |why: String| Err(LossError::WhichLoss(why));
     let Some(ty) = g.tensor_type(v) else {
-        return refuse(format!("nothing tells which loss output `{name}` is meant for: its type is {}", g.value(v).ty));
+        return refuse(format!("nothing tells which loss output `{name}` is meant for; {}", g.untyped(v)));
     };
     if ty.rank() == 0 && g.required_inputs().count() > 1 {
         return Ok(LossKind::Own);
@@ -54,6 +54,9 @@ pub fn choose(g: &Graph, output: Option<&str>) -> Result<LossKind, LossError> {
         }
         None => {}
     }
+    if scaled(g, v).is_some_and(|from| loss::squashed(g, from).is_some()) {
+        return refuse(format!("output `{name}` {ty} is a softmax or sigmoid that is scaled or shifted: no class score"));
+    }
     let image = g.required_inputs().any(|i| g.is_float(i) && g.tensor_type(i).is_some_and(|t| matches!(t.rank(), 4 | 5)));
     if ty.rank() == 2 && image && ids.is_none() && ty.shape[1].known().is_none_or(|c| c >= 2) {
         return Ok(LossKind::CrossEntropy);
@@ -68,18 +71,25 @@ fn is_linear(g: &Graph, mut v: ValueId) -> bool {
         let next = match op.name.as_str() {
             _ if Class::of(op) == Class::Mixing(Mixing::MatMul) => return true,
             name if passes_through(op) || name == "Tanh" => g.operand(v.node, 0),
-            "Add" | "Mul" | "Div" => g
-                .operands(v.node)
-                .iter()
-                .flatten()
-                .copied()
-                .find(|o| constant_origin(g, *o).is_none() && g.constant(*o).is_none()),
+            "Add" | "Mul" | "Div" => computed_operand(g, v),
             _ => return false,
         };
         let Some(next) = next else { return false };
         v = next;
     }
     false
+}
+
+/// The operand of a value's node that is no constant.
+fn computed_operand(g: &Graph, v: ValueId) -> Option<ValueId> {
+    g.operands(v.node).iter().flatten().copied().find(|o| constant_origin(g, *o).is_none() && g.constant(*o).is_none())
+}
+
+/// What a value is a multiple of, or is shifted from, by constants; `None` if it is neither.
+fn scaled(g: &Graph, v: ValueId) -> Option<ValueId> {
+    let op = g.op(v.node).filter(|op| op.is("Sub") || matches!(Class::of(op), Class::Add | Class::Scale))?;
+    let from = computed_operand(g, v).filter(|_| g.operands(v.node).len() == 2 && op.domain.is_empty())?;
+    scaled(g, from).or(Some(from))
 }
 
 /// Rows of the table that an integer input indexes.
@@ -157,4 +167,39 @@ fn is_triangular(t: &crate::ir::Tensor) -> bool {
     (0..n * n).all(|i| (i % n <= i / n) || values[i] == above)
         && (0..n).all(|i| values[i * n + i] != above)
         && (1..n).all(|i| values[i * n + i - 1] != above)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::analysis::types::resolve_types;
+    use crate::text::parse;
+    use crate::transform::loss::{LossOptions, append_loss};
+
+    /// A score from 1 to 5: a sigmoid, scaled and shifted. Squeezed without axes, its rank is unknown where an extent is.
+    const SCORE: &str = "net (float[n, 3, 8, 8] x, int64[2] k) => (y) <float[2, 3, 8, 8] w = {…}, float four = {4}, float one = {1}> {
+        c = Conv (x, w) f = Flatten (c) SQUEEZE s = Sigmoid (q) m = Mul (s, four) y = Add (m, one) }";
+
+    fn score(squeeze: &str) -> Graph {
+        let mut g = parse(&SCORE.replace("SQUEEZE", squeeze)).unwrap();
+        resolve_types(&mut g, None);
+        g
+    }
+
+    #[test]
+    fn speechmos_scaled_sigmoid_is_no_class_score() {
+        let g = score("q = Identity (f)");
+        assert_eq!(g.tensor_type(g.outputs()[0].value).unwrap().rank(), 2);
+        let e = choose(&g, None).unwrap_err().to_string();
+        assert!(e.contains("no class score"), "{e}");
+    }
+
+    #[test]
+    fn speechmos_squeeze_of_a_nameless_extent_names_itself() {
+        let mut g = score("t = Expand (f, k) u = Unsqueeze <axes = [0]> (t) [sq] q = Squeeze (u)");
+        let y = g.outputs()[0].value;
+        assert!(choose(&g, None).unwrap_err().to_string().contains("what sq (Squeeze) gives"));
+        let e = append_loss(&mut g, y, &LossOptions::of(LossKind::CrossEntropy)).err().unwrap().to_string();
+        assert!(e.contains("known rank") && e.contains("what sq (Squeeze) gives"), "{e}");
+    }
 }

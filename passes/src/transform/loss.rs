@@ -223,10 +223,7 @@ fn reshaped(g: &mut Graph, found: &Squashed) -> ValueId {
 pub fn append_loss(g: &mut Graph, output: ValueId, o: &LossOptions) -> Result<Loss, LossError> {
     let name = g.name(output).to_string();
     let ty = g.tensor_type(output).ok_or_else(|| {
-        LossError::Unfit(format!(
-            "output `{name}` has type {}, a loss needs a float tensor of known rank",
-            g.value(output).ty
-        ))
+        LossError::Unfit(format!("output `{name}`: a loss needs a float tensor of known rank; {}", g.untyped(output)))
     })?;
     if !ty.dtype.is_float() {
         return Err(LossError::WhichOutput(format!("output `{name}` has type {ty}; a loss needs a float output")));

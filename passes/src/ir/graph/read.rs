@@ -52,6 +52,21 @@ impl Graph {
         self.value(v).ty.tensor()
     }
 
+    /// What is known of a value's type, and the node that lost the rest: the first before the value, or its own, that has a result
+    /// of unknown type although it reads none. For values whose type is not known; the text's subject is the value.
+    pub fn untyped(&self, v: ValueId) -> String {
+        let mut node = v.node;
+        while let Some(open) = self.reads(node).find(|r| self.tensor_type(*r).is_none()) {
+            node = open.node;
+        }
+        format!(
+            "the type of `{}` is only known as {}: what {} gives cannot be told from its operands; a declaration of its result in the file (`value_info`) is believed",
+            self.name(v),
+            self.value(v).ty,
+            self.site(node)
+        )
+    }
+
     /// Does the value have a float type, so that a derivative can exist?
     pub fn is_float(&self, v: ValueId) -> bool {
         self.value(v).ty.dtype.is_some_and(|t| t.is_float())
