@@ -16,7 +16,7 @@ pub(super) const AVERAGE_POOL: Row = Row {
         let mut ct = p.ct(0)?;
         let op = p.op();
         let (x, x_ty) = (p.operand(0)?, p.ty(0)?);
-        let mut window = p.told(|cx| Window::of(cx, None))?;
+        let mut window = p.told(|cx| Window::of(cx, None)?.padded())?;
         let rank = window.rank();
         let include = op.int("count_include_pad") != 0;
         let mut share = 1.0 / window.taps() as f64;

@@ -83,7 +83,7 @@ fn geometry(cx: &Infer) -> Result<(Window, Vec<Dim>), TypeError> {
     if auto != "NOTSET" {
         explicit.attrs.0.shift_remove("pads");
     }
-    let mut window = Window::new(&explicit, Some(kernel), input)?;
+    let mut window = Window::new(&explicit, Some(kernel), input)?.padded()?;
     let rank = window.rank();
     let extra = match op.attrs.ints("output_padding") {
         Some(v) if v.len() == rank => v.to_vec(),

@@ -20,6 +20,8 @@ pub(super) struct Window {
     pub(super) end: Vec<i64>,
     /// Round the output extent up.
     pub(super) ceil: bool,
+    /// A stride and an extent that only the run tells, from which padding follows that `begin` and `end` lack.
+    open: Option<(i64, Dim)>,
 }
 
 /// The type of what a pool makes of its operand.
@@ -82,11 +84,11 @@ impl Window {
         if kernel.iter().try_fold(1i64, |taps, k| taps.checked_mul(*k)).is_none() {
             return Err(TypeError(format!("its kernel {kernel:?} has too many taps")));
         }
-        let mut window =
-            Window { kernel, strides, dilations, begin: vec![0; rank], end: vec![0; rank], ceil: op.int("ceil_mode") != 0 };
+        let (begin, end, ceil) = (vec![0; rank], vec![0; rank], op.int("ceil_mode") != 0);
+        let mut window = Window { kernel, strides, dilations, begin, end, ceil, open: None };
         match op.str("auto_pad") {
-            "SAME_UPPER" => window.pad_same(input, true)?,
-            "SAME_LOWER" => window.pad_same(input, false)?,
+            "SAME_UPPER" => window.pad_same(input, true),
+            "SAME_LOWER" => window.pad_same(input, false),
             "VALID" => {}
             _ => {
                 let pads = listed("pads", 2 * rank, 0)?;
@@ -101,19 +103,31 @@ impl Window {
     }
 
     /// Pads for output extents ⌈input / stride⌉, with the odd cell after the axis (`upper`) or before it.
-    fn pad_same(&mut self, input: &[Dim], upper: bool) -> Result<(), TypeError> {
+    fn pad_same(&mut self, input: &[Dim], upper: bool) {
         for (i, extent) in input.iter().enumerate() {
             let stride = self.strides[i];
             let total = match extent.known() {
                 Some(n) => ((n + stride - 1) / stride - 1) * stride + self.reach(i) - n,
                 None if stride == 1 => self.reach(i) - 1,
-                None => return Err(TypeError("`auto_pad` with a stride above 1 needs known spatial extents".into())),
+                None => {
+                    self.open.get_or_insert((stride, extent.clone()));
+                    continue;
+                }
             };
             let total = total.max(0);
             let small = total / 2;
             (self.begin[i], self.end[i]) = if upper { (small, total - small) } else { (total - small, small) };
         }
-        Ok(())
+    }
+
+    /// The same window, if all its padding is in numbers.
+    pub(super) fn padded(self) -> Result<Window, TypeError> {
+        match &self.open {
+            None => Ok(self),
+            Some((stride, extent)) => {
+                Err(TypeError(format!("`auto_pad` with a stride of {stride} needs the extent {extent} to be a number")))
+            }
+        }
     }
 
     /// Spatial axes.
@@ -161,6 +175,10 @@ impl Window {
                         Ok(Dim::from(count))
                     }
                     None if stride == 1 => Ok(&input[i] + &Dim::from(slack + 1)),
+                    None if self.open.is_some() => {
+                        let rounded_up = (&input[i] + &Dim::from(stride - 1)).quotient(stride);
+                        Ok(rounded_up.unwrap_or_else(|| unknown_dim("window")))
+                    }
                     None => {
                         let span = &input[i] + &Dim::from(slack);
                         match span.quotient(stride).filter(|_| !self.ceil || span.div_exact(&Dim::from(stride)).is_some()) {

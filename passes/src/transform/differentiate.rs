@@ -175,3 +175,36 @@ fn shortest(g: &Graph, from: VecDeque<NodeId>, to: NodeId) -> Vec<NodeId> {
     }
     vec![to]
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::text::parse;
+
+    /// As keras2onnx writes them: padding that follows from an extent which only the run tells.
+    fn same(op: &str) -> (Graph, Result<Gradients, GradError>) {
+        let attrs = "kernel_shape = [2, 2], strides = [2, 2], auto_pad = \"SAME_UPPER\"";
+        let source = format!(
+            "net (float[n, 3, h, w] x) => (y) <float[2, 3, 1, 1] k = {{…}}, float[2, 2, 2, 2] strided = {{…}}>
+             {{ c = Conv (x, k) y = {} }}",
+            op.replace("SAME", attrs)
+        );
+        let mut g = parse(&source).unwrap();
+        let (k, y) = (g.find("k").unwrap(), g.find("y").unwrap());
+        let loss = Builder::new(&mut g, "loss").reduce_all("ReduceSum", y).unwrap();
+        let gradients = differentiate(&mut g, &crate::target::CPU, loss, &[k]);
+        (g, gradients)
+    }
+
+    #[test]
+    fn pnet_a_pool_padded_to_the_same_extent_has_a_gradient_over_any_extent() {
+        let (g, gradients) = same("MaxPool <SAME> (c)");
+        let shape = g.tensor_type(g.find("y").unwrap()).unwrap().shape;
+        assert_eq!(shape[2].to_string(), "(h+1)/2");
+        assert_eq!(gradients.unwrap().len(), 1);
+        for op in ["AveragePool <SAME> (c)", "Conv <SAME> (c, strided)"] {
+            let e = same(op).1.unwrap_err().to_string();
+            assert!(e.contains("`auto_pad` with a stride of 2 needs the extent h to be a number"), "{e}");
+        }
+    }
+}
