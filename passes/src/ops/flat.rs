@@ -37,6 +37,9 @@ pub(super) static FLAT: &[Row] = &[
     flat("RandomUniform", of_shape, drawn),
     flat("RandomNormalLike", like_operand, to_one),
     flat("RandomUniformLike", like_operand, to_one),
+    // Draws by probabilities: 0 or 1 by an element, classes by a row of logarithms.
+    flat("Bernoulli", like_operand, || vec![plain(vec![floats_in(&[2, 3], 0.0, 1.0)])]),
+    flat("Multinomial", classes, || vec![sample(Attrs::new().with("sample_size", 4), vec![floats(&[2, 3])])]),
 ];
 
 const fn flat(name: &'static str, infer: fn(&Infer) -> Types, samples: fn() -> Vec<Sample>) -> Row {
@@ -100,6 +103,11 @@ fn like_operand(cx: &Infer) -> Types {
 fn of_shape(cx: &Infer) -> Types {
     let shape = cx.attrs().ints("shape").ok_or_else(|| TypeError("no shape is given".into()))?;
     Ok(vec![TensorType::fixed(cx.asked_dtype(DType::F32)?, shape)])
+}
+
+fn classes(cx: &Infer) -> Types {
+    let rows = cx.ty(0)?.shape.first().cloned().ok_or_else(|| TypeError("its operand has no rows".into()))?;
+    Ok(vec![TensorType::new(cx.asked_dtype(DType::I32)?, vec![rows, Dim::from(cx.op.int("sample_size"))])])
 }
 
 fn to_one() -> Vec<Sample> {

@@ -151,10 +151,15 @@ impl<'g> Side<'g> {
             || op.attrs.0.values().any(in_subgraph);
         let captures: Vec<ValueId> = g.captures(id).collect();
         let captured: Vec<&str> = captures.iter().map(|v| g.name(*v)).collect();
-        let attrs = if random { None } else { t.attributes(op, &site, &captured) };
-        let Some(mut attrs) = attrs else {
+        let Some(mut attrs) = t.attributes(op, &site, &captured) else {
             return site.types.iter().map(|ty| t.unique(ty.clone())).collect();
         };
+        if random {
+            // A rewrite keeps the names of the source's values.
+            let drawn = g.results(id).map(|v| g.name(v)).find(|name| !name.is_empty()).unwrap_or_default();
+            attrs.push(("draw".into(), AttrKey::Str(drawn.to_string())));
+            t.granted.insert(Granted::SameDraw(g.site(id).to_string()));
+        }
         if local {
             attrs.push(("body".into(), AttrKey::Bytes(self.functions.clone())));
             let overload = op.source.as_ref().map(|n| n.overload.clone()).unwrap_or_default();

@@ -183,6 +183,7 @@ fn assumptions(t: &Table, graphs: [&Graph; 2]) -> Vec<String> {
                 "sums of floats are equal in whatever order they are added: the outputs are equal as real numbers, and differ by rounding".into()
             }
             Granted::Deterministic(op) => format!("`{op}` is a function of its operands and attributes"),
+            Granted::SameDraw(node) => format!("{node} draws the same random numbers in both"),
             Granted::Declared(op) => format!("results of `{op}` have the shapes that are declared or inferred for them"),
         });
     }

@@ -138,6 +138,8 @@ pub(super) enum Granted {
     Reassociated,
     /// An operator of another domain is a function of its operands.
     Deterministic(String),
+    /// A node that draws random numbers draws the same ones in both graphs.
+    SameDraw(String),
     /// The results of an operator have the shape the file declares.
     Declared(String),
 }
