@@ -293,6 +293,9 @@ pub struct RewriteArgs {
     /// Extent of a symbolic input dimension (repeatable)
     #[arg(long, value_name = "NAME=N", help_heading = "Verification")]
     pub dim: Vec<String>,
+    /// Feed an input from a file where the rewrite is compared with its source: NAME=FILE.npy, NAME=FILE.npz or FILE.npz (repeatable)
+    #[arg(long, value_name = "NAME=FILE", help_heading = "Verification")]
+    pub input: Vec<String>,
     /// How much engines may take.
     #[command(flatten)]
     pub limits: LimitArgs,

@@ -55,6 +55,8 @@ pub enum EngineError {
     },
     #[error("input `{name}`: {why}")]
     Input { name: String, why: String },
+    #[error("output `{name}`: {why}")]
+    Output { name: String, why: String },
     #[error("{engine} {how}")]
     Died {
         #[serde(skip)]

@@ -39,6 +39,8 @@ pub struct RewriteConfig {
     pub(crate) debugging: Debugging,
     /// How the rewrite is verified; `None`: not at all.
     pub(crate) verify: Option<VerifyOptions>,
+    /// Files of inputs to compare on, as `--input` gives them.
+    pub(crate) inputs: Vec<String>,
     /// Must the file written be equivalent to its source?
     pub(crate) require_equivalent: bool,
     pub(crate) require: bool,
@@ -123,6 +125,7 @@ impl TryFrom<&RewriteArgs> for RewriteConfig {
             target: a.target.unwrap_or(&target::CPU),
             debugging: debugging(a)?,
             verify: verification(a, &dims),
+            inputs: a.input.clone(),
             dims,
             require_equivalent: a.require_equivalent,
             require: a.require,
@@ -390,6 +393,7 @@ fn without_effect(a: &RewriteArgs) -> Vec<String> {
         ("--router-lr-scale", a.training.router_lr_scale.is_some() && !updates, "an optimizer"),
         ("what was said of the training graph", a.training.are_given() && !trains, "a run that writes one"),
         ("--trials", a.trials.is_some() && !verifies, "a --verify other than none"),
+        ("--input", !a.input.is_empty() && !verifies, "a --verify other than none"),
     ]
     .into_iter()
     .filter(|(_, idle, _)| *idle)

@@ -16,7 +16,7 @@ use crate::rewrite::batch::{BatchFacts, BatchRequest};
 use crate::rewrite::config::RewriteConfig;
 use crate::rewrite::training_files::TrainingFiles;
 use crate::rewrite::verification::Verification;
-use crate::verify::Subject;
+use crate::verify::{Subject, read_inputs};
 use ancre_passes::analysis::residual::{ResidualStructure, find_residuals};
 use ancre_passes::analysis::roles::initializer_roles;
 use ancre_passes::contract::{Record, Tie, Ties};
@@ -111,7 +111,7 @@ fn beside(forward: &Path, kind: &str, suffix: Option<&str>) -> PathBuf {
 
 /// Runs the main job. Errors have status 2 for bad input or usage, 1 when a check says no. Nothing is written then.
 pub fn rewrite(a: &RewriteArgs) -> Result<Outcome, Failure> {
-    let config = RewriteConfig::try_from(a)?;
+    let mut config = RewriteConfig::try_from(a)?;
     let model = config.model.as_path();
     let mut clock = Clock(Instant::now(), Vec::new());
     let mut notices = config.idle.clone();
@@ -125,6 +125,9 @@ pub fn rewrite(a: &RewriteArgs) -> Result<Outcome, Failure> {
     if !stays {
         lift::lift_constants(&mut source);
     }
+    if let Some(how) = &mut config.verify {
+        how.given = read_inputs(&config.inputs, &source)?;
+    }
     let quietened = dropout::evaluation_mode(&mut source);
     if quietened > 0 {
         notices.push(format!(
@@ -134,7 +137,7 @@ pub fn rewrite(a: &RewriteArgs) -> Result<Outcome, Failure> {
     let changed = start::change(&config.start, model, &mut source, &mut notices)? || quietened > 0 || inlined;
     clock.lap("parse");
     let rebuilt = match config.batch {
-        BatchRequest::Both(to) => batch::rebuild_source(to, model, &mut source, config.verify.as_ref())?,
+        BatchRequest::Both(to) => batch::rebuild_source(to, model, &mut source, config.verify.as_ref(), &mut notices)?,
         _ => None,
     };
     let changed = changed || rebuilt.is_some();

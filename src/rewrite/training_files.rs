@@ -4,7 +4,7 @@ use crate::engine::Tensors;
 use crate::error::{Failure, sentence};
 use crate::io::arrays::stored;
 use crate::io::tensor::NpTensor;
-use crate::rewrite::batch::{BatchFacts, dim_json};
+use crate::rewrite::batch::{self, BatchFacts, dim_json};
 use crate::rewrite::config::RewriteConfig;
 use ancre_passes::analysis::quantised::find_quantised;
 use ancre_passes::contract::StateRecord;
@@ -40,12 +40,13 @@ pub struct TrainingFiles {
 /// when training was asked for and there can be no training graph.
 pub fn build(
     config: &RewriteConfig,
-    routed: Graph,
+    mut routed: Graph,
     any_batch: &dyn Fn(&mut Vec<String>) -> Option<BatchFacts>,
     manager: &mut PassManager,
     notices: &mut Vec<String>,
 ) -> Result<Result<TrainingFiles, String>, Failure> {
     let Some(asked) = &config.training else { return Ok(Err("not asked for".into())) };
+    notices.extend(batch::fix_defaults(&mut routed, "the training graph"));
     let quantised = find_quantised(&routed);
     let routes = !routed.routers.is_empty();
     let attempt = || -> Result<Result<TrainingFiles, String>, Failure> {

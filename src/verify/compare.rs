@@ -47,7 +47,7 @@ pub(super) fn relative(asked: f64, dtype: DType, units: f64) -> f64 {
 }
 
 /// A unit in the last place of 1.
-fn unit(dtype: &DType) -> f64 {
+pub(crate) fn unit(dtype: &DType) -> f64 {
     match dtype {
         DType::BF16 => 1.0 / 128.0,
         DType::F16 => 1.0 / 1024.0,

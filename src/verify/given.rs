@@ -8,7 +8,7 @@ use std::path::Path;
 
 /// Reads all `--input` options; names must be inputs of the model. The error names the first file that cannot be read, or
 /// name that is no input.
-pub(super) fn read_inputs(options: &[String], g: &Graph) -> Result<Tensors, Failure> {
+pub(crate) fn read_inputs(options: &[String], g: &Graph) -> Result<Tensors, Failure> {
     let mut given = Tensors::new();
     for text in options {
         let (name, file) = match text.split_once('=') {

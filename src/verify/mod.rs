@@ -13,7 +13,9 @@ pub(crate) mod numeric;
 pub(crate) mod report;
 
 pub use command::verify;
+pub(crate) use compare::unit;
 pub use compare::{Comparison, OutputComparison, Report, Tolerance, compare, compare_all};
+pub(crate) use given::read_inputs;
 
 use crate::engine::EngineChoice;
 use crate::engine::random_inputs::Sizes;

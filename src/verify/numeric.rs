@@ -307,6 +307,9 @@ fn run_other(
 
 fn cannot_run(e: &dyn Engine, s: &Subject, trial: &Trial, error: &EngineError) -> Failure {
     let text = error.to_string();
+    if matches!(error, EngineError::Output { .. }) {
+        return Failure::check(text).at(&s.path);
+    }
     engine_failure(e, s, if trial.sizes.is_empty() { text } else { format!("{text} (input: {})", trial.label()) })
 }
 

@@ -5,6 +5,7 @@
 
 use crate::ir::{Graph, Kind, NodeId, ValueId, ValueType};
 use crate::ops::eval::{Array, Exact, Facts, evaluate_node, only_moves};
+use crate::ops::reads_values;
 use std::borrow::Cow;
 
 /// Largest result that is folded, in elements.
@@ -63,4 +64,15 @@ impl Facts<Exact> for Constants<'_> {
     fn ty(&self, v: ValueId) -> ValueType {
         self.0.value(v).ty.clone()
     }
+}
+
+/// Makes constants of the inputs with defaults that steer a graph: integers, and what an operator reads for a shape (the scales of a
+/// `Resize`). Old tools list every initializer among the inputs, and nobody feeds those. Returns their names.
+pub fn fix_defaults(g: &mut Graph) -> Vec<String> {
+    let steers =
+        |v: &ValueId| !g.is_float(*v) || g.uses(*v).any(|(n, operand)| g.op(n).is_some_and(|op| !reads_values(op, operand)));
+    let defaults = g.inputs().iter().map(|n| g.result(*n, 0)).filter(|v| g.initializer(*v).is_some());
+    let fixed: Vec<ValueId> = defaults.filter(steers).collect();
+    fixed.iter().for_each(|v| g.set_overridable(*v, false));
+    fixed.into_iter().map(|v| g.name(v).to_string()).collect()
 }

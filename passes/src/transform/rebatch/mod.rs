@@ -60,8 +60,6 @@ pub struct Samples {
     pub axis: usize,
     /// Number of times that all samples come, one after the other.
     pub outer: i64,
-    /// Number of consecutive elements of the axis that belong to one sample.
-    pub inner: i64,
 }
 
 /// How a graph was rebuilt.
@@ -93,6 +91,8 @@ pub enum RebatchError {
     Output(String),
     #[error("the model has no output")]
     NoOutput,
+    #[error("`{0}` would hold the samples {1} times over, and that number is only known when the graph runs")]
+    Interleaved(String, Dim),
 }
 
 /// The batch of a graph: the extent of the first axis of the first input that has two axes or more, else of the first input.
@@ -253,6 +253,10 @@ impl<'g> Analysis<'g> {
 
     fn check_outputs(&self) -> Result<(), RebatchError> {
         let outputs = self.g.outputs();
+        let interleaved = |v: ValueId| Some((v, self.places.get(&v).filter(|p| p.outer.known().is_none())?));
+        if let Some((v, p)) = outputs.iter().map(|o| o.value).chain(self.g.required_inputs()).find_map(interleaved) {
+            return Err(RebatchError::Interleaved(self.g.name(v).to_string(), p.outer.clone()));
+        }
         if outputs.iter().any(|o| self.places.contains_key(&o.value)) {
             return Ok(());
         }
@@ -283,7 +287,7 @@ impl Plan {
     fn samples(&self, g: &Graph, values: impl Iterator<Item = ValueId>) -> Vec<Samples> {
         let one = |v: ValueId| {
             let p = self.places.get(&v)?;
-            Some(Samples { name: g.name(v).to_string(), axis: p.axis, outer: p.outer.known()?, inner: p.inner.known()? })
+            Some(Samples { name: g.name(v).to_string(), axis: p.axis, outer: p.outer.known()? })
         };
         values.filter_map(one).collect()
     }
