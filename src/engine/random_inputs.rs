@@ -193,13 +193,18 @@ pub(crate) fn indexed_tables(g: &Graph, v: ValueId) -> Vec<ValueId> {
 fn index_bound(g: &Graph, v: ValueId, sizes: &Sizes) -> Option<u64> {
     let limit = |(node, operand): (NodeId, usize)| -> Option<u64> {
         let op = g.op(node)?;
-        let extent = |operand: usize, axis: i64| extent(g, g.operand(node, operand)?, axis, sizes);
+        // A computed tensor may have any extent; its element 0 exists.
+        let extent = |operand: usize, axis: i64| Some(extent(g, g.operand(node, operand)?, axis, sizes).unwrap_or(1));
         match (op.name.as_str(), operand) {
             ("Gather" | "GatherElements" | "ScatterElements" | "Scatter", 1) => extent(0, op.int("axis")),
             // ids into the table of words, segments into their own
             ("EmbedLayerNormalization", 0) => extent(2, 0),
             ("EmbedLayerNormalization", 1) => extent(4, 0),
-            ("GatherND" | "ScatterND", 1) => extent(0, op.int("batch_dims")),
+            // The last axis holds one index for each of some axes.
+            ("GatherND" | "ScatterND", 1) => {
+                let (first, axes) = (op.int("batch_dims"), extent(1, -1)? as i64);
+                (first..first + axes).filter_map(|axis| extent(0, axis)).min()
+            }
             ("OneHot", 0) => g
                 .operand(node, 1)
                 .and_then(|depth| g.constant(depth)?.to_i64().ok()?.first().map(|d| *d as u64))
@@ -281,6 +286,18 @@ mod tests {
         for row in t["attention_mask"].to_i64().chunks(200) {
             assert!(row[0] == 1 && row.is_sorted_by(|a, b| a >= b), "{row:?}");
         }
+    }
+
+    /// `at` indexes rows, `pairs` rows and columns, `one` a tensor whose extent only the run tells.
+    #[test]
+    fn indices_stay_in_computed_tensors() {
+        let g = ancre_passes::text::parse(
+            "net (float[3, 4] x, int64[50] at, int64[50, 2] pairs, int64[50] one) => (a, b, c)
+             { s = Relu (x) a = Gather (s, at) b = GatherND (s, pairs) n = NonZero (x) c = Gather <axis = 1> (n, one) }",
+        );
+        let t = random_inputs(&g.unwrap(), &Sizes::new(), 0).unwrap();
+        let largest = |name: &str| t[name].to_i64().into_iter().max();
+        assert_eq!([largest("at"), largest("pairs"), largest("one")], [Some(2), Some(2), Some(0)]);
     }
 
     #[test]

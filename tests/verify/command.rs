@@ -115,6 +115,9 @@ fn own_inputs_are_fed() {
     let given = format!("x={}", path.display());
     let report = json(&tool_ok(&["verify", &a, &a, "--no-proof", "--json", "--input", &given]));
     assert_eq!(report["trials"], 1);
+    let out = dir.path().join("out.onnx").display().to_string();
+    let report = json(&tool_ok(&[&a, "-o", &out, "--no-train", "--verify", "tract", "--json", "--input", &given]));
+    assert_eq!(report["verify"]["trials"], 1, "the main job's");
     let ran = tool(&["verify", &a, &a, "--no-proof", "--input", &given.replace("x=", "nothing=")]);
     assert!(ran.status == 2 && ran.err.contains("the model's inputs are x"), "{}", ran.err);
     ndarray_npy::write_npy(&path, &ndarray::Array2::<f64>::ones((5, 4))).unwrap();
