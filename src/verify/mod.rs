@@ -231,17 +231,19 @@ pub fn prove(a: &Subject, b: &Subject, o: &VerifyOptions) -> Verdict {
 pub fn run(a: &Subject, bs: &[&Subject], verdicts: &mut [&mut Verdict], o: &VerifyOptions) -> Result<(), Failure> {
     let found = numeric::compare_models(a, bs, o)?;
     for ((b, verdict), mut numeric) in bs.iter().zip(verdicts).zip(found) {
+        if !numeric.report.verdict.equivalent
+            && let Some(what) = first_random(a).or_else(|| first_random(b))
+        {
+            numeric.notes.push(format!("{what} draws random numbers: outputs that depend on it differ from run to run"));
+            // A proof takes the draws for the same; runs that draw anew do not refute it.
+            numeric.report.verdict.equivalent = verdict.proved();
+        }
         verdict.equivalent &= numeric.report.verdict.equivalent;
         if let Some(failing) = numeric.failing.as_ref().filter(|f| f.both_run) {
             match divergence::find(a, b, failing, o) {
                 Ok(found) => verdict.divergence = found,
                 Err(why) => numeric.notes.push(format!("the first value that differs was not found: {why}")),
             }
-        }
-        if !verdict.equivalent
-            && let Some(what) = first_random(a).or_else(|| first_random(b))
-        {
-            numeric.notes.push(format!("{what} draws random numbers: outputs that depend on it differ from run to run"));
         }
         verdict.numeric = Some(numeric);
     }

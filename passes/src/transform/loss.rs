@@ -4,6 +4,7 @@ use super::class_axis::class_axis;
 use super::master::is_half;
 use crate::ir::words;
 use crate::ir::{Attrs, DType, Dim, Graph, Kind, NodeId, Op, TensorType, ValueId, ValueType};
+use crate::onnx::read_value_info;
 use crate::ops::build::{BuildError, Builder, Built};
 use crate::ops::formula::formula;
 use crate::ops::{Along, Class, axes_of};
@@ -231,6 +232,14 @@ pub fn append_loss(g: &mut Graph, output: ValueId, o: &LossOptions) -> Result<Lo
     if o.kind == LossKind::Own {
         return own_loss(g, output, o);
     }
+    let said = g.outputs().iter().find(|v| v.value == output).and_then(|v| read_value_info(v.info.as_deref()?)?.shape);
+    if o.kind.takes_labels()
+        && let Some(said) = said.filter(|said| said.len() != ty.rank())
+    {
+        let why =
+            format!("the file declares {} axes and its nodes give {ty}; a loss over classes must know them", said.len());
+        return Err(LossError::Unfit(format!("output `{name}`: {why}")));
+    }
     let axis = if o.kind.takes_labels() { Some(class_axis(g, output, o)?) } else { None };
     let output = logits_of(g, output, o.kind, axis)?;
     let target_type = target_type(&name, &ty, o.kind, axis)?;
@@ -443,6 +452,24 @@ mod tests {
             let found = logits_of(&mut g, y, kind, kind.takes_labels().then_some(1)).unwrap();
             assert_eq!(g.name(found), reads, "{last} {kind:?}");
         }
+    }
+
+    /// The file declares one axis of what is a sigmoid of a matrix, and ONNX Runtime believes it.
+    #[test]
+    fn speechmos_output_of_another_declared_rank_gets_no_cross_entropy() {
+        use onnx_protobuf::{TensorShapeProto, TypeProto, ValueInfoProto, type_proto};
+        let (mut g, y) = network("Tanh");
+        let shape = TensorShapeProto { dim: vec![Default::default()], ..Default::default() };
+        let tensor = type_proto::Tensor { elem_type: 1, shape: Some(shape).into(), ..Default::default() };
+        let ty = TypeProto { value: Some(type_proto::Value::TensorType(tensor)), ..Default::default() };
+        let info = ValueInfoProto { name: "declared".into(), type_: Some(ty).into(), ..Default::default() };
+        let n = g.add_op("", Op::new("Identity", Attrs::new()), &[Some(y)]);
+        let declared = g.push_result(n, "declared", TensorType::fixed(DType::F32, &[2, 3]).into());
+        g.add_output(declared, Some(std::sync::Arc::new(info)));
+        let e = append_loss(&mut g, declared, &LossOptions::of(LossKind::CrossEntropy)).err().unwrap().to_string();
+        assert!(e.contains("declares 1 axes"), "{e}");
+        assert!(append_loss(&mut g, declared, &LossOptions::of(LossKind::Mse)).is_ok());
+        assert!(append_loss(&mut g, y, &LossOptions::of(LossKind::CrossEntropy)).is_ok());
     }
 
     #[test]
