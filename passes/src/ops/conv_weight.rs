@@ -25,7 +25,9 @@ pub(super) const CONV_WEIGHT_COTANGENT: Row = Row {
         };
         let conv = Op::new("Conv", b.graph.op(node).map(|op| op.attrs.clone()).unwrap_or_default());
         let x_ty = b.ty(x)?;
-        let window = Window::new(&conv, None, &x_ty.shape[2..]).and_then(Window::padded).map_err(|e| b.error("ConvWeightCotangent", e))?;
+        let window = Window::new(&conv, None, &x_ty.shape[2..])
+            .and_then(Window::padded)
+            .map_err(|e| b.error("ConvWeightCotangent", e))?;
         // The new nodes take the name of the convolution's gradient.
         b.prefix.truncate(b.prefix.rfind('/').unwrap_or(b.prefix.len()));
         Ok(vec![weight_gradient(b, x, ct, w, &window, conv.int("group"))?])
