@@ -72,8 +72,11 @@ fn known_of(ty: &ValueType, array: Option<&Array<Poly>>) -> Known {
     Known::new(ty, elements)
 }
 
-/// A model of one node, and what is known of what it reads.
-fn question(g: &Graph, node: NodeId, known: &dyn Facts<Poly>) -> Option<(Vec<u8>, Vec<(String, Known)>)> {
+/// The bytes of a model of one node, and what is known of the values that it reads, by name.
+type Question = (Vec<u8>, Vec<(String, Known)>);
+
+/// The question for a node; `None` if it cannot be put.
+fn question(g: &Graph, node: NodeId, known: &dyn Facts<Poly>) -> Option<Question> {
     let mut graph = GraphProto { name: "question".into(), node: vec![node_message(g, node).ok()?], ..Default::default() };
     let mut facts = Vec::new();
     let named = |name: &str| ValueInfoProto { name: name.into(), ..Default::default() };

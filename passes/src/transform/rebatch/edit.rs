@@ -173,7 +173,7 @@ impl Editor<'_, '_> {
     }
 
     /// Makes indices count from the front. Those that name the sample are below `step` once they lose their sign.
-    fn from_the_front(&mut self, old: ValueId, own: &OwnIndices) -> Built {
+    fn count_from_front(&mut self, old: ValueId, own: &OwnIndices) -> Built {
         let b = &mut self.b;
         let ty = b.ty(old)?;
         let wide = b.cast(old, DType::I64)?;
@@ -188,7 +188,7 @@ impl Editor<'_, '_> {
     }
 
     fn own_indices(&mut self, old: ValueId, own: &OwnIndices) -> Built {
-        let old = if own.from_front { old } else { self.from_the_front(old, own)? };
+        let old = if own.from_front { old } else { self.count_from_front(old, own)? };
         let ty = self.b.ty(old)?;
         let count = self.times(own.inner)?;
         let b = &mut self.b;
@@ -234,16 +234,16 @@ impl Editor<'_, '_> {
             let apart: Vec<Dim> = own[..axis].iter().cloned().chain(around).chain(own[axis + 1..].iter().cloned()).collect();
             let (samples, beside) = (axis + usize::from(outer), usize::from(outer) + usize::from(inner));
             let place = if to.axis <= axis { to.axis } else { to.axis - 1 + beside };
-            v = self.to_shape(v, &apart)?;
+            v = self.reshaped(v, &apart)?;
             let mut perm: Vec<i64> = (0..apart.len() as i64).filter(|a| *a != samples as i64).collect();
             perm.insert(place, samples as i64);
             v = self.b.transpose(v, &perm)?;
         }
-        self.to_shape(v, &target)
+        self.reshaped(v, &target)
     }
 
     /// A `Reshape` to extents made of the batch, numbers and extents of the value itself.
-    fn to_shape(&mut self, v: ValueId, to: &[Dim]) -> Built {
+    fn reshaped(&mut self, v: ValueId, to: &[Dim]) -> Built {
         let own = self.b.ty(v)?;
         if own.shape == to {
             return Ok(v);

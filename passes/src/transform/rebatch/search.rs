@@ -41,7 +41,7 @@ pub(super) fn search(a: &mut Analysis) -> Result<Vec<(NodeId, Edit)>, RebatchErr
     Ok(order.iter().flat_map(|n| a.edits.remove(n).unwrap_or_default().into_iter().map(|e| (*n, e))).collect())
 }
 
-fn walk(a: &mut Analysis, order: &[NodeId], most_retries: usize) -> Result<(), Failure> {
+fn walk(a: &mut Analysis, order: &[NodeId], most_retries: usize) -> Result<(), Box<Failure>> {
     // Choices made so far: position in the order, answer taken, number of answers.
     let mut choices: Vec<(usize, usize, usize)> = Vec::new();
     let mut failed: Option<(RebatchError, usize)> = None;
@@ -74,7 +74,7 @@ fn walk(a: &mut Analysis, order: &[NodeId], most_retries: usize) -> Result<(), F
         retries += 1;
         while choices.pop_if(|(_, taken, answers)| *taken + 1 >= *answers).is_some() {}
         let Some((place, taken, _)) = choices.pop().filter(|_| retries <= most_retries) else {
-            return Err(Failure { first, furthest: order.get(furthest).copied() });
+            return Err(Box::new(Failure { first, furthest: order.get(furthest).copied() }));
         };
         failed = Some((first, furthest));
         by_inputs |= matches!(a.g.node(order[place]).kind, Kind::Input(_));
