@@ -13,7 +13,7 @@ pub(super) fn fault(node: &NodeProto) -> Option<String> {
     node.attribute.iter().find_map(|a| {
         let name = a.name.as_str();
         let kinds = || known.iter().filter_map(|s| Some(s.attribute(name)?.kind));
-        match (kinds().last(), kind(a)) {
+        match (kinds().next_back(), kind(a)) {
             // ONNX keeps such names for tools.
             (None, _) if name.starts_with("__") => None,
             (None, _) => {

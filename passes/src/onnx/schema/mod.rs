@@ -149,7 +149,7 @@ impl Schema {
         // Of operands of any number none is left out.
         let may_lack = |i: usize, f: &Formal| if f.variadic { i >= operands } else { f.optional };
         let all = (0..operands.max(self.operands.len())).filter_map(|i| Some((i, self.operand(i)?)));
-        if let Some((_, f)) = all.into_iter().find(|(i, f)| !may_lack(*i, f) && !(*i < operands && present(*i))) {
+        if let Some((_, f)) = all.into_iter().find(|(i, f)| !(may_lack(*i, f) || *i < operands && present(*i))) {
             return Some(format!("lacks the operand `{}` of version {version}", f.name));
         }
         if operands.checked_sub(1).is_some_and(|last| self.operand(last).is_none()) {
