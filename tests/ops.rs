@@ -49,10 +49,8 @@ const COORDINATES: usize = 48;
 /// Computes in float32 whatever its operands' type, or says only when it runs that float64 is beyond it.
 const SINGLE_INSIDE: [&str; 3] = ["GroupNormalization", "LSTM", "GRU"];
 
-/// Samples that cannot be differentiated with a symbolic batch: one reads a batch of unknown length backwards, and the first axis
-/// of a recurrence is its steps.
-const FIXED_BATCH: [(&str, usize); 7] =
-    [("Slice", 5), ("LSTM", 0), ("LSTM", 1), ("GRU", 0), ("GRU", 1), ("RNN", 0), ("RNN", 1)];
+/// Samples that cannot be differentiated with a symbolic batch: one reads a batch of unknown length backwards.
+const FIXED_BATCH: [(&str, usize); 1] = [("Slice", 5)];
 
 /// Without a kernel in the runtime: what it is written as runs in its place. Its numbers are compared in `opset`.
 const NO_KERNEL: [&str; 1] = ["SwiGLU"];

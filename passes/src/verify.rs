@@ -16,7 +16,7 @@
 //! 9. Every operator of the standard domain that a pass added exists in the graph's operator set, with its attributes, operands and
 //!    types, and means there what it means in the newest operator set.
 
-use crate::ir::{ANCRE, Dim, Graph, NodeId, RouterId, TensorType};
+use crate::ir::{ANCRE, Attr, Dim, Graph, NodeId, RouterId, TensorType};
 use crate::onnx;
 use crate::onnx::schema::{self, meaning::Use};
 use crate::ops;
@@ -124,9 +124,10 @@ fn check_router(g: &Graph, id: NodeId, found: &mut Vec<String>) {
 }
 
 fn check_captures(g: &Graph, id: NodeId, found: &mut Vec<String>) {
-    let Some(source) = g.op(id).and_then(|o| o.source.as_ref()).filter(|_| g.captures(id).next().is_some()) else { return };
+    let Some(op) = g.op(id).filter(|_| g.captures(id).next().is_some()) else { return };
     let mut read = Vec::new();
-    for graph in onnx::subgraphs(source) {
+    let opaque = op.attrs.0.values().filter_map(|a| if let Attr::Opaque(a) = a { Some(a) } else { None });
+    for graph in opaque.flat_map(|a| a.g.iter().chain(&a.graphs)) {
         // The import has checked how deep subgraphs are nested.
         let _ = onnx::free_names(graph, 1, &mut read, &mut HashSet::new());
     }
@@ -159,7 +160,6 @@ mod tests {
     use crate::ir::{Attrs, Op, Source, ValueId};
     use crate::text::parse;
     use onnx_protobuf::{AttributeProto, GraphProto, NodeProto};
-    use std::sync::Arc;
 
     const TEXT: &str = "g (float[2] x) => (float[2] b) { a = Relu (x)  b = Add (a, x) }";
 
@@ -238,8 +238,8 @@ mod tests {
             NodeProto { input: vec!["a".into()], output: vec!["y".into()], op_type: "Relu".into(), ..Default::default() };
         let body = GraphProto { node: vec![inner], ..Default::default() };
         let branch = AttributeProto { name: "then_branch".into(), g: Some(body).into(), ..Default::default() };
-        let source = NodeProto { op_type: "If".into(), attribute: vec![branch], ..Default::default() };
-        let op = Op { source: Some(Arc::new(source)), ..Op::new("If", Attrs::new()) };
+        let branch = Attr::Opaque(Box::new(branch));
+        let op = Op { source: Some(Default::default()), ..Op::new("If", Attrs::new().with("then_branch", branch)) };
         let node = g.add_op("if", op, &[Some(x)]);
         g.push_result(node, "y", g.value(x).ty.clone());
         let a = at(&g, "a");

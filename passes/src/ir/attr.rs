@@ -3,6 +3,7 @@
 use super::tensor::Tensor;
 use indexmap::IndexMap;
 use onnx_protobuf::AttributeProto;
+use onnx_protobuf::attribute_proto::AttributeType;
 
 /// One attribute's value. A value that the IR does not interpret (subgraph, type, sparse tensor) stays as the source wrote it.
 #[derive(Clone, Debug)]
@@ -40,6 +41,15 @@ from! {
 /// The attributes of a node, in the source's order.
 #[derive(Clone, Debug, Default)]
 pub struct Attrs(pub IndexMap<String, Attr>);
+
+impl Attr {
+    /// A list of strings, as an attribute of that name.
+    pub fn strings(name: &str, values: &[&str]) -> Attr {
+        let strings = values.iter().map(|v| v.as_bytes().to_vec()).collect();
+        let type_ = AttributeType::STRINGS.into();
+        Attr::Opaque(Box::new(AttributeProto { name: name.into(), strings, type_, ..Default::default() }))
+    }
+}
 
 impl Attrs {
     /// No attributes.
@@ -81,6 +91,12 @@ impl Attrs {
     /// A list of floats, if present.
     pub fn floats(&self, name: &str) -> Option<&[f32]> {
         if let Some(Attr::Floats(v)) = self.get(name) { Some(v) } else { None }
+    }
+
+    /// A list of strings, if present.
+    pub fn strings(&self, name: &str) -> Option<Vec<String>> {
+        let Some(Attr::Opaque(a)) = self.get(name) else { return None };
+        Some(a.strings.iter().map(|s| String::from_utf8_lossy(s).into_owned()).collect())
     }
 
     /// A tensor, if present.

@@ -282,7 +282,7 @@ fn router_values(g: &Graph, graph: &GraphProto) -> Vec<ValueInfoProto> {
 
 /// Gives the nodes that passes added names that no other node has: ONNX Runtime refuses a file with two nodes of one name. Nodes of
 /// the source keep theirs.
-fn name_nodes(g: &Graph, nodes: &mut [NodeProto]) {
+pub(super) fn name_nodes(g: &Graph, nodes: &mut [NodeProto]) {
     let of_source = |n: &NodeProto| {
         n.output.iter().find_map(|o| g.find(o)).is_some_and(|v| g.op(v.node).is_some_and(|op| op.source.is_some()))
     };
@@ -426,7 +426,7 @@ fn attribute(name: &str, a: &Attr) -> Option<AttributeProto> {
     Some(AttributeProto { type_: kind.into(), ..p })
 }
 
-fn tensor_message(t: &Tensor) -> Option<TensorProto> {
+pub(super) fn tensor_message(t: &Tensor) -> Option<TensorProto> {
     Some(match t.parts() {
         Parts::Message(p) => p.clone(),
         Parts::Split(head, bytes) => TensorProto { raw_data: bytes.to_vec(), ..head.clone() },

@@ -2,6 +2,7 @@
 //! [`schema`] has what the standard says of each operator.
 
 mod attributes;
+mod body;
 mod emit;
 mod external;
 mod import;
@@ -15,6 +16,7 @@ mod tests;
 use onnx_protobuf::{GraphProto, NodeProto};
 use std::collections::HashSet;
 
+pub(crate) use body::body;
 pub(crate) use import::{captured_names, free_names, operator};
 
 pub use emit::{Emission, EmitError, MOST_BYTES, Placement, emit, node as node_message};

@@ -54,7 +54,7 @@ pub fn unbroadcast(b: &mut Builder, ct: ValueId, operand: ValueId) -> Built {
 }
 
 /// Sum over leading axes. Rows of `narrow` or more elements are summed by a product with a row of ones.
-fn sum_leading(b: &mut Builder, v: ValueId, lead: usize, narrow: i64) -> Built {
+pub(super) fn sum_leading(b: &mut Builder, v: ValueId, lead: usize, narrow: i64) -> Built {
     let from = b.ty(v)?;
     let to = TensorType::new(from.dtype, &from.shape[lead..]);
     let columns = to.elements();

@@ -80,6 +80,11 @@ impl<'g> Builder<'g> {
         let types = ops::result_types(&op, operands, self.graph);
         let types = types.unwrap_or_else(|| Err(TypeError("the types of its results are not known".into())));
         let results = types.map_err(|e| self.error(&op.full_name(), e))?;
+        Ok(self.node_of(op, operands, results))
+    }
+
+    /// Adds an operator whose results have these types.
+    pub(super) fn node_of(&mut self, op: Op, operands: &[Option<ValueId>], results: Vec<TensorType>) -> Vec<ValueId> {
         let stem = if self.prefix.is_empty() { op.name.clone() } else { format!("{}/{}", self.prefix, op.name) };
         let node = self.graph.add_op("", op, operands);
         let mut out = Vec::with_capacity(results.len());
@@ -89,7 +94,7 @@ impl<'g> Builder<'g> {
         }
         let name = self.graph.name(out[0]).to_string();
         self.graph.node_mut(node).name = name;
-        Ok(out)
+        out
     }
 
     /// Adds a standard operator without attributes and takes its first result.

@@ -17,6 +17,7 @@ mod pullback;
 mod reduce;
 mod row;
 mod sample;
+mod scan;
 mod typed;
 mod unary;
 mod unruled;

@@ -293,7 +293,9 @@ impl Pullback<'_, '_> {
     /// Optional result `slot` of the primal, which is added where the source left it out. All results before it must exist.
     pub fn extra_result(&mut self, slot: u32, what: &str, ty: TensorType) -> ValueId {
         let v = self.result(slot);
-        let name = format!("{}.{what}", self.b.graph.name(self.result(0)));
+        let first = self.b.graph.name(self.result(0)).to_string();
+        let stem = if first.is_empty() { self.b.graph.site(self.node).name } else { first };
+        let name = format!("{stem}.{what}");
         match self.b.graph.node(self.node).results().get(slot as usize).map(|r| r.name.is_empty()) {
             None => {
                 self.b.graph.push_result(self.node, &name, ty.into());

@@ -138,6 +138,21 @@ const fn steep(name: &'static str, attributes: &'static [&'static str], slope: S
     Unary { name, attributes, slope, pole: true, samples }
 }
 
+impl Unary {
+    fn operand_ct(&self, b: &mut Builder, op: &Op, values: [ValueId; 3]) -> Built {
+        let attributes: Vec<f64> = self.attributes.iter().map(|name| op.float(name) as f64).collect();
+        formula(b, values, |[x, y, ct]| (self.slope)(x, y, ct, &attributes))
+    }
+}
+
+/// x̄ of one of these functions from x, y and ȳ.
+pub(super) fn operand_ct(b: &mut Builder, op: &Op, values: [ValueId; 3]) -> Built {
+    let Some(rule) = UNARY.iter().find(|r| op.is(r.name)) else {
+        return Err(b.error(&op.name, TypeError("it is no function of one operand".into())));
+    };
+    rule.operand_ct(b, op, values)
+}
+
 impl OpRule for Unary {
     fn name(&self) -> &'static str {
         self.name
@@ -146,10 +161,8 @@ impl OpRule for Unary {
         like_first(cx)
     }
     fn pullback(&self, p: &mut Pullback) -> Result<(), GradError> {
-        let op = p.op();
-        let values: Vec<f64> = self.attributes.iter().map(|name| op.float(name) as f64).collect();
-        let (x, y, ct) = (p.operand(0)?, p.result(0), p.ct(0)?);
-        p.give(0, |b| formula(b, [x, y, ct], |[x, y, ct]| (self.slope)(x, y, ct, &values)))
+        let (op, values) = (p.op(), [p.operand(0)?, p.result(0), p.ct(0)?]);
+        p.give(0, |b| self.operand_ct(b, &op, values))
     }
     fn has_pole(&self, _: &Graph, _: NodeId, _: usize) -> bool {
         self.pole

@@ -18,6 +18,9 @@ pub(super) fn framework() -> Onnx {
     framework.op_register.insert("Cast", cast_operator);
     framework.op_register.insert("ConstantOfShape", constant_of_shape);
     framework.op_register.insert("CumSum", cumulative_sum);
+    for name in ["LSTM", "GRU", "RNN"] {
+        framework.op_register.insert(name, recurrence);
+    }
     framework
 }
 
@@ -44,6 +47,22 @@ fn cast_operator(cx: &ParsingContext, node: &NodeProto) -> TractResult<(Box<dyn 
         return Ok((expand(CastToInt64), vec![]));
     }
     tracts_own("Cast")?(cx, node)
+}
+
+/// As tract's own, which passes over attributes that change what a recurrence computes.
+fn recurrence(cx: &ParsingContext, node: &NodeProto) -> TractResult<(Box<dyn InferenceOp>, Vec<String>)> {
+    let usual: &[&str] = match node.op_type.as_str() {
+        "LSTM" => &["Sigmoid", "Tanh", "Tanh"],
+        "GRU" => &["Sigmoid", "Tanh"],
+        _ => &["Tanh"],
+    };
+    let given = node.attribute.iter().filter(|a| a.name == "activations").flat_map(|a| &a.strings);
+    let is_usual = |(given, usual): (&Vec<u8>, &&str)| given.eq_ignore_ascii_case(usual.as_bytes());
+    ensure!(given.zip(usual.iter().cycle()).all(is_usual), "tract takes no other activations than the defaults");
+    for name in ["clip", "input_forget"] {
+        ensure!(!node.attribute.iter().any(|a| a.name == name && (a.i, a.f) != (0, 0.0)), "tract takes no `{name}`");
+    }
+    tracts_own(&node.op_type)?(cx, node)
 }
 
 /// A cast to tract's shape arithmetic, as tract's own, that leaves int64 as it is. tract's own goes through 32 bits, which turns
