@@ -1,14 +1,14 @@
 //! `ancre-fuzz`: see CONTRIBUTING.md.
 //!
 //! ```text
-//! ancre-fuzz [--seconds N] [--executions N] [--seed S] [--corpus DIR] [--out DIR] [--claims]
+//! ancre-fuzz [--seconds N] [--executions N] [--seed S] [--corpus DIR] [--out DIR] [--claims] [--crashes]
 //! ancre-fuzz --replay FILE…
 //! ancre-fuzz --minimise FILE
 //! ```
 //!
 //! The search runs in a process of its own, which may run out of stack, memory or time; this one notes how it ended and starts
 //! it again. `--out` takes findings, `kept/` (inputs that showed something new) and, with `--claims`, `claims/` (pairs of models
-//! that the proof says are equal, one of each kind of change). Exit status: 1 when there are findings.
+//! that the proof says are equal, one of each kind of change). Exit status: 1 when there are findings; with `--crashes`, when one is a crash: a panic, a full stack, no end, too much memory.
 
 use ancre_fuzz::case::Case;
 use ancre_fuzz::course;
@@ -29,6 +29,9 @@ static MEMORY: Counting = Counting;
 /// Time between two lines of progress.
 const PROGRESS: Duration = Duration::from_secs(10);
 
+/// How the kinds of findings begin that are crashes.
+const CRASHES: [&str; 5] = ["panic", "out of memory", "no end", "stack overflow", "the process ended"];
+
 #[derive(Clone)]
 struct Options {
     seconds: u64,
@@ -40,6 +43,7 @@ struct Options {
     from: u64,
     worker: bool,
     claims: bool,
+    crashes: bool,
     replay: Vec<PathBuf>,
     minimise: Option<PathBuf>,
 }
@@ -56,6 +60,7 @@ impl Options {
             from: 0,
             worker: false,
             claims: false,
+            crashes: false,
             replay: Vec::new(),
             minimise: None,
         };
@@ -71,6 +76,7 @@ impl Options {
                 "--from" => o.from = next()?.parse()?,
                 "--worker" => o.worker = true,
                 "--claims" => o.claims = true,
+                "--crashes" => o.crashes = true,
                 "--minimise" => o.minimise = Some(next()?.into()),
                 "--replay" => o.replay = args.by_ref().map(PathBuf::from).collect(),
                 _ => return Err(format!("there is no option {a}").into()),
@@ -198,9 +204,12 @@ fn supervise(o: &Options) -> Result<ExitCode, Box<dyn Error>> {
         write_finding(o, &kind, &Finding { count: 1, case, detail, done: Vec::new() })?;
         from = number + 1;
     }
-    let found = fs::read_dir(&o.out)?.flatten().filter(|e| e.path().extension().is_some_and(|e| e == "txt")).count();
-    println!("{found} kinds of findings in {}", o.out.display());
-    Ok(if found == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    let notes = fs::read_dir(&o.out)?.flatten().map(|e| e.path()).filter(|p| p.extension().is_some_and(|e| e == "txt"));
+    let kinds: Vec<String> = notes.map(fs::read_to_string).collect::<Result<_, _>>()?;
+    let crashes = kinds.iter().filter(|k| CRASHES.iter().any(|c| k.starts_with(c))).count();
+    println!("{} kinds of findings, {crashes} of them crashes, in {}", kinds.len(), o.out.display());
+    let failed = if o.crashes { crashes > 0 } else { !kinds.is_empty() };
+    Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
 /// The case that a worker had begun, and its number.
