@@ -78,7 +78,12 @@ impl Options {
                 "--claims" => o.claims = true,
                 "--crashes" => o.crashes = true,
                 "--minimise" => o.minimise = Some(next()?.into()),
-                "--replay" => o.replay = args.by_ref().map(PathBuf::from).collect(),
+                "--replay" => {
+                    o.replay = args.by_ref().map(PathBuf::from).collect();
+                    if o.replay.is_empty() {
+                        return Err("--replay needs files".into());
+                    }
+                }
                 _ => return Err(format!("there is no option {a}").into()),
             }
         }
@@ -224,7 +229,6 @@ fn under_way(o: &Options) -> Result<(u64, Case), Box<dyn Error>> {
 /// Searches, until the time is over or the process dies of a case.
 fn work(o: &Options) -> Result<(), Box<dyn Error>> {
     guard::watch();
-    let begin = Instant::now();
     let mut state = File::create(o.state())?;
     let mut start = seeds::of_checkout(&Path::new(env!("CARGO_MANIFEST_DIR")).join(".."));
     let directories = [o.corpus.clone(), o.corpus.join("regressions"), o.out.join("kept")];
@@ -233,7 +237,9 @@ fn work(o: &Options) -> Result<(), Box<dyn Error>> {
     for (kind, finding) in &search.findings {
         write_finding(o, kind, finding)?;
     }
-    let mut shown = Instant::now();
+    // Without optimisation the seeds take a while.
+    let begin = Instant::now();
+    let mut shown = begin;
     let mut number = o.from;
     while begin.elapsed().as_secs() < o.seconds && number < o.executions {
         let mut begun = Ok(());

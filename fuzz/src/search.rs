@@ -98,14 +98,14 @@ impl Search {
         self.executions += 1;
         self.read += u64::from(outcome.source.is_some());
         let claim = self.compare(base, &mutant, &mut outcome);
-        let found = self.note(&mutant.case, &mut outcome, &mutant.done);
+        let mut found = self.note(&mutant.case, &mut outcome, &mutant.done);
         let new = outcome.features.difference(&self.features).count();
         let mut kept = None;
         if new > 0 && found.is_empty() && outcome.faults.is_empty() {
             self.features.extend(outcome.features.iter().copied());
             if mutant.case.bytes.len() <= LARGEST_KEPT {
                 if below(r, 4) == 0 {
-                    self.is_repeatable(&mutant.case, &outcome);
+                    found.extend(self.repeat(&mutant.case, &outcome));
                 }
                 kept = Some(mutant.case.clone());
                 self.seeds.push(Entry { seed: Seed::of(mutant.case), graph: outcome.source });
@@ -141,14 +141,13 @@ impl Search {
         self.claimed.insert(kind.clone()).then_some(Claim { kind, model, changed })
     }
 
-    /// Two runs write the same files.
-    fn is_repeatable(&mut self, case: &Case, first: &Outcome) {
-        let again = course::run(case);
-        if again.emitted != first.emitted {
-            let mut outcome = Outcome::default();
+    /// Two runs write the same files; notes it where they do not.
+    fn repeat(&mut self, case: &Case, first: &Outcome) -> Vec<String> {
+        let mut outcome = Outcome::default();
+        if course::run(case).emitted != first.emitted {
             outcome.fault("two runs write different files".into(), "");
-            self.note(case, &mut outcome, &["a second run"]);
         }
+        self.note(case, &mut outcome, &["a second run"])
     }
 
     /// Notes what must not be; returns the kinds that are new or have a smaller case.

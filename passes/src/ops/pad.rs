@@ -117,7 +117,7 @@ fn unfold(p: &mut Pullback, reflects: bool) -> Result<(), GradError> {
 fn amounts(cx: &Infer) -> Option<(Vec<i64>, Vec<i64>)> {
     let ty = cx.ty(0).ok()?;
     let pads = cx.listed("pads", 1).ok()??;
-    if pads.iter().any(|n| n.abs() >= 1 << 48) {
+    if pads.iter().any(|n| n.unsigned_abs() >= 1 << 48) {
         return None;
     }
     let axes: Vec<usize> = match cx.listed("axes", 3).ok()? {
