@@ -12,7 +12,7 @@ pub(super) const BATCH_NORMALIZATION: Row = Row {
         let vector = |t: &TensorType| t.rank() == 1 && TensorType::new(t.dtype, vec![x.shape[1].clone()]).may_be(t);
         let vectors = cx.types.iter().skip(1).flatten().all(vector);
         // Before opset 9 each element might have its own.
-        let each = cx.op.attrs.int("spatial", 1) == 0;
+        let each = cx.op.attrs.int("spatial") == Some(0);
         cx.require(vectors || each, || format!("its statistics and parameters are no vectors of the channels of {x}"))?;
         let mut all = vec![x.clone()];
         if cx.op.int("training_mode") != 0 {
