@@ -634,9 +634,9 @@ fn a_cast_that_wraps_trains_where_the_source_runs() {
 fn shape_arithmetic_in_int32_is_rebuilt_for_a_batch() {
     let (dir, path) = file(
         "int32.onnx",
-        "g (float[N, 6, 8] x) => (float[N, 6, 8] y) <float[8, 8] w = {…}, int64[1] ax0 = {0}, int64[1] en1 = {1}, int32[1] ones = {1}> {
+        "g (float[N, 6, 8] x) => (float[N, 6, 8] y) <float[8, 8] w = {…}, int64[1] ax0 = {0}, int64[1] en1 = {1}, int64[2] inner = {1, 2}, int32[1] ones = {1}> {
             h = MatMul (x, w)
-            m = ReduceMin <axes = [1, 2], keepdims = 0> (h)
+            m = ReduceMin <keepdims = 0> (h, inner)
             s = Shape (h)
             s32 = Cast <to = 6> (s)
             b = Slice (s32, ax0, en1, ax0)
