@@ -42,7 +42,9 @@ impl Table<'_> {
             }
             _ => {}
         }
-        let known = self.known(x).zip(known_dims).map(|(known, dims)| Array { dims, ..(*known).clone() });
+        let fits = |known: &Array<_>, dims: &[i64]| count(dims, usize::MAX) == Some(known.elements.len());
+        let known = self.known(x).zip(known_dims).filter(|(known, dims)| fits(known, dims));
+        let known = known.map(|(known, dims)| Array { dims, ..(*known).clone() });
         self.moved(Head::Reshape(shape.clone()), &[x], ValueType { dtype, shape: Some(shape) }, known)
     }
 
