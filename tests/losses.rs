@@ -326,6 +326,12 @@ fn a_model_s_own_loss_trains_it() {
     let plain = open_file(&plain).run(&feeds).unwrap();
     near("loss", &own["loss"], &plain["ancre.loss"], 1e-6);
     near("w.grad", &own["w.grad"], &plain["w.grad"], 1e-6);
+    // Of labels that are all ignored there is no mean, and nothing to learn.
+    feeds.shift_remove("t");
+    feeds.insert("labels".into(), NpTensor::i64s(&[3], &[-100; 3]).unwrap());
+    let own = open_file(&Path::new(&out).join("own.ancre.train.onnx")).run(&feeds).unwrap();
+    assert!(own["loss"].to_f64()[0].is_nan());
+    assert_eq!(own["w.grad"].to_f64(), [0.0; 6]);
 }
 
 /// In double precision everything but the learning rate and what is reported is float64, to its last digits.

@@ -239,8 +239,9 @@ impl Session for OneByOne {
 impl OneByOne {
     /// The part of an input that belongs to one run of the source; the whole input where it carries no samples.
     fn part(&self, t: &NpTensor, name: &str, group: usize) -> Result<NpTensor, EngineError> {
-        let rounded = self.change == Change::Rounding && t.dtype().is_float();
-        let t = &if rounded { neighbours(t) } else { None }.unwrap_or_else(|| t.clone());
+        let is_rounded = self.change == Change::Rounding && t.dtype().is_float();
+        let rounded = if is_rounded { neighbours(t) } else { None };
+        let t = rounded.as_ref().unwrap_or(t);
         let Some(s) = self.inputs.iter().find(|s| s.name == name) else { return Ok(t.clone()) };
         let outer = s.outer as usize;
         let width = t.shape().get(s.axis).map_or(0, |n| n / (outer * self.groups));

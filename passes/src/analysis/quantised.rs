@@ -33,8 +33,7 @@ fn is_weight(g: &Graph, v: ValueId, depth: usize) -> bool {
                 && g.operands(node).iter().flatten().all(|o| *o == v || is_constant(*o));
             matches!(Class::of(op), Class::Mixing(_))
                 || (op.is("Gather") && operand == 0)
-                || ((scaled || passes_through(op) || op.is("Reshape") || op.is("Transpose"))
-                    && is_weight(g, g.result(node, 0), depth - 1))
+                || ((scaled || passes_through(op)) && is_weight(g, g.result(node, 0), depth - 1))
         })
 }
 

@@ -170,7 +170,7 @@ impl UseRoles<'_> {
                 if by_data { Role::Embedding } else { Role::Position }
             }
             ("PRelu", 1) => Role::Scale,
-            ("Add" | "Sub" | "Sum", _) if is_empty_mask(g, v) && feeds_softmax(g, node, depth) => Role::Frozen("mask"),
+            ("Add" | "Sub" | "Sum", _) if feeds_softmax(g, node, depth) && is_empty_mask(g, v) => Role::Frozen("mask"),
             ("Add" | "Sub" | "Sum", _) => {
                 if is_vector {
                     Role::Bias

@@ -154,8 +154,8 @@ fn assemble(mut model: ModelProto, tensors: Vec<(String, Tensor)>, home: Option<
     g.metadata = model.metadata_props.iter().map(|p| (p.key.clone(), p.value.clone())).collect();
     add_sources(&mut g, &mut source, tensors, model.ir_version)?;
     add_nodes(&mut g, std::mem::take(&mut source.node))?;
-    if let Some((site, what)) = g.nodes().find_map(|id| Some((g.site(id), misstated(&g, id, &model)?))) {
-        return Err(ImportError::Node(site, what));
+    if let Some(fault) = g.nodes().find_map(|id| misstated(&g, id, &model)) {
+        return Err(fault);
     }
     for info in std::mem::take(&mut source.output) {
         let v = g.find(&info.name).ok_or_else(|| ImportError::DanglingOutput(info.name.clone()))?;
@@ -271,7 +271,7 @@ fn add_nodes(g: &mut Graph, nodes: Vec<NodeProto>) -> Result<(), ImportError> {
 
 /// What is wrong with a node's attributes and its number of operands and results, by its operator's schema. Engines refuse such a file as they
 /// load it.
-fn misstated(g: &Graph, id: NodeId, model: &ModelProto) -> Option<String> {
+fn misstated(g: &Graph, id: NodeId, model: &ModelProto) -> Option<ImportError> {
     let op = g.op(id)?;
     let is_local = |f: &FunctionProto| f.name == op.name && short_domain(&f.domain) == op.domain;
     if model.functions.iter().any(is_local) {
@@ -282,8 +282,11 @@ fn misstated(g: &Graph, id: NodeId, model: &ModelProto) -> Option<String> {
     let schema = schema::at(&op.domain, &op.name, opset).or_else(|| schema::versions(&op.domain, &op.name).first())?;
     let operands = g.operands(id).iter().rposition(Option::is_some).map_or(0, |last| last + 1);
     let results = g.results(id).filter(|v| !g.name(*v).is_empty()).last().map_or(0, |v| v.slot as usize + 1);
-    let counts = schema.miscounted(operands, |i| g.operand(id, i).is_some(), results);
-    counts.or_else(|| schema.misattributed(op).filter(|_| op.domain.is_empty() && schema.since <= opset))
+    if let Some(what) = schema.miscounted(operands, |i| g.operand(id, i).is_some(), results) {
+        return Some(ImportError::Node(g.site(id), what));
+    }
+    let what = schema.misattributed(op).filter(|_| op.domain.is_empty() && schema.since <= opset)?;
+    Some(ImportError::Schema(g.site(id), format!("{what}; re-export the model")))
 }
 
 fn unique(g: &Graph, name: &str, by: &str) -> Result<(), ImportError> {

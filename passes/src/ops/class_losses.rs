@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! each = −w[label] log p[label]          0 where the label is the ignored one
-//! mean = Σ each / Σ w[label]             over the labels that count
+//! mean = Σ each / Σ w[label]             over the labels that count; of none NaN, with the gradient 0
 //! ```
 
 use super::*;
@@ -37,36 +37,69 @@ fn loss_type(cx: &Infer) -> Result<TensorType, TypeError> {
     Ok(TensorType::new(scores.dtype, shape))
 }
 
-fn loss(b: &mut Builder, s: &Source, log_p: ValueId) -> Result<ValueId, Why> {
-    let dtype = type_of(b, log_p)?.dtype;
-    let mut labels = b.cast(s.need(1)?, DType::I64)?;
-    let mut counts = None;
-    if let Some(index) = s.op.attrs.int("ignore_index") {
+/// What a loss reads of its labels.
+pub(crate) struct Picked {
+    /// log p[label] of each position.
+    pub(crate) log_p: ValueId,
+    /// 1 where a label counts, else 0; `None` if all do.
+    pub(crate) counted: Option<ValueId>,
+    /// The labels, 0 in place of the ignored one.
+    labels: ValueId,
+}
+
+/// Picks from log p [N, C, d1, …] by labels [N, d1, …] of int64, of which one may be ignored.
+///
+/// # Errors
+/// When a type is not known.
+pub(crate) fn pick(b: &mut Builder, log_p: ValueId, labels: ValueId, ignored: Option<i64>) -> Result<Picked, BuildError> {
+    let dtype = b.ty(log_p)?.dtype;
+    let (mut labels, mut counted) = (labels, None);
+    if let Some(index) = ignored {
         let index = b.int(index);
         let ignored = b.op("Equal", &[labels, index])?;
         let zero = b.int(0);
         labels = b.select(ignored, zero, labels)?;
         let kept = b.op("Not", &[ignored])?;
-        counts = Some(b.cast(kept, dtype)?);
-    }
-    if let Some(weights) = s.get(2) {
-        let own = b.op_with("Gather", Attrs::new().with("axis", 0), &[weights, labels])?;
-        counts = Some(counts.map_or(Ok(own), |kept| b.mul(own, kept))?);
+        counted = Some(b.cast(kept, dtype)?);
     }
     let column = b.unsqueeze(labels, &[1])?;
     let picked = b.op_with("GatherElements", Attrs::new().with("axis", 1), &[log_p, column])?;
-    let picked = b.squeeze(picked, &[1])?;
-    let mut each = b.neg(picked)?;
-    if let Some(counts) = counts {
-        each = b.mul(each, counts)?;
+    Ok(Picked { log_p: b.squeeze(picked, &[1])?, counted, labels })
+}
+
+/// sum / Σ weights. Of no weight it is no number, and has the gradient 0, as in PyTorch.
+///
+/// # Errors
+/// When a type is not known.
+pub(crate) fn weighted_mean(b: &mut Builder, sum: ValueId, weights: ValueId) -> Built {
+    let total = b.reduce_all("ReduceSum", weights)?;
+    let dtype = b.ty(total)?.dtype;
+    let (none, one, nan) = (b.scalar(dtype, 0.0), b.scalar(dtype, 1.0), b.scalar(dtype, f64::NAN));
+    let empty = b.op("Equal", &[total, none])?;
+    let divisor = b.select(empty, one, total)?;
+    let mean = b.div(sum, divisor)?;
+    b.select(empty, nan, mean)
+}
+
+fn loss(b: &mut Builder, s: &Source, log_p: ValueId) -> Result<ValueId, Why> {
+    let labels = b.cast(s.need(1)?, DType::I64)?;
+    let picked = pick(b, log_p, labels, s.op.attrs.int("ignore_index"))?;
+    let mut weights = picked.counted;
+    if let Some(of_classes) = s.get(2) {
+        let own = b.op_with("Gather", Attrs::new().with("axis", 0), &[of_classes, picked.labels])?;
+        weights = Some(weights.map_or(Ok(own), |counted| b.mul(own, counted))?);
     }
-    Ok(match (s.op.str("reduction"), counts) {
+    let mut each = b.neg(picked.log_p)?;
+    if let Some(weights) = weights {
+        each = b.mul(each, weights)?;
+    }
+    Ok(match (s.op.str("reduction"), weights) {
         ("none", _) => each,
         ("sum", _) => b.reduce_all("ReduceSum", each)?,
         ("mean", None) => b.reduce_all("ReduceMean", each)?,
-        ("mean", Some(counts)) => {
-            let (total, n) = (b.reduce_all("ReduceSum", each)?, b.reduce_all("ReduceSum", counts)?);
-            b.div(total, n)?
+        ("mean", Some(weights)) => {
+            let sum = b.reduce_all("ReduceSum", each)?;
+            weighted_mean(b, sum, weights)?
         }
         (other, _) => return Err(unfit(format!("reduces by `{other}`; mean, sum and none are known"))),
     })

@@ -87,9 +87,11 @@ fn computed_operand(g: &Graph, v: ValueId) -> Option<ValueId> {
 
 /// What a value is a multiple of, or is shifted from, by constants; `None` if it is neither.
 fn scaled(g: &Graph, v: ValueId) -> Option<ValueId> {
-    let op = g.op(v.node).filter(|op| op.is("Sub") || matches!(Class::of(op), Class::Add | Class::Scale))?;
-    let from = computed_operand(g, v).filter(|_| g.operands(v.node).len() == 2 && op.domain.is_empty())?;
-    scaled(g, from).or(Some(from))
+    let step = |v: &ValueId| {
+        let op = g.op(v.node).filter(|op| op.is("Sub") || matches!(Class::of(op), Class::Add | Class::Scale))?;
+        computed_operand(g, *v).filter(|_| g.operands(v.node).len() == 2 && op.domain.is_empty())
+    };
+    std::iter::successors(step(&v), step).last()
 }
 
 /// Rows of the table that an integer input indexes.

@@ -7,11 +7,15 @@
 
 use super::rebatch;
 use crate::ir::{DType, Dim, Graph, Kind, Tensor, ValueId};
+use crate::ops::eval::places::count;
+
+/// Elements that an input may be filled with.
+const LARGEST: usize = 1 << 16;
 
 /// Fixes each; says of the first name that cannot be fixed what can.
 ///
 /// # Errors
-/// When neither an integer input of known shape nor an extent has the name.
+/// When neither an integer input of known, small shape nor an extent has the name.
 pub fn fix_inputs(g: &mut Graph, fixed: &[(String, i64)]) -> Result<usize, String> {
     for (name, n) in fixed {
         let input = g.find(name).and_then(|v| Some((v, filled(g, v, *n)?)));
@@ -38,11 +42,11 @@ fn extents(g: &Graph) -> Vec<String> {
     names
 }
 
-/// An integer input's constant: this number everywhere.
+/// The constant of an integer input of up to [`LARGEST`] elements: this number everywhere.
 fn filled(g: &Graph, v: ValueId, n: i64) -> Option<Tensor> {
     let ty = g.tensor_type(v).filter(|ty| matches!(g.node(v.node).kind, Kind::Input(_)) && !ty.dtype.is_float())?;
     let (dims, size) = (ty.known_dims()?, ty.dtype.size()?);
     let n = if ty.dtype == DType::Bool { i64::from(n != 0) } else { n };
-    let count = dims.iter().product::<i64>().clamp(0, 1 << 16) as usize;
+    let count = count(&dims, LARGEST)?;
     Some(Tensor::from_bytes(ty.dtype, &dims, n.to_le_bytes().get(..size)?.repeat(count)))
 }

@@ -9,35 +9,36 @@
 //! those stay as they are. So do single numbers.
 
 use crate::analysis::roles::initializer_roles;
-use crate::ir::{Graph, Kind};
+use crate::ir::{Graph, NodeId, Tensor};
 
 /// Makes the initializers; says how many. Values keep their names.
 pub fn lift_constants(g: &mut Graph) -> usize {
-    if initializer_roles(g).iter().any(|(_, role)| role.trains()) {
+    let constants: Vec<_> = g.topological_order().into_iter().filter_map(|id| Some((id, weight(g, id)?))).collect();
+    if constants.is_empty() || initializer_roles(g).iter().any(|(_, role)| role.trains()) {
         return 0;
     }
-    let mut lifted = 0;
-    for id in g.topological_order() {
-        let Kind::Op(op) = &g.node(id).kind else { continue };
-        let tensor = op.attrs.tensor("value").filter(|t| op.is("Constant") && t.dtype().is_float());
-        let Some(tensor) = tensor.filter(|t| t.len() > 1 || t.dims().len() > 1).cloned() else { continue };
+    let lifted = constants.len();
+    for (id, tensor) in constants {
         let v = g.result(id, 0);
-        let is_captured = g.uses(v).any(|(n, i)| i >= g.node(n).operand_count());
-        if is_captured || g.is_output(v) {
-            continue;
-        }
         let name = g.name(v).to_string();
         let new = g.add_initializer(&format!("{name}.lifted"), tensor, false);
         g.replace_uses(v, new, |_| true);
         g.remove(id);
         g.rename(new, &name);
-        lifted += 1;
     }
     if lifted > 0 {
         // Before, an initializer had to be an input too.
         g.raise_ir(4);
     }
     lifted
+}
+
+/// The floats of a `Constant` node that can be an initializer: more than a number, read by nodes only.
+fn weight(g: &Graph, id: NodeId) -> Option<Tensor> {
+    let op = g.op(id).filter(|op| op.is("Constant"))?;
+    let tensor = op.attrs.tensor("value").filter(|t| t.dtype().is_float() && (t.len() > 1 || t.dims().len() > 1))?;
+    let v = g.result(id, 0);
+    (!g.is_captured(v) && !g.is_output(v)).then(|| tensor.clone())
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use crate::ir::{Attrs, DType, Dim, Graph, Kind, NodeId, Op, TensorType, ValueId,
 use crate::onnx::read_value_info;
 use crate::ops::build::{BuildError, Builder, Built};
 use crate::ops::formula::formula;
-use crate::ops::{Along, Class, axes_of};
+use crate::ops::{Along, Class, Picked, axes_of, pick, weighted_mean};
 use crate::refusal::Hint;
 use std::collections::{HashSet, VecDeque};
 
@@ -351,20 +351,7 @@ fn cross_entropy(b: &mut Builder, logits: ValueId, labels: ValueId, axis: usize,
     let x = b.cast(x, wide)?;
     let labels = b.reshape(labels, &[-1], std::slice::from_ref(&positions))?;
     let log_p = b.op_with("LogSoftmax", Attrs::new().with("axis", 1), &[x])?;
-    let (safe, counted) = match o.ignore_index {
-        None => (labels, None),
-        Some(index) => {
-            let index = b.int(index);
-            let ignored = b.op("Equal", &[labels, index])?;
-            let zero = b.int(0);
-            let safe = b.select(ignored, zero, labels)?;
-            let kept = b.op("Not", &[ignored])?;
-            (safe, Some(b.cast(kept, wide)?))
-        }
-    };
-    let column = b.unsqueeze(safe, &[1])?;
-    let picked = b.op_with("GatherElements", Attrs::new().with("axis", 1), &[log_p, column])?;
-    let mut each = b.squeeze(picked, &[1])?;
+    let Picked { log_p: mut each, counted, .. } = pick(b, log_p, labels, o.ignore_index)?;
     if o.smoothing > 0.0 {
         let mean = b.reduce("ReduceMean", log_p, &[1], false)?;
         let (hard, soft) = (b.scale(each, 1.0 - o.smoothing)?, b.scale(mean, o.smoothing)?);
@@ -375,20 +362,10 @@ fn cross_entropy(b: &mut Builder, logits: ValueId, labels: ValueId, axis: usize,
         Some(counted) => {
             let each = b.mul(each, counted)?;
             let sum = b.reduce_all("ReduceSum", each)?;
-            if o.sum { sum } else { mean_of_some(b, sum, counted)? }
+            if o.sum { sum } else { weighted_mean(b, sum, counted)? }
         }
     };
     b.neg(total)
-}
-
-/// sum / n for the number n of ones in a mask. Of none it is no number, and has the gradient 0, as in PyTorch.
-fn mean_of_some(b: &mut Builder, sum: ValueId, counted: ValueId) -> Built {
-    let n = b.reduce_all("ReduceSum", counted)?;
-    let (none, one, nan) = (b.scalar(DType::F32, 0.0), b.scalar(DType::F32, 1.0), b.scalar(DType::F32, f64::NAN));
-    let divisor = b.op("Max", &[n, one])?;
-    let mean = b.div(sum, divisor)?;
-    let empty = b.op("Equal", &[n, none])?;
-    b.select(empty, nan, mean)
 }
 
 fn element_loss(b: &mut Builder, y: ValueId, t: ValueId, o: &LossOptions) -> Built {
@@ -470,6 +447,16 @@ mod tests {
         assert!(e.contains("declares 1 axes"), "{e}");
         assert!(append_loss(&mut g, declared, &LossOptions::of(LossKind::Mse)).is_ok());
         assert!(append_loss(&mut g, y, &LossOptions::of(LossKind::CrossEntropy)).is_ok());
+    }
+
+    #[test]
+    fn float64_logits_have_a_loss_that_ignores_labels() {
+        let source = "net (double[2, 3] x) => (double[2, 3] y) { y = Tanh (x) }";
+        let mut g = crate::text::parse(source).unwrap();
+        let y = g.outputs()[0].value;
+        let o = LossOptions { ignore_index: Some(-100), ..LossOptions::of(LossKind::CrossEntropy) };
+        append_loss(&mut g, y, &o).unwrap();
+        crate::verify::verify(&g, crate::verify::Stage::Open).unwrap();
     }
 
     #[test]

@@ -101,7 +101,7 @@ impl Inliner<'_, '_> {
         let mut named = Vec::new();
         for (old, new) in g.results(id).zip(values).filter(|(old, _)| !g.name(*old).is_empty()).collect::<Vec<_>>() {
             // A value's name can become another's once, and not while a subgraph reads it.
-            let free = self.ours.remove(new) && !splice::is_captured(g, *new);
+            let free = self.ours.remove(new) && !g.is_captured(*new);
             let new = if free { *new } else { splice::copy(g, *new, id) };
             let ty = merge(&g.value(old).ty, g.value(new).ty.clone());
             g.set_type(new, ty);
@@ -164,32 +164,34 @@ fn undecided(g: &Graph, id: NodeId) -> Why {
         Some(op) if op.is("Loop") => ("how many steps it runs", 2, false),
         _ => ("how many steps it runs", usize::MAX, true),
     };
-    let (mut open, mut seen) = (IndexSet::new(), HashSet::new());
-    g.operands(id).iter().take(operands).flatten().for_each(|v| open_facts(g, *v, shape, &mut open, &mut seen));
-    Why::Undecided { what, by: open.into_iter().collect() }
+    let operands = g.operands(id).iter().take(operands).flatten().map(|v| (*v, shape)).collect();
+    Why::Undecided { what, by: open_facts(g, operands).into_iter().collect() }
 }
 
-/// The inputs and the extents of inputs that a value (or only its shape) is computed from.
-fn open_facts(g: &Graph, v: ValueId, shape: bool, open: &mut IndexSet<String>, seen: &mut HashSet<(ValueId, bool)>) {
-    if !seen.insert((v, shape)) {
-        return;
-    }
-    if shape
-        && let Some(dims) = &g.value(v).ty.shape
-        && !dims.iter().any(is_unnamed)
-    {
-        open.extend(dims.iter().flat_map(|d| d.symbols()).map(str::to_string));
-        return;
-    }
-    match &g.node(v.node).kind {
-        Kind::Input(_) if !shape => _ = open.insert(g.name(v).to_string()),
-        Kind::Op(op) => {
-            let only_shape = |i: usize| shape || reads_type(&op.name, i);
-            let reads: Vec<_> = g.reads(v.node).enumerate().map(|(i, v)| (v, only_shape(i))).collect();
-            reads.into_iter().for_each(|(v, shape)| open_facts(g, v, shape, open, seen));
+/// The inputs and the extents of inputs that values, or (where the flag says so) only their shapes, are computed from.
+fn open_facts(g: &Graph, mut values: VecDeque<(ValueId, bool)>) -> IndexSet<String> {
+    let (mut open, mut seen) = (IndexSet::new(), HashSet::new());
+    while let Some((v, shape)) = values.pop_front() {
+        if !seen.insert((v, shape)) {
+            continue;
         }
-        _ => {}
+        if shape
+            && let Some(dims) = &g.value(v).ty.shape
+            && !dims.iter().any(is_unnamed)
+        {
+            open.extend(dims.iter().flat_map(|d| d.symbols()).map(str::to_string));
+            continue;
+        }
+        match &g.node(v.node).kind {
+            Kind::Input(_) if !shape => _ = open.insert(g.name(v).to_string()),
+            Kind::Op(op) => {
+                let only_shape = |i: usize| shape || reads_type(&op.name, i);
+                values.extend(g.reads(v.node).enumerate().map(|(i, v)| (v, only_shape(i))));
+            }
+            _ => {}
+        }
     }
+    open
 }
 
 #[cfg(test)]

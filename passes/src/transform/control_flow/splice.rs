@@ -83,11 +83,6 @@ pub(super) fn rename_captures(n: &mut NodeProto, names: &Names) {
     }
 }
 
-/// Does a subgraph read the value by its name?
-pub(super) fn is_captured(g: &Graph, v: ValueId) -> bool {
-    g.uses(v).any(|(n, operand)| operand >= g.node(n).operand_count())
-}
-
 /// A copy of a value.
 pub(super) fn copy(g: &mut Graph, v: ValueId, at: NodeId) -> ValueId {
     let (ty, name) = (g.value(v).ty.clone(), format!("{}/copy", g.name(v)));

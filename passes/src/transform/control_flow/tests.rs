@@ -180,3 +180,11 @@ fn an_input_decides_once_it_is_fixed() {
     let e = crate::transform::fix_inputs::fix_inputs(&mut g, &[("speed".into(), 2)]).unwrap_err();
     assert!(e.contains("`speed`") && e.contains("`n`"), "{e}");
 }
+
+#[test]
+fn an_input_of_very_many_integers_is_not_fixed() {
+    let mut g = graph(vec![], "x");
+    g.add_input("ids", TensorType::fixed(DType::I64, &[1 << 20]).into(), None);
+    let e = crate::transform::fix_inputs::fix_inputs(&mut g, &[("ids".into(), 2)]).unwrap_err();
+    assert!(e.contains("`ids`"), "{e}");
+}
