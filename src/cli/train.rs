@@ -3,7 +3,10 @@
 use crate::engine::memory::parse_size;
 use crate::engine::ort::device::{DeviceChoice, Optimization};
 use clap::{Args, ValueEnum};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 use std::path::PathBuf;
+use std::str::FromStr;
 
 /// `train`.
 #[derive(Args, Debug, Clone)]
@@ -11,7 +14,7 @@ use std::path::PathBuf;
   ancre-rewrite train resnet.ancre.train.onnx --data digits/train --val digits/test --epochs 5
   ancre-rewrite train gpt.ancre.train.onnx --data tokens.bin --window 64 --steps 2000 --schedule cosine --warmup 100
   ancre-rewrite train resnet.ancre.train.onnx --data train.npz --epochs 5 --export deployed.onnx
-  ancre-rewrite train resnet.ancre.train.onnx --data train.npz --epochs 9 --resume     go on after an interruption
+  ancre-rewrite train resnet.ancre.train.onnx --resume     go on after an interruption, with the options that the run had
 
 Ctrl-C finishes the step, writes a checkpoint and ends with status 130; --resume goes on from there. Checkpoints hold the whole \
 state under the names of the graph's state inputs: `ancre-rewrite freeze MODEL.ancre.onnx --state DIR/best.safetensors` deploys one.
@@ -21,50 +24,9 @@ pub struct TrainArgs {
     /// The training graph that ancre-rewrite wrote (STEM.ancre.train.onnx)
     #[arg(value_name = "TRAIN.onnx")]
     pub model: PathBuf,
-    /// Training data: .npz, .safetensors or directory of .npy with arrays named like the graph's inputs; directory with one
-    /// folder of images a class; file of u16 tokens (.bin)
-    #[arg(long, value_name = "FILE|DIR", help_heading = "Data")]
-    pub data: PathBuf,
-    /// Validation data, used after each epoch
-    #[arg(long, value_name = "FILE|DIR", help_heading = "Data")]
-    pub val: Option<PathBuf>,
-    /// Samples in a batch [default: what the graph fixes, else 32]
-    #[arg(long, value_name = "N", help_heading = "Data", value_parser = clap::value_parser!(u32).range(1..))]
-    pub batch_size: Option<u32>,
-    /// Leave out an epoch's last batch if it is not full
-    #[arg(long, help_heading = "Data")]
-    pub drop_last: bool,
-    /// How the data are read.
+    /// What decides the run.
     #[command(flatten)]
-    pub reading: DataOptions,
-    /// Passes over the data [default: 1]
-    #[arg(long, value_name = "N", conflicts_with = "steps", help_heading = "Course")]
-    pub epochs: Option<u64>,
-    /// Steps, instead of epochs
-    #[arg(long, value_name = "N", help_heading = "Course")]
-    pub steps: Option<u64>,
-    /// Highest learning rate [default: 0.001 for adamw and adam, 0.01 for sgd]
-    #[arg(long, allow_negative_numbers = true, value_name = "X", help_heading = "Course")]
-    pub lr: Option<f64>,
-    /// How the rate goes down
-    #[arg(long, value_enum, default_value_t, help_heading = "Course")]
-    pub schedule: ScheduleKind,
-    /// Steps over which the rate rises to the highest
-    #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Course")]
-    pub warmup: u64,
-    /// Rate at which cosine and linear end
-    #[arg(long, allow_negative_numbers = true, value_name = "X", default_value_t = 0.0, help_heading = "Course")]
-    pub min_lr: f64,
-    /// Seed of the order of samples and of augmentation
-    #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Course")]
-    pub seed: u64,
-    /// Start from the tensors of this file instead of the graph's own [default for graphs without state: STEM.ancre.state.safetensors
-    /// beside it]
-    #[arg(long, value_name = "FILE.safetensors", help_heading = "Course")]
-    pub state: Option<PathBuf>,
-    /// Graph for --val [default: STEM.ancre.eval.onnx beside the training graph, else made of what lies beside it]
-    #[arg(long, value_name = "FILE", requires = "val", help_heading = "Course")]
-    pub eval_graph: Option<PathBuf>,
+    pub course: CourseOptions,
     /// Directory for checkpoints and log [default: STEM.ancre.run beside the training graph]
     #[arg(long, value_name = "DIR", help_heading = "Output")]
     pub out: Option<PathBuf>,
@@ -80,15 +42,6 @@ pub struct TrainArgs {
     /// Checkpoints to keep, besides the best
     #[arg(long, value_name = "N", default_value_t = 2, help_heading = "Output")]
     pub keep: usize,
-    /// One JSON object a step [default: log.jsonl in the directory]
-    #[arg(long, value_name = "FILE.jsonl", help_heading = "Output")]
-    pub log: Option<PathBuf>,
-    /// At the end, freeze the trained state into the forward graph and write the deployable model
-    #[arg(long, value_name = "MODEL.onnx", help_heading = "Output")]
-    pub export: Option<PathBuf>,
-    /// The forward graph for --export [default: STEM.ancre.onnx beside the training graph]
-    #[arg(long, value_name = "FILE", requires = "export", help_heading = "Output")]
-    pub forward: Option<PathBuf>,
     /// auto, cpu, cuda or cuda:N; auto takes CUDA where it works
     #[arg(long, value_name = "DEVICE", default_value = "auto", help_heading = "Runtime")]
     pub device: DeviceChoice,
@@ -118,8 +71,115 @@ pub struct TrainArgs {
     pub verbose: bool,
 }
 
+/// What decides a run. Its checkpoints remember it: `--resume` needs none of it again.
+#[derive(Args, Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct CourseOptions {
+    /// Training data: .npz, .safetensors or directory of .npy with arrays named like the graph's inputs; directory with one
+    /// folder of images a class; file of u16 tokens (.bin)
+    #[arg(long, value_name = "FILE|DIR", help_heading = "Data", required_unless_present = "resume")]
+    pub data: Option<PathBuf>,
+    /// Validation data, used after each epoch
+    #[arg(long, value_name = "FILE|DIR", help_heading = "Data")]
+    pub val: Option<PathBuf>,
+    /// Hold back this part of the training data for validation, such as 0.1 (of a token file: its end)
+    #[arg(long, value_name = "X", conflicts_with = "val", help_heading = "Data")]
+    pub val_split: Option<f64>,
+    /// Samples in a batch [default: what the graph fixes, else 32]
+    #[arg(long, value_name = "N", help_heading = "Data", value_parser = clap::value_parser!(u32).range(1..))]
+    pub batch_size: Option<u32>,
+    /// Leave out an epoch's last batch if it is not full
+    #[arg(long, help_heading = "Data")]
+    pub drop_last: bool,
+    /// How the data are read.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub reading: DataOptions,
+    /// Passes over the data [default: 1]
+    #[arg(long, value_name = "N", conflicts_with = "steps", help_heading = "Course")]
+    pub epochs: Option<u64>,
+    /// Steps, instead of epochs
+    #[arg(long, value_name = "N", help_heading = "Course")]
+    pub steps: Option<u64>,
+    /// Highest learning rate, or auto: the one that a range test on a copy of the state finds [default: by what is trained: 0.001
+    /// from scratch, 0.0005 for trained weights with a fresh head, 0.0003 for trained weights, 0.01 where only a fresh head or the
+    /// router trains; ten times as much for sgd]
+    #[arg(long, allow_negative_numbers = true, value_name = "X|auto", help_heading = "Course")]
+    pub lr: Option<RateChoice>,
+    /// How the rate goes down [default: constant]
+    #[arg(long, value_enum, help_heading = "Course")]
+    pub schedule: Option<ScheduleKind>,
+    /// Steps over which the rate rises to the highest [default: a quarter of an epoch, 4 to 100]
+    #[arg(long, value_name = "N", help_heading = "Course")]
+    pub warmup: Option<u64>,
+    /// Rate at which cosine and linear end [default: 0]
+    #[arg(long, allow_negative_numbers = true, value_name = "X", help_heading = "Course")]
+    pub min_lr: Option<f64>,
+    /// Part of the steps, at the beginning, in which a fresh head trains alone, at ten times the rate [default: 0]
+    #[arg(long, value_name = "X", help_heading = "Course")]
+    pub head_first: Option<f64>,
+    /// How often in a row a loss that jumps takes the run back to its best state, at a fifth of the rate, before the run gives up
+    /// [default: 3]
+    #[arg(long, value_name = "N", help_heading = "Course")]
+    pub guard: Option<u32>,
+    /// Seed of the order of samples and of augmentation [default: 0]
+    #[arg(long, value_name = "N", help_heading = "Course")]
+    pub seed: Option<u64>,
+    /// Start from the tensors of this file instead of the graph's own [default for graphs without state: STEM.ancre.state.safetensors
+    /// beside it]
+    #[arg(long, value_name = "FILE.safetensors", help_heading = "Course")]
+    pub state: Option<PathBuf>,
+    /// Graph for --val [default: STEM.ancre.eval.onnx beside the training graph, else made of what lies beside it]
+    #[arg(long, value_name = "FILE", help_heading = "Course")]
+    pub eval_graph: Option<PathBuf>,
+    /// One JSON object a step [default: log.jsonl in the directory]
+    #[arg(long, value_name = "FILE.jsonl", help_heading = "Output")]
+    pub log: Option<PathBuf>,
+    /// At the end, freeze the trained state into the forward graph and write the deployable model
+    #[arg(long, value_name = "MODEL.onnx", help_heading = "Output")]
+    pub export: Option<PathBuf>,
+    /// The forward graph for --export [default: STEM.ancre.onnx beside the training graph]
+    #[arg(long, value_name = "FILE", help_heading = "Output")]
+    pub forward: Option<PathBuf>,
+}
+
+impl CourseOptions {
+    /// These options, and where they say nothing those of an earlier run.
+    pub fn over(&self, then: &CourseOptions) -> CourseOptions {
+        let object = |o: &CourseOptions| match serde_json::to_value(o) {
+            Ok(Value::Object(map)) => map,
+            _ => Map::new(),
+        };
+        let (given, mut all) = (object(self), object(then));
+        let said = |v: &Value| !(v.is_null() || *v == Value::Bool(false) || *v == Value::Array(Vec::new()));
+        // Each of these pairs decides one thing.
+        for (one, other) in [("epochs", "steps"), ("val", "val_split")] {
+            for (a, b) in [(one, other), (other, one)] {
+                if given.get(a).is_some_and(said) {
+                    all.remove(b);
+                }
+            }
+        }
+        all.extend(given.into_iter().filter(|(_, v)| said(v)));
+        serde_json::from_value(Value::Object(all)).unwrap_or_else(|_| self.clone())
+    }
+
+    /// The options as a checkpoint holds them: paths from the root, so that a run can be resumed from any directory. Nothing is
+    /// remembered where a path is no Unicode.
+    pub fn to_be_remembered(mut self) -> CourseOptions {
+        let files = [&mut self.data, &mut self.val, &mut self.state, &mut self.eval_graph];
+        for path in files.into_iter().chain([&mut self.log, &mut self.export, &mut self.forward]).flatten() {
+            if let Ok(whole) = std::path::absolute(&*path) {
+                *path = whole;
+            }
+        }
+        if serde_json::to_value(&self).is_ok() { self } else { CourseOptions::default() }
+    }
+}
+
 /// How a data set is read.
-#[derive(Args, Debug, Clone, Default)]
+#[derive(Args, Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct DataOptions {
     /// Mirror training images left to right, every second time
     #[arg(long, help_heading = "Data")]
@@ -144,14 +204,37 @@ pub struct DataOptions {
     pub image_size: Option<[usize; 2]>,
     /// Seed of the order and of what is random about a sample.
     #[arg(skip)]
+    #[serde(skip)]
     pub seed: u64,
     /// Names of the classes, where another set has fixed them: those of the training set for its validation set.
     #[arg(skip)]
+    #[serde(skip)]
     pub classes: Option<Vec<String>>,
 }
 
+/// A learning rate as it is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub enum RateChoice {
+    /// By a range test.
+    Auto,
+    /// This one.
+    Rate(f64),
+}
+
+impl FromStr for RateChoice {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<RateChoice, String> {
+        if text == "auto" {
+            return Ok(RateChoice::Auto);
+        }
+        text.parse().map(RateChoice::Rate).map_err(|_| "a number or auto was expected".to_string())
+    }
+}
+
 /// How the rate goes down after the warm-up.
-#[derive(ValueEnum, Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(ValueEnum, Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum ScheduleKind {
     /// It stays.
     #[default]
@@ -181,6 +264,16 @@ fn image_size(text: &str) -> Result<[usize; 2], String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_resumed_run_is_not_told_it_remembers() {
+        let reading = DataOptions { flip: true, mean: Some(vec![0.25]), ..DataOptions::default() };
+        let then = CourseOptions { epochs: Some(3), lr: Some(RateChoice::Rate(0.5)), reading, ..CourseOptions::default() };
+        let now = CourseOptions { steps: Some(9), lr: Some(RateChoice::Auto), ..CourseOptions::default() }.over(&then);
+        assert_eq!((now.epochs, now.steps, now.lr), (None, Some(9), Some(RateChoice::Auto)));
+        assert_eq!((now.reading.flip, now.reading.mean), (true, Some(vec![0.25])));
+        assert_eq!(CourseOptions::default().over(&then).epochs, Some(3));
+    }
 
     #[test]
     fn image_sizes_are_read() {

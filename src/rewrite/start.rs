@@ -3,6 +3,7 @@
 
 use crate::error::{Failure, sentence};
 use crate::rewrite::config::Start;
+use ancre_passes::contract::{Fresh, Record};
 use ancre_passes::ir::Graph;
 use ancre_passes::transform::loss::loss_output;
 use ancre_passes::transform::reinit::{self, Normalisation};
@@ -19,6 +20,7 @@ pub(super) fn change(start: &Start, model: &Path, g: &mut Graph, notices: &mut V
         return Ok(false);
     }
     let fail = |e: String| Failure::input(e).at(model);
+    let mut fresh = Fresh { all: start.reinit.is_some(), tensors: Vec::new() };
     if let Some(n) = start.classes {
         let output =
             loss_output(g, start.output.as_deref()).map_err(|e| fail(format!("--classes: {}", sentence(&e, e.hint()))))?;
@@ -28,6 +30,7 @@ pub(super) fn change(start: &Start, model: &Path, g: &mut Graph, notices: &mut V
             "`{}` is a fresh linear map of {} features to {n} classes (before: {}); the rest is compared with the source with this map in its place",
             done.node, done.features, done.before
         ));
+        fresh.tensors = done.fresh;
     }
     if let Some(seed) = start.reinit {
         // Parameters that an exporter merged because they were equal no longer are.
@@ -41,6 +44,7 @@ pub(super) fn change(start: &Start, model: &Path, g: &mut Graph, notices: &mut V
         };
         notices.push(format!("every trained weight starts afresh from seed {seed}{but}; the rewrite is compared with the source under the same weights"));
     }
+    fresh.write(g);
     Ok(true)
 }
 

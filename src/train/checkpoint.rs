@@ -2,6 +2,8 @@
 //! metadata. A file appears whole or not at all, and is on the disk when its name appears.
 
 use super::course::Course;
+use super::guard::Guard;
+use crate::cli::CourseOptions;
 use crate::engine::Tensors;
 use crate::error::Failure;
 use crate::io::arrays::{read_safetensors, stored, tensors};
@@ -11,13 +13,14 @@ use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io;
+use std::ops::AddAssign;
 use std::path::{Path, PathBuf};
 
 pub(super) const LAST: &str = "last.safetensors";
 pub(super) const BEST: &str = "best.safetensors";
 
 /// Where a run stood.
-#[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Position {
     pub(super) step: u64,
     /// Epoch of the next batch, from 0.
@@ -30,6 +33,11 @@ pub struct Position {
     pub(super) best: Option<Best>,
     /// What decides the run's course; a resumed run must have the same.
     pub(super) course: Course,
+    /// The options that the run was given.
+    #[serde(default)]
+    pub(super) options: CourseOptions,
+    #[serde(default)]
+    pub(super) guard: Guard,
 }
 
 /// Sums over batches, from which means are made.
@@ -42,6 +50,16 @@ pub(super) struct Sums {
     pub(super) right: u64,
     pub(super) predictions: u64,
     pub(super) samples: u64,
+}
+
+impl AddAssign for Sums {
+    fn add_assign(&mut self, more: Sums) {
+        self.loss += more.loss;
+        self.weight += more.weight;
+        self.right += more.right;
+        self.predictions += more.predictions;
+        self.samples += more.samples;
+    }
 }
 
 /// A validation.
@@ -76,9 +94,30 @@ fn sync_dir(dir: &Path) -> io::Result<()> {
 /// Reads the tensors of a .safetensors file and, if it is a checkpoint, where the run stood.
 pub fn read(path: &Path) -> Result<(Tensors, Option<Position>), Failure> {
     let (arrays, metadata) = read_safetensors(path)?;
+    Ok((tensors(&arrays, path)?, stood(path, &metadata)?))
+}
+
+/// Where the newest checkpoint of a directory says that the run stood, if there is one. Its tensors are not read.
+pub(super) fn peek(dir: &Path) -> Result<Option<Position>, Failure> {
+    let Some((_, path)) = numbered(dir).pop() else { return Ok(None) };
+    stood(&path, &read_safetensors(&path)?.1)
+}
+
+fn stood(path: &Path, metadata: &HashMap<String, String>) -> Result<Option<Position>, Failure> {
     let unreadable = |e| Failure::input(format!("its `{CHECKPOINT_KEY}` metadata cannot be read: {e}")).at(path);
-    let position = metadata.get(CHECKPOINT_KEY).map(|text| serde_json::from_str(text).map_err(unreadable)).transpose()?;
-    Ok((tensors(&arrays, path)?, position))
+    metadata.get(CHECKPOINT_KEY).map(|text| serde_json::from_str(text).map_err(unreadable)).transpose()
+}
+
+/// The numbered checkpoints of a directory, oldest first.
+fn numbered(dir: &Path) -> Vec<(u64, PathBuf)> {
+    let number = |path: &Path| {
+        let name = path.file_name()?.to_str()?;
+        name.strip_prefix("step-")?.strip_suffix(".safetensors")?.parse().ok()
+    };
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten().map(|e| e.path());
+    let mut all: Vec<(u64, PathBuf)> = entries.filter_map(|p| Some((number(&p)?, p))).collect();
+    all.sort();
+    all
 }
 
 /// A run's directory of checkpoints.
@@ -108,14 +147,7 @@ impl Checkpoints {
 
     /// The numbered checkpoints, oldest first.
     pub(super) fn all(&self) -> Vec<(u64, PathBuf)> {
-        let number = |path: &Path| {
-            let name = path.file_name()?.to_str()?;
-            name.strip_prefix("step-")?.strip_suffix(".safetensors")?.parse().ok()
-        };
-        let entries = fs::read_dir(&self.dir).into_iter().flatten().flatten().map(|e| e.path());
-        let mut all: Vec<(u64, PathBuf)> = entries.filter_map(|p| Some((number(&p)?, p))).collect();
-        all.sort();
-        all
+        numbered(&self.dir)
     }
 
     pub(super) fn path(&self, name: &str) -> PathBuf {
@@ -200,6 +232,8 @@ mod tests {
             sums: Sums { loss: 1.0 / 3.0, ..Sums::default() },
             best,
             course: Course::default(),
+            options: CourseOptions::default(),
+            guard: Guard::default(),
         }
     }
 
@@ -231,7 +265,8 @@ mod tests {
         let mut expected = state(4.0);
         expected.sort_keys();
         let (tensors, at, path) = c.newest().unwrap().unwrap();
-        assert_eq!((tensors, at), (expected, position(4, Some(2))));
+        assert_eq!(tensors, expected);
+        assert_eq!(serde_json::to_string(&at).unwrap(), serde_json::to_string(&position(4, Some(2))).unwrap());
         assert_eq!(fs::read(path).unwrap(), fs::read(c.path(LAST)).unwrap());
         assert_eq!(read(&c.best().unwrap()).unwrap().0["w"].to_f32()[0], 2.0);
         c.clear().unwrap();

@@ -18,6 +18,9 @@ pub(super) struct Course {
     pub(super) schedule: String,
     pub(super) warmup: u64,
     pub(super) min_lr: f64,
+    /// Steps in which a fresh head trains alone.
+    #[serde(default)]
+    pub(super) head_first: u64,
     /// Steps of the whole run, where the schedule depends on them.
     pub(super) steps: Option<u64>,
     /// What changes the last bits only.

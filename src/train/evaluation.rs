@@ -127,7 +127,7 @@ fn check_fits(t: &TrainingGraph, g: &Graph) -> Result<(), Failure> {
 
 /// What the training graph does that evaluation does not.
 fn behaves_otherwise(t: &TrainingGraph) -> Option<&'static str> {
-    if t.states.iter().any(|s| s.kind == StateKind::Statistic && s.output.is_some()) {
+    if t.takes_statistics() {
         return Some("normalises by the batch's own statistics");
     }
     // Dropout masks are drawn by the counter.

@@ -2,10 +2,12 @@
 
 use super::course::Hash;
 use super::data::Wanted;
+use crate::engine::Tensors;
 use crate::engine::ort::stepper::Carried;
 use crate::error::Failure;
 use crate::io::files;
-use ancre_passes::contract::{LossRecord, OptimizerRecord, Record, RouterRecord, StateRecord, States, Unreadable};
+use crate::io::tensor::NpTensor;
+use ancre_passes::contract::{Fresh, LossRecord, OptimizerRecord, Record, RouterRecord, StateKind, StateRecord, States, Unreadable};
 use ancre_passes::ir::{DType, Graph, Output, Shape, ValueId};
 use ancre_passes::onnx::read_value_info;
 use ancre_passes::transform::loss::LossKind;
@@ -35,6 +37,8 @@ pub struct TrainingGraph {
     pub(super) loss_kind: LossKind,
     pub(super) optimizer: String,
     pub(super) router: Option<RouterRecord>,
+    /// Tensors that the main job made anew.
+    pub(super) fresh: Fresh,
     pub(super) lr: String,
     pub(super) loss_output: String,
     /// Output of the gradients' norm.
@@ -84,6 +88,7 @@ impl TrainingGraph {
         let mut wanted = Wanted::of(&graph, scores.as_ref().and_then(|s| s.classes))?;
         wanted.inputs.retain(|slot| !states.iter().any(|s| s.input == slot.name));
         let router = RouterRecord::read(&graph).map_err(unread)?;
+        let fresh = Fresh::read(&graph).map_err(unread)?.unwrap_or_default();
         let path = path.to_path_buf();
         Ok(TrainingGraph {
             path,
@@ -93,6 +98,7 @@ impl TrainingGraph {
             loss_kind,
             optimizer,
             router,
+            fresh,
             lr,
             loss_output,
             norm_output,
@@ -112,6 +118,18 @@ impl TrainingGraph {
     pub(super) fn without_default(&self) -> Vec<&StateRecord> {
         let required: Vec<&str> = self.graph.required_inputs().map(|v| self.graph.name(v)).collect();
         self.states.iter().filter(|s| required.contains(&s.input.as_str())).collect()
+    }
+
+    /// Does a step take statistics of its batch?
+    pub(super) fn takes_statistics(&self) -> bool {
+        self.states.iter().any(|s| s.kind == StateKind::Statistic && s.output.is_some())
+    }
+
+    /// The vectors that the file gives as trained state, by the names of the inputs.
+    pub(super) fn defaults(&self) -> Tensors {
+        let given = |s: &StateRecord| NpTensor::from_constant(self.graph.initializer(self.graph.find(&s.input)?)?).ok();
+        let vector = |s: &&StateRecord| s.trainable && s.shape.iter().filter(|d| **d > 1).count() <= 1;
+        self.states.iter().filter(vector).filter_map(|s| Some((s.input.clone(), given(s)?))).collect()
     }
 
     /// The file of another kind that the main job wrote beside this one, if it is there; no kind is the forward graph.

@@ -32,6 +32,9 @@ pub(super) struct Entry {
     /// Validation accuracy, at the end of an epoch.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) val_accuracy: Option<f64>,
+    /// The loss jumped: step of the state that the run went back to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) restored: Option<u64>,
 }
 
 pub(super) struct Log {
@@ -97,6 +100,7 @@ mod tests {
             samples_per_second: 8.0,
             val_loss: None,
             val_accuracy: (step == 4).then_some(0.5),
+            restored: None,
         };
         let mut log = Log::open(&path, 0).unwrap();
         (1..=3).for_each(|s| log.add(&entry(s, 1.0)).unwrap());

@@ -8,11 +8,13 @@ mod course;
 pub mod data;
 mod evaluation;
 pub mod graph;
+mod guard;
 pub mod interrupt;
 mod log;
 mod metrics;
 mod outcome;
 mod progress;
+mod rates;
 mod run;
 mod schedule;
 mod setup;
@@ -31,5 +33,5 @@ pub fn train(a: &TrainArgs) -> Result<Outcome, Failure> {
     interrupt::watch();
     let mut reporter: Box<dyn Reporter> = if a.quiet { Box::new(Silent) } else { Box::new(Terminal::default()) };
     let setup = setup::Setup::new(a, reporter.as_mut())?;
-    run::run(a, setup, &interrupt::came, reporter.as_mut())
+    run::run(setup, &interrupt::came, reporter.as_mut())
 }

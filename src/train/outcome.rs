@@ -27,6 +27,8 @@ pub struct Outcome {
     pub(super) validation: Option<Best>,
     /// Seconds from the first step on, all told.
     pub(super) seconds: f64,
+    /// Seconds that steps waited for their batches.
+    pub(super) waited: f64,
     /// Samples per second, validation and checkpoints apart.
     pub(super) samples_per_second: f64,
     /// Was the run stopped before its end?
@@ -59,7 +61,9 @@ impl Outcome {
             "total_steps": s.schedule.total, "samples": self.samples, "batch_size": s.batch,
             "loss": {"first": self.first_loss, "last_epoch": self.epoch.loss()}, "accuracy": self.epoch.accuracy(),
             "validation": best(&self.validation), "best": best(&at.best),
-            "seconds": self.seconds, "samples_per_second": self.samples_per_second,
+            "lr": {"highest": s.schedule.lr, "begins": s.begins, "range_test": s.range, "factor": at.guard.scale},
+            "warmup": s.schedule.warmup, "jumps": at.guard.jumps,
+            "seconds": self.seconds, "samples_per_second": self.samples_per_second, "waited_seconds": self.waited,
             "host_bytes_per_step": {"fed": fed, "read": read},
             "interrupted": self.interrupted, "resumed": s.resumed,
             "checkpoints": {"last": self.last, "best": s.checkpoints.best()}, "log": s.log_path,
@@ -105,6 +109,11 @@ impl Outcome {
                 .map(|b| format!("; best {:.4} after epoch {}{}", b.loss, b.epoch + 1, accuracy(b.accuracy)));
             put!(out, "val", "loss {:.4}{}{}", v.loss, accuracy(v.accuracy), best.unwrap_or_default());
         }
+        if let Some(last) = at.guard.jumps.last() {
+            let n = at.guard.jumps.len();
+            let times = if n == 1 { "once".into() } else { format!("{n} times") };
+            put!(out, "guard", "the loss jumped {times}; the run went back each time, and ended at a rate of at most {:.2e}", last.lr);
+        }
         if let Some(all) = &self.shortcuts {
             if all.is_empty() {
                 put!(out, "topology", "no block has an earlier state to read but its skip's");
@@ -121,6 +130,7 @@ impl Outcome {
         if verbose {
             let (fed, read) = self.bytes_per_step();
             put!(out, "host", "{fed} bytes fed and {read} read a step; the state stayed in ONNX Runtime");
+            put!(out, "", "steps waited {:.1} s for their batches", self.waited);
         }
         if let Some((from, f)) = &self.export {
             let from = from.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();

@@ -2,25 +2,27 @@
 
 use super::checkpoint::{Best, LAST, Position, Sums};
 use super::data::{Batch, Batches};
+use super::guard::{self, Guard};
 use super::log::Entry;
 use super::metrics;
 use super::outcome::Outcome;
 use super::progress::{Epoch, Reporter, Step};
 use super::setup::Setup;
 use super::topology;
-use crate::cli::{FreezeArgs, TrainArgs};
+use crate::cli::FreezeArgs;
 use crate::engine::Tensors;
 use crate::error::Failure;
 use crate::freeze;
 use crate::io::tensor::NpTensor;
+use ancre_passes::contract::StateRecord;
 use ancre_passes::ir::DType;
+use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 /// Longest time between two checkpoints.
 const SAVE_EVERY: Duration = Duration::from_secs(600);
 
-struct Run<'a> {
-    a: &'a TrainArgs,
+struct Run {
     s: Setup,
     position: Position,
     /// Step of the newest checkpoint.
@@ -33,21 +35,28 @@ struct Run<'a> {
     /// Samples trained on and the time that took, validation and checkpoints apart.
     samples: u64,
     busy: Duration,
+    /// Of that, waiting for batches.
+    waited: Duration,
     /// Samples per second, lately.
     rate: f64,
     epoch_begun: Instant,
+    /// The state that a jump goes back to, with its step and what the guard knew then.
+    best: (Tensors, u64, Guard),
+    /// Does only a fresh head train?
+    alone: bool,
 }
 
 /// Trains to the end, or until `stop` says so.
 pub(super) fn run(
-    a: &TrainArgs,
     setup: Setup,
     stop: &dyn Fn() -> bool,
     reporter: &mut dyn Reporter,
 ) -> Result<Outcome, Failure> {
     let now = Instant::now();
+    let start = setup.state.tensors().map_err(|e| Failure::input(e.to_string()).at(&setup.graph.path))?;
     let mut run = Run {
-        a,
+        best: (start, setup.position.step, setup.position.guard.clone()),
+        alone: false,
         position: setup.position.clone(),
         saved: setup.resumed.as_ref().map(|_| setup.position.step),
         s: setup,
@@ -57,6 +66,7 @@ pub(super) fn run(
         validation: None,
         samples: 0,
         busy: Duration::ZERO,
+        waited: Duration::ZERO,
         rate: 0.0,
         epoch_begun: now,
     };
@@ -64,7 +74,7 @@ pub(super) fn run(
     let state = run.state()?;
     let shortcuts = run.s.graph.router.as_ref().and_then(|r| topology::shortcuts(r, &state));
     let seconds = now.elapsed().as_secs_f64();
-    let export = match (&a.export, &run.s.forward) {
+    let export = match (&run.s.a.course.export, &run.s.forward) {
         (Some(path), Some(forward)) if !interrupted => {
             let best = run.s.validation.as_ref().and_then(|_| run.s.checkpoints.best());
             let from = best.unwrap_or_else(|| run.s.checkpoints.path(LAST));
@@ -89,6 +99,7 @@ pub(super) fn run(
         epoch: run.last_epoch,
         validation: run.validation,
         seconds,
+        waited: run.waited.as_secs_f64(),
         samples_per_second: run.samples as f64 / run.busy.as_secs_f64().max(1e-9),
         interrupted,
         shortcuts,
@@ -96,7 +107,7 @@ pub(super) fn run(
     })
 }
 
-impl Run<'_> {
+impl Run {
     /// The loop itself; says whether it was interrupted.
     fn steps(&mut self, stop: &dyn Fn() -> bool, reporter: &mut dyn Reporter) -> Result<bool, Failure> {
         let total = self.s.schedule.total;
@@ -104,7 +115,8 @@ impl Run<'_> {
             return Ok(false);
         }
         let Position { epoch, batch: from, .. } = self.position;
-        let mut batches = Batches::start(self.s.set.clone(), self.a.seed, self.s.batch, epoch, from, self.s.drop_last, true);
+        let (set, seed) = (self.s.set.clone(), self.s.a.course.seed.unwrap_or(0));
+        let mut batches = Batches::start(set, seed, self.s.batch, epoch, from, self.s.drop_last, true);
         let mut epoch = self.position.sums;
         while self.position.step < total {
             let begun = Instant::now();
@@ -117,7 +129,8 @@ impl Run<'_> {
                 }
                 None => return Err(Failure::input("the data ended before the run did; this is a fault of ancre-rewrite")),
             };
-            let mut entry = self.step(&batch, begun, &mut epoch)?;
+            self.hold_all_but_the_head();
+            let mut entry = self.step(&batch, begun, &mut epoch, reporter)?;
             let ends = batch.last_of_epoch;
             self.position.step += 1;
             (self.position.epoch, self.position.batch) =
@@ -132,12 +145,15 @@ impl Run<'_> {
                 rate: self.rate,
             };
             reporter.step(&told);
+            if entry.restored.is_none() && self.position.guard.keeps(ends) {
+                self.best = (self.state()?, self.position.step, self.position.guard.clone());
+            }
             let stopping = stop();
             if ends || self.position.step == total {
                 self.end_epoch(&mut entry, &told, &mut epoch, stopping, reporter)?;
             }
             self.s.log.add(&entry)?;
-            let due = self.a.save_every.is_some_and(|n| self.position.step.is_multiple_of(n))
+            let due = self.s.a.save_every.is_some_and(|n| self.position.step.is_multiple_of(n))
                 || self.saved_at.elapsed() >= SAVE_EVERY;
             if due || ends || stopping || self.position.step == total {
                 self.save()?;
@@ -149,9 +165,28 @@ impl Run<'_> {
         Ok(false)
     }
 
+    /// In the first steps only a fresh head trains, if the options say so.
+    fn hold_all_but_the_head(&mut self) {
+        let alone = self.position.step < self.s.schedule.head;
+        if alone != self.alone {
+            self.alone = alone;
+            let t = &self.s.graph;
+            let stays = |s: &StateRecord| alone && s.trainable && !t.fresh.tensors.contains(&s.name);
+            let held: HashSet<&str> = t.states.iter().filter(|s| stays(s)).map(|s| s.input.as_str()).collect();
+            self.s.stepper.hold(&self.s.state, |name| held.contains(name));
+        }
+    }
+
     /// One step; its line of the log.
-    fn step(&mut self, batch: &Batch, begun: Instant, epoch: &mut Sums) -> Result<Entry, Failure> {
-        let lr = self.s.schedule.rate(self.position.step);
+    fn step(
+        &mut self,
+        batch: &Batch,
+        begun: Instant,
+        epoch: &mut Sums,
+        reporter: &mut dyn Reporter,
+    ) -> Result<Entry, Failure> {
+        let waited = begun.elapsed();
+        let lr = self.rate_of(self.position.step);
         let mut feeds = batch.feeds.clone();
         let scalar = NpTensor::from_f64s(DType::F32, &[], &[lr]);
         feeds.insert(self.s.graph.lr.clone(), scalar.ok_or_else(|| Failure::input("the learning rate is no number"))?);
@@ -162,22 +197,22 @@ impl Run<'_> {
         let (loss, grad_norm) = (number(0), number(1));
         // Labels that are all ignored: the loss is no number, as in PyTorch, and its gradient is zero.
         let empty = loss.is_nan() && grad_norm == 0.0;
-        for (value, what) in [(loss, "loss"), (grad_norm, "gradients' norm")] {
-            if !value.is_finite() && !empty {
-                return Err(self.diverged(step, batch.epoch, &format!("the {what} is {value}"), lr));
-            }
-        }
         let labels = feeds.get(&self.s.graph.loss.target);
         let seen = metrics::Batch { loss, scores: read.get(2), labels };
-        let before = (epoch.right, epoch.predictions);
-        epoch.add(&seen, &self.s.graph);
-        let counted = epoch.predictions - before.1;
-        let accuracy = (counted > 0).then(|| (epoch.right - before.0) as f64 / counted as f64);
+        let jumped = if empty { None } else { self.position.guard.judge(loss, grad_norm) };
+        let mut of_batch = Sums::default();
+        of_batch.add(&seen, &self.s.graph);
+        let (accuracy, mut restored) = (of_batch.accuracy(), None);
+        match jumped {
+            Some(what) => restored = Some(self.go_back(step, batch.epoch, &what, lr, reporter)?),
+            None => *epoch += of_batch,
+        }
         if !empty {
             self.first_loss.get_or_insert(loss);
         }
         let took = begun.elapsed();
         self.busy += took;
+        self.waited += waited;
         self.samples += batch.samples as u64;
         let seconds = took.as_secs_f64();
         let samples_per_second = batch.samples as f64 / seconds.max(1e-9);
@@ -194,7 +229,36 @@ impl Run<'_> {
             samples_per_second,
             val_loss: None,
             val_accuracy: None,
+            restored,
         })
+    }
+
+    /// The rate of a step, from 0.
+    fn rate_of(&self, step: u64) -> f64 {
+        self.s.schedule.rate(step) * self.position.guard.scale
+    }
+
+    /// Puts the best state back after a jump; returns its step. Fails when that has not helped a few times in a row.
+    fn go_back(
+        &mut self,
+        step: u64,
+        epoch: u64,
+        what: &str,
+        lr: f64,
+        reporter: &mut dyn Reporter,
+    ) -> Result<u64, Failure> {
+        let (most, highest) = (self.s.a.course.guard.unwrap_or(guard::MOST), self.s.schedule.lr);
+        let (state, restored, then) = &self.best;
+        let Some(jump) = self.position.guard.back(then, step, what, *restored, highest, most) else {
+            return Err(self.diverged(step, epoch, what, lr));
+        };
+        reporter.notice(&format!(
+            "step {step}: {what}; the run goes back to the state {}, at a rate of {:.2e}",
+            if *restored == 0 { "at its start".into() } else { format!("of step {restored}") },
+            jump.lr
+        ));
+        self.s.state.put_back(state).map_err(|e| Failure::input(e.to_string()).at(&self.s.graph.path))?;
+        Ok(*restored)
     }
 
     fn diverged(&mut self, step: u64, epoch: u64, what: &str, lr: f64) -> Failure {
@@ -206,9 +270,13 @@ impl Run<'_> {
             }
             None => "no checkpoint had been written yet".into(),
         };
-        Failure::check(format!("the run diverged at step {step} (epoch {}): {what}; {kept}", epoch + 1))
+        let tried = match self.position.guard.jumps.len() {
+            0 => String::new(),
+            n => format!("; it went back to an earlier state {n} times, at lower rates, in vain"),
+        };
+        Failure::check(format!("the run diverged at step {step} (epoch {}): {what}{tried}; {kept}", epoch + 1))
             .at(&self.s.graph.path)
-            .help(format!("a lower --lr (it was {lr:.2e}), --warmup, or rewriting the model with --clip-norm 1"))
+            .help(format!("a lower --lr (it was {lr:.2e}), a longer --warmup, or rewriting the model with --clip-norm 1"))
     }
 
     /// Ends an epoch, or the run within one: validates and reports.
@@ -223,8 +291,14 @@ impl Run<'_> {
         // A run that was told to stop does not validate first.
         let found = if stopping && told.step < self.s.schedule.total { None } else { self.validate(reporter)? };
         let mut best = false;
-        if let Some(m) = found {
-            let loss = m.loss().unwrap_or(f64::NAN);
+        if let Some(mut m) = found {
+            let mut loss = m.loss().unwrap_or(f64::NAN);
+            if !loss.is_finite() {
+                let what = format!("the validation loss is {loss}");
+                entry.restored = Some(self.go_back(told.step, told.epoch - 1, &what, told.lr, reporter)?);
+                m = self.validate(reporter)?.unwrap_or_default();
+                loss = m.loss().unwrap_or(f64::NAN);
+            }
             if !loss.is_finite() {
                 return Err(self.diverged(told.step, told.epoch - 1, &format!("the validation loss is {loss}"), told.lr));
             }
@@ -273,7 +347,7 @@ impl Run<'_> {
         }
         let state = self.state()?;
         if let Some(name) = state.iter().find(|(_, t)| !is_finite(t)).map(|(n, _)| n.clone()) {
-            let lr = self.s.schedule.rate(step - 1);
+            let lr = self.rate_of(step - 1);
             return Err(self.diverged(step, self.position.epoch, &format!("`{name}` is no longer finite"), lr));
         }
         // The log must hold every step that the checkpoint counts.

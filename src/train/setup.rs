@@ -2,13 +2,14 @@
 
 use super::checkpoint::{self, Checkpoints, Position};
 use super::course::{Course, Environment, Hash};
-use super::data::{self, DataOptions, Dataset, batches_per_epoch};
+use super::data::{self, Batches, DataOptions, Dataset, batches_per_epoch};
 use super::evaluation::Evaluator;
 use super::graph::TrainingGraph;
 use super::log::Log;
 use super::progress::{Beginning, Reporter};
+use super::rates::{self, Begins, Point};
 use super::schedule::Schedule;
-use crate::cli::{ScheduleKind, TrainArgs};
+use crate::cli::{CourseOptions, RateChoice, ScheduleKind, TrainArgs};
 use crate::engine::ort::device::{self, Device, DeviceChoice};
 use crate::engine::ort::stepper::{DeviceState, Stepper};
 use crate::engine::ort::{OrtEngine, OrtSession, environment, locate};
@@ -20,6 +21,8 @@ use std::sync::Arc;
 
 /// A run that is ready to go.
 pub(super) struct Setup {
+    /// The options, those of the run that is resumed included.
+    pub(super) a: TrainArgs,
     pub(super) graph: TrainingGraph,
     pub(super) set: Arc<dyn Dataset>,
     pub(super) validation: Option<(Arc<dyn Dataset>, Evaluator)>,
@@ -27,6 +30,9 @@ pub(super) struct Setup {
     /// Does an epoch's last batch go when it is not full?
     pub(super) drop_last: bool,
     pub(super) schedule: Schedule,
+    pub(super) begins: Begins,
+    /// The curve of the range test, if there was one.
+    pub(super) range: Option<Vec<Point>>,
     pub(super) steps_per_epoch: u64,
     pub(super) stepper: Stepper,
     pub(super) state: DeviceState,
@@ -45,68 +51,45 @@ pub(super) struct Setup {
 impl Setup {
     /// Prepares a run. Errors: whatever would make it fail later, as far as that can be told.
     pub(super) fn new(a: &TrainArgs, reporter: &mut dyn Reporter) -> Result<Setup, Failure> {
-        check_numbers(a)?;
+        let dir = a.out.clone().unwrap_or_else(|| default_dir(&a.model));
+        let before = if a.resume { checkpoint::peek(&dir)? } else { None };
+        let course = before.as_ref().map_or_else(|| a.course.clone(), |p| a.course.over(&p.options));
+        let a = TrainArgs { course, ..a.clone() };
+        let o = &a.course;
+        check_numbers(o)?;
         let graph = TrainingGraph::read(&a.model)?;
-        let forward = a.export.as_ref().map(|_| find_forward(a, &graph)).transpose()?;
+        let forward = o.export.as_ref().map(|_| find_forward(o, &graph)).transpose()?;
         let mut notices = Vec::new();
 
-        let options = DataOptions { seed: a.seed, ..a.reading.clone() };
-        let set = data::open(&a.data, &graph.wanted, &options)?;
+        let given = Data::open(o, &graph)?;
+        let set = given.set;
         notices.extend(set.notices().iter().cloned());
-        let (batch, drop_last) = batch_size(a, &graph)?;
+        let (batch, drop_last) = batch_size(o, &graph, set.len())?;
         let steps_per_epoch = batches_per_epoch(set.len(), batch, drop_last) as u64;
         if steps_per_epoch == 0 {
             return Err(Failure::input(format!("has {} samples, fewer than one batch of {batch}", set.len()))
-                .at(&a.data)
+                .at(&given.path)
                 .help("give more data or a smaller --batch-size"));
         }
-        let total = a.steps.unwrap_or_else(|| a.epochs.unwrap_or(1) * steps_per_epoch);
-        let lr = a.lr.unwrap_or(if graph.optimizer == "sgd" { 0.01 } else { 0.001 });
-        let schedule = Schedule { kind: a.schedule, lr, min_lr: a.min_lr, warmup: a.warmup, total };
-        if a.min_lr > lr {
-            return Err(Failure::input(format!("--min-lr {} is above --lr {lr}", a.min_lr)));
-        }
+        let total = o.steps.unwrap_or_else(|| o.epochs.unwrap_or(1) * steps_per_epoch);
 
-        let (engine, session) = open_session(a, &graph, &mut notices)?;
+        let (engine, session) = open_session(&a, &graph, &mut notices)?;
         let reads_scores = graph.scores.is_some() && (engine.device == Device::Cpu || graph.wanted.target.shape.is_empty());
         let mut read = vec![graph.loss_output.as_str(), graph.norm_output.as_str()];
         read.extend(graph.scores.as_ref().filter(|_| reads_scores).map(|s| s.output.as_str()));
         let wired = Stepper::new(session, engine.device, &graph.carried(), &read);
-        let (stepper, mut state) = wired.map_err(|e| engine_failure(e, &a.model))?;
-        let validation = match &a.val {
+        let (mut stepper, mut state) = wired.map_err(|e| engine_failure(e, &a.model))?;
+        let validation = match given.validation {
             None => None,
-            Some(path) => Some(open_validation(a, path, &graph, &options, set.as_ref(), &engine, batch, &mut notices)?),
+            Some(held_back) => Some(open_validation(o, held_back, &graph, &engine, batch, &mut notices)?),
         };
 
-        let course = Course {
-            graph: graph.hash.clone(),
-            data: data_hash(set.as_ref(), &options, drop_last)?,
-            seed: a.seed,
-            batch_size: batch,
-            lr,
-            schedule: a.schedule.name().into(),
-            warmup: a.warmup,
-            min_lr: a.min_lr,
-            // A run at a constant rate may be prolonged.
-            steps: (a.schedule != ScheduleKind::Constant).then_some(total),
-            environment: Environment {
-                device: engine.device.to_string(),
-                threads: engine.threads,
-                runtime: locate().ok().and_then(|r| r.version).unwrap_or_default(),
-                optimization: format!("{:?}", engine.level).to_lowercase(),
-            },
-        };
-        let dir = a.out.clone().unwrap_or_else(|| default_dir(&a.model));
         let checkpoints = Checkpoints::open(&dir, a.keep)?;
-        let begin = Position { step: 0, epoch: 0, batch: 0, sums: Default::default(), best: None, course: course.clone() };
-        let (position, resumed) = match checkpoints.newest()? {
+        let found = checkpoints.newest()?;
+        let resumed = match found {
             Some((tensors, position, path)) if a.resume => {
-                let environment = course.check(&position.course).map_err(|e| e.at(&path))?;
-                if !environment.is_empty() {
-                    notices.push(format!("the last bits may come out otherwise: {}", environment.join(", ")));
-                }
                 put(&mut state, &graph, &tensors, true).map_err(|e| e.at(&path))?;
-                (Position { course, ..position }, Some(path))
+                Some((position, path))
             }
             Some((_, _, path)) if !a.overwrite => {
                 return Err(Failure::input("is a checkpoint of an earlier run")
@@ -117,23 +100,92 @@ impl Setup {
                 if a.resume {
                     notices.push(format!("there is no checkpoint in {}; the run starts at the beginning", dir.display()));
                 }
+                start_state(o, &graph, &mut state)?;
                 if found.is_some() {
                     checkpoints.clear()?;
                 }
-                start_state(a, &graph, &mut state)?;
-                (begin, None)
+                None
             }
         };
-        let log_path = a.log.clone().unwrap_or_else(|| dir.join("log.jsonl"));
+
+        let mut initial = graph.defaults();
+        initial.extend(state.tensors().map_err(|e| engine_failure(e, &a.model))?);
+        let begins = Begins::of(&graph, &initial);
+        let then = resumed.as_ref().map(|(p, _)| &p.course);
+        let seed = o.seed.unwrap_or(0);
+        let mut range = None;
+        let lr = match (o.lr, then) {
+            (Some(RateChoice::Rate(lr)), _) => lr,
+            (_, Some(then)) => then.lr,
+            (None, None) => begins.rate(&graph.optimizer),
+            (Some(RateChoice::Auto), None) => {
+                let mut batches = Batches::start(set.clone(), seed, batch, 0, 0, drop_last, true);
+                let curve = rates::range_test(&graph, &mut stepper, &mut state, &mut batches)?;
+                let found = rates::choose(&curve);
+                if found.is_none() {
+                    notices.push("--lr auto: the loss fell at no rate by more than it is noisy; the rate is the default".into());
+                }
+                range = Some(curve);
+                found.unwrap_or(begins.rate(&graph.optimizer))
+            }
+        };
+        let warmup = o.warmup.or(then.map(|c| c.warmup)).unwrap_or((steps_per_epoch / 4).clamp(4, 100));
+        let (kind, min_lr) = (o.schedule.unwrap_or_default(), o.min_lr.unwrap_or(0.0));
+        let has_head = begins == Begins::FreshHead;
+        let head = if has_head { (o.head_first.unwrap_or(0.0) * total as f64).round() as u64 } else { 0 };
+        let schedule = Schedule { kind, lr, min_lr, warmup, total, head };
+        if min_lr > lr {
+            return Err(Failure::input(format!("--min-lr {min_lr} is above --lr {lr}")));
+        }
+        if o.head_first.is_some_and(|x| x > 0.0) && !has_head {
+            notices.push("--head-first has no effect: the graph has no fresh head on trained weights (--classes N makes one)".into());
+        }
+        let course = Course {
+            graph: graph.hash.clone(),
+            data: data_hash(set.as_ref(), &given.reading, drop_last)?,
+            seed,
+            batch_size: batch,
+            lr,
+            schedule: kind.name().into(),
+            warmup,
+            min_lr,
+            head_first: head,
+            // A run at a constant rate may be prolonged.
+            steps: (kind != ScheduleKind::Constant).then_some(total),
+            environment: Environment {
+                device: engine.device.to_string(),
+                threads: engine.threads,
+                runtime: locate().ok().and_then(|r| r.version).unwrap_or_default(),
+                optimization: format!("{:?}", engine.level).to_lowercase(),
+            },
+        };
+        let options = o.clone().to_be_remembered();
+        let (position, resumed) = match resumed {
+            Some((position, path)) => {
+                let environment = course.check(&position.course).map_err(|e| e.at(&path))?;
+                if !environment.is_empty() {
+                    notices.push(format!("the last bits may come out otherwise: {}", environment.join(", ")));
+                }
+                (Position { course, options, ..position }, Some(path))
+            }
+            None => {
+                let (sums, guard) = Default::default();
+                (Position { step: 0, epoch: 0, batch: 0, sums, best: None, course, options, guard }, None)
+            }
+        };
+        let log_path = o.log.clone().unwrap_or_else(|| dir.join("log.jsonl"));
         let log = Log::open(&log_path, position.step)?;
         let device = engine.device;
         let setup = Setup {
+            a,
             graph,
             set,
             validation,
             batch,
             drop_last,
             schedule,
+            begins,
+            range,
             steps_per_epoch,
             stepper,
             state,
@@ -147,13 +199,13 @@ impl Setup {
             forward,
             notices,
         };
-        reporter.begin(&setup.plan(a));
+        reporter.begin(&setup.plan());
         setup.notices.iter().for_each(|n| reporter.notice(n));
         Ok(setup)
     }
 
-    fn plan(&self, a: &TrainArgs) -> Beginning {
-        let g = &self.graph;
+    fn plan(&self) -> Beginning {
+        let (a, g) = (&self.a, &self.graph);
         let parameters: i64 = g.states.iter().filter(|s| s.trainable).map(|s| s.shape.iter().product::<i64>()).sum();
         let trained = g.states.iter().filter(|s| s.trainable).count();
         let epochs = self.schedule.total.div_ceil(self.steps_per_epoch).max(1);
@@ -180,12 +232,12 @@ impl Setup {
         lines.push((
             "course",
             format!(
-                "{} steps, {epochs} {} of {} steps; batch {}; lr {} {}{warmup}; on {}",
+                "{} steps, {}; batch {}; lr {} ({}) {}{warmup}; on {}",
                 s.total,
-                if epochs == 1 { "epoch" } else { "epochs" },
-                self.steps_per_epoch,
+                passes(s.total, self.steps_per_epoch),
                 self.batch,
                 s.lr,
+                self.why_rate(),
                 s.kind.name(),
                 self.device,
             ),
@@ -200,23 +252,49 @@ impl Setup {
         }
         Beginning { lines, steps: s.total, done: self.position.step, epochs }
     }
+
+    fn why_rate(&self) -> String {
+        match (self.a.course.lr, &self.range) {
+            (Some(RateChoice::Rate(_)), _) => "as asked for".into(),
+            (_, Some(curve)) => format!("by a range test of {} steps", curve.len()),
+            _ => format!("default: {}", self.begins.text()),
+        }
+    }
 }
 
-fn check_numbers(a: &TrainArgs) -> Result<(), Failure> {
+/// How much of the data a number of steps sees.
+fn passes(steps: u64, epoch: u64) -> String {
+    match (steps / epoch, steps % epoch) {
+        (0, _) => format!("{:.0}% of an epoch of {epoch} steps", 100.0 * steps as f64 / epoch as f64),
+        (1, 0) => format!("1 epoch of {epoch} steps"),
+        (n, 0) => format!("{n} epochs of {epoch} steps"),
+        _ => format!("{:.1} epochs of {epoch} steps", steps as f64 / epoch as f64),
+    }
+}
+
+fn check_numbers(a: &CourseOptions) -> Result<(), Failure> {
     if a.epochs == Some(0) || a.steps == Some(0) {
         return Err(Failure::input("there is nothing to do: --epochs and --steps take numbers of at least 1"));
     }
-    if a.lr.is_some_and(|v| !(v.is_finite() && v > 0.0)) {
-        return Err(Failure::input(format!("--lr {} is no positive number", a.lr.unwrap_or_default())));
+    if let Some(RateChoice::Rate(lr)) = a.lr
+        && !(lr.is_finite() && lr > 0.0)
+    {
+        return Err(Failure::input(format!("--lr {lr} is no positive number")));
     }
-    if !(a.min_lr.is_finite() && a.min_lr >= 0.0) {
-        return Err(Failure::input(format!("--min-lr {} is no number of at least 0", a.min_lr)));
+    if let Some(least) = a.min_lr.filter(|v| !(v.is_finite() && *v >= 0.0)) {
+        return Err(Failure::input(format!("--min-lr {least} is no number of at least 0")));
+    }
+    for (name, share) in [("--head-first", a.head_first), ("--val-split", a.val_split)] {
+        if let Some(x) = share.filter(|x| !(0.0..1.0).contains(x)) {
+            return Err(Failure::input(format!("{name} {x} is no part of the whole, such as 0.1")));
+        }
     }
     Ok(())
 }
 
-/// A graph that fixes its batch takes full batches of that size only.
-fn batch_size(a: &TrainArgs, t: &TrainingGraph) -> Result<(usize, bool), Failure> {
+/// A graph that fixes its batch takes full batches of that size only. A small set gets small batches, so that an epoch has steps.
+/// One sample by itself has no statistics, so a batch of one is left out where the graph takes any.
+fn batch_size(a: &CourseOptions, t: &TrainingGraph, samples: usize) -> Result<(usize, bool), Failure> {
     let asked = a.batch_size.map(|n| n as usize);
     match (t.wanted.batch, asked) {
         (Some(fixed), Some(n)) if n != fixed => {
@@ -225,7 +303,11 @@ fn batch_size(a: &TrainArgs, t: &TrainingGraph) -> Result<(usize, bool), Failure
                 .help(format!("leave --batch-size out, or rewrite the model with --batch dynamic or --batch {n}")))
         }
         (Some(fixed), _) => Ok((fixed, true)),
-        (None, asked) => Ok((asked.unwrap_or(32), a.drop_last)),
+        (None, asked) => {
+            let batch = asked.unwrap_or((samples / 20).next_power_of_two().clamp(8, 32));
+            let alone = t.takes_statistics() && samples > batch && samples % batch == 1;
+            Ok((batch, a.drop_last || alone))
+        }
     }
 }
 
@@ -274,27 +356,59 @@ fn open_session(a: &TrainArgs, t: &TrainingGraph, notices: &mut Vec<String>) -> 
     Ok((engine, session))
 }
 
-#[allow(clippy::too_many_arguments, reason = "one call")]
+/// The data sets of a run.
+struct Data {
+    path: PathBuf,
+    reading: DataOptions,
+    set: Arc<dyn Dataset>,
+    validation: Option<(PathBuf, Arc<dyn Dataset>)>,
+}
+
+impl Data {
+    fn open(o: &CourseOptions, graph: &TrainingGraph) -> Result<Data, Failure> {
+        let mut path = o.data.clone().ok_or_else(|| Failure::input("--data is missing"))?;
+        let mut val = o.val.clone();
+        if let Some((train, held_back)) = data::parts(&path)? {
+            if o.val_split.is_none() {
+                val = val.or(held_back);
+            }
+            path = train;
+        }
+        let reading = DataOptions { seed: o.seed.unwrap_or(0), ..o.reading.clone() };
+        let set = data::open(&path, &graph.wanted, &reading)?;
+        // Validation data are never augmented.
+        let classes = set.classes().map(<[String]>::to_vec);
+        let as_it_is = DataOptions { flip: false, crop: false, classes, ..reading.clone() };
+        let (set, validation) = match (val, o.val_split.filter(|x| *x > 0.0)) {
+            (Some(val), _) => {
+                let held_back = data::open(&val, &graph.wanted, &as_it_is)?;
+                (set, Some((val, held_back)))
+            }
+            (None, Some(share)) => {
+                let all = data::open(&path, &graph.wanted, &as_it_is)?;
+                let (set, held_back) = data::split(set, all, share).map_err(|e| e.at(&path))?;
+                (set, Some((path.clone(), held_back)))
+            }
+            (None, None) => (set, None),
+        };
+        Ok(Data { path, reading, set, validation })
+    }
+}
+
 fn open_validation(
-    a: &TrainArgs,
-    path: &Path,
+    a: &CourseOptions,
+    (path, set): (PathBuf, Arc<dyn Dataset>),
     graph: &TrainingGraph,
-    options: &DataOptions,
-    trained_on: &dyn Dataset,
     engine: &OrtEngine,
     batch: usize,
     notices: &mut Vec<String>,
 ) -> Result<(Arc<dyn Dataset>, Evaluator), Failure> {
-    // Validation data are never augmented.
-    let classes = trained_on.classes().map(<[String]>::to_vec);
-    let options = DataOptions { flip: false, crop: false, classes, ..options.clone() };
-    let set = data::open(path, &graph.wanted, &options)?;
     notices.extend(set.notices().iter().cloned());
     let evaluator = Evaluator::open(graph, a.eval_graph.as_deref(), engine)?;
     if let Some(fixed) = evaluator.batch {
         let rest = set.len() % fixed;
         if set.len() < fixed {
-            return Err(Failure::input(format!("has {} samples, fewer than one batch of {fixed}", set.len())).at(path));
+            return Err(Failure::input(format!("has {} samples, fewer than one batch of {fixed}", set.len())).at(&path));
         }
         if rest > 0 {
             notices.push(format!(
@@ -318,7 +432,7 @@ fn default_dir(model: &Path) -> PathBuf {
     model.with_file_name(format!("{}.run", stem.trim_end_matches(".train")))
 }
 
-fn find_forward(a: &TrainArgs, t: &TrainingGraph) -> Result<PathBuf, Failure> {
+fn find_forward(a: &CourseOptions, t: &TrainingGraph) -> Result<PathBuf, Failure> {
     let export = a.export.clone().unwrap_or_default();
     let forward = a.forward.clone().or_else(|| t.beside("", ".onnx"));
     let forward = forward.filter(|p| p.is_file()).ok_or_else(|| {
@@ -357,7 +471,7 @@ fn put(state: &mut DeviceState, t: &TrainingGraph, tensors: &Tensors, whole: boo
 }
 
 /// Sets the state of the first step: `--state`, and for graphs without defaults the file beside them.
-fn start_state(a: &TrainArgs, t: &TrainingGraph, state: &mut DeviceState) -> Result<(), Failure> {
+fn start_state(a: &CourseOptions, t: &TrainingGraph, state: &mut DeviceState) -> Result<(), Failure> {
     let missing = t.without_default();
     let mut have = Tensors::new();
     if !missing.is_empty()

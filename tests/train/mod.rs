@@ -229,6 +229,56 @@ fn a_diverging_run_stops_with_the_step_and_keeps_the_last_good_checkpoint() {
 }
 
 #[test]
+fn a_loss_that_jumps_takes_the_run_back_to_its_best_state_at_a_lower_rate() {
+    let f = Folder::new(None, &["--optimizer", "sgd"]);
+    let val = text(&f.path("val.safetensors"));
+    let more = ["--val", &val, "--epochs", "30", "--batch-size", "16", "--warmup", "0", "--lr", "20", "--json"];
+    let ran = f.train("run", &more);
+    assert_eq!(ran.status, 0, "{}", ran.err);
+    let report = ran.json();
+    let jumps = report["jumps"].as_array().unwrap();
+    assert!(!jumps.is_empty() && ran.err.contains("goes back to the state"), "{}", ran.err);
+    assert!(report["validation"]["accuracy"].as_f64().unwrap() > 0.8, "{report}");
+    let restored: Vec<_> = f.log("run").iter().filter_map(|l| Some((l["step"].as_u64()?, l["restored"].as_u64()?))).collect();
+    let said: Vec<_> = jumps.iter().map(|j| (j["step"].as_u64().unwrap(), j["restored"].as_u64().unwrap())).collect();
+    assert_eq!(restored, said);
+    let at_once = f.train("once", &[&more[..], &["--guard", "0"]].concat());
+    assert!(at_once.status == 1 && at_once.err.contains("diverged at step"), "{}", at_once.err);
+}
+
+#[test]
+fn a_range_test_chooses_a_rate_and_leaves_the_state_as_it_was() {
+    let f = Folder::new(None, &[]);
+    let report = f.train("auto", &["--lr", "auto", "--steps", "5", "--json"]).json();
+    let rate = report["lr"]["highest"].as_f64().unwrap();
+    let curve = report["lr"]["range_test"].as_array().unwrap();
+    assert!((1e-5..0.5).contains(&rate) && curve.len() > 10, "{report}");
+    let said = f.train("said", &["--lr", &rate.to_string(), "--steps", "5", "--json"]);
+    assert_eq!(said.status, 0, "{}", said.err);
+    assert_eq!(f.last("auto"), f.last("said"));
+}
+
+#[test]
+fn a_resumed_run_remembers_its_options() {
+    let f = Folder::new(None, &[]);
+    let course = ["--val-split", "0.2", "--lr", "0.003", "--schedule", "cosine", "--seed", "5", "--batch-size", "7"];
+    let whole = f.train("whole", &[&course[..], &["--epochs", "4"]].concat());
+    assert_eq!(whole.status, 0, "{}", whole.err);
+    let dir = text(&f.path("whole"));
+    let first = f.path("first");
+    std::fs::create_dir(&first).unwrap();
+    let kept = ["--save-every", "1", "--keep", "100"];
+    assert_eq!(f.train("all", &[&course[..], &kept, &["--epochs", "4"]].concat()).status, 0);
+    std::fs::copy(f.path("all").join("step-00000013.safetensors"), first.join("step-00000013.safetensors")).unwrap();
+    let model = text(&f.path("net.ancre.train.onnx"));
+    let resume = |dir: &str| tool(&strings(&["train", &model, "--out", dir, "--resume", "--threads", "1", "--device", "cpu", "--json"]));
+    let report = resume(&text(&first)).json();
+    assert_eq!((report["steps"].as_u64(), report["steps_here"].as_u64()), (Some(44), Some(31)));
+    assert_eq!(f.last("first"), f.last("whole"));
+    assert_eq!(resume(&dir).json()["steps_here"].as_u64(), Some(0));
+}
+
+#[test]
 fn a_fixed_batch_is_kept_to() {
     let f = Folder::new(Some(8), &["--batch", "keep", "--eval-graph"]);
     let ran = f.train("run", &["--batch-size", "4"]);

@@ -5,6 +5,7 @@
 //! | `ancre.router` | [`RouterRecord`] | all routed ones |
 //! | `ancre.chains` | [`Chains`] | all routed ones |
 //! | `ancre.tied` | [`Ties`] | all, where parameters are tied |
+//! | `ancre.fresh` | [`Fresh`] | all, where `--classes` or `--reinit` made tensors anew |
 //! | `ancre.names` | [`Names`] | training |
 //! | `ancre.state` | [`States`] | training and evaluation |
 //! | `ancre.loss` | [`LossRecord`] | training and evaluation |
@@ -89,6 +90,7 @@ keys! {
     RouterRecord = "ancre.router",
     Chains = "ancre.chains",
     Ties = "ancre.tied",
+    Fresh = "ancre.fresh",
     Names = "ancre.names",
     States = "ancre.state",
     LossRecord = "ancre.loss",
@@ -123,6 +125,15 @@ pub struct Tie {
     pub name: String,
     /// The tensor that holds its transpose.
     pub transposed: String,
+}
+
+/// Tensors that start afresh, untrained.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fresh {
+    /// Every trained weight is one.
+    pub all: bool,
+    /// Names of those of a replaced classifier.
+    pub tensors: Vec<String>,
 }
 
 /// Names of the outputs of a training graph.
@@ -277,6 +288,7 @@ mod tests {
         );
         same::<Chains>(r#"[{"id":0,"blocks":1,"adds":["a"],"states":["x","y"]}]"#);
         same::<Ties>(r#"[{"name":"a","transposed":"b"}]"#);
+        same::<Fresh>(r#"{"all":false,"tensors":["fc.weight"]}"#);
         same::<States>(
             r#"[{"name":"w","input":"w","output":"w.next","kind":"parameter","trainable":true,"shape":[2],"in_place":true}]"#,
         );

@@ -78,6 +78,12 @@ impl DeviceState {
         Ok(())
     }
 
+    /// Takes the state back to what [`DeviceState::tensors`] gave; a tensor that was not there has the graph's default again.
+    pub(crate) fn put_back(&mut self, tensors: &Tensors) -> Result<(), EngineError> {
+        self.values.values_mut().for_each(|v| *v = None);
+        self.set(tensors)
+    }
+
     fn get(&self, name: &str) -> Option<&DynValue> {
         Some(&self.values.get(name)?.as_ref()?.value)
     }
@@ -101,6 +107,8 @@ pub(crate) struct Stepper {
     read: usize,
     /// By their place in the state: are they overwritten?
     in_place: Vec<bool>,
+    /// By their place in the state: do they stay as they are, whatever a step computes?
+    held: Vec<bool>,
     /// What was fed last: an output that is an input as it came shares its memory.
     alive: Vec<DynValue>,
     traffic: Traffic,
@@ -130,8 +138,13 @@ impl Stepper {
         let uses = outputs.iter().map(use_of).collect();
         let state = DeviceState { values: carried.keys().map(|n| (n.clone(), None)).collect() };
         let in_place = carried.values().map(|c| c.in_place).collect();
-        let (read, traffic) = (read.len(), Traffic::default());
-        Ok((Stepper { session, device, uses, outputs, read, in_place, alive: Vec::new(), traffic }, state))
+        let (read, traffic, held) = (read.len(), Traffic::default(), vec![false; carried.len()]);
+        Ok((Stepper { session, device, uses, outputs, read, in_place, held, alive: Vec::new(), traffic }, state))
+    }
+
+    /// From now on a state of which `stays` is true is not changed by a step. States are named by their inputs.
+    pub(crate) fn hold(&mut self, state: &DeviceState, stays: impl Fn(&str) -> bool) {
+        self.held = state.values.keys().map(|n| stays(n)).collect();
     }
 
     pub(crate) fn traffic(&self) -> Traffic {
@@ -153,6 +166,9 @@ impl Stepper {
                 OutputUse::State(i) if self.in_place[*i] => state.values[*i].as_mut().filter(|held| held.made),
                 _ => None,
             };
+            if matches!(used, OutputUse::State(i) if self.held[*i]) {
+                continue;
+            }
             match (used, overwritten) {
                 (_, Some(held)) => binding.bind_output(name.as_str(), &mut held.value),
                 (OutputUse::State(_), None) => binding.bind_output_to_device(name.as_str(), &device),

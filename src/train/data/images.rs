@@ -35,7 +35,7 @@ pub(super) fn holds_folders(dir: &Path) -> Result<bool, Failure> {
 }
 
 /// The entries of a directory, sorted, without hidden files.
-fn entries(dir: &Path) -> Result<Vec<PathBuf>, Failure> {
+pub(super) fn entries(dir: &Path) -> Result<Vec<PathBuf>, Failure> {
     let fail = |e: std::io::Error| Failure::input(format!("cannot be read: {e}")).at(dir);
     let listed = std::fs::read_dir(dir).map_err(fail)?.map(|e| e.map(|e| e.path()));
     let mut all: Vec<PathBuf> = listed.collect::<Result<_, _>>().map_err(fail)?;

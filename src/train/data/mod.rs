@@ -20,7 +20,7 @@ pub use crate::cli::DataOptions;
 use crate::engine::Tensors;
 use crate::error::Failure;
 use crate::io::arrays::{holds_arrays, read_arrays, read_dir};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// A data set: samples by number.
@@ -43,6 +43,11 @@ pub trait Dataset: Send + Sync {
     /// Notices about what was converted or left aside.
     fn notices(&self) -> &[String] {
         &[]
+    }
+
+    /// Do samples follow each other in one text, so that neighbours know of each other?
+    fn is_sequence(&self) -> bool {
+        false
     }
 
     /// Names of the classes, where the set's files give them.
@@ -70,6 +75,73 @@ pub fn open(path: &Path, wanted: &Wanted, o: &DataOptions) -> Result<Arc<dyn Dat
         return Err(Failure::input(what).at(path).help("split it into several sets"));
     }
     Ok(set)
+}
+
+/// The training and the validation set of a directory that holds nothing but such folders: `train`, and `val`, `valid`,
+/// `validation` or, where there is none of these, `test`.
+pub fn parts(dir: &Path) -> Result<Option<(PathBuf, Option<PathBuf>)>, Failure> {
+    const HELD_BACK: [&str; 4] = ["val", "valid", "validation", "test"];
+    if !dir.is_dir() || holds_arrays(dir)? {
+        return Ok(None);
+    }
+    let folders: Vec<PathBuf> = images::entries(dir)?.into_iter().filter(|p| p.is_dir()).collect();
+    let named = |name: &str| folders.iter().find(|p| p.ends_with(name)).cloned();
+    let known = folders.iter().all(|p| HELD_BACK.iter().chain(&["train"]).any(|n| p.ends_with(n)));
+    Ok(named("train").filter(|_| known).map(|train| (train, HELD_BACK.into_iter().find_map(named))))
+}
+
+/// A set that threads share.
+pub type Shared = Arc<dyn Dataset>;
+
+/// Holds back a part of a set: of a text its end, otherwise samples drawn without a seed of the user's, so that every run on these
+/// data holds back the same. `plain` is the same set as it is read for validation.
+pub fn split(set: Shared, plain: Shared, share: f64) -> Result<(Shared, Shared), Failure> {
+    let n = set.len();
+    let held_back = ((n as f64 * share).round() as usize).max(1);
+    if held_back >= n {
+        return Err(Failure::input(format!("--val-split {share} of {n} samples leaves nothing to train on")));
+    }
+    let mut rows: Vec<usize> = match set.is_sequence() {
+        true => (0..n).collect(),
+        false => order(0, 0, n).into_iter().map(|r| r as usize).collect(),
+    };
+    let mut back = rows.split_off(n - held_back);
+    rows.sort_unstable();
+    back.sort_unstable();
+    Ok((Arc::new(Part { of: set, rows, what: "left to train on" }), Arc::new(Part { of: plain, rows: back, what: "held back" })))
+}
+
+/// Some samples of a set.
+struct Part {
+    of: Arc<dyn Dataset>,
+    rows: Vec<usize>,
+    what: &'static str,
+}
+
+impl Dataset for Part {
+    fn len(&self) -> usize {
+        self.rows.len()
+    }
+
+    fn describe(&self) -> String {
+        format!("{} {} of {}", self.rows.len(), self.what, self.of.describe())
+    }
+
+    fn batch(&self, rows: &[usize], epoch: u64) -> Result<Tensors, Failure> {
+        self.of.batch(&rows.iter().map(|r| self.rows[*r]).collect::<Vec<_>>(), epoch)
+    }
+
+    fn notices(&self) -> &[String] {
+        self.of.notices()
+    }
+
+    fn is_sequence(&self) -> bool {
+        self.of.is_sequence()
+    }
+
+    fn classes(&self) -> Option<&[String]> {
+        self.of.classes()
+    }
 }
 
 const FORMS: &str = "give an .npz or .safetensors file or a directory of .npy files with arrays named like the graph's inputs, a \

@@ -183,4 +183,8 @@ impl Dataset for TokenSet {
     fn notices(&self) -> &[String] {
         &self.notices
     }
+
+    fn is_sequence(&self) -> bool {
+        true
+    }
 }

@@ -1,0 +1,163 @@
+//! The learning rate where none is given: by what is trained, or by a range test.
+
+use super::data::Batches;
+use super::graph::TrainingGraph;
+use crate::engine::ort::stepper::{DeviceState, Stepper};
+use crate::engine::{EngineError, Tensors};
+use crate::error::Failure;
+use crate::io::tensor::NpTensor;
+use ancre_passes::contract::StateKind;
+use ancre_passes::ir::DType;
+use serde::Serialize;
+
+/// What a run begins with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum Begins {
+    /// The weights are random.
+    Scratch,
+    /// The weights are trained, the last linear map is fresh.
+    FreshHead,
+    /// The weights are trained.
+    Pretrained,
+    /// Only what was made for this run trains: the last map, the router, or both.
+    Probe,
+}
+
+impl Begins {
+    /// Told by the graph's record of fresh tensors; without one by the weights themselves: those of a network that was never
+    /// trained have biases and scales that are still constant.
+    pub(super) fn of(t: &TrainingGraph, state: &Tensors) -> Begins {
+        let fresh = |name: &str| t.fresh.tensors.iter().any(|f| f == name);
+        let trained: Vec<_> = t.states.iter().filter(|s| s.trainable).collect();
+        let old: Vec<_> = trained.iter().filter(|s| s.kind == StateKind::Parameter && !fresh(&s.name)).collect();
+        if old.is_empty() {
+            return Begins::Probe;
+        }
+        let vectors = old.iter().filter(|s| s.shape.iter().filter(|d| **d > 1).count() == 1);
+        let vectors: Vec<bool> = vectors.filter_map(|s| state.get(&s.input)).map(|v| is_constant(&v.to_f32())).collect();
+        let constant = vectors.iter().filter(|c| **c).count();
+        if t.fresh.all || vectors.len() >= 4 && constant * 10 >= vectors.len() * 9 {
+            Begins::Scratch
+        } else if trained.iter().any(|s| fresh(&s.name)) {
+            Begins::FreshHead
+        } else {
+            Begins::Pretrained
+        }
+    }
+
+    /// The highest rate.
+    pub(super) fn rate(self, optimizer: &str) -> f64 {
+        let adam = match self {
+            Begins::Scratch => 1e-3,
+            Begins::FreshHead => 5e-4,
+            Begins::Pretrained => 3e-4,
+            Begins::Probe => 1e-2,
+        };
+        if optimizer == "sgd" { 10.0 * adam } else { adam }
+    }
+
+    /// In words.
+    pub(super) fn text(self) -> &'static str {
+        match self {
+            Begins::Scratch => "from scratch",
+            Begins::FreshHead => "trained weights, fresh head",
+            Begins::Pretrained => "trained weights",
+            Begins::Probe => "only fresh tensors train",
+        }
+    }
+}
+
+fn is_constant(values: &[f32]) -> bool {
+    values.iter().all(|v| (v - values[0]).abs() <= 1e-6)
+}
+
+/// Steps of a range test.
+const RANGE: u64 = 48;
+const LEAST: f64 = 1e-6;
+const GREATEST: f64 = 1.0;
+
+/// A point of a range test's curve.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub(super) struct Point {
+    pub(super) lr: f64,
+    /// Loss before the step with this rate.
+    pub(super) loss: f64,
+}
+
+/// Trains with rates from the least to the greatest until the loss rises, and puts the state back. Fails when a step or a batch does.
+pub(super) fn range_test(
+    t: &TrainingGraph,
+    stepper: &mut Stepper,
+    state: &mut DeviceState,
+    batches: &mut Batches,
+) -> Result<Vec<Point>, Failure> {
+    let fail = |e: EngineError| Failure::input(format!("--lr auto: {e}")).at(&t.path);
+    let before = state.tensors().map_err(fail)?;
+    let mut curve = Vec::new();
+    for step in 0..RANGE {
+        let Some(batch) = batches.next() else { break };
+        let (lr, mut feeds) = (range_rate(step), batch?.feeds);
+        feeds.extend(NpTensor::from_f64s(DType::F32, &[], &[lr]).map(|v| (t.lr.clone(), v)));
+        let read = stepper.step(&feeds, state).map_err(fail)?;
+        let loss = read.first().and_then(|r| Some(f64::from(*r.f32s()?.1.first()?))).unwrap_or(f64::NAN);
+        curve.push(Point { lr, loss });
+        if has_ended(&curve) {
+            break;
+        }
+    }
+    state.put_back(&before).map_err(fail)?;
+    Ok(curve)
+}
+
+/// The rate of a step of the range test, from 0.
+fn range_rate(step: u64) -> f64 {
+    LEAST * (GREATEST / LEAST).powf(step as f64 / (RANGE - 1) as f64)
+}
+
+/// Does the curve rise so far that no more is to be learned of it?
+fn has_ended(curve: &[Point]) -> bool {
+    let smooth = smoothed(curve);
+    let (Some(first), Some(last)) = (smooth.first(), smooth.last()) else { return false };
+    let least = smooth.iter().copied().fold(f64::INFINITY, f64::min);
+    !curve.last().is_some_and(|p| p.loss.is_finite()) || last - least > 0.5 * first.abs().max(least.abs())
+}
+
+/// The rate that a curve tells: a fifth of the one with the lowest smoothed loss, where the loss still fell. `None` where it never
+/// fell by more than it is noisy.
+pub(super) fn choose(curve: &[Point]) -> Option<f64> {
+    let curve = &curve[..curve.iter().position(|p| !p.loss.is_finite()).unwrap_or(curve.len())];
+    let smooth = smoothed(curve);
+    let least = (0..smooth.len()).min_by(|a, b| smooth[*a].total_cmp(&smooth[*b]))?;
+    let noise = curve.windows(2).take(RANGE as usize / 4).map(|w| (w[1].loss - w[0].loss).abs()).fold(0.0, f64::max);
+    (smooth[0] - smooth[least] > noise / 2.0).then(|| curve[least].lr / 5.0)
+}
+
+/// Means over five steps.
+fn smoothed(curve: &[Point]) -> Vec<f64> {
+    let mean = |i: usize| {
+        let window = &curve[i.saturating_sub(2)..(i + 3).min(curve.len())];
+        window.iter().map(|p| p.loss).sum::<f64>() / window.len() as f64
+    };
+    (0..curve.len()).map(mean).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_range_test_chooses_a_rate_below_the_valley_and_none_where_there_is_none() {
+        let curve = |loss: &dyn Fn(f64) -> f64| -> Vec<Point> {
+            (0..RANGE).map(range_rate).map(|lr| Point { lr, loss: loss(lr.log10()) }).collect()
+        };
+        // Falls from 1e-4 on, rises from 1e-2 on.
+        let valley = curve(&|x| if x < -4.0 { 2.0 } else if x < -2.0 { 2.0 - 0.5 * (x + 4.0) } else { 1.0 + 5.0 * (x + 2.0) });
+        let chosen = choose(&valley).unwrap();
+        assert!((1e-3..4e-3).contains(&chosen), "{chosen}");
+        assert_eq!(choose(&curve(&|_| 1.0)), None);
+        let mut broken = valley;
+        broken[30].loss = f64::NAN;
+        assert!(choose(&broken).unwrap() < broken[30].lr && has_ended(&broken[..31]) && !has_ended(&broken[..20]));
+    }
+}
