@@ -7,7 +7,9 @@ use crate::engine::ort::stepper::Carried;
 use crate::error::Failure;
 use crate::io::files;
 use crate::io::tensor::NpTensor;
-use ancre_passes::contract::{Fresh, LossRecord, OptimizerRecord, Record, RouterRecord, StateKind, StateRecord, States, Unreadable};
+use ancre_passes::contract::{
+    Fresh, LossRecord, OptimizerRecord, Record, RouterRecord, StateKind, StateRecord, States, Unreadable,
+};
 use ancre_passes::ir::{DType, Graph, Output, Shape, ValueId};
 use ancre_passes::onnx::read_value_info;
 use ancre_passes::transform::loss::LossKind;

@@ -111,7 +111,10 @@ impl Guard {
         let gained = s.first - s.best;
         if gained > 0.3 * s.first.abs() && s.mean - s.best > 0.7 * gained + s.deviation {
             let lost = percent((s.mean - s.best) / gained);
-            return Some(format!("the loss rose from about {:.4} to {:.4}: {lost} of what was learned is lost", s.best, s.mean));
+            return Some(format!(
+                "the loss rose from about {:.4} to {:.4}: {lost} of what was learned is lost",
+                s.best, s.mean
+            ));
         }
         None
     }

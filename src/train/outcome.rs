@@ -112,7 +112,12 @@ impl Outcome {
         if let Some(last) = at.guard.jumps.last() {
             let n = at.guard.jumps.len();
             let times = if n == 1 { "once".into() } else { format!("{n} times") };
-            put!(out, "guard", "the loss jumped {times}; the run went back each time, and ended at a rate of at most {:.2e}", last.lr);
+            put!(
+                out,
+                "guard",
+                "the loss jumped {times}; the run went back each time, and ended at a rate of at most {:.2e}",
+                last.lr
+            );
         }
         if let Some(all) = &self.shortcuts {
             if all.is_empty() {

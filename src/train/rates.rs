@@ -152,7 +152,15 @@ mod tests {
             (0..RANGE).map(range_rate).map(|lr| Point { lr, loss: loss(lr.log10()) }).collect()
         };
         // Falls from 1e-4 on, rises from 1e-2 on.
-        let valley = curve(&|x| if x < -4.0 { 2.0 } else if x < -2.0 { 2.0 - 0.5 * (x + 4.0) } else { 1.0 + 5.0 * (x + 2.0) });
+        let valley = curve(&|x| {
+            if x < -4.0 {
+                2.0
+            } else if x < -2.0 {
+                2.0 - 0.5 * (x + 4.0)
+            } else {
+                1.0 + 5.0 * (x + 2.0)
+            }
+        });
         let chosen = choose(&valley).unwrap();
         assert!((1e-3..4e-3).contains(&chosen), "{chosen}");
         assert_eq!(choose(&curve(&|_| 1.0)), None);

@@ -47,11 +47,7 @@ struct Run {
 }
 
 /// Trains to the end, or until `stop` says so.
-pub(super) fn run(
-    setup: Setup,
-    stop: &dyn Fn() -> bool,
-    reporter: &mut dyn Reporter,
-) -> Result<Outcome, Failure> {
+pub(super) fn run(setup: Setup, stop: &dyn Fn() -> bool, reporter: &mut dyn Reporter) -> Result<Outcome, Failure> {
     let now = Instant::now();
     let start = setup.state.tensors().map_err(|e| Failure::input(e.to_string()).at(&setup.graph.path))?;
     let mut run = Run {
@@ -239,14 +235,7 @@ impl Run {
     }
 
     /// Puts the best state back after a jump; returns its step. Fails when that has not helped a few times in a row.
-    fn go_back(
-        &mut self,
-        step: u64,
-        epoch: u64,
-        what: &str,
-        lr: f64,
-        reporter: &mut dyn Reporter,
-    ) -> Result<u64, Failure> {
+    fn go_back(&mut self, step: u64, epoch: u64, what: &str, lr: f64, reporter: &mut dyn Reporter) -> Result<u64, Failure> {
         let (most, highest) = (self.s.a.course.guard.unwrap_or(guard::MOST), self.s.schedule.lr);
         let (state, restored, then) = &self.best;
         let Some(jump) = self.position.guard.back(then, step, what, *restored, highest, most) else {

@@ -123,7 +123,9 @@ impl Setup {
                 let curve = rates::range_test(&graph, &mut stepper, &mut state, &mut batches)?;
                 let found = rates::choose(&curve);
                 if found.is_none() {
-                    notices.push("--lr auto: the loss fell at no rate by more than it is noisy; the rate is the default".into());
+                    notices.push(
+                        "--lr auto: the loss fell at no rate by more than it is noisy; the rate is the default".into(),
+                    );
                 }
                 range = Some(curve);
                 found.unwrap_or(begins.rate(&graph.optimizer))
@@ -138,7 +140,9 @@ impl Setup {
             return Err(Failure::input(format!("--min-lr {min_lr} is above --lr {lr}")));
         }
         if o.head_first.is_some_and(|x| x > 0.0) && !has_head {
-            notices.push("--head-first has no effect: the graph has no fresh head on trained weights (--classes N makes one)".into());
+            notices.push(
+                "--head-first has no effect: the graph has no fresh head on trained weights (--classes N makes one)".into(),
+            );
         }
         let course = Course {
             graph: graph.hash.clone(),

@@ -239,7 +239,8 @@ fn a_loss_that_jumps_takes_the_run_back_to_its_best_state_at_a_lower_rate() {
     let jumps = report["jumps"].as_array().unwrap();
     assert!(!jumps.is_empty() && ran.err.contains("goes back to the state"), "{}", ran.err);
     assert!(report["validation"]["accuracy"].as_f64().unwrap() > 0.8, "{report}");
-    let restored: Vec<_> = f.log("run").iter().filter_map(|l| Some((l["step"].as_u64()?, l["restored"].as_u64()?))).collect();
+    let restored: Vec<_> =
+        f.log("run").iter().filter_map(|l| Some((l["step"].as_u64()?, l["restored"].as_u64()?))).collect();
     let said: Vec<_> = jumps.iter().map(|j| (j["step"].as_u64().unwrap(), j["restored"].as_u64().unwrap())).collect();
     assert_eq!(restored, said);
     let at_once = f.train("once", &[&more[..], &["--guard", "0"]].concat());
@@ -271,7 +272,9 @@ fn a_resumed_run_remembers_its_options() {
     assert_eq!(f.train("all", &[&course[..], &kept, &["--epochs", "4"]].concat()).status, 0);
     std::fs::copy(f.path("all").join("step-00000013.safetensors"), first.join("step-00000013.safetensors")).unwrap();
     let model = text(&f.path("net.ancre.train.onnx"));
-    let resume = |dir: &str| tool(&strings(&["train", &model, "--out", dir, "--resume", "--threads", "1", "--device", "cpu", "--json"]));
+    let resume = |dir: &str| {
+        tool(&strings(&["train", &model, "--out", dir, "--resume", "--threads", "1", "--device", "cpu", "--json"]))
+    };
     let report = resume(&text(&first)).json();
     assert_eq!((report["steps"].as_u64(), report["steps_here"].as_u64()), (Some(44), Some(31)));
     assert_eq!(f.last("first"), f.last("whole"));

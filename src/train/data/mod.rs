@@ -108,7 +108,10 @@ pub fn split(set: Shared, plain: Shared, share: f64) -> Result<(Shared, Shared),
     let mut back = rows.split_off(n - held_back);
     rows.sort_unstable();
     back.sort_unstable();
-    Ok((Arc::new(Part { of: set, rows, what: "left to train on" }), Arc::new(Part { of: plain, rows: back, what: "held back" })))
+    Ok((
+        Arc::new(Part { of: set, rows, what: "left to train on" }),
+        Arc::new(Part { of: plain, rows: back, what: "held back" }),
+    ))
 }
 
 /// Some samples of a set.
