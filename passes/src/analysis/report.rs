@@ -34,6 +34,7 @@ pub fn inspect_json(g: &Graph, s: &ResidualStructure, model: &str) -> Value {
                 "states": c.states.iter().map(|v| g.name(*v)).collect::<Vec<_>>(),
                 "signature": c.signature,
                 "period": c.period.max(1),
+                "inside": c.joins.first().and_then(|j| j.inside).map(|n| node_name(g, n)),
             })
         })
         .collect();
@@ -85,6 +86,10 @@ pub fn inspect_text(g: &Graph, s: &ResidualStructure) -> String {
         let mut rows = vec![["chain", "blocks", "branch"].map(String::from)];
         rows.extend(s.chains.iter().flat_map(blocks));
         table(&mut text, &rows);
+        let rows: Vec<[String; 2]> = s.chains.iter().filter_map(|c| surroundings(g, s, c)).collect();
+        if !rows.is_empty() {
+            table(&mut text, &[vec![["chain", "inside the branch of"].map(String::from)], rows].concat());
+        }
     }
     if projection > 0 {
         let mut rows = vec![["projected skip", "from", "to", "branch"].map(String::from)];
@@ -95,6 +100,17 @@ pub fn inspect_text(g: &Graph, s: &ResidualStructure) -> String {
         table(&mut text, &rows);
     }
     text
+}
+
+/// The join in whose branch a chain stands.
+fn surroundings(g: &Graph, s: &ResidualStructure, c: &Chain) -> Option<[String; 2]> {
+    let around = c.joins.first()?.inside?;
+    let block = |outer: &Chain| {
+        let place = outer.joins.iter().position(|j| j.node == around)?;
+        Some(format!("block {} of chain {}", place + 1, outer.id))
+    };
+    let place = s.chains.iter().find_map(block).unwrap_or_else(|| "a projected skip".into());
+    Some([c.id.to_string(), format!("{place}, {}", node_name(g, around))])
 }
 
 /// Runs of blocks with the same branch.

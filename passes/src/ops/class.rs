@@ -88,7 +88,7 @@ const CLASSES: &[(Class, &str)] = &[
     (Class::Elementwise, "Sub Neg Pow Mod Sqrt Reciprocal Where Mean IsNaN IsInf Equal Greater Less GreaterOrEqual LessOrEqual \
         Not And Or Xor BitShift BitwiseNot BitwiseAnd BitwiseOr BitwiseXor"),
     (Class::Rows, "Softmax LogSoftmax Hardmax"),
-    (Class::Layout, "Reshape Transpose Squeeze Unsqueeze Flatten"),
+    (Class::Layout, "Reshape Transpose Squeeze Unsqueeze Flatten ReorderInput ReorderOutput"),
     (Class::Select, "Slice Pad Resize Upsample DepthToSpace SpaceToDepth Gather Split Expand Tile GatherElements GatherND \
         ScatterND ScatterElements Scatter Compress CenterCropPad Col2Im Trilu ReverseSequence TensorScatter SequenceAt"),
     (Class::Concat, "Concat QLinearConcat"),

@@ -1,6 +1,6 @@
 //! Types of operators that have no rule. The operators are kept as they are; the values after them need types.
 
-use super::window::Window;
+use super::window::{Window, pooled};
 use super::*;
 
 /// The types of such an operator's results; `None` for an unknown operator.
@@ -9,6 +9,7 @@ pub(super) fn infer(cx: &Infer) -> Option<Types> {
     Some(match cx.op.domain.as_str() {
         "" | "ai.onnx" => standard(cx, name)?,
         "com.microsoft" => contributed(cx, name)?,
+        "com.microsoft.nchwc" => blocked(cx, name)?,
         _ => return None,
     })
 }
@@ -51,6 +52,45 @@ fn contributed(cx: &Infer, name: &str) -> Option<Types> {
             .and_then(|shape| Ok(vec![TensorType::new(cx.ty(0)?.dtype, shape)])),
         _ => return None,
     })
+}
+
+/// Operators on [N, C, H, W] whose channels lie in blocks. C is rounded up to whole blocks.
+fn blocked(cx: &Infer, name: &str) -> Option<Types> {
+    Some(match name {
+        "Conv" => convolved(cx, 1, |cx| Ok(cx.ty(0)?.dtype)),
+        "MaxPool" | "AveragePool" => pooled(cx).map(|ty| vec![ty]),
+        "GlobalMaxPool" | "GlobalAveragePool" => of_image(cx, |[n, c, ..]| [n, c, 1.into(), 1.into()]),
+        "Upsample" => upsampled(cx),
+        // No processor has blocks of more than 16 channels.
+        "ReorderInput" => of_image(cx, |image| {
+            let [n, c, h, w] = if cx.op.int("channels_last") != 0 { channels_second(image) } else { image };
+            let whole = c.known().is_some_and(|c| c % 16 == 0);
+            [n, if whole { c } else { unknown_dim("channels") }, h, w]
+        }),
+        "ReorderOutput" => of_image(cx, |[n, _, h, w]| {
+            let c = Dim::from(cx.op.int("channels"));
+            if cx.op.int("channels_last") != 0 { [n, h, w, c] } else { [n, c, h, w] }
+        }),
+        _ => return None,
+    })
+}
+
+fn channels_second([n, h, w, c]: [Dim; 4]) -> [Dim; 4] {
+    [n, c, h, w]
+}
+
+fn of_image(cx: &Infer, shape: impl Fn([Dim; 4]) -> [Dim; 4]) -> Types {
+    let x = cx.ty(0)?;
+    let image = x.shape.clone().try_into().map_err(|_| TypeError(format!("{x} is no batch of images")))?;
+    Ok(vec![TensorType::new(x.dtype, shape(image).to_vec())])
+}
+
+/// Whole factors for each axis.
+fn upsampled(cx: &Infer) -> Types {
+    let (x, scales) = (cx.ty(0)?, cx.attrs().ints("scales").unwrap_or_default());
+    cx.require(scales.len() == x.rank(), || format!("it has {} scales for {x}", scales.len()))?;
+    let shape: Vec<Dim> = x.shape.iter().zip(scales).map(|(d, s)| d * &Dim::from(*s)).collect();
+    Ok(vec![TensorType::new(x.dtype, shape)])
 }
 
 /// The first operand's shape with another element type.
@@ -120,5 +160,19 @@ mod tests {
         assert_eq!(result(large, &[&[2, 3, 9, 8], &[6, 4], &[6]]), "f32[6,3,7,5]");
         assert_eq!(result(plain("RoiAlign"), &[&[2, 3, 9, 8], &[6, 4], &[6]]), "f32[6,3,1,1]");
         assert_eq!(result(plain("Shrink"), &[&[2, 3]]), "f32[2,3]");
+    }
+
+    #[test]
+    fn operators_on_blocked_channels_are_typed() {
+        let blocked = |name: &str, attrs: Attrs| Op::in_domain("com.microsoft.nchwc", name, attrs);
+        let conv = blocked("Conv", Attrs::new().with("pads", vec![1; 4]).with("strides", vec![2, 2]).with("group", 1));
+        assert_eq!(result(conv, &[&[2, 3, 9, 8], &[16, 3, 3, 3], &[16]]), "f32[2,16,5,4]");
+        let last = || Attrs::new().with("channels_last", 1);
+        assert_eq!(result(blocked("ReorderInput", last()), &[&[2, 5, 4, 32]]), "f32[2,32,5,4]");
+        assert_eq!(result(blocked("ReorderOutput", last().with("channels", 28)), &[&[2, 32, 5, 4]]), "f32[2,5,4,28]");
+        assert_eq!(result(blocked("ReorderOutput", Attrs::new().with("channels", 28)), &[&[2, 32, 5, 4]]), "f32[2,28,5,4]");
+        let scales = Attrs::new().with("scales", vec![1, 1, 2, 3]);
+        assert_eq!(result(blocked("Upsample", scales), &[&[2, 16, 5, 4]]), "f32[2,16,10,12]");
+        assert_eq!(result(blocked("GlobalAveragePool", Attrs::new()), &[&[2, 16, 5, 4]]), "f32[2,16,1,1]");
     }
 }

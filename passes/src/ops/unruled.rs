@@ -44,7 +44,11 @@ const REASONS: &[(&str, &str, &str)] = &[
          GroupNorm BiasSplitGelu BiasAdd RelativePositionBias GatedRelativePositionBias MoE QMoE",
         FUSED,
     ),
-    ("com.microsoft.nchwc", "Conv MaxPool AveragePool GlobalAveragePool ReorderInput ReorderOutput", BLOCKED),
+    (
+        "com.microsoft.nchwc",
+        "Conv MaxPool AveragePool GlobalMaxPool GlobalAveragePool Upsample ReorderInput ReorderOutput",
+        BLOCKED,
+    ),
 ];
 
 /// Each operator of the list: operator set, operator, reason.

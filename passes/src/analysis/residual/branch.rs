@@ -1,7 +1,7 @@
 //! The region between a state and an add: is it a residual branch?
 
 use super::Why;
-use super::classes::clips_at_zero;
+use super::classes::{clips_at_zero, fused_activation};
 use super::flow::Flow;
 use crate::ir::{NodeId, ValueId};
 use crate::ops::{Class, Mixing};
@@ -199,7 +199,9 @@ fn is_nonlinear(f: &Flow, n: NodeId, marks: &Marks) -> bool {
     match f.class_of(n) {
         class if class.is_nonlinear() => true,
         Class::Mixing(Mixing::Attention | Mixing::Recurrent | Mixing::Opaque) => true,
-        Class::Mixing(_) | Class::Carry | Class::Add => clips_at_zero(f.g, n),
+        Class::Mixing(_) | Class::Carry | Class::Add => {
+            clips_at_zero(f.g, n) || f.g.op(n).and_then(fused_activation).is_some()
+        }
         Class::Scale => f.reads[n.index()].iter().filter(|(_, v)| marks.contains(v.node)).count() > 1,
         _ => false,
     }

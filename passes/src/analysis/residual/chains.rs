@@ -50,7 +50,10 @@ pub(super) fn build(f: &Flow, finder: Finder) -> ResidualStructure {
     structure.rejected =
         rejected.filter_map(|a| Some(Rejected { node: a.node, reason: reason(f, a.node, a.why?) })).collect();
 
-    let mut joins: Vec<Join> = finder.joins.into_iter().flatten().collect();
+    let mut joins: Vec<Join> = finder.joins.iter().flatten().cloned().collect();
+    for j in &mut joins {
+        j.inside = finder.branches_around(j.node).map(|(_, around)| around.node).next();
+    }
     joins.sort_by_key(|j| f.place_of(j.node));
     let sums: HashMap<NodeId, JoinKind> = joins.iter().map(|j| (j.node, j.kind)).collect();
     let mut last_of: HashMap<NodeId, usize> = HashMap::new();
@@ -61,9 +64,16 @@ pub(super) fn build(f: &Flow, finder: Finder) -> ResidualStructure {
             continue;
         }
         let link = link(f, join.state, &sums);
-        let continued = link.as_ref().filter(|l| l.restored).and_then(|l| last_of.remove(&l.from)).filter(|c| {
-            let first = runs[*c].joins[0].state;
-            f.may_agree(first, join.state) && f.may_have_one_dtype(first, join.state)
+        let before = link.as_ref().filter(|l| l.restored).and_then(|l| Some((l.from, *last_of.get(&l.from)?)));
+        let continued = before.filter(|(_, c)| {
+            let first = &runs[*c].joins[0];
+            first.inside == join.inside
+                && f.may_agree(first.state, join.state)
+                && f.may_have_one_dtype(first.state, join.state)
+        });
+        let continued = continued.map(|(from, c)| {
+            last_of.remove(&from);
+            c
         });
         let c = continued.unwrap_or_else(|| {
             runs.push(Run::default());
@@ -184,7 +194,7 @@ fn made_by(f: &Flow, v: ValueId) -> Option<String> {
         match f.class_of(at.node) {
             Class::Carry | Class::Layout => at = f.g.operand(at.node, 0)?,
             class if class == Class::Norm || class.is_nonlinear() => return f.g.op(at.node).map(|o| o.name.clone()),
-            _ => return None,
+            _ => return f.g.op(at.node).and_then(fused_post),
         }
     }
     None

@@ -1,7 +1,7 @@
 //! Operators that add, and the further steps of fused operators that add.
 
 use crate::ir::{DType, Graph, NodeId, Op};
-use crate::ops::Mixing;
+use crate::ops::{Class, Mixing};
 
 /// Does the operator round to integers that stand for no number below zero? A quantised network writes its ReLU that
 /// way: the zero point is the lowest value of the type.
@@ -49,9 +49,8 @@ pub(super) fn addends(g: &Graph, node: NodeId) -> Option<Vec<Addend>> {
         ("com.microsoft", "BiasAdd" | "BiasDropout" | "BitmaskBiasDropout") => {
             g.operand(node, 2).is_some().then(|| plain(&[0, 2]))
         }
-        ("com.microsoft" | "com.microsoft.nhwc" | "com.ms.internal.nhwc", "FusedConv" | "NhwcFusedConv") => {
-            fused(3, Mixing::Conv)
-        }
+        ("com.microsoft" | "com.microsoft.nhwc" | "com.ms.internal.nhwc", "FusedConv" | "NhwcFusedConv")
+        | ("com.microsoft.nchwc", "Conv") => fused(3, Mixing::Conv),
         _ => None,
     }
 }
@@ -71,7 +70,12 @@ pub(super) fn fused_post(op: &Op) -> Option<String> {
         "SkipLayerNormalization" => Some("LayerNormalization".into()),
         "SkipSimplifiedLayerNormalization" => Some("RMSNormalization".into()),
         "SkipGroupNorm" => Some("GroupNormalization".into()),
-        "FusedConv" | "NhwcFusedConv" => Some(op.str("activation")).filter(|a| !a.is_empty()).map(String::from),
-        _ => None,
+        _ => fused_activation(op).map(String::from),
     }
+}
+
+/// The activation that a fused convolution or product applies to its result.
+pub(super) fn fused_activation(op: &Op) -> Option<&str> {
+    let takes_one = matches!(Class::of(op), Class::Mixing(Mixing::Conv | Mixing::MatMul)) && !op.domain.is_empty();
+    takes_one.then(|| op.str("activation")).filter(|a| !a.is_empty())
 }

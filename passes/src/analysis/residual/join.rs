@@ -209,7 +209,7 @@ impl<'f, 'g> Finder<'f, 'g> {
     /// Is what a skip passes less than what the branch does?
     fn projects(&self, add: NodeId, start: &Start, inner: Option<Mixing>, region: Region) -> Result<Region, Why> {
         let branch = region.nodes.iter().filter(|n| self.f.is_map(**n)).count() + usize::from(inner.is_some());
-        if branch <= start.maps || (!start.only_normalises && !region.nonlinear) {
+        if branch <= start.maps || (start.maps > 0 && !region.nonlinear) {
             return Err(Why::Parallel(start.state));
         }
         // A branch that reads a value on the skip's way starts later than the state.
@@ -252,16 +252,7 @@ impl<'f, 'g> Finder<'f, 'g> {
         let inner = self.adds[i].addends.iter().find(|a| a.operand != operand).and_then(|a| a.inner);
         let id = self.joins.len() as u32;
         for n in &region.nodes {
-            let inner = self.within[n.index()];
-            if inner == NOWHERE {
-                self.within[n.index()] = id;
-                continue;
-            }
-            let outermost = self.outermost(inner);
-            if outermost != id {
-                self.around[outermost as usize] = id;
-                self.outer[outermost as usize] = id;
-            }
+            self.enclose(*n, id, region.nodes.len());
         }
         let mut also = Vec::new();
         for (add, _) in &start.through {
@@ -300,7 +291,46 @@ impl<'f, 'g> Finder<'f, 'g> {
             sum: sum_of(f, node),
             also,
             branch_nodes: region.nodes.len(),
+            inside: None,
         }));
+    }
+
+    /// Puts a node into the branch of a new join, among the joins around the node by size.
+    fn enclose(&mut self, n: NodeId, id: u32, size: usize) {
+        let inner = self.within[n.index()];
+        if inner == NOWHERE || self.is_larger(inner, size) {
+            self.within[n.index()] = id;
+            if inner != NOWHERE {
+                self.put_inside(id, inner);
+            }
+            return;
+        }
+        let outermost = self.outermost(inner);
+        if !self.is_larger(outermost, size) {
+            if outermost != id {
+                self.put_inside(outermost, id);
+            }
+            return;
+        }
+        // A join found after the joins around it comes to stand between two.
+        let mut at = inner;
+        while at != id && !self.is_larger(self.around[at as usize], size) {
+            at = self.around[at as usize];
+        }
+        if at != id {
+            let above = self.around[at as usize];
+            self.put_inside(at, id);
+            self.put_inside(id, above);
+        }
+    }
+
+    fn is_larger(&self, id: u32, size: usize) -> bool {
+        self.joins.get(id as usize).and_then(Option::as_ref).is_some_and(|j| j.branch_nodes > size)
+    }
+
+    fn put_inside(&mut self, inner: u32, outer: u32) {
+        self.around[inner as usize] = outer;
+        self.outer[inner as usize] = outer;
     }
 
     /// The outermost join around a join; shortens the way for the next question.

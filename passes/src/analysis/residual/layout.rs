@@ -5,7 +5,7 @@
 //! the factors are in their first order again.
 
 use super::flow::Flow;
-use crate::ir::{Dim, NodeId, ValueId};
+use crate::ir::{Dim, NodeId, Op, ValueId};
 use crate::ops::{Class, permutation};
 
 /// Factors in row-major order: (place in the original order, extent).
@@ -34,7 +34,20 @@ fn shape<'g>(f: &Flow<'g>, v: ValueId) -> Option<&'g [Dim]> {
 }
 
 fn is_transpose(f: &Flow, n: NodeId) -> bool {
-    f.g.op(n).is_some_and(|op| op.name == "Transpose")
+    f.g.op(n).is_some_and(|op| op.name == "Transpose" || (is_reorder(op) && op.int("channels_last") != 0))
+}
+
+/// Does the operator bring channels into blocks, or out of them?
+fn is_reorder(op: &Op) -> bool {
+    matches!(op.name.as_str(), "ReorderInput" | "ReorderOutput")
+}
+
+/// The order of the axes that an operator gives a value.
+fn axes_order(op: &Op, rank: usize) -> Option<Vec<usize>> {
+    if is_reorder(op) {
+        return Some(if op.name == "ReorderInput" { vec![0, 3, 1, 2] } else { vec![0, 2, 3, 1] }).filter(|_| rank == 4);
+    }
+    permutation(&op.attrs, rank)
 }
 
 fn trace(f: &Flow, shape_before: &[Dim], nodes: &[NodeId]) -> Option<bool> {
@@ -45,9 +58,9 @@ fn trace(f: &Flow, shape_before: &[Dim], nodes: &[NodeId]) -> Option<bool> {
         .collect();
     for n in nodes {
         if is_transpose(f, *n) {
-            let perm = permutation(&f.g.op(*n)?.attrs, axes.len())?;
+            let perm = axes_order(f.g.op(*n)?, axes.len())?;
             axes = perm.iter().map(|p| axes[*p].clone()).collect();
-        } else {
+        } else if !f.g.op(*n).is_some_and(is_reorder) {
             let flat: Factors = axes.concat();
             axes = regroup(flat, shape(f, f.g.result(*n, 0))?)?;
         }
@@ -89,11 +102,11 @@ fn restores_by_permutations(f: &Flow, nodes: &[NodeId]) -> bool {
     let mut stack: Vec<Vec<usize>> = Vec::new();
     for n in nodes {
         let Some(op) = f.g.op(*n) else { return false };
-        if op.name != "Transpose" {
+        if !is_transpose(f, *n) {
             continue;
         }
-        let rank = op.attrs.ints("perm").map_or(0, <[i64]>::len);
-        let Some(perm) = permutation(&op.attrs, rank).filter(|_| rank > 0) else { return false };
+        let rank = if is_reorder(op) { 4 } else { op.attrs.ints("perm").map_or(0, <[i64]>::len) };
+        let Some(perm) = axes_order(op, rank).filter(|_| rank > 0) else { return false };
         let undoes =
             |last: &Vec<usize>| last.len() == perm.len() && perm.iter().enumerate().all(|(i, p)| last.get(*p) == Some(&i));
         if stack.last().is_some_and(undoes) {

@@ -20,14 +20,15 @@
 //! - An identity skip passes copies, casts, quantise/dequantise pairs, rearrangements and scales only. A projected skip passes at
 //!   most one convolution or linear map besides pooling, padding, slicing, resizing and normalisation. It passes no nonlinear
 //!   function, and fewer linear operators than the branch has. The branch contains no join of its own. It contains a nonlinear
-//!   function unless the skip is only normalised: sums of parallel linear maps (low-rank adapters, kernels of several sizes) are
-//!   one map.
+//!   function unless the skip has no linear map: sums of parallel maps (low-rank adapters, kernels of several sizes) are one map.
 //! - Inside another branch a skip with a factor for each channel is a term of that branch's formula.
 //! - `x + f(x) + g(x)`, written as two adds, is one join if only the second add reads the first.
 //!
 //! Joins form a *chain* while each state is the previous join's sum, or a function of that alone without mixing operators
 //! (activation, normalisation): the chain's `post`. Rearrangements between two adds must cancel out, or be undone after a single
 //! add. A rearrangement that lasts, such as another partition into windows, starts a new chain even if the shape is the same.
+//! Joins inside the branch of another join are no part of its chain: groups of blocks with a skip around each group are one chain,
+//! and the blocks of each group are another.
 
 mod branch;
 mod chains;
@@ -80,6 +81,8 @@ pub struct Join {
     pub also: Vec<NodeId>,
     /// Number of nodes of the branch.
     pub branch_nodes: usize,
+    /// The add of the smallest branch that holds this join, where one does.
+    pub inside: Option<NodeId>,
 }
 
 /// A maximal run of identity joins over one hidden state of one type.

@@ -29,8 +29,6 @@ pub(super) struct Start {
     dense: usize,
     /// Something on the path makes it a projection: more than the state unchanged.
     projected: bool,
-    /// Nothing but normalisations do.
-    pub(super) only_normalises: bool,
     /// Adds on the path that take up further branches: (add, operand the skip comes in by).
     pub(super) through: Vec<(NodeId, usize)>,
 }
@@ -47,7 +45,6 @@ impl Start {
             maps: usize::from(inner),
             dense: usize::from(inner),
             projected: inner,
-            only_normalises: !inner,
             through: Vec::new(),
         })
     }
@@ -185,7 +182,6 @@ fn project_back(
         }
         Class::Reduce | Class::Select | Class::Concat | Class::Mixing(Mixing::Pool | Mixing::Conv | Mixing::MatMul) => {
             here.projected = true;
-            here.only_normalises = false;
             if matches!(class, Class::Mixing(Mixing::Conv | Mixing::MatMul)) {
                 here.maps += 1;
                 here.dense += usize::from(!is_depthwise(f, n));

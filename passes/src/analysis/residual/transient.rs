@@ -33,7 +33,8 @@ pub(super) fn bridge(f: &Flow, runs: Vec<Run>) -> Vec<Run> {
     for (i, r) in runs.iter().enumerate() {
         let before = r.links[0].as_ref().and_then(|l| ends.get(&l.from));
         // Of several runs that follow, the first one continues; the others are long skips.
-        if let Some(before) = before.filter(|b| follower[**b].is_none()) {
+        let beside = |b: &&usize| runs[**b].joins[0].inside == r.joins[0].inside;
+        if let Some(before) = before.filter(|b| follower[**b].is_none()).filter(beside) {
             follower[*before] = Some(i);
             follows[i] = true;
         }

@@ -396,3 +396,70 @@ fn the_last_state_has_the_chain_s_form() {
     assert_eq!(chains(&s), [2], "{:?}", s.rejected);
     assert_eq!(states(&g, &s.chains[0]), ["x", "u1", "h2"]);
 }
+
+#[test]
+fn a_fused_convolution_adds_a_projected_skip_on_either_side() {
+    let block = |last: &str| {
+        format!(
+            "x = input f32 1x4x8x8
+            a = ms.FusedConv x wa:8x4x1x1 ba:8 activation=Relu
+            {last}
+            e = ms.FusedConv d we:8x8x1x1 be:8 activation=Relu
+            h = ms.FusedConv e wf:8x8x1x1 bf:8 d activation=Relu
+            y = GlobalAveragePool h
+            output y"
+        )
+    };
+    for last in [
+        "p = Conv x wp:8x4x1x1\n d = ms.FusedConv a wb:8x8x1x1 bb:8 p activation=Relu",
+        "b = Conv a wb:8x8x1x1\n d = ms.FusedConv x wp:8x4x1x1 bp:8 b activation=Relu",
+    ] {
+        let g = net(&block(last));
+        let s = find_residuals(&g);
+        assert_eq!((chains(&s), s.projections.len(), s.rejected.len()), (vec![1], 1, 0), "{last}");
+        assert_eq!((g.name(s.projections[0].state), g.name(s.projections[0].sum)), ("x", "d"));
+        assert_eq!((states(&g, &s.chains[0]), s.chains[0].post.as_str()), (vec!["d", "h"], "relu"));
+    }
+}
+
+#[test]
+fn a_skip_by_pooling_and_channel_padding_needs_no_activation_in_the_branch() {
+    // BlazeFace: a separable convolution without an activation of its own.
+    let g = net("x = input f32 1x4x8x8
+        a = Conv x wa:4x1x2x2 group=4 strides=2,2
+        b = Conv a wb:8x4x1x1
+        p = MaxPool x kernel_shape=2,2 strides=2,2
+        q = Pad p amounts:8 ! 1x8x4x4
+        u = Add b q
+        d = Relu u
+        e = Conv d we:8x1x1x1 group=8
+        f = Conv e wf:12x8x1x1
+        r = Pad d more:8 ! 1x12x4x4
+        v = Add r f
+        y = GlobalAveragePool v
+        output y");
+    let s = find_residuals(&g);
+    let from: Vec<&str> = s.projections.iter().map(|j| g.name(j.state)).collect();
+    assert_eq!((from, s.chains.len()), (vec!["x", "d"], 0));
+}
+
+#[test]
+fn blocked_channels_have_the_structure_of_plain_ones() {
+    let g = net("x = input f32 1x16x8x8
+        c = nchwc.ReorderInput x channels_last=0
+        a = nchwc.Conv c wa:16x16x1x1 ba:16 activation=Relu
+        h = nchwc.Conv a wb:16x16x1x1 bb:16 c activation=Relu
+        d = nchwc.Conv h wd:32x16x1x1 bd:32 activation=Relu strides=2,2
+        p = nchwc.Conv h wp:32x16x1x1 bp:32 strides=2,2
+        e = nchwc.Conv d we:32x32x1x1 be:32 p activation=Relu
+        n = nchwc.ReorderOutput e channels=32 channels_last=1
+        m = nchwc.ReorderInput n channels_last=1
+        f = nchwc.Conv m wf:32x32x1x1 bf:32 activation=Relu
+        k = nchwc.Conv f wg:32x32x1x1 bg:32 e activation=Relu
+        y = nchwc.ReorderOutput k channels=32 channels_last=0
+        output y");
+    let s = find_residuals(&g);
+    assert_eq!((chains(&s), s.projections.len(), s.rejected.len()), (vec![1, 1], 1, 0));
+    assert_eq!(s.chains[0].ty.to_string(), "f32[1,16,8,8]");
+    assert_eq!((states(&g, &s.chains[1]), s.chains[1].signature.as_str()), (vec!["e", "k"], "Conv·Conv"));
+}

@@ -33,7 +33,7 @@ fn operand(g: &mut Graph, word: &str) -> Option<ValueId> {
     })
 }
 
-/// Reads the lines `x = input f32 1x4`, `p = param 1x4`, `a, b = Op operands`, `output a b`. A type after `!` is set by hand.
+/// Reads the lines `x = input f32 1x4`, `p = param 1x4`, `a, b = Op operands`, `output a b`. A value of an attribute that is no integer is a word. A type after `!` is set by hand.
 fn net(lines: &str) -> Graph {
     extend(Graph::default(), lines)
 }
@@ -41,6 +41,7 @@ fn net(lines: &str) -> Graph {
 /// The same on top of constants that are there already.
 fn extend(mut g: Graph, lines: &str) -> Graph {
     g.opsets.insert("com.microsoft".into(), 1);
+    g.opsets.insert("com.microsoft.nchwc".into(), 1);
     for line in lines.lines().map(str::trim).filter(|l| !l.is_empty()) {
         if let Some(names) = line.strip_prefix("output ") {
             for name in names.split(' ') {
@@ -61,14 +62,22 @@ fn extend(mut g: Graph, lines: &str) -> Graph {
                 constant(&mut g, results, words[1]);
             }
             name => {
-                let (domain, name) = name.split_once('.').map_or(("", name), |(_, n)| ("com.microsoft", n));
+                let (domain, name) = match name.rsplit_once('.') {
+                    None => ("", name),
+                    Some(("nchwc", name)) => ("com.microsoft.nchwc", name),
+                    Some((_, name)) => ("com.microsoft", name),
+                };
                 let mut attrs = Attrs::new();
                 let mut operands = Vec::new();
                 for w in &words[1..] {
                     match w.split_once('=') {
                         Some((key, list)) => {
-                            let ints: Vec<i64> = list.split(',').map(|t| t.parse().unwrap()).collect();
-                            attrs = if ints.len() == 1 { attrs.with(key, ints[0]) } else { attrs.with(key, ints) };
+                            let ints: Result<Vec<i64>, _> = list.split(',').map(str::parse).collect();
+                            attrs = match ints.as_deref() {
+                                Ok([only]) => attrs.with(key, *only),
+                                Ok(all) => attrs.with(key, all.to_vec()),
+                                Err(_) => attrs.with(key, list),
+                            };
                         }
                         None => operands.push(operand(&mut g, w)),
                     }

@@ -223,3 +223,34 @@ fn a_thousand_blocks_that_share_a_mask_are_one_chain() {
     let s = find_residuals(&net(&(text + &format!("y = MatMul h{blocks} w:4x4\n output y"))));
     assert_eq!((chains(&s), s.rejected.len()), (vec![blocks], blocks));
 }
+
+#[test]
+fn groups_with_a_skip_around_each_are_one_chain_and_their_blocks_another() {
+    // Residual in residual: three groups of two blocks, and a skip around all of them; with and without scales of the branches.
+    for scaled in [false, true] {
+        let mut text = String::from("h0 = input f32 1x4x8x8\n");
+        let sum = |branch: &str, skip: &str, to: &str| match scaled {
+            true => format!("{to}.s = Mul {branch} fifth:\n {to} = Add {to}.s {skip}\n"),
+            false => format!("{to} = Add {branch} {skip}\n"),
+        };
+        for group in 0..3 {
+            text += &format!("b{group}.0 = Identity h{group}\n");
+            for k in 0..2 {
+                let (from, to) = (format!("b{group}.{k}"), format!("b{group}.{}", k + 1));
+                text += &format!("{to}.f = Conv {from} v{group}{k}:4x4x1x1\n {to}.r = Relu {to}.f\n");
+                text += &sum(&format!("{to}.r"), &from, &to);
+            }
+            text += &format!("g{group} = Conv b{group}.2 w{group}:4x4x1x1\n");
+            text += &sum(&format!("g{group}"), &format!("h{group}"), &format!("h{}", group + 1));
+        }
+        let g = net(&(text + "t = Conv h3 wt:4x4x1x1\n u = Add t h0\n y = Conv u wy:4x4x1x1\n output y"));
+        let s = find_residuals(&g);
+        assert_eq!((chains(&s), s.chains[1].scaled), (vec![2, 3, 2, 2, 1], scaled));
+        assert_eq!(states(&g, &s.chains[1]), ["h0", "h1", "h2", "h3"]);
+        let inside: Vec<Option<&str>> = s.chains.iter().map(|c| c.joins[0].inside.map(|n| g.name(g.result(n, 0)))).collect();
+        assert_eq!(inside, [Some("h1"), Some("u"), Some("h2"), Some("h3"), None]);
+        let json = report::inspect_json(&g, &s, "m.onnx");
+        assert_eq!((&json["chains"][0]["inside"], &json["chains"][4]["inside"]), (&"n_h1".into(), &().into()));
+        assert!(report::inspect_text(&g, &s).contains("\n2      block 2 of chain 1, n_h2\n"));
+    }
+}
