@@ -27,6 +27,11 @@ impl Failure {
         Failure { status: 1, what: what.into(), help: None }
     }
 
+    /// A fault of this tool, which has said more on stderr.
+    pub fn fault(what: &str) -> Failure {
+        Failure::input(format!("this is a fault of ancre-rewrite; {what}")).help("report it with the lines above")
+    }
+
     /// The same about a file.
     pub fn at(self, path: &Path) -> Failure {
         Failure { what: format!("{}: {}", path.display(), self.what), ..self }

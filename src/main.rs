@@ -23,9 +23,7 @@ fn main() -> ExitCode {
     report_full_disks();
     let cli = Cli::parse();
     // A panic unwinds through the outputs, which remove unfinished files.
-    let done = catch_unwind(AssertUnwindSafe(|| run(&cli))).unwrap_or_else(|_| {
-        Err(Failure::input("this is a fault of ancre-rewrite; nothing was written").help("report it with the lines above"))
-    });
+    let done = catch_unwind(AssertUnwindSafe(|| run(&cli))).unwrap_or_else(|_| Err(Failure::fault("nothing was written")));
     engine::notices().iter().for_each(|notice| eprintln!("note: {notice}"));
     match done {
         Ok((text, status)) => {

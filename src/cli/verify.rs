@@ -6,7 +6,7 @@ use clap::Args;
 use std::path::PathBuf;
 
 /// How much an engine, which runs in a process of its own, may take.
-#[derive(Args, Debug, Default)]
+#[derive(Args, Clone, Debug, Default)]
 pub struct LimitArgs {
     /// Most memory an engine may use, such as 500M or 8G; verify: fail (2) when more would be needed [default: 4 GiB and 16 times the model]
     #[arg(long, value_name = "SIZE", value_parser = parse_size, help_heading = "Verification")]
@@ -17,7 +17,7 @@ pub struct LimitArgs {
 }
 
 /// `verify`.
-#[derive(Args, Debug, Default)]
+#[derive(Args, Clone, Debug, Default)]
 #[command(after_help = "Examples:
   ancre-rewrite verify resnet.onnx resnet.ancre.onnx                     interface, a proof, or else outputs on chosen inputs
   ancre-rewrite verify a.onnx b.onnx --engine ort --atol 1e-6 --trials 20
@@ -26,7 +26,7 @@ pub struct LimitArgs {
   ancre-rewrite verify a.onnx b.onnx --json --junit report.xml           for CI
   ancre-rewrite verify --gradient resnet.ancre.train.onnx                gradients against finite differences
 
-Exit status: 0 equivalent, 1 not equivalent (or an engine cannot run a model), 2 bad usage or bad input.")]
+Exit status: 0 equivalent, 1 not equivalent (with --proof: not proved), 2 could not be checked: bad usage or input, or no engine runs a model.")]
 pub struct VerifyArgs {
     /// The reference, for example the source model
     #[arg(required_unless_present = "gradient", value_name = "A")]

@@ -78,7 +78,7 @@ impl Oracle {
             None => Process::start(program, "tract", None).map_err(|e| e.to_string())?,
         };
         let (time, memory) = (limits.time.unwrap_or(ORACLE_TIME), limits.memory.unwrap_or(ORACLE_MEMORY));
-        let answer = p.ask(request, blobs, time, memory)?;
+        let answer = p.ask(request, blobs, time, memory).map_err(|death| death.how)?;
         self.0 = Some(p);
         Ok(answer)
     }
@@ -87,6 +87,37 @@ impl Oracle {
 /// Do engines run in processes of their own?
 pub(super) fn is_isolated() -> bool {
     PROGRAM.get().is_some()
+}
+
+/// Opens a model file as a training run is about to; `None` where engines run in this process. There are no limits: what is
+/// opened is the user's choice.
+#[cfg(feature = "ort")]
+pub(super) fn open_file(path: &Path, engine: &super::ort::OrtEngine, library: PathBuf) -> Option<Result<(), EngineError>> {
+    let request = Request::OpenFile { path: path.to_path_buf(), engine: engine.clone() };
+    Some(once(library, &request)?.map(drop))
+}
+
+/// What the ONNX Runtime in use says of itself; `None` where engines run in this process.
+#[cfg(feature = "ort")]
+pub(super) fn about(library: PathBuf) -> Option<Result<super::ort::About, EngineError>> {
+    let answer = once(library, &Request::About)?;
+    let odd = || EngineError::NoRuntime("its process gave an answer that makes no sense".into());
+    Some(answer.and_then(|reply| if let Reply::About(about) = reply { Ok(about) } else { Err(odd()) }))
+}
+
+/// The answer of a process that answers once.
+#[cfg(feature = "ort")]
+fn once(library: PathBuf, request: &Request) -> Option<Result<Reply, EngineError>> {
+    let (program, _) = PROGRAM.get()?;
+    let engine = ChildEngine {
+        name: super::ort::NAME,
+        program,
+        limits: Limits { memory: Some(u64::MAX), time: Some(Duration::MAX) },
+        library: Some(library),
+        process: Rc::default(),
+        sessions: Cell::new(0),
+    };
+    Some(engine.ask(request, &[], 0).map(|(reply, _)| reply))
 }
 
 struct ChildEngine {
@@ -120,11 +151,7 @@ impl Engine for ChildEngine {
     }
 
     fn load(&self, model: &[u8], data: Option<ExternalData>) -> Result<Box<dyn Session>, EngineError> {
-        let start = |e: io::Error| EngineError::Load { engine: self.name, why: format!("its process does not start: {e}") };
-        if self.process.borrow().is_none() {
-            let started = Process::start(self.program, self.name, self.library.as_deref()).map_err(start)?;
-            *self.process.borrow_mut() = Some(started);
-        }
+        self.start()?;
         let session = self.sessions.get();
         self.sessions.set(session + 1);
         let (most_memory, most_time) = self.limits.for_size(model.len() as u64 + data.map_or(0, |d| d.bytes));
@@ -134,6 +161,65 @@ impl Engine for ChildEngine {
         child.ask(&request, &[model])?;
         Ok(Box::new(child))
     }
+
+    fn open(&self, model: &[u8], data: Option<ExternalData>) -> Result<(), EngineError> {
+        let size = model.len() as u64 + data.map_or(0, |d| d.bytes);
+        let root = data.map(|d| d.root.to_path_buf());
+        let request = Request::Open { engine: self.name.into(), root, most_memory: self.limits.for_size(size).0 };
+        self.ask(&request, &[model], size).map(drop)
+    }
+
+    fn warm_up(&self) {
+        let most_memory = self.limits.for_size(0).0;
+        // What comes of it shows when a model is opened.
+        let _ = self.ask(&Request::Open { engine: self.name.into(), root: None, most_memory }, &[], 0);
+    }
+}
+
+impl ChildEngine {
+    fn start(&self) -> Result<(), EngineError> {
+        if self.process.borrow().is_none() {
+            let fail =
+                |e: io::Error| EngineError::Load { engine: self.name, why: format!("its process does not start: {e}") };
+            let started = Process::start(self.program, self.name, self.library.as_deref()).map_err(fail)?;
+            *self.process.borrow_mut() = Some(started);
+        }
+        Ok(())
+    }
+
+    /// The answer to a request about a model of so many bytes.
+    fn ask(&self, request: &Request, blobs: &[&[u8]], size: u64) -> Result<Message<Reply>, EngineError> {
+        self.start()?;
+        let (most_memory, most_time) = self.limits.for_size(size);
+        ask(&self.process, self.name, request, blobs, (most_time, most_memory))
+    }
+}
+
+/// The answer of a process, which is given up when it died.
+fn ask(
+    process: &RefCell<Option<Process>>,
+    engine: &'static str,
+    request: &Request,
+    blobs: &[&[u8]],
+    (most_time, most_memory): (Duration, u64),
+) -> Result<Message<Reply>, EngineError> {
+    let mut slot = process.borrow_mut();
+    let died = |death: Death| EngineError::Died { engine, how: death.how, limit: death.limit };
+    let ended = || died(Death { how: "has no process any more".into(), limit: false });
+    match slot.as_mut().ok_or_else(ended)?.ask(request, blobs, most_time, most_memory) {
+        Ok((answer, blobs)) => Ok((answer?, blobs)),
+        Err(death) => {
+            *slot = None;
+            Err(died(death))
+        }
+    }
+}
+
+/// How a process ended.
+struct Death {
+    how: String,
+    /// Was it ended for what it took?
+    limit: bool,
 }
 
 impl Process {
@@ -189,7 +275,8 @@ impl Session for ChildSession {
             (Reply::Outputs(heads), blobs) => wire::tensors(heads, blobs),
             _ => None,
         };
-        outputs.ok_or_else(|| EngineError::Died { engine: self.engine, how: "gave an answer that makes no sense".into() })
+        let how = || "gave an answer that makes no sense".to_string();
+        outputs.ok_or_else(|| EngineError::Died { engine: self.engine, how: how(), limit: false })
     }
 }
 
@@ -203,16 +290,7 @@ impl Drop for ChildSession {
 
 impl ChildSession {
     fn ask(&self, request: &Request, blobs: &[&[u8]]) -> Result<Message<Reply>, EngineError> {
-        let mut slot = self.process.borrow_mut();
-        let died = |how: String| EngineError::Died { engine: self.engine, how };
-        let Some(p) = slot.as_mut() else { return Err(died("its process has ended".into())) };
-        match p.ask(request, blobs, self.most_time, self.most_memory) {
-            Ok((answer, blobs)) => Ok((answer?, blobs)),
-            Err(how) => {
-                *slot = None;
-                Err(died(how))
-            }
-        }
+        ask(&self.process, self.engine, request, blobs, (self.most_time, self.most_memory))
     }
 }
 
@@ -224,30 +302,32 @@ impl Process {
         blobs: &[&[u8]],
         most_time: Duration,
         most_memory: u64,
-    ) -> Result<Message<Answer>, String> {
+    ) -> Result<Message<Answer>, Death> {
         match wire::send(&mut self.to, request, blobs).map(|()| self.from.recv_timeout(most_time)) {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(RecvTimeoutError::Timeout)) => {
-                Err(format!("took more than {} s (--engine-timeout)", most_time.as_secs()))
+                Err(Death { how: format!("took more than {} s (--engine-timeout)", most_time.as_secs()), limit: true })
             }
             _ => Err(self.death(most_memory)),
         }
     }
 
-    fn death(&mut self, most_memory: u64) -> String {
+    fn death(&mut self, most_memory: u64) -> Death {
         let status = self.child.wait().ok();
         let said = self.said.lock().map(|s| String::from_utf8_lossy(&s).into_owned()).unwrap_or_default();
         let last = last_words(&said).map(|l| format!(": {l}")).unwrap_or_default();
         if status.and_then(|s| s.code()) == Some(TOO_MUCH) {
-            return format!("used more than {} of memory (--max-memory)", memory::bytes(most_memory));
+            let how = format!("used more than {} of memory (--max-memory)", memory::bytes(most_memory));
+            return Death { how, limit: true };
         }
         #[cfg(unix)]
         if let Some(n) = status.and_then(|s| std::os::unix::process::ExitStatusExt::signal(&s)) {
             let name = signal_hook::low_level::signal_name(n).unwrap_or("unknown");
             let why = if n == signal_hook::consts::SIGKILL { ", perhaps for the machine's memory" } else { "" };
-            return format!("died of signal {n} ({name}{why}){last}");
+            return Death { how: format!("died of signal {n} ({name}{why}){last}"), limit: false };
         }
-        format!("ended with status {}{last}", status.and_then(|s| s.code()).unwrap_or(-1))
+        let how = format!("ended with status {}{last}", status.and_then(|s| s.code()).unwrap_or(-1));
+        Death { how, limit: false }
     }
 }
 
@@ -273,6 +353,14 @@ pub fn serve() -> u8 {
                     Reply::Loaded
                 })
             }
+            Request::Open { engine, root, most_memory } => {
+                watch.allow(most_memory);
+                open(&engine, blobs.pop().as_deref(), root.as_deref()).map(|()| Reply::Loaded)
+            }
+            #[cfg(feature = "ort")]
+            Request::OpenFile { path, engine } => engine.open_file(&path).map(|_| Reply::Loaded),
+            #[cfg(feature = "ort")]
+            Request::About => super::ort::about_here().map(Reply::About),
             Request::Run { session, inputs } => match (sessions.get_mut(&session), wire::tensors(inputs, blobs)) {
                 (Some(session), Some(inputs)) => session.run(&inputs).map(|found| {
                     outputs = found;
@@ -296,14 +384,29 @@ pub fn serve() -> u8 {
     0
 }
 
-#[cfg_attr(not(any(feature = "tract", feature = "ort")), expect(unused_variables))]
 fn load(engine: &str, model: &[u8], root: Option<&Path>) -> Result<Box<dyn Session>, EngineError> {
-    let data = root.map(|root| ExternalData { root, bytes: 0 });
+    named(engine)?.load(model, root.map(|root| ExternalData { root, bytes: 0 }))
+}
+
+/// Opens a model; without one, loads the engine.
+fn open(engine: &str, model: Option<&[u8]>, root: Option<&Path>) -> Result<(), EngineError> {
+    let engine = named(engine)?;
+    match model {
+        Some(model) => engine.open(model, root.map(|root| ExternalData { root, bytes: 0 })),
+        None => {
+            engine.warm_up();
+            Ok(())
+        }
+    }
+}
+
+/// An engine of this process.
+fn named(engine: &str) -> Result<Box<dyn Engine>, EngineError> {
     match engine {
         #[cfg(feature = "tract")]
-        super::tract::NAME => super::tract::TractEngine.load(model, data),
+        super::tract::NAME => Ok(Box::new(super::tract::TractEngine)),
         #[cfg(feature = "ort")]
-        super::ort::NAME => super::ort::OrtEngine::default().load(model, data),
+        super::ort::NAME => Ok(Box::new(super::ort::OrtEngine::default())),
         other => Err(EngineError::NoRuntime(format!("there is no engine `{other}`"))),
     }
 }

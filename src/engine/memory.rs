@@ -49,7 +49,7 @@ pub struct Watch {
 
 impl Watch {
     /// Starts to watch. When the process uses more than the limit, `over` is called with the bytes used and the limit.
-    pub fn start(limit: u64, over: fn(u64, u64)) -> Watch {
+    pub fn start(limit: u64, over: impl Fn(u64, u64) + Send + 'static) -> Watch {
         let (done, limit) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(limit)));
         let (seen, most) = (done.clone(), limit.clone());
         std::thread::spawn(move || {

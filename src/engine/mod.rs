@@ -5,6 +5,7 @@
 #[cfg_attr(not(any(feature = "tract", feature = "ort")), allow(dead_code))]
 pub mod child;
 pub mod memory;
+pub mod opener;
 #[cfg_attr(not(feature = "tract"), allow(dead_code))]
 mod oracle;
 #[cfg(feature = "ort")]
@@ -62,6 +63,8 @@ pub enum EngineError {
         #[serde(skip)]
         engine: &'static str,
         how: String,
+        /// Was it ended for what it took, and did not end by itself?
+        limit: bool,
     },
     #[error("{0}")]
     NoRuntime(String),
@@ -102,6 +105,14 @@ pub trait Engine {
     /// Loads a model, whose external data lies in `data`. Fails when the engine cannot take the model; the error names
     /// the operator if one is to blame.
     fn load(&self, model: &[u8], data: Option<ExternalData>) -> Result<Box<dyn Session>, EngineError>;
+
+    /// Finds out whether the engine takes a model, at less cost than [`Engine::load`], and keeps nothing.
+    fn open(&self, model: &[u8], data: Option<ExternalData>) -> Result<(), EngineError> {
+        self.load(model, data).map(drop)
+    }
+
+    /// Prepares what every model needs, so that the first one is not late.
+    fn warm_up(&self) {}
 }
 
 /// A loaded model.

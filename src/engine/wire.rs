@@ -13,6 +13,14 @@ use std::path::PathBuf;
 pub(super) enum Request {
     /// Load the model that follows, as the session of this number; external data lies in `root`.
     Load { session: u64, engine: String, root: Option<PathBuf>, most_memory: u64 },
+    /// Open the model that follows and forget it. Without a model, load the engine itself.
+    Open { engine: String, root: Option<PathBuf>, most_memory: u64 },
+    /// Open a model file as a training run does.
+    #[cfg(feature = "ort")]
+    OpenFile { path: PathBuf, engine: super::ort::OrtEngine },
+    /// What the ONNX Runtime in use says of itself.
+    #[cfg(feature = "ort")]
+    About,
     /// Run a session on the tensors that follow.
     Run { session: u64, inputs: Vec<TensorHead> },
     /// The types of the results of the one node of the model that follows. Its operands are inputs, of which this is known by
@@ -25,6 +33,8 @@ pub(super) enum Request {
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 pub(super) enum Reply {
     Loaded,
+    #[cfg(feature = "ort")]
+    About(super::ort::About),
     /// The outputs, whose elements follow.
     Outputs(Vec<TensorHead>),
     /// Types of results, if there is an answer.

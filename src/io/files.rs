@@ -37,7 +37,7 @@ pub fn parse_model(bytes: &SharedBytes, path: &Path) -> Result<Graph, Failure> {
         return Err(Failure::input("is empty, an .onnx file was expected").at(path));
     }
     if bytes.starts_with(LFS_POINTER) {
-        let help = "`git lfs pull` in its repository, or download the file itself";
+        let help = "`git lfs pull` in its repository (in a GitHub workflow: actions/checkout with `lfs: true`), or download the file itself";
         return Err(Failure::input("is a Git LFS pointer, not the model").help(help).at(path));
     }
     modern(onnx::read_prepared(bytes, Some(Home::of(path)), |_| Ok(())), path)

@@ -95,6 +95,15 @@ impl Outputs {
         Ok((files::parse_model(&bytes, path)?, bytes))
     }
 
+    /// The bytes of a model that was written for this path, as [`Outputs::read_back`] gives them, and where its data lies with how
+    /// many bytes, if it has any.
+    pub fn written(&self, path: &Path) -> Result<(SharedBytes, Option<(PathBuf, u64)>), Failure> {
+        let (graph, bytes) = self.read_back(path)?;
+        let (dir, locations) = (parent(path), onnx::external_files(&graph));
+        let size = |location: &String| dir.join(location).metadata().map_or(0, |m| m.len());
+        Ok((bytes, (!locations.is_empty()).then(|| (dir.to_path_buf(), locations.keys().map(size).sum()))))
+    }
+
     fn add(&mut self, path: &Path, write: impl FnOnce(&mut dyn Write) -> Result<(), String>) -> Result<(), Failure> {
         if path.is_dir() {
             return Err(cannot(path, "it is a directory"));
@@ -187,6 +196,11 @@ impl Outputs {
         };
         let mut all = std::iter::once(name.clone()).chain((1..).map(|n| numbered(&name, n)));
         all.find(|n| !taken(n)).ok_or_else(|| cannot(path, "no name is free for its data"))
+    }
+
+    /// Every file to be put in place, with its size.
+    pub fn files(&self) -> impl Iterator<Item = (&Path, u64)> {
+        self.pending.iter().map(|p| (&*p.path, fs::metadata(&p.temp).map_or(0, |m| m.len())))
     }
 
     /// Puts all files in place.

@@ -2,6 +2,7 @@
 
 mod batch;
 pub mod config;
+mod opening;
 pub mod report;
 mod start;
 pub mod training_files;
@@ -14,6 +15,7 @@ use crate::error::{Failure, sentence};
 use crate::io::files::{self, Outputs};
 use crate::rewrite::batch::{BatchFacts, BatchRequest};
 use crate::rewrite::config::RewriteConfig;
+use crate::rewrite::opening::Opening;
 use crate::rewrite::training_files::TrainingFiles;
 use crate::rewrite::verification::Verification;
 use crate::verify::{Subject, read_inputs};
@@ -44,6 +46,8 @@ pub struct Outcome {
     pub(crate) route: RouteOptions,
     /// Files written, or that would be (dry run): kind, path, bytes, nodes.
     pub(crate) outputs: Vec<(&'static str, PathBuf, u64, usize)>,
+    /// The engine that opened a graph, by its kind.
+    pub(crate) opened: Vec<(&'static str, &'static str)>,
     pub(crate) verified: Option<Verification>,
     /// The training graph's files, or why there is none.
     pub(crate) training: Result<TrainingFiles, String>,
@@ -114,6 +118,8 @@ pub fn rewrite(a: &RewriteArgs) -> Result<Outcome, Failure> {
     let mut config = RewriteConfig::try_from(a)?;
     let model = config.model.as_path();
     let mut clock = Clock(Instant::now(), Vec::new());
+    let opens = config.verify.is_some() && config.training.is_some();
+    let mut opening = opens.then(Opening::start);
     let mut notices = config.idle.clone();
     // A network that is not rewritten keeps its local functions.
     let stays = config.route.chains == ChainChoice::None && config.training.is_none();
@@ -194,6 +200,9 @@ pub fn rewrite(a: &RewriteArgs) -> Result<Outcome, Failure> {
     for (kind, path, g) in graphs {
         let emission = onnx::emit(g).map_err(|e| Failure::input(e.to_string()).hint(e.hint()).at(&path))?;
         let bytes = if config.dry_run { emission.byte_len() } else { outputs.add_model(&emission, &path)? };
+        if let Some(opening) = opening.as_mut().filter(|_| kind != "forward") {
+            opening.add(kind, g, &path, (!config.dry_run).then_some(&outputs))?;
+        }
         written.push((kind, path, bytes, emission.nodes));
     }
     if let Ok(TrainingFiles { state: Some(state), .. }) = &training {
@@ -205,6 +214,7 @@ pub fn rewrite(a: &RewriteArgs) -> Result<Outcome, Failure> {
     }
     clock.lap("emit");
 
+    let mut opened = Vec::new();
     let verified = match &config.verify {
         None => None,
         Some(how) => {
@@ -220,7 +230,13 @@ pub fn rewrite(a: &RewriteArgs) -> Result<Outcome, Failure> {
             let (graph, bytes) = if config.dry_run { emitted(&forward, model)? } else { outputs.read_back(&path)? };
             let place = if config.dry_run { model } else { &path };
             let file = Subject::of_file(graph, bytes, place)?;
-            Some(verification::verify(&subject, file, !routed.routers.is_empty(), &config.route, how)?)
+            let verified = verification::verify(&subject, file, !routed.routers.is_empty(), &config.route, how)?;
+            clock.lap("verify");
+            if let Some(opening) = opening {
+                opened = opening.finish(&subject, &mut notices)?;
+            }
+            clock.lap("open");
+            Some(verified)
         }
     };
     clock.lap("verify");
@@ -230,6 +246,10 @@ pub fn rewrite(a: &RewriteArgs) -> Result<Outcome, Failure> {
             require_equivalent(v).map_err(|e| e.at(model))?;
         }
     }
+    let data = |path: &Path| !written.iter().any(|(_, p, ..)| p == path);
+    let data: Vec<_> =
+        outputs.files().filter(|(path, _)| data(path)).map(|(path, n)| ("data", path.to_path_buf(), n, 0)).collect();
+    written.extend(data);
     if !config.dry_run {
         outputs.commit()?;
     }
@@ -246,6 +266,7 @@ pub fn rewrite(a: &RewriteArgs) -> Result<Outcome, Failure> {
         notes,
         route: config.route.clone(),
         outputs: written,
+        opened,
         verified,
         training,
         ties,

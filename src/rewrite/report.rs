@@ -4,6 +4,7 @@ use crate::engine::memory::bytes;
 use crate::io::lines::{Lines, put};
 use crate::rewrite::Outcome;
 use crate::rewrite::batch::BatchFacts;
+use crate::rewrite::opening;
 use crate::rewrite::verification::{self, Verification};
 use ancre_passes::analysis::report as structure;
 use ancre_passes::ir::{Form, RouterSpec};
@@ -23,7 +24,10 @@ pub fn json(o: &Outcome) -> Value {
     let outputs: Vec<Value> = o
         .outputs
         .iter()
-        .map(|(kind, path, bytes, nodes)| json!({"kind": kind, "path": path, "bytes": bytes, "nodes": nodes}))
+        .map(|(kind, path, bytes, nodes)| {
+            let opened = o.opened.iter().find(|(k, _)| k == kind).map(|(_, engine)| engine);
+            json!({"kind": kind, "path": path, "bytes": bytes, "nodes": nodes, "opened_by": opened})
+        })
         .collect();
     let training = match &o.training {
         Ok(t) => {
@@ -82,7 +86,8 @@ pub fn text(o: &Outcome, verbose: bool) -> String {
     }
     for (kind, path, size, nodes) in &o.outputs {
         let name = if *kind == "train" { "training" } else { kind };
-        put!(out, name, "{}  ({}, {nodes} nodes)", path.display(), bytes(*size));
+        let nodes = if *nodes > 0 { format!(", {nodes} nodes{}", opening::words(o, kind)) } else { String::new() };
+        put!(out, name, "{}  ({}{nodes})", path.display(), bytes(*size));
     }
     if verbose {
         let all: Vec<String> = o.seconds.iter().map(|(phase, s)| format!("{phase} {:.0} ms", s * 1e3)).collect();

@@ -11,6 +11,7 @@
 use crate::engine::{EngineError, Session, Tensors};
 use crate::error::Failure;
 use crate::io::tensor::NpTensor;
+use crate::verify::numeric;
 use crate::verify::report::engine_name;
 use crate::verify::{self, Comparison, Subject, Verdict, VerifyOptions};
 use ancre_passes::ir::{DType, Graph, RouterId, RouterSpec, Tensor, ValueId};
@@ -159,8 +160,13 @@ impl Verification {
                 self.notices.push(format!("{what}, as no engine at hand runs it: {}", e.what));
                 Ok(())
             }
-            Err(e) if e.status == 1 => Err(Failure { what: format!("{}; nothing was written", e.what), ..e }
-                .help("another engine (--verify ort needs ONNX Runtime, --verify tract none), or --verify none")),
+            Err(e) if e.status == 1 => {
+                let proof =
+                    (proved && how.engine.is_some()).then(|| "leave --verify out: the rewrite is proved".to_string());
+                let other = proof.or_else(|| numeric::other_engine(how.engine, "--verify"));
+                let help = other.into_iter().chain(["--verify none writes it unchecked".to_string()]).collect::<Vec<_>>();
+                Err(Failure { what: format!("{}; nothing was written", e.what), ..e }.help(help.join("; or ")))
+            }
             Err(e) => Err(e),
         }
     }

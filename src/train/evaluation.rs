@@ -42,7 +42,7 @@ impl Evaluator {
         if let Some(path) = given.map(Path::to_path_buf).or(beside) {
             let (g, _) = files::read_model(&path)?;
             check_fits(t, &g).map_err(|e| e.at(&path))?;
-            let session = engine.open_file(&path).map_err(|e| cannot(e).at(&path))?;
+            let session = engine.open_file_safely(&path).map_err(|e| cannot(e).at(&path))?;
             return Evaluator::new(t, &g, session, engine.device, path.display().to_string());
         }
         let other = match behaves_otherwise(t) {
@@ -67,7 +67,7 @@ impl Evaluator {
 
     fn of_graph(t: &TrainingGraph, g: &Graph, engine: &OrtEngine, origin: String) -> Result<Evaluator, Failure> {
         let emission = onnx::emit(g).and_then(|e| e.to_bytes()).map_err(|e| Failure::input(e.to_string()).at(&t.path))?;
-        let session = engine.open(&emission, t.path.parent()).map_err(|e| cannot(e).at(&t.path))?;
+        let session = engine.open_safely(&emission, t.path.parent()).map_err(|e| cannot(e).at(&t.path))?;
         Evaluator::new(t, g, session, engine.device, origin)
     }
 

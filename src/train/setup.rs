@@ -341,7 +341,7 @@ fn open_session(a: &TrainArgs, t: &TrainingGraph, notices: &mut Vec<String>) -> 
             return Ok(Err(why));
         }
         let engine = engine(device);
-        Ok(engine.open_file(&t.path).map(|session| (engine, session)).map_err(|e| e.to_string()))
+        Ok(engine.open_file_safely(&t.path).map(|session| (engine, session)).map_err(|e| e.to_string()))
     };
     match a.device {
         DeviceChoice::Exactly(Device::Cpu) => {}
@@ -356,7 +356,7 @@ fn open_session(a: &TrainArgs, t: &TrainingGraph, notices: &mut Vec<String>) -> 
         },
     }
     let engine = engine(Device::Cpu);
-    let session = engine.open_file(&t.path).map_err(fail)?;
+    let session = engine.open_file_safely(&t.path).map_err(fail)?;
     Ok((engine, session))
 }
 

@@ -1,11 +1,15 @@
 //! The verb.
 
-use super::{ProofMode, Subject, Tolerance, VerifyOptions, compare_subjects, given, gradient, junit, memory, report};
+use super::{
+    ProofMode, Subject, Tolerance, VerifyOptions, compare_subjects, given, gradient, junit, memory, numeric, report,
+};
 use crate::cli::VerifyArgs;
 use crate::engine::EngineChoice;
 use crate::engine::{Tensors, random_inputs};
 use crate::error::Failure;
 use crate::io::files::Outputs;
+use ancre_passes::ir::Dim;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::time::Instant;
 
@@ -13,22 +17,29 @@ use std::time::Instant;
 pub struct Answer {
     /// For stdout.
     pub text: String,
-    /// 0: equivalent, 1: not.
+    /// 0: equivalent, 1: not equivalent, or not proved where only a proof counts.
     pub status: u8,
 }
 
-/// Runs `verify`. Errors: bad usage, bad input, or an engine that cannot run a model.
+/// Runs `verify`. An error is a check that could not be made: bad usage, bad input, or an engine that cannot run a model. Its
+/// status is 2.
 pub fn verify(args: &VerifyArgs) -> Result<Answer, Failure> {
-    let answer = attempt(args);
-    if let Err(failure) = &answer {
-        let file = args.b.as_ref().or(args.gradient.as_ref());
-        report::annotate(file.map(|file| report::annotation(file, "verify", &failure.to_string())));
-        // A CI job shows its JUnit file also when the check could not be made.
-        if let Some(path) = &args.junit {
-            write(path, &junit::failed(args, failure)?)?;
-        }
+    let given = args.clone();
+    let _watch = args.limits.max_memory.map(|limit| memory::watch(limit, move |failure| unchecked(&given, failure)));
+    catch_unwind(AssertUnwindSafe(|| attempt(args)))
+        .unwrap_or_else(|_| Err(Failure::fault("no answer was found")))
+        .map_err(|failure| unchecked(args, failure))
+}
+
+/// Says where CI reads it that a check could not be made.
+fn unchecked(args: &VerifyArgs, failure: Failure) -> Failure {
+    let file = args.b.as_ref().or(args.gradient.as_ref());
+    report::annotate(file.map(|file| report::annotation(file, junit::UNCHECKED, &failure.to_string())));
+    let written = args.junit.as_ref().map(|path| write(path, &junit::failed(args, &failure)?));
+    match written {
+        Some(Err(e)) => Failure { what: format!("{}; and {}", failure.what, e.what), status: 2, ..failure },
+        _ => Failure { status: 2, ..failure },
     }
-    answer
 }
 
 fn attempt(args: &VerifyArgs) -> Result<Answer, Failure> {
@@ -40,11 +51,10 @@ fn attempt(args: &VerifyArgs) -> Result<Answer, Failure> {
     };
     let clock = Instant::now();
     let mut o = verify_options(args)?;
-    let _watch = o.max_memory.map(memory::watch);
     let (a, b) = (Subject::read(a)?, Subject::read(b)?);
     random_inputs::check_dims(&a.graph, &o.dims).map_err(|e| e.at(&a.path))?;
     o.given = given::read_inputs(&args.input, &a.graph)?;
-    let verdict = compare_subjects(&a, &b, &o)?;
+    let verdict = compare_subjects(&a, &b, &o).map_err(|e| advised(e, &a, &o))?;
     let seconds = clock.elapsed().as_secs_f64();
     report::annotate(report::annotations(&a, &b, &verdict));
     if let Some(path) = &args.junit {
@@ -60,12 +70,23 @@ fn attempt(args: &VerifyArgs) -> Result<Answer, Failure> {
     Ok(Answer { text, status: !verdict.equivalent as u8 })
 }
 
+/// An engine's failure with what may help: another engine, other extents of the inputs.
+fn advised(e: Failure, a: &Subject, o: &VerifyOptions) -> Failure {
+    if e.status != 1 {
+        return e;
+    }
+    let open = a.graph.required_inputs().flat_map(|v| a.graph.value(v).ty.shape.iter().flatten()).flat_map(Dim::symbols);
+    let open = open.into_iter().find(|symbol| !o.dims.contains_key(*symbol));
+    let extent = open.map(|symbol| format!("--dim \"{symbol}=N\" if that extent is at fault"));
+    let tried: Vec<String> = numeric::other_engine(o.engine, "--engine").into_iter().chain(extent).collect();
+    if tried.is_empty() { e } else { e.help(tried.join("; or ")) }
+}
+
 fn check_gradient(args: &VerifyArgs, train: &Path) -> Result<Answer, Failure> {
     let clock = Instant::now();
     let mut o = verify_options(args)?;
     o.engine = Some(args.engine.unwrap_or(EngineChoice::Ort));
     o.trials = args.trials.unwrap_or(3) as usize;
-    let _watch = o.max_memory.map(memory::watch);
     let train = Subject::read(train)?;
     random_inputs::check_dims(&train.graph, &o.dims).map_err(|e| e.at(&train.path))?;
     o.given = given::read_inputs(&args.input, &train.graph)?;

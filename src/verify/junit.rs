@@ -11,6 +11,12 @@ use std::time::Duration;
 
 const NAME: &str = "ancre-rewrite verify";
 
+/// What models are called where only a proof counts and none was found.
+pub(super) const UNPROVED: &str = "not proved";
+
+/// What a check is called that could not be made. It is no "not equivalent".
+pub(super) const UNCHECKED: &str = "could not be checked";
+
 fn case(name: &str, class: &str, status: TestCaseStatus) -> TestCase {
     let mut case = TestCase::new(name, status);
     case.set_classname(class);
@@ -20,8 +26,12 @@ fn case(name: &str, class: &str, status: TestCaseStatus) -> TestCase {
 /// A failure by its message and description; no problem is a success.
 fn status(problem: Option<(String, String)>) -> TestCaseStatus {
     let Some((message, description)) = problem else { return TestCaseStatus::success() };
+    failure("not equivalent", message, description)
+}
+
+fn failure(kind: &str, message: String, description: String) -> TestCaseStatus {
     let mut status = TestCaseStatus::non_success(NonSuccessKind::Failure);
-    status.set_message(message).set_type("not equivalent").set_description(description);
+    status.set_message(message).set_type(kind).set_description(description);
     status
 }
 
@@ -40,8 +50,10 @@ pub(super) fn of_verdict(a: &Subject, b: &Subject, v: &Verdict, o: &VerifyOption
     suite.add_test_case(case("interface", &class, status(problem)));
     if let Some(p) = &v.proof {
         // Where the models were run, a missing proof is no failure.
-        let mut status = status((!p.proved).then(|| ("no proof was found".into(), p.reason.clone())));
-        if !p.proved && v.numeric.is_some() {
+        let mut status = TestCaseStatus::success();
+        if v.is_unproved() {
+            status = failure(UNPROVED, "no proof was found".into(), p.reason.clone());
+        } else if !p.proved {
             status = TestCaseStatus::skipped();
             status.set_message(format!("none found: {}", p.reason));
         }
@@ -97,7 +109,7 @@ pub(super) fn failed(args: &VerifyArgs, failure: &Failure) -> Result<String, Fai
     let files = [&args.a, &args.b, &args.gradient];
     let class = files.into_iter().flatten().map(|p| p.display().to_string()).collect::<Vec<_>>().join(" ");
     let mut status = TestCaseStatus::non_success(NonSuccessKind::Error);
-    status.set_message(failure.what.clone()).set_type("could not be checked").set_description(failure.to_string());
+    status.set_message(failure.what.clone()).set_type(UNCHECKED).set_description(failure.to_string());
     let mut suite = TestSuite::new(format!("{NAME} {class}"));
     suite.add_test_case(case("verify", &class, status));
     serialize(suite)

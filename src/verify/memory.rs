@@ -58,19 +58,21 @@ pub(super) fn estimate(g: &Graph, sizes: &Sizes) -> u64 {
     BASE + 4 * weights(g) + 2 * peak_activations(g, sizes)
 }
 
-/// Ends this process with a message and status 2 when it goes past the limit.
-pub(super) fn watch(limit: u64) -> Watch {
-    Watch::start(limit, |used, limit| {
-        eprintln!("error: {}", exceeded("the check uses", used, limit));
-        std::process::exit(2);
+/// Ends this process with a message and status 2 when it goes past the limit. Before that the failure is handed over.
+pub(super) fn watch(limit: u64, over: impl Fn(Failure) -> Failure + Send + 'static) -> Watch {
+    Watch::start(limit, move |used, limit| {
+        let failure = over(exceeded("the check uses", used, limit));
+        eprintln!("error: {failure}");
+        std::process::exit(failure.status.into());
     })
 }
 
 /// The error of a check that does not fit.
 pub(super) fn exceeded(what: &str, needed: u64, limit: u64) -> Failure {
     let (needed, limit) = (bytes(needed), bytes(limit));
-    Failure::input(format!("{what} {needed} of memory, --max-memory allows {limit}"))
-        .help("a smaller --dim (batch, sequence length), --engine ort, --proof, or a larger --max-memory")
+    Failure::input(format!("{what} {needed} of memory, --max-memory allows {limit}")).help(
+        "a larger --max-memory, a smaller extent by --dim NAME=N where one is symbolic, or --proof, which runs nothing",
+    )
 }
 
 #[cfg(test)]

@@ -95,17 +95,21 @@ impl Subject {
         Ok(self.bytes.get_or_init(|| SharedBytes::new(emitted)))
     }
 
+    /// What engines are given where they read external data by its location, and the directory that locations start from if it is
+    /// not the file's.
+    pub(crate) fn placed(&self) -> Result<(SharedBytes, Option<PathBuf>), Failure> {
+        let Some((dir, moved)) = onnx::linked_files(&self.graph) else { return Ok((self.bytes()?.clone(), None)) };
+        let placement = onnx::Placement { moved, ..onnx::Placement::default() };
+        let placed = onnx::emit(&self.graph).and_then(|e| e.placed(&placement)?.to_bytes());
+        Ok((SharedBytes::new(placed.map_err(|e| Failure::input(e.to_string()).at(&self.path))?), Some(dir)))
+    }
+
     /// Loads it into an engine. Fails when the engine cannot take it.
     pub fn load(&self, engine: &dyn Engine) -> Result<Box<dyn Session>, Failure> {
-        let session = match onnx::linked_files(&self.graph) {
-            None => engine.load(self.bytes()?, ExternalData::of(&self.graph, &self.path)),
-            Some((dir, moved)) => {
-                let placement = onnx::Placement { moved, ..onnx::Placement::default() };
-                let placed = onnx::emit(&self.graph).and_then(|e| e.placed(&placement)?.to_bytes());
-                let placed = placed.map_err(|e| Failure::input(e.to_string()).at(&self.path))?;
-                engine.load(&placed, ExternalData::of(&self.graph, &self.path).map(|d| ExternalData { root: &dir, ..d }))
-            }
-        };
+        let (bytes, dir) = self.placed()?;
+        let data = ExternalData::of(&self.graph, &self.path);
+        let data = data.map(|d| ExternalData { root: dir.as_deref().unwrap_or(d.root), ..d });
+        let session = engine.load(&bytes, data);
         let session = session.map_err(|e| numeric::engine_failure(engine, self, e.to_string()))?;
         Ok(match &self.wrap {
             Some(wrap) => wrap(session),
@@ -192,6 +196,11 @@ impl Verdict {
             ProofMode::Only => false,
             ProofMode::Never | ProofMode::Beside => true,
         }
+    }
+
+    /// Is what was looked for a proof alone, and none was found?
+    pub(crate) fn is_unproved(&self) -> bool {
+        self.numeric.is_none() && self.proof.as_ref().is_some_and(|p| !p.proved)
     }
 
     /// Was a proof found?

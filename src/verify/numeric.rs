@@ -69,22 +69,35 @@ pub(crate) fn compare_models(a: &Subject, bs: &[&Subject], o: &VerifyOptions) ->
     if let Some(which) = o.engine {
         return compare_in(engines(which)?, a, bs, o);
     }
-    let in_tract = compare_in(vec![engine::tract()], a, bs, o);
-    let why = match &in_tract {
-        Err(e) => e.what.clone(),
-        Ok(found) => match found.iter().filter_map(|f| f.failing.as_ref()).find(|f| !f.both_run) {
-            Some(failing) => format!("tract: {}", failing.what),
-            None => return in_tract,
-        },
+    let failed = match compare_in(vec![engine::tract()], a, bs, o) {
+        Err(e) if e.status == 1 => e,
+        answer => return answer,
     };
-    let Ok(ort) = engine::ort() else { return in_tract };
+    let ort = match engine::ort() {
+        Ok(ort) => ort,
+        Err(missing) => return Err(Failure { what: format!("{}; {missing}", failed.what), ..failed }),
+    };
     match compare_in(vec![ort], a, bs, o) {
         Ok(mut found) => {
-            let note = format!("compared in ONNX Runtime, since tract cannot run the models: {why}");
+            let note = format!("compared in ONNX Runtime, since tract cannot run the models: {}", failed.what);
             found.iter_mut().for_each(|f| f.notes.insert(0, note.clone()));
             Ok(found)
         }
-        Err(_) => in_tract,
+        Err(e) if e.what == failed.what => Err(e),
+        Err(e) => Err(Failure { what: format!("{}; {}", failed.what, e.what), ..failed }),
+    }
+}
+
+/// Which other engine to ask, where one failed, by the option that chooses it; `None` where there is no other.
+pub(crate) fn other_engine(asked: Option<EngineChoice>, option: &str) -> Option<String> {
+    let is_there = engine::ort().is_ok();
+    match asked {
+        Some(EngineChoice::Tract) if is_there => Some(format!("{option} ort")),
+        Some(EngineChoice::Tract) => Some(format!("{option} ort, after `ancre-rewrite runtime install`")),
+        Some(EngineChoice::Ort) => Some(format!("{option} tract")),
+        Some(EngineChoice::Both) => Some(format!("the one that can, by {option} ort or {option} tract")),
+        None if is_there => None,
+        None => Some("ONNX Runtime, which `ancre-rewrite runtime install` fetches".into()),
     }
 }
 
@@ -272,10 +285,17 @@ fn run_other(
 ) -> Result<(), Failure> {
     let mut session = b.load(e)?;
     let compared = in_order(trials, |trial| Ok(session.run(&trial.inputs)))?;
-    if compared.iter().all(Result::is_err)
-        && let Some((Err(error), trial)) = compared.first().zip(trials.first())
-    {
-        return Err(cannot_run(e, b, trial, error).help("if A runs and B does not, B is not equivalent"));
+    let fails = |r: &Result<Tensors, EngineError>| r.as_ref().err().cloned();
+    let failed = compared.iter().zip(trials).find_map(|(r, t)| Some((fails(r)?, t)));
+    // tract may lack what B does. What an engine dies of says nothing of B.
+    let says_nothing = compared.iter().all(Result::is_err)
+        || compared.iter().any(|r| matches!(r, Err(EngineError::Died { .. })))
+        || e.name() == "tract";
+    let differs = |(want, got): (&Tensors, &Result<Tensors, EngineError>)| {
+        got.as_ref().is_ok_and(|got| !Comparison::worst(&compare_all(got, want, tolerance)).equivalent)
+    };
+    if let Some((error, trial)) = failed.filter(|_| says_nothing && !of_a.iter().zip(&compared).any(differs)) {
+        return Err(cannot_run(e, b, trial, &error));
     }
     for ((trial, want), got) in trials.iter().zip(of_a).zip(compared) {
         let label = format!("{}, {}", e.name(), trial.label());
@@ -313,10 +333,7 @@ fn cannot_run(e: &dyn Engine, s: &Subject, trial: &Trial, error: &EngineError) -
     engine_failure(e, s, if trial.sizes.is_empty() { text } else { format!("{text} (input: {})", trial.label()) })
 }
 
-/// The failure of an engine, with status 1: the check could not be made.
+/// The failure of an engine, with status 1: the check could not be made. Whoever knows the command adds what to try.
 pub(super) fn engine_failure(e: &dyn Engine, s: &Subject, why: String) -> Failure {
-    let other = if e.name() == "tract" { "ort (needs ONNX Runtime)" } else { "tract" };
-    Failure::check(format!("{} cannot run it: {why}", e.name()))
-        .help(format!("the engine {other}; --dim NAME=N if an input's extent is at fault"))
-        .at(&s.path)
+    Failure::check(format!("{} cannot run it: {why}", e.name())).at(&s.path)
 }

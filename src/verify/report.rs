@@ -2,6 +2,7 @@
 
 use super::compare::{Comparison, OutputComparison};
 use super::divergence::Divergence;
+use super::junit::UNPROVED;
 use super::numeric::NumericReport;
 use super::{Subject, Verdict, VerifyOptions};
 use crate::io::lines::{Lines, put};
@@ -75,7 +76,11 @@ pub(super) fn why_infinite(c: &OutputComparison) -> Option<String> {
 
 pub(crate) fn text(a: &Subject, b: &Subject, v: &Verdict, o: &VerifyOptions, verbose: bool) -> String {
     let out = &mut Lines::new(11);
-    let head = if v.equivalent { "equivalent   " } else { "NOT equivalent   " };
+    let head = match v.equivalent {
+        true => "equivalent   ",
+        false if v.is_unproved() => "NOT proved   ",
+        false => "NOT equivalent   ",
+    };
     put!(out, head, "{}   {}", a.path.display(), b.path.display());
     interface_text(out, v);
     proof_text(out, v, verbose);
@@ -220,11 +225,12 @@ pub(crate) fn annotations(a: &Subject, b: &Subject, v: &Verdict) -> Vec<String> 
         lines.push(annotation(&b.path, "not equivalent", &format!("output `{}` differs from {against}: {by}{at}", c.name)));
     }
     if lines.is_empty() && !v.equivalent {
-        let why = match &v.proof {
-            Some(p) if v.numeric.is_none() => format!("no proof that it equals {against}: {}", p.reason),
-            _ => format!("is not equivalent to {against}"),
-        };
-        lines.push(annotation(&b.path, "not equivalent", &why));
+        lines.push(match &v.proof {
+            Some(p) if v.is_unproved() => {
+                annotation(&b.path, UNPROVED, &format!("no proof that it equals {against}: {}", p.reason))
+            }
+            _ => annotation(&b.path, "not equivalent", &format!("is not equivalent to {against}")),
+        });
     }
     lines
 }

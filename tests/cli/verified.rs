@@ -150,7 +150,13 @@ fn a_model_with_outside_data_is_read_back_with_it() {
         let out = dir.path().join("out/");
         let said = tool_ok(&[&[text(&m).as_str(), "-o", &format!("{}/", text(&out)), "--json"], engine].concat()).json();
         assert_eq!(said["verify"]["emitted"]["equivalent"], true, "{said}");
-        assert!(listing(&out).contains(&"m.data".to_string()), "{:?}", listing(&out));
+        // Every file is listed with its size.
+        let (files, listed) = (listing(&out), said["outputs"].as_array().unwrap());
+        let size = |name: &str| std::fs::metadata(out.join(name)).unwrap().len();
+        let told = |name: &str| listed.iter().find(|o| Path::new(o["path"].as_str().unwrap()) == out.join(name)).unwrap();
+        assert!(files.len() == listed.len() && files.contains(&"m.data".to_string()), "{files:?} {listed:?}");
+        assert!(files.iter().all(|name| told(name)["bytes"] == size(name)), "{listed:?}");
+        assert_eq!(told("m.data")["kind"], "data");
         std::fs::remove_dir_all(out).unwrap();
     }
 }

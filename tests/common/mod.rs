@@ -77,7 +77,13 @@ impl Ran {
 
 /// Runs the tool. A panic is never an acceptable answer.
 pub fn tool<S: AsRef<std::ffi::OsStr>>(arguments: &[S]) -> Ran {
+    tool_where(&[], arguments)
+}
+
+/// Runs the tool with variables of its environment set.
+pub fn tool_where<S: AsRef<std::ffi::OsStr>>(variables: &[(&str, &str)], arguments: &[S]) -> Ran {
     let mut command = Command::new(env!("CARGO_BIN_EXE_ancre-rewrite"));
+    command.envs(variables.iter().copied());
     let out = command.args(arguments).env("NO_COLOR", "1").stdin(Stdio::null()).output().unwrap();
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("the tool speaks UTF-8");
     let ran = Ran { status: out.status.code().unwrap_or(-1), out: text(out.stdout), err: text(out.stderr) };

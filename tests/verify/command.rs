@@ -16,11 +16,11 @@ fn write(dir: &Path, name: &str, bytes: &[u8]) -> String {
     text(&path)
 }
 
-fn small(seed: u64) -> Vec<u8> {
+pub(super) fn small(seed: u64) -> Vec<u8> {
     emit(&network(&Plan::of(3), seed))
 }
 
-fn changed(bytes: &[u8], change: impl Fn(&mut ModelProto)) -> Vec<u8> {
+pub(super) fn changed(bytes: &[u8], change: impl Fn(&mut ModelProto)) -> Vec<u8> {
     let mut m = ModelProto::parse_from_bytes(bytes).unwrap();
     change(&mut m);
     m.write_to_bytes().unwrap()

@@ -1,5 +1,7 @@
 //! `verify`: what it must catch, what it must not mind, and how it is used.
 
+#[cfg(unix)]
+mod action;
 mod command;
 mod harmless;
 mod mutate;

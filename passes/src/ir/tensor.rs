@@ -323,7 +323,7 @@ impl Tensor {
             return Err(self.fail(format!("its external data file `{}` is no regular file", path.display())));
         }
         if begins_as_pointer(&path) {
-            let what = "is a Git LFS pointer, not the data; `git lfs pull` fetches it";
+            let what = "is a Git LFS pointer, not the data; `git lfs pull` fetches it (in a GitHub workflow: actions/checkout with `lfs: true`)";
             return Err(self.fail(format!("its external data file `{}` {what}", path.display())));
         }
         let end = place.offset.checked_add(want).filter(|end| *end <= meta.len()).ok_or_else(|| {

@@ -7,10 +7,12 @@ pub mod locate;
 pub(crate) mod stepper;
 
 pub use self::locate::{Found, Runtime, cache_dir, locate};
+pub(super) use library::about_here;
+pub(crate) use library::{About, about};
 
 use self::device::{Device, Optimization};
 use self::locate::PATH_VARIABLE;
-use super::{Engine, EngineError, ExternalData, Session, Tensors};
+use super::{Engine, EngineError, ExternalData, Session, Tensors, child};
 use crate::io::tensor::{NpTensor, with_type};
 use ancre_passes::ir::DType;
 use onnx_protobuf::{Message, ModelProto};
@@ -51,7 +53,7 @@ fn load_library(runtime: &Runtime) -> Result<Environment, EngineError> {
 }
 
 /// How sessions are set up.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct OrtEngine {
     /// Threads inside an operator; `None` leaves it to ONNX Runtime.
     pub threads: Option<usize>,
@@ -105,6 +107,22 @@ impl OrtEngine {
         OrtSession::new(self.builder()?.commit_from_file(model).map_err(load_error)?)
     }
 
+    /// As [`OrtEngine::open`], after a process of its own has opened the model.
+    pub fn open_safely(&self, model: &[u8], root: Option<&Path>) -> Result<OrtSession, EngineError> {
+        let elsewhere = child::engine(NAME, Some(locate()?.path));
+        elsewhere.map_or(Ok(()), |e| e.open(model, root.map(|root| ExternalData { root, bytes: 0 })))?;
+        self.open(model, root)
+    }
+
+    /// As [`OrtEngine::open_file`], in a process of its own first where the tool runs engines in those: what would end this process
+    /// is an error.
+    pub fn open_file_safely(&self, model: &Path) -> Result<OrtSession, EngineError> {
+        match child::open_file(model, self, locate()?.path) {
+            Some(Err(e)) => Err(e),
+            _ => self.open_file(model),
+        }
+    }
+
     fn builder(&self) -> Result<SessionBuilder, EngineError> {
         let environment = environment()?;
         let set_up = || -> ort::Result<SessionBuilder> {
@@ -129,6 +147,16 @@ impl Engine for OrtEngine {
 
     fn load(&self, model: &[u8], data: Option<ExternalData>) -> Result<Box<dyn Session>, EngineError> {
         Ok(Box::new(self.open(model, data.map(|d| d.root))?))
+    }
+
+    /// Types are checked and kernels are looked up. What makes a graph faster is left out.
+    fn open(&self, model: &[u8], data: Option<ExternalData>) -> Result<(), EngineError> {
+        let engine = OrtEngine { level: Optimization::None, threads: Some(1), ..self.clone() };
+        engine.open(model, data.map(|d| d.root)).map(drop)
+    }
+
+    fn warm_up(&self) {
+        let _ = environment();
     }
 }
 

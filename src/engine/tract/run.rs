@@ -26,6 +26,19 @@ impl Engine for TractEngine {
     }
 
     fn load(&self, model: &[u8], data: Option<ExternalData>) -> Result<Box<dyn Session>, EngineError> {
+        Ok(Box::new(TractEngine::session(model, data)?))
+    }
+
+    /// Types are found with symbolic extents.
+    fn open(&self, model: &[u8], data: Option<ExternalData>) -> Result<(), EngineError> {
+        let session = TractEngine::session(model, data)?;
+        let typed = || session.framework.parse(&session.proto, Some(&session.root))?.model.into_typed().map(drop);
+        quietly(typed).unwrap_or_else(|| Err(TractError::msg("it panicked over the model"))).map_err(load_error)
+    }
+}
+
+impl TractEngine {
+    fn session(model: &[u8], data: Option<ExternalData>) -> Result<TractSession, EngineError> {
         let framework = framework();
         let mut proto =
             framework.proto_model_for_read(&mut &*model).map_err(|e| EngineError::Load { engine: NAME, why: chain(&e) })?;
@@ -35,7 +48,7 @@ impl Engine for TractEngine {
             graph.initializer.iter_mut().for_each(state_length);
         }
         let root = data.map(|d| d.root.to_string_lossy().into_owned()).unwrap_or_default();
-        Ok(Box::new(TractSession { framework, proto, root, plans: Vec::new() }))
+        Ok(TractSession { framework, proto, root, plans: Vec::new() })
     }
 }
 
@@ -175,7 +188,7 @@ impl TractSession {
     }
 
     fn optimise(&self, signature: &Signature) -> Result<(Arc<TypedRunnableModel>, Vec<String>), EngineError> {
-        let fail = |e: TractError| blame(&e).unwrap_or_else(|| EngineError::Load { engine: NAME, why: chain(&e) });
+        let fail = load_error;
         let mut model = self.framework.parse(&self.proto, Some(&self.root)).map_err(fail)?.model;
         let sources = model.input_outlets().map_err(fail)?.to_vec();
         let inputs: Vec<String> = sources.iter().map(|o| model.node(o.node).name.clone()).collect();
@@ -195,6 +208,10 @@ impl TractSession {
         let plan = model.into_optimized().and_then(IntoRunnable::into_runnable).map_err(fail)?;
         Ok((plan, inputs))
     }
+}
+
+fn load_error(e: TractError) -> EngineError {
+    blame(&e).unwrap_or_else(|| EngineError::Load { engine: NAME, why: chain(&e) })
 }
 
 /// The whole chain of causes in one line.

@@ -7,6 +7,9 @@
 
 #[cfg(test)]
 #[cfg(feature = "tract")]
+mod apart_tests;
+#[cfg(test)]
+#[cfg(feature = "tract")]
 mod double_tests;
 mod formula;
 mod losses;
