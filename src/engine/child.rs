@@ -85,6 +85,7 @@ impl Oracle {
 }
 
 /// Do engines run in processes of their own?
+#[cfg(feature = "tract")]
 pub(super) fn is_isolated() -> bool {
     PROGRAM.get().is_some()
 }
