@@ -4,6 +4,7 @@ use super::classes::{clips_at_zero, fused_post};
 use super::flow::Flow;
 use super::join::Finder;
 use super::layout::restores;
+use super::loose::depends;
 use super::reason::reason;
 use super::transient::bridge;
 use super::{Chain, Join, JoinKind, Rejected, ResidualStructure};
@@ -52,7 +53,8 @@ pub(super) fn build(f: &Flow, finder: Finder) -> ResidualStructure {
 
     let mut joins: Vec<Join> = finder.joins.iter().flatten().cloned().collect();
     for j in &mut joins {
-        j.inside = finder.branches_around(j.node).map(|(_, around)| around.node).next();
+        let inside = finder.around(j).next();
+        j.inside = inside;
     }
     joins.sort_by_key(|j| f.place_of(j.node));
     let sums: HashMap<NodeId, JoinKind> = joins.iter().map(|j| (j.node, j.kind)).collect();
@@ -135,6 +137,7 @@ fn link(f: &Flow, v: ValueId, sums: &HashMap<NodeId, JoinKind>) -> Option<Link> 
         if !may_follow(class) || sums.contains_key(&latest) {
             return None;
         }
+        let joined = if class == Class::Add && open.len() == 1 { conditioned(f, latest, sums) } else { None };
         if class == Class::Layout && open.len() == 1 {
             rearranging.push(latest);
         } else if !matches!(class, Class::Carry | Class::Layout) {
@@ -143,6 +146,10 @@ fn link(f: &Flow, v: ValueId, sums: &HashMap<NodeId, JoinKind>) -> Option<Link> 
             ops.push("Relu".into());
         }
         open.retain(|v| v.node != latest);
+        if let Some(sum) = joined {
+            open.push(sum);
+            continue;
+        }
         for (_, v) in &f.reads[latest.index()] {
             if f.is_live(*v) && !open.contains(v) {
                 open.push(*v);
@@ -150,6 +157,15 @@ fn link(f: &Flow, v: ValueId, sums: &HashMap<NodeId, JoinKind>) -> Option<Link> 
         }
     }
     None
+}
+
+/// The join's sum to which an add only adds what is not computed from it, such as another stream's message.
+fn conditioned(f: &Flow, add: NodeId, sums: &HashMap<NodeId, JoinKind>) -> Option<ValueId> {
+    let [(_, a), (_, b)] = f.reads[add.index()].as_slice() else { return None };
+    [(*a, *b), (*b, *a)].into_iter().find_map(|(sum, other)| {
+        let apart = sums.contains_key(&sum.node) && f.is_live(other) && !sums.contains_key(&other.node);
+        (apart && f.may_agree(sum, f.g.result(add, 0)) && depends(f, other, sum) == Some(false)).then_some(sum)
+    })
 }
 
 fn chain(f: &Flow, sums: &HashMap<NodeId, JoinKind>, id: usize, run: Run) -> Chain {

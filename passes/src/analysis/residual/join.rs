@@ -351,6 +351,16 @@ impl<'f, 'g> Finder<'f, 'g> {
         self.join_of.contains_key(&add) || self.parts.contains(&add)
     }
 
+    /// The adds of the joins in whose branches a join stands with its state, innermost first. A stream that passes through a branch
+    /// stands in none.
+    pub(super) fn around<'a>(&'a self, join: &'a Join) -> impl Iterator<Item = NodeId> + 'a {
+        let state = join.state.node;
+        let holds = move |id: usize, outer: &Join| {
+            state == outer.state.node || self.branches_around(state).any(|(other, _)| other == id)
+        };
+        self.branches_around(join.node).filter(move |(id, outer)| holds(*id, outer)).map(|(_, outer)| outer.node)
+    }
+
     /// The joins in whose branches a node is, with their numbers, innermost first.
     pub(super) fn branches_around(&self, n: NodeId) -> impl Iterator<Item = (usize, &Join)> + '_ {
         let mut at = self.within[n.index()];

@@ -4,11 +4,13 @@
 //! Then the add does not post-dominate its branch. It still is a join when all values that go past it meet its result again before
 //! any mixing operator. Masks and position biases have this property too: the states between them and a later score meet the
 //! score in the next residual add. But their adds lie inside the branch of a join, and they come from outside of that branch.
-//! So candidates are taken smallest branch first, and a candidate that crosses a join already taken is refused.
+//! So candidates are taken smallest branch first, and a candidate that crosses a join already taken is refused, unless its state is
+//! the sum of another join.
 //!
 //! Streams that are computed together exchange results of their branches: one attention reads the tokens of two streams,
 //! resolutions are added to each other. A value that goes past the add then ends in the branch of a *partner*: an add around
-//! another state that the first add's branch reads as well. Partners are joins together, or none of them is.
+//! another state that the first add's branch reads as well. Partners are joins together, or none of them is. Where an
+//! add makes another join's state of a stream's message (from a virtual node to the nodes of a graph), the other stream begins.
 
 use super::branch::{Marks, Region};
 use super::classes::{Addend, addends};
@@ -41,12 +43,15 @@ struct Sets {
     /// The nodes that depend on the state, later those that depend on the add.
     after: Marks,
     seen: Marks,
+    /// What the states of the joins are results of.
+    states: HashSet<NodeId>,
 }
 
 /// Adds such joins to those found.
 pub(super) fn recover(finder: &mut Finder) {
     let marks = || Marks::new(finder.f.place.len());
-    let mut sets = Sets { behind: marks(), after: marks(), seen: marks() };
+    let states = finder.joins.iter().flatten().map(|j| j.state.node).collect();
+    let mut sets = Sets { behind: marks(), after: marks(), seen: marks(), states };
     let mut candidates = Vec::new();
     for i in 0..finder.adds.len() {
         if !matches!(finder.adds[i].why, Some(Refusal::Branch(_, Why::Leaks(..)))) || finder.is_taken(finder.adds[i].node) {
@@ -60,7 +65,8 @@ pub(super) fn recover(finder: &mut Finder) {
     without_lonely(finder, &mut candidates);
     candidates.sort_by_key(|c| c.region.nodes.len());
     for c in candidates {
-        match crosses(finder, finder.adds[c.add].node, &c.start) {
+        let stream = finder.is_taken(c.start.state.node);
+        match crosses(finder, finder.adds[c.add].node, &c.start).filter(|_| !stream) {
             Some(join) => {
                 finder.adds[c.add].why = Some(Refusal::Branch(c.operand, Why::Crosses(c.start.state, join)));
             }
@@ -107,7 +113,8 @@ fn candidate(finder: &Finder, i: usize, sets: &mut Sets) -> Result<Candidate, Re
             if f.active_readers(start.state).count() < 2 || !f.is_live(start.state) {
                 continue;
             }
-            if let Some(join) = crosses(finder, add, &start) {
+            let may_be_sum = self::addends(f.g, start.state.node).is_some();
+            if let Some(join) = crosses(finder, add, &start).filter(|_| !may_be_sum) {
                 refusal.get_or_insert(Refusal::Branch(operand, Why::Crosses(start.state, join)));
                 break;
             }
@@ -156,11 +163,21 @@ fn region(
     let mut nodes = Vec::new();
     for n in back {
         let depends = f.reads[n.index()].iter().any(|(_, v)| *v == start.state || sets.after.contains(v.node));
-        if depends && !start.path.contains(&n) {
+        if depends && !start.path.contains(&n) && !enters_stream(finder, n, add, &sets.states) {
             sets.after.insert(n);
             nodes.push(n);
         }
     }
+    // A message to another stream leads to no operand of the add within the region.
+    sets.seen.clear();
+    let mut stack = roots.clone();
+    while let Some(n) = stack.pop() {
+        if sets.after.contains(n) && sets.seen.insert(n) {
+            stack.extend(f.reads[n.index()].iter().map(|(_, v)| v.node));
+        }
+    }
+    nodes.retain(|n| sets.seen.contains(*n));
+    std::mem::swap(&mut sets.after, &mut sets.seen);
     if !roots.iter().any(|n| sets.after.contains(*n)) {
         return Err(Why::Independent);
     }
@@ -187,6 +204,12 @@ fn region(
     Ok((Region { nodes, nonlinear: true }, partners))
 }
 
+/// Does an add outside of the branch make another join's state of what is computed from this one?
+fn enters_stream(finder: &Finder, n: NodeId, add: NodeId, states: &HashSet<NodeId>) -> bool {
+    let f = finder.f;
+    f.class_of(n) == Class::Add && states.contains(&n) && !finder.is_taken(n) && !f.post_dominates(add, n)
+}
+
 /// Is the node an add that takes its operand up as the branch around another state? That state is no part of the region, and the
 /// add's branch is computed from it as well.
 fn is_partner(finder: &Finder, n: NodeId, operand: usize, region: &[NodeId], behind: &Marks) -> bool {
@@ -199,27 +222,30 @@ fn is_partner(finder: &Finder, n: NodeId, operand: usize, region: &[NodeId], beh
             identity_starts(f, n, a.operand).iter().any(|s| {
                 !region.contains(&s.state.node)
                     && f.active_readers(s.state).any(|r| r.consumer != n && behind.contains(r.consumer))
-                    && depends(f, branch, s.state)
+                    && depends(f, branch, s.state) == Some(true)
             })
         })
 }
 
-/// Is a value computed from another? The search stops at [`LARGEST`] nodes.
-fn depends(f: &Flow, v: ValueId, on: ValueId) -> bool {
+/// Is a value computed from another? The search gives up at [`LARGEST`] nodes.
+pub(super) fn depends(f: &Flow, v: ValueId, on: ValueId) -> Option<bool> {
     let first = f.place_of(on.node);
     let mut seen: HashSet<NodeId> = HashSet::from([v.node]);
     let mut stack = vec![v.node];
-    while let Some(n) = stack.pop().filter(|_| seen.len() < LARGEST) {
+    while let Some(n) = stack.pop() {
+        if seen.len() >= LARGEST {
+            return None;
+        }
         for (_, v) in &f.reads[n.index()] {
             if *v == on {
-                return true;
+                return Some(true);
             }
             if f.place_of(v.node) > first && seen.insert(v.node) {
                 stack.push(v.node);
             }
         }
     }
-    false
+    Some(false)
 }
 
 /// Marks what is computed from an add, at most [`AHEAD`] nodes far.

@@ -254,3 +254,24 @@ fn groups_with_a_skip_around_each_are_one_chain_and_their_blocks_another() {
         assert!(report::inspect_text(&g, &s).contains("\n2      block 2 of chain 1, n_h2\n"));
     }
 }
+
+#[test]
+fn a_virtual_node_and_the_nodes_of_its_graph_are_two_streams() {
+    let mut text = String::from(
+        "pool = input f32 2x9\n spread = Transpose pool perm=1,0\n x = input f32 9x4\n v = input f32 2x4\n h0 = MatMul x wx:4x4\n v0 = MatMul v wv:4x4\n",
+    );
+    for k in 0..4 {
+        text += &format!(
+            "s{k} = MatMul spread v{k}\n m{k} = Add h{k} s{k}\n a{k} = MatMul m{k} a:4x4\n b{k} = Relu a{k}\n h{next} = Add b{k} m{k}\n
+            p{k} = MatMul pool m{k}\n t{k} = Add p{k} v{k}\n c{k} = MatMul t{k} c:4x4\n d{k} = Relu c{k}\n v{next} = Add v{k} d{k}\n",
+            next = k + 1
+        );
+    }
+    let end = "s4 = MatMul spread v4\n m4 = Add h4 s4\n f = MatMul m4 wf:4x4\n r = Relu f\n g = Add r m4\n y = MatMul pool g\n output y";
+    let g = net(&(text + end));
+    let s = find_residuals(&g);
+    assert_eq!(chains(&s), [5, 4]);
+    assert_eq!(states(&g, &s.chains[0]), ["m0", "m1", "m2", "m3", "m4", "g"]);
+    assert_eq!(states(&g, &s.chains[1]), ["v0", "v1", "v2", "v3", "v4"]);
+    assert!(s.chains.iter().all(|c| c.joins[0].inside.is_none()));
+}
