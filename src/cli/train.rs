@@ -187,10 +187,11 @@ pub struct DataOptions {
     /// Pad training images by an eighth and cut them out at a random place
     #[arg(long, help_heading = "Data")]
     pub crop: bool,
-    /// Subtracted from each channel of an image, values being in [0, 1] (0.485,0.456,0.406)
+    /// Subtracted from each channel of an image, values being in [0, 1] [default for folders of images of three channels: ImageNet's
+    /// 0.485,0.456,0.406, unless the model normalises its images itself]
     #[arg(long, value_name = "X,…", value_delimiter = ',', allow_hyphen_values = true, help_heading = "Data")]
     pub mean: Option<Vec<f32>>,
-    /// Divides each channel of an image (0.229,0.224,0.225)
+    /// Divides each channel of an image [default: with the mean's default 0.229,0.224,0.225, else 1]
     #[arg(long, value_name = "X,…", value_delimiter = ',', allow_hyphen_values = true, help_heading = "Data")]
     pub std: Option<Vec<f32>>,
     /// Tokens in a sample of a token file [default: what the graph fixes]
@@ -199,6 +200,9 @@ pub struct DataOptions {
     /// Tokens from one sample's start to the next one's [default: the window]
     #[arg(long, value_name = "N", help_heading = "Data")]
     pub stride: Option<usize>,
+    /// Go on without up to N images that cannot be decoded [default: 0]
+    #[arg(long, value_name = "N", help_heading = "Data")]
+    pub skip_bad: Option<usize>,
     /// Height and width of images where the model leaves them open
     #[arg(long, value_name = "HxW", value_parser = image_size, help_heading = "Data")]
     pub image_size: Option<[usize; 2]>,

@@ -8,7 +8,7 @@ use crate::io::lines::{Lines, put};
 use crate::rewrite;
 use crate::verify::report::engine_name;
 use crate::verify::{Comparison, Subject, VerifyOptions, numeric};
-use ancre_passes::contract::{LossRecord, Record, RouterRecord, Ties};
+use ancre_passes::contract::{Fresh, LossRecord, Record, RouterRecord, Ties};
 use ancre_passes::ir::Graph;
 use ancre_passes::onnx;
 use ancre_passes::pipeline;
@@ -59,6 +59,11 @@ impl Frozen {
 
 /// Runs `freeze`. Fails when the model was not routed by this tool, or the state does not fit it.
 pub fn freeze(a: &FreezeArgs) -> Result<Frozen, Failure> {
+    freeze_with(a, &[])
+}
+
+/// The same, with more metadata in the file: keys and texts.
+pub(crate) fn freeze_with(a: &FreezeArgs, metadata: &[(&str, String)]) -> Result<Frozen, Failure> {
     if !(a.prune >= 0.0 && a.prune < 1.0) {
         return Err(Failure::input(format!("--prune {} is out of range [0, 1)", a.prune)));
     }
@@ -89,7 +94,9 @@ pub fn freeze(a: &FreezeArgs) -> Result<Frozen, Failure> {
     }
     if !a.keep_router {
         g.metadata.shift_remove(Ties::KEY);
+        g.metadata.shift_remove(Fresh::KEY);
     }
+    g.metadata.extend(metadata.iter().map(|(key, text)| (key.to_string(), text.clone())));
     let path = a.out.clone().unwrap_or_else(|| {
         let stem = a.model.file_stem().and_then(|s| s.to_str()).unwrap_or("model");
         a.model.with_file_name(format!("{}.frozen.onnx", stem.trim_end_matches(".ancre")))

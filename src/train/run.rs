@@ -74,14 +74,18 @@ pub(super) fn run(setup: Setup, stop: &dyn Fn() -> bool, reporter: &mut dyn Repo
         (Some(path), Some(forward)) if !interrupted => {
             let best = run.s.validation.as_ref().and_then(|_| run.s.checkpoints.best());
             let from = best.unwrap_or_else(|| run.s.checkpoints.path(LAST));
-            let frozen = freeze::freeze(&FreezeArgs {
+            let how = run.s.set.preprocessing().map(|p| ("preprocessing", p.to_string()));
+            let classes = run.s.set.classes().map(|c| ("classes", serde_json::json!(c).to_string()));
+            let metadata: Vec<_> = how.into_iter().chain(classes).collect();
+            let args = FreezeArgs {
                 model: forward.clone(),
                 state: Some(from.clone()),
                 keep_router: false,
                 prune: 0.0,
                 out: Some(path.clone()),
                 json: false,
-            })?;
+            };
+            let frozen = freeze::freeze_with(&args, &metadata)?;
             Some((from, frozen))
         }
         _ => None,

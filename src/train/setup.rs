@@ -407,7 +407,7 @@ fn open_validation(
     batch: usize,
     notices: &mut Vec<String>,
 ) -> Result<(Arc<dyn Dataset>, Evaluator), Failure> {
-    notices.extend(set.notices().iter().cloned());
+    notices.extend(set.notices().iter().filter(|n| !notices.contains(n)).cloned().collect::<Vec<_>>());
     let evaluator = Evaluator::open(graph, a.eval_graph.as_deref(), engine)?;
     if let Some(fixed) = evaluator.batch {
         let rest = set.len() % fixed;

@@ -3,18 +3,27 @@
 use super::arrays::from_f32s;
 use super::augment::Augment;
 use super::wanted::{ImageLayout, Slot, Wanted};
+use super::resize::resize;
 use super::{DataOptions, Dataset};
 use crate::engine::Tensors;
 use crate::error::Failure;
 use crate::io::tensor::NpTensor;
-use image::imageops::FilterType;
 use image::{DynamicImage, ImageReader};
+use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Suffixes of files that can be decoded.
 const SUFFIXES: [&str; 5] = ["png", "jpg", "jpeg", "bmp", "webp"];
 /// Folders below a class's are searched to this depth.
 const DEEPEST: usize = 8;
+/// Images that are decoded before the first step; of the rest only the header and the length are looked at.
+const DECODED: usize = 20_000;
+/// Bytes of decoded images that are kept.
+const KEPT: usize = 1 << 29;
+/// Mean and deviation of ImageNet's channels, with which nearly all image networks were trained.
+const IMAGENET: ([f32; 3], [f32; 3]) = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]);
 
 /// A data set of image files.
 pub(super) struct ImageSet {
@@ -22,10 +31,14 @@ pub(super) struct ImageSet {
     classes: Vec<String>,
     /// Files with the number of their class.
     files: Vec<(PathBuf, usize)>,
+    /// Their pixels, where they are few enough to be kept.
+    kept: Vec<Vec<u8>>,
     slot: Slot,
     layout: ImageLayout,
     size: [usize; 2],
     target: Slot,
+    mean: Option<Vec<f32>>,
+    std: Option<Vec<f32>>,
     augment: Option<Augment>,
     notices: Vec<String>,
 }
@@ -77,13 +90,65 @@ impl ImageSet {
         if others > 0 {
             notices.push(format!("{others} files that are no images ({}) were left aside", SUFFIXES.join(", ")));
         }
-        let augment = Augment::new(layout, &slot.name, o)?;
+        let (mean, std, said) = normalisation(layout, wanted, o);
+        notices.extend(said);
+        let o = DataOptions { mean, std, ..o.clone() };
+        let augment = Augment::new(layout, &slot.name, &o)?;
         let (slot, target) = (slot.clone(), wanted.target.clone());
-        Ok(ImageSet { path: path.to_path_buf(), classes, files, slot, layout, size, target, augment, notices })
+        let (path, kept) = (path.to_path_buf(), Vec::new());
+        let (mean, std) = (o.mean, o.std);
+        let mut set = ImageSet { path, classes, files, kept, slot, layout, size, target, mean, std, augment, notices };
+        set.look_at_all(o.skip_bad.unwrap_or(0))?;
+        Ok(set)
     }
 
-    /// Pixels of one file in the input's layout, 0 to 1.
-    fn decode(&self, file: &Path) -> Result<Vec<f32>, Failure> {
+    /// Decodes every image, or looks at it where there are too many; takes out up to `most` that cannot be read.
+    fn look_at_all(&mut self, most: usize) -> Result<(), Failure> {
+        let decodes = self.files.len() <= DECODED;
+        let keeps = decodes && self.files.len() * self.size[0] * self.size[1] * self.layout.channels <= KEPT;
+        let of = |i: usize| {
+            let file = &self.files[i].0;
+            if !decodes {
+                return looks_whole(file).map(|()| Vec::new());
+            }
+            self.decode(file).map(|pixels| if keeps { pixels } else { Vec::new() })
+        };
+        let looked_at = in_parallel(self.files.len(), of);
+        let bad: Vec<&Failure> = looked_at.iter().filter_map(|r| r.as_ref().err()).collect();
+        if bad.len() > most {
+            let more = match bad.len() {
+                1 => String::new(),
+                n => format!(" (one of {n} such images)"),
+            };
+            return Err(Failure::input(format!("{}{more}", bad[0].what)).help(format!(
+                "replace or remove what cannot be decoded, or leave it aside with --skip-bad {}",
+                bad.len()
+            )));
+        }
+        if let Some(first) = bad.first() {
+            let n = bad.len();
+            self.notices.push(format!("{n} images that cannot be decoded are left aside, the first one: {}", first.what));
+        }
+        let files = std::mem::take(&mut self.files);
+        for (file, pixels) in files.into_iter().zip(looked_at) {
+            if let Ok(pixels) = pixels {
+                self.files.push(file);
+                if keeps {
+                    self.kept.push(pixels);
+                }
+            }
+        }
+        match (0..self.classes.len()).find(|c| !self.files.iter().any(|(_, of)| of == c)) {
+            Some(empty) if most > 0 => {
+                let what = format!("no image of class `{}` can be decoded", self.classes[empty]);
+                Err(Failure::input(what).at(&self.path))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Pixels of one file, resized, channels last.
+    fn decode(&self, file: &Path) -> Result<Vec<u8>, Failure> {
         let fail = |e: String| {
             Failure::input(format!("cannot be decoded: {e}"))
                 .at(file)
@@ -91,28 +156,97 @@ impl ImageSet {
         };
         let reader = ImageReader::open(file).and_then(ImageReader::with_guessed_format).map_err(|e| fail(e.to_string()))?;
         let image = reader.decode().map_err(|e| fail(e.to_string()))?;
-        let [height, width] = self.size;
-        let (w, h) = (width as u32, height as u32);
-        let image =
-            if (image.width(), image.height()) == (w, h) { image } else { image.resize_exact(w, h, FilterType::Triangle) };
-        let bytes = channels_of(image, self.layout.channels);
+        let (from, channels) = ([image.height() as usize, image.width() as usize], self.layout.channels);
+        Ok(resize(channels_of(image, channels), from, self.size, channels))
+    }
+
+    /// Bytes as the input takes them: in its layout, 0 to 1.
+    fn floats(&self, bytes: &[u8]) -> Vec<f32> {
         let scaled = |at: usize| f32::from(bytes[at]) / 255.0;
-        let channels = self.layout.channels;
-        Ok(if self.layout.last {
-            (0..bytes.len()).map(scaled).collect()
-        } else {
-            let plane = height * width;
-            (0..bytes.len()).map(|i| scaled(i % plane * channels + i / plane)).collect()
-        })
+        let (channels, plane) = (self.layout.channels, self.size[0] * self.size[1]);
+        if self.layout.last {
+            return (0..bytes.len()).map(scaled).collect();
+        }
+        (0..bytes.len()).map(|i| scaled(i % plane * channels + i / plane)).collect()
     }
 }
 
-/// Bytes with the channels last.
+/// Results of a function of 0 to n - 1, by as many threads as there are cores.
+fn in_parallel<T: Send>(n: usize, of: impl Fn(usize) -> T + Sync) -> Vec<T> {
+    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(n.div_ceil(4));
+    if threads <= 1 {
+        return (0..n).map(of).collect();
+    }
+    let (next, done) = (AtomicUsize::new(0), Mutex::new(Vec::with_capacity(n)));
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                loop {
+                    let i = next.fetch_add(1, Ordering::Relaxed);
+                    if i >= n {
+                        return;
+                    }
+                    let result = of(i);
+                    done.lock().unwrap_or_else(|e| e.into_inner()).push((i, result));
+                }
+            });
+        }
+    });
+    let mut all = done.into_inner().unwrap_or_else(|e| e.into_inner());
+    all.sort_by_key(|(i, _)| *i);
+    all.into_iter().map(|(_, result)| result).collect()
+}
+
+/// Has a file an image's header, and the end that its format has?
+fn looks_whole(file: &Path) -> Result<(), Failure> {
+    let fail = |e: String| Failure::input(format!("cannot be decoded: {e}")).at(file);
+    let reader = ImageReader::open(file).and_then(ImageReader::with_guessed_format).map_err(|e| fail(e.to_string()))?;
+    let format = reader.format();
+    reader.into_dimensions().map_err(|e| fail(e.to_string()))?;
+    let bytes = crate::io::arrays::map(file)?;
+    let tail = &bytes[bytes.len().saturating_sub(64)..];
+    let has = |end: &[u8]| tail.windows(end.len()).any(|w| w == end);
+    match format {
+        Some(image::ImageFormat::Png) if !has(b"IEND") => Err(fail("its end is missing".into())),
+        Some(image::ImageFormat::Jpeg) if !has(&[0xff, 0xd9]) => Err(fail("its end is missing".into())),
+        _ => Ok(()),
+    }
+}
+
+/// Mean and deviation of an image input: as asked for; none where the model normalises itself; else ImageNet's for three channels.
+fn normalisation(
+    layout: ImageLayout,
+    wanted: &Wanted,
+    o: &DataOptions,
+) -> (Option<Vec<f32>>, Option<Vec<f32>>, Option<String>) {
+    let (mean, std) = (o.mean.clone(), o.std.clone());
+    if mean.is_some() || std.is_some() {
+        return (mean, std, None);
+    }
+    match &wanted.normalises {
+        Some(n) if n.bytes => {
+            let said = format!("images go in as 0 … 255: the model scales them itself ({})", n.node);
+            (None, Some(vec![1.0 / 255.0]), Some(said))
+        }
+        Some(n) => (None, None, Some(format!("images go in as 0 … 1: the model normalises them itself ({})", n.node))),
+        None if layout.channels == 3 => {
+            let said = "images are normalised with ImageNet's mean and deviation; --mean and --std give others (--mean 0: none)";
+            (Some(IMAGENET.0.to_vec()), Some(IMAGENET.1.to_vec()), Some(said.into()))
+        }
+        None => (None, None, None),
+    }
+}
+
+/// Bytes with the channels last. Grey is what Pillow's `convert("L")` gives (ITU-R 601).
 fn channels_of(image: DynamicImage, channels: usize) -> Vec<u8> {
-    match channels {
-        1 => image.into_luma8().into_raw(),
-        4 => image.into_rgba8().into_raw(),
-        _ => image.into_rgb8().into_raw(),
+    match (channels, image) {
+        (1, DynamicImage::ImageLuma8(grey)) => grey.into_raw(),
+        (1, image) => {
+            let grey = |p: &[u8; 3]| (19595 * u32::from(p[0]) + 38470 * u32::from(p[1]) + 7471 * u32::from(p[2]) + 0x8000) >> 16;
+            image.into_rgb8().into_raw().as_chunks::<3>().0.iter().map(|p| grey(p) as u8).collect()
+        }
+        (4, image) => image.into_rgba8().into_raw(),
+        (_, image) => image.into_rgb8().into_raw(),
     }
 }
 
@@ -163,7 +297,11 @@ fn check_classes(own: &[String], classes: &[String], wanted: &Wanted) -> Result<
                 listed(classes),
                 wanted.target.name
             );
-            let help = format!("give the model a head for them: ancre-rewrite MODEL --classes {}", classes.len());
+            let help = match classes.len() {
+                0 => "give a directory with one folder of images for each class".to_string(),
+                1 => format!("`{}` is the only folder in it: give the directory above the class folders, or the one below it", classes[0]),
+                more => format!("rewrite the model with a head for them (ancre-rewrite MODEL --classes {more}), or give the directory whose folders are the model's {n} classes"),
+            };
             Err(Failure::input(what).help(help))
         }
         _ => Ok(()),
@@ -213,9 +351,14 @@ impl Dataset for ImageSet {
         let shape = if self.layout.last { [height, width, channels] } else { [channels, height, width] };
         let mut pixels = Vec::with_capacity(rows.len() * height * width * channels);
         let mut labels = Vec::with_capacity(rows.len());
+        let decoded = if self.kept.is_empty() { in_parallel(rows.len(), |i| self.decode(&self.files[rows[i]].0)) } else { Vec::new() };
+        let mut decoded = decoded.into_iter();
         for row in rows {
-            let (file, class) = &self.files[*row];
-            let mut sample = self.decode(file)?;
+            let class = &self.files[*row].1;
+            let mut sample = match decoded.next() {
+                Some(bytes) => self.floats(&bytes?),
+                None => self.floats(&self.kept[*row]),
+            };
             if let Some(augment) = &self.augment {
                 augment.apply(&mut sample, &shape, *row, epoch);
             }
@@ -234,5 +377,17 @@ impl Dataset for ImageSet {
 
     fn classes(&self) -> Option<&[String]> {
         Some(&self.classes)
+    }
+
+    fn preprocessing(&self) -> Option<Value> {
+        let each = |v: &Option<Vec<f32>>, none: f32| {
+            let of = |c: usize| v.as_ref().and_then(|v| v.get(c).or(v.first())).copied().unwrap_or(none);
+            (0..self.layout.channels).map(|c| of(c).to_string().parse::<f64>().unwrap_or_default()).collect::<Vec<f64>>()
+        };
+        let colours = ["", "L", "", "RGB", "RGBA"][self.layout.channels.min(4)];
+        Some(json!({
+            "input": self.slot.name, "size": self.size, "mode": colours, "layout": if self.layout.last { "NHWC" } else { "NCHW" },
+            "resize": "bilinear, antialiased (PIL.Image.BILINEAR)", "scale": 255, "mean": each(&self.mean, 0.0), "std": each(&self.std, 1.0),
+        }))
     }
 }

@@ -7,6 +7,7 @@ mod batches;
 mod check;
 mod convert;
 mod images;
+mod resize;
 #[cfg(test)]
 mod tests;
 mod tokens;
@@ -20,6 +21,7 @@ pub use crate::cli::DataOptions;
 use crate::engine::Tensors;
 use crate::error::Failure;
 use crate::io::arrays::{holds_arrays, read_arrays, read_dir};
+use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -52,6 +54,11 @@ pub trait Dataset: Send + Sync {
 
     /// Names of the classes, where the set's files give them.
     fn classes(&self) -> Option<&[String]> {
+        None
+    }
+
+    /// How a sample was made of its file, as JSON, where that is not told by the model's inputs.
+    fn preprocessing(&self) -> Option<Value> {
         None
     }
 }
@@ -144,6 +151,10 @@ impl Dataset for Part {
 
     fn classes(&self) -> Option<&[String]> {
         self.of.classes()
+    }
+
+    fn preprocessing(&self) -> Option<Value> {
+        self.of.preprocessing()
     }
 }
 

@@ -1,5 +1,6 @@
 //! Every form of a data set, and every refusal.
 
+use super::wanted::Normalises;
 use super::*;
 use crate::io::tensor::NpTensor;
 use ancre_passes::ir::DType;
@@ -15,7 +16,7 @@ fn slot(name: &str, dtype: DType, shape: &[i64]) -> Slot {
 }
 
 fn wanted(inputs: Vec<Slot>, target: Slot, classes: Option<usize>, loss: &str) -> Wanted {
-    Wanted { inputs, target, classes, loss: loss.into(), ignore_index: None, batch: None }
+    Wanted { inputs, target, classes, loss: loss.into(), ignore_index: None, batch: None, normalises: None }
 }
 
 /// A classifier of two features.
@@ -247,12 +248,17 @@ fn folders(dir: &Path, classes: &[(&str, [u8; 3])]) -> PathBuf {
     root
 }
 
+/// Pixels as they are.
+fn raw() -> DataOptions {
+    DataOptions { mean: Some(vec![0.0]), ..DataOptions::default() }
+}
+
 #[test]
 fn image_folders_are_classes_in_the_order_of_their_names() {
     let dir = tempfile::tempdir().unwrap();
     let root = folders(dir.path(), &[("red", [255, 0, 0]), ("blue", [0, 0, 255])]);
     std::fs::write(root.join("red").join("notes.txt"), "no image").unwrap();
-    let set = opened(&root, &images([3, 4, 5], 2), &DataOptions::default());
+    let set = opened(&root, &images([3, 4, 5], 2), &raw());
     assert_eq!((set.len(), set.classes().unwrap()), (4, &["blue".to_string(), "red".to_string()][..]));
     assert!(set.notices()[0].contains("1 files that are no images"), "{:?}", set.notices());
     let batch = set.batch(&[0, 3], 0).unwrap();
@@ -260,11 +266,11 @@ fn image_folders_are_classes_in_the_order_of_their_names() {
     let planes = |channels: [f32; 3]| channels.iter().flat_map(|v| vec![*v; 20]).collect::<Vec<f32>>();
     assert_eq!(batch["x"].to_f32(), [planes([0.0, 0.0, 1.0]), planes([1.0, 0.0, 0.0])].concat());
 
-    let last = opened(&root, &images([4, 5, 3], 2), &DataOptions::default()).batch(&[3], 0).unwrap();
+    let last = opened(&root, &images([4, 5, 3], 2), &raw()).batch(&[3], 0).unwrap();
     assert_eq!((last["x"].shape(), last["x"].to_f32()), (&[1, 4, 5, 3][..], [1.0, 0.0, 0.0].repeat(20)));
-    let grey = opened(&root, &images([1, 4, 5], 2), &DataOptions::default()).batch(&[3], 0).unwrap();
+    let grey = opened(&root, &images([1, 4, 5], 2), &raw()).batch(&[3], 0).unwrap();
     assert!(grey["x"].to_f32().iter().all(|v| (0.2..0.31).contains(v)), "{:?}", grey["x"].to_f32());
-    let sized = DataOptions { image_size: Some([2, 2]), ..Default::default() };
+    let sized = DataOptions { image_size: Some([2, 2]), ..raw() };
     assert_eq!(opened(&root, &images([3, -1, -1], 2), &sized).batch(&[0], 0).unwrap()["x"].shape(), [1, 3, 2, 2]);
 }
 
@@ -298,9 +304,57 @@ fn image_folders_that_do_not_fit_are_refused() {
     let damaged = root.join("red").join("deeper").join("a.png");
     let half = std::fs::read(&damaged).unwrap();
     std::fs::write(&damaged, &half[..half.len() / 2]).unwrap();
-    let set = opened(&root, &images([3, 4, 4], 2), &none);
-    let e = set.batch(&[0, 1, 2, 3], 0).unwrap_err().to_string();
-    assert!(e.contains("a.png: cannot be decoded") && e.contains("remove it"), "{e}");
+    refused(&root, &images([3, 4, 4], 2), &none, &["a.png: cannot be decoded", "--skip-bad 1"]);
+    let skips = DataOptions { skip_bad: Some(1), ..Default::default() };
+    let set = opened(&root, &images([3, 4, 4], 2), &skips);
+    assert!(set.len() == 3 && set.notices().iter().any(|n| n.contains("a.png: cannot be decoded")), "{:?}", set.notices());
+    assert_eq!(set.batch(&[0, 1, 2], 0).unwrap()["labels"].to_i64(), [0, 0, 1]);
+    let inner = root.join("red");
+    refused(&inner, &images([3, 4, 4], 2), &skips, &["1 class folders (deeper)", "the directory above"]);
+}
+
+#[test]
+fn images_of_three_channels_are_normalised_unless_the_model_does_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = folders(dir.path(), &[("red", [255, 0, 0]), ("blue", [0, 0, 255])]);
+    let pixel = |wanted: &Wanted, o: &DataOptions| {
+        let set = opened(&root, wanted, o);
+        let pixels = set.batch(&[3], 0).unwrap()["x"].to_f32();
+        ([pixels[0], pixels[16], pixels[32]].map(|v| (v * 1e4).round() / 1e4), set.preprocessing().unwrap(), set.notices().join("\n"))
+    };
+    let mut wanted = images([3, 4, 4], 2);
+    let (seen, how, said) = pixel(&wanted, &DataOptions::default());
+    assert_eq!(seen, [2.2489, -2.0357, -1.8044]);
+    assert_eq!((how["mean"][1].as_f64(), how["size"][0].as_u64(), how["mode"].as_str()), (Some(0.456), Some(4), Some("RGB")));
+    assert!(said.contains("ImageNet"), "{said}");
+    assert_eq!(pixel(&wanted, &raw()).0, [1.0, 0.0, 0.0]);
+    wanted.normalises = Some(Normalises { node: "norm".into(), bytes: false });
+    let (seen, _, said) = pixel(&wanted, &DataOptions::default());
+    assert!(seen == [1.0, 0.0, 0.0] && said.contains("itself (norm)"), "{said}");
+    wanted.normalises = Some(Normalises { node: "rescale".into(), bytes: true });
+    assert_eq!(pixel(&wanted, &DataOptions::default()).0, [255.0, 0.0, 0.0]);
+}
+
+#[test]
+fn a_directory_of_train_and_val_is_both_sets_and_a_part_can_be_held_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = folders(dir.path(), &[("train/a", [255, 0, 0]), ("train/b", [0; 3]), ("val/a", [9; 3]), ("val/b", [9; 3])]);
+    assert_eq!(parts(&root).unwrap(), Some((root.join("train"), Some(root.join("val")))));
+    assert_eq!(parts(&root.join("train")).unwrap(), None);
+    std::fs::create_dir(root.join("other")).unwrap();
+    assert_eq!(parts(&root).unwrap(), None);
+
+    let open = || opened(&root.join("train"), &images([3, 4, 4], 2), &raw());
+    let (train, back) = split(open(), open(), 0.25).unwrap();
+    assert_eq!((train.len(), back.len()), (3, 1));
+    let all = [train.batch(&[0, 1, 2], 0).unwrap()["labels"].to_i64(), back.batch(&[0], 0).unwrap()["labels"].to_i64()].concat();
+    assert_eq!(all.iter().sum::<i64>(), 2);
+    assert!(split(open(), open(), 0.99).is_err());
+    let text = tokens(dir.path(), &(0..40).collect::<Vec<_>>());
+    let open = || opened(&text, &language_model(4), &DataOptions::default());
+    let (train, back) = split(open(), open(), 0.2).unwrap();
+    assert_eq!(train.batch(&[7], 0).unwrap()["input_ids"].to_i64(), [28, 29, 30, 31]);
+    assert_eq!(back.batch(&[0], 0).unwrap()["input_ids"].to_i64(), [32, 33, 34, 35]);
 }
 
 fn tokens(dir: &Path, ids: &[u16]) -> PathBuf {

@@ -20,6 +20,17 @@ pub struct Wanted {
     pub ignore_index: Option<i64>,
     /// Batch extent, where the graph fixes it.
     pub batch: Option<usize>,
+    /// What the graph does itself to normalise its image input.
+    pub normalises: Option<Normalises>,
+}
+
+/// A model that normalises its images itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Normalises {
+    /// The node that does it.
+    pub node: String,
+    /// Does it take bytes, 0 to 255?
+    pub bytes: bool,
 }
 
 /// One input.
@@ -102,7 +113,12 @@ impl Wanted {
         let inputs = g.required_inputs().filter(|v| *v != target && !is_rate(g, *v));
         let inputs = inputs.map(|v| Slot::of(g, v, batch.as_ref())).collect::<Result<Vec<_>, _>>()?;
         let slot = Slot::of(g, target, None)?;
+        let normalises = match &inputs[..] {
+            [one] => one.image().and_then(|layout| normalises(g, g.find(&one.name)?, layout.channels)),
+            _ => None,
+        };
         Ok(Wanted {
+            normalises,
             inputs,
             target: slot,
             classes,
@@ -121,6 +137,35 @@ impl Wanted {
     pub(super) fn listed(&self) -> String {
         self.slots().map(Slot::text).collect::<Vec<_>>().join(", ")
     }
+}
+
+/// The first node that subtracts, divides or multiplies an image by constants, one or one for each channel, or normalises it by
+/// statistics. A node that divides by more than 16 takes bytes.
+fn normalises(g: &Graph, image: ValueId, channels: usize) -> Option<Normalises> {
+    let mut v = image;
+    for _ in 0..6 {
+        let uses: Vec<_> = g.uses_in_order(v).into_iter().collect();
+        for (node, operand) in &uses {
+            let op = g.op(*node)?;
+            if op.is("BatchNormalization") && *operand == 0 {
+                return Some(Normalises { node: g.site(*node).name, bytes: false });
+            }
+            if !["Sub", "Div", "Mul", "Add"].iter().any(|name| op.is(name)) {
+                continue;
+            }
+            let constant = g.operand(*node, 1 - operand).and_then(|c| g.initializer(c));
+            let constant = constant.filter(|c| c.len() == 1 || c.len() == channels).and_then(|c| c.to_f64().ok());
+            if let Some(values) = constant {
+                let factor = if op.is("Div") { 1.0 / values[0].abs() } else { values[0].abs() };
+                let bytes = (op.is("Div") || op.is("Mul")) && factor < 1.0 / 16.0 || op.is("Sub") && values[0] > 16.0;
+                return Some(Normalises { node: g.site(*node).name, bytes });
+            }
+        }
+        // Through what only hands the pixels on.
+        let onward = uses.iter().find(|(n, i)| *i == 0 && ["Cast", "Identity", "Transpose"].iter().any(|name| g.is_op(*n, name)));
+        v = g.results(onward?.0).next()?;
+    }
+    None
 }
 
 /// Is this the learning rate, which the loop feeds and not the data?
