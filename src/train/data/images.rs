@@ -2,8 +2,8 @@
 
 use super::arrays::from_f32s;
 use super::augment::Augment;
-use super::wanted::{ImageLayout, Slot, Wanted};
 use super::resize::resize;
+use super::wanted::{ImageLayout, Slot, Wanted};
 use super::{DataOptions, Dataset};
 use crate::engine::Tensors;
 use crate::error::Failure;
@@ -230,7 +230,8 @@ fn normalisation(
         }
         Some(n) => (None, None, Some(format!("images go in as 0 … 1: the model normalises them itself ({})", n.node))),
         None if layout.channels == 3 => {
-            let said = "images are normalised with ImageNet's mean and deviation; --mean and --std give others (--mean 0: none)";
+            let said =
+                "images are normalised with ImageNet's mean and deviation; --mean and --std give others (--mean 0: none)";
             (Some(IMAGENET.0.to_vec()), Some(IMAGENET.1.to_vec()), Some(said.into()))
         }
         None => (None, None, None),
@@ -242,7 +243,8 @@ fn channels_of(image: DynamicImage, channels: usize) -> Vec<u8> {
     match (channels, image) {
         (1, DynamicImage::ImageLuma8(grey)) => grey.into_raw(),
         (1, image) => {
-            let grey = |p: &[u8; 3]| (19595 * u32::from(p[0]) + 38470 * u32::from(p[1]) + 7471 * u32::from(p[2]) + 0x8000) >> 16;
+            let grey =
+                |p: &[u8; 3]| (19595 * u32::from(p[0]) + 38470 * u32::from(p[1]) + 7471 * u32::from(p[2]) + 0x8000) >> 16;
             image.into_rgb8().into_raw().as_chunks::<3>().0.iter().map(|p| grey(p) as u8).collect()
         }
         (4, image) => image.into_rgba8().into_raw(),
@@ -299,8 +301,13 @@ fn check_classes(own: &[String], classes: &[String], wanted: &Wanted) -> Result<
             );
             let help = match classes.len() {
                 0 => "give a directory with one folder of images for each class".to_string(),
-                1 => format!("`{}` is the only folder in it: give the directory above the class folders, or the one below it", classes[0]),
-                more => format!("rewrite the model with a head for them (ancre-rewrite MODEL --classes {more}), or give the directory whose folders are the model's {n} classes"),
+                1 => format!(
+                    "`{}` is the only folder in it: give the directory above the class folders, or the one below it",
+                    classes[0]
+                ),
+                more => format!(
+                    "rewrite the model with a head for them (ancre-rewrite MODEL --classes {more}), or give the directory whose folders are the model's {n} classes"
+                ),
             };
             Err(Failure::input(what).help(help))
         }
@@ -351,7 +358,8 @@ impl Dataset for ImageSet {
         let shape = if self.layout.last { [height, width, channels] } else { [channels, height, width] };
         let mut pixels = Vec::with_capacity(rows.len() * height * width * channels);
         let mut labels = Vec::with_capacity(rows.len());
-        let decoded = if self.kept.is_empty() { in_parallel(rows.len(), |i| self.decode(&self.files[rows[i]].0)) } else { Vec::new() };
+        let decoded =
+            if self.kept.is_empty() { in_parallel(rows.len(), |i| self.decode(&self.files[rows[i]].0)) } else { Vec::new() };
         let mut decoded = decoded.into_iter();
         for row in rows {
             let class = &self.files[*row].1;

@@ -320,12 +320,19 @@ fn images_of_three_channels_are_normalised_unless_the_model_does_it() {
     let pixel = |wanted: &Wanted, o: &DataOptions| {
         let set = opened(&root, wanted, o);
         let pixels = set.batch(&[3], 0).unwrap()["x"].to_f32();
-        ([pixels[0], pixels[16], pixels[32]].map(|v| (v * 1e4).round() / 1e4), set.preprocessing().unwrap(), set.notices().join("\n"))
+        (
+            [pixels[0], pixels[16], pixels[32]].map(|v| (v * 1e4).round() / 1e4),
+            set.preprocessing().unwrap(),
+            set.notices().join("\n"),
+        )
     };
     let mut wanted = images([3, 4, 4], 2);
     let (seen, how, said) = pixel(&wanted, &DataOptions::default());
     assert_eq!(seen, [2.2489, -2.0357, -1.8044]);
-    assert_eq!((how["mean"][1].as_f64(), how["size"][0].as_u64(), how["mode"].as_str()), (Some(0.456), Some(4), Some("RGB")));
+    assert_eq!(
+        (how["mean"][1].as_f64(), how["size"][0].as_u64(), how["mode"].as_str()),
+        (Some(0.456), Some(4), Some("RGB"))
+    );
     assert!(said.contains("ImageNet"), "{said}");
     assert_eq!(pixel(&wanted, &raw()).0, [1.0, 0.0, 0.0]);
     wanted.normalises = Some(Normalises { node: "norm".into(), bytes: false });
@@ -347,7 +354,8 @@ fn a_directory_of_train_and_val_is_both_sets_and_a_part_can_be_held_back() {
     let open = || opened(&root.join("train"), &images([3, 4, 4], 2), &raw());
     let (train, back) = split(open(), open(), 0.25).unwrap();
     assert_eq!((train.len(), back.len()), (3, 1));
-    let all = [train.batch(&[0, 1, 2], 0).unwrap()["labels"].to_i64(), back.batch(&[0], 0).unwrap()["labels"].to_i64()].concat();
+    let all =
+        [train.batch(&[0, 1, 2], 0).unwrap()["labels"].to_i64(), back.batch(&[0], 0).unwrap()["labels"].to_i64()].concat();
     assert_eq!(all.iter().sum::<i64>(), 2);
     assert!(split(open(), open(), 0.99).is_err());
     let text = tokens(dir.path(), &(0..40).collect::<Vec<_>>());

@@ -162,7 +162,8 @@ fn normalises(g: &Graph, image: ValueId, channels: usize) -> Option<Normalises> 
             }
         }
         // Through what only hands the pixels on.
-        let onward = uses.iter().find(|(n, i)| *i == 0 && ["Cast", "Identity", "Transpose"].iter().any(|name| g.is_op(*n, name)));
+        let onward =
+            uses.iter().find(|(n, i)| *i == 0 && ["Cast", "Identity", "Transpose"].iter().any(|name| g.is_op(*n, name)));
         v = g.results(onward?.0).next()?;
     }
     None
