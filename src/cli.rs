@@ -32,6 +32,7 @@ use std::path::PathBuf;
   ancre-rewrite train resnet.ancre.train.onnx --data train.npz --val test.npz --epochs 5 --export deployed.onnx
   ancre-rewrite verify resnet.onnx resnet.ancre.onnx           are they equivalent? (for CI)
   ancre-rewrite freeze resnet.ancre.onnx --state trained.safetensors -o deployed.onnx
+  ancre-rewrite topology resnet.ancre.run                      a page: which states the trained blocks read
   ancre-rewrite runtime install                                fetch a stock ONNX Runtime for training
 
 Exit status: 0 success, 1 a check said no, 2 bad usage or bad input."
@@ -57,6 +58,8 @@ pub enum Command {
     /// Train in ONNX Runtime, from the training graph that the main job writes
     #[cfg(feature = "ort")]
     Train(Box<TrainArgs>),
+    /// Show which states the blocks of a routed network read, as a page or a picture
+    Topology(TopologyArgs),
     /// Show which ONNX Runtime is used, or fetch one with pip
     Runtime(RuntimeArgs),
     /// Print shell completions
@@ -89,6 +92,30 @@ pub struct InspectArgs {
     /// How much engines may take.
     #[command(flatten)]
     pub limits: LimitArgs,
+}
+
+/// `topology`.
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  ancre-rewrite topology gpt.ancre.run                          the page gpt.ancre.run/topology.html, with the run's curves
+  ancre-rewrite topology gpt.ancre.onnx --svg gpt.svg --png gpt.png
+  ancre-rewrite topology gpt.ancre.run/best.safetensors --json  the weights as numbers")]
+pub struct TopologyArgs {
+    /// The forward graph that ancre-rewrite wrote (STEM.ancre.onnx), the directory of a training run, or a checkpoint
+    #[arg(value_name = "MODEL.ancre.onnx|RUN_DIR|CKPT.safetensors")]
+    pub source: PathBuf,
+    /// Write a page that needs nothing beside itself [default: STEM.topology.html beside the source, unless another output is asked for]
+    #[arg(long, value_name = "FILE")]
+    pub html: Option<PathBuf>,
+    /// Write one picture of everything as SVG
+    #[arg(long, value_name = "FILE")]
+    pub svg: Option<PathBuf>,
+    /// Write one picture of everything as PNG
+    #[arg(long, value_name = "FILE")]
+    pub png: Option<PathBuf>,
+    /// One JSON document on stdout
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `freeze`.

@@ -4,8 +4,11 @@ use crate::cli::InspectArgs;
 use crate::error::Failure;
 use crate::io::files::Outputs;
 use crate::rewrite;
+use crate::topology::weights::{self, json_of};
 use ancre_passes::analysis::residual::find_residuals;
 use ancre_passes::analysis::{dot, explain, picture, report};
+use serde_json::json;
+use std::fmt::Write;
 
 /// Runs `inspect` and returns what goes to stdout. Fails when the model cannot be read, or `--why` names nothing in it.
 pub fn inspect(a: &InspectArgs) -> Result<String, Failure> {
@@ -31,9 +34,25 @@ pub fn inspect(a: &InspectArgs) -> Result<String, Failure> {
     if a.rejected {
         return Ok(explain::rejected(&g, &structure));
     }
+    let routed = weights::of_graph(&g);
     if a.json {
-        return Ok(report::inspect_json(&g, &structure, &model).to_string());
+        let mut report = report::inspect_json(&g, &structure, &model);
+        if let Ok(Some((router, weights))) = routed {
+            report["router"] = json!(router);
+            report["topology"] = json_of(&weights);
+        }
+        return Ok(report.to_string());
     }
     let nothing = structure.identity_count() + structure.projections.len() == 0 && !structure.rejected.is_empty();
-    Ok(report::inspect_text(&g, &structure) + if nothing { "--rejected says why.\n" } else { "" })
+    let mut text = report::inspect_text(&g, &structure) + if nothing { "--rejected says why.\n" } else { "" };
+    if let Err(why) = &routed {
+        let _ = writeln!(text, "\nRouted by ancre-rewrite; the weights are not in the file: {why}.");
+    }
+    if let Ok(Some((r, weights))) = routed {
+        let words = [r.form.name(), &r.granularity, r.scope.name(), r.parametrization.name(), r.normalize.name()];
+        let _ = writeln!(text, "\nRouted by ancre-rewrite ({}). The weight of each state in each block:\n", words.join(", "));
+        weights.iter().for_each(|w| text.push_str(&(w.text() + "\n")));
+        let _ = writeln!(text, "`ancre-rewrite topology {model}` draws them.");
+    }
+    Ok(text)
 }

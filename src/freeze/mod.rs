@@ -6,6 +6,8 @@ use crate::error::Failure;
 use crate::io::files::Outputs;
 use crate::io::lines::{Lines, put};
 use crate::rewrite;
+use crate::topology::Weights;
+use crate::topology::weights::{self, json_of};
 use crate::verify::report::engine_name;
 use crate::verify::{Comparison, Subject, VerifyOptions, numeric};
 use ancre_passes::contract::{Fresh, LossRecord, Record, RouterRecord, Ties};
@@ -32,6 +34,8 @@ pub struct Frozen {
     pub(crate) restored: Option<Restored>,
     /// What baking kept and dropped, if the router was baked.
     pub(crate) baked: Option<bake::Baked>,
+    /// The router's weights, if there is one.
+    pub(crate) topology: Option<Vec<Weights>>,
     /// How far pruning moved the outputs, if anything was pruned.
     pub(crate) drift: Option<Drift>,
 }
@@ -53,7 +57,7 @@ impl Frozen {
         json!({"output": {"path": self.path, "bytes": self.bytes, "nodes": self.nodes},
                "restored": state.map_or(0, |s| s.tensors), "unused": state.map(|s| &s.unused), "kept": state.map(|s| &s.kept),
                "router": self.baked.as_ref().map(|b| json!({"kept": b.kept, "dropped": b.dropped, "worst_dropped": b.worst_drop})),
-               "drift": drift})
+               "topology": self.topology.as_deref().map(json_of), "drift": drift})
     }
 }
 
@@ -81,6 +85,7 @@ pub(crate) fn freeze_with(a: &FreezeArgs, metadata: &[(&str, String)]) -> Result
     }
     let source = g.clone();
     let restored = a.state.as_deref().map(|path| restore::restore(&mut g, path)).transpose()?;
+    let topology = weights::of_graph(&g).ok().flatten().map(|(_, weights)| weights);
     let (mut baked, mut drift) = (None, None);
     if routed && !a.keep_router {
         let unpruned = (a.prune > 0.0).then(|| g.clone());
@@ -108,7 +113,7 @@ pub(crate) fn freeze_with(a: &FreezeArgs, metadata: &[(&str, String)]) -> Result
     let bytes = outputs.add_model(&emission, &path)?;
     let nodes = emission.nodes;
     outputs.commit()?;
-    Ok(Frozen { path, bytes, nodes, restored, baked, drift })
+    Ok(Frozen { path, bytes, nodes, restored, baked, topology, drift })
 }
 
 fn bake_into(g: &mut Graph, prune: f64, model: &Path) -> Result<bake::Baked, Failure> {

@@ -8,6 +8,7 @@ use crate::engine::Tensors;
 use crate::error::Failure;
 use crate::io::arrays::{read_safetensors, stored, tensors};
 use crate::io::outputs::{UNFINISHED, parent, temporary};
+use crate::topology::Network;
 use ancre_passes::contract::CHECKPOINT_KEY;
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
@@ -74,11 +75,12 @@ pub(super) struct Best {
 }
 
 /// Writes a state. Once this returns, nothing of it can be lost.
-fn write(path: &Path, state: &Tensors, position: String) -> Result<(), Failure> {
+fn write(path: &Path, state: &Tensors, position: String, network: Option<&Network>) -> Result<(), Failure> {
     let fail = |e: &dyn std::fmt::Display| Failure::input(format!("cannot be written: {e}")).at(path);
     let dir = parent(path);
     let temp = temporary(dir).map_err(|e| fail(&e))?;
-    let metadata = HashMap::from([(CHECKPOINT_KEY.to_string(), position)]);
+    let network = network.and_then(|n| Some((Network::KEY.to_string(), serde_json::to_string(n).ok()?)));
+    let metadata: HashMap<_, _> = [(CHECKPOINT_KEY.to_string(), position)].into_iter().chain(network).collect();
     let state = stored(state).map_err(|e| fail(&e))?;
     safetensors::serialize_to_file(state, Some(metadata), temp.path()).map_err(|e| fail(&e))?;
     temp.as_file().sync_all().map_err(|e| fail(&e))?;
@@ -124,6 +126,8 @@ fn numbered(dir: &Path) -> Vec<(u64, PathBuf)> {
 pub(super) struct Checkpoints {
     dir: PathBuf,
     keep: usize,
+    /// The routed network, which each checkpoint describes so that it can be drawn by itself.
+    pub(super) network: Option<Network>,
     /// Held as long as the run lasts.
     _lock: File,
 }
@@ -142,7 +146,7 @@ impl Checkpoints {
                 let _ = fs::remove_file(entry.path());
             }
         }
-        Ok(Checkpoints { dir: dir.to_path_buf(), keep: keep.max(1), _lock: lock })
+        Ok(Checkpoints { dir: dir.to_path_buf(), keep: keep.max(1), network: None, _lock: lock })
     }
 
     /// The numbered checkpoints, oldest first.
@@ -174,7 +178,7 @@ impl Checkpoints {
     pub(super) fn save(&self, state: &Tensors, position: &Position) -> Result<PathBuf, Failure> {
         let path = self.path(&format!("step-{:08}.safetensors", position.step));
         let text = serde_json::to_string(position).map_err(|e| Failure::input(e.to_string()))?;
-        write(&path, state, text)?;
+        write(&path, state, text, self.network.as_ref())?;
         self.name(&path, position)?;
         let all = self.all();
         for (_, old) in &all[..all.len().saturating_sub(self.keep)] {

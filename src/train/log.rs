@@ -26,6 +26,9 @@ pub(super) struct Entry {
     pub(super) seconds: f64,
     /// Samples in the batch over these seconds.
     pub(super) samples_per_second: f64,
+    /// The router's weights that the step began with, every so many steps: `[{"id", "K", "columns", "weights"}]`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) topology: Option<Value>,
     /// Validation loss, at the end of an epoch.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) val_loss: Option<f64>,
@@ -98,6 +101,7 @@ mod tests {
             grad_norm: 1.0,
             seconds: 0.5,
             samples_per_second: 8.0,
+            topology: None,
             val_loss: None,
             val_accuracy: (step == 4).then_some(0.5),
             restored: None,

@@ -4,9 +4,10 @@ use super::checkpoint::{Best, Position, Sums};
 
 use super::progress::{duration, percent, rate};
 use super::setup::Setup;
-use super::topology::{self, Shortcut};
+use super::topology;
 use crate::freeze::Frozen;
 use crate::io::lines::{Lines, put};
+use crate::topology::weights::{Weights, json_of};
 use serde_json::{Value, json};
 use std::path::PathBuf;
 
@@ -35,8 +36,8 @@ pub struct Outcome {
     pub interrupted: bool,
     /// The newest checkpoint.
     pub(super) last: Option<PathBuf>,
-    /// The learned topology's shortcuts, the strongest first.
-    pub(super) shortcuts: Option<Vec<Shortcut>>,
+    /// The router's weights at the end.
+    pub(super) topology: Option<Vec<Weights>>,
     /// The checkpoint that was deployed, and what `freeze` did.
     pub(super) export: Option<(PathBuf, Frozen)>,
 }
@@ -67,7 +68,7 @@ impl Outcome {
             "host_bytes_per_step": {"fed": fed, "read": read},
             "interrupted": self.interrupted, "resumed": s.resumed,
             "checkpoints": {"last": self.last, "best": s.checkpoints.best()}, "log": s.log_path,
-            "shortcuts": self.shortcuts,
+            "shortcuts": self.topology.as_deref().map(topology::shortcuts), "topology": self.topology.as_deref().map(json_of),
             "export": self.export.as_ref().map(|(from, frozen)| {
                 let mut report = frozen.json();
                 report["state"] = json!(from);
@@ -119,11 +120,11 @@ impl Outcome {
                 last.lr
             );
         }
-        if let Some(all) = &self.shortcuts {
+        if let Some(all) = self.topology.as_deref().map(topology::shortcuts) {
             if all.is_empty() {
                 put!(out, "topology", "no block has an earlier state to read but its skip's");
             }
-            for (i, text) in topology::lines(all, SHOWN).lines().enumerate() {
+            for (i, text) in topology::lines(&all, SHOWN).lines().enumerate() {
                 out.put(if i == 0 { "topology" } else { "" }, text);
             }
         }

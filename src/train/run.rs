@@ -14,6 +14,7 @@ use crate::engine::Tensors;
 use crate::error::Failure;
 use crate::freeze;
 use crate::io::tensor::NpTensor;
+use crate::topology::weights::json_of;
 use ancre_passes::contract::StateRecord;
 use ancre_passes::ir::DType;
 use std::collections::HashSet;
@@ -67,8 +68,7 @@ pub(super) fn run(setup: Setup, stop: &dyn Fn() -> bool, reporter: &mut dyn Repo
         epoch_begun: now,
     };
     let interrupted = run.steps(stop, reporter)?;
-    let state = run.state()?;
-    let shortcuts = run.s.graph.router.as_ref().and_then(|r| topology::shortcuts(r, &state));
+    let topology = topology::weights_now(&run.s.graph, &run.s.state);
     let seconds = now.elapsed().as_secs_f64();
     let export = match (&run.s.a.course.export, &run.s.forward) {
         (Some(path), Some(forward)) if !interrupted => {
@@ -102,7 +102,7 @@ pub(super) fn run(setup: Setup, stop: &dyn Fn() -> bool, reporter: &mut dyn Repo
         waited: run.waited.as_secs_f64(),
         samples_per_second: run.samples as f64 / run.busy.as_secs_f64().max(1e-9),
         interrupted,
-        shortcuts,
+        topology,
         export,
     })
 }
@@ -188,6 +188,8 @@ impl Run {
         let waited = begun.elapsed();
         let lr = self.rate_of(self.position.step);
         let mut feeds = batch.feeds.clone();
+        let due = self.position.step.is_multiple_of(self.s.schedule.total.div_ceil(topology::LOGGED));
+        let topology = if due { topology::weights_now(&self.s.graph, &self.s.state) } else { None };
         let scalar = NpTensor::from_f64s(DType::F32, &[], &[lr]);
         feeds.insert(self.s.graph.lr.clone(), scalar.ok_or_else(|| Failure::input("the learning rate is no number"))?);
         let read = self.s.stepper.step(&feeds, &mut self.s.state);
@@ -227,6 +229,7 @@ impl Run {
             grad_norm,
             seconds,
             samples_per_second,
+            topology: topology.as_deref().map(json_of),
             val_loss: None,
             val_accuracy: None,
             restored,

@@ -9,6 +9,7 @@ use super::log::Log;
 use super::progress::{Beginning, Reporter};
 use super::rates::{self, Begins, Point};
 use super::schedule::Schedule;
+use super::topology;
 use crate::cli::{CourseOptions, RateChoice, ScheduleKind, TrainArgs};
 use crate::engine::ort::device::{self, Device, DeviceChoice};
 use crate::engine::ort::stepper::{DeviceState, Stepper};
@@ -84,7 +85,8 @@ impl Setup {
             Some(held_back) => Some(open_validation(o, held_back, &graph, &engine, batch, &mut notices)?),
         };
 
-        let checkpoints = Checkpoints::open(&dir, a.keep)?;
+        let mut checkpoints = Checkpoints::open(&dir, a.keep)?;
+        checkpoints.network = topology::network(&graph)?;
         let found = checkpoints.newest()?;
         let resumed = match found {
             Some((tensors, position, path)) if a.resume => {

@@ -1,10 +1,15 @@
 //! The learned topology: which earlier states the blocks came to read.
 
-use crate::engine::Tensors;
-use ancre_passes::contract::{ChainRecord, RouterRecord};
-use ancre_passes::transform::route::reference_weights;
+use super::graph::TrainingGraph;
+use crate::engine::ort::stepper::DeviceState;
+use crate::error::Failure;
+use crate::topology::weights::weights;
+use crate::topology::{Network, Weights};
 use serde::Serialize;
 use std::fmt::Write;
+
+/// How often the log tells the weights over a run, about.
+pub(super) const LOGGED: u64 = 50;
 
 /// A weight of the router that is not on the original skip.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -12,45 +17,42 @@ pub(super) struct Shortcut {
     pub(super) chain: usize,
     /// The block that reads, from 1.
     pub(super) block: usize,
-    /// The state it reads: `h0` is what the chain starts from, `h3` what its third block gave; another chain's by its value.
+    /// The state it reads: `h0` is what the chain starts from, `h3` what its third block gave; `0:h3` is another chain's.
     pub(super) source: String,
-    pub(super) weight: f64,
+    pub(super) weight: f32,
     /// Weight that the original skip into the block is left with.
-    pub(super) skip: f64,
+    pub(super) skip: f32,
 }
 
-/// The shortcuts of a state, the strongest first; `None` when the state lacks the router's tensors.
-pub(super) fn shortcuts(router: &RouterRecord, state: &Tensors) -> Option<Vec<Shortcut>> {
-    let mut all = Vec::new();
-    for chain in &router.chains {
-        let logits = state.get(&chain.logits)?.to_f32();
-        let gate = match &chain.gate {
-            Some(name) => Some(state.get(name)?.to_f32()),
-            None => None,
+/// The routed network of a training graph, as checkpoints describe it.
+pub(super) fn network(t: &TrainingGraph) -> Result<Option<Network>, Failure> {
+    let name = t.path.file_name().map_or_else(String::new, |n| n.to_string_lossy().replace(".train.", "."));
+    Network::of(&t.graph, name).map_err(|e| Failure::input(e).at(&t.path))
+}
+
+/// The router's weights in a running state; `None` where the graph has no router, or the state lacks its tensors.
+pub(super) fn weights_now(t: &TrainingGraph, state: &DeviceState) -> Option<Vec<Weights>> {
+    let held = |name: &str| state.tensor(name).map(|t| t.to_f32());
+    let default = |name: &str| t.graph.initializer(t.graph.find(name)?)?.to_f32().ok();
+    weights(t.router.as_ref()?, &|name| held(name).or_else(|| default(name))).ok()
+}
+
+/// The shortcuts, the strongest first.
+pub(super) fn shortcuts(all: &[Weights]) -> Vec<Shortcut> {
+    let of = |w: &Weights| -> Vec<Shortcut> {
+        let cells = w.all().filter(|(row, column, _)| !w.is_skip(*row, *column));
+        let shortcut = |(row, column, weight): (usize, usize, f32)| Shortcut {
+            chain: w.id,
+            block: row + 1,
+            source: w.columns[column].clone(),
+            weight,
+            skip: w.rows[row].last().copied().unwrap_or_default(),
         };
-        if logits.len() != chain.blocks * chain.width() || gate.as_ref().is_some_and(|g| g.len() != chain.blocks) {
-            return None;
-        }
-        let weights =
-            reference_weights(&logits, gate.as_deref(), chain.blocks, router.parametrization, router.normalize, router.tau);
-        for row in 0..chain.blocks {
-            let reads = chain.reads(row);
-            let of_row = &weights[row * chain.width()..row * chain.width() + reads];
-            for (column, weight) in of_row[..reads - 1].iter().enumerate() {
-                let source = source(chain, column);
-                all.push(Shortcut { chain: chain.id, block: row + 1, source, weight: *weight, skip: of_row[reads - 1] });
-            }
-        }
-    }
-    all.sort_by(|a, b| b.weight.abs().total_cmp(&a.weight.abs()));
-    Some(all)
-}
-
-fn source(chain: &ChainRecord, column: usize) -> String {
-    match chain.sources.get(column) {
-        Some(s) => format!("`{}`", s.state),
-        None => format!("h{}", column - chain.sources.len()),
-    }
+        cells.map(shortcut).collect()
+    };
+    let mut found: Vec<Shortcut> = all.iter().flat_map(of).collect();
+    found.sort_by(|a, b| b.weight.abs().total_cmp(&a.weight.abs()));
+    found
 }
 
 /// The strongest shortcuts as lines.
@@ -69,37 +71,14 @@ pub(super) fn lines(all: &[Shortcut], most: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::io::tensor::NpTensor;
-    use ancre_passes::transform::route::{Form, Normalize, Rule, Scope};
 
     #[test]
     fn the_strongest_shortcut_comes_first() {
-        let chain = ChainRecord {
-            id: 4,
-            blocks: 3,
-            adds_per_block: 1,
-            logits: "l".into(),
-            gate: None,
-            sources: vec![],
-            states: (0..4).map(|i| format!("s{i}")).collect(),
-            rows: vec![],
-        };
-        let router = RouterRecord {
-            form: Form::Augment,
-            granularity: "add".into(),
-            scope: Scope::Stage,
-            parametrization: Rule::Free,
-            init: "uniform".into(),
-            tau: 1.0,
-            normalize: Normalize::Incoming,
-            chains: vec![chain],
-        };
-        let l = [1.0, 9.0, 9.0, 0.25, 0.75, 9.0, 0.1, -0.5, 0.4];
-        let state = Tensors::from([("l".to_string(), NpTensor::f32s(&[3, 3], &l).unwrap())]);
-        let all = shortcuts(&router, &state).unwrap();
-        let seen: Vec<_> = all.iter().map(|s| (s.block, s.source.as_str(), s.weight as f32, s.skip as f32)).collect();
+        let columns = ["h0", "h1", "h2"].map(String::from).to_vec();
+        let all = [Weights { id: 4, columns, rows: vec![vec![1.0], vec![0.25, 0.75], vec![0.1, -0.5, 0.4]] }];
+        let all = shortcuts(&all);
+        let seen: Vec<_> = all.iter().map(|s| (s.block, s.source.as_str(), s.weight, s.skip)).collect();
         assert_eq!(seen, [(3, "h1", -0.5, 0.4), (2, "h0", 0.25, 0.75), (3, "h0", 0.1, 0.4)]);
         assert!(lines(&all, 1).starts_with("chain 4  h1 -> block 3  weight -0.500"), "{}", lines(&all, 1));
-        assert!(shortcuts(&router, &Tensors::new()).is_none());
     }
 }

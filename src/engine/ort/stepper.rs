@@ -68,6 +68,11 @@ impl DeviceState {
         there.map(|(n, held)| Ok((n.clone(), on_host(n, &held.value)?))).collect()
     }
 
+    /// One of them.
+    pub(crate) fn tensor(&self, name: &str) -> Option<NpTensor> {
+        on_host(name, self.get(name)?).ok()
+    }
+
     /// Puts tensors in; names it does not know are left out. Fails when one has an element type that cannot be fed.
     pub(crate) fn set(&mut self, tensors: &Tensors) -> Result<(), EngineError> {
         for (name, value) in &mut self.values {

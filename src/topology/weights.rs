@@ -1,0 +1,165 @@
+//! The routers' weights as numbers, whoever holds the logits: a model, a checkpoint or a running session.
+
+use ancre_passes::contract::{ChainRecord, Record, RouterRecord};
+use ancre_passes::ir::Graph;
+use ancre_passes::transform::route::reference_weights;
+use serde_json::{Value, json};
+use std::fmt::Write;
+
+/// Chains of at most so many columns are printed whole; of a longer one the strongest shortcuts are.
+const PRINTED: usize = 12;
+/// Shortcuts that are printed of a longer chain.
+const STRONGEST: usize = 5;
+
+/// The weights of one chain.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Weights {
+    /// The chain.
+    pub id: usize,
+    /// The states that rows read, in order: `h2` is the chain's own state, `0:h1` that of an earlier chain.
+    pub columns: Vec<String>,
+    /// A row for each block. A row is as long as the states it reads; the last one is the original skip.
+    pub rows: Vec<Vec<f32>>,
+}
+
+impl Weights {
+    /// `{"id", "K", "columns", "weights"}`.
+    pub fn json(&self) -> Value {
+        json!({"id": self.id, "K": self.rows.len(), "columns": self.columns, "weights": self.rows})
+    }
+
+    /// Every weight with its row and column.
+    pub fn all(&self) -> impl Iterator<Item = (usize, usize, f32)> + '_ {
+        self.rows.iter().enumerate().flat_map(|(r, row)| row.iter().enumerate().map(move |(c, w)| (r, c, *w)))
+    }
+
+    /// Is this weight on the original skip?
+    pub fn is_skip(&self, row: usize, column: usize) -> bool {
+        column + 1 == self.rows[row].len()
+    }
+
+    /// The rows' states before the first of the chain's own: those of earlier chains.
+    pub fn foreign(&self) -> usize {
+        self.columns.len() - self.rows.len()
+    }
+
+    /// The matrix for people; of a long chain the strongest shortcuts.
+    pub fn text(&self) -> String {
+        let mut out = String::new();
+        if self.columns.len() > PRINTED {
+            let mut found: Vec<_> = self.all().filter(|(r, c, _)| !self.is_skip(*r, *c)).collect();
+            found.sort_by(|a, b| b.2.abs().total_cmp(&a.2.abs()));
+            let _ = writeln!(out, "chain {}: K = {}; its strongest shortcuts:", self.id, self.rows.len());
+            for (row, column, w) in found.into_iter().take(STRONGEST) {
+                let skip = self.rows[row].last().copied().unwrap_or(0.0);
+                let _ = writeln!(
+                    out,
+                    "  {} -> block {}  {w:+.3}  (the skip into it: {skip:+.3})",
+                    self.columns[column],
+                    row + 1
+                );
+            }
+            return out;
+        }
+        let width = self.columns.iter().map(|c| c.len()).max().unwrap_or(0).max(6) + 2;
+        let _ = write!(out, "{:<10}", format!("chain {}", self.id));
+        self.columns.iter().for_each(|c| _ = write!(out, "{c:>width$}"));
+        for (i, row) in self.rows.iter().enumerate() {
+            let _ = write!(out, "\n{:<10}", format!("block {}", i + 1));
+            row.iter().for_each(|w| _ = write!(out, "{w:>+width$.3}"));
+        }
+        out.push('\n');
+        out
+    }
+}
+
+/// The JSON of several chains.
+pub fn json_of(all: &[Weights]) -> Value {
+    all.iter().map(Weights::json).collect()
+}
+
+/// The weights of all chains; `read` gives a tensor of logits or gates by its name.
+///
+/// # Errors
+/// The name that `read` does not know, or what is wrong with its tensor.
+pub fn weights(router: &RouterRecord, read: &dyn Fn(&str) -> Option<Vec<f32>>) -> Result<Vec<Weights>, String> {
+    let get = |name: &String, len: usize| match read(name) {
+        Some(values) if values.len() == len => Ok(values),
+        Some(values) => Err(format!("the router's `{name}` has {} elements, {len} were expected", values.len())),
+        None => Err(format!("the router's `{name}` is missing")),
+    };
+    let of = |chain: &ChainRecord| {
+        let (blocks, width) = (chain.blocks, chain.width());
+        let logits = get(&chain.logits, blocks * width)?;
+        let gate = chain.gate.as_ref().map(|name| get(name, blocks)).transpose()?;
+        let all =
+            reference_weights(&logits, gate.as_deref(), blocks, router.parametrization, router.normalize, router.tau);
+        let row = |r: usize| all[r * width..r * width + chain.reads(r)].iter().map(|w| *w as f32).collect();
+        let columns = chain.sources.iter().map(|s| state_name(router, &s.state));
+        let own = (0..blocks).map(|i| format!("h{i}"));
+        Ok(Weights { id: chain.id, columns: columns.chain(own).collect(), rows: (0..blocks).map(row).collect() })
+    };
+    router.chains.iter().map(of).collect()
+}
+
+/// An earlier chain's state: `0:h1`, or the value's name where no chain has it.
+fn state_name(router: &RouterRecord, value: &str) -> String {
+    let place = |c: &ChainRecord| Some(format!("{}:h{}", c.id, c.states.iter().position(|s| s == value)?));
+    router.chains.iter().find_map(place).unwrap_or_else(|| value.to_string())
+}
+
+/// The router of a forward graph with the weights in its file; `None` where the graph is not routed.
+///
+/// # Errors
+/// Metadata that cannot be read, or that names what the graph does not hold.
+pub fn of_graph(g: &Graph) -> Result<Option<(RouterRecord, Vec<Weights>)>, String> {
+    let Some(router) = RouterRecord::read(g).map_err(|e| e.to_string())? else { return Ok(None) };
+    let all = weights(&router, &|name| g.initializer(g.find(name)?)?.to_f32().ok().map(|v| v.to_vec()))?;
+    Ok(Some((router, all)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ancre_passes::ir::{Form, Normalize, Rule, Scope};
+
+    #[test]
+    fn rows_are_as_long_as_the_states_they_read() {
+        let chain = |id: usize, sources: &[&str]| ChainRecord {
+            id,
+            blocks: 2,
+            adds_per_block: 1,
+            logits: format!("l{id}"),
+            gate: None,
+            sources: sources
+                .iter()
+                .map(|s| ancre_passes::contract::SourceRecord { state: s.to_string(), value: s.to_string() })
+                .collect(),
+            states: (0..3).map(|i| format!("s{id}{i}")).collect(),
+            rows: vec![],
+        };
+        let router = RouterRecord {
+            form: Form::Reassign,
+            granularity: "add".into(),
+            scope: Scope::Network,
+            parametrization: Rule::Free,
+            init: "uniform".into(),
+            tau: 1.0,
+            normalize: Normalize::Incoming,
+            chains: vec![chain(0, &[]), chain(3, &["s01", "lost"])],
+        };
+        let read = |name: &str| match name {
+            "l0" => Some(vec![1.0, 9.0, 0.25, -0.75]),
+            "l3" => Some(vec![0.5, 0.125, 1.0, 9.0, 0.0, 1.0, 2.0, 3.0]),
+            _ => None,
+        };
+        let all = weights(&router, &read).unwrap();
+        assert_eq!(all[0].rows, [vec![1.0], vec![0.25, -0.75]]);
+        assert_eq!(all[1].rows, [vec![0.5, 0.125, 1.0], vec![0.0, 1.0, 2.0, 3.0]]);
+        assert_eq!((all[1].columns.join(" "), all[1].foreign()), ("0:h1 lost h0 h1".into(), 2));
+        assert!(all[0].text().contains("block 2     +0.250  -0.750"), "{}", all[0].text());
+        let e = weights(&router, &|name| read(name).filter(|_| name == "l0")).unwrap_err();
+        assert_eq!(e, "the router's `l3` is missing");
+        assert!(weights(&router, &|_| Some(vec![0.0])).unwrap_err().contains("1 elements, 4 were expected"));
+    }
+}
