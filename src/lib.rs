@@ -1,8 +1,8 @@
 //! `ancre-rewrite` as a library: everything of the tool that touches the outside world. The graph work is in `ancre-passes`.
 //!
 //! Each verb of the command line is one function on its arguments of [`cli`]: [`rewrite::rewrite`] for the main job,
-//! [`inspect::inspect`], [`freeze::freeze`], [`topology::topology`], [`verify::verify`], [`runtime::runtime`], and `train::train` where the feature
-//! `ort` is on. Each returns what it found or an [`error::Failure`] with the exit status; none prints.
+//! [`inspect::inspect`], [`freeze::freeze`], [`topology::topology`], [`verify::verify`], [`runtime::runtime`], and `train::train`
+//! where the feature `ort` is on. Each returns what it found or an [`error::Failure`] with the exit status; none prints.
 //!
 //! Below them: [`io`] reads models and writes files that appear whole or not at all, [`engine`] runs graphs in tract or ONNX
 //! Runtime, each in a process of its own, `rewrite::verification` says whether the rewrite equals its source,

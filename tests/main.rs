@@ -25,6 +25,7 @@ mod roundtrip;
 mod router;
 mod runtime;
 mod ties;
+mod topology;
 mod train;
 mod train_loop;
 mod verify;

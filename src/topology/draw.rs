@@ -16,7 +16,7 @@ const FAINT: f32 = 0.005;
 const LABELLED: usize = 6;
 const NAMED: usize = 14;
 /// Width and height of charts.
-const CHART: (f64, f64) = (470.0, 230.0);
+const CHART: (f64, f64) = (440.0, 230.0);
 /// Weights whose way over the run is drawn.
 const DRAWN: usize = 6;
 
@@ -320,7 +320,7 @@ pub(super) fn movement(w: &Weights, course: &Course) -> Option<Scene> {
     });
     let title = match (moved.is_empty(), rest) {
         (true, _) => "Over the run no weight moved".into(),
-        (_, Some(range)) => format!("The furthest moved weights; the others by {range:.2} at most"),
+        (_, Some(range)) => format!("The furthest moved; all others by {range:.2} at most"),
         _ => "How the weights moved over the run".to_string(),
     };
     let series: Vec<Series> = series.collect();

@@ -186,6 +186,25 @@ fn a_run_learns_validates_logs_and_exports() {
     assert!(!bytes.windows(7).any(|w| w == b".logits"), "the deployed model still holds its router");
     // Four blocks in a chain: 0 + 1 + 2 + 3 earlier states besides each skip's own.
     assert_eq!(report["shortcuts"].as_array().unwrap().len(), 6);
+
+    // The weights at the end: in the report, in the last checkpoint, and baked into what was exported.
+    let shown = tool_ok(&["topology", &text(&f.path("run")), "--json"]).json();
+    assert_eq!(shown["chains"][0]["weights"], report["topology"][0]["weights"]);
+    assert_eq!((shown["step"].as_u64(), shown["log"].as_array().unwrap().len()), (Some(36), 36));
+    assert_eq!(shown["chains"][0]["blocks"], serde_json::json!(["MLP", "MLP", "MLP", "MLP"]));
+    let best = tool_ok(&["topology", &text(&f.path("run/best.safetensors")), "--json"]).json();
+    assert_eq!(best["chains"][0]["weights"], report["export"]["topology"][0]["weights"]);
+    // On the way: each step of so short a run begins with weights, the first one with those of the routed model.
+    assert_eq!(shown["course"].as_array().unwrap().len(), 36);
+    let routed = tool_ok(&["topology", &text(&f.path("net.ancre.onnx")), "--json"]).json();
+    assert_eq!(log[0]["topology"][0]["weights"], routed["chains"][0]["weights"]);
+    assert_ne!(log[35]["topology"], log[0]["topology"]);
+    tool_ok(&["topology", &text(&f.path("run"))]);
+    let page = std::fs::read_to_string(f.path("run/topology.html")).unwrap();
+    for title in ["Loss", "Accuracy", "Learning rate", "validation"] {
+        assert!(page.contains(&format!(">{title}</text>")), "{title}");
+    }
+    assert!(page.contains(">The furthest moved; all others by 0."));
 }
 
 #[test]
