@@ -2,12 +2,15 @@
 
 use super::scene::{Anchor, Colour, GREY, INK, Part, Scene, Shape, Stroke, WHITE, fitted, text_width};
 
+/// Abscissa and ordinate.
+type Point = (f64, f64);
+
 /// A line of a chart.
 #[derive(Clone, Debug)]
 pub(super) struct Series {
     pub(super) name: String,
     /// From left to right.
-    pub(super) points: Vec<(f64, f64)>,
+    pub(super) points: Vec<Point>,
     pub(super) stroke: Stroke,
     /// Has each point a mark?
     pub(super) marked: bool,
@@ -31,7 +34,7 @@ impl Chart<'_> {
         let mut scene = Scene { width: self.width, height: self.height, ..Scene::default() };
         scene.text((18.0, 21.0), 13.0, Anchor::Start, INK, fitted(&self.title, 13.0, self.width - 36.0));
         let all = || self.series.iter().flat_map(|s| s.points.iter());
-        let range = |of: fn(&(f64, f64)) -> f64| {
+        let range = |of: fn(&Point) -> f64| {
             let (low, high) = all().map(of).fold((f64::INFINITY, f64::NEG_INFINITY), |(l, h), v| (l.min(v), h.max(v)));
             // A line that is level stands in the middle.
             if high > low { (low, high) } else { (low - low.abs().max(1.0) / 2.0, high + high.abs().max(1.0) / 2.0) }
@@ -70,12 +73,12 @@ impl Chart<'_> {
                 scene.add(Shape::Circle { x, y, radius: 2.8, fill: WHITE, stroke });
             }
         }
-        self.name(&mut scene, right, (top, bottom), &|p: &(f64, f64)| (px(p.0), py(p.1)));
+        self.name(&mut scene, right, (top, bottom), &|p: &Point| (px(p.0), py(p.1)));
         scene
     }
 
     /// Names at the lines' ends, moved apart where they would touch.
-    fn name(&self, scene: &mut Scene, right: f64, (top, bottom): (f64, f64), at: &dyn Fn(&(f64, f64)) -> (f64, f64)) {
+    fn name(&self, scene: &mut Scene, right: f64, (top, bottom): (f64, f64), at: &dyn Fn(&Point) -> Point) {
         let mut ends: Vec<_> = self.series.iter().filter_map(|s| Some((s, at(s.points.last()?)))).collect();
         ends.sort_by(|a, b| a.1.1.total_cmp(&b.1.1));
         let mut places: Vec<f64> = Vec::new();
