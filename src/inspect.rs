@@ -50,7 +50,8 @@ pub fn inspect(a: &InspectArgs) -> Result<String, Failure> {
     }
     if let Ok(Some((r, weights))) = routed {
         let words = [r.form.name(), &r.granularity, r.scope.name(), r.parametrization.name(), r.normalize.name()];
-        let _ = writeln!(text, "\nRouted by ancre-rewrite ({}). The weight of each state in each block:\n", words.join(", "));
+        let _ =
+            writeln!(text, "\nRouted by ancre-rewrite ({}). The weight of each state in each block:\n", words.join(", "));
         weights.iter().for_each(|w| text.push_str(&(w.text() + "\n")));
         let _ = writeln!(text, "`ancre-rewrite topology {model}` draws them.");
     }

@@ -30,7 +30,8 @@ fn the_page_and_the_picture_show_every_weight_and_need_nothing_beside_themselves
         let linked = content.replace("http://www.w3.org/2000/svg", "");
         assert!(!["http", "src=", "href", "url(", "<script", "@import"].iter().any(|w| linked.contains(w)), "{name}");
         assert!(content.contains("a &amp; b.ancre.onnx") && !content.contains("a & b"), "{name}");
-        let balanced = |tag: &str| content.matches(&format!("<{tag}")).count() == content.matches(&format!("</{tag}>")).count();
+        let balanced =
+            |tag: &str| content.matches(&format!("<{tag}")).count() == content.matches(&format!("</{tag}>")).count();
         assert!(["svg", "text", "title", "figure", "section"].iter().all(|tag| balanced(tag)), "{name}");
         for (row, weights) in chains.iter().flat_map(|c| c["weights"].as_array().unwrap().iter().enumerate()) {
             let weights = weights.as_array().unwrap();
@@ -78,7 +79,8 @@ fn a_browser_shows_the_page_without_texts_that_overlap() {
     let flags = ["--headless", "--no-sandbox", "--disable-gpu", &profile, "--dump-dom"];
     let out = Command::new(browser).args(flags).arg(format!("file://{}", page.display())).output().unwrap();
     let dom = String::from_utf8_lossy(&out.stdout);
-    let title = dom.split("<title>texts ").nth(1).and_then(|t| t.split("</title>").next()).unwrap_or_else(|| panic!("{dom}"));
+    let title =
+        dom.split("<title>texts ").nth(1).and_then(|t| t.split("</title>").next()).unwrap_or_else(|| panic!("{dom}"));
     let count: usize = title.split(' ').next().unwrap().parse().unwrap();
     assert!(count > 60 && title.ends_with("overlaps 0"), "{title}");
 }

@@ -109,7 +109,8 @@ impl Row<'_> {
             let skip = w.is_skip(row, column) && !kept;
             let (widest, faintest) = if self.wide() { (5.0, 0.6) } else { (3.0, 0.3) };
             let part = f64::from(weight.abs() / most);
-            let stroke = Stroke::new(faded(if skip { SKIP } else { ROUTE }, faintest + (1.0 - faintest) * part), 0.5 + widest * part);
+            let stroke =
+                Stroke::new(faded(if skip { SKIP } else { ROUTE }, faintest + (1.0 - faintest) * part), 0.5 + widest * part);
             let stroke = if weight < 0.0 { stroke.dashed(&[5.0, 4.0]) } else { stroke };
             let told = format!("{} in block {}: {weight:.6}", w.columns[column], row + 1);
             scene.tell(Shape::Path(vec![Part::Move(a, foot), Part::Curve(curve)], stroke), told);
@@ -212,7 +213,9 @@ pub(super) fn arcs(blocks: &Blocks, w: &Weights, form: Form) -> Scene {
         notes.push(format!("Blocks: {}.", words.join(", ")));
     }
     if w.foreign() > 0 {
-        notes.push("Dashed circles are states of earlier chains: 0:h2 is chain 0's h2, brought to this chain's shape.".into());
+        notes.push(
+            "Dashed circles are states of earlier chains: 0:h2 is chain 0's h2, brought to this chain's shape.".into(),
+        );
     }
     if !notes.is_empty() {
         scene.below(heading("", &notes, 0.0, scene.width));
@@ -242,9 +245,8 @@ fn short(w: f32, tight: bool) -> String {
 pub(super) fn heatmap(blocks: &Blocks, w: &Weights) -> Scene {
     let tight = w.columns.len() > NAMED;
     let (cell, height, size) = if tight { (26.0, 18.0, 9.0) } else { (52.0, 26.0, 12.0) };
-    let names: Vec<String> = (0..w.rows.len())
-        .map(|r| format!("{} {}", r + 1, blocks.kinds.get(r).map_or("", String::as_str)))
-        .collect();
+    let names: Vec<String> =
+        (0..w.rows.len()).map(|r| format!("{} {}", r + 1, blocks.kinds.get(r).map_or("", String::as_str))).collect();
     let left = MARGIN + names.iter().map(|n| text_width(n, 11.0)).fold(0.0, f64::max).min(150.0) + 8.0;
     let width = left + cell * w.columns.len() as f64 + MARGIN;
     let mut scene = heading("Weights: a row for each block, a column for each state", &[], 13.0, width);
@@ -278,7 +280,13 @@ pub(super) fn heatmap(blocks: &Blocks, w: &Weights) -> Scene {
             let parts = [Part::Move(l, t), Part::Line(r, t), Part::Line(r, b), Part::Line(l, b), Part::Line(l, t)];
             scene.add(Shape::Path(parts.to_vec(), stroke));
         }
-        let colour = if part > 0.6 { WHITE } else if nothing { GREY } else { INK };
+        let colour = if part > 0.6 {
+            WHITE
+        } else if nothing {
+            GREY
+        } else {
+            INK
+        };
         let middle = (x + cell / 2.0, y + height / 2.0 + size * 0.36);
         scene.text(middle, size, Anchor::Middle, colour, if nothing { "0".into() } else { short(weight, tight) });
     }

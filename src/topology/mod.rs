@@ -94,7 +94,9 @@ impl Topology {
             (true, _) => {
                 let last = path.join("last.safetensors");
                 if !last.is_file() {
-                    return Err(Failure::input("holds no last.safetensors: it is no directory of a training run").at(path).help(WANTED));
+                    return Err(Failure::input("holds no last.safetensors: it is no directory of a training run")
+                        .at(path)
+                        .help(WANTED));
                 }
                 let mut found = Topology::of_checkpoint(&last)?;
                 let log = path.join("log.jsonl");

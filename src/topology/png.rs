@@ -63,7 +63,8 @@ fn draw(map: &mut Pixmap, path: Option<Path>, fill: Option<Colour>, stroke: Opti
     }
     if let Some(s) = stroke {
         let dash = StrokeDash::new(s.dashes.iter().map(|d| *d as f32).collect(), 0.0);
-        let line = tiny_skia::Stroke { width: s.width as f32, dash, line_cap: LineCap::Butt, ..tiny_skia::Stroke::default() };
+        let line =
+            tiny_skia::Stroke { width: s.width as f32, dash, line_cap: LineCap::Butt, ..tiny_skia::Stroke::default() };
         map.stroke_path(&path, &paint(s.colour), &line, at, None);
     }
 }

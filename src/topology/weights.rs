@@ -92,8 +92,7 @@ pub fn weights(router: &RouterRecord, read: &dyn Fn(&str) -> Option<Vec<f32>>) -
         let (blocks, width) = (chain.blocks, chain.width());
         let logits = get(&chain.logits, blocks * width)?;
         let gate = chain.gate.as_ref().map(|name| get(name, blocks)).transpose()?;
-        let all =
-            reference_weights(&logits, gate.as_deref(), blocks, router.parametrization, router.normalize, router.tau);
+        let all = reference_weights(&logits, gate.as_deref(), blocks, router.parametrization, router.normalize, router.tau);
         let row = |r: usize| all[r * width..r * width + chain.reads(r)].iter().map(|w| *w as f32).collect();
         let columns = chain.sources.iter().map(|s| state_name(router, &s.state));
         let own = (0..blocks).map(|i| format!("h{i}"));
