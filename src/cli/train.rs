@@ -122,6 +122,13 @@ pub struct CourseOptions {
     /// [default: 3]
     #[arg(long, value_name = "N", help_heading = "Course")]
     pub guard: Option<u32>,
+    /// After the last step, take running statistics anew from training data: always, never, or where they lag far behind the
+    /// batches' [default: auto; without a word: on]
+    #[arg(long, value_enum, value_name = "on|off|auto", num_args = 0..=1, default_missing_value = "on", help_heading = "Course")]
+    pub recalibrate_bn: Option<Recalibrate>,
+    /// Stop when N validations in a row have brought nothing better
+    #[arg(long, value_name = "N", help_heading = "Course", value_parser = clap::value_parser!(u32).range(1..))]
+    pub patience: Option<u32>,
     /// Seed of the order of samples and of augmentation [default: 0]
     #[arg(long, value_name = "N", help_heading = "Course")]
     pub seed: Option<u64>,
@@ -214,6 +221,19 @@ pub struct DataOptions {
     #[arg(skip)]
     #[serde(skip)]
     pub classes: Option<Vec<String>>,
+}
+
+/// When running statistics are taken anew.
+#[derive(ValueEnum, Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Recalibrate {
+    /// Where they lag far behind the batches'.
+    #[default]
+    Auto,
+    /// Always.
+    On,
+    /// Never.
+    Off,
 }
 
 /// A learning rate as it is asked for.

@@ -39,6 +39,9 @@ pub struct Position {
     pub(super) options: CourseOptions,
     #[serde(default)]
     pub(super) guard: Guard,
+    /// Validations since the best one.
+    #[serde(default)]
+    pub(super) unimproved: u32,
 }
 
 /// Sums over batches, from which means are made.
@@ -238,6 +241,7 @@ mod tests {
             course: Course::default(),
             options: CourseOptions::default(),
             guard: Guard::default(),
+            unimproved: 0,
         }
     }
 

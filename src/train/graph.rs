@@ -127,11 +127,15 @@ impl TrainingGraph {
         self.states.iter().any(|s| s.kind == StateKind::Statistic && s.output.is_some())
     }
 
+    /// The value that the file gives a state tensor.
+    pub(super) fn default_of(&self, s: &StateRecord) -> Option<NpTensor> {
+        NpTensor::from_constant(self.graph.initializer(self.graph.find(&s.input)?)?).ok()
+    }
+
     /// The vectors that the file gives as trained state, by the names of the inputs.
     pub(super) fn defaults(&self) -> Tensors {
-        let given = |s: &StateRecord| NpTensor::from_constant(self.graph.initializer(self.graph.find(&s.input)?)?).ok();
         let vector = |s: &&StateRecord| s.trainable && s.shape.iter().filter(|d| **d > 1).count() <= 1;
-        self.states.iter().filter(vector).filter_map(|s| Some((s.input.clone(), given(s)?))).collect()
+        self.states.iter().filter(vector).filter_map(|s| Some((s.input.clone(), self.default_of(s)?))).collect()
     }
 
     /// The file of another kind that the main job wrote beside this one, if it is there; no kind is the forward graph.

@@ -2,6 +2,7 @@
 
 use super::checkpoint::Sums;
 use super::graph::{Scores, TrainingGraph};
+use crate::engine::Tensors;
 use crate::engine::ort::stepper::Read;
 use crate::io::tensor::NpTensor;
 
@@ -47,6 +48,12 @@ impl Sums {
     pub(super) fn accuracy(&self) -> Option<f64> {
         (self.predictions > 0).then(|| self.right as f64 / self.predictions as f64)
     }
+}
+
+/// The class labels among what a batch feeds, without those that do not count.
+pub(super) fn labels(t: &TrainingGraph, feeds: &Tensors) -> Vec<i64> {
+    let labels = feeds.get(&t.loss.target).filter(|_| t.loss_kind.takes_labels()).map(NpTensor::to_i64);
+    labels.into_iter().flatten().filter(|l| Some(*l) != t.loss.ignore_index).collect()
 }
 
 /// The numbers of right predictions and of all. Of equal scores the first counts, as in NumPy.

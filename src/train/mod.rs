@@ -18,7 +18,9 @@ mod rates;
 mod run;
 mod schedule;
 mod setup;
+mod statistics;
 mod topology;
+mod verdict;
 
 pub use outcome::Outcome;
 

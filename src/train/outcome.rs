@@ -4,7 +4,10 @@ use super::checkpoint::{Best, Position, Sums};
 
 use super::progress::{duration, percent, rate};
 use super::setup::Setup;
+use super::statistics::Recalibrated;
 use super::topology;
+use super::verdict::Verdict;
+use crate::engine::memory::bytes;
 use crate::freeze::Frozen;
 use crate::io::lines::{Lines, put};
 use crate::topology::weights::{Weights, json_of};
@@ -34,6 +37,12 @@ pub struct Outcome {
     pub(super) samples_per_second: f64,
     /// Was the run stopped before its end?
     pub interrupted: bool,
+    /// Did it end because the validation stopped getting better?
+    pub(super) stopped_early: bool,
+    /// What came of taking running statistics anew.
+    pub(super) recalibrated: Option<Recalibrated>,
+    /// What the run came to, in words.
+    pub(super) verdicts: Vec<Verdict>,
     /// The newest checkpoint.
     pub(super) last: Option<PathBuf>,
     /// The router's weights at the end.
@@ -66,7 +75,8 @@ impl Outcome {
             "warmup": s.schedule.warmup, "jumps": at.guard.jumps,
             "seconds": self.seconds, "samples_per_second": self.samples_per_second, "waited_seconds": self.waited,
             "host_bytes_per_step": {"fed": fed, "read": read},
-            "interrupted": self.interrupted, "resumed": s.resumed,
+            "interrupted": self.interrupted, "stopped_early": self.stopped_early, "recalibrated": self.recalibrated,
+            "verdicts": self.verdicts, "resumed": s.resumed,
             "checkpoints": {"last": self.last, "best": s.checkpoints.best()}, "log": s.log_path,
             "shortcuts": self.topology.as_deref().map(topology::shortcuts), "topology": self.topology.as_deref().map(json_of),
             "export": self.export.as_ref().map(|(from, frozen)| {
@@ -84,6 +94,7 @@ impl Outcome {
         let (total, best_file) = (s.schedule.total, s.checkpoints.best());
         let mut out = Lines::new(10);
         let what = if self.interrupted { "stopped" } else { "trained" };
+        let size = |p: &PathBuf| std::fs::metadata(p).map_or(String::new(), |m| format!(" ({})", bytes(m.len())));
         let of = if at.step < total { format!(" of {total}") } else { String::new() };
         put!(
             out,
@@ -123,16 +134,23 @@ impl Outcome {
         if let Some(all) = self.topology.as_deref().map(topology::shortcuts) {
             if all.is_empty() {
                 put!(out, "topology", "no block has an earlier state to read but its skip's");
+            } else if all.len() < topology::WORTH {
+                put!(
+                    out,
+                    "topology",
+                    "{} shortcut in all: the router has next to nothing to learn here; rewriting with --scope network lets blocks read across stages",
+                    all.len()
+                );
             }
             for (i, text) in topology::lines(&all, SHOWN).lines().enumerate() {
                 out.put(if i == 0 { "topology" } else { "" }, text);
             }
         }
         if let Some(last) = &self.last {
-            let best = best_file.as_ref().map(|b| format!("; best {}", b.display())).unwrap_or_default();
-            put!(out, "state", "{}{best}", last.display());
+            let best = best_file.as_ref().map(|b| format!("; best {}{}", b.display(), size(b))).unwrap_or_default();
+            put!(out, "state", "{}{}{best}", last.display(), size(last));
         }
-        out.put("log", s.log_path.display());
+        put!(out, "log", "{}{}", s.log_path.display(), size(&s.log_path));
         if verbose {
             let (fed, read) = self.bytes_per_step();
             put!(out, "host", "{fed} bytes fed and {read} read a step; the state stayed in ONNX Runtime");
@@ -140,7 +158,10 @@ impl Outcome {
         }
         if let Some((from, f)) = &self.export {
             let from = from.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-            put!(out, "exported", "{}  ({} bytes, {} nodes, from {from})", f.path.display(), f.bytes, f.nodes);
+            put!(out, "exported", "{}  ({}, {} nodes, from {from})", f.path.display(), bytes(f.bytes), f.nodes);
+            if let Some(first) = self.verdicts.first() {
+                put!(out, "but", "{}", first.text);
+            }
         } else if let (Some(last), false) = (best_file.as_ref().or(self.last.as_ref()), self.interrupted) {
             let forward = s.graph.path.display().to_string().replace(".train.onnx", ".onnx");
             put!(out, "next", "ancre-rewrite freeze {forward} --state {}", last.display());

@@ -8,8 +8,10 @@ use super::metrics;
 use super::outcome::Outcome;
 use super::progress::{Epoch, Reporter, Step};
 use super::setup::Setup;
+use super::statistics::{self, Recalibrated};
 use super::topology;
-use crate::cli::FreezeArgs;
+use super::verdict::{self, Facts, Verdict};
+use crate::cli::{FreezeArgs, Recalibrate};
 use crate::engine::Tensors;
 use crate::error::Failure;
 use crate::freeze;
@@ -17,9 +19,11 @@ use crate::io::tensor::NpTensor;
 use crate::topology::weights::json_of;
 use ancre_passes::contract::StateRecord;
 use ancre_passes::ir::DType;
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
+/// Batches that running statistics are taken from, at most.
+const MOST_BATCHES: u64 = 50;
 /// Longest time between two checkpoints.
 const SAVE_EVERY: Duration = Duration::from_secs(600);
 
@@ -45,6 +49,14 @@ struct Run {
     best: (Tensors, u64, Guard),
     /// Does only a fresh head train?
     alone: bool,
+    /// What came of taking running statistics anew.
+    recalibrated: Option<Recalibrated>,
+    /// Did the validation stop getting better?
+    stopped_early: bool,
+    /// By label, how often the last validation met it.
+    labels: HashMap<i64, u64>,
+    /// Predictions of the last validation.
+    predictions: u64,
 }
 
 /// Trains to the end, or until `stop` says so.
@@ -54,6 +66,10 @@ pub(super) fn run(setup: Setup, stop: &dyn Fn() -> bool, reporter: &mut dyn Repo
     let mut run = Run {
         best: (start, setup.position.step, setup.position.guard.clone()),
         alone: false,
+        recalibrated: None,
+        stopped_early: false,
+        labels: HashMap::new(),
+        predictions: 0,
         position: setup.position.clone(),
         saved: setup.resumed.as_ref().map(|_| setup.position.step),
         s: setup,
@@ -68,6 +84,7 @@ pub(super) fn run(setup: Setup, stop: &dyn Fn() -> bool, reporter: &mut dyn Repo
         epoch_begun: now,
     };
     let interrupted = run.steps(stop, reporter)?;
+    let verdicts = if interrupted { Vec::new() } else { run.verdicts()? };
     let topology = topology::weights_now(&run.s.graph, &run.s.state);
     let seconds = now.elapsed().as_secs_f64();
     let export = match (&run.s.a.course.export, &run.s.forward) {
@@ -102,6 +119,9 @@ pub(super) fn run(setup: Setup, stop: &dyn Fn() -> bool, reporter: &mut dyn Repo
         waited: run.waited.as_secs_f64(),
         samples_per_second: run.samples as f64 / run.busy.as_secs_f64().max(1e-9),
         interrupted,
+        stopped_early: run.stopped_early,
+        recalibrated: run.recalibrated,
+        verdicts,
         topology,
         export,
     })
@@ -149,6 +169,9 @@ impl Run {
                 self.best = (self.state()?, self.position.step, self.position.guard.clone());
             }
             let stopping = stop();
+            if self.position.step == total && !stopping {
+                self.recalibrate(reporter)?;
+            }
             if ends || self.position.step == total {
                 self.end_epoch(&mut entry, &told, &mut epoch, stopping, reporter)?;
             }
@@ -160,6 +183,10 @@ impl Run {
             }
             if stopping && self.position.step < total {
                 return Ok(true);
+            }
+            if self.s.a.course.patience.is_some_and(|n| self.position.unimproved >= n) {
+                self.stopped_early = self.position.step < total;
+                return Ok(false);
             }
         }
         Ok(false)
@@ -300,6 +327,7 @@ impl Run {
             }
             let this = Best { step: told.step, epoch: told.epoch - 1, loss, accuracy: m.accuracy() };
             best = self.position.best.is_none_or(|b| loss < b.loss);
+            self.position.unimproved = if best { 0 } else { self.position.unimproved + 1 };
             if best {
                 self.position.best = Some(this);
             }
@@ -320,15 +348,92 @@ impl Run {
         let fixed = evaluator.batch;
         let mut batches = Batches::start(set.clone(), 0, fixed.unwrap_or(self.s.batch), 0, 0, fixed.is_some(), false);
         let mut m = Sums::default();
+        self.labels.clear();
         while let Some(batch) = batches.next() {
             let batch = batch?;
             evaluator.add(&self.s.graph, &batch.feeds, &mut self.s.state, &mut m)?;
+            for label in metrics::labels(&self.s.graph, &batch.feeds) {
+                *self.labels.entry(label).or_default() += 1;
+            }
             reporter.validating(m.samples as usize, set.len());
             if batch.last_of_epoch {
                 break;
             }
         }
+        self.predictions = m.predictions;
         Ok(Some(m))
+    }
+
+    /// Takes running statistics anew, if the options or their lag say so.
+    fn recalibrate(&mut self, reporter: &mut dyn Reporter) -> Result<(), Failure> {
+        let how = self.s.a.course.recalibrate_bn.unwrap_or_default();
+        if how == Recalibrate::Off {
+            return Ok(());
+        }
+        let most = self.s.steps_per_epoch.min(MOST_BATCHES).min((self.s.schedule.total / 4).max(8));
+        let (set, seed) = (self.s.set.clone(), self.s.a.course.seed.unwrap_or(0));
+        let mut batches = Batches::start(set, seed, self.s.batch, self.position.epoch, 0, self.s.drop_last, true);
+        let s = &mut self.s;
+        let found = statistics::recalibrate(
+            &s.graph,
+            &mut s.stepper,
+            &mut s.state,
+            &mut batches,
+            most,
+            how == Recalibrate::On,
+        )?;
+        if let Some(r) = found.filter(|r| r.replaced) {
+            reporter.notice(&format!(
+                "running statistics are taken anew from {} batches: they lagged behind by {:.2} deviations on average",
+                r.batches, r.lag
+            ));
+        }
+        self.recalibrated = found;
+        Ok(())
+    }
+
+    /// Accuracy on some of the training data, judged as the validation is.
+    fn evaluated(&mut self) -> Result<Option<f64>, Failure> {
+        let Some((_, evaluator)) = &mut self.s.validation else { return Ok(None) };
+        let fixed = evaluator.batch;
+        let batch = fixed.unwrap_or(self.s.batch);
+        let mut batches = Batches::start(self.s.set.clone(), 0, batch, 0, 0, fixed.is_some(), true);
+        let mut m = Sums::default();
+        for _ in 0..MOST_BATCHES / 2 {
+            let Some(batch) = batches.next() else { break };
+            let batch = batch?;
+            evaluator.add(&self.s.graph, &batch.feeds, &mut self.s.state, &mut m)?;
+            if batch.last_of_epoch {
+                break;
+            }
+        }
+        Ok(m.accuracy())
+    }
+
+    /// What the run came to, in words.
+    fn verdicts(&mut self) -> Result<Vec<Verdict>, Failure> {
+        let used = self.position.best.filter(|_| self.s.validation.is_some());
+        let all: u64 = self.labels.values().sum();
+        let commonest = self.labels.values().max().map(|n| *n as f64 / all as f64);
+        let has_statistics = self.s.graph.takes_statistics();
+        let ahead = self.last_epoch.accuracy().zip(used.and_then(|b| b.accuracy)).is_some_and(|(t, v)| t - v > verdict::AHEAD);
+        let evaluated = if has_statistics && ahead { self.evaluated()? } else { None };
+        let trained = self.s.graph.states.iter().filter(|s| s.trainable);
+        let facts = Facts {
+            samples: self.s.set.len(),
+            parameters: trained.map(|s| s.shape.iter().product::<i64>()).sum(),
+            lr: self.s.schedule.lr * self.position.guard.scale,
+            // A few steps say nothing yet.
+            first_loss: self.first_loss.filter(|_| self.position.step >= 10),
+            training: (self.last_epoch.loss(), self.last_epoch.accuracy()),
+            validation: used.map(|b| (b.loss, b.accuracy)),
+            predictions: self.predictions,
+            commonest,
+            evaluated,
+            has_statistics,
+            has_images: self.s.graph.wanted.inputs.iter().any(|s| s.image().is_some()),
+        };
+        Ok(facts.judge())
     }
 
     fn state(&self) -> Result<Tensors, Failure> {

@@ -176,7 +176,8 @@ impl Setup {
             }
             None => {
                 let (sums, guard) = Default::default();
-                (Position { step: 0, epoch: 0, batch: 0, sums, best: None, course, options, guard }, None)
+                let unimproved = 0;
+                (Position { step: 0, epoch: 0, batch: 0, sums, best: None, course, options, guard, unimproved }, None)
             }
         };
         let log_path = o.log.clone().unwrap_or_else(|| dir.join("log.jsonl"));
@@ -286,6 +287,9 @@ fn check_numbers(a: &CourseOptions) -> Result<(), Failure> {
         && !(lr.is_finite() && lr > 0.0)
     {
         return Err(Failure::input(format!("--lr {lr} is no positive number")));
+    }
+    if a.patience.is_some() && a.val.is_none() && a.val_split.is_none() && a.data.as_deref().is_some_and(|d| !d.is_dir()) {
+        return Err(Failure::input("--patience needs validation data").help("--val, or --val-split 0.1"));
     }
     if let Some(least) = a.min_lr.filter(|v| !(v.is_finite() && *v >= 0.0)) {
         return Err(Failure::input(format!("--min-lr {least} is no number of at least 0")));

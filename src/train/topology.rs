@@ -11,6 +11,9 @@ use std::fmt::Write;
 /// How often the log tells the weights over a run, about.
 pub(super) const LOGGED: u64 = 50;
 
+/// With fewer shortcuts than this there is next to nothing to learn.
+pub(super) const WORTH: usize = 2;
+
 /// A weight of the router that is not on the original skip.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub(super) struct Shortcut {

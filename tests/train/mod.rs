@@ -383,3 +383,31 @@ fn the_device_is_said_and_cuda_is_never_replaced_in_silence() {
         assert_eq!(used, "cuda:0");
     }
 }
+
+#[test]
+fn running_statistics_that_are_taken_anew_are_those_of_the_training_data() {
+    runtime();
+    let dir = tempfile::tempdir().unwrap();
+    let (model, data) = ("models/resnet_batch1.onnx", "models/data/digits_val.npz");
+    // One batch of all samples, a rate that moves nothing: what a step without memory leaves is what is to be found.
+    let state = |name: &str, rewriting: &[&str], training: &[&str]| {
+        let out = dir.path().join(name);
+        std::fs::create_dir(&out).unwrap();
+        let own = ["--classes", "10", "--batch", "dynamic", "--verify", "none", "-o", &text(&out)];
+        tool_ok(&[&[model.to_string()], strings(&own).as_slice(), strings(rewriting).as_slice()].concat());
+        let graph = text(&out.join("resnet_batch1.ancre.train.onnx"));
+        let own = ["train", &graph, "--data", data, "--batch-size", "360", "--steps", "1", "--lr", "1e-12", "--device", "cpu"];
+        let ran = tool(&[strings(&own).as_slice(), strings(training).as_slice(), &["--json".into()]].concat());
+        (ran.json()["recalibrated"].clone(), checkpoint::read(&out.join("resnet_batch1.ancre.run/last.safetensors")).unwrap().0)
+    };
+    let (off, exact) = state("exact", &["--bn-momentum", "0"], &["--recalibrate-bn", "off"]);
+    let (on, found) = state("found", &[], &["--recalibrate-bn"]);
+    assert!(off.is_null() && on["replaced"] == true, "{off} {on}");
+    let running = exact.keys().filter(|n| n.contains("running_")).collect::<Vec<_>>();
+    assert!(running.len() > 10);
+    for name in running {
+        for (a, b) in exact[name].to_f64().iter().zip(found[name].to_f64()) {
+            assert!((a - b).abs() <= 1e-4 * (1.0 + a.abs()), "{name}: {a} and {b}");
+        }
+    }
+}

@@ -64,7 +64,12 @@ struct Held {
 impl DeviceState {
     /// The values that are there, by name, brought to the host.
     pub(crate) fn tensors(&self) -> Result<Tensors, EngineError> {
-        let there = self.values.iter().filter_map(|(n, v)| Some((n, v.as_ref()?)));
+        self.some(|_| true)
+    }
+
+    /// Those that are wanted.
+    pub(crate) fn some(&self, wanted: impl Fn(&str) -> bool) -> Result<Tensors, EngineError> {
+        let there = self.values.iter().filter_map(|(n, v)| Some((n, v.as_ref()?))).filter(|(n, _)| wanted(n));
         there.map(|(n, held)| Ok((n.clone(), on_host(n, &held.value)?))).collect()
     }
 

@@ -48,7 +48,7 @@ pub struct Slot {
 
 /// Where an image's axes lie in a sample.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct ImageLayout {
+pub(in crate::train) struct ImageLayout {
     /// Number of channels.
     pub(super) channels: usize,
     /// Channels last, [H, W, C]?
@@ -57,7 +57,7 @@ pub(super) struct ImageLayout {
 
 impl Slot {
     /// The layout if this is an image: three axes, float, 1, 3 or 4 channels first or last.
-    pub(super) fn image(&self) -> Option<ImageLayout> {
+    pub(in crate::train) fn image(&self) -> Option<ImageLayout> {
         let [a, _, c] = self.shape[..] else { return None };
         if !self.batched || !self.dtype.is_float() {
             return None;

@@ -1,0 +1,137 @@
+//! What a run came to, in words: a validation that is no better than a guess, or far worse than training.
+
+use super::progress::percent;
+use serde::Serialize;
+
+/// Something a person should know before the model is used.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub(super) struct Verdict {
+    /// `no-better-than-chance`, `statistics-do-not-fit`, `worse-than-training`, `learned-nothing`.
+    pub(super) kind: &'static str,
+    pub(super) text: String,
+    #[serde(rename = "try")]
+    pub(super) advice: String,
+}
+
+/// What a verdict is made on.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Facts {
+    pub(super) samples: usize,
+    pub(super) parameters: i64,
+    pub(super) lr: f64,
+    pub(super) first_loss: Option<f64>,
+    /// Loss and accuracy over the last epoch of training.
+    pub(super) training: (Option<f64>, Option<f64>),
+    /// Loss and accuracy of the validation whose state is used.
+    pub(super) validation: Option<(f64, Option<f64>)>,
+    /// Predictions in the validation, and the share of its commonest label.
+    pub(super) predictions: u64,
+    pub(super) commonest: Option<f64>,
+    /// Accuracy on training data as in validation, where it was measured.
+    pub(super) evaluated: Option<f64>,
+    pub(super) has_statistics: bool,
+    pub(super) has_images: bool,
+}
+
+/// Training is ahead of validation by so much that it is worth a look.
+pub(super) const AHEAD: f64 = 0.2;
+
+impl Facts {
+    /// The verdicts, the gravest first.
+    pub(super) fn judge(&self) -> Vec<Verdict> {
+        let mut all = Vec::new();
+        let mut say = |kind, text: String, advice: String| all.push(Verdict { kind, text, advice });
+        let lower = format!("--lr {:.0e}", self.lr / 5.0);
+        if let (Some((_, Some(accuracy))), Some(p)) = (self.validation, self.commonest) {
+            // Two deviations of the number that a guess gets right.
+            let chance = p + 2.0 * (p * (1.0 - p) / self.predictions.max(1) as f64).sqrt();
+            if accuracy <= chance {
+                say(
+                    "no-better-than-chance",
+                    format!(
+                        "the validation is no better than always naming the commonest label: {} right, {} would be by that",
+                        percent(accuracy),
+                        percent(p)
+                    ),
+                    format!("{lower}, --lr auto, more epochs; and check that images and labels are read as the model was trained"),
+                );
+            }
+        }
+        if let (Some((_, Some(accuracy))), Some(trained)) = (self.validation, self.training.1)
+            && trained - accuracy > AHEAD
+        {
+            let gap = format!("training gets {} right, validation {}", percent(trained), percent(accuracy));
+            match self.evaluated.filter(|e| self.has_statistics && trained - e > AHEAD) {
+                Some(e) => say(
+                    "statistics-do-not-fit",
+                    format!(
+                        "{gap}; the training data too, when they are judged as the validation is, with running statistics: {}",
+                        percent(e)
+                    ),
+                    format!("--recalibrate-bn, {lower}, a larger --batch-size, or rewriting the model with --frozen-bn"),
+                ),
+                None => {
+                    let augment = if self.has_images { "--flip, --crop, " } else { "" };
+                    say(
+                        "worse-than-training",
+                        format!(
+                            "{gap}: {} samples are learned by heart by {} parameters",
+                            self.samples, self.parameters
+                        ),
+                        format!("more data, {augment}fewer epochs, {lower}, or rewriting the model with --freeze-backbone"),
+                    );
+                }
+            }
+        } else if let (Some((loss, None)), (Some(trained), None)) = (self.validation, self.training)
+            && loss > 3.0 * trained.abs() + 1e-6
+        {
+            say(
+                "worse-than-training",
+                format!("the validation loss is {loss:.4}, over the last epoch of training it was {trained:.4}"),
+                format!("more data, fewer epochs, {lower}"),
+            );
+        }
+        if let (Some(first), (Some(last), _)) = (self.first_loss, self.training)
+            && last >= first
+        {
+            say(
+                "learned-nothing",
+                format!("the training loss did not fall: {first:.4} at the first step, {last:.4} over the last epoch"),
+                format!("{lower}, --lr auto, more epochs"),
+            );
+        }
+        all
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn kinds(f: Facts) -> Vec<&'static str> {
+        f.judge().iter().map(|v| v.kind).collect()
+    }
+
+    #[test]
+    fn a_guess_a_gap_and_statistics_that_do_not_fit_are_told_apart() {
+        let good = Facts {
+            samples: 60,
+            lr: 1e-3,
+            first_loss: Some(1.6),
+            training: (Some(0.3), Some(0.92)),
+            validation: Some((0.4, Some(0.87))),
+            predictions: 300,
+            commonest: Some(0.22),
+            ..Facts::default()
+        };
+        assert_eq!(kinds(good.clone()), Vec::<&str>::new());
+        let guess = Facts { validation: Some((1.7, Some(0.25))), training: (Some(1.6), Some(0.3)), ..good.clone() };
+        assert_eq!(kinds(guess), ["no-better-than-chance", "learned-nothing"]);
+        let gap = Facts { validation: Some((1.0, Some(0.6))), ..good.clone() };
+        assert_eq!(kinds(gap.clone()), ["worse-than-training"]);
+        assert_eq!(kinds(Facts { has_statistics: true, evaluated: Some(0.5), ..gap.clone() }), ["statistics-do-not-fit"]);
+        assert_eq!(kinds(Facts { has_statistics: true, evaluated: Some(0.9), ..gap }), ["worse-than-training"]);
+        let regression = Facts { validation: Some((5.0, None)), training: (Some(0.1), None), ..good };
+        assert_eq!(kinds(regression), ["worse-than-training"]);
+    }
+}
