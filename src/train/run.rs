@@ -374,14 +374,8 @@ impl Run {
         let (set, seed) = (self.s.set.clone(), self.s.a.course.seed.unwrap_or(0));
         let mut batches = Batches::start(set, seed, self.s.batch, self.position.epoch, 0, self.s.drop_last, true);
         let s = &mut self.s;
-        let found = statistics::recalibrate(
-            &s.graph,
-            &mut s.stepper,
-            &mut s.state,
-            &mut batches,
-            most,
-            how == Recalibrate::On,
-        )?;
+        let found =
+            statistics::recalibrate(&s.graph, &mut s.stepper, &mut s.state, &mut batches, most, how == Recalibrate::On)?;
         if let Some(r) = found.filter(|r| r.replaced) {
             reporter.notice(&format!(
                 "running statistics are taken anew from {} batches: they lagged behind by {:.2} deviations on average",
@@ -416,7 +410,8 @@ impl Run {
         let all: u64 = self.labels.values().sum();
         let commonest = self.labels.values().max().map(|n| *n as f64 / all as f64);
         let has_statistics = self.s.graph.takes_statistics();
-        let ahead = self.last_epoch.accuracy().zip(used.and_then(|b| b.accuracy)).is_some_and(|(t, v)| t - v > verdict::AHEAD);
+        let ahead =
+            self.last_epoch.accuracy().zip(used.and_then(|b| b.accuracy)).is_some_and(|(t, v)| t - v > verdict::AHEAD);
         let evaluated = if has_statistics && ahead { self.evaluated()? } else { None };
         let trained = self.s.graph.states.iter().filter(|s| s.trainable);
         let facts = Facts {

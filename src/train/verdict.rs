@@ -53,7 +53,9 @@ impl Facts {
                         percent(accuracy),
                         percent(p)
                     ),
-                    format!("{lower}, --lr auto, more epochs; and check that images and labels are read as the model was trained"),
+                    format!(
+                        "{lower}, --lr auto, more epochs; and check that images and labels are read as the model was trained"
+                    ),
                 );
             }
         }
@@ -74,10 +76,7 @@ impl Facts {
                     let augment = if self.has_images { "--flip, --crop, " } else { "" };
                     say(
                         "worse-than-training",
-                        format!(
-                            "{gap}: {} samples are learned by heart by {} parameters",
-                            self.samples, self.parameters
-                        ),
+                        format!("{gap}: {} samples are learned by heart by {} parameters", self.samples, self.parameters),
                         format!("more data, {augment}fewer epochs, {lower}, or rewriting the model with --freeze-backbone"),
                     );
                 }

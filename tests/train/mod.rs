@@ -396,9 +396,13 @@ fn running_statistics_that_are_taken_anew_are_those_of_the_training_data() {
         let own = ["--classes", "10", "--batch", "dynamic", "--verify", "none", "-o", &text(&out)];
         tool_ok(&[&[model.to_string()], strings(&own).as_slice(), strings(rewriting).as_slice()].concat());
         let graph = text(&out.join("resnet_batch1.ancre.train.onnx"));
-        let own = ["train", &graph, "--data", data, "--batch-size", "360", "--steps", "1", "--lr", "1e-12", "--device", "cpu"];
+        let own =
+            ["train", &graph, "--data", data, "--batch-size", "360", "--steps", "1", "--lr", "1e-12", "--device", "cpu"];
         let ran = tool(&[strings(&own).as_slice(), strings(training).as_slice(), &["--json".into()]].concat());
-        (ran.json()["recalibrated"].clone(), checkpoint::read(&out.join("resnet_batch1.ancre.run/last.safetensors")).unwrap().0)
+        (
+            ran.json()["recalibrated"].clone(),
+            checkpoint::read(&out.join("resnet_batch1.ancre.run/last.safetensors")).unwrap().0,
+        )
     };
     let (off, exact) = state("exact", &["--bn-momentum", "0"], &["--recalibrate-bn", "off"]);
     let (on, found) = state("found", &[], &["--recalibrate-bn"]);
