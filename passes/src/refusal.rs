@@ -52,7 +52,12 @@ pub enum Why {
     Samples(String),
     /// What it does is only known when it runs, because of these inputs and extents.
     #[error("{what} is only known when the graph runs{}", waits_for(.by))]
-    Undecided { what: &'static str, by: Vec<String> },
+    Undecided {
+        what: &'static str,
+        by: Vec<String>,
+        /// Can all of these have one value in the training graph?
+        fixable: bool,
+    },
     /// Its replacement could not be built.
     #[error("its plain form could not be built: {0}")]
     Unbuildable(String),
@@ -74,7 +79,7 @@ impl Why {
     pub fn hint(&self) -> Option<Hint> {
         let waits = match self {
             Why::DynamicExtent { .. } => true,
-            Why::Undecided { by, .. } => !by.is_empty(),
+            Why::Undecided { fixable, .. } => *fixable,
             _ => false,
         };
         waits.then_some(Hint::FixInput)
@@ -117,6 +122,8 @@ pub enum Hint {
     CorrectInitFile,
     /// Give an input or an extent one value.
     FixInput,
+    /// Freeze what lies before a node.
+    FreezeBefore,
 }
 
 /// What a pass did.

@@ -108,7 +108,7 @@ pub fn random_input(g: &Graph, v: ValueId, sizes: &Sizes, seed: u64) -> Result<N
     let name = g.name(v);
     let ty = g.tensor_type(v).ok_or_else(|| {
         format!(
-            "input `{name}` is declared as {}; without its type and rank no value can be made up, feed it",
+            "input `{name}` is declared as {}; without its type and rank no value can be made up: feed it with --input {name}=FILE.npy",
             g.value(v).ty
         )
     })?;
@@ -133,7 +133,7 @@ pub fn random_input(g: &Graph, v: ValueId, sizes: &Sizes, seed: u64) -> Result<N
         (0..count).map(|_| random.below(bound) as f64).collect()
     };
     NpTensor::from_f64s(ty.dtype, &shape, &values)
-        .ok_or_else(|| format!("input `{name}` has element type {}; no value can be made up, feed it", ty.dtype))
+        .ok_or_else(|| format!("input `{name}` has element type {}, of which no value can be made up or read", ty.dtype))
 }
 
 /// Ones up to a random length of each row, at least half of it, then zeros.

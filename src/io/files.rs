@@ -66,6 +66,10 @@ pub fn inlined(g: Graph, bytes: &SharedBytes, path: &Path) -> Result<(Graph, boo
 }
 
 fn import_failure(e: onnx::ImportError, path: &Path) -> Failure {
+    let kind = arrays::map(path).ok().and_then(|bytes| other_kind(&bytes));
+    if let Some((what, help)) = kind.filter(|_| matches!(e, onnx::ImportError::Damaged(_))) {
+        return Failure::input(format!("is {what}, not an ONNX model")).help(help).at(path);
+    }
     let failure = Failure::input(e.to_string()).at(path);
     match e {
         onnx::ImportError::Damaged(_) => {
@@ -73,6 +77,34 @@ fn import_failure(e: onnx::ImportError, path: &Path) -> Failure {
         }
         _ => failure,
     }
+}
+
+/// What a file is that is no ONNX model, by its first bytes, and what to try.
+fn other_kind(bytes: &[u8]) -> Option<(&'static str, &'static str)> {
+    let begins = |marks: &[&[u8]]| marks.iter().any(|mark| bytes.starts_with(mark));
+    let export = "export the model to ONNX first (PyTorch: torch.onnx.export)";
+    let found = if begins(&[b"<!DOCTYPE", b"<!doctype", b"<html", b"<HTML"]) {
+        ("a web page", "download the file itself: its address was answered with a page")
+    } else if begins(&[b"PK\x03\x04"]) {
+        (
+            "a zip archive, as PyTorch's .pt and NumPy's .npz are",
+            "unpack it if the model is inside, or export the model to ONNX first",
+        )
+    } else if begins(&[b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"]) {
+        ("a Python pickle, as old .pt files are", export)
+    } else if begins(&[b"GGUF"]) {
+        ("a GGUF file", export)
+    } else if begins(&[b"\x89HDF"]) {
+        ("an HDF5 file, as Keras writes", "convert the model to ONNX first (tf2onnx)")
+    } else if bytes.get(4..8) == Some(b"TFL3") {
+        ("a TensorFlow Lite model", "convert it to ONNX first (tf2onnx --tflite)")
+    } else if bytes.get(8) == Some(&b'{') && bytes.first_chunk().is_some_and(|n| u64::from_le_bytes(*n) < bytes.len() as u64)
+    {
+        ("a .safetensors file", export)
+    } else {
+        return None;
+    };
+    Some(found)
 }
 
 /// The file of another kind that the main job writes beside a training graph: `X.ancre.KIND.onnx` for `X.ancre.train.onnx`, and

@@ -128,6 +128,9 @@ impl Outputs {
     }
 
     fn make_dir(&mut self, dir: &Path) -> io::Result<()> {
+        if let Some(file) = dir.ancestors().find(|d| d.is_file()) {
+            return Err(io::Error::other(format!("{} is a file, no directory", file.display())));
+        }
         let missing: Vec<&Path> = dir.ancestors().take_while(|d| !d.as_os_str().is_empty() && !d.exists()).collect();
         fs::create_dir_all(dir)?;
         self.made.extend(missing.into_iter().map(Path::to_path_buf));

@@ -162,10 +162,11 @@ fn training_text(out: &mut Lines, o: &Outcome, verbose: bool) {
     let Ok(t) = &o.training else { return };
     let auto = if t.auto { " (by the model's form)" } else { "" };
     let axis = t.training.cx.class_axis.map_or(String::new(), |axis| format!(", classes on axis {axis}"));
+    let s = if t.training.cx.trainable.len() == 1 { "" } else { "s" };
     put!(
         out,
         "trains",
-        "{} tensors with {}, loss {}{auto} on `{}`{axis}; {} float tensors stay fixed",
+        "{} tensor{s} with {}, loss {}{auto} on `{}`{axis}; {} float tensors stay fixed",
         t.training.cx.trainable.len(),
         t.optimizer,
         t.loss,

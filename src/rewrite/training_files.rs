@@ -5,13 +5,14 @@ use crate::error::{Failure, sentence};
 use crate::io::arrays::stored;
 use crate::io::tensor::NpTensor;
 use crate::rewrite::batch::{self, BatchFacts, dim_json};
-use crate::rewrite::config::RewriteConfig;
+use crate::rewrite::config::{RewriteConfig, TrainingRequest};
 use ancre_passes::analysis::quantised::find_quantised;
 use ancre_passes::contract::StateRecord;
 use ancre_passes::ir::{DType, Graph, Rule, TensorType};
 use ancre_passes::pipeline::training::Training;
-use ancre_passes::pipeline::{PassError, PassManager};
+use ancre_passes::pipeline::{Debugging, PassError, PassManager};
 use ancre_passes::placement;
+use ancre_passes::transform::loss::LossKind;
 use ancre_passes::transform::rebatch::{self, Batch, Current};
 use ancre_passes::transform::route::Init;
 use serde_json::{Value, json};
@@ -58,7 +59,7 @@ pub fn build(
         }
         let mut o = match asked.choose_loss(&routed) {
             Ok(loss) => asked.options(loss),
-            Err(why) => return Ok(Err(why)),
+            Err(why) => return Ok(Err(other_obstacle(&routed, asked).unwrap_or(why))),
         };
         let rebuilt = any_batch(notices);
         o.batch = rebuilt.as_ref().map(|_| Batch::Dynamic);
@@ -133,6 +134,19 @@ pub fn build(
         );
     }
     Ok(built)
+}
+
+/// What would still be in the way if the user chose a loss.
+fn other_obstacle(routed: &Graph, asked: &TrainingRequest) -> Option<String> {
+    if asked.loss.is_some() {
+        return None;
+    }
+    let debugging = Debugging { stop_after: Some("differentiate".into()), ..Debugging::default() };
+    match PassManager::new(debugging, &|_| ()).training_graph(routed.clone(), &asked.options(LossKind::Mse)) {
+        // Another loss may fit where this one does not.
+        Ok(_) | Err(PassError::Stopped(_) | PassError::Loss(_)) => None,
+        Err(e) => Some(sentence(&e, e.hint())),
+    }
 }
 
 /// Takes the state's defaults out of a graph, whose state inputs must then be fed. Returns them as a .safetensors file, in which

@@ -85,8 +85,8 @@ impl Verification {
         let Some(ran) = &v.numeric else { return };
         self.engine = Some(engine_name(ran));
         self.trials = ran.report.trials;
-        let undefined = ran.undefined.iter().map(|name| {
-            format!("output `{name}` of the source itself is not a number (NaN) on the random inputs: that the rewrite equals it says little, and a loss of it would be NaN too")
+        let undefined = ran.undefined.iter().map(|(name, from)| {
+            format!("output `{name}` of the source itself is NaN on the random inputs, so that its equality says little, and a loss of it would be NaN on such inputs{from}")
         });
         for note in ran.notes.iter().cloned().chain(undefined) {
             if !self.notices.contains(&note) {

@@ -12,11 +12,12 @@ use super::statistics::{self, Recalibrated};
 use super::topology;
 use super::verdict::{self, Facts, Verdict};
 use crate::cli::{FreezeArgs, Recalibrate};
-use crate::engine::Tensors;
+use crate::engine::{self, Tensors};
 use crate::error::Failure;
 use crate::freeze;
 use crate::io::tensor::NpTensor;
 use crate::topology::weights::json_of;
+use crate::verify::{Subject, VerifyOptions, undefined};
 use ancre_passes::contract::StateRecord;
 use ancre_passes::ir::DType;
 use std::collections::{HashMap, HashSet};
@@ -233,7 +234,12 @@ impl Run {
         of_batch.add(&seen, &self.s.graph);
         let (accuracy, mut restored) = (of_batch.accuracy(), None);
         match jumped {
-            Some(what) => restored = Some(self.go_back(step, batch.epoch, &what, lr, reporter)?),
+            Some(what) => {
+                if !loss.is_finite() || !grad_norm.is_finite() {
+                    self.blame(step, &what, &feeds)?;
+                }
+                restored = Some(self.go_back(step, batch.epoch, &what, lr, reporter)?);
+            }
             None => *epoch += of_batch,
         }
         if !empty {
@@ -282,6 +288,32 @@ impl Run {
         ));
         self.s.state.put_back(state).map_err(|e| Failure::input(e.to_string()).at(&self.s.graph.path))?;
         Ok(*restored)
+    }
+
+    /// Fails where the batch gives no number with the last good state either: then no rate is at fault. The error names the tensor
+    /// that went first.
+    fn blame(&mut self, step: u64, what: &str, feeds: &Tensors) -> Result<(), Failure> {
+        let (t, (state, restored, _)) = (&self.s.graph, &self.best);
+        let mut graph = t.graph.clone();
+        engine::find_types(&mut graph);
+        let subject = Subject::of_graph(graph, &t.path);
+        let mut inputs = state.clone();
+        inputs.extend(feeds.clone());
+        let ends = [t.loss_output.as_str(), t.norm_output.as_str()];
+        let found = engine::ort()
+            .ok()
+            .and_then(|e| undefined::origin(e.as_ref(), &subject, &inputs, &ends, &VerifyOptions::default()).ok().flatten());
+        let Some(origin) = found else { return Ok(()) };
+        let of = if *restored == 0 { "the state of the start".into() } else { format!("the state of step {restored}") };
+        let help = match feeds.contains_key(&origin.value) {
+            true => "mend the data: every number of an input has to be finite",
+            false => {
+                "see what the model does there, and whether inputs are prepared as it expects them (mean and deviation, padding, range); the rate is not the cause"
+            }
+        };
+        let what = format!("step {step}: {what}, with {of} too: {origin}");
+        let _ = self.s.log.flush();
+        Err(Failure::check(what).at(&self.s.graph.path).help(help))
     }
 
     fn diverged(&mut self, step: u64, epoch: u64, what: &str, lr: f64) -> Failure {

@@ -8,7 +8,6 @@ use crate::engine::EngineChoice;
 use crate::engine::{Tensors, random_inputs};
 use crate::error::Failure;
 use crate::io::files::Outputs;
-use ancre_passes::ir::Dim;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::time::Instant;
@@ -54,7 +53,7 @@ fn attempt(args: &VerifyArgs) -> Result<Answer, Failure> {
     let (a, b) = (Subject::read(a)?, Subject::read(b)?);
     random_inputs::check_dims(&a.graph, &o.dims).map_err(|e| e.at(&a.path))?;
     o.given = given::read_inputs(&args.input, &a.graph)?;
-    let verdict = compare_subjects(&a, &b, &o).map_err(|e| advised(e, &a, &o))?;
+    let verdict = compare_subjects(&a, &b, &o).map_err(|e| advised(e, &o))?;
     let seconds = clock.elapsed().as_secs_f64();
     report::annotate(report::annotations(&a, &b, &verdict));
     if let Some(path) = &args.junit {
@@ -71,14 +70,11 @@ fn attempt(args: &VerifyArgs) -> Result<Answer, Failure> {
 }
 
 /// An engine's failure with what may help: another engine, other extents of the inputs.
-fn advised(e: Failure, a: &Subject, o: &VerifyOptions) -> Failure {
+fn advised(e: Failure, o: &VerifyOptions) -> Failure {
     if e.status != 1 {
         return e;
     }
-    let open = a.graph.required_inputs().flat_map(|v| a.graph.value(v).ty.shape.iter().flatten()).flat_map(Dim::symbols);
-    let open = open.into_iter().find(|symbol| !o.dims.contains_key(*symbol));
-    let extent = open.map(|symbol| format!("--dim \"{symbol}=N\" if that extent is at fault"));
-    let tried: Vec<String> = numeric::other_engine(o.engine, "--engine").into_iter().chain(extent).collect();
+    let tried: Vec<String> = numeric::other_engine(o.engine, "--engine").into_iter().chain(e.help.clone()).collect();
     if tried.is_empty() { e } else { e.help(tried.join("; or ")) }
 }
 

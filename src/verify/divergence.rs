@@ -81,7 +81,7 @@ pub(super) fn find(a: &Subject, b: &Subject, failing: &Failing, o: &VerifyOption
     Ok(None)
 }
 
-fn chunks<'p>(
+pub(super) fn chunks<'p>(
     a: &Graph,
     pairs: &'p [(ValueId, ValueId)],
     sizes: &Sizes,
@@ -105,7 +105,7 @@ fn chunks<'p>(
 }
 
 /// The given values of a model, in order.
-fn run(
+pub(super) fn run(
     engine: &dyn Engine,
     s: &Subject,
     values: impl Iterator<Item = ValueId>,

@@ -11,6 +11,7 @@ mod junit;
 mod memory;
 pub(crate) mod numeric;
 pub(crate) mod report;
+pub(crate) mod undefined;
 
 pub use command::verify;
 pub(crate) use compare::unit;

@@ -6,7 +6,7 @@
 
 use super::compare::{Comparison, Report, Tolerance, compare_all};
 use super::inputs::{Coverage, Planner, Trial};
-use super::{Subject, VerifyOptions, memory};
+use super::{Subject, VerifyOptions, memory, undefined};
 use crate::engine::random_inputs::{self, Sizes};
 use crate::engine::{self, Engine, EngineChoice, EngineError, Session, Tensors};
 use crate::error::Failure;
@@ -47,8 +47,8 @@ pub struct NumericReport {
     pub(crate) coverage: Vec<Coverage>,
     /// How far the two engines' results of A lie apart.
     pub(crate) engines_apart: Option<Comparison>,
-    /// Outputs in which A itself has NaN, of which equality says little.
-    pub(crate) undefined: Vec<String>,
+    /// Outputs in which A itself has NaN, of which equality says little, and where that begins.
+    pub(crate) undefined: Vec<(String, String)>,
     pub(crate) notes: Vec<String>,
 }
 
@@ -84,7 +84,7 @@ pub(crate) fn compare_models(a: &Subject, bs: &[&Subject], o: &VerifyOptions) ->
             Ok(found)
         }
         Err(e) if e.what == failed.what => Err(e),
-        Err(e) => Err(Failure { what: format!("{}; {}", failed.what, e.what), ..failed }),
+        Err(e) => Err(Failure { what: format!("{}; {}", failed.what, e.what), ..e }),
     }
 }
 
@@ -157,9 +157,13 @@ fn run_reference<'t>(
     };
     let made: &'t [Trial] = trials.insert(made);
     let outputs = in_order(made, |trial| session.run(&trial.inputs).map_err(|error| cannot_run(e, a, trial, &error)))?;
-    for (name, t) in outputs.iter().flatten() {
-        if t.dtype().is_float() && !found.undefined.contains(name) && t.to_f64().iter().any(|v| v.is_nan()) {
-            found.undefined.push(name.clone());
+    for (trial, outputs) in made.iter().zip(&outputs) {
+        for (name, t) in outputs {
+            let known = found.undefined.iter().any(|(n, _)| n == name);
+            if t.dtype().is_float() && !known && t.to_f64().iter().any(|v| v.is_nan()) {
+                let from = undefined::origin(e, a, &trial.inputs, &[name], o).ok().flatten();
+                found.undefined.push((name.clone(), from.map_or(String::new(), |from| format!(": {from}"))));
+            }
         }
     }
     Ok((made, outputs))
@@ -330,7 +334,15 @@ fn cannot_run(e: &dyn Engine, s: &Subject, trial: &Trial, error: &EngineError) -
     if matches!(error, EngineError::Output { .. }) {
         return Failure::check(text).at(&s.path);
     }
-    engine_failure(e, s, if trial.sizes.is_empty() { text } else { format!("{text} (input: {})", trial.label()) })
+    let failure =
+        engine_failure(e, s, if trial.sizes.is_empty() { text } else { format!("{text} (input: {})", trial.label()) });
+    match trial.sizes.keys().next() {
+        // The model loads; an extent may not suit it.
+        Some(symbol) if matches!(error, EngineError::Run { .. } | EngineError::Died { .. }) => {
+            failure.help(format!("--dim \"{symbol}=N\" if that extent is at fault"))
+        }
+        _ => failure,
+    }
 }
 
 /// The failure of an engine, with status 1: the check could not be made. Whoever knows the command adds what to try.

@@ -32,6 +32,7 @@ pub(crate) fn json(a: &Subject, b: &Subject, v: &Verdict, o: &VerifyOptions, sec
         "seed": o.seed,
         "tolerance": {"atol": o.tolerance.atol, "rtol": o.tolerance.rtol},
         "failing": ran.and_then(|n| n.failing.as_ref()).map(|f| json!({"engine": f.engine, "input": f.trial.label(), "what": f.what})),
+        "undefined": ran.map(|n| n.undefined.iter().map(|(name, _)| name).collect::<Vec<_>>()),
         "tables": ran.map(|n| json!(n.coverage)),
         "engines_apart": ran.and_then(|n| n.engines_apart.as_ref()).map(|c| json!({"max_abs": c.max_abs, "max_rel": c.max_rel})),
         "notes": ran.map_or(&[][..], |n| n.notes.as_slice()),
@@ -192,6 +193,9 @@ fn numeric_text(out: &mut Lines, n: &NumericReport, o: &VerifyOptions, verbose: 
     }
     for note in &n.notes {
         put!(out, "note", "{note}");
+    }
+    for (name, from) in &n.undefined {
+        put!(out, "note", "output `{name}` of A is NaN on some inputs, of which equality says little{from}");
     }
     let costs: Vec<String> =
         n.costs.iter().map(|c| format!("{} {:.2} s (A {:.2}, B {:.2})", c.engine, c.a + c.b, c.a, c.b)).collect();

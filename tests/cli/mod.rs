@@ -3,6 +3,7 @@
 mod bad_input;
 mod external;
 mod files;
+mod messages;
 mod reports;
 mod verified;
 

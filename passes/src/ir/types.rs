@@ -163,8 +163,12 @@ impl fmt::Display for TensorType {
 
 impl fmt::Display for ValueType {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (dtype, shape) = (self.dtype.map_or("?", DType::name), self.shape.as_deref().map_or("…".into(), joined));
-        write!(f, "{dtype}[{shape}]")
+        match (self.dtype, self.shape.as_deref()) {
+            (Some(dtype), Some(shape)) => write!(f, "{}[{}]", dtype.name(), joined(shape)),
+            (Some(dtype), None) => write!(f, "{} of unknown rank", dtype.name()),
+            (None, Some(shape)) => write!(f, "[{}] of unknown element type", joined(shape)),
+            (None, None) => f.write_str("of unknown type"),
+        }
     }
 }
 

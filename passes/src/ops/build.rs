@@ -7,7 +7,7 @@ use std::collections::HashMap;
 
 /// A node that could not be built, because its operands do not fit or their types are unknown.
 #[derive(Debug, Clone, thiserror::Error)]
-#[error("building {op} under `{prefix}`: {error}")]
+#[error("{}{error}", of_part(op))]
 pub struct BuildError {
     /// Operator.
     pub op: String,
@@ -17,6 +17,14 @@ pub struct BuildError {
     #[source]
     pub error: TypeError,
 }
+
+/// What operator the error is about, unless it is about a value of the source.
+fn of_part(op: &str) -> String {
+    if op == VALUE { String::new() } else { format!("its part {op}: ") }
+}
+
+/// Stands for the operator where a value of the source does not fit.
+const VALUE: &str = "value";
 
 /// Result of building one value.
 pub type Built = Result<ValueId, BuildError>;
@@ -51,7 +59,7 @@ impl<'g> Builder<'g> {
     /// # Errors
     /// When its element type or shape is not known.
     pub fn ty(&self, v: ValueId) -> Result<TensorType, BuildError> {
-        self.graph.tensor_type(v).ok_or_else(|| self.error("value", TypeError(self.graph.untyped(v))))
+        self.graph.tensor_type(v).ok_or_else(|| self.error(VALUE, TypeError(self.graph.untyped(v))))
     }
 
     /// An extent that has to be a number.

@@ -1,14 +1,13 @@
-//! Operators without a rule: they are kept and emitted, and have no derivative. Each reason says what a user can do.
+//! Operators without a rule: they are kept and emitted, and have no derivative. Where a user can do something about it the reason says so.
 
 use crate::ir::Op;
 
 const BODY: &str = "what constants and shapes decide takes its place; otherwise its body is a graph of its own, which is kept and not \
-     differentiated: fix what it depends on, or freeze what lies before it";
-const PLACES: &str = "it reads at computed, fractional places, and stock runtimes have no operator for the adjoint; freeze what lies before it";
+     differentiated";
+const PLACES: &str = "it reads at computed, fractional places, and stock runtimes have no operator for the adjoint";
 const QUANTISED: &str = "it computes with quantised numbers; train the float model and quantise afterwards";
-const FOURIER: &str = "a short-time Fourier transform has no plain form here; freeze what lies before it";
-const SELECTS: &str =
-    "how many elements it selects depends on the data, so its adjoint has no static form; freeze what lies before it";
+const FOURIER: &str = "a short-time Fourier transform has no plain form here";
+const SELECTS: &str = "how many elements it selects depends on the data, so its adjoint has no static form";
 const SEQUENCE: &str = "it works on a sequence or optional, not on a tensor; export the model with plain tensors";
 const FUSED: &str = "a fused operator of ONNX Runtime without a plain form here; save the model before the runtime's optimiser, or with fewer fusions";
 
@@ -60,5 +59,5 @@ pub fn unruled() -> impl Iterator<Item = (&'static str, &'static str, &'static s
 pub fn why_no_rule(op: &Op) -> &'static str {
     let domain = if op.domain == "ai.onnx" { "" } else { op.domain.as_str() };
     let known = unruled().find(|(d, name, _)| *d == domain && *name == op.name);
-    known.map_or("this tool has no rule for the operator; freeze what lies before it, or replace it", |(_, _, why)| why)
+    known.map_or("this tool has no rule for the operator", |(_, _, why)| why)
 }

@@ -46,9 +46,24 @@ fn nothing_trains(g: &Graph) -> PassError {
         g.topological_order().into_iter().filter(reads_weights).find_map(|id| Some((id, control_flow::refusal(g, id)?)));
     let (what, hint) = match inside {
         Some((id, why)) => (format!("its weights are read inside {}, and {why}", g.site(id)), why.hint()),
-        None => ("the model has no parameter by role".into(), Some(Hint::NameTrainable)),
+        None => no_parameter(g),
     };
     PassError::Unfit { what: format!("nothing would train: {what}"), hint }
+}
+
+/// Why a model has no parameter, where control flow hides none.
+fn no_parameter(g: &Graph) -> (String, Option<Hint>) {
+    let constants = g.nodes().filter(|n| matches!(g.node(*n).kind, Kind::Initializer { .. })).map(|n| g.result(n, 0));
+    if let Some(v) = constants.filter(|v| g.is_float(*v)).find(|v| !g.name(*v).starts_with("ancre.")) {
+        let what = format!("none of the model's float tensors (`{}`, for one) is a parameter by its use", g.name(v));
+        return (what, Some(Hint::NameTrainable));
+    }
+    // Classical models, as sklearn's converters write them.
+    let classical = g.topological_order().into_iter().find(|id| g.op(*id).is_some_and(|o| o.domain == "ai.onnx.ml"));
+    match classical {
+        Some(id) => (format!("the numbers of {} are attributes, which have no gradient", g.site(id)), None),
+        None => ("the model holds no float tensor".into(), None),
+    }
 }
 
 /// Chooses by role and name. A parameter may have another name in the source, that of the tensor into which the exporter had merged it

@@ -15,8 +15,8 @@ use crate::transform::loss::{append_loss, loss_output};
 use crate::transform::optimizer::{Trained, append_optimizer};
 use crate::transform::rebatch::{self, Current};
 use crate::transform::{
-    control_flow, differentiate, dropout, eliminate, fold, legalize, lower_abstract, lower_routes, master, route, separate,
-    tie, train_batch_norm, widen,
+    barrier, control_flow, differentiate, dropout, eliminate, fold, legalize, lower_abstract, lower_routes, master, route,
+    separate, tie, train_batch_norm, widen,
 };
 
 pub const ROUTE_SKIPS: Pass = Pass::new(
@@ -195,7 +195,11 @@ pub const DIFFERENTIATE: Pass = Pass::new(
             }
         }
         if cx.trained.is_empty() {
-            return Err(PassError::unfit("nothing would train: the loss depends on none of the trainable tensors"));
+            let why = match barrier(g, &wrt, cx.loss(g)?) {
+                Some(site) => format!("between what trains and the loss stands {site}, which has no derivative"),
+                None => "the loss depends on none of the trainable tensors".into(),
+            };
+            return Err(PassError::unfit(format!("nothing would train: {why}")));
         }
         cx.trainable = cx.trained.iter().map(|t| g.name(t.value).to_string()).collect();
         Ok(Applied::of(cx.trained.len()))

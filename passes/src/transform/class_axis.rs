@@ -30,7 +30,8 @@ pub(super) fn class_axis(g: &Graph, output: ValueId, o: &LossOptions) -> Result<
     if let Some(asked) = o.class_axis {
         let fits = |axis: &usize| *axis > 0 && (o.kind != LossKind::NextToken || *axis == last);
         return ty.axis(asked).filter(fits).ok_or_else(|| {
-            let which = if o.kind == LossKind::NextToken { format!("{last} is") } else { format!("1 to {last} are") };
+            let which =
+                if o.kind == LossKind::NextToken || last == 1 { format!("{last} is") } else { format!("1 to {last} are") };
             LossError::Unfit(format!("output `{name}` {ty} has no axis {asked} of classes; {which} possible"))
         });
     }

@@ -11,7 +11,7 @@ use crate::refusal::{Hint, Why};
 use crate::target::Target;
 use crate::transform::{control_flow, legalize};
 use indexmap::IndexMap;
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 
 /// Gradients by trainable value. A value the loss does not depend on is absent.
 pub type Gradients = IndexMap<ValueId, ValueId>;
@@ -148,7 +148,44 @@ fn no_pullback(g: &Graph, id: NodeId, wrt: &[ValueId], loss: ValueId, reason: &s
         let kept = [&names[..2], &["…".to_string()], &names[at - 1..=at + 1], &["…".to_string()], &names[names.len() - 2..]];
         names = kept.concat();
     }
-    GradError::NoPullback { site: g.site(id), reason: reason.to_string(), path: names.join(" → "), hint }
+    let mut reason = reason.to_string();
+    let hint = hint.or_else(|| {
+        let is_left = wrt.iter().any(|v| {
+            let behind = depends_on(g, &[*v]);
+            behind[loss.node.index()] && !behind[id.index()]
+        });
+        if !is_left {
+            reason += "; all that trains lies before it";
+        }
+        is_left.then_some(Hint::FreezeBefore)
+    });
+    GradError::NoPullback { site: g.site(id), reason, path: names.join(" → "), hint }
+}
+
+/// Which nodes are computed from some of these values, differentiable or not.
+fn depends_on(g: &Graph, values: &[ValueId]) -> Vec<bool> {
+    let mut depends = vec![false; g.node_bound()];
+    for v in values {
+        depends[v.node.index()] = true;
+    }
+    for id in g.topological_order() {
+        depends[id.index()] |= g.reads(id).any(|v| depends[v.node.index()]);
+    }
+    depends
+}
+
+/// The last node before `loss` that is computed from some of `wrt` and hands no derivative on, where none comes through to the loss.
+pub fn barrier(g: &Graph, wrt: &[ValueId], loss: ValueId) -> Option<NodeSite> {
+    let (order, depends) = (g.topological_order(), depends_on(g, wrt));
+    let active = reached_from(g, &order, wrt);
+    let (mut queue, mut seen) = (VecDeque::from([loss.node]), HashSet::from([loss.node]));
+    while let Some(id) = queue.pop_front() {
+        if depends[id.index()] && g.reads(id).any(|v| active[v.node.index()]) {
+            return Some(g.site(id));
+        }
+        queue.extend(g.reads(id).map(|v| v.node).filter(|n| depends[n.index()] && seen.insert(*n)));
+    }
+    None
 }
 
 /// A shortest path along uses from one of `from` to `to`.

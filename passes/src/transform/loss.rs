@@ -126,7 +126,19 @@ pub fn loss_output(g: &Graph, wanted: Option<&str>) -> Result<ValueId, LossError
     let floats: Vec<ValueId> = g.outputs().iter().map(|o| o.value).filter(|v| g.is_float(*v)).collect();
     match floats.as_slice() {
         [one] => Ok(*one),
-        [] => Err(LossError::Unfit(format!("the model has no float output to train on; it has {listed}"))),
+        [] => {
+            // Where floats end, a cut leaves a float output.
+            let cut = |o: &crate::ir::Output| {
+                g.reads(o.value.node).find(|v| g.is_float(*v) && g.op(v.node).is_some()).map(|v| (o.value.node, v))
+            };
+            let cut = g.outputs().iter().find_map(cut).filter(|(id, _)| g.op(*id).is_some());
+            let cut = cut
+                .map(|(id, v)| format!("; {} has no derivative: cut the model before it, at `{}`", g.site(id), g.name(v)));
+            Err(LossError::Unfit(format!(
+                "the model has no float output to train on; it has {listed}{}",
+                cut.unwrap_or_default()
+            )))
+        }
         _ => Err(LossError::WhichOutput(format!("the model has several float outputs: {listed}"))),
     }
 }

@@ -30,4 +30,4 @@ pub mod train_batch_norm;
 mod update;
 pub mod widen;
 
-pub use differentiate::{Gradients, differentiate};
+pub use differentiate::{Gradients, barrier, differentiate};

@@ -181,9 +181,8 @@ impl TractSession {
         if let Some(graph) = self.proto.graph.as_mut() {
             graph.initializer.extend::<Vec<_>>(aside);
         }
-        let (model, inputs) = plan.unwrap_or_else(|| {
-            Err(EngineError::Load { engine: NAME, why: "it panicked over the model; try the other engine".into() })
-        })?;
+        let (model, inputs) =
+            plan.unwrap_or_else(|| Err(EngineError::Load { engine: NAME, why: "it panicked over the model".into() }))?;
         Ok(Prepared { signature, model, inputs })
     }
 

@@ -49,10 +49,11 @@ impl Losses {
             Err(why) => why,
         };
         let mut losses = attempt(&mut narrow, false).map_err(|e| {
-            let other = if engine.name() == "tract" { "tract" } else { "ort" };
-            Failure::check(format!("{} cannot run the loss: {e}", engine.name()))
-                .help(format!("--engine {other} computes the gradients in this engine and the losses in the other"))
-                .at(path)
+            Failure::check(format!(
+                "{} cannot run the loss, and gradients are checked by a second engine: {e}",
+                engine.name()
+            ))
+            .at(path)
         })?;
         losses.notes.push(format!("losses in float32, as {} cannot run them in float64: {why}", engine.name()));
         Ok(losses)

@@ -17,7 +17,7 @@ pub(super) mod report;
 mod updates;
 
 use super::numeric::engines;
-use super::{Subject, VerifyOptions};
+use super::{Subject, VerifyOptions, undefined};
 use crate::engine::EngineChoice;
 use crate::engine::random_inputs::{self, Sizes};
 use crate::engine::{Engine, Session, Tensors};
@@ -147,6 +147,9 @@ fn check_with(
     let mut session = subject.load(gradients)?;
     find_sizes(&mut training, session.as_mut(), gradients, o)?;
     let AtPoint { gradients: of_point, loss, source } = gradients_at_point(&training, session.as_mut(), gradients)?;
+    if loss.is_nan() {
+        return Err(undefined_loss(&training, gradients, o));
+    }
     let (mut losses, said) = (Losses::new(&training, losses)?, losses.name());
     // Two engines that compute another loss can tell nothing about each other's gradients.
     if let Some(other) = losses.contradicts(loss) {
@@ -186,6 +189,17 @@ fn check_with(
     }
     report.seconds = clock.elapsed().as_secs_f64();
     Ok(report)
+}
+
+/// The failure of a check at a point where the loss is no number.
+fn undefined_loss(t: &Training, engine: &dyn Engine, o: &VerifyOptions) -> Failure {
+    let from = undefined::origin(engine, t.subject, &t.feeds(0.0), &["loss", "ancre.loss"], o).ok().flatten();
+    let from = from.map_or(String::new(), |from| format!(": {from}"));
+    Failure::check(format!(
+        "the loss is NaN on the inputs that were made up, so that there are no differences to compare{from}"
+    ))
+    .help("--input NAME=FILE.npy feeds inputs of the kind that the model takes")
+    .at(&t.subject.path)
 }
 
 fn cannot(s: &Subject, e: &dyn Engine, why: &str) -> Failure {

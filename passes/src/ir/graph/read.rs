@@ -59,12 +59,19 @@ impl Graph {
         while let Some(open) = self.reads(node).find(|r| self.tensor_type(*r).is_none()) {
             node = open.node;
         }
-        format!(
-            "the type of `{}` is only known as {}: what {} gives cannot be told from its operands; a declaration of its result in the file (`value_info`) is believed",
-            self.name(v),
-            self.value(v).ty,
-            self.site(node)
-        )
+        let (name, ty) = (self.name(v), &self.value(v).ty);
+        match self.node(node).kind {
+            Kind::Input(_) => {
+                let input = self.name(self.result(node, 0));
+                format!(
+                    "the type of `{name}` is not known in full ({ty}), since the file does not declare that of its input `{input}`"
+                )
+            }
+            _ => format!(
+                "the type of `{name}` is not known in full ({ty}): what {} gives cannot be told from its operands; a declaration of its result in the file (`value_info`) is believed",
+                self.site(node)
+            ),
+        }
     }
 
     /// Does the value have a float type, so that a derivative can exist?

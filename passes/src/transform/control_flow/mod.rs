@@ -165,7 +165,11 @@ fn undecided(g: &Graph, id: NodeId) -> Why {
         _ => ("how many steps it runs", usize::MAX, true),
     };
     let operands = g.operands(id).iter().take(operands).flatten().map(|v| (*v, shape)).collect();
-    Why::Undecided { what, by: open_facts(g, operands).into_iter().collect() }
+    let by: Vec<String> = open_facts(g, operands).into_iter().collect();
+    let is_float =
+        |name: &String| g.find(name).is_some_and(|v| matches!(g.node(v.node).kind, Kind::Input(_)) && g.is_float(v));
+    let fixable = !by.is_empty() && !by.iter().any(is_float);
+    Why::Undecided { what, by, fixable }
 }
 
 /// The inputs and the extents of inputs that values, or (where the flag says so) only their shapes, are computed from.

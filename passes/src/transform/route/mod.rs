@@ -242,11 +242,7 @@ fn route_chain(
     // A router cannot be lowered without types. Nothing tells those of the results of fused operators of other domains.
     let unknown = blocks.states.iter().find(|s| g.tensor_type(**s).is_none());
     if let Some(unknown) = unknown.filter(|_| several) {
-        let why = format!(
-            "the type of its state `{}` is not known; run onnx.shape_inference on the model, or export it unfused",
-            g.name(*unknown)
-        );
-        leave(why, None);
+        leave(g.untyped(*unknown), None);
     } else if several || !blocks.sources.is_empty() {
         let id = RouterId(chain.id);
         if !blocks.notes.is_empty() {
