@@ -166,7 +166,7 @@ pub fn rewrite(a: &RewriteArgs) -> Result<Outcome, Failure> {
     notices.extend(left_alone.into_iter().map(left));
     notices.extend(notes.iter().map(|(chain, note)| format!("chain {chain}: {note}")));
     route::describe(&mut routed, &structure.chains);
-    let ties = record_ties(&config, &source, &mut routed);
+    let ties = record_ties(&config, &source, &mut routed, &mut notices);
     let mut forward = routed.clone();
     let mut cx = Cx { keep: dead, opset: config.opset, ..Cx::default() };
     cx.training.target = config.target;
@@ -297,11 +297,15 @@ fn require_equivalent(v: &Verification) -> Result<(), Failure> {
 
 /// Finds the parameters that are tied and records them where both graphs and `freeze` see them. With `--untied` the record is
 /// empty.
-fn record_ties(config: &RewriteConfig, source: &Graph, routed: &mut Graph) -> Vec<Tie> {
+fn record_ties(config: &RewriteConfig, source: &Graph, routed: &mut Graph, notices: &mut Vec<String>) -> Vec<Tie> {
     let mut ties = tie::find_ties(source);
     routed.metadata.shift_remove(Ties::KEY);
     let found = !ties.is_empty();
     if config.start.untied {
+        if !found {
+            let what = "--untied has no effect: no trained tensor is another one's transpose (a single tensor that two nodes read stays one)";
+            notices.push(what.into());
+        }
         ties.clear();
     }
     if found && config.training.is_some() {

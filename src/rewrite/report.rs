@@ -7,7 +7,7 @@ use crate::rewrite::batch::BatchFacts;
 use crate::rewrite::opening;
 use crate::rewrite::verification::{self, Verification};
 use ancre_passes::analysis::report as structure;
-use ancre_passes::ir::{Form, RouterSpec};
+use ancre_passes::ir::{Form, RouterSpec, Scope};
 use ancre_passes::placement::Fallback;
 use serde_json::{Map, Value, json};
 
@@ -15,7 +15,7 @@ use serde_json::{Map, Value, json};
 pub fn json(o: &Outcome) -> Value {
     let inspected = structure::inspect_json(&o.source, &o.structure, &o.model.display().to_string());
     let coefficients: usize = o.routers.values().map(RouterSpec::coefficients).sum();
-    let gates: usize = o.routers.values().map(RouterSpec::gates).sum();
+    let gates = gates_of(o);
     let routers: Vec<Value> = o
         .routers
         .iter()
@@ -106,7 +106,7 @@ fn router_text(out: &mut Lines, o: &Outcome) {
         return;
     }
     let coefficients: usize = o.routers.values().map(RouterSpec::coefficients).sum();
-    let gates: usize = o.routers.values().map(RouterSpec::gates).sum();
+    let gates = gates_of(o);
     let gates = if gates > 0 { format!(" + {gates} gates") } else { String::new() };
     let chains: Vec<String> = o
         .routers
@@ -116,19 +116,33 @@ fn router_text(out: &mut Lines, o: &Outcome) {
             s => format!("{id} (K = {}, and {s} earlier states)", r.blocks()),
         })
         .collect();
+    let r = &o.route;
+    let reads = if r.scope == Scope::Network { "in the whole network" } else { "of its chain" };
+    let what = match r.form {
+        Form::Reassign => format!("the skip into each block becomes a weighted sum of the earlier states {reads}"),
+        Form::Augment => format!("each block also reads a weighted sum of the earlier states {reads}"),
+    };
+    put!(out, "router", "{what}: {coefficients} coefficients{gates} to learn");
+    if coefficients <= 3 && gates_of(o) <= 1 {
+        put!(out, "", "that is next to nothing: with --scope network blocks read across stages as well");
+    }
+    put!(out, "", "chains {}", chains.join(", "));
     put!(
         out,
-        "router",
-        "{}, {}, {}, {}, {}, init {}, tau {}: {coefficients} coefficients{gates}",
-        o.route.form.name(),
-        o.route.granularity,
-        o.route.scope.name(),
-        o.route.rule.name(),
-        o.route.normalize.name(),
-        o.route.init,
-        o.route.tau
+        "",
+        "--form {} --granularity {} --scope {} --parametrization {} --normalize {} --init {} --tau {}",
+        r.form.name(),
+        r.granularity,
+        r.scope.name(),
+        r.rule.name(),
+        r.normalize.name(),
+        r.init,
+        r.tau
     );
-    put!(out, "", "chains {}", chains.join(", "));
+}
+
+fn gates_of(o: &Outcome) -> usize {
+    o.routers.values().map(RouterSpec::gates).sum()
 }
 
 fn verified_text(out: &mut Lines, o: &Outcome, v: &Verification, verbose: bool) {

@@ -6,7 +6,7 @@ use super::data::{self, Batches, DataOptions, Dataset, batches_per_epoch};
 use super::evaluation::Evaluator;
 use super::graph::TrainingGraph;
 use super::log::Log;
-use super::progress::{Beginning, Reporter};
+use super::progress::{Beginning, Reporter, duration};
 use super::rates::{self, Begins, Point};
 use super::schedule::Schedule;
 use super::topology;
@@ -14,11 +14,14 @@ use crate::cli::{CourseOptions, RateChoice, ScheduleKind, TrainArgs};
 use crate::engine::ort::device::{self, Device, DeviceChoice};
 use crate::engine::ort::stepper::{DeviceState, Stepper};
 use crate::engine::ort::{OrtEngine, OrtSession, environment, locate};
-use crate::engine::{EngineError, Tensors};
+use crate::engine::{EngineError, Tensors, memory};
 use crate::error::Failure;
+use crate::io::tensor::NpTensor;
 use ancre_passes::contract::StateKind;
+use ancre_passes::ir::DType;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Instant;
 
 /// A run that is ready to go.
 pub(super) struct Setup {
@@ -47,6 +50,16 @@ pub(super) struct Setup {
     /// The forward graph, if the result is to be exported.
     pub(super) forward: Option<PathBuf>,
     pub(super) notices: Vec<String>,
+    /// What a step costs.
+    pub(super) cost: Option<Cost>,
+}
+
+/// What a step costs, measured.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Cost {
+    pub(super) seconds: f64,
+    /// The memory of the process after it, in bytes, where that can be told.
+    pub(super) memory: Option<u64>,
 }
 
 impl Setup {
@@ -205,7 +218,10 @@ impl Setup {
             resumed,
             forward,
             notices,
+            cost: None,
         };
+        let mut setup = setup;
+        setup.cost = setup.try_a_step()?;
         reporter.begin(&setup.plan());
         setup.notices.iter().for_each(|n| reporter.notice(n));
         Ok(setup)
@@ -249,6 +265,17 @@ impl Setup {
                 self.device,
             ),
         ));
+        if let Some(cost) = self.cost {
+            let left = s.total.saturating_sub(self.position.step);
+            let memory = cost.memory.map(|m| format!("; {} of memory", memory::bytes(m))).unwrap_or_default();
+            let each = if cost.seconds < 1.0 {
+                format!("{:.0} ms", 1e3 * cost.seconds)
+            } else {
+                format!("{:.1} s", cost.seconds)
+            };
+            let held_back = if self.validation.is_some() { ", without validation" } else { "" };
+            lines.push(("expected", format!("about {} at {each} a step{held_back}{memory}", duration(left as f64 * cost.seconds))));
+        }
         if let Some(path) = &self.resumed {
             lines.push(("resumed", format!("after step {}, from {}", self.position.step, path.display())));
         }
@@ -258,6 +285,29 @@ impl Setup {
             lines.push(("writes", format!("{}, {}", self.dir.display(), self.log_path.display())));
         }
         Beginning { lines, steps: s.total, done: self.position.step, epochs }
+    }
+
+    /// Runs the first batch twice, with all state held, and measures the second time.
+    fn try_a_step(&mut self) -> Result<Option<Cost>, Failure> {
+        if self.position.step >= self.schedule.total {
+            return Ok(None);
+        }
+        let order = data::order(self.position.course.seed, self.position.epoch, self.set.len());
+        let rows: Vec<usize> = order.iter().take(self.batch).map(|r| *r as usize).collect();
+        let mut feeds = self.set.batch(&rows, self.position.epoch)?;
+        feeds.extend(NpTensor::from_f64s(DType::F32, &[], &[0.0]).map(|v| (self.graph.lr.clone(), v)));
+        self.stepper.hold(&self.state, |_| true);
+        let mut seconds = f64::INFINITY;
+        for _ in 0..2 {
+            let begun = Instant::now();
+            self.stepper.step(&feeds, &mut self.state).map_err(|e| engine_failure(e, &self.graph.path))?;
+            seconds = seconds.min(begun.elapsed().as_secs_f64());
+            if seconds > 5.0 {
+                break;
+            }
+        }
+        self.stepper.hold(&self.state, |_| false);
+        Ok(Some(Cost { seconds, memory: memory::resident() }))
     }
 
     fn why_rate(&self) -> String {

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | weight of a linear map or convolution | U(±1/√fan_in), PyTorch's `kaiming_uniform(a=√5)` |
 //! | its bias | the same bound; 0 where no map is found |
-//! | embedding | N(0, 1) |
+//! | embedding | N(0, 1); one that is the head's weight too starts as that |
 //! | learned position | N(0, 0.02²), what vision and language transformers use |
 //! | scale of a normalisation, written as one node or as several | 1 |
 //! | bias of a normalisation | 0 |
@@ -44,7 +44,11 @@ fn fresh(g: &Graph, v: ValueId, role: Role, seed: u64) -> Option<Tensor> {
     let bounded = |fan_in: i64| stream().uniform(dtype, dims, 1.0 / (fan_in.max(1) as f64).sqrt());
     match role {
         Role::Weight => carried(g, v).into_iter().find_map(|(n, i)| fan_in(g, n, i)).map(bounded),
-        Role::Embedding => Some(stream().normal(dtype, dims, 1.0)),
+        // A table that is also the head's weight starts as a head: its scale keeps the scores in bounds.
+        Role::Embedding => Some(match carried(g, v).into_iter().find_map(|(n, i)| fan_in(g, n, i)) {
+            Some(fan_in) => bounded(fan_in),
+            None => stream().normal(dtype, dims, 1.0),
+        }),
         Role::Position => Some(stream().normal(dtype, dims, 0.02)),
         Role::NormScale => Some(constant(dtype, dims, 1.0)),
         Role::NormBias => Some(constant(dtype, dims, 0.0)),
@@ -229,6 +233,29 @@ mod tests {
         }
         assert_ne!(values("w")[..4], values("b")[..]);
         assert_eq!([values("scale")[0], values("shift")[0], values("mean")[0], values("var")[0]], [1.0, 0.0, 0.0, 1.0]);
+    }
+
+    /// `MatMul(Gather(table, ids), Transpose(table))`: the scores of a network whose embedding is its head.
+    #[test]
+    fn a_table_that_is_also_the_head_starts_as_a_head() {
+        for tied in [true, false] {
+            let mut g = Graph::default();
+            let ids = g.add_input("ids", TensorType::fixed(DType::I64, &[5]).into(), None);
+            let ty = |d: &[i64]| TensorType::fixed(DType::F32, d).into();
+            let table = g.add_initializer("table", Tensor::f32s(&[40, 16], &[9.0; 640]), false);
+            let n = g.add_op("", Op::new("Gather", Attrs::new()), &[Some(table), Some(ids)]);
+            let mut y = g.push_result(n, "h", ty(&[5, 16]));
+            if tied {
+                let n = g.add_op("", Op::new("Transpose", Attrs::new()), &[Some(table)]);
+                let turned = g.push_result(n, "t", ty(&[16, 40]));
+                let n = g.add_op("", Op::new("MatMul", Attrs::new()), &[Some(y), Some(turned)]);
+                y = g.push_result(n, "y", ty(&[5, 40]));
+            }
+            g.add_output(y, None);
+            reinitialize(&mut g, 3);
+            let largest = g.initializer(g.find("table").unwrap()).unwrap().to_f64().unwrap().iter().fold(0.0, |m: f64, v| m.max(v.abs()));
+            assert_eq!(largest <= 0.25, tied, "{largest}");
+        }
     }
 
     /// Blocks of a pre-activation network: `relu(norm(x))`, then two convolutions with a normalisation between them, folded into
