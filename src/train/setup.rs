@@ -268,13 +268,13 @@ impl Setup {
         if let Some(cost) = self.cost {
             let left = s.total.saturating_sub(self.position.step);
             let memory = cost.memory.map(|m| format!("; {} of memory", memory::bytes(m))).unwrap_or_default();
-            let each = if cost.seconds < 1.0 {
-                format!("{:.0} ms", 1e3 * cost.seconds)
-            } else {
-                format!("{:.1} s", cost.seconds)
-            };
+            let each =
+                if cost.seconds < 1.0 { format!("{:.0} ms", 1e3 * cost.seconds) } else { format!("{:.1} s", cost.seconds) };
             let held_back = if self.validation.is_some() { ", without validation" } else { "" };
-            lines.push(("expected", format!("about {} at {each} a step{held_back}{memory}", duration(left as f64 * cost.seconds))));
+            lines.push((
+                "expected",
+                format!("about {} at {each} a step{held_back}{memory}", duration(left as f64 * cost.seconds)),
+            ));
         }
         if let Some(path) = &self.resumed {
             lines.push(("resumed", format!("after step {}, from {}", self.position.step, path.display())));

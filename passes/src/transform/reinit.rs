@@ -253,7 +253,13 @@ mod tests {
             }
             g.add_output(y, None);
             reinitialize(&mut g, 3);
-            let largest = g.initializer(g.find("table").unwrap()).unwrap().to_f64().unwrap().iter().fold(0.0, |m: f64, v| m.max(v.abs()));
+            let largest = g
+                .initializer(g.find("table").unwrap())
+                .unwrap()
+                .to_f64()
+                .unwrap()
+                .iter()
+                .fold(0.0, |m: f64, v| m.max(v.abs()));
             assert_eq!(largest <= 0.25, tied, "{largest}");
         }
     }
