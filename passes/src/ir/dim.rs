@@ -84,8 +84,31 @@ impl Dim {
         match self.known() {
             Some(n) => n.checked_div_euclid(divisor).map(Dim::from),
             None if self.is_unnamed() => None,
-            None => self.div_exact(&Dim::from(divisor)).or_else(|| Some(Dim::symbol(&format!("({self})/{divisor}")))),
+            None => self.div_exact(&Dim::from(divisor)).or_else(|| {
+                // ⌊⌊n / a⌋ / b⌋ = ⌊n / (a · b)⌋
+                let (inner, by) = self.as_quotient().unwrap_or((self.clone(), 1));
+                let by = by.checked_mul(divisor)?;
+                Some(Dim::symbol(&format!("({inner})/{by}")))
+            }),
         }
+    }
+
+    /// What a quotient divides, and by what.
+    fn as_quotient(&self) -> Option<(Dim, i64)> {
+        let mut terms = self.terms();
+        let (Some(([symbol], 1)), None) = (terms.next(), terms.next()) else { return None };
+        let (inner, by) = symbol.strip_prefix('(')?.rsplit_once(")/")?;
+        let depth = |depth: i32, c: char| depth + i32::from(c == '(') - i32::from(c == ')');
+        let balanced = inner
+            .chars()
+            .scan(0, |d, c| {
+                Some({
+                    *d = depth(*d, c);
+                    *d
+                })
+            })
+            .all(|d| d >= 0);
+        balanced.then_some((Dim::parse(inner), by.parse().ok().filter(|by| *by > 0)?))
     }
 
     /// The same with a symbol replaced.
@@ -259,11 +282,17 @@ impl fmt::Display for Dim {
         }
         let mut first = true;
         for (monomial, c) in self.terms.iter().rev() {
-            if !first {
-                f.write_str("+")?;
-            }
+            // Without the blanks `a-b` would be a name.
+            let size = if first { i128::from(*c) } else { i128::from(*c).abs() };
+            f.write_str(if first {
+                ""
+            } else if *c < 0 {
+                " - "
+            } else {
+                "+"
+            })?;
             first = false;
-            match (monomial.is_empty(), *c) {
+            match (monomial.is_empty(), size) {
                 (true, c) => write!(f, "{c}")?,
                 (false, 1) => f.write_str(&monomial.join("*"))?,
                 (false, c) => write!(f, "{c}*{}", monomial.join("*"))?,
@@ -284,6 +313,17 @@ mod tests {
     use super::*;
 
     #[test]
+    fn quotients_of_quotients_read_as_one() {
+        let quotient = |d: &Dim, by: i64| d.quotient(by).unwrap();
+        let frames = quotient(&(&Dim::symbol("sequence") - &Dim::from(192)), 128);
+        assert_eq!(frames.to_string(), "(sequence - 192)/128");
+        assert_eq!(quotient(&quotient(&frames, 2), 2).to_string(), "(sequence - 192)/512");
+        assert_eq!(quotient(&(&frames + &Dim::from(1)), 2).to_string(), "((sequence - 192)/128+1)/2");
+        assert_eq!(quotient(&Dim::symbol("(a)*(b)/2"), 2).to_string(), "((a)*(b)/2)/2");
+        assert_eq!(quotient(&Dim::symbol("(N//2)"), 2).to_string(), "((N//2))/2");
+    }
+
+    #[test]
     fn polynomials_have_one_normal_form() {
         let (b, t) = (Dim::symbol("batch"), Dim::symbol("time"));
         assert_eq!(&b * &t, &t * &b);
@@ -297,6 +337,9 @@ mod tests {
             Dim::parse("2*time + batch*(batch + 1) - 3"),
             &(&(&t + &t) + &(&b * &(&b + &Dim::from(1)))) - &Dim::from(3)
         );
+        assert_eq!((&b - &Dim::from(192)).to_string(), "batch - 192");
+        let least = &b + &Dim::from(i64::MIN);
+        assert_eq!(least.to_string(), format!("batch - {}", i64::MIN.unsigned_abs()));
         for name in ["batch-size", "N//2", "a b", "2batch", "*", "", "(batch+1)/2", "x.1_dim_0"] {
             assert_eq!(Dim::parse(name), Dim::symbol(name));
         }

@@ -128,8 +128,10 @@ impl Tensor {
         };
         let (dtype, _) = described(&like)?;
         Tensor::from_proto(values, None)?;
-        Tensor::from_proto(sparse.indices.clone().unwrap_or_default(), None)?;
-        Ok(Tensor::from_parts(dtype, like.dims, Data::Sparse(Arc::new(sparse))))
+        let sparse = Arc::new(sparse);
+        let tensor = Tensor::from_parts(dtype, like.dims, Data::Sparse(sparse.clone()));
+        tensor.offsets(&sparse)?;
+        Ok(tensor)
     }
 
     fn from_parts(dtype: DType, dims: Vec<i64>, data: Data) -> Tensor {
@@ -344,28 +346,37 @@ impl Tensor {
             .map_err(|e| self.fail(format!("reading `{}` failed: {e}", path.display())))
     }
 
+    /// Where the elements of a sparse constant stand in the order of all elements.
+    fn offsets(&self, sparse: &SparseTensorProto) -> Result<Vec<usize>, TensorError> {
+        let indices = Tensor::from_proto(sparse.indices.clone().unwrap_or_default(), None)?;
+        // Indices are offsets ([count]) or coordinates ([count, rank]).
+        let rank = if indices.dims.len() == 2 { self.dims.len().max(1) } else { 1 };
+        let inside = |place: &[i64]| {
+            let extents = if rank == 1 { &[self.len() as i64] } else { self.dims.as_slice() };
+            let mut offset = 0i64;
+            for (at, extent) in place.iter().zip(extents) {
+                offset = offset.checked_mul(*extent)?.checked_add(*at).filter(|_| (0..*extent).contains(at))?;
+            }
+            usize::try_from(offset).ok().filter(|_| place.len() == rank)
+        };
+        let places = indices.to_i64()?;
+        let outside = |place: &[i64]| self.fail(format!("has an element at {place:?}, outside its shape {:?}", self.dims));
+        places.chunks(rank).map(|place| inside(place).ok_or_else(|| outside(place))).collect()
+    }
+
     /// All elements of a sparse constant.
     fn densify(&self, sparse: &SparseTensorProto) -> Result<Vec<u8>, TensorError> {
         let size = self.dtype.size().ok_or_else(|| self.fail(format!("elements of type {} cannot be read", self.dtype)))?;
         let values = Tensor::from_proto(sparse.values.clone().unwrap_or_default(), None)?;
-        let indices = Tensor::from_proto(sparse.indices.clone().unwrap_or_default(), None)?;
-        let places = indices.to_i64()?;
-        // Indices are offsets ([count]) or coordinates ([count, rank]).
-        let rank = if indices.dims.len() == 2 { self.dims.len().max(1) } else { 1 };
         let all = size.saturating_mul(self.len());
         if all > LARGEST_DENSE {
             return Err(self.fail(format!("is sparse; all elements of its shape {:?} would take {all} bytes", self.dims)));
         }
         let mut dense = vec![0; all];
-        for (place, value) in places.chunks(rank).zip(values.bytes()?.chunks_exact(size)) {
-            let offset = if rank == 1 {
-                place[0]
-            } else {
-                place.iter().zip(&self.dims).fold(0i64, |o, (i, d)| o.saturating_mul(*d).saturating_add(*i))
-            };
-            let slot = usize::try_from(offset).ok().and_then(|o| dense.get_mut(o.checked_mul(size)?..)?.get_mut(..size));
-            slot.ok_or_else(|| self.fail(format!("has an element at {place:?}, outside its shape {:?}", self.dims)))?
-                .copy_from_slice(value);
+        for (offset, value) in self.offsets(sparse)?.into_iter().zip(values.bytes()?.chunks_exact(size)) {
+            if let Some(slot) = dense.get_mut(offset * size..(offset + 1) * size) {
+                slot.copy_from_slice(value);
+            }
         }
         Ok(dense)
     }

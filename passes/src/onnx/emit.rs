@@ -437,7 +437,25 @@ pub(super) fn tensor_message(t: &Tensor) -> Option<TensorProto> {
 
 /// Declares a value with what is known of its type.
 pub(super) fn declare(g: &Graph, v: ValueId) -> ValueInfoProto {
-    ValueInfoProto { name: g.name(v).to_string(), type_: Some(type_message(&g.value(v).ty)).into(), ..Default::default() }
+    let mut ty = g.value(v).ty.clone();
+    ty.shape.iter_mut().flatten().filter(|d| d.is_unnamed()).for_each(|d| *d = with_lasting_names(g, d));
+    ValueInfoProto { name: g.name(v).to_string(), type_: Some(type_message(&ty)).into(), ..Default::default() }
+}
+
+/// The extent with the symbols that shape rules made up named after the first value that has them as an axis. A rule's own name for
+/// an extent is another one in each run.
+fn with_lasting_names(g: &Graph, d: &Dim) -> Dim {
+    let lasting = |symbol: &str| {
+        let alone = Dim::symbol(symbol);
+        g.topological_order().into_iter().flat_map(|n| g.results(n)).find_map(|v| {
+            let axis = g.value(v).ty.shape.as_ref()?.iter().position(|d| *d == alone)?;
+            let name = g.name(v).replace(|c: char| !c.is_alphanumeric() && !"_.:".contains(c), "_");
+            Some(Dim::symbol(&format!("?{name}_{axis}")))
+        })
+    };
+    d.symbols()
+        .filter(|s| s.starts_with('?'))
+        .fold(d.clone(), |named, symbol| named.substitute(symbol, &lasting(symbol).unwrap_or_else(|| Dim::symbol("?"))))
 }
 
 fn type_message(ty: &ValueType) -> TypeProto {

@@ -146,6 +146,15 @@ fn listed_and_sparse_initializers_survive() {
     };
     g.sparse_initializer = vec![sparse];
     assert_eq!(through(&m), m);
+    let mut outside = m.clone();
+    outside.graph.as_mut().unwrap().sparse_initializer[0].indices.as_mut().unwrap().int64_data[1] = 400;
+    assert!(import(outside, None).unwrap_err().to_string().contains("an element at [400], outside its shape [20, 20]"));
+    // Too large to be written out, it is still what it is.
+    let mut vast = m.clone();
+    vast.graph.as_mut().unwrap().sparse_initializer[0].dims = vec![1 << 20, 1 << 20];
+    let vast = import(vast, None).unwrap();
+    let proof = crate::proof::prove_equal(&vast, &vast.clone(), &Default::default());
+    assert!(proof.proved, "{}", proof.reason);
     let read = import(m, None).unwrap();
     let dense = read.initializer(read.find("w").unwrap()).unwrap().to_f32().unwrap();
     let places: Vec<usize> = dense.iter().enumerate().filter(|(_, v)| **v != 0.0).map(|(i, _)| i).collect();

@@ -1,6 +1,6 @@
 //! Constants of both graphs, each content once: equal bytes are equal constants, wherever they are stored.
 
-use crate::ir::{DType, Tensor};
+use crate::ir::{DType, Parts, Tensor};
 use crate::ops::eval::places::{Places, count};
 use crate::ops::eval::{Array, Bounded};
 use indexmap::IndexSet;
@@ -215,6 +215,11 @@ impl<'g> Constants<'g> {
 
 /// The message of a tensor without its name.
 fn message(t: &Tensor) -> Option<Vec<u8>> {
+    if let Parts::Sparse(p) = t.parts() {
+        let mut p = p.clone();
+        p.values.mut_or_insert_default().name.clear();
+        return p.write_to_bytes().ok();
+    }
     let mut p = t.message()?.clone();
     p.name.clear();
     p.doc_string.clear();
