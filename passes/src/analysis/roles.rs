@@ -8,7 +8,8 @@ use super::head::constant_origin;
 use super::origin::is_of_exporter;
 use crate::ir::{Graph, Kind, NodeId, TensorType, ValueId};
 use crate::ops::passes_through;
-use std::collections::HashSet;
+use std::cell::RefCell;
+use std::collections::{HashMap, HashSet};
 
 /// The role of a float constant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,6 +55,8 @@ pub struct UseRoles<'g> {
     g: &'g Graph,
     /// Nodes that depend on data a caller feeds. A token id does; a position index does not.
     fed: HashSet<NodeId>,
+    /// What was found behind a node within so many operators. Without it the search doubles at each value with two readers.
+    onward: RefCell<HashMap<(NodeId, usize), Role>>,
 }
 
 /// Operators that a role is looked for behind.
@@ -65,7 +68,7 @@ const UNUSED: Role = Role::Frozen("unused");
 impl<'g> UseRoles<'g> {
     /// Roles in a graph.
     pub fn new(g: &'g Graph) -> UseRoles<'g> {
-        UseRoles { g, fed: g.fed() }
+        UseRoles { g, fed: g.fed(), onward: RefCell::default() }
     }
 
     /// The role that `v` has as operand `operand` of `consumer`.
@@ -133,12 +136,12 @@ impl UseRoles<'_> {
         let name = op.name.as_str();
         let is_vector = g.tensor_type(v).is_none_or(|t| t.rank() <= 1) || per_channel(g, v);
         if (passes_through(op) || reparametrises(name)) && operand == 0 {
-            return self.onward(node, v, depth);
+            return self.onward(node, depth);
         }
         // A weight may be computed from parameters: a direction and its length, a normalised matrix.
         if matches!(name, "Mul" | "Div")
             && !fed
-            && let found @ (Role::Weight | Role::Embedding) = self.onward(node, v, depth)
+            && let found @ (Role::Weight | Role::Embedding) = self.onward(node, depth)
         {
             return found;
         }
@@ -193,18 +196,22 @@ impl UseRoles<'_> {
     }
 
     /// The role of what a node makes of a constant: the first that trains, of all readers of its results.
-    fn onward(&self, node: NodeId, v: ValueId, depth: usize) -> Role {
+    fn onward(&self, node: NodeId, depth: usize) -> Role {
         let g = self.g;
         let mut found = UNUSED;
         if depth == 0 {
             return found;
         }
-        for (n, i) in g.results(node).flat_map(|r| g.uses_in_order(r)) {
-            found = self.of_use(n, i, g.operand(n, i).unwrap_or(v), depth - 1);
+        if let Some(known) = self.onward.borrow().get(&(node, depth)) {
+            return *known;
+        }
+        for (r, (n, i)) in g.results(node).flat_map(|r| g.uses_in_order(r).into_iter().map(move |u| (r, u))) {
+            found = self.of_use(n, i, r, depth - 1);
             if found.trains() || found == Role::Statistic {
                 break;
             }
         }
+        self.onward.borrow_mut().insert((node, depth), found);
         found
     }
 }
@@ -252,10 +259,17 @@ fn values_of(g: &Graph, v: ValueId) -> Option<Vec<f64>> {
 
 /// Does a softmax read the node's result, perhaps in another layout (windows beside heads)? Then it adds to scores.
 fn feeds_softmax(g: &Graph, node: NodeId, depth: usize) -> bool {
-    g.results(node).flat_map(|r| g.uses(r)).any(|(n, operand)| {
-        let layout = operand == 0 && g.op(n).is_some_and(passes_through);
-        g.is_op(n, "Softmax") || (layout && depth > 0 && feeds_softmax(g, n, depth - 1))
-    })
+    let mut seen = HashSet::from([node]);
+    let mut open = vec![node];
+    for _ in 0..=depth {
+        let readers: Vec<(NodeId, usize)> = open.iter().flat_map(|n| g.results(*n)).flat_map(|r| g.uses(r)).collect();
+        if readers.iter().any(|(n, _)| g.is_op(*n, "Softmax")) {
+            return true;
+        }
+        let layout = |(n, operand): &(NodeId, usize)| *operand == 0 && g.op(*n).is_some_and(passes_through);
+        open = readers.into_iter().filter(layout).map(|(n, _)| n).filter(|n| seen.insert(*n)).collect();
+    }
+    false
 }
 
 /// Has the tensor at most one extent above 1? A scale or bias per channel has, whatever its rank.

@@ -34,6 +34,7 @@ pub(crate) use route::ROUTE_SOURCES;
 pub use sample::{Sample, SampleOperand};
 pub(crate) use transpose::permutation;
 pub use unruled::{unruled, why_no_rule};
+pub(crate) use window::write_padding_out;
 
 // The operators' files import all of this by `use super::*`.
 use crate::ir::{ANCRE, Attrs, DType, Dim, Graph, NodeId, Op, Tensor, TensorType, ValueId, ValueType};

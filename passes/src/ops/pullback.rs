@@ -230,13 +230,30 @@ impl Pullback<'_, '_> {
         self.give_broadcast(i, |_| Ok(ct))
     }
 
-    /// Adds to the cotangent of operand `i` the result's where a condition chose the operand, summed down to its shape.
-    pub fn accumulate_chosen(&mut self, i: usize, condition: ValueId, chosen_where: bool) -> Result<(), GradError> {
-        let (v, ct) = (self.operand(i)?, self.ct(0)?);
-        let kept = self.b.keep(ct, condition, chosen_where)?;
-        let value = unbroadcast(self.b, kept, v)?;
-        let guard = (value == kept).then_some(Guard { condition, zero_where: !chosen_where });
-        self.contribute(v, Contribution::Value(Cotangent { value, guard, steep: self.b.steep }));
+    /// Adds to the cotangents of two operands the result's where a condition chose the one or the other, summed down to their shapes.
+    pub fn accumulate_chosen(
+        &mut self,
+        condition: ValueId,
+        where_it_holds: usize,
+        elsewhere: usize,
+    ) -> Result<(), GradError> {
+        let ct = self.ct(0)?;
+        let mut first = None;
+        for (i, holds) in [(where_it_holds, true), (elsewhere, false)] {
+            if !self.wants(i) {
+                continue;
+            }
+            let kept = match first {
+                // What the one operand does not get is the other's.
+                Some(first) if !self.b.steep => self.b.sub(ct, first)?,
+                _ => self.b.keep(ct, condition, holds)?,
+            };
+            first = Some(kept);
+            let v = self.operand(i)?;
+            let value = unbroadcast(self.b, kept, v)?;
+            let guard = (value == kept).then_some(Guard { condition, zero_where: !holds });
+            self.contribute(v, Contribution::Value(Cotangent { value, guard, steep: self.b.steep }));
+        }
         Ok(())
     }
 

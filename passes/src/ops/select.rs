@@ -13,12 +13,7 @@ pub(super) const WHERE: Row = Row {
     // x̄ = unbroadcast(z̄ where c), ȳ = unbroadcast(z̄ where not c).
     pullback: |p| {
         let condition = p.operand(0)?;
-        for (i, chosen) in [(1, true), (2, false)] {
-            if p.wants(i) {
-                p.accumulate_chosen(i, condition, chosen)?;
-            }
-        }
-        Ok(())
+        p.accumulate_chosen(condition, 1, 2)
     },
     samples: || {
         vec![

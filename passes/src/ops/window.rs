@@ -2,8 +2,8 @@
 
 use super::TypeError;
 use super::{Infer, unknown_dim};
-use crate::ir::{Attrs, Dim, Op, TensorType, ValueId};
-use crate::ops::build::{Builder, Built};
+use crate::ir::{Attrs, Dim, Graph, NodeId, Op, TensorType, ValueId};
+use crate::ops::build::{BuildError, Builder, Built};
 
 /// Bound of every number of a window. A damaged file may hold numbers beyond, which would overflow.
 const LARGEST: i64 = 1 << 24;
@@ -28,6 +28,40 @@ pub(super) struct Window {
 pub(super) fn pooled(cx: &Infer) -> Result<TensorType, TypeError> {
     let x = cx.ty(0)?;
     Ok(TensorType::new(x.dtype, Window::of(cx, None)?.result(&x.shape, &x.shape[1])?))
+}
+
+/// Writes the padding of a convolution or an average pool out where it follows from extents that only the run tells. A mean leaves the
+/// padding out, unless the pool says otherwise: it is divided by the mean of as many ones.
+pub(crate) fn write_padding_out(g: &mut Graph, id: NodeId) -> Result<(), BuildError> {
+    let Some(op) = g.op(id).filter(|op| op.is("Conv") || op.is("AveragePool")).cloned() else { return Ok(()) };
+    let Some(x) = g.operand(id, 0) else { return Ok(()) };
+    let kernel = g.operand(id, 1).and_then(|w| g.tensor_type(w)).map(|w| w.shape);
+    let Some(ty) = g.tensor_type(x).filter(|ty| ty.rank() > 2) else { return Ok(()) };
+    let window = Window::new(&op, kernel.as_ref().and_then(|k| k.get(2..)), &ty.shape[2..]);
+    let Some(window) = window.ok().filter(|w| w.open.is_some()) else { return Ok(()) };
+    let upper = op.str("auto_pad") == "SAME_UPPER";
+    let mut valid = op.clone();
+    valid.attrs.0.retain(|name, _| name != "auto_pad" && name != "pads");
+    let name = g.site(id).name;
+    let mut b = Builder::new(g, &name);
+    let padded = window.pad_to_same(&mut b, x, upper)?;
+    if op.is("Conv") || op.int("count_include_pad") != 0 {
+        b.graph.edit_attrs(id, |a| *a = valid.attrs);
+        b.graph.set_operand(id, 0, Some(padded));
+        return Ok(());
+    }
+    let pool = |b: &mut Builder, x: ValueId| b.op_with("AveragePool", valid.attrs.clone(), &[x]);
+    let extents = b.op_with("Shape", Attrs::new().with("start", 2), &[x])?;
+    let ones = b.ints(&[1, 1]);
+    let shape = b.concat(&[ones, extents], 0)?;
+    let one = b.scalar(ty.dtype, 1.0);
+    let image = b.op("Expand", &[one, shape])?;
+    let spatial: Vec<Dim> = [Dim::from(1), Dim::from(1)].into_iter().chain(ty.shape[2..].iter().cloned()).collect();
+    let image = b.state(image, TensorType::new(ty.dtype, spatial));
+    let image = window.pad_to_same(&mut b, image, upper)?;
+    let (means, parts) = (pool(&mut b, padded)?, pool(&mut b, image)?);
+    b.graph.replace_op(id, Op::new("Div", Attrs::new()), &[Some(means), Some(parts)]);
+    Ok(())
 }
 
 impl Window {
@@ -118,6 +152,32 @@ impl Window {
             let small = total / 2;
             (self.begin[i], self.end[i]) = if upper { (small, total - small) } else { (total - small, small) };
         }
+    }
+
+    /// Pads the spatial axes by what SAME padding comes to at the extents of the run, the odd cell after an axis (`upper`) or before it.
+    fn pad_to_same(&self, b: &mut Builder, x: ValueId, upper: bool) -> Built {
+        let ty = b.ty(x)?;
+        let each = |of: &dyn Fn(usize) -> i64| (0..self.rank()).map(of).collect::<Vec<_>>();
+        let extents = b.op_with("Shape", Attrs::new().with("start", 2), &[x])?;
+        // max((⌈n / stride⌉ − 1) · stride + reach − n, 0)
+        let (strides, before) = (b.ints(&self.strides), b.ints(&each(&|i| self.strides[i] - 1)));
+        let rest = b.ints(&each(&|i| self.reach(i) - self.strides[i]));
+        let rounded = b.add(extents, before)?;
+        let windows = b.div(rounded, strides)?;
+        let covered = b.mul(windows, strides)?;
+        let covered = b.add(covered, rest)?;
+        let total = b.sub(covered, extents)?;
+        let (none, two) = (b.ints(&each(&|_| 0)), b.ints(&each(&|_| 2)));
+        let total = b.op("Max", &[total, none])?;
+        let small = b.div(total, two)?;
+        let large = b.sub(total, small)?;
+        let kept = b.ints(&[0, 0]);
+        let (begin, end) = if upper { (small, large) } else { (large, small) };
+        let pads = b.concat(&[kept, begin, kept, end], 0)?;
+        let padded = b.op("Pad", &[x, pads])?;
+        let spatial = (0..self.rank()).map(|_| unknown_dim("padded"));
+        let shape: Vec<Dim> = ty.shape[..2].iter().cloned().chain(spatial).collect();
+        Ok(b.state(padded, TensorType::new(ty.dtype, shape)))
     }
 
     /// The same window, if all its padding is in numbers.

@@ -52,6 +52,7 @@ pub fn to_opset(g: &mut Graph, target: i64, applied: &mut Applied) -> Result<i64
         if let Some(padded) = ops::explicit_padding(g, id) {
             g.edit_attrs(id, |a| *a = padded);
         }
+        ops::write_padding_out(g, id)?;
     }
     Ok(reached)
 }

@@ -307,3 +307,26 @@ fn padding_of_transposed_convolutions_becomes_explicit() {
         assert!(op.attrs.get("auto_pad").is_none() && op.attrs.get("output_shape").is_none());
     }
 }
+
+/// As Keras exporters write them: padding that follows from an extent which only the run tells.
+#[test]
+fn padding_to_the_same_extent_is_computed_where_only_the_run_tells_it() {
+    for (op, nodes) in
+        [("Conv <SAME> (x, k)", 12), ("AveragePool <SAME, count_include_pad = 1> (x)", 12), ("AveragePool <SAME> (x)", 28)]
+    {
+        let attrs = "kernel_shape = [3, 2], strides = [2, 3], auto_pad = \"SAME_UPPER\"";
+        let source = format!(
+            "net (float[n, 3, h, w] x) => (y) <float[3, 3, 3, 2] k = {{…}}> {{ y = {} }}",
+            op.replace("SAME", attrs)
+        );
+        let mut g = crate::text::parse(&source).unwrap();
+        let (x, y) = (g.find("x").unwrap(), g.find("y").unwrap());
+        let before = g.tensor_type(y);
+        to_opset(&mut g, TARGET, &mut Applied::default()).unwrap();
+        assert_eq!((g.tensor_type(y), g.nodes().filter(|n| g.op(*n).is_some()).count()), (before, nodes), "{op}");
+        let loss = Builder::new(&mut g, "loss").reduce_all("ReduceSum", y).unwrap();
+        let gradients = crate::transform::differentiate::differentiate(&mut g, &crate::target::CPU, loss, &[x]).unwrap();
+        let of_x = g.tensor_type(gradients[&x]).unwrap();
+        assert!(of_x.may_be(&g.tensor_type(x).unwrap()), "{op}: {of_x}");
+    }
+}
