@@ -302,7 +302,7 @@ pub struct RewriteArgs {
     /// Machine whose costs choose among formulations of the same computation [default: cpu]
     #[arg(long, value_parser = PossibleValuesParser::new(Target::NAMES).try_map(|name| Target::of_name(&name).ok_or("no such target")), help_heading = "Training graph")]
     pub target: Option<&'static Target>,
-    /// Engine that compares the rewrite with its source, proved or not; none: no verification [default: a proof, else tract, else ONNX Runtime]
+    /// Engine that compares the rewrite with its source, proved or not; none: no verification, and the training graph is not opened in an engine [default: a proof, else tract, else ONNX Runtime]
     #[arg(long, help_heading = "Verification")]
     pub verify: Option<VerifyArg>,
     /// Inputs to compare on where no proof is found [default: 2]

@@ -21,7 +21,7 @@ use crate::rewrite::verification::Verification;
 use crate::verify::{Subject, read_inputs};
 use ancre_passes::analysis::residual::{ResidualStructure, find_residuals};
 use ancre_passes::analysis::roles::initializer_roles;
-use ancre_passes::contract::{Record, Tie, Ties};
+use ancre_passes::contract::{LossRecord, Record, Tie, Ties};
 use ancre_passes::ir::{Graph, NodeId, RouterId, RouterSpec, SharedBytes};
 use ancre_passes::onnx;
 use ancre_passes::pipeline::{Cx, FORWARD, PassError, PassManager, PassRun, ROUTE};
@@ -124,6 +124,11 @@ pub fn rewrite(a: &RewriteArgs) -> Result<Outcome, Failure> {
     // A network that is not rewritten keeps its local functions.
     let stays = config.route.chains == ChainChoice::None && config.training.is_none();
     let (mut source, bytes, inlined) = if stays { load(model).map(|(g, b)| (g, b, false))? } else { load_inlined(model)? };
+    if LossRecord::is_in(&source) {
+        return Err(Failure::input("is a training or evaluation graph that ancre-rewrite wrote")
+            .help("`ancre-rewrite train` trains a training graph; this command takes the original model")
+            .at(model));
+    }
     if inlined && config.verify.is_some() {
         notices.push("local functions were inlined; verification compares with the source after that".into());
     }

@@ -74,9 +74,9 @@ impl Opening {
                 Some(why) => notices.push(format!("no engine opened the {name}: {why}")),
                 None => {
                     return Err(Failure::check(format!(
-                        "the {name} cannot be opened: {error}; this is a fault of ancre-rewrite, nothing was written"
+                        "the {name} cannot be opened, though the source can: {error}; nothing was written"
                     ))
-                    .help("--no-train writes the forward graph alone, --verify none writes all unopened; report the model's architecture")
+                    .help("--no-train writes the forward graph alone, --verify none all of it unopened; where the newest ONNX Runtime (`ancre-rewrite runtime install`) refuses it too, report the model's architecture")
                     .at(&path));
                 }
             }

@@ -1,7 +1,7 @@
 //! What an error says: the node in the way by name, the operator, and advice that leads somewhere.
 
 use super::with;
-use crate::common::{emit, runtime, text, tool, tool_ok, write_npz};
+use crate::common::{emit, runtime, text, tool, tool_ok, tool_where, write_npz};
 use ancre_passes::text::parse;
 use onnx_protobuf::attribute_proto::AttributeType;
 use onnx_protobuf::{AttributeProto, GraphProto, Message, ModelProto, NodeProto};
@@ -169,6 +169,25 @@ fn advice_names_no_engine_that_failed() {
     assert!(!both.err.contains("try:"), "{}", both.err);
     assert!(verify(&["--engine", "tract"]).err.contains("try: --engine ort"));
     assert!(verify(&["--engine", "ort"]).err.contains("try: --engine tract"));
+}
+
+/// Each advice is followed: the variable goes before what is fetched, and a training graph is no model to start from.
+#[test]
+fn advice_fits_what_was_given() {
+    runtime();
+    let (dir, m) = model("", "float[N, 4]", "", "y = Tanh (s3)");
+    let bogus = [("ORT_DYLIB_PATH", m.to_str().unwrap())];
+    let said = tool_where(&bogus, &["runtime"]);
+    assert!(said.status == 1 && said.err.contains("correct or unset ORT_DYLIB_PATH"), "{} {}", said.status, said.err);
+    let said = tool_where(&bogus, &["verify", &text(&m), &text(&m), "--no-proof", "--engine", "ort"]);
+    assert!(said.status == 2 && said.err.contains("correct or unset ORT_DYLIB_PATH"), "{} {}", said.status, said.err);
+    tool_ok(&with(&m, &["--loss", "mse"]));
+    let said = refused(&dir.path().join("m.ancre.train.onnx"), &[]);
+    assert!(said.contains("is a training") && said.contains("`ancre-rewrite train`"), "{said}");
+    std::fs::write(dir.path().join("file"), "").unwrap();
+    let out = text(&dir.path().join("file/"));
+    let said = refused(&m, &["-o", &format!("{out}/")]);
+    assert!(said.contains("file is a file, no directory"), "{said}");
 }
 
 /// The tensor that was the first to be no number, and its node; and no lower rate, which would change nothing.

@@ -34,7 +34,7 @@ pub(in crate::engine) fn about_here() -> Result<About, EngineError> {
 
 /// The version a library states. Fails when it cannot be loaded or is no ONNX Runtime.
 fn version(runtime: &Runtime) -> Result<String, EngineError> {
-    let fail = |why: String| EngineError::NoRuntime(format!("`{}` cannot be used: {why}", runtime.path.display()));
+    let fail = |why: String| runtime.unusable(&why);
     #[allow(unsafe_code, reason = "the version stands behind a function of the library, which only a raw call reaches")]
     // SAFETY: `OrtGetApiBase` has this type in every release, its table and the string it gives are static. The library stays
     // loaded: sessions use it too.

@@ -63,6 +63,19 @@ pub struct Runtime {
     pub found: Found,
 }
 
+impl Runtime {
+    /// The error of a library that cannot be used, with what leads to another one.
+    pub(super) fn unusable(&self, why: &str) -> EngineError {
+        let other = match self.found {
+            // The variable goes before all that can be fetched.
+            Found::Variable => format!("correct or unset {PATH_VARIABLE}"),
+            _ => format!("fetch another one with `ancre-rewrite runtime install`, or set {PATH_VARIABLE}"),
+        };
+        let (path, found) = (self.path.display(), self.found);
+        EngineError::NoRuntime(format!("the ONNX Runtime at `{path}` (found by {found}) cannot be used: {why}; {other}"))
+    }
+}
+
 /// Finds the library: the variable, then the cache, then the pip package of the `python3` on the path, then the system.
 /// Fails when there is none; the message says how to get one.
 pub fn locate() -> Result<Runtime, EngineError> {

@@ -11,7 +11,6 @@ pub(super) use library::about_here;
 pub(crate) use library::{About, about};
 
 use self::device::{Device, Optimization};
-use self::locate::PATH_VARIABLE;
 use super::{Engine, EngineError, ExternalData, Session, Tensors, child};
 use crate::io::tensor::{NpTensor, with_type};
 use ancre_passes::ir::DType;
@@ -35,14 +34,7 @@ pub fn environment() -> Result<&'static Environment, EngineError> {
 }
 
 fn load_library(runtime: &Runtime) -> Result<Environment, EngineError> {
-    let fail = |why: String| {
-        EngineError::NoRuntime(format!(
-            "the ONNX Runtime at `{}` (found by {}) cannot be used: {why}; fetch another one with \
-             `ancre-rewrite runtime install`, or set {PATH_VARIABLE}",
-            runtime.path.display(),
-            runtime.found
-        ))
-    };
+    let fail = |why: String| runtime.unusable(&why);
     let environment = ort::init_from(&runtime.path)
         .map_err(|e| fail(e.to_string()))?
         .with_telemetry(false)
