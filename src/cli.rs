@@ -60,6 +60,8 @@ pub enum Command {
     Train(Box<TrainArgs>),
     /// Show which states the blocks of a routed network read, as a page or a picture
     Topology(TopologyArgs),
+    /// Turn text into a file of tokens
+    Tokenize(TokenizeArgs),
     /// Show which ONNX Runtime is used, or fetch one with pip
     Runtime(RuntimeArgs),
     /// Print shell completions
@@ -118,6 +120,46 @@ pub struct TopologyArgs {
     pub json: bool,
 }
 
+/// `tokenize`.
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  ancre-rewrite tokenize corpus.txt --tokenizer tokenizer.json          corpus.bin
+  ancre-rewrite tokenize wiki/ more.jsonl --tokenizer bytes -o all.bin --val-split 0.05
+
+The file is a .safetensors whatever its name: `tokens`, u16 where the vocabulary fits and u32 otherwise. `train --data` takes it, and flat u16.")]
+pub struct TokenizeArgs {
+    /// Text files (UTF-8; of a .jsonl each line is a document), or directories of them
+    #[arg(value_name = "TEXT", required = true)]
+    pub texts: Vec<PathBuf>,
+    /// How the texts are read.
+    #[command(flatten)]
+    pub text: TextOptions,
+    /// Output [default: the first text's name with .bin]
+    #[arg(short, long, alias = "output", value_name = "FILE.bin")]
+    pub out: Option<PathBuf>,
+    /// Write this part of the tokens, the end, to FILE.val.bin, such as 0.1
+    #[arg(long, value_name = "X")]
+    pub val_split: Option<f64>,
+    /// One JSON document on stdout
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// How text becomes tokens.
+#[derive(Args, Debug, Clone, Default, serde::Serialize, serde::Deserialize)]
+#[serde(default)]
+pub struct TextOptions {
+    /// What turns text into tokens: a tokenizer.json (Hugging Face's), or bytes
+    #[arg(long, value_name = "tokenizer.json|bytes", help_heading = "Data")]
+    pub tokenizer: Option<PathBuf>,
+    /// The field of a .jsonl file that holds the text [default: text]
+    #[arg(long, value_name = "NAME", help_heading = "Data")]
+    pub text_column: Option<String>,
+    /// The token after each document [default: the tokenizer's <|endoftext|>, </s> or the like, if it has one]
+    #[arg(long, value_name = "TOKEN", help_heading = "Data")]
+    pub end_of_text: Option<String>,
+}
+
 /// `freeze`.
 #[derive(Args, Debug)]
 pub struct FreezeArgs {
@@ -129,9 +171,10 @@ pub struct FreezeArgs {
     /// Keep the router trainable instead of baking it in
     #[arg(long, conflicts_with = "prune")]
     pub keep_router: bool,
-    /// Also drop weights below EPS in magnitude
-    #[arg(long, value_name = "EPS", default_value_t = 0.0)]
-    pub prune: f64,
+    /// Leave out weights below EPS in magnitude; 0 keeps all but zeros [default: the highest of 1e-2, 1e-3 … 1e-8 that moves the
+    /// outputs by less than 1e-5 and 1e-5 of their largest, on made-up inputs]
+    #[arg(long, value_name = "EPS")]
+    pub prune: Option<f64>,
     /// Output [default: STEM.frozen.onnx beside the model]
     #[arg(short, long, alias = "output", value_name = "FILE")]
     pub out: Option<PathBuf>,

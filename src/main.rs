@@ -6,7 +6,7 @@ use ancre_rewrite::error::Failure;
 use ancre_rewrite::rewrite::report;
 #[cfg(feature = "ort")]
 use ancre_rewrite::train;
-use ancre_rewrite::{freeze, inspect, rewrite, runtime, topology, verify};
+use ancre_rewrite::{freeze, inspect, rewrite, runtime, text, topology, verify};
 use clap::{CommandFactory, Parser};
 use serde_json::Value;
 use std::io::Write;
@@ -85,6 +85,10 @@ fn run(cli: &Cli) -> Result<(String, u8), Failure> {
         Some(Command::Topology(a)) => {
             let found = topology::topology(a)?;
             chosen(a.json, false, || found.json(), || found.text())
+        }
+        Some(Command::Tokenize(a)) => {
+            let done = text::tokenize(a)?;
+            chosen(a.json, false, || done.json(), || done.text())
         }
         Some(Command::Runtime(a)) => runtime::runtime(a)?,
         Some(Command::Completions { shell }) => {

@@ -24,6 +24,7 @@ mod recurrent;
 mod roundtrip;
 mod router;
 mod runtime;
+mod text;
 mod ties;
 mod topology;
 mod train;

@@ -1,5 +1,6 @@
 //! The command line of `train`.
 
+use super::TextOptions;
 use crate::engine::memory::parse_size;
 use crate::engine::ort::device::{DeviceChoice, Optimization};
 use clap::{Args, ValueEnum};
@@ -13,6 +14,7 @@ use std::str::FromStr;
 #[command(after_help = "Examples:
   ancre-rewrite train resnet.ancre.train.onnx --data digits/train --val digits/test --epochs 5
   ancre-rewrite train gpt.ancre.train.onnx --data tokens.bin --window 64 --steps 2000 --schedule cosine --warmup 100
+  ancre-rewrite train gpt.ancre.train.onnx --data corpus.txt --tokenizer tokenizer.json --window 64 --val-split 0.1
   ancre-rewrite train resnet.ancre.train.onnx --data train.npz --epochs 5 --export deployed.onnx
   ancre-rewrite train resnet.ancre.train.onnx --resume     go on after an interruption, with the options that the run had
 
@@ -76,7 +78,7 @@ pub struct TrainArgs {
 #[serde(default)]
 pub struct CourseOptions {
     /// Training data: .npz, .safetensors or directory of .npy with arrays named like the graph's inputs; directory with one
-    /// folder of images a class; file of u16 tokens (.bin)
+    /// folder of images a class; file of tokens (.bin); text with --tokenizer
     #[arg(long, value_name = "FILE|DIR", help_heading = "Data", required_unless_present = "resume")]
     pub data: Option<PathBuf>,
     /// Validation data, used after each epoch
@@ -145,6 +147,9 @@ pub struct CourseOptions {
     /// At the end, freeze the trained state into the forward graph and write the deployable model
     #[arg(long, value_name = "MODEL.onnx", help_heading = "Output")]
     pub export: Option<PathBuf>,
+    /// What --export leaves out of the router: weights below EPS in magnitude [default: as freeze]
+    #[arg(long, value_name = "EPS", help_heading = "Output")]
+    pub prune: Option<f64>,
     /// The forward graph for --export [default: STEM.ancre.onnx beside the training graph]
     #[arg(long, value_name = "FILE", help_heading = "Output")]
     pub forward: Option<PathBuf>,
@@ -180,6 +185,11 @@ impl CourseOptions {
                 *path = whole;
             }
         }
+        if let Some(file) = self.reading.text.tokenizer.as_mut().filter(|name| name.as_os_str() != "bytes")
+            && let Ok(whole) = std::path::absolute(&*file)
+        {
+            *file = whole;
+        }
         if serde_json::to_value(&self).is_ok() { self } else { CourseOptions::default() }
     }
 }
@@ -207,6 +217,10 @@ pub struct DataOptions {
     /// Tokens from one sample's start to the next one's [default: the window]
     #[arg(long, value_name = "N", help_heading = "Data")]
     pub stride: Option<usize>,
+    /// How text is read.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub text: TextOptions,
     /// Go on without up to N images that cannot be decoded [default: 0]
     #[arg(long, value_name = "N", help_heading = "Data")]
     pub skip_bad: Option<usize>,

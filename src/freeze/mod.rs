@@ -9,7 +9,7 @@ use crate::rewrite;
 use crate::topology::Weights;
 use crate::topology::weights::{self, json_of};
 use crate::verify::report::engine_name;
-use crate::verify::{Comparison, Subject, VerifyOptions, numeric};
+use crate::verify::{Comparison, Subject, Tolerance, VerifyOptions, numeric};
 use ancre_passes::contract::{Fresh, LossRecord, Record, RouterRecord, Ties};
 use ancre_passes::ir::Graph;
 use ancre_passes::onnx;
@@ -24,6 +24,8 @@ pub use restore::Restored;
 
 /// Inputs on which the drift of pruning is measured.
 const TRIALS: usize = 2;
+/// Bounds that are tried where none is asked for, the highest first.
+const BOUNDS: [f64; 7] = [1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8];
 
 /// What `freeze` did.
 pub struct Frozen {
@@ -42,6 +44,8 @@ pub struct Frozen {
 
 /// How far pruning moved the outputs.
 pub struct Drift {
+    /// Weights nearer to zero than this were left out.
+    pub(crate) below: f64,
     /// The engine that ran both graphs and the worst difference; or why no engine could.
     pub(crate) measured: Result<(&'static str, Comparison), String>,
 }
@@ -51,8 +55,9 @@ impl Frozen {
     pub fn json(&self) -> serde_json::Value {
         let state = self.restored.as_ref();
         let drift = self.drift.as_ref().map(|d| match &d.measured {
-            Ok((engine, c)) => json!({"engine": engine, "max_abs": c.max_abs, "max_rel": c.max_rel, "trials": TRIALS}),
-            Err(why) => json!({"engine": null, "reason": why}),
+            Ok((engine, c)) => json!({"below": d.below, "engine": engine, "max_abs": c.max_abs, "max_rel": c.max_rel,
+                                      "trials": TRIALS, "tolerance": Tolerance::default().atol, "within": c.equivalent}),
+            Err(why) => json!({"below": d.below, "engine": null, "reason": why}),
         });
         json!({"output": {"path": self.path, "bytes": self.bytes, "nodes": self.nodes},
                "restored": state.map_or(0, |s| s.tensors), "unused": state.map(|s| &s.unused), "kept": state.map(|s| &s.kept),
@@ -68,8 +73,8 @@ pub fn freeze(a: &FreezeArgs) -> Result<Frozen, Failure> {
 
 /// The same, with more metadata in the file: keys and texts.
 pub(crate) fn freeze_with(a: &FreezeArgs, metadata: &[(&str, String)]) -> Result<Frozen, Failure> {
-    if !(a.prune >= 0.0 && a.prune < 1.0) {
-        return Err(Failure::input(format!("--prune {} is out of range [0, 1)", a.prune)));
+    if let Some(eps) = a.prune.filter(|eps| !(*eps >= 0.0 && *eps < 1.0)) {
+        return Err(Failure::input(format!("--prune {eps} is out of range [0, 1)")));
     }
     let (mut g, _) = rewrite::load(&a.model)?;
     if LossRecord::is_in(&g) {
@@ -88,14 +93,33 @@ pub(crate) fn freeze_with(a: &FreezeArgs, metadata: &[(&str, String)]) -> Result
     let topology = weights::of_graph(&g).ok().flatten().map(|(_, weights)| weights);
     let (mut baked, mut drift) = (None, None);
     if routed && !a.keep_router {
-        let unpruned = (a.prune > 0.0).then(|| g.clone());
-        baked = Some(bake_into(&mut g, a.prune, &a.model)?);
-        if let Some(mut whole) = unpruned {
-            let all = bake_into(&mut whole, 0.0, &a.model)?;
-            if baked.as_ref().is_some_and(|b| b.dropped > all.dropped) {
-                drift = Some(Drift { measured: measure(&g, &whole, &a.model) });
-            }
+        let unbaked = g.clone();
+        let mut all = bake_into(&mut g, 0.0, &a.model)?;
+        let small: Vec<f64> = topology.iter().flatten().flat_map(Weights::all).map(|(.., w)| f64::from(w.abs())).collect();
+        let bounds = bounds_of(&small, a.prune);
+        let mut pruned = Vec::new();
+        for eps in bounds {
+            let mut g = unbaked.clone();
+            let baked = bake_into(&mut g, eps, &a.model)?;
+            pruned.push((eps, baked, g));
         }
+        let graphs: Vec<&Graph> = pruned.iter().map(|(_, _, g)| g).collect();
+        match measure(&graphs, &g, &a.model) {
+            Ok(found) => {
+                let mut found = pruned.into_iter().zip(found);
+                if let Some(((below, baked, graph), seen)) = found.find(|(_, (_, c))| a.prune.is_some() || c.equivalent) {
+                    (g, all, drift) = (graph, baked, Some(Drift { below, measured: Ok(seen) }));
+                }
+            }
+            // What was asked for is done, measured or not.
+            Err(why) => match (a.prune, pruned.pop()) {
+                (Some(below), Some((_, baked, graph))) => {
+                    (g, all, drift) = (graph, baked, Some(Drift { below, measured: Err(why) }));
+                }
+                _ => drift = Some(Drift { below: 0.0, measured: Err(why) }),
+            },
+        }
+        baked = Some(all);
     }
     if !a.keep_router {
         g.metadata.shift_remove(Ties::KEY);
@@ -122,13 +146,28 @@ fn bake_into(g: &mut Graph, prune: f64, model: &Path) -> Result<bake::Baked, Fai
     Ok(baked)
 }
 
-/// Runs the pruned and the whole graph on the same inputs, in tract or, where tract cannot, in ONNX Runtime.
-fn measure(pruned: &Graph, whole: &Graph, model: &Path) -> Result<(&'static str, Comparison), String> {
+/// The bounds to try on these magnitudes of weights, the highest first, each of which leaves out more than the next.
+fn bounds_of(weights: &[f64], asked: Option<f64>) -> Vec<f64> {
+    let left_out = |eps: f64| weights.iter().filter(|w| **w > 0.0 && **w < eps).count();
+    let mut bounds = asked.map_or(BOUNDS.to_vec(), |eps| vec![eps]);
+    bounds.retain(|eps| left_out(*eps) > 0);
+    // Of bounds that leave out the same, the lowest says most.
+    bounds.reverse();
+    bounds.dedup_by_key(|eps| left_out(*eps));
+    bounds.reverse();
+    bounds
+}
+
+/// Runs pruned graphs and the whole one on the same inputs, in tract or, where tract cannot, in ONNX Runtime.
+fn measure(pruned: &[&Graph], whole: &Graph, model: &Path) -> Result<Vec<(&'static str, Comparison)>, String> {
+    if pruned.is_empty() {
+        return Ok(Vec::new());
+    }
     let subject = |g: &Graph| Subject::of_graph(g.clone(), model);
     let how = VerifyOptions { trials: TRIALS, ..VerifyOptions::default() };
-    let mut found = numeric::compare_models(&subject(whole), &[&subject(pruned)], &how).map_err(|e| e.what)?;
-    let found = found.swap_remove(0);
-    Ok((engine_name(&found), found.report.verdict))
+    let pruned: Vec<Subject> = pruned.iter().map(|g| subject(g)).collect();
+    let found = numeric::compare_models(&subject(whole), &pruned.iter().collect::<Vec<_>>(), &how).map_err(|e| e.what)?;
+    Ok(found.into_iter().map(|f| (engine_name(&f), f.report.verdict)).collect())
 }
 
 /// The report of `freeze` for people.
@@ -140,26 +179,30 @@ pub fn text(f: &Frozen) -> String {
             put!(out, "", "{} parameters are not in it and stay as they were (`{first}`, …)", s.kept.len());
         }
     }
+    out.text.push_str(&router_text(f));
+    put!(out, "frozen", "{}  ({}, {} nodes)", f.path.display(), bytes(f.bytes), f.nodes);
+    out.text
+}
+
+/// What became of the router.
+pub(crate) fn router_text(f: &Frozen) -> String {
+    let mut out = Lines::new(10);
     if let Some(b) = &f.baked {
-        put!(
-            out,
-            "router",
-            "baked in: {} edges kept, {} dropped (at most {:.1e} of a row's weight)",
-            b.kept,
-            b.dropped,
-            b.worst_drop
-        );
+        let (kept, dropped, worst) = (b.kept, b.dropped, b.worst_drop);
+        put!(out, "router", "baked in: {kept} edges kept, {dropped} dropped (at most {worst:.1e} of a row's weight)");
     }
-    match f.drift.as_ref().map(|d| &d.measured) {
-        Some(Ok((engine, c))) => {
-            let (abs, part) = (c.max_abs, c.max_rel * 100.0);
-            put!(out, "drift", "pruning moves the outputs by up to {abs:.1e} ({part:.1}% of the largest value; {engine})");
+    match f.drift.as_ref().map(|d| (d.below, &d.measured)) {
+        Some((below, Ok((engine, c)))) => {
+            let (abs, part, bound) = (c.max_abs, c.max_rel * 100.0, Tolerance::default().atol);
+            let word = if c.equivalent { "within" } else { "beyond" };
+            let moved = format!("{abs:.1e} ({part:.1}% of the largest value; {engine}), {word} the tolerance of {bound:.0e}");
+            put!(out, "pruned", "edges below {below:.0e}, which moves the outputs by up to {moved}");
         }
-        Some(Err(why)) => {
-            put!(out, "drift", "of pruning not measured: {why}");
+        Some((0.0, Err(why))) => put!(out, "pruned", "no edges: what that moves cannot be measured: {why}"),
+        Some((below, Err(why))) => {
+            put!(out, "pruned", "edges below {below:.0e}; what that moves cannot be measured: {why}");
         }
         None => {}
     }
-    put!(out, "frozen", "{}  ({}, {} nodes)", f.path.display(), bytes(f.bytes), f.nodes);
     out.text
 }

@@ -48,6 +48,11 @@ pub(crate) struct Array {
 }
 
 impl Array {
+    /// The bytes as the file holds them.
+    pub(crate) fn bytes(&self) -> &SharedBytes {
+        &self.bytes
+    }
+
     /// Elements of one sample: what one step along the first axis covers.
     pub(crate) fn row_len(&self) -> usize {
         self.shape.iter().skip(1).product()

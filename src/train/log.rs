@@ -35,6 +35,12 @@ pub(super) struct Entry {
     /// Validation accuracy, at the end of an epoch.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) val_accuracy: Option<f64>,
+    /// Perplexity of the validation, of a language model.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) val_perplexity: Option<f64>,
+    /// Bits for each byte of the validation's text, where it is known how much a token stands for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) val_bits_per_byte: Option<f64>,
     /// The loss jumped: step of the state that the run went back to.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) restored: Option<u64>,
@@ -104,6 +110,8 @@ mod tests {
             topology: None,
             val_loss: None,
             val_accuracy: (step == 4).then_some(0.5),
+            val_perplexity: None,
+            val_bits_per_byte: None,
             restored: None,
         };
         let mut log = Log::open(&path, 0).unwrap();

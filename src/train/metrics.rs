@@ -1,6 +1,7 @@
 //! Figures over batches: mean loss and accuracy.
 
 use super::checkpoint::Sums;
+use super::data::Dataset;
 use super::graph::{Scores, TrainingGraph};
 use crate::engine::Tensors;
 use crate::engine::ort::stepper::Read;
@@ -56,6 +57,32 @@ pub(super) fn labels(t: &TrainingGraph, feeds: &Tensors) -> Vec<i64> {
     labels.into_iter().flatten().filter(|l| Some(*l) != t.loss.ignore_index).collect()
 }
 
+/// What a loss says about a language model.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Language {
+    pub(super) perplexity: f64,
+    /// Where it is known how much text a token stands for.
+    pub(super) bits_per_byte: Option<f64>,
+}
+
+impl Language {
+    /// Of a mean loss on a text; `None` where the data is none, or the loss is no cross-entropy of the next token.
+    pub(super) fn of(loss: f64, t: &TrainingGraph, set: &dyn Dataset) -> Option<Language> {
+        let plain = t.loss_kind.takes_labels() && t.loss.reduction == "mean" && t.loss.label_smoothing == 0.0;
+        (plain && set.is_sequence()).then(|| Language::of_loss(loss, set.bytes_per_token()))
+    }
+
+    fn of_loss(loss: f64, bytes_per_token: Option<f64>) -> Language {
+        let bits = loss / std::f64::consts::LN_2;
+        Language { perplexity: loss.exp(), bits_per_byte: bytes_per_token.map(|n| bits / n) }
+    }
+
+    pub(super) fn text(&self) -> String {
+        let bits = self.bits_per_byte.map(|b| format!(", {b:.3} bits per byte")).unwrap_or_default();
+        format!("perplexity {:.2}{bits}", self.perplexity)
+    }
+}
+
 /// The numbers of right predictions and of all. Of equal scores the first counts, as in NumPy.
 fn count_right(scores: &[f32], shape: &[usize], s: &Scores, labels: &[i64], ignored: Option<i64>) -> Option<(u64, u64)> {
     let classes = *shape.get(s.axis)?;
@@ -92,6 +119,14 @@ mod tests {
 
     fn scores(axis: usize, shifted: bool) -> Scores {
         Scores { output: String::new(), axis, classes: None, shifted }
+    }
+
+    #[test]
+    fn a_guess_among_256_bytes_is_eight_bits() {
+        let l = Language::of_loss(256f64.ln(), Some(1.0));
+        assert!((l.perplexity - 256.0).abs() < 1e-9 && (l.bits_per_byte.unwrap() - 8.0).abs() < 1e-12);
+        assert_eq!(Language::of_loss(256f64.ln(), Some(4.0)).text(), "perplexity 256.00, 2.000 bits per byte");
+        assert_eq!(Language::of_loss(0.0, None).text(), "perplexity 1.00");
     }
 
     #[test]

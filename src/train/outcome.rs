@@ -2,13 +2,14 @@
 
 use super::checkpoint::{Best, Position, Sums};
 
+use super::metrics::Language;
 use super::progress::{duration, percent, rate};
 use super::setup::Setup;
 use super::statistics::Recalibrated;
 use super::topology;
 use super::verdict::Verdict;
 use crate::engine::memory::bytes;
-use crate::freeze::Frozen;
+use crate::freeze::{self, Frozen};
 use crate::io::lines::{Lines, put};
 use crate::topology::weights::{Weights, json_of};
 use serde_json::{Value, json};
@@ -59,10 +60,20 @@ impl Outcome {
         (traffic.fed / runs, traffic.read / runs)
     }
 
+    /// What a validation loss says about a language model.
+    fn language(&self, loss: f64) -> Option<Language> {
+        let (set, _) = self.setup.validation.as_ref()?;
+        Language::of(loss, &self.setup.graph, set.as_ref())
+    }
+
     /// The report as JSON.
     pub fn json(&self) -> Value {
         let best = |b: &Option<Best>| {
-            b.map(|b| json!({"step": b.step, "epoch": b.epoch + 1, "loss": b.loss, "accuracy": b.accuracy}))
+            b.map(|b| {
+                let language = self.language(b.loss);
+                json!({"step": b.step, "epoch": b.epoch + 1, "loss": b.loss, "accuracy": b.accuracy,
+                       "perplexity": language.map(|l| l.perplexity), "bits_per_byte": language.and_then(|l| l.bits_per_byte)})
+            })
         };
         let (s, at) = (&self.setup, &self.position);
         let (fed, read) = self.bytes_per_step();
@@ -119,7 +130,8 @@ impl Outcome {
                 .best
                 .filter(|b| b.step != v.step)
                 .map(|b| format!("; best {:.4} after epoch {}{}", b.loss, b.epoch + 1, accuracy(b.accuracy)));
-            put!(out, "val", "loss {:.4}{}{}", v.loss, accuracy(v.accuracy), best.unwrap_or_default());
+            let language = self.language(v.loss).map(|l| format!(", {}", l.text())).unwrap_or_default();
+            put!(out, "val", "loss {:.4}{language}{}{}", v.loss, accuracy(v.accuracy), best.unwrap_or_default());
         }
         if let Some(last) = at.guard.jumps.last() {
             let n = at.guard.jumps.len();
@@ -162,6 +174,7 @@ impl Outcome {
             if let Some(first) = self.verdicts.first() {
                 put!(out, "but", "{}", first.text);
             }
+            out.text.push_str(&freeze::router_text(f));
         } else if let (Some(last), false) = (best_file.as_ref().or(self.last.as_ref()), self.interrupted) {
             let forward = s.graph.path.display().to_string().replace(".train.onnx", ".onnx");
             put!(out, "next", "ancre-rewrite freeze {forward} --state {}", last.display());

@@ -1,5 +1,6 @@
 //! What a person sees of a run: a bar on a terminal, plain lines elsewhere.
 
+use super::metrics::Language;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::{IsTerminal, Write, stderr};
 use std::time::{Duration, Instant};
@@ -35,6 +36,8 @@ pub(super) struct Step {
 pub(super) struct Epoch {
     pub(super) last: Step,
     pub(super) validation: Option<(f64, Option<f64>)>,
+    /// What the validation loss says about a language model.
+    pub(super) language: Option<Language>,
     /// Is it the best validation so far?
     pub(super) best: bool,
     pub(super) seconds: f64,
@@ -177,7 +180,8 @@ impl Reporter for Terminal {
     fn epoch(&mut self, e: &Epoch) {
         let validation = e.validation.map(|(loss, accuracy)| {
             let accuracy = accuracy.map(|a| format!("  val acc {}", percent(a))).unwrap_or_default();
-            format!("  val loss {loss:.4}{accuracy}{}", if e.best { "  best" } else { "" })
+            let language = e.language.map(|l| format!("  {}", l.text())).unwrap_or_default();
+            format!("  val loss {loss:.4}{language}{accuracy}{}", if e.best { "  best" } else { "" })
         });
         let name = self.epoch_name(e.last.epoch);
         let validation = validation.unwrap_or_default();

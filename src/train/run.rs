@@ -4,7 +4,7 @@ use super::checkpoint::{Best, LAST, Position, Sums};
 use super::data::{Batch, Batches};
 use super::guard::{self, Guard};
 use super::log::Entry;
-use super::metrics;
+use super::metrics::{self, Language};
 use super::outcome::Outcome;
 use super::progress::{Epoch, Reporter, Step};
 use super::setup::Setup;
@@ -99,7 +99,7 @@ pub(super) fn run(setup: Setup, stop: &dyn Fn() -> bool, reporter: &mut dyn Repo
                 model: forward.clone(),
                 state: Some(from.clone()),
                 keep_router: false,
-                prune: 0.0,
+                prune: run.s.a.course.prune,
                 out: Some(path.clone()),
                 json: false,
             };
@@ -265,6 +265,8 @@ impl Run {
             topology: topology.as_deref().map(json_of),
             val_loss: None,
             val_accuracy: None,
+            val_perplexity: None,
+            val_bits_per_byte: None,
             restored,
         })
     }
@@ -368,7 +370,11 @@ impl Run {
         }
         let validation = self.validation.filter(|v| v.step == told.step).map(|v| (v.loss, v.accuracy));
         let seconds = self.epoch_begun.elapsed().as_secs_f64();
-        reporter.epoch(&Epoch { last: *told, validation, best, seconds });
+        let text = self.s.validation.as_ref().zip(validation);
+        let language = text.and_then(|((set, _), (loss, _))| Language::of(loss, &self.s.graph, set.as_ref()));
+        entry.val_perplexity = language.map(|l| l.perplexity);
+        entry.val_bits_per_byte = language.and_then(|l| l.bits_per_byte);
+        reporter.epoch(&Epoch { last: *told, validation, language, best, seconds });
         self.epoch_begun = Instant::now();
         self.last_epoch = std::mem::take(epoch);
         Ok(())

@@ -21,6 +21,7 @@ pub use crate::cli::DataOptions;
 use crate::engine::Tensors;
 use crate::error::Failure;
 use crate::io::arrays::{holds_arrays, read_arrays, read_dir};
+use crate::text::{self, Tokenizer, Tokens};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -52,6 +53,11 @@ pub trait Dataset: Send + Sync {
         false
     }
 
+    /// Bytes of text for each token, where that is known.
+    fn bytes_per_token(&self) -> Option<f64> {
+        None
+    }
+
     /// Names of the classes, where the set's files give them.
     fn classes(&self) -> Option<&[String]> {
         None
@@ -74,7 +80,13 @@ pub fn open(path: &Path, wanted: &Wanted, o: &DataOptions) -> Result<Arc<dyn Dat
         (true, _) if holds_arrays(path)? => Arc::new(arrays::ArraySet::open(path, read_dir(path)?, wanted, o)?),
         (false, "npz" | "safetensors") => Arc::new(arrays::ArraySet::open(path, read_arrays(path)?, wanted, o)?),
         (true, _) if images::holds_folders(path)? => Arc::new(images::ImageSet::open(path, wanted, o)?),
-        (false, "bin") => Arc::new(tokens::TokenSet::open(path, wanted, o)?),
+        (false, "bin") => Arc::new(tokens::TokenSet::open(path, Tokens::read(path)?, wanted, o)?),
+        (is_dir, _) if o.text.tokenizer.is_some() || (!is_dir && Tokens::are_in_text(path)) => {
+            let what = "is text, and nothing says how it becomes tokens";
+            let name = o.text.tokenizer.as_deref().ok_or_else(|| Failure::input(what).at(path).help(text::HOW))?;
+            let tokens = text::encode(&[path.to_path_buf()], &Tokenizer::open(name)?, &o.text)?;
+            Arc::new(tokens::TokenSet::open(path, tokens, wanted, o)?)
+        }
         _ => return Err(unknown()),
     };
     if u32::try_from(set.len()).is_err() {
@@ -149,6 +161,10 @@ impl Dataset for Part {
         self.of.is_sequence()
     }
 
+    fn bytes_per_token(&self) -> Option<f64> {
+        self.of.bytes_per_token()
+    }
+
     fn classes(&self) -> Option<&[String]> {
         self.of.classes()
     }
@@ -159,7 +175,7 @@ impl Dataset for Part {
 }
 
 const FORMS: &str = "give an .npz or .safetensors file or a directory of .npy files with arrays named like the graph's inputs, a \
-                     directory with one folder of images a class, or a file of u16 tokens (.bin)";
+                     directory with one folder of images a class, a file of tokens (.bin), or text (.txt, .jsonl) with --tokenizer";
 
 fn check_options(wanted: &Wanted, o: &DataOptions) -> Result<(), Failure> {
     if o.std.iter().flatten().any(|s| !(s.is_finite() && *s > 0.0)) || o.mean.iter().flatten().any(|m| !m.is_finite()) {

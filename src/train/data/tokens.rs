@@ -1,18 +1,18 @@
-//! A flat file of u16 tokens, cut into windows.
+//! A stream of tokens, cut into windows.
 
 use super::wanted::{Slot, Wanted};
 use super::{DataOptions, Dataset};
 use crate::engine::Tensors;
 use crate::error::Failure;
-use crate::io::arrays::map;
 use crate::io::tensor::NpTensor;
-use ancre_passes::ir::{DType, SharedBytes};
+use crate::text::Tokens;
+use ancre_passes::ir::DType;
 use std::path::{Path, PathBuf};
 
 /// A data set of windows of a token stream.
 pub(super) struct TokenSet {
     path: PathBuf,
-    bytes: SharedBytes,
+    tokens: Tokens,
     window: usize,
     stride: usize,
     samples: usize,
@@ -34,29 +34,29 @@ enum Fill {
 }
 
 impl TokenSet {
-    /// Maps the file and checks it against the model.
-    pub(super) fn open(path: &Path, wanted: &Wanted, o: &DataOptions) -> Result<TokenSet, Failure> {
+    /// Checks the tokens of a file against the model.
+    pub(super) fn open(path: &Path, tokens: Tokens, wanted: &Wanted, o: &DataOptions) -> Result<TokenSet, Failure> {
         let fail = |e: Failure| e.at(path);
-        let bytes = map(path)?;
-        if bytes.len() % 2 == 1 {
-            let what = format!("has {} bytes, an odd number; tokens are u16, two bytes each", bytes.len());
-            return Err(Failure::input(what).at(path).help("numpy: numpy.asarray(ids, '<u2').tofile('tokens.bin')"));
-        }
         let (fills, ids) = fills(wanted).map_err(fail)?;
         let window = window(ids, &wanted.target, o).map_err(fail)?;
         let shifted = fills.iter().any(|(_, f)| *f == Fill::Tokens(1));
         let need = window + usize::from(shifted);
-        let tokens = bytes.len() / 2;
-        if tokens < need {
-            let what = format!("holds {tokens} tokens, one sample needs {need}");
+        let count = tokens.len();
+        if count < need {
+            let what = format!("holds {count} tokens, one sample needs {need}");
             return Err(Failure::input(what)
                 .at(path)
                 .help("give a longer file, or a smaller --window where the model allows it"));
         }
         if let Some(classes) = wanted.classes {
-            let bad = bytes.as_chunks::<2>().0.iter().position(|c| usize::from(u16::from_le_bytes(*c)) >= classes);
-            if let Some(at) = bad {
-                let token = u16::from_le_bytes(bytes.as_chunks::<2>().0[at]);
+            let about = tokens.about();
+            if let (Some(vocabulary), Some(name)) = (about.vocabulary.filter(|v| *v > classes), &about.tokenizer) {
+                let what = format!("has tokens of {name}, whose vocabulary of {vocabulary} is larger than the model's of {classes}");
+                return Err(Failure::input(what).at(path).help(format!(
+                    "use the model's own tokenizer, or rewrite the model with --classes {vocabulary}"
+                )));
+            }
+            if let Some((at, token)) = tokens.range(0..count).enumerate().find(|(_, t)| *t as usize >= classes) {
                 let what = format!("token {at} is {token}; `{}` of the model takes 0 to {}", ids.name, classes - 1);
                 return Err(Failure::input(what)
                     .at(path)
@@ -68,8 +68,8 @@ impl TokenSet {
         if shifted {
             notices.push(format!("`{}` is fed the next tokens: the ids moved by one", wanted.target.name));
         }
-        let samples = (tokens - need) / stride + 1;
-        Ok(TokenSet { path: path.to_path_buf(), bytes, window, stride, samples, fills, notices })
+        let samples = (count - need) / stride + 1;
+        Ok(TokenSet { path: path.to_path_buf(), tokens, window, stride, samples, fills, notices })
     }
 
     fn tensor(&self, slot: &Slot, fill: Fill, rows: &[usize]) -> Option<NpTensor> {
@@ -79,14 +79,13 @@ impl TokenSet {
             let shape: Vec<usize> = slot.batched.then_some(batch).into_iter().chain(dims).collect();
             return NpTensor::zeros(slot.dtype, &shape);
         }
-        let tokens = self.bytes.as_chunks::<2>().0;
         let mut values = Vec::with_capacity(batch * self.window);
         for row in rows.iter().take(batch) {
             let start = row * self.stride;
             match fill {
                 Fill::Tokens(shift) => {
                     let range = start + shift..start + shift + self.window;
-                    values.extend(tokens[range].iter().map(|c| f64::from(u16::from_le_bytes(*c))));
+                    values.extend(self.tokens.range(range).map(f64::from));
                 }
                 Fill::Positions => values.extend((0..self.window).map(|i| i as f64)),
                 Fill::All(v) => values.extend(std::iter::repeat_n(f64::from(v), self.window)),
@@ -167,8 +166,8 @@ impl Dataset for TokenSet {
     }
 
     fn describe(&self) -> String {
-        let (tokens, file) = (self.bytes.len() / 2, self.path.display());
-        format!("{} windows of {} tokens in {file} ({tokens} tokens, stride {})", self.samples, self.window, self.stride)
+        let (tokens, file) = (self.tokens.describe(), self.path.display());
+        format!("{} windows of {} tokens in {file} ({tokens}; stride {})", self.samples, self.window, self.stride)
     }
 
     fn batch(&self, rows: &[usize], _epoch: u64) -> Result<Tensors, Failure> {
@@ -182,6 +181,10 @@ impl Dataset for TokenSet {
 
     fn notices(&self) -> &[String] {
         &self.notices
+    }
+
+    fn bytes_per_token(&self) -> Option<f64> {
+        self.tokens.bytes_per_token()
     }
 
     fn is_sequence(&self) -> bool {
