@@ -282,6 +282,29 @@ fn a_pruned_router_costs_nothing() {
 }
 
 #[test]
+fn edges_that_move_nothing_are_left_out_and_those_that_move_something_stay() {
+    let mut t = Trained::new("deep_mlp", &["--loss", "mse", "--parametrization", "free"]);
+    let nodes = |g: &Graph| g.nodes().filter(|n| g.op(*n).is_some()).count();
+    let (k, width) = (t.state["ancre.0.logits"].shape()[0], t.state["ancre.0.logits"].shape()[1]);
+    let mut with = |other: f64| {
+        let values: Vec<f64> = (0..k * width).map(|i| if i / width == i % width { 1.0 } else { other }).collect();
+        t.state.insert("ancre.0.logits".into(), NpTensor::from_f64s(DType::F32, &[k, width], &values).unwrap());
+        [&[][..], &["--prune", "0"]].map(|flags| (t.freeze(flags), nodes(&t.graph("frozen.onnx"))))
+    };
+    let source = nodes(&read_model(&model("deep_mlp")).unwrap().0);
+    let all = (k * (k + 1) / 2) as u64;
+    let [(found, few), (whole, many)] = with(1e-9);
+    assert!(few == source && many > source, "{few} and {many} nodes, the source has {source}");
+    assert_eq!((found["router"]["kept"].as_u64(), whole["router"]["kept"].as_u64()), (Some(k as u64), Some(all)));
+    let drift = &found["drift"];
+    assert!(drift["within"] == true && drift["max_abs"].as_f64().unwrap() < 1e-5 && drift["below"] == 1e-8, "{drift}");
+    assert!(whole["drift"].is_null(), "{whole}");
+    // A thousandth moves the outputs by more than the tolerance.
+    let [(found, some), (_, same)] = with(1e-3);
+    assert_eq!((found["router"]["kept"].as_u64(), some), (Some(all), same), "{found}");
+}
+
+#[test]
 fn states_that_do_not_fit_are_refused() {
     let t = Trained::new("deep_mlp", &["--loss", "mse"]);
     let refused = |change: &dyn Fn(&mut Tensors), parts: &[&str]| {

@@ -2,6 +2,8 @@
 
 mod documents;
 mod stream;
+#[cfg(all(test, feature = "text"))]
+mod tests;
 mod tokenizer;
 
 pub use stream::Tokens;

@@ -49,7 +49,7 @@ impl Tokenizer {
     fn of_file(path: &Path) -> Result<Tokenizer, Failure> {
         Err(Failure::input("cannot be read: this build of ancre-rewrite lacks the feature `text`")
             .at(path)
-            .help("--tokenizer bytes needs none"))
+            .help("build with it (cargo install --path . --features text), or take --tokenizer bytes, which needs none"))
     }
 
     /// `bytes`, or the file's name.
