@@ -21,7 +21,8 @@ fn ids(path: &Path) -> Vec<u32> {
 /// Trains gpt2 (256 tokens) for three steps.
 fn train(dir: &TempDir, name: &str, more: &[&str]) -> crate::common::Ran {
     let (graph, out) = (text(&dir.path().join("gpt2.ancre.train.onnx")), text(&dir.path().join(name)));
-    let own = ["train", &graph, "--out", &out, "--steps", "3", "--window", "16", "--device", "cpu", "--threads", "1", "--json"];
+    let own =
+        ["train", &graph, "--out", &out, "--steps", "3", "--window", "16", "--device", "cpu", "--threads", "1", "--json"];
     tool(&[&own[..], more].concat())
 }
 
@@ -44,7 +45,10 @@ fn training_on_a_text_is_training_on_its_tokens_and_tells_perplexity_and_bits() 
     let of_flat = train(&dir, "c", &[&["--data", &bin][..], &split].concat()).json();
     let number = |v: &Value, key: &str| v["validation"][key].as_f64();
     for key in ["loss", "perplexity"] {
-        assert!(number(&of_text, key).is_some() && number(&of_text, key) == number(&of_file, key), "{key}: {of_text} {of_file}");
+        assert!(
+            number(&of_text, key).is_some() && number(&of_text, key) == number(&of_file, key),
+            "{key}: {of_text} {of_file}"
+        );
         assert_eq!(number(&of_text, key), number(&of_flat, key), "{key}");
     }
     let loss = number(&of_text, "loss").unwrap();
@@ -57,7 +61,11 @@ fn training_on_a_text_is_training_on_its_tokens_and_tells_perplexity_and_bits() 
     assert_eq!(last["val_perplexity"].as_f64(), number(&of_text, "perplexity"));
 
     let none = train(&dir, "d", &["--data", &corpus]);
-    assert!(none.status == 2 && none.err.contains("is text") && none.err.contains("--tokenizer tokenizer.json"), "{}", none.err);
+    assert!(
+        none.status == 2 && none.err.contains("is text") && none.err.contains("--tokenizer tokenizer.json"),
+        "{}",
+        none.err
+    );
     // Words that the model has no place for.
     let about = json!({"tokenizer": "words.json", "vocabulary": 301}).to_string();
     let view = TensorView::new(Dtype::U32, vec![64], &[0; 256]).unwrap();

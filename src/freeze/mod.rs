@@ -195,7 +195,8 @@ pub(crate) fn router_text(f: &Frozen) -> String {
         Some((below, Ok((engine, c)))) => {
             let (abs, part, bound) = (c.max_abs, c.max_rel * 100.0, Tolerance::default().atol);
             let word = if c.equivalent { "within" } else { "beyond" };
-            let moved = format!("{abs:.1e} ({part:.1}% of the largest value; {engine}), {word} the tolerance of {bound:.0e}");
+            let moved =
+                format!("{abs:.1e} ({part:.1}% of the largest value; {engine}), {word} the tolerance of {bound:.0e}");
             put!(out, "pruned", "edges below {below:.0e}, which moves the outputs by up to {moved}");
         }
         Some((0.0, Err(why))) => put!(out, "pruned", "no edges: what that moves cannot be measured: {why}"),

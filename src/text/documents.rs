@@ -55,7 +55,9 @@ pub(super) fn each(path: &Path, column: &str, take: &mut dyn FnMut(&[u8]) -> Res
         let n = i + 1;
         let row: Value = serde_json::from_slice(&line).map_err(|e| Failure::input(format!("line {n} is no JSON: {e}")))?;
         match row.get(column) {
-            Some(Value::String(text)) => take(text.as_bytes()).map_err(|e| Failure::input(format!("line {n}: {}", e.what)))?,
+            Some(Value::String(text)) => {
+                take(text.as_bytes()).map_err(|e| Failure::input(format!("line {n}: {}", e.what)))?
+            }
             _ => {
                 let names: Vec<&String> = row.as_object().into_iter().flat_map(|o| o.keys()).collect();
                 return Err(Failure::input(format!("line {n} has no text `{column}`; it has {names:?}"))

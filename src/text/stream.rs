@@ -146,7 +146,8 @@ impl Tokens {
         let dtype = if self.size == 2 { Dtype::U16 } else { Dtype::U32 };
         let view = TensorView::new(dtype, vec![self.len()], &self.bytes).map_err(|e| e.to_string())?;
         let about = serde_json::to_string(&self.about).map_err(|e| e.to_string())?;
-        safetensors::serialize([("tokens", view)], Some(HashMap::from([(KEY.to_string(), about)]))).map_err(|e| e.to_string())
+        safetensors::serialize([("tokens", view)], Some(HashMap::from([(KEY.to_string(), about)])))
+            .map_err(|e| e.to_string())
     }
 }
 

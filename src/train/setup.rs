@@ -445,8 +445,7 @@ impl Data {
                 (set, Some((val, held_back)))
             }
             (None, Some(share)) => {
-                let all =
-                    if set.is_sequence() { set.clone() } else { data::open(&path, &graph.wanted, &as_it_is)? };
+                let all = if set.is_sequence() { set.clone() } else { data::open(&path, &graph.wanted, &as_it_is)? };
                 let (set, held_back) = data::split(set, all, share).map_err(|e| e.at(&path))?;
                 (set, Some((path.clone(), held_back)))
             }

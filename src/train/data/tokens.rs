@@ -51,10 +51,12 @@ impl TokenSet {
         if let Some(classes) = wanted.classes {
             let about = tokens.about();
             if let (Some(vocabulary), Some(name)) = (about.vocabulary.filter(|v| *v > classes), &about.tokenizer) {
-                let what = format!("has tokens of {name}, whose vocabulary of {vocabulary} is larger than the model's of {classes}");
-                return Err(Failure::input(what).at(path).help(format!(
-                    "use the model's own tokenizer, or rewrite the model with --classes {vocabulary}"
-                )));
+                let what = format!(
+                    "has tokens of {name}, whose vocabulary of {vocabulary} is larger than the model's of {classes}"
+                );
+                return Err(Failure::input(what)
+                    .at(path)
+                    .help(format!("use the model's own tokenizer, or rewrite the model with --classes {vocabulary}")));
             }
             if let Some((at, token)) = tokens.range(0..count).enumerate().find(|(_, t)| *t as usize >= classes) {
                 let what = format!("token {at} is {token}; `{}` of the model takes 0 to {}", ids.name, classes - 1);
