@@ -13,6 +13,7 @@ use crate::engine::{EngineError, Tensors};
 use crate::error::{Failure, sentence};
 use crate::io::files;
 use crate::rewrite;
+use crate::verify::undefined;
 use ancre_passes::contract::StateKind;
 use ancre_passes::ir::{DType, Graph, Kind, TensorType, ValueId};
 use ancre_passes::onnx;
@@ -91,10 +92,16 @@ impl Evaluator {
     ) -> Result<(), Failure> {
         let read = self.stepper.step(feeds, state).map_err(cannot)?;
         let loss = read.first().and_then(|r| Some(f64::from(*r.f32s()?.1.first()?))).unwrap_or(f64::NAN);
+        if let Some(what) = if loss.is_finite() { None } else { undefined::fed(feeds) } {
+            return Err(Failure::check(format!("the loss in evaluation is {loss}: {what}")).help(MEND));
+        }
         m.add(&Batch { loss, scores: read.get(1), labels: feeds.get(&t.loss.target) }, t);
         Ok(())
     }
 }
+
+/// What to do about data that are no numbers.
+pub(super) const MEND: &str = "mend the data: every number of an input has to be finite";
 
 fn cannot(e: EngineError) -> Failure {
     Failure::input(e.to_string())

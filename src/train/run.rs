@@ -2,6 +2,7 @@
 
 use super::checkpoint::{Best, LAST, Position, Sums};
 use super::data::{Batch, Batches};
+use super::evaluation::MEND;
 use super::guard::{self, Guard};
 use super::log::Entry;
 use super::metrics::{self, Language};
@@ -308,7 +309,7 @@ impl Run {
         let Some(origin) = found else { return Ok(()) };
         let of = if *restored == 0 { "the state of the start".into() } else { format!("the state of step {restored}") };
         let help = match feeds.contains_key(&origin.value) {
-            true => "mend the data: every number of an input has to be finite",
+            true => MEND,
             false => {
                 "see what the model does there, and whether inputs are prepared as it expects them (mean and deviation, padding, range); the rate is not the cause"
             }
@@ -382,6 +383,7 @@ impl Run {
 
     /// Loss and accuracy on the validation data.
     fn validate(&mut self, reporter: &mut dyn Reporter) -> Result<Option<Sums>, Failure> {
+        let place = self.s.a.course.val.clone().unwrap_or_else(|| self.s.graph.path.clone());
         let Some((set, evaluator)) = &mut self.s.validation else { return Ok(None) };
         let fixed = evaluator.batch;
         let mut batches = Batches::start(set.clone(), 0, fixed.unwrap_or(self.s.batch), 0, 0, fixed.is_some(), false);
@@ -389,7 +391,7 @@ impl Run {
         self.labels.clear();
         while let Some(batch) = batches.next() {
             let batch = batch?;
-            evaluator.add(&self.s.graph, &batch.feeds, &mut self.s.state, &mut m)?;
+            evaluator.add(&self.s.graph, &batch.feeds, &mut self.s.state, &mut m).map_err(|e| e.at(&place))?;
             for label in metrics::labels(&self.s.graph, &batch.feeds) {
                 *self.labels.entry(label).or_default() += 1;
             }

@@ -49,6 +49,15 @@ impl fmt::Display for Origin {
     }
 }
 
+/// The input that was fed with a NaN, in words, if there is one. Infinities may be meant, as in masks.
+pub(crate) fn fed(inputs: &Tensors) -> Option<String> {
+    inputs.iter().find_map(|(name, t)| Some(in_input(name, Wrong::of(t).filter(|w| *w == Wrong::NotANumber)?)))
+}
+
+fn in_input(name: &str, wrong: Wrong) -> String {
+    format!("the input `{name}` holds {wrong}")
+}
+
 /// Finds where the first of the outputs `ends` that is no finite number becomes so on these inputs; `None` where all are finite.
 /// Fails when the engine cannot show the values.
 pub(crate) fn origin(
@@ -91,7 +100,7 @@ pub(crate) fn origin(
         })
         .collect();
     let text = match &g.node(at.node).kind {
-        Kind::Input(_) => format!("the input `{name}` holds {kind}"),
+        Kind::Input(_) => in_input(name, kind),
         Kind::Op(_) => {
             format!("`{name}`, which {} computes of {}, is the first to hold {kind}", g.site(at.node), reads.join(" and "))
         }

@@ -220,6 +220,30 @@ fn a_nan_is_laid_to_the_tensor_that_went_first() {
     assert!(said.contains("`l`, which node `l` (Log) computes of `n`, is the first to hold"), "{said}");
     let said = run(&data("bad.npz", f32::NAN));
     assert!(said.contains("the input `x` holds NaN") && said.contains("mend the data"), "{said}");
+    // Validation data are looked at too.
+    let (dir, m) = model("", "float[N, 4]", "", "y = Tanh (s3)");
+    tool_ok(&with(&m, &["--loss", "mse"]));
+    let train_2 = text(&dir.path().join("m.ancre.train.onnx"));
+    let data = |name: &str, value: f32| {
+        let path = dir.path().join(name);
+        let x = |i: usize| if i == 22 { value } else { 1.0 };
+        write_npz(
+            &path,
+            &[("x".into(), vec![8, 4], (0..32).map(x).collect()), ("target".into(), vec![8, 4], vec![0.0; 32])],
+        );
+        text(&path)
+    };
+    let (good, bad) = (data("good.npz", 1.0), data("bad.npz", f32::NAN));
+    let out = text(&dir.path().join("run"));
+    let arguments = ["train", &train_2, "--data", &good, "--val", &bad, "--steps", "2", "--batch-size", "4", "--out", &out];
+    let ran = tool(&arguments);
+    assert!(
+        ran.status == 1 && ran.err.contains("bad.npz: the loss in evaluation is NaN: the input `x` holds NaN"),
+        "{}",
+        ran.err
+    );
+    assert!(!ran.err.contains("--lr") && ran.err.contains("mend the data"), "{}", ran.err);
+
     let said = tool(&["verify", "--gradient", &train]);
     assert!(said.status == 2 && said.err.contains("node `l` (Log)"), "{} {}", said.status, said.err);
 }
