@@ -172,7 +172,7 @@ pub struct FreezeArgs {
     #[arg(long, conflicts_with = "prune")]
     pub keep_router: bool,
     /// Leave out weights below EPS in magnitude; 0 keeps all but zeros [default: the highest of 1e-2, 1e-3 … 1e-8 that moves the
-    /// outputs by less than 1e-5 and 1e-5 of their largest, on made-up inputs]
+    /// outputs by less than 1e-5 plus 1e-5 of their largest, on made-up inputs]
     #[arg(long, value_name = "EPS")]
     pub prune: Option<f64>,
     /// Output [default: STEM.frozen.onnx beside the model]

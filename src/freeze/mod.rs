@@ -193,11 +193,10 @@ pub(crate) fn router_text(f: &Frozen) -> String {
     }
     match f.drift.as_ref().map(|d| (d.below, &d.measured)) {
         Some((below, Ok((engine, c)))) => {
-            let (abs, part, bound) = (c.max_abs, c.max_rel * 100.0, Tolerance::default().atol);
+            let (abs, part, bound) = (c.max_abs, c.max_rel, Tolerance::default().atol);
             let word = if c.equivalent { "within" } else { "beyond" };
-            let moved =
-                format!("{abs:.1e} ({part:.1}% of the largest value; {engine}), {word} the tolerance of {bound:.0e}");
-            put!(out, "pruned", "edges below {below:.0e}, which moves the outputs by up to {moved}");
+            let moved = format!("{abs:.1e}, {part:.1e} of their largest ({engine}): {word} {bound:.0e} plus {bound:.0e} of the largest");
+            put!(out, "pruned", "edges below {below:.0e}; the outputs move by up to {moved}");
         }
         Some((0.0, Err(why))) => put!(out, "pruned", "no edges: what that moves cannot be measured: {why}"),
         Some((below, Err(why))) => {
