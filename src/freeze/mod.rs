@@ -195,7 +195,9 @@ pub(crate) fn router_text(f: &Frozen) -> String {
         Some((below, Ok((engine, c)))) => {
             let (abs, part, bound) = (c.max_abs, c.max_rel, Tolerance::default().atol);
             let word = if c.equivalent { "within" } else { "beyond" };
-            let moved = format!("{abs:.1e}, {part:.1e} of their largest ({engine}): {word} {bound:.0e} plus {bound:.0e} of the largest");
+            let moved = format!(
+                "{abs:.1e}, {part:.1e} of their largest ({engine}): {word} {bound:.0e} plus {bound:.0e} of the largest"
+            );
             put!(out, "pruned", "edges below {below:.0e}; the outputs move by up to {moved}");
         }
         Some((0.0, Err(why))) => put!(out, "pruned", "no edges: what that moves cannot be measured: {why}"),
