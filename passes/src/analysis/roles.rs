@@ -93,6 +93,9 @@ impl UseRoles<'_> {
         if g.name(v).starts_with("ancre.") {
             return Role::Frozen("the router's own");
         }
+        if t.is_empty() {
+            return Role::Frozen("no elements");
+        }
         let mut found = UNUSED;
         for (consumer, operand) in g.uses_in_order(v) {
             let r = self.role(v, consumer, operand);
@@ -464,5 +467,14 @@ mod tests {
         let y = n.op("Add", &[sum, state], &[3, 4]);
         n.0.add_output(y, None);
         assert_eq!((n.role(bias), n.role(one)), (Role::Bias, Role::Frozen("scalar constant")));
+    }
+
+    #[test]
+    fn a_tensor_without_elements_does_not_train() {
+        let mut n = Net(Graph::default());
+        let (x, none) = (n.input(&[3, 4]), n.floats("none", &[3, 0]));
+        let y = n.op("Concat", &[x, none], &[3, 4]);
+        n.0.add_output(y, None);
+        assert_eq!(n.role(none), Role::Frozen("no elements"));
     }
 }

@@ -285,7 +285,7 @@ fn misstated(g: &Graph, id: NodeId, model: &ModelProto) -> Option<ImportError> {
     if let Some(what) = schema.miscounted(operands, |i| g.operand(id, i).is_some(), results) {
         return Some(ImportError::Node(g.site(id), what));
     }
-    let what = schema.misattributed(op).filter(|_| op.domain.is_empty() && schema.since <= opset)?;
+    let what = schema.misattributed(op).filter(|_| op.domain.is_empty())?;
     Some(ImportError::Schema(g.site(id), format!("{what}; re-export the model")))
 }
 

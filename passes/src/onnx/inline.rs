@@ -3,9 +3,9 @@
 //!   before  y = my.Block <alpha = 2> (x, w)             my.Block (a, b) => (c) { t = MatMul (a, b)  c = Elu <alpha: @alpha> (t) }
 //!   after   t' = MatMul (x, w)   y = Elu <alpha = 2> (t')
 //!
-//! Works on messages, before import: a function's body is nothing but nodes. A call is left alone where it stands in a subgraph, or
-//! where its function is written for another version of an operator set that the model has too. Functions that nothing calls any
-//! more are dropped.
+//! Works on messages, before import: a function's body is nothing but nodes. Calls within subgraphs are inlined there. A call is left
+//! alone where its function is written for another version of an operator set that the model has too; it may not lead back to
+//! itself either. Functions that nothing calls any more are dropped.
 
 use super::{name_of, short_domain, subgraphs, subgraphs_mut, take_name};
 use onnx_protobuf::{AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto};
@@ -30,7 +30,7 @@ pub enum InlineError {
 
 type Key = (String, String, String);
 
-/// Inlines every call of the main graph that can be; returns how many there were.
+/// Inlines every call that can be; returns how many there were.
 ///
 /// # Errors
 /// When functions call each other in a circle, or their bodies multiply beyond measure.
@@ -44,6 +44,9 @@ fn inline_functions(
     functions: &mut Vec<FunctionProto>,
     opsets: &mut Vec<OperatorSetIdProto>,
 ) -> Result<usize, InlineError> {
+    if let Some(circular) = circular(graph, functions) {
+        return Err(InlineError::Deep(circular));
+    }
     let mut table: HashMap<Key, FunctionProto> = HashMap::new();
     for f in functions.iter() {
         let compatible = f.opset_import.iter().all(|o| version(opsets, &o.domain).is_none_or(|v| v == o.version));
@@ -93,13 +96,15 @@ fn collect(graph: &GraphProto, names: &mut HashSet<String>) {
     }
 }
 
-fn drop_unused(graph: &GraphProto, functions: &mut Vec<FunctionProto>) {
-    fn calls(nodes: &[NodeProto], out: &mut HashSet<Key>) {
-        for n in nodes {
-            out.insert(key(n));
-            subgraphs(n).for_each(|g| calls(&g.node, out));
-        }
+fn calls(nodes: &[NodeProto], out: &mut HashSet<Key>) {
+    for n in nodes {
+        out.insert(key(n));
+        subgraphs(n).for_each(|g| calls(&g.node, out));
     }
+}
+
+/// What a graph calls, and what that calls.
+fn reached(graph: &GraphProto, functions: &[FunctionProto]) -> HashSet<Key> {
     let mut called = HashSet::new();
     calls(&graph.node, &mut called);
     let mut before = 0;
@@ -108,6 +113,30 @@ fn drop_unused(graph: &GraphProto, functions: &mut Vec<FunctionProto>) {
         let reached: Vec<&FunctionProto> = functions.iter().filter(|f| called.contains(&key_of(f))).collect();
         reached.iter().for_each(|f| calls(&f.node, &mut called));
     }
+    called
+}
+
+/// A function in use that calls itself, or whose calls are nested too deep, whether it can be inlined now or not.
+fn circular(graph: &GraphProto, functions: &[FunctionProto]) -> Option<String> {
+    let called = if functions.is_empty() { HashSet::new() } else { reached(graph, functions) };
+    let mut open: HashMap<Key, HashSet<Key>> = HashMap::new();
+    for f in functions.iter().filter(|f| called.contains(&key_of(f))) {
+        calls(&f.node, open.entry(key_of(f)).or_default());
+    }
+    // Each round takes away what calls no function that is left.
+    for _ in 0..DEEPEST {
+        let done = |(_, inner): &(&Key, &HashSet<Key>)| inner.iter().all(|k| !open.contains_key(k));
+        let done: Vec<Key> = open.iter().filter(done).map(|(k, _)| k.clone()).collect();
+        if done.is_empty() {
+            break;
+        }
+        done.iter().for_each(|k| _ = open.remove(k));
+    }
+    functions.iter().find(|f| open.contains_key(&key_of(f))).map(|f| f.name.clone())
+}
+
+fn drop_unused(graph: &GraphProto, functions: &mut Vec<FunctionProto>) {
+    let called = reached(graph, functions);
     functions.retain(|f| called.contains(&key_of(f)));
 }
 
@@ -122,9 +151,13 @@ struct Inliner {
 
 impl Inliner {
     fn expand(&mut self, nodes: Vec<NodeProto>, depth: usize, out: &mut Vec<NodeProto>) -> Result<(), InlineError> {
-        for n in nodes {
+        for mut n in nodes {
             let key = key(&n);
             let Some(f) = self.table.get(&key).cloned() else {
+                for g in subgraphs_mut(&mut n) {
+                    let nodes = std::mem::take(&mut g.node);
+                    self.expand(nodes, depth, &mut g.node)?;
+                }
                 out.push(n);
                 self.nodes += 1;
                 if self.nodes > MOST_NODES {
@@ -332,9 +365,38 @@ mod tests {
 
     #[test]
     fn functions_that_call_themselves_are_named() {
-        let f = function("F", &["a"], &["b"], vec![node("F", "my", &["a"], &["b"])]);
-        let mut g = GraphProto { node: vec![node("F", "my", &["x"], &["y"])], ..Default::default() };
-        let e = inline_functions(&mut g, &mut vec![f], &mut opsets()).unwrap_err();
-        assert!(e.to_string().contains("`F` calls itself"), "{e}");
+        // A function for another operator set stays a call, and is called in a circle no less.
+        for version in [18, 13] {
+            let mut f = function("F", &["a"], &["b"], vec![node("G", "my", &["a"], &["b"])]);
+            f.opset_import[0].version = version;
+            let g = function("G", &["a"], &["b"], vec![node("F", "my", &["a"], &["b"])]);
+            let unused = function("H", &["a"], &["b"], vec![node("H", "my", &["a"], &["b"])]);
+            let mut main = GraphProto { node: vec![node("F", "my", &["x"], &["y"])], ..Default::default() };
+            let e = inline_functions(&mut main, &mut vec![unused, f, g], &mut opsets()).unwrap_err();
+            assert!(e.to_string().contains("`F` calls itself"), "{e}");
+        }
+    }
+
+    #[test]
+    fn calls_within_subgraphs_are_inlined_there() {
+        let f = function("F", &["a"], &["b"], vec![node("Relu", "", &["a"], &["t"]), node("Neg", "", &["t"], &["b"])]);
+        let branch = GraphProto { node: vec![node("F", "my", &["x"], &["z"])], ..Default::default() };
+        let mut choice = node("If", "", &["c"], &["y"]);
+        for name in ["then_branch", "else_branch"] {
+            let g = Some(branch.clone()).into();
+            choice.attribute.push(AttributeProto {
+                name: name.into(),
+                g,
+                type_: AttributeType::GRAPH.into(),
+                ..Default::default()
+            });
+        }
+        let mut g = GraphProto { node: vec![choice], ..Default::default() };
+        let mut functions = vec![f];
+        assert_eq!(inline_functions(&mut g, &mut functions, &mut opsets()).unwrap(), 2);
+        assert!(functions.is_empty());
+        let branches: Vec<Vec<String>> = subgraphs(&g.node[0]).map(text).collect();
+        assert_eq!(branches[0], ["z/t = Relu<>(x)", "z = Neg<>(z/t)"]);
+        assert_eq!(branches[1], ["z/t_1 = Relu<>(x)", "z = Neg<>(z/t_1)"]);
     }
 }
