@@ -113,7 +113,7 @@ mod tests {
     #[test]
     fn blocks_are_named_by_what_they_compute() {
         let g = parse(
-            "g (float[2, 4] h0, float[2, 4] other) => (float[2, 4] h4) <float[4, 4] w = {…}> {
+            "g (float[4, 4] h0, float[4, 4] other) => (float[4, 4] h4) <float[4, 4] w = {…}> {
                 a = MatMul (h0, w) s = Softmax (a) m = MatMul (s, h0) h1 = Add (h0, m)
                 b = MatMul (h1, w) r = Relu (b) c = MatMul (r, w) h2 = Add (h1, c)
                 o = Softmax (other) d = MatMul (h2, w) e = Mul (d, o) h3 = Add (h2, e)
