@@ -5,7 +5,7 @@ mod train;
 mod verify;
 
 #[cfg(feature = "ort")]
-pub use train::{CourseOptions, DataOptions, RateChoice, Recalibrate, ScheduleKind, TrainArgs};
+pub use train::{CourseOptions, DataOptions, Metric, RateChoice, Recalibrate, ScheduleKind, TrainArgs};
 pub use verify::{LimitArgs, VerifyArgs};
 
 use ancre_passes::ir::{Form, Normalize, Rule, Scope};

@@ -128,6 +128,9 @@ pub struct CourseOptions {
     /// batches' [default: auto; without a word: on]
     #[arg(long, value_enum, value_name = "on|off|auto", num_args = 0..=1, default_missing_value = "on", help_heading = "Course")]
     pub recalibrate_bn: Option<Recalibrate>,
+    /// Also tell these figures of each validation: top-1, top-5, f1 (mean over classes), perplexity, mae
+    #[arg(long, value_enum, value_name = "NAME", value_delimiter = ',', help_heading = "Course")]
+    pub metric: Vec<Metric>,
     /// Stop when N validations in a row have brought nothing better
     #[arg(long, value_name = "N", help_heading = "Course", value_parser = clap::value_parser!(u32).range(1..))]
     pub patience: Option<u32>,
@@ -144,6 +147,9 @@ pub struct CourseOptions {
     /// One JSON object a step [default: log.jsonl in the directory]
     #[arg(long, value_name = "FILE.jsonl", help_heading = "Output")]
     pub log: Option<PathBuf>,
+    /// Also write the log as TensorBoard event files into this directory
+    #[arg(long, value_name = "DIR", help_heading = "Output")]
+    pub log_dir: Option<PathBuf>,
     /// At the end, freeze the trained state into the forward graph and write the deployable model
     #[arg(long, value_name = "MODEL.onnx", help_heading = "Output")]
     pub export: Option<PathBuf>,
@@ -180,7 +186,7 @@ impl CourseOptions {
     /// remembered where a path is no Unicode.
     pub fn to_be_remembered(mut self) -> CourseOptions {
         let files = [&mut self.data, &mut self.val, &mut self.state, &mut self.eval_graph];
-        for path in files.into_iter().chain([&mut self.log, &mut self.export, &mut self.forward]).flatten() {
+        for path in files.into_iter().chain([&mut self.log, &mut self.log_dir, &mut self.export, &mut self.forward]).flatten() {
             if let Ok(whole) = std::path::absolute(&*path) {
                 *path = whole;
             }
@@ -235,6 +241,37 @@ pub struct DataOptions {
     #[arg(skip)]
     #[serde(skip)]
     pub classes: Option<Vec<String>>,
+}
+
+/// A figure of a validation.
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Metric {
+    /// Share of predictions that are right.
+    #[value(name = "top-1")]
+    Top1,
+    /// Share of predictions among whose five highest scores the label is.
+    #[value(name = "top-5")]
+    Top5,
+    /// Harmonic mean of precision and recall, as the mean over the classes that occur.
+    F1,
+    /// Exponential of a cross-entropy.
+    Perplexity,
+    /// Mean distance of output and target.
+    Mae,
+}
+
+impl Metric {
+    /// The command line's name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Metric::Top1 => "top-1",
+            Metric::Top5 => "top-5",
+            Metric::F1 => "f1",
+            Metric::Perplexity => "perplexity",
+            Metric::Mae => "mae",
+        }
+    }
 }
 
 /// When running statistics are taken anew.

@@ -83,9 +83,13 @@ fn write(path: &Path, state: &Tensors, position: String, network: Option<&Networ
     let dir = parent(path);
     let temp = temporary(dir).map_err(|e| fail(&e))?;
     let network = network.and_then(|n| Some((Network::KEY.to_string(), serde_json::to_string(n).ok()?)));
-    let metadata: HashMap<_, _> = [(CHECKPOINT_KEY.to_string(), position)].into_iter().chain(network).collect();
+    let metadata: Vec<_> = [(CHECKPOINT_KEY.to_string(), position)].into_iter().chain(network).collect();
+    // The crate writes the keys in the map's order, which is another one in each map: one that has them sorted is taken, so that
+    // the same run writes the same bytes.
+    let mut maps = std::iter::repeat_with(|| metadata.iter().cloned().collect::<HashMap<_, _>>());
+    let metadata = maps.find(|m| m.keys().is_sorted());
     let state = stored(state).map_err(|e| fail(&e))?;
-    safetensors::serialize_to_file(state, Some(metadata), temp.path()).map_err(|e| fail(&e))?;
+    safetensors::serialize_to_file(state, metadata, temp.path()).map_err(|e| fail(&e))?;
     temp.as_file().sync_all().map_err(|e| fail(&e))?;
     temp.persist(path).map_err(|e| fail(&e.error))?;
     sync_dir(dir).map_err(|e| fail(&e))

@@ -5,7 +5,8 @@
 
 use super::checkpoint::Sums;
 use super::graph::TrainingGraph;
-use super::metrics::Batch;
+use super::metrics::{Batch, Tally};
+use crate::cli::Metric;
 use crate::engine::ort::device::Device;
 use crate::engine::ort::stepper::{DeviceState, Stepper};
 use crate::engine::ort::{OrtEngine, OrtSession};
@@ -33,12 +34,24 @@ pub(super) struct Evaluator {
     pub(super) origin: String,
     /// The batch, if the graph fixes it.
     pub(super) batch: Option<usize>,
+    /// Figures asked for beside loss and accuracy.
+    pub(super) tally: Tally,
 }
 
 impl Evaluator {
     /// Opens the evaluation of a training graph: `given`, or what can be found or made. Fails when there is none; the error
     /// says what to do.
-    pub(super) fn open(t: &TrainingGraph, given: Option<&Path>, engine: &OrtEngine) -> Result<Evaluator, Failure> {
+    pub(super) fn open(
+        t: &TrainingGraph,
+        given: Option<&Path>,
+        engine: &OrtEngine,
+        metrics: &[Metric],
+    ) -> Result<Evaluator, Failure> {
+        let tally = Tally::new(metrics, t)?;
+        Ok(Evaluator { tally, ..Evaluator::find(t, given, engine)? })
+    }
+
+    fn find(t: &TrainingGraph, given: Option<&Path>, engine: &OrtEngine) -> Result<Evaluator, Failure> {
         let beside = t.beside("eval", ".onnx");
         if let Some(path) = given.map(Path::to_path_buf).or(beside) {
             let (g, _) = files::read_model(&path)?;
@@ -77,9 +90,10 @@ impl Evaluator {
         let batch = target.and_then(|v| g.value(v).ty.shape.as_ref()?.first()?.known()).map(|n| n as usize);
         let loss = g.outputs().first().map(|o| g.name(o.value).to_string()).unwrap_or_default();
         let mut read = vec![loss.as_str()];
-        read.extend(t.scores.as_ref().map(|s| s.output.as_str()));
+        let output = t.scores.as_ref().map(|s| s.output.as_str()).or(t.loss.output.as_deref());
+        read.extend(output.filter(|o| session.outputs().any(|name| name == *o)));
         let (stepper, _) = Stepper::new(session, device, &IndexMap::new(), &read).map_err(cannot)?;
-        Ok(Evaluator { stepper, origin, batch })
+        Ok(Evaluator { stepper, origin, batch, tally: Tally::default() })
     }
 
     /// Adds a batch's figures under a state.
@@ -95,7 +109,9 @@ impl Evaluator {
         if let Some(what) = if loss.is_finite() { None } else { undefined::fed(feeds) } {
             return Err(Failure::check(format!("the loss in evaluation is {loss}: {what}")).help(MEND));
         }
-        m.add(&Batch { loss, scores: read.get(1), labels: feeds.get(&t.loss.target) }, t);
+        let batch = Batch { loss, scores: read.get(1), labels: feeds.get(&t.loss.target) };
+        m.add(&batch, t);
+        self.tally.add(&batch, t);
         Ok(())
     }
 }

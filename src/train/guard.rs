@@ -53,8 +53,8 @@ struct Seen {
     deviation: f64,
     /// The lowest running mean.
     best: f64,
-    /// The last losses and logarithms of gradient norms.
-    recent: Vec<(f64, f64)>,
+    /// Of the last steps: loss, logarithm of the gradients' norm, mean and deviation before them.
+    recent: Vec<[f64; 4]>,
     norm: f64,
     /// The highest of the first norms.
     first_norm: f64,
@@ -88,19 +88,21 @@ impl Guard {
             s.first_norm = s.first_norm.max(ln);
         }
         let size = s.first.abs().max(s.mean.abs());
-        s.recent.push((loss, ln));
+        s.recent.push([loss, ln, s.mean, s.deviation]);
         if s.recent.len() > WINDOW {
             s.recent.remove(0);
         }
         let whole = s.recent.len() == WINDOW;
-        let lately = s.recent.iter().map(|r| r.0).sum::<f64>() / s.recent.len() as f64;
-        let norms = s.recent.iter().map(|r| r.1).sum::<f64>() / s.recent.len() as f64;
+        let lately = s.recent.iter().map(|r| r[0]).sum::<f64>() / s.recent.len() as f64;
+        let norms = s.recent.iter().map(|r| r[1]).sum::<f64>() / s.recent.len() as f64;
+        // What a jump is measured by has not seen it yet.
+        let [_, _, mean, deviation] = s.recent[0];
         let far = loss - s.mean > 8.0 * (size + s.deviation);
-        let rose = whole && lately - s.mean > size + 6.0 * s.deviation;
-        let steep = whole && lately > s.mean + s.deviation && norms > s.first_norm.max(s.norm) + NORM.ln();
+        let rose = whole && lately - mean > size + 6.0 * deviation;
+        let steep = whole && lately > mean + deviation && norms > s.first_norm.max(s.norm) + NORM.ln();
         if far || rose || steep {
             let what = if steep && !rose { format!(" and the gradients' norm to {norm:.3e}") } else { String::new() };
-            return Some(format!("the loss went from about {:.4} to {loss:.4}{what}", s.mean));
+            return Some(format!("the loss went from about {mean:.4} to {loss:.4}{what}"));
         }
         // One batch that is far off says little about the mean.
         let counted = loss.min(s.mean + size);

@@ -1,6 +1,8 @@
 //! The log: one JSON object a step.
 
+use super::tensorboard::Events;
 use crate::error::Failure;
+use std::collections::BTreeMap;
 use serde::Serialize;
 use serde_json::Value;
 use std::fs::File;
@@ -41,6 +43,9 @@ pub(super) struct Entry {
     /// Bits for each byte of the validation's text, where it is known how much a token stands for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) val_bits_per_byte: Option<f64>,
+    /// Other figures of the validation, by name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) val_metrics: Option<BTreeMap<&'static str, f64>>,
     /// The loss jumped: step of the state that the run went back to.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) restored: Option<u64>,
@@ -49,6 +54,8 @@ pub(super) struct Entry {
 pub(super) struct Log {
     path: PathBuf,
     file: BufWriter<File>,
+    /// The same for TensorBoard.
+    pub(super) events: Option<Events>,
 }
 
 impl Log {
@@ -69,7 +76,7 @@ impl Log {
                 }
             }
         }
-        let mut log = Log { path: path.to_path_buf(), file: BufWriter::new(File::create(path).map_err(fail)?) };
+        let mut log = Log { path: path.to_path_buf(), file: BufWriter::new(File::create(path).map_err(fail)?), events: None };
         kept.iter().try_for_each(|line| writeln!(log.file, "{line}")).map_err(fail)?;
         log.flush()?;
         Ok(log)
@@ -77,12 +84,14 @@ impl Log {
 
     pub(super) fn add(&mut self, e: &Entry) -> Result<(), Failure> {
         let line = serde_json::to_string(e).unwrap_or_default();
-        writeln!(self.file, "{line}").map_err(|e| cannot(&self.path, e))
+        writeln!(self.file, "{line}").map_err(|e| cannot(&self.path, e))?;
+        self.events.as_mut().map_or(Ok(()), |events| events.add(e))
     }
 
     /// Writes what was added.
     pub(super) fn flush(&mut self) -> Result<(), Failure> {
-        self.file.flush().map_err(|e| cannot(&self.path, e))
+        self.file.flush().map_err(|e| cannot(&self.path, e))?;
+        self.events.as_mut().map_or(Ok(()), Events::flush)
     }
 }
 
@@ -112,6 +121,7 @@ mod tests {
             val_accuracy: (step == 4).then_some(0.5),
             val_perplexity: None,
             val_bits_per_byte: None,
+            val_metrics: None,
             restored: None,
         };
         let mut log = Log::open(&path, 0).unwrap();

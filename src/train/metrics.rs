@@ -5,7 +5,10 @@ use super::data::Dataset;
 use super::graph::{Scores, TrainingGraph};
 use crate::engine::Tensors;
 use crate::engine::ort::stepper::Read;
+use crate::cli::Metric;
+use crate::error::Failure;
 use crate::io::tensor::NpTensor;
+use std::collections::BTreeMap;
 
 /// A batch's loss, scores and labels.
 pub(super) struct Batch<'a> {
@@ -83,8 +86,119 @@ impl Language {
     }
 }
 
-/// The numbers of right predictions and of all. Of equal scores the first counts, as in NumPy.
+/// Figures that are asked for beside loss and accuracy, over the batches of a validation.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Tally {
+    asked: Vec<Metric>,
+    /// Predictions among whose five highest scores the label is.
+    in_five: u64,
+    predictions: u64,
+    /// By class: right, predicted, there.
+    classes: BTreeMap<i64, [u64; 3]>,
+    /// Sum of the distances of outputs and targets.
+    distance: f64,
+    values: u64,
+}
+
+impl Tally {
+    /// Checks that the loss and the target have these figures.
+    pub(super) fn new(asked: &[Metric], t: &TrainingGraph) -> Result<Tally, Failure> {
+        for m in asked {
+            let (fits, needs) = match m {
+                Metric::Top1 | Metric::Top5 | Metric::F1 => (t.scores.is_some(), "class labels and an output of scores"),
+                Metric::Perplexity => (t.loss_kind.takes_labels(), "a cross-entropy"),
+                Metric::Mae => (!t.loss_kind.takes_labels() && t.loss.output.is_some(), "a float target and the output that goes with it"),
+            };
+            if !fits {
+                let what = format!("--metric {} needs {needs}; the loss is {} on `{}`", m.name(), t.loss.kind, t.loss.target);
+                return Err(Failure::input(what).at(&t.path));
+            }
+        }
+        Ok(Tally { asked: asked.to_vec(), ..Tally::default() })
+    }
+
+    /// Forgets the batches.
+    pub(super) fn begin(&mut self) {
+        *self = Tally { asked: std::mem::take(&mut self.asked), ..Tally::default() };
+    }
+
+    pub(super) fn add(&mut self, b: &Batch, t: &TrainingGraph) {
+        if self.asked.is_empty() {
+            return;
+        }
+        let Some((shape, values)) = b.scores.and_then(Read::f32s) else { return };
+        let Some(labels) = b.labels else { return };
+        match &t.scores {
+            Some(s) => {
+                self.judge(values, &shape, s, &labels.to_i64(), t.loss.ignore_index);
+            }
+            None => {
+                let targets = labels.to_f64();
+                let pairs = values.iter().zip(&targets).filter(|_| values.len() == targets.len());
+                self.distance += pairs.map(|(y, t)| (f64::from(*y) - t).abs()).sum::<f64>();
+                self.values += targets.len() as u64;
+            }
+        }
+    }
+
+    fn judge(&mut self, values: &[f32], shape: &[usize], s: &Scores, labels: &[i64], ignored: Option<i64>) -> Option<()> {
+        let classes = *shape.get(s.axis)?;
+        each_prediction(shape, s, labels, ignored, |at, label| {
+            let score = |c: usize| values[at(c)];
+            let best = best(classes, &score);
+            self.predictions += 1;
+            self.classes.entry(best).or_default()[1] += 1;
+            self.classes.entry(label).or_default()[2] += 1;
+            self.classes.entry(label).or_default()[0] += u64::from(best == label);
+            if let Some(own) = usize::try_from(label).ok().filter(|l| *l < classes) {
+                let above = (0..classes).filter(|c| score(*c) > score(own) || score(*c) == score(own) && *c < own).count();
+                self.in_five += u64::from(above < 5);
+            }
+        })
+    }
+
+    /// The figures by name.
+    pub(super) fn figures(&self, m: &Sums) -> Vec<(&'static str, f64)> {
+        let share = |n: u64, of: u64| n as f64 / of.max(1) as f64;
+        let figure = |metric: &Metric| match metric {
+            Metric::Top1 => m.accuracy().unwrap_or(f64::NAN),
+            Metric::Top5 => share(self.in_five, self.predictions),
+            Metric::Perplexity => m.loss().unwrap_or(f64::NAN).exp(),
+            Metric::Mae => self.distance / self.values.max(1) as f64,
+            Metric::F1 => {
+                let there = self.classes.values().filter(|c| c[2] > 0);
+                let all: Vec<f64> = there.map(|[right, said, there]| share(2 * right, said + there)).collect();
+                all.iter().sum::<f64>() / all.len().max(1) as f64
+            }
+        };
+        self.asked.iter().map(|metric| (metric.name(), figure(metric))).collect()
+    }
+}
+
+/// The class of the highest score. Of equal scores the first counts, as in NumPy.
+fn best(classes: usize, score: &impl Fn(usize) -> f32) -> i64 {
+    (1..classes).fold(0, |best, c| if score(c) > score(best) { c } else { best }) as i64
+}
+
+/// The numbers of right predictions and of all.
 fn count_right(scores: &[f32], shape: &[usize], s: &Scores, labels: &[i64], ignored: Option<i64>) -> Option<(u64, u64)> {
+    let classes = *shape.get(s.axis)?;
+    let (mut right, mut all) = (0, 0);
+    each_prediction(shape, s, labels, ignored, |at, label| {
+        right += u64::from(best(classes, &|c| scores[at(c)]) == label);
+        all += 1;
+    })?;
+    Some((right, all))
+}
+
+/// Goes through the predictions that count: where each class's score lies, and the label. `None` where labels and scores do not fit.
+fn each_prediction(
+    shape: &[usize],
+    s: &Scores,
+    labels: &[i64],
+    ignored: Option<i64>,
+    mut seen: impl FnMut(&dyn Fn(usize) -> usize, i64),
+) -> Option<()> {
     let classes = *shape.get(s.axis)?;
     let outer: usize = shape[..s.axis].iter().product();
     let inner: usize = shape[s.axis + 1..].iter().product();
@@ -93,7 +207,6 @@ fn count_right(scores: &[f32], shape: &[usize], s: &Scores, labels: &[i64], igno
     }
     // Next-token logits [N, T, V]: position t predicts the label of t + 1.
     let length = if s.shifted { *shape.get(1)? } else { 0 };
-    let (mut right, mut all) = (0, 0);
     for o in 0..outer {
         for i in 0..inner {
             let position = o * inner + i;
@@ -101,16 +214,12 @@ fn count_right(scores: &[f32], shape: &[usize], s: &Scores, labels: &[i64], igno
                 continue;
             }
             let label = labels[position + usize::from(s.shifted)];
-            if Some(label) == ignored {
-                continue;
+            if Some(label) != ignored {
+                seen(&|c: usize| (o * classes + c) * inner + i, label);
             }
-            let at = |c: usize| scores[(o * classes + c) * inner + i];
-            let best = (1..classes).fold(0, |best, c| if at(c) > at(best) { c } else { best });
-            right += u64::from(best as i64 == label);
-            all += 1;
         }
     }
-    Some((right, all))
+    Some(())
 }
 
 #[cfg(test)]
@@ -144,5 +253,16 @@ mod tests {
         // [1, 3, 2]: predictions 1, 0, (0); labels ?, 1, 0
         let values = [0.1, 0.9, 0.8, 0.2, 0.5, 0.5];
         assert_eq!(count_right(&values, &[1, 3, 2], &scores(2, true), &[7, 1, 0], None), Some((2, 2)));
+    }
+
+    #[test]
+    fn five_guesses_and_the_mean_f1_of_classes() {
+        let asked = vec![Metric::Top5, Metric::F1];
+        let mut tally = Tally { asked, ..Tally::default() };
+        // Scores of seven classes fall from class 0 on: class 0 is always predicted.
+        let row: Vec<f32> = (0..7).map(|c| -(c as f32)).collect();
+        tally.judge(&row.repeat(4), &[4, 7], &scores(1, false), &[0, 0, 4, 5], None).unwrap();
+        // Class 0: 2 right of 4 said and 2 there; classes 4 and 5 never.
+        assert_eq!(tally.figures(&Sums::default()), [("top-5", 0.75), ("f1", 2.0 / 3.0 / 3.0)]);
     }
 }

@@ -19,6 +19,7 @@ mod run;
 mod schedule;
 mod setup;
 mod statistics;
+mod tensorboard;
 mod topology;
 mod verdict;
 

@@ -12,6 +12,7 @@ use crate::engine::memory::bytes;
 use crate::freeze::{self, Frozen};
 use crate::io::lines::{Lines, put};
 use crate::topology::weights::{Weights, json_of};
+use std::collections::BTreeMap;
 use serde_json::{Value, json};
 use std::path::PathBuf;
 
@@ -42,6 +43,8 @@ pub struct Outcome {
     pub(super) stopped_early: bool,
     /// What came of taking running statistics anew.
     pub(super) recalibrated: Option<Recalibrated>,
+    /// Other figures of the last validation.
+    pub(super) metrics: Vec<(&'static str, f64)>,
     /// What the run came to, in words.
     pub(super) verdicts: Vec<Verdict>,
     /// The newest checkpoint.
@@ -87,7 +90,7 @@ impl Outcome {
             "seconds": self.seconds, "samples_per_second": self.samples_per_second, "waited_seconds": self.waited,
             "host_bytes_per_step": {"fed": fed, "read": read},
             "interrupted": self.interrupted, "stopped_early": self.stopped_early, "recalibrated": self.recalibrated,
-            "verdicts": self.verdicts, "resumed": s.resumed,
+            "metrics": self.metrics.iter().copied().collect::<BTreeMap<_, _>>(), "verdicts": self.verdicts, "resumed": s.resumed,
             "checkpoints": {"last": self.last, "best": s.checkpoints.best()}, "log": s.log_path,
             "shortcuts": self.topology.as_deref().map(topology::shortcuts), "topology": self.topology.as_deref().map(json_of),
             "export": self.export.as_ref().map(|(from, frozen)| {
@@ -131,7 +134,8 @@ impl Outcome {
                 .filter(|b| b.step != v.step)
                 .map(|b| format!("; best {:.4} after epoch {}{}", b.loss, b.epoch + 1, accuracy(b.accuracy)));
             let language = self.language(v.loss).map(|l| format!(", {}", l.text())).unwrap_or_default();
-            put!(out, "val", "loss {:.4}{language}{}{}", v.loss, accuracy(v.accuracy), best.unwrap_or_default());
+            let others: String = self.metrics.iter().map(|(name, v)| format!(", {name} {v:.4}")).collect();
+            put!(out, "val", "loss {:.4}{language}{}{others}{}", v.loss, accuracy(v.accuracy), best.unwrap_or_default());
         }
         if let Some(last) = at.guard.jumps.last() {
             let n = at.guard.jumps.len();

@@ -33,11 +33,13 @@ pub(super) struct Step {
 
 /// An epoch that ended, or the run within one.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Epoch {
+pub(super) struct Epoch<'a> {
     pub(super) last: Step,
     pub(super) validation: Option<(f64, Option<f64>)>,
     /// What the validation loss says about a language model.
     pub(super) language: Option<Language>,
+    /// Other figures of the validation.
+    pub(super) metrics: &'a [(&'static str, f64)],
     /// Is it the best validation so far?
     pub(super) best: bool,
     pub(super) seconds: f64,
@@ -181,7 +183,8 @@ impl Reporter for Terminal {
         let validation = e.validation.map(|(loss, accuracy)| {
             let accuracy = accuracy.map(|a| format!("  val acc {}", percent(a))).unwrap_or_default();
             let language = e.language.map(|l| format!("  {}", l.text())).unwrap_or_default();
-            format!("  val loss {loss:.4}{language}{accuracy}{}", if e.best { "  best" } else { "" })
+            let others: String = e.metrics.iter().map(|(name, v)| format!("  {name} {v:.4}")).collect();
+            format!("  val loss {loss:.4}{language}{accuracy}{others}{}", if e.best { "  best" } else { "" })
         });
         let name = self.epoch_name(e.last.epoch);
         let validation = validation.unwrap_or_default();

@@ -59,6 +59,8 @@ struct Run {
     labels: HashMap<i64, u64>,
     /// Predictions of the last validation.
     predictions: u64,
+    /// Its other figures.
+    metrics: Vec<(&'static str, f64)>,
 }
 
 /// Trains to the end, or until `stop` says so.
@@ -72,6 +74,7 @@ pub(super) fn run(setup: Setup, stop: &dyn Fn() -> bool, reporter: &mut dyn Repo
         stopped_early: false,
         labels: HashMap::new(),
         predictions: 0,
+        metrics: Vec::new(),
         position: setup.position.clone(),
         saved: setup.resumed.as_ref().map(|_| setup.position.step),
         s: setup,
@@ -124,6 +127,7 @@ pub(super) fn run(setup: Setup, stop: &dyn Fn() -> bool, reporter: &mut dyn Repo
         stopped_early: run.stopped_early,
         recalibrated: run.recalibrated,
         verdicts,
+        metrics: run.metrics,
         topology,
         export,
     })
@@ -268,6 +272,7 @@ impl Run {
             val_accuracy: None,
             val_perplexity: None,
             val_bits_per_byte: None,
+            val_metrics: None,
             restored,
         })
     }
@@ -368,6 +373,10 @@ impl Run {
             }
             self.validation = Some(this);
             (entry.val_loss, entry.val_accuracy) = (Some(loss), this.accuracy);
+            if let Some((_, evaluator)) = self.s.validation.as_ref().filter(|_| !self.s.a.course.metric.is_empty()) {
+                self.metrics = evaluator.tally.figures(&m);
+                entry.val_metrics = Some(self.metrics.iter().copied().collect());
+            }
         }
         let validation = self.validation.filter(|v| v.step == told.step).map(|v| (v.loss, v.accuracy));
         let seconds = self.epoch_begun.elapsed().as_secs_f64();
@@ -375,7 +384,7 @@ impl Run {
         let language = text.and_then(|((set, _), (loss, _))| Language::of(loss, &self.s.graph, set.as_ref()));
         entry.val_perplexity = language.map(|l| l.perplexity);
         entry.val_bits_per_byte = language.and_then(|l| l.bits_per_byte);
-        reporter.epoch(&Epoch { last: *told, validation, language, best, seconds });
+        reporter.epoch(&Epoch { last: *told, validation, language, metrics: &self.metrics, best, seconds });
         self.epoch_begun = Instant::now();
         self.last_epoch = std::mem::take(epoch);
         Ok(())
@@ -389,6 +398,7 @@ impl Run {
         let mut batches = Batches::start(set.clone(), 0, fixed.unwrap_or(self.s.batch), 0, 0, fixed.is_some(), false);
         let mut m = Sums::default();
         self.labels.clear();
+        evaluator.tally.begin();
         while let Some(batch) = batches.next() {
             let batch = batch?;
             evaluator.add(&self.s.graph, &batch.feeds, &mut self.s.state, &mut m).map_err(|e| e.at(&place))?;

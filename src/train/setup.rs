@@ -9,6 +9,7 @@ use super::log::Log;
 use super::progress::{Beginning, Reporter, duration};
 use super::rates::{self, Begins, Point};
 use super::schedule::Schedule;
+use super::tensorboard::Events;
 use super::topology;
 use crate::cli::{CourseOptions, RateChoice, ScheduleKind, TrainArgs};
 use crate::engine::ort::device::{self, Device, DeviceChoice};
@@ -100,23 +101,25 @@ impl Setup {
 
         let mut checkpoints = Checkpoints::open(&dir, a.keep)?;
         checkpoints.network = topology::network(&graph)?;
-        let found = checkpoints.newest()?;
+        // What is to go need not be readable.
+        let going = a.overwrite && !checkpoints.all().is_empty();
+        let found = if going { None } else { checkpoints.newest()? };
         let resumed = match found {
             Some((tensors, position, path)) if a.resume => {
                 put(&mut state, &graph, &tensors, true).map_err(|e| e.at(&path))?;
                 Some((position, path))
             }
-            Some((_, _, path)) if !a.overwrite => {
+            Some((_, _, path)) => {
                 return Err(Failure::input("is a checkpoint of an earlier run")
                     .at(&path)
                     .help("--resume goes on with it, --overwrite removes it, --out chooses another directory"));
             }
-            found => {
+            None => {
                 if a.resume {
                     notices.push(format!("there is no checkpoint in {}; the run starts at the beginning", dir.display()));
                 }
                 start_state(o, &graph, &mut state)?;
-                if found.is_some() {
+                if going {
                     checkpoints.clear()?;
                 }
                 None
@@ -194,7 +197,8 @@ impl Setup {
             }
         };
         let log_path = o.log.clone().unwrap_or_else(|| dir.join("log.jsonl"));
-        let log = Log::open(&log_path, position.step)?;
+        let mut log = Log::open(&log_path, position.step)?;
+        log.events = o.log_dir.as_deref().map(Events::open).transpose()?;
         let device = engine.device;
         let setup = Setup {
             a,
@@ -364,7 +368,7 @@ fn batch_size(a: &CourseOptions, t: &TrainingGraph, samples: usize) -> Result<(u
         }
         (Some(fixed), _) => Ok((fixed, true)),
         (None, asked) => {
-            let batch = asked.unwrap_or((samples / 20).next_power_of_two().clamp(8, 32));
+            let batch = asked.unwrap_or((samples / 40).next_power_of_two().clamp(8, 32));
             let alone = t.takes_statistics() && samples > batch && samples % batch == 1;
             Ok((batch, a.drop_last || alone))
         }
@@ -464,7 +468,7 @@ fn open_validation(
     notices: &mut Vec<String>,
 ) -> Result<(Arc<dyn Dataset>, Evaluator), Failure> {
     notices.extend(set.notices().iter().filter(|n| !notices.contains(n)).cloned().collect::<Vec<_>>());
-    let evaluator = Evaluator::open(graph, a.eval_graph.as_deref(), engine)?;
+    let evaluator = Evaluator::open(graph, a.eval_graph.as_deref(), engine, &a.metric)?;
     if let Some(fixed) = evaluator.batch {
         let rest = set.len() % fixed;
         if set.len() < fixed {

@@ -415,3 +415,34 @@ fn running_statistics_that_are_taken_anew_are_those_of_the_training_data() {
         }
     }
 }
+
+#[test]
+fn figures_that_are_asked_for_are_told_and_event_files_hold_the_log() {
+    let f = Folder::new(None, &[]);
+    let (val, events) = (text(&f.path("val.safetensors")), f.path("events"));
+    let more = ["--val", &val, "--epochs", "3", "--metric", "top-1,top-5", "--metric", "f1", "--metric", "perplexity", "--json"];
+    let ran = f.train("run", &[&more[..], &["--log-dir", &text(&events)]].concat());
+    let report = ran.json();
+    let (metrics, validation) = (&report["metrics"], &report["validation"]);
+    assert_eq!(metrics["top-1"], validation["accuracy"]);
+    // There are four classes.
+    assert_eq!(metrics["top-5"], 1.0);
+    assert!((metrics["perplexity"].as_f64().unwrap().ln() - validation["loss"].as_f64().unwrap()).abs() < 1e-9);
+    assert!(ran.err.contains("  f1 0.") || ran.err.contains("  f1 1."), "{}", ran.err);
+    let log = f.log("run");
+    assert_eq!(log.last().unwrap()["val_metrics"], *metrics);
+
+    let file = std::fs::read_dir(&events).unwrap().next().unwrap().unwrap().path();
+    let bytes = std::fs::read(&file).unwrap();
+    // Each record: its length, four bytes, the event, four bytes.
+    let (mut at, mut count) = (0, 0);
+    while at < bytes.len() {
+        at += u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap()) as usize + 16;
+        count += 1;
+    }
+    assert_eq!((at, count), (bytes.len(), log.len() + 1));
+    let holds = |tag: &[u8]| bytes.windows(tag.len()).any(|w| w == tag);
+    assert!(holds(b"brain.Event:2") && holds(b"train/loss") && holds(b"val/accuracy") && holds(b"val/f1"));
+    let wrong = f.train("wrong", &["--val", &val, "--metric", "mae"]);
+    assert!(wrong.status == 2 && wrong.err.contains("--metric mae needs a float target"), "{}", wrong.err);
+}
