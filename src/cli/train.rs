@@ -87,7 +87,7 @@ pub struct CourseOptions {
     /// Hold back this part of the training data for validation, such as 0.1 (of a token file: its end)
     #[arg(long, value_name = "X", conflicts_with = "val", help_heading = "Data")]
     pub val_split: Option<f64>,
-    /// Samples in a batch [default: what the graph fixes, else 32]
+    /// Samples in a batch [default: what the graph fixes, else 8 to 32, by the number of samples]
     #[arg(long, value_name = "N", help_heading = "Data", value_parser = clap::value_parser!(u32).range(1..))]
     pub batch_size: Option<u32>,
     /// Leave out an epoch's last batch if it is not full
@@ -104,8 +104,7 @@ pub struct CourseOptions {
     #[arg(long, value_name = "N", help_heading = "Course")]
     pub steps: Option<u64>,
     /// Highest learning rate, or auto: the one that a range test on a copy of the state finds [default: by what is trained: 0.001
-    /// from scratch, 0.0005 for trained weights with a fresh head, 0.0003 for trained weights, 0.01 where only a fresh head or the
-    /// router trains; ten times as much for sgd]
+    /// from scratch, 0.0005 for trained weights, 0.01 where only a fresh head or the router trains; ten times as much for sgd]
     #[arg(long, allow_negative_numbers = true, value_name = "X|auto", help_heading = "Course")]
     pub lr: Option<RateChoice>,
     /// How the rate goes down [default: constant]
