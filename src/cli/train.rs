@@ -185,7 +185,9 @@ impl CourseOptions {
     /// remembered where a path is no Unicode.
     pub fn to_be_remembered(mut self) -> CourseOptions {
         let files = [&mut self.data, &mut self.val, &mut self.state, &mut self.eval_graph];
-        for path in files.into_iter().chain([&mut self.log, &mut self.log_dir, &mut self.export, &mut self.forward]).flatten() {
+        for path in
+            files.into_iter().chain([&mut self.log, &mut self.log_dir, &mut self.export, &mut self.forward]).flatten()
+        {
             if let Ok(whole) = std::path::absolute(&*path) {
                 *path = whole;
             }

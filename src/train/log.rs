@@ -2,9 +2,9 @@
 
 use super::tensorboard::Events;
 use crate::error::Failure;
-use std::collections::BTreeMap;
 use serde::Serialize;
 use serde_json::Value;
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufRead, BufReader, BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -76,7 +76,8 @@ impl Log {
                 }
             }
         }
-        let mut log = Log { path: path.to_path_buf(), file: BufWriter::new(File::create(path).map_err(fail)?), events: None };
+        let mut log =
+            Log { path: path.to_path_buf(), file: BufWriter::new(File::create(path).map_err(fail)?), events: None };
         kept.iter().try_for_each(|line| writeln!(log.file, "{line}")).map_err(fail)?;
         log.flush()?;
         Ok(log)

@@ -3,9 +3,9 @@
 use super::checkpoint::Sums;
 use super::data::Dataset;
 use super::graph::{Scores, TrainingGraph};
+use crate::cli::Metric;
 use crate::engine::Tensors;
 use crate::engine::ort::stepper::Read;
-use crate::cli::Metric;
 use crate::error::Failure;
 use crate::io::tensor::NpTensor;
 use std::collections::BTreeMap;
@@ -107,10 +107,14 @@ impl Tally {
             let (fits, needs) = match m {
                 Metric::Top1 | Metric::Top5 | Metric::F1 => (t.scores.is_some(), "class labels and an output of scores"),
                 Metric::Perplexity => (t.loss_kind.takes_labels(), "a cross-entropy"),
-                Metric::Mae => (!t.loss_kind.takes_labels() && t.loss.output.is_some(), "a float target and the output that goes with it"),
+                Metric::Mae => (
+                    !t.loss_kind.takes_labels() && t.loss.output.is_some(),
+                    "a float target and the output that goes with it",
+                ),
             };
             if !fits {
-                let what = format!("--metric {} needs {needs}; the loss is {} on `{}`", m.name(), t.loss.kind, t.loss.target);
+                let what =
+                    format!("--metric {} needs {needs}; the loss is {} on `{}`", m.name(), t.loss.kind, t.loss.target);
                 return Err(Failure::input(what).at(&t.path));
             }
         }

@@ -12,8 +12,8 @@ use crate::engine::memory::bytes;
 use crate::freeze::{self, Frozen};
 use crate::io::lines::{Lines, put};
 use crate::topology::weights::{Weights, json_of};
-use std::collections::BTreeMap;
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 /// Shortcuts that people are shown.

@@ -39,7 +39,9 @@ impl Events {
         all.extend(e.val_metrics.iter().flatten().map(|(name, v)| (format!("val/{name}"), Some(*v))));
         let there: Vec<(String, f64)> = all.into_iter().filter_map(|(tag, v)| Some((tag, v?))).collect();
         self.event(e.step, |out| {
-            let values = there.iter().map(|(tag, v)| message(|out| out.write_string(1, tag).and_then(|()| out.write_float(2, *v as f32))));
+            let values = there
+                .iter()
+                .map(|(tag, v)| message(|out| out.write_string(1, tag).and_then(|()| out.write_float(2, *v as f32))));
             let values = values.collect::<protobuf::Result<Vec<_>>>()?;
             let summary = message(|out| values.iter().try_for_each(|v| out.write_bytes(1, v)))?;
             out.write_bytes(5, &summary)
@@ -51,7 +53,11 @@ impl Events {
         self.file.flush().map_err(|e| cannot(&self.path, e))
     }
 
-    fn event(&mut self, step: u64, what: impl FnOnce(&mut CodedOutputStream) -> protobuf::Result<()>) -> Result<(), Failure> {
+    fn event(
+        &mut self,
+        step: u64,
+        what: impl FnOnce(&mut CodedOutputStream) -> protobuf::Result<()>,
+    ) -> Result<(), Failure> {
         let event = message(|out| {
             out.write_double(1, now())?;
             out.write_int64(2, step as i64)?;

@@ -420,7 +420,8 @@ fn running_statistics_that_are_taken_anew_are_those_of_the_training_data() {
 fn figures_that_are_asked_for_are_told_and_event_files_hold_the_log() {
     let f = Folder::new(None, &[]);
     let (val, events) = (text(&f.path("val.safetensors")), f.path("events"));
-    let more = ["--val", &val, "--epochs", "3", "--metric", "top-1,top-5", "--metric", "f1", "--metric", "perplexity", "--json"];
+    let more =
+        ["--val", &val, "--epochs", "3", "--metric", "top-1,top-5", "--metric", "f1", "--metric", "perplexity", "--json"];
     let ran = f.train("run", &[&more[..], &["--log-dir", &text(&events)]].concat());
     let report = ran.json();
     let (metrics, validation) = (&report["metrics"], &report["validation"]);
