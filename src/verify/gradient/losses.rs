@@ -110,21 +110,27 @@ impl Losses {
         t.states.iter().any(|s| s.kind == StateKind::Counter && self.read.contains(&s.input))
     }
 
-    /// How far the rounding of the loss alone may move a difference.
-    pub(super) fn noise(&self, scale: f64) -> f64 {
-        let unit = if self.precision == "float64" { f64::EPSILON } else { f32::EPSILON as f64 };
-        4.0 * unit * self.value.abs() / (self.step * scale)
+    /// Steps of the central difference along a tensor of a scale, the largest first. A smaller one is for where the loss has a kink
+    /// within the larger one, such as a `Relu`'s operand that changes its sign.
+    pub(super) fn steps(&self, scale: f64) -> [f64; 3] {
+        let factor = if self.precision == "float64" { 16.0 } else { 2.0 };
+        [1.0, factor, factor * factor].map(|f| self.step * scale / f)
     }
 
-    /// The central difference of the loss along a direction of one tensor.
+    /// How far the rounding of the loss alone may move a difference of step `h`.
+    pub(super) fn noise(&self, h: f64) -> f64 {
+        let unit = if self.precision == "float64" { f64::EPSILON } else { f32::EPSILON as f64 };
+        4.0 * unit * self.value.abs() / h
+    }
+
+    /// The central difference of the loss along a direction of one tensor, of step `h`.
     pub(super) fn difference(
         &mut self,
         t: &Training,
         s: &StateRecord,
         direction: &[f64],
-        scale: f64,
+        h: f64,
     ) -> Result<f64, Failure> {
-        let h = self.step * scale;
         let base = &t.point[&s.input];
         let values = base.to_f64();
         let dtype = if self.precision == "float64" { DType::F64 } else { base.dtype() };

@@ -1,4 +1,4 @@
-//! Two engines that do not compute the same loss.
+//! Gradients beside losses of tract, and of an engine that does not compute the same loss.
 
 use super::check_with;
 use crate::engine::{Engine, EngineError, ExternalData, Session, Tensors, find_types, tract};
@@ -70,4 +70,39 @@ fn an_engine_whose_loss_is_another_does_not_judge_the_gradients() {
     let wrong = check(&Off, tract().as_ref());
     assert_eq!(wrong.losses, "off");
     assert!(!wrong.passed() && wrong.notes.iter().any(|n| n.contains("the forward values differ")), "{:?}", wrong.notes);
+}
+
+/// tract with a kink in its loss, just beside the first weight that it is asked for.
+struct Kinked;
+
+impl Engine for Kinked {
+    fn name(&self) -> &'static str {
+        "kinked"
+    }
+
+    fn load(&self, model: &[u8], data: Option<ExternalData>) -> Result<Box<dyn Session>, EngineError> {
+        Ok(Box::new(KinkedSession(tract().load(model, data)?, None)))
+    }
+}
+
+struct KinkedSession(Box<dyn Session>, Option<f64>);
+
+impl Session for KinkedSession {
+    fn run(&mut self, inputs: &Tensors) -> Result<Tensors, EngineError> {
+        let weight = inputs["w"].to_f64()[0];
+        let beside = weight - *self.1.get_or_insert(weight) - 2e-9;
+        let mut outputs = self.0.run(inputs)?;
+        for (_, t) in outputs.iter_mut().filter(|(name, _)| *name == "loss") {
+            let values: Vec<f64> = t.to_f64().iter().map(|v| v + beside.max(0.0)).collect();
+            *t = NpTensor::from_f64s(t.dtype(), t.shape(), &values).unwrap();
+        }
+        Ok(outputs)
+    }
+}
+
+/// The first step of the difference reaches over the kink, a smaller one does not.
+#[test]
+fn a_kink_beside_the_point_is_no_fault_of_the_gradient() {
+    let report = check_with(&training_graph(), tract().as_ref(), &Kinked, &VerifyOptions::default()).unwrap();
+    assert!(report.passed(), "{:?}", report.tensors);
 }
