@@ -124,13 +124,7 @@ impl Losses {
     }
 
     /// The central difference of the loss along a direction of one tensor, of step `h`.
-    pub(super) fn difference(
-        &mut self,
-        t: &Training,
-        s: &StateRecord,
-        direction: &[f64],
-        h: f64,
-    ) -> Result<f64, Failure> {
+    pub(super) fn difference(&mut self, t: &Training, s: &StateRecord, direction: &[f64], h: f64) -> Result<f64, Failure> {
         let base = &t.point[&s.input];
         let values = base.to_f64();
         let dtype = if self.precision == "float64" { DType::F64 } else { base.dtype() };

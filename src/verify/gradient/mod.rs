@@ -7,10 +7,10 @@
 
 #[cfg(test)]
 #[cfg(feature = "tract")]
-mod engine_tests;
+mod double_tests;
 #[cfg(test)]
 #[cfg(feature = "tract")]
-mod double_tests;
+mod engine_tests;
 mod formula;
 mod losses;
 pub(super) mod report;
