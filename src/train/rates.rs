@@ -50,7 +50,9 @@ impl Begins {
     pub(super) fn rate(self, optimizer: &str) -> f64 {
         let adam = match self {
             Begins::Scratch => 1e-3,
-            Begins::FreshHead | Begins::Pretrained => 5e-4,
+            // A fresh head's gradients are large at first and disturb what is trained.
+            Begins::FreshHead => 3e-4,
+            Begins::Pretrained => 5e-4,
             Begins::Probe => 1e-2,
         };
         if optimizer == "sgd" { 10.0 * adam } else { adam }
