@@ -2,7 +2,8 @@
 
 mod documents;
 mod stream;
-#[cfg(all(test, feature = "text"))]
+#[cfg(test)]
+#[cfg(feature = "text")]
 mod tests;
 mod tokenizer;
 

@@ -386,7 +386,7 @@ fn check_tensors(
                 let miss = if miss < 0.0 { 0.0 } else { miss };
                 // Along the gradient itself g·d is far larger than along random directions.
                 let of_step_error = if usual > 0.0 { miss / usual.max(along.abs()) } else { miss };
-                if !(of_step_error >= error) {
+                if error == f64::INFINITY || of_step_error < error {
                     (difference, error) = (of_step, of_step_error);
                 }
                 if error <= losses.tolerance {
