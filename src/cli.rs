@@ -155,7 +155,7 @@ pub struct TextOptions {
     /// The field of a .jsonl file that holds the text [default: text]
     #[arg(long, value_name = "NAME", help_heading = "Data")]
     pub text_column: Option<String>,
-    /// The token after each document [default: the tokenizer's <|endoftext|>, </s> or the like, if it has one]
+    /// The token after each document, by default the tokenizer's own (`<|endoftext|>` or the like), if it has one
     #[arg(long, value_name = "TOKEN", help_heading = "Data")]
     pub end_of_text: Option<String>,
 }

@@ -34,7 +34,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 /// Everything the main job found and did.
-pub struct Outcome {
+pub struct Rewritten {
     pub(crate) model: PathBuf,
     /// The source graph, with types.
     pub(crate) source: Graph,
@@ -114,7 +114,7 @@ fn beside(forward: &Path, kind: &str, suffix: Option<&str>) -> PathBuf {
 }
 
 /// Runs the main job. Errors have status 2 for bad input or usage, 1 when a check says no. Nothing is written then.
-pub fn rewrite(a: &RewriteArgs) -> Result<Outcome, Failure> {
+pub fn rewrite(a: &RewriteArgs) -> Result<Rewritten, Failure> {
     let mut config = RewriteConfig::try_from(a)?;
     let model = config.model.as_path();
     let mut clock = Clock(Instant::now(), Vec::new());
@@ -262,7 +262,7 @@ pub fn rewrite(a: &RewriteArgs) -> Result<Outcome, Failure> {
     let parameters = count_parameters(&source, &ties);
     let forward_fallbacks = placement::cuda_fallbacks(&forward);
     let passes = manager.runs;
-    Ok(Outcome {
+    Ok(Rewritten {
         model: model.to_path_buf(),
         source,
         structure,

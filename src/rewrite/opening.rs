@@ -1,6 +1,6 @@
 //! Every graph that is made for a runtime is opened by one before it is handed over. The forward graph is verified instead.
 
-use super::Outcome;
+use super::Rewritten;
 use crate::engine::opener::{self, Model, Opener};
 use crate::engine::{EngineError, ExternalData};
 use crate::error::Failure;
@@ -112,7 +112,7 @@ fn graph_name(kind: &str) -> &'static str {
 }
 
 /// Who opened the graph of this kind, in words that follow its size.
-pub(super) fn words(o: &Outcome, kind: &str) -> String {
+pub(super) fn words(o: &Rewritten, kind: &str) -> String {
     match o.opened.iter().find(|(k, _)| *k == kind) {
         Some((_, "ort")) => "; opened by ONNX Runtime".into(),
         Some((_, engine)) => format!("; opened by {engine}"),

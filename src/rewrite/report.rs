@@ -2,17 +2,17 @@
 
 use crate::engine::memory::bytes;
 use crate::io::lines::{Lines, put};
-use crate::rewrite::Outcome;
+use crate::rewrite::Rewritten;
 use crate::rewrite::batch::BatchFacts;
 use crate::rewrite::opening;
 use crate::rewrite::verification::{self, Verification};
 use ancre_passes::analysis::report as structure;
-use ancre_passes::ir::{Form, RouterSpec, Scope};
+use ancre_passes::ir::{Form, Graph, RouterSpec, Scope};
 use ancre_passes::placement::Fallback;
 use serde_json::{Map, Value, json};
 
 /// The JSON report of the main job.
-pub fn json(o: &Outcome) -> Value {
+pub fn json(o: &Rewritten) -> Value {
     let inspected = structure::inspect_json(&o.source, &o.structure, &o.model.display().to_string());
     let coefficients: usize = o.routers.values().map(RouterSpec::coefficients).sum();
     let gates = gates_of(o);
@@ -70,7 +70,7 @@ fn number(v: f32) -> Value {
 }
 
 /// The report of the main job for people.
-pub fn text(o: &Outcome, verbose: bool) -> String {
+pub fn text(o: &Rewritten, verbose: bool) -> String {
     let out = &mut Lines { width: 10, text: structure::inspect_text(&o.source, &o.structure) + "\n" };
     router_text(out, o);
     if let Some(v) = &o.verified {
@@ -100,7 +100,7 @@ pub fn text(o: &Outcome, verbose: bool) -> String {
     std::mem::take(&mut out.text)
 }
 
-fn router_text(out: &mut Lines, o: &Outcome) {
+fn router_text(out: &mut Lines, o: &Rewritten) {
     if o.routers.is_empty() {
         put!(out, "router", "none: no chain of two or more blocks was chosen, the graph is unchanged");
         return;
@@ -141,11 +141,11 @@ fn router_text(out: &mut Lines, o: &Outcome) {
     );
 }
 
-fn gates_of(o: &Outcome) -> usize {
+fn gates_of(o: &Rewritten) -> usize {
     o.routers.values().map(RouterSpec::gates).sum()
 }
 
-fn verified_text(out: &mut Lines, o: &Outcome, v: &Verification, verbose: bool) {
+fn verified_text(out: &mut Lines, o: &Rewritten, v: &Verification, verbose: bool) {
     let reassigns = o.route.form == Form::Reassign;
     let what = if reassigns { "router at one-hot equals the source" } else { "without its routes equals the source" };
     put!(out, "verified", "{what}: {}", verification::words(v, &v.one_hot));
@@ -172,7 +172,7 @@ fn verified_text(out: &mut Lines, o: &Outcome, v: &Verification, verbose: bool) 
     }
 }
 
-fn training_text(out: &mut Lines, o: &Outcome, verbose: bool) {
+fn training_text(out: &mut Lines, o: &Rewritten, verbose: bool) {
     let Ok(t) = &o.training else { return };
     let auto = if t.auto { " (by the model's form)" } else { "" };
     let axis = t.training.cx.class_axis.map_or(String::new(), |axis| format!(", classes on axis {axis}"));
@@ -213,7 +213,7 @@ fn batch_text(out: &mut Lines, b: &BatchFacts, whose: &str) {
     put!(out, "batch", "{} in the source, {}{whose}{how}", b.before, b.batch);
 }
 
-fn placement_text(out: &mut Lines, o: &Outcome) {
+fn placement_text(out: &mut Lines, o: &Rewritten) {
     let graphs =
         [("training", o.training.as_ref().map_or(&[][..], |t| &t.fallbacks)), ("forward", &o.forward_fallbacks[..])];
     if graphs.iter().all(|(_, fallbacks)| fallbacks.is_empty()) {
@@ -227,12 +227,19 @@ fn placement_text(out: &mut Lines, o: &Outcome) {
     }
 }
 
-fn next_text(out: &mut Lines, o: &Outcome) {
+/// Does an input take tokens, [batch, sequence], of a length that a caller chooses?
+fn reads_open_sequences(g: &Graph) -> bool {
+    let mut types = g.required_inputs().filter_map(|v| g.tensor_type(v));
+    types.any(|t| !t.dtype.is_float() && t.rank() == 2 && t.shape[1].known().is_none())
+}
+
+fn next_text(out: &mut Lines, o: &Rewritten) {
     let path = |kind: &str| o.outputs.iter().find(|(k, ..)| *k == kind).map(|(_, p, ..)| p.display().to_string());
     if let (Ok(t), Some(train)) = (&o.training, path("train"))
         && t.optimizer != "none"
     {
         out.text.push('\n');
-        put!(out, "next", "ancre-rewrite train {train} --data DATA --epochs N --export deployed.onnx");
+        let window = if reads_open_sequences(&o.source) { " --window N" } else { "" };
+        put!(out, "next", "ancre-rewrite train {train} --data DATA{window} --epochs N --export deployed.onnx");
     }
 }

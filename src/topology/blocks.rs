@@ -50,7 +50,7 @@ impl Blocks {
         let sources = chain.sources.iter().map(|s| &s.value);
         let ends = chain.states.iter().chain(sources).chain(chain.rows.iter().map(|(_, v)| v));
         let ends: HashSet<ValueId> = ends.filter_map(find).collect();
-        let state = states.first().copied().flatten().map_or("?".into(), |v| g.value(v).ty.to_string());
+        let state = states.first().copied().flatten().and_then(|v| g.tensor_type(v)).map_or("?".into(), |t| t.to_string());
         let (mut kinds, mut operators) = (Vec::new(), Vec::new());
         for target in states.iter().skip(1) {
             let nodes = target.map_or(Vec::new(), |v| branch(g, v, &ends, order));

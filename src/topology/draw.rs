@@ -226,11 +226,8 @@ pub(super) fn arcs(blocks: &Blocks, w: &Weights, form: Form) -> Scene {
 
 /// A weight in few characters.
 fn short(w: f32, tight: bool) -> String {
-    if w == 0.0 {
-        return "0".into();
-    }
     let text = match w.abs() {
-        x if x < 0.005 => return if w < 0.0 { "−0".into() } else { "+0".into() },
+        x if x < FAINT => return "0".into(),
         x if x >= 99.5 => format!("{w:.0e}"),
         x if x >= 9.95 => format!("{w:.0}"),
         x if tight && (x >= 0.995) => format!("{w:.1}"),
@@ -268,8 +265,8 @@ pub(super) fn heatmap(blocks: &Blocks, w: &Weights) -> Scene {
         let stroke = Stroke::new([0xc8, 0xcd, 0xd4], 0.6);
         let told = format!("{} in block {}: {weight:.6}", w.columns[c], r + 1);
         scene.tell(Shape::Rect { x, y, width: cell, height, fill, stroke: Some(stroke) }, told);
-        // Among hundreds of cells, frames and signs of weights that are next to nothing hide the others.
-        let nothing = tight && weight.abs() < FAINT;
+        // Frames and signs of weights that are next to nothing hide the others.
+        let nothing = weight.abs() < FAINT;
         let framed = match (w.is_skip(r, c), weight < 0.0 && !nothing) {
             (true, less) => Some(Stroke::new(INK, 1.8)).map(|s| if less { s.dashed(&[4.0, 3.0]) } else { s }),
             (false, true) => Some(Stroke::new(INK, 0.8).dashed(&[3.0, 2.0])),
@@ -288,7 +285,7 @@ pub(super) fn heatmap(blocks: &Blocks, w: &Weights) -> Scene {
             INK
         };
         let middle = (x + cell / 2.0, y + height / 2.0 + size * 0.36);
-        scene.text(middle, size, Anchor::Middle, colour, if nothing { "0".into() } else { short(weight, tight) });
+        scene.text(middle, size, Anchor::Middle, colour, short(weight, tight));
     }
     scene.height = top + w.rows.len() as f64 * height + 16.0;
     scene
@@ -388,7 +385,7 @@ mod tests {
     #[test]
     fn weights_are_written_short() {
         let seen: Vec<String> = [0.0, 0.001, -0.001, 0.534, -0.12, 1.0, 12.3, 1e6].iter().map(|w| short(*w, true)).collect();
-        assert_eq!(seen, ["0", "+0", "−0", ".53", "−.12", "1", "12", "1e6"]);
+        assert_eq!(seen, ["0", "0", "0", ".53", "−.12", "1", "12", "1e6"]);
         assert_eq!((short(1.0, false), short(-0.5, false)), ("1.00".into(), "−0.50".into()));
     }
 }
