@@ -49,9 +49,8 @@ pub fn inspect(a: &InspectArgs) -> Result<String, Failure> {
         let _ = writeln!(text, "\nRouted by ancre-rewrite; the weights are not in the file: {why}.");
     }
     if let Ok(Some((r, weights))) = routed {
-        let words = [r.form.name(), &r.granularity, r.scope.name(), r.parametrization.name(), r.normalize.name()];
-        let _ =
-            writeln!(text, "\nRouted by ancre-rewrite ({}). The weight of each state in each block:\n", words.join(", "));
+        let options = weights::options(&r);
+        let _ = writeln!(text, "\nRouted by ancre-rewrite ({options}). The weight of each state in each block:\n");
         weights.iter().for_each(|w| text.push_str(&(w.text() + "\n")));
         let _ = writeln!(text, "`ancre-rewrite topology {model}` draws them.");
     }

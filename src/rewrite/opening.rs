@@ -111,11 +111,16 @@ fn graph_name(kind: &str) -> &'static str {
     }
 }
 
-/// Who opened the graph of this kind, in words that follow its size.
+/// The engine that opened the graph of this kind, if one did.
+pub(super) fn engine_of(o: &Rewritten, kind: &str) -> Option<&'static str> {
+    o.opened.iter().find(|(k, _)| *k == kind).map(|(_, engine)| *engine)
+}
+
+/// The same in words that follow the graph's size.
 pub(super) fn words(o: &Rewritten, kind: &str) -> String {
-    match o.opened.iter().find(|(k, _)| *k == kind) {
-        Some((_, "ort")) => "; opened by ONNX Runtime".into(),
-        Some((_, engine)) => format!("; opened by {engine}"),
+    match engine_of(o, kind) {
+        Some("ort") => "; opened by ONNX Runtime".into(),
+        Some(engine) => format!("; opened by {engine}"),
         None => String::new(),
     }
 }

@@ -25,8 +25,7 @@ pub fn json(o: &Rewritten) -> Value {
         .outputs
         .iter()
         .map(|(kind, path, bytes, nodes)| {
-            let opened = o.opened.iter().find(|(k, _)| k == kind).map(|(_, engine)| engine);
-            json!({"kind": kind, "path": path, "bytes": bytes, "nodes": nodes, "opened_by": opened})
+            json!({"kind": kind, "path": path, "bytes": bytes, "nodes": nodes, "opened_by": opening::engine_of(o, kind)})
         })
         .collect();
     let training = match &o.training {

@@ -156,28 +156,26 @@ pub(super) struct Packer {
     bytes: Vec<u8>,
     size: usize,
     about: About,
-    text: u64,
-    documents: usize,
 }
 
 impl Packer {
     pub(super) fn new(tokenizer: &Tokenizer, separator: Option<String>) -> Packer {
         let (name, vocabulary) = (Some(tokenizer.name().to_string()), tokenizer.vocabulary());
-        let about = About { tokenizer: name, vocabulary: Some(vocabulary), separator, ..About::default() };
+        let (documents, bytes) = (Some(0), Some(0));
+        let about = About { tokenizer: name, vocabulary: Some(vocabulary), documents, separator, bytes };
         let size = if vocabulary <= 1 << 16 { 2 } else { 4 };
-        Packer { bytes: Vec::new(), size, about, text: 0, documents: 0 }
+        Packer { bytes: Vec::new(), size, about }
     }
 
     /// Adds the tokens of a document of so many bytes, or one between documents.
     pub(super) fn add(&mut self, text: usize, ids: &[u32]) {
         ids.iter().for_each(|id| self.bytes.extend_from_slice(&id.to_le_bytes()[..self.size]));
-        self.text += text as u64;
-        self.documents += usize::from(text > 0);
+        self.about.bytes = self.about.bytes.map(|n| n + text as u64);
+        self.about.documents = self.about.documents.map(|n| n + usize::from(text > 0));
     }
 
     pub(super) fn done(self) -> Tokens {
-        let about = About { bytes: Some(self.text), documents: Some(self.documents), ..self.about };
-        Tokens { bytes: SharedBytes::new(self.bytes), size: self.size, about }
+        Tokens { bytes: SharedBytes::new(self.bytes), size: self.size, about: self.about }
     }
 }
 

@@ -28,9 +28,6 @@ pub struct Blocks {
 }
 
 impl Network {
-    /// The key in a checkpoint's header.
-    pub const KEY: &str = "ancre.topology";
-
     /// The routed network of a graph; `None` where it is not routed.
     ///
     /// # Errors

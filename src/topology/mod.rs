@@ -26,6 +26,7 @@ use crate::rewrite;
 use ancre_passes::contract::{CHECKPOINT_KEY, LossRecord, Record};
 use course::Course;
 use scene::Scene;
+use serde::Deserialize;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 
@@ -38,6 +39,13 @@ pub struct Topology {
     path: PathBuf,
     /// What was written: its kind, place and size.
     outputs: Vec<(&'static str, PathBuf, u64)>,
+}
+
+/// What the pictures need of a checkpoint's header.
+#[derive(Deserialize)]
+struct Checkpoint {
+    step: Option<u64>,
+    network: Option<Network>,
 }
 
 /// Width of a picture that holds several.
@@ -133,16 +141,14 @@ impl Topology {
     fn of_checkpoint(path: &Path) -> Result<Topology, Failure> {
         let (arrays, header) = read_safetensors(path)?;
         let fail = |e: String| Failure::input(e).at(path);
-        let text = header.get(Network::KEY).ok_or_else(|| {
-            fail(format!("has no `{}` in its header: it is no checkpoint of a routed network", Network::KEY)).help(WANTED)
-        })?;
-        let network: Network =
-            serde_json::from_str(text).map_err(|e| fail(format!("its `{}` cannot be read: {e}", Network::KEY)))?;
+        let said = header.get(CHECKPOINT_KEY).map_or("{}", String::as_str);
+        let said: Checkpoint =
+            serde_json::from_str(said).map_err(|e| fail(format!("its `{CHECKPOINT_KEY}` cannot be read: {e}")))?;
+        let none = || fail("says nothing of a router: it is no checkpoint of a routed network".into()).help(WANTED);
+        let network = said.network.ok_or_else(none)?;
         let read = |name: &str| Some(arrays.iter().find(|a| a.name == name)?.tensor()?.to_f32());
         let weights = weights::weights(&network.router, &read).map_err(fail)?;
-        let position = header.get(CHECKPOINT_KEY).and_then(|text| serde_json::from_str::<Value>(text).ok());
-        let step = position.and_then(|p| p["step"].as_u64());
-        let course = Course { step, ..Course::default() };
+        let course = Course { step: said.step, ..Course::default() };
         Ok(Topology { network, weights, course, path: path.to_path_buf(), outputs: Vec::new() })
     }
 
@@ -156,11 +162,10 @@ impl Topology {
     /// What the router is, in a sentence.
     fn options(&self) -> String {
         let r = &self.network.router;
-        let words = [r.form.name(), &r.granularity, r.scope.name(), r.parametrization.name(), r.normalize.name()];
         let chains = self.weights.len();
         format!(
             "Router: {}, init {}, tau {}; {chains} {}.",
-            words.join(", "),
+            weights::options(r),
             r.init,
             r.tau,
             if chains == 1 { "chain" } else { "chains" }

@@ -3,13 +3,38 @@
 use ancre_passes::contract::{ChainRecord, Record, RouterRecord};
 use ancre_passes::ir::Graph;
 use ancre_passes::transform::route::reference_weights;
+use serde::Serialize;
 use serde_json::{Value, json};
 use std::fmt::Write;
+use std::slice;
 
 /// Chains of at most so many columns are printed whole; of a longer one the strongest shortcuts are.
 const PRINTED: usize = 12;
 /// Shortcuts that are printed of a longer chain.
 const STRONGEST: usize = 5;
+
+/// A weight of the router that is not on the original skip.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Shortcut {
+    /// The chain.
+    pub chain: usize,
+    /// The block that reads, from 1.
+    pub block: usize,
+    /// The state it reads, as [`Weights::columns`] names it.
+    pub source: String,
+    /// Its weight.
+    pub weight: f32,
+    /// Weight that the original skip into the block is left with.
+    pub skip: f32,
+}
+
+impl Shortcut {
+    /// In a line.
+    pub fn text(&self) -> String {
+        let Shortcut { block, source, weight, skip, .. } = self;
+        format!("{source} -> block {block}  weight {weight:+.3}  (the skip into it: {skip:+.3})")
+    }
+}
 
 /// The weights of one chain.
 #[derive(Clone, Debug, PartialEq)]
@@ -47,18 +72,8 @@ impl Weights {
     pub fn text(&self) -> String {
         let mut out = String::new();
         if self.columns.len() > PRINTED {
-            let mut found: Vec<_> = self.all().filter(|(r, c, _)| !self.is_skip(*r, *c)).collect();
-            found.sort_by(|a, b| b.2.abs().total_cmp(&a.2.abs()));
             let _ = writeln!(out, "chain {}: K = {}; its strongest shortcuts:", self.id, self.rows.len());
-            for (row, column, w) in found.into_iter().take(STRONGEST) {
-                let skip = self.rows[row].last().copied().unwrap_or(0.0);
-                let _ = writeln!(
-                    out,
-                    "  {} -> block {}  {w:+.3}  (the skip into it: {skip:+.3})",
-                    self.columns[column],
-                    row + 1
-                );
-            }
+            shortcuts(slice::from_ref(self)).iter().take(STRONGEST).for_each(|s| _ = writeln!(out, "  {}", s.text()));
             return out;
         }
         let width = self.columns.iter().map(|c| c.len()).max().unwrap_or(0).max(6) + 2;
@@ -71,6 +86,26 @@ impl Weights {
         out.push('\n');
         out
     }
+}
+
+/// The shortcuts of chains, the strongest first.
+pub fn shortcuts(all: &[Weights]) -> Vec<Shortcut> {
+    let of = |w: &Weights, row: usize, column: usize, weight: f32| Shortcut {
+        chain: w.id,
+        block: row + 1,
+        source: w.columns[column].clone(),
+        weight,
+        skip: w.rows[row].last().copied().unwrap_or_default(),
+    };
+    let cells = |w| Weights::all(w).filter(|(r, c, _)| !w.is_skip(*r, *c)).map(move |(r, c, weight)| of(w, r, c, weight));
+    let mut found: Vec<Shortcut> = all.iter().flat_map(cells).collect();
+    found.sort_by(|a, b| b.weight.abs().total_cmp(&a.weight.abs()));
+    found
+}
+
+/// The router's options in words.
+pub fn options(r: &RouterRecord) -> String {
+    [r.form.name(), &r.granularity, r.scope.name(), r.parametrization.name(), r.normalize.name()].join(", ")
 }
 
 /// The JSON of several chains.
@@ -121,6 +156,15 @@ pub fn of_graph(g: &Graph) -> Result<Option<(RouterRecord, Vec<Weights>)>, Strin
 mod tests {
     use super::*;
     use ancre_passes::ir::{Form, Normalize, Rule, Scope};
+
+    #[test]
+    fn the_strongest_shortcut_comes_first() {
+        let columns = ["h0", "h1", "h2"].map(String::from).to_vec();
+        let all = shortcuts(&[Weights { id: 4, columns, rows: vec![vec![1.0], vec![0.25, 0.75], vec![0.1, -0.5, 0.4]] }]);
+        let seen: Vec<_> = all.iter().map(|s| (s.block, s.source.as_str(), s.weight, s.skip)).collect();
+        assert_eq!(seen, [(3, "h1", -0.5, 0.4), (2, "h0", 0.25, 0.75), (3, "h0", 0.1, 0.4)]);
+        assert_eq!((all[0].chain, all[0].text()), (4, "h1 -> block 3  weight -0.500  (the skip into it: +0.400)".into()));
+    }
 
     #[test]
     fn rows_are_as_long_as_the_states_they_read() {

@@ -21,7 +21,7 @@ pub(super) const LAST: &str = "last.safetensors";
 pub(super) const BEST: &str = "best.safetensors";
 
 /// Where a run stood.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Position {
     pub(super) step: u64,
     /// Epoch of the next batch, from 0.
@@ -42,6 +42,16 @@ pub struct Position {
     /// Validations since the best one.
     #[serde(default)]
     pub(super) unimproved: u32,
+}
+
+/// What a checkpoint says besides its state.
+#[derive(Serialize)]
+struct Header<'a> {
+    #[serde(flatten)]
+    position: &'a Position,
+    /// The routed network, so that a checkpoint can be drawn by itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    network: Option<&'a Network>,
 }
 
 /// Sums over batches, from which means are made.
@@ -78,18 +88,14 @@ pub(super) struct Best {
 }
 
 /// Writes a state. Once this returns, nothing of it can be lost.
-fn write(path: &Path, state: &Tensors, position: String, network: Option<&Network>) -> Result<(), Failure> {
+fn write(path: &Path, state: &Tensors, position: String) -> Result<(), Failure> {
     let fail = |e: &dyn std::fmt::Display| Failure::input(format!("cannot be written: {e}")).at(path);
     let dir = parent(path);
     let temp = temporary(dir).map_err(|e| fail(&e))?;
-    let network = network.and_then(|n| Some((Network::KEY.to_string(), serde_json::to_string(n).ok()?)));
-    let metadata: Vec<_> = [(CHECKPOINT_KEY.to_string(), position)].into_iter().chain(network).collect();
-    // The crate writes the keys in the map's order, which is another one in each map: one that has them sorted is taken, so that
-    // the same run writes the same bytes.
-    let mut maps = std::iter::repeat_with(|| metadata.iter().cloned().collect::<HashMap<_, _>>());
-    let metadata = maps.find(|m| m.keys().is_sorted());
+    // One key: the crate writes several in another order each time.
+    let metadata = HashMap::from([(CHECKPOINT_KEY.to_string(), position)]);
     let state = stored(state).map_err(|e| fail(&e))?;
-    safetensors::serialize_to_file(state, metadata, temp.path()).map_err(|e| fail(&e))?;
+    safetensors::serialize_to_file(state, Some(metadata), temp.path()).map_err(|e| fail(&e))?;
     temp.as_file().sync_all().map_err(|e| fail(&e))?;
     temp.persist(path).map_err(|e| fail(&e.error))?;
     sync_dir(dir).map_err(|e| fail(&e))
@@ -184,8 +190,9 @@ impl Checkpoints {
     /// Writes a checkpoint, names it the last one (and the best one, if it is) and removes what is older than the last few.
     pub(super) fn save(&self, state: &Tensors, position: &Position) -> Result<PathBuf, Failure> {
         let path = self.path(&format!("step-{:08}.safetensors", position.step));
-        let text = serde_json::to_string(position).map_err(|e| Failure::input(e.to_string()))?;
-        write(&path, state, text, self.network.as_ref())?;
+        let header = Header { position, network: self.network.as_ref() };
+        let text = serde_json::to_string(&header).map_err(|e| Failure::input(e.to_string()))?;
+        write(&path, state, text)?;
         self.name(&path, position)?;
         let all = self.all();
         for (_, old) in &all[..all.len().saturating_sub(self.keep)] {

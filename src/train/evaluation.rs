@@ -105,7 +105,7 @@ impl Evaluator {
         m: &mut Sums,
     ) -> Result<(), Failure> {
         let read = self.stepper.step(feeds, state).map_err(cannot)?;
-        let loss = read.first().and_then(|r| Some(f64::from(*r.f32s()?.1.first()?))).unwrap_or(f64::NAN);
+        let loss = read[0].number();
         if let Some(what) = if loss.is_finite() { None } else { undefined::fed(feeds) } {
             return Err(Failure::check(format!("the loss in evaluation is {loss}: {what}")).help(MEND));
         }

@@ -122,20 +122,30 @@ impl TrainingGraph {
         self.states.iter().filter(|s| required.contains(&s.input.as_str())).collect()
     }
 
+    /// The running statistics that a step moves.
+    pub(super) fn statistics(&self) -> impl Iterator<Item = &StateRecord> {
+        self.states.iter().filter(|s| s.kind == StateKind::Statistic && s.output.is_some())
+    }
+
     /// Does a step take statistics of its batch?
     pub(super) fn takes_statistics(&self) -> bool {
-        self.states.iter().any(|s| s.kind == StateKind::Statistic && s.output.is_some())
+        self.statistics().next().is_some()
+    }
+
+    /// Number of elements that train.
+    pub(super) fn parameters(&self) -> i64 {
+        self.states.iter().filter(|s| s.trainable).map(|s| s.shape.iter().product::<i64>()).sum()
+    }
+
+    /// What a step is fed, with a learning rate.
+    pub(super) fn with_rate(&self, mut feeds: Tensors, lr: f64) -> Tensors {
+        feeds.extend(NpTensor::from_f64s(DType::F32, &[], &[lr]).map(|v| (self.lr.clone(), v)));
+        feeds
     }
 
     /// The value that the file gives a state tensor.
     pub(super) fn default_of(&self, s: &StateRecord) -> Option<NpTensor> {
         NpTensor::from_constant(self.graph.initializer(self.graph.find(&s.input)?)?).ok()
-    }
-
-    /// The vectors that the file gives as trained state, by the names of the inputs.
-    pub(super) fn defaults(&self) -> Tensors {
-        let vector = |s: &&StateRecord| s.trainable && s.shape.iter().filter(|d| **d > 1).count() <= 1;
-        self.states.iter().filter(vector).filter_map(|s| Some((s.input.clone(), self.default_of(s)?))).collect()
     }
 
     /// The file of another kind that the main job wrote beside this one, if it is there; no kind is the forward graph.

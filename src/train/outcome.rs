@@ -11,7 +11,7 @@ use super::verdict::Verdict;
 use crate::engine::memory::bytes;
 use crate::freeze::{self, Frozen};
 use crate::io::lines::{Lines, put};
-use crate::topology::weights::{Weights, json_of};
+use crate::topology::weights::{Weights, json_of, shortcuts};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -92,7 +92,7 @@ impl Outcome {
             "interrupted": self.interrupted, "stopped_early": self.stopped_early, "recalibrated": self.recalibrated,
             "metrics": self.metrics.iter().copied().collect::<BTreeMap<_, _>>(), "verdicts": self.verdicts, "resumed": s.resumed,
             "checkpoints": {"last": self.last, "best": s.checkpoints.best()}, "log": s.log_path,
-            "shortcuts": self.topology.as_deref().map(topology::shortcuts), "topology": self.topology.as_deref().map(json_of),
+            "shortcuts": self.topology.as_deref().map(shortcuts), "topology": self.topology.as_deref().map(json_of),
             "export": self.export.as_ref().map(|(from, frozen)| {
                 let mut report = frozen.json();
                 report["state"] = json!(from);
@@ -147,7 +147,7 @@ impl Outcome {
                 last.lr
             );
         }
-        if let Some(all) = self.topology.as_deref().map(topology::shortcuts) {
+        if let Some(all) = self.topology.as_deref().map(shortcuts) {
             if all.is_empty() {
                 put!(out, "topology", "no block has an earlier state to read but its skip's");
             } else if all.len() < topology::WORTH {
@@ -158,8 +158,8 @@ impl Outcome {
                     all.len()
                 );
             }
-            for (i, text) in topology::lines(&all, SHOWN).lines().enumerate() {
-                out.put(if i == 0 { "topology" } else { "" }, text);
+            for (i, s) in all.iter().take(SHOWN).enumerate() {
+                put!(out, if i == 0 { "topology" } else { "" }, "chain {}  {}", s.chain, s.text());
             }
         }
         if let Some(last) = &self.last {

@@ -2,12 +2,10 @@
 
 use super::data::Batches;
 use super::graph::TrainingGraph;
+use crate::engine::EngineError;
 use crate::engine::ort::stepper::{DeviceState, Stepper};
-use crate::engine::{EngineError, Tensors};
 use crate::error::Failure;
-use crate::io::tensor::NpTensor;
 use ancre_passes::contract::StateKind;
-use ancre_passes::ir::DType;
 use serde::Serialize;
 
 /// What a run begins with.
@@ -27,7 +25,7 @@ pub(super) enum Begins {
 impl Begins {
     /// Told by the graph's record of fresh tensors; without one by the weights themselves: those of a network that was never
     /// trained have biases and scales that are still constant.
-    pub(super) fn of(t: &TrainingGraph, state: &Tensors) -> Begins {
+    pub(super) fn of(t: &TrainingGraph, state: &DeviceState) -> Begins {
         let fresh = |name: &str| t.fresh.tensors.iter().any(|f| f == name);
         let trained: Vec<_> = t.states.iter().filter(|s| s.trainable).collect();
         let old: Vec<_> = trained.iter().filter(|s| s.kind == StateKind::Parameter && !fresh(&s.name)).collect();
@@ -35,7 +33,10 @@ impl Begins {
             return Begins::Probe;
         }
         let vectors = old.iter().filter(|s| s.shape.iter().filter(|d| **d > 1).count() == 1);
-        let vectors: Vec<bool> = vectors.filter_map(|s| state.get(&s.input)).map(|v| is_constant(&v.to_f32())).collect();
+        let vectors: Vec<bool> = vectors
+            .filter_map(|s| state.tensor(&s.input).or_else(|| t.default_of(s)))
+            .map(|v| is_constant(&v.to_f32()))
+            .collect();
         let constant = vectors.iter().filter(|c| **c).count();
         if t.fresh.all || vectors.len() >= 4 && constant * 10 >= vectors.len() * 9 {
             Begins::Scratch
@@ -98,11 +99,9 @@ pub(super) fn range_test(
     let mut curve = Vec::new();
     for step in 0..RANGE {
         let Some(batch) = batches.next() else { break };
-        let (lr, mut feeds) = (range_rate(step), batch?.feeds);
-        feeds.extend(NpTensor::from_f64s(DType::F32, &[], &[lr]).map(|v| (t.lr.clone(), v)));
-        let read = stepper.step(&feeds, state).map_err(fail)?;
-        let loss = read.first().and_then(|r| Some(f64::from(*r.f32s()?.1.first()?))).unwrap_or(f64::NAN);
-        curve.push(Point { lr, loss });
+        let lr = range_rate(step);
+        let read = stepper.step(&t.with_rate(batch?.feeds, lr), state).map_err(fail)?;
+        curve.push(Point { lr, loss: read[0].number() });
         if has_ended(&curve) {
             break;
         }

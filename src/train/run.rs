@@ -1,8 +1,9 @@
 //! The loop.
 
 use super::checkpoint::{Best, LAST, Position, Sums};
-use super::data::{Batch, Batches};
+use super::data::{self, Batch, Batches};
 use super::evaluation::MEND;
+use super::graph::TrainingGraph;
 use super::guard::{self, Guard};
 use super::log::Entry;
 use super::metrics::{self, Language};
@@ -220,16 +221,13 @@ impl Run {
     ) -> Result<Entry, Failure> {
         let waited = begun.elapsed();
         let lr = self.rate_of(self.position.step);
-        let mut feeds = batch.feeds.clone();
         let due = self.position.step.is_multiple_of(self.s.schedule.total.div_ceil(topology::LOGGED));
         let topology = if due { topology::weights_now(&self.s.graph, &self.s.state) } else { None };
-        let scalar = NpTensor::from_f64s(DType::F32, &[], &[lr]);
-        feeds.insert(self.s.graph.lr.clone(), scalar.ok_or_else(|| Failure::input("the learning rate is no number"))?);
+        let feeds = self.s.graph.with_rate(batch.feeds.clone(), lr);
         let read = self.s.stepper.step(&feeds, &mut self.s.state);
         let step = self.position.step + 1;
         let read = read.map_err(|e| Failure::input(format!("step {step}: {e}")).at(&self.s.graph.path))?;
-        let number = |i: usize| read.get(i).and_then(|r| Some(f64::from(*r.f32s()?.1.first()?))).unwrap_or(f64::NAN);
-        let (loss, grad_norm) = (number(0), number(1));
+        let (loss, grad_norm) = (read[0].number(), read[1].number());
         // Labels that are all ignored: the loss is no number, as in PyTorch, and its gradient is zero.
         let empty = loss.is_nan() && grad_norm == 0.0;
         let labels = feeds.get(&self.s.graph.loss.target);
@@ -394,22 +392,16 @@ impl Run {
     fn validate(&mut self, reporter: &mut dyn Reporter) -> Result<Option<Sums>, Failure> {
         let place = self.s.a.course.val.clone().unwrap_or_else(|| self.s.graph.path.clone());
         let Some((set, evaluator)) = &mut self.s.validation else { return Ok(None) };
-        let fixed = evaluator.batch;
-        let mut batches = Batches::start(set.clone(), 0, fixed.unwrap_or(self.s.batch), 0, 0, fixed.is_some(), false);
-        let mut m = Sums::default();
-        self.labels.clear();
+        let (set, mut labels) = (set.clone(), HashMap::new());
         evaluator.tally.begin();
-        while let Some(batch) = batches.next() {
-            let batch = batch?;
-            evaluator.add(&self.s.graph, &batch.feeds, &mut self.s.state, &mut m).map_err(|e| e.at(&place))?;
-            for label in metrics::labels(&self.s.graph, &batch.feeds) {
-                *self.labels.entry(label).or_default() += 1;
+        let judged = judge(&mut self.s, &set, None, &mut |graph, batch, m| {
+            for label in metrics::labels(graph, &batch.feeds) {
+                *labels.entry(label).or_default() += 1;
             }
             reporter.validating(m.samples as usize, set.len());
-            if batch.last_of_epoch {
-                break;
-            }
-        }
+        });
+        let m = judged.map_err(|e| e.at(&place))?;
+        self.labels = labels;
         self.predictions = m.predictions;
         Ok(Some(m))
     }
@@ -436,24 +428,6 @@ impl Run {
         Ok(())
     }
 
-    /// Accuracy on some of the training data, judged as the validation is.
-    fn evaluated(&mut self) -> Result<Option<f64>, Failure> {
-        let Some((_, evaluator)) = &mut self.s.validation else { return Ok(None) };
-        let fixed = evaluator.batch;
-        let batch = fixed.unwrap_or(self.s.batch);
-        let mut batches = Batches::start(self.s.set.clone(), 0, batch, 0, 0, fixed.is_some(), true);
-        let mut m = Sums::default();
-        for _ in 0..MOST_BATCHES / 2 {
-            let Some(batch) = batches.next() else { break };
-            let batch = batch?;
-            evaluator.add(&self.s.graph, &batch.feeds, &mut self.s.state, &mut m)?;
-            if batch.last_of_epoch {
-                break;
-            }
-        }
-        Ok(m.accuracy())
-    }
-
     /// What the run came to, in words.
     fn verdicts(&mut self) -> Result<Vec<Verdict>, Failure> {
         let used = self.position.best.filter(|_| self.s.validation.is_some());
@@ -462,11 +436,15 @@ impl Run {
         let has_statistics = self.s.graph.takes_statistics();
         let ahead =
             self.last_epoch.accuracy().zip(used.and_then(|b| b.accuracy)).is_some_and(|(t, v)| t - v > verdict::AHEAD);
-        let evaluated = if has_statistics && ahead { self.evaluated()? } else { None };
-        let trained = self.s.graph.states.iter().filter(|s| s.trainable);
+        let set = self.s.set.clone();
+        // Training data, judged as the validation is.
+        let evaluated = match has_statistics && ahead {
+            true => judge(&mut self.s, &set, Some(MOST_BATCHES / 2), &mut |_, _, _| ())?.accuracy(),
+            false => None,
+        };
         let facts = Facts {
             samples: self.s.set.len(),
-            parameters: trained.map(|s| s.shape.iter().product::<i64>()).sum(),
+            parameters: self.s.graph.parameters(),
             lr: self.s.schedule.lr * self.position.guard.scale,
             // A few steps say nothing yet.
             first_loss: self.first_loss.filter(|_| self.position.step >= 10),
@@ -502,6 +480,30 @@ impl Run {
         (self.saved, self.saved_at) = (Some(step), Instant::now());
         Ok(())
     }
+}
+
+/// Loss and accuracy on a set by the graph that validates; with a number, over so many batches that are drawn from all of it. Fails
+/// where the run has no such graph.
+fn judge(
+    s: &mut Setup,
+    set: &data::Shared,
+    most: Option<u64>,
+    seen: &mut dyn FnMut(&TrainingGraph, &Batch, &Sums),
+) -> Result<Sums, Failure> {
+    let Some((_, evaluator)) = &mut s.validation else { return Err(Failure::input("there is no validation")) };
+    let fixed = evaluator.batch;
+    let mut batches = Batches::start(set.clone(), 0, fixed.unwrap_or(s.batch), 0, 0, fixed.is_some(), most.is_some());
+    let mut m = Sums::default();
+    for _ in 0..most.unwrap_or(u64::MAX) {
+        let Some(batch) = batches.next() else { break };
+        let batch = batch?;
+        evaluator.add(&s.graph, &batch.feeds, &mut s.state, &mut m)?;
+        seen(&s.graph, &batch, &m);
+        if batch.last_of_epoch {
+            break;
+        }
+    }
+    Ok(m)
 }
 
 fn is_finite(t: &NpTensor) -> bool {

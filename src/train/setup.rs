@@ -17,9 +17,7 @@ use crate::engine::ort::stepper::{DeviceState, Stepper};
 use crate::engine::ort::{OrtEngine, OrtSession, environment, locate};
 use crate::engine::{EngineError, Tensors, memory};
 use crate::error::Failure;
-use crate::io::tensor::NpTensor;
 use ancre_passes::contract::StateKind;
-use ancre_passes::ir::DType;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
@@ -126,9 +124,7 @@ impl Setup {
             }
         };
 
-        let mut initial = graph.defaults();
-        initial.extend(state.tensors().map_err(|e| engine_failure(e, &a.model))?);
-        let begins = Begins::of(&graph, &initial);
+        let begins = Begins::of(&graph, &state);
         let then = resumed.as_ref().map(|(p, _)| &p.course);
         let seed = o.seed.unwrap_or(0);
         let mut range = None;
@@ -190,17 +186,13 @@ impl Setup {
                 }
                 (Position { course, options, ..position }, Some(path))
             }
-            None => {
-                let (sums, guard) = Default::default();
-                let unimproved = 0;
-                (Position { step: 0, epoch: 0, batch: 0, sums, best: None, course, options, guard, unimproved }, None)
-            }
+            None => (Position { course, options, ..Position::default() }, None),
         };
         let log_path = o.log.clone().unwrap_or_else(|| dir.join("log.jsonl"));
         let mut log = Log::open(&log_path, position.step)?;
         log.events = o.log_dir.as_deref().map(Events::open).transpose()?;
         let device = engine.device;
-        let setup = Setup {
+        let mut setup = Setup {
             a,
             graph,
             set,
@@ -224,7 +216,6 @@ impl Setup {
             notices,
             cost: None,
         };
-        let mut setup = setup;
         setup.cost = setup.try_a_step()?;
         reporter.begin(&setup.plan());
         setup.notices.iter().for_each(|n| reporter.notice(n));
@@ -233,7 +224,7 @@ impl Setup {
 
     fn plan(&self) -> Beginning {
         let (a, g) = (&self.a, &self.graph);
-        let parameters: i64 = g.states.iter().filter(|s| s.trainable).map(|s| s.shape.iter().product::<i64>()).sum();
+        let parameters = g.parameters();
         let trained = g.states.iter().filter(|s| s.trainable).count();
         let epochs = self.schedule.total.div_ceil(self.steps_per_epoch).max(1);
         let mut lines = vec![
@@ -298,8 +289,7 @@ impl Setup {
         }
         let order = data::order(self.position.course.seed, self.position.epoch, self.set.len());
         let rows: Vec<usize> = order.iter().take(self.batch).map(|r| *r as usize).collect();
-        let mut feeds = self.set.batch(&rows, self.position.epoch)?;
-        feeds.extend(NpTensor::from_f64s(DType::F32, &[], &[0.0]).map(|v| (self.graph.lr.clone(), v)));
+        let feeds = self.graph.with_rate(self.set.batch(&rows, self.position.epoch)?, 0.0);
         self.stepper.hold(&self.state, |_| true);
         let mut seconds = f64::INFINITY;
         for _ in 0..2 {
@@ -449,7 +439,9 @@ impl Data {
                 (set, Some((val, held_back)))
             }
             (None, Some(share)) => {
-                let all = if set.is_sequence() { set.clone() } else { data::open(&path, &graph.wanted, &as_it_is)? };
+                // Unless training augments its samples, they are read in one way.
+                let augments = reading.flip || reading.crop;
+                let all = if augments { data::open(&path, &graph.wanted, &as_it_is)? } else { set.clone() };
                 let (set, held_back) = data::split(set, all, share).map_err(|e| e.at(&path))?;
                 (set, Some((path.clone(), held_back)))
             }

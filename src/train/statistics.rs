@@ -10,7 +10,7 @@ use crate::engine::ort::stepper::{DeviceState, Stepper};
 use crate::engine::{EngineError, Tensors};
 use crate::error::Failure;
 use crate::io::tensor::NpTensor;
-use ancre_passes::contract::{StateKind, StateRecord};
+use ancre_passes::contract::StateRecord;
 use ancre_passes::ir::DType;
 use serde::Serialize;
 
@@ -38,8 +38,7 @@ pub(super) fn recalibrate(
     most: u64,
     asked: bool,
 ) -> Result<Option<Recalibrated>, Failure> {
-    let moving: Vec<&StateRecord> =
-        t.states.iter().filter(|s| s.kind == StateKind::Statistic && s.output.is_some()).collect();
+    let moving: Vec<&StateRecord> = t.statistics().collect();
     if moving.is_empty() {
         return Ok(None);
     }
@@ -59,10 +58,8 @@ pub(super) fn recalibrate(
     let (zeros, ones) = (constant(0.0), constant(1.0));
     stepper.hold(state, |name| !is_moving(name));
     let mut see = |feeds: &Tensors, fed: &Tensors, state: &mut DeviceState| -> Result<Tensors, Failure> {
-        let mut feeds = feeds.clone();
-        feeds.extend(NpTensor::from_f64s(DType::F32, &[], &[0.0]).map(|v| (t.lr.clone(), v)));
         state.set(fed).map_err(fail)?;
-        stepper.step(&feeds, state).map_err(fail)?;
+        stepper.step(&t.with_rate(feeds.clone(), 0.0), state).map_err(fail)?;
         state.some(is_moving).map_err(fail)
     };
     // By tensor: the part that is kept, and the sum over batches by their samples.

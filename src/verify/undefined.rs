@@ -5,8 +5,8 @@ use super::divergence::{chunks, run};
 use super::{Subject, VerifyOptions};
 use crate::engine::{Engine, Tensors};
 use crate::io::tensor::NpTensor;
-use ancre_passes::ir::{Graph, Kind, NodeId, ValueId};
-use std::collections::{HashMap, HashSet, VecDeque};
+use ancre_passes::ir::{Kind, NodeId, ValueId};
+use std::collections::HashMap;
 use std::fmt;
 
 /// What is wrong with a tensor.
@@ -38,8 +38,6 @@ impl fmt::Display for Wrong {
 pub(crate) struct Origin {
     /// The value.
     pub(crate) value: String,
-    /// It was fed like that.
-    pub(crate) fed: bool,
     text: String,
 }
 
@@ -69,7 +67,7 @@ pub(crate) fn origin(
 ) -> Result<Option<Origin>, String> {
     let g = &s.graph;
     let ends: Vec<ValueId> = ends.iter().filter_map(|name| g.find(name)).collect();
-    let before = ancestors(g, &ends);
+    let before = g.ancestors(ends.iter().map(|v| v.node));
     // A result that the file leaves out has no name.
     let is_computed = |v: &ValueId| g.op(v.node).is_some() && g.is_float(*v) && !g.name(*v).is_empty();
     let order = g.topological_order().into_iter().filter(|id| before.contains(id));
@@ -91,7 +89,6 @@ pub(crate) fn origin(
         at = from;
     }
     let (name, kind) = (g.name(at), wrong[&at]);
-    let fed = !matches!(g.node(at.node).kind, Kind::Op(_));
     let reads: Vec<String> = g
         .reads(at.node)
         .map(|v| match wrong.get(&v) {
@@ -106,15 +103,5 @@ pub(crate) fn origin(
         }
         _ => format!("the parameter `{name}` holds {kind}"),
     };
-    Ok(Some(Origin { value: name.into(), fed, text }))
-}
-
-/// The nodes that values are computed from, their own ones included.
-fn ancestors(g: &Graph, values: &[ValueId]) -> HashSet<NodeId> {
-    let mut queue: VecDeque<NodeId> = values.iter().map(|v| v.node).collect();
-    let mut seen: HashSet<NodeId> = queue.iter().copied().collect();
-    while let Some(id) = queue.pop_front() {
-        queue.extend(g.reads(id).map(|v| v.node).filter(|n| seen.insert(*n)));
-    }
-    seen
+    Ok(Some(Origin { value: name.into(), text }))
 }

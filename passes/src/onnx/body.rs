@@ -1,6 +1,6 @@
 //! A graph as the body of a loop.
 
-use super::emit::{EmitError, declare, name_nodes, node, tensor_message};
+use super::emit::{Declarations, EmitError, name_nodes, node, tensor_message};
 use crate::ir::{Attr, Graph, Kind};
 use onnx_protobuf::attribute_proto::AttributeType;
 use onnx_protobuf::{AttributeProto, GraphProto, TensorProto};
@@ -24,8 +24,9 @@ pub(crate) fn body(g: &Graph, captured: usize) -> Result<Attr, EmitError> {
         }
     }
     name_nodes(g, &mut message.node);
-    message.input = g.required_inputs().skip(captured).map(|v| declare(g, v)).collect();
-    message.output = g.outputs().iter().map(|o| declare(g, o.value)).collect();
+    let declarations = Declarations::of(g);
+    message.input = g.required_inputs().skip(captured).map(|v| declarations.declare(v)).collect();
+    message.output = g.outputs().iter().map(|o| declarations.declare(o.value)).collect();
     let kind = AttributeType::GRAPH.into();
     Ok(Attr::Opaque(Box::new(AttributeProto {
         name: "body".into(),

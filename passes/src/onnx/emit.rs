@@ -14,7 +14,8 @@ use onnx_protobuf::{
     StringStringEntryProto, TensorProto, TensorShapeProto, TypeProto, ValueInfoProto, type_proto,
 };
 use protobuf::CodedOutputStream;
-use std::collections::HashSet;
+use std::cell::OnceCell;
+use std::collections::{HashMap, HashSet};
 use std::io::Write;
 
 /// Why a graph cannot be written.
@@ -197,6 +198,7 @@ fn emit_placed<'g>(g: &'g Graph, placement: &Placement) -> Result<Emission<'g>, 
         .collect();
     let mut graph: GraphProto = (*g.graph_shell).clone();
     graph.value_info.retain(|i| g.find(&i.name).is_some());
+    let declarations = Declarations::of(g);
     let listed_constants = model.ir_version < 4;
     let listed = std::mem::take(&mut graph.input);
     let mut initializers = Vec::new();
@@ -212,13 +214,13 @@ fn emit_placed<'g>(g: &'g Graph, placement: &Placement) -> Result<Emission<'g>, 
                     initializers.push(data.take(initializer(tensor, name, placement)?)?);
                 }
                 if listed_constants && !g.inputs().contains(&id) {
-                    graph.input.push(declare(g, g.result(id, 0)));
+                    graph.input.push(declarations.declare(g.result(id, 0)));
                 }
             }
             Kind::Op(_) => graph.node.push(node(g, id)?),
         }
     }
-    graph.value_info.extend(router_values(g, &graph));
+    graph.value_info.extend(router_values(&declarations, &graph));
     name_nodes(g, &mut graph.node);
     if !placement.moved.is_empty() {
         relocate(&mut graph.node, &placement.moved);
@@ -231,9 +233,9 @@ fn emit_placed<'g>(g: &'g Graph, placement: &Placement) -> Result<Emission<'g>, 
             Kind::Input(Some(info)) if info.name == g.name(v) => (**info).clone(),
             Kind::Initializer { .. } => {
                 let as_listed = listed.iter().find(|info| info.name == g.name(v) && still_holds(info, g, v));
-                as_listed.cloned().unwrap_or_else(|| declare(g, v))
+                as_listed.cloned().unwrap_or_else(|| declarations.declare(v))
             }
-            _ => declare(g, v),
+            _ => declarations.declare(v),
         }
     });
     graph.input = inputs.chain(std::mem::take(&mut graph.input)).collect();
@@ -242,7 +244,7 @@ fn emit_placed<'g>(g: &'g Graph, placement: &Placement) -> Result<Emission<'g>, 
         .iter()
         .map(|o| match &o.info {
             Some(info) => ValueInfoProto { name: g.name(o.value).to_string(), ..(**info).clone() },
-            None => declare(g, o.value),
+            None => declarations.declare(o.value),
         })
         .collect();
     let model = model.write_to_bytes()?;
@@ -272,12 +274,13 @@ fn still_holds(info: &ValueInfoProto, g: &Graph, v: ValueId) -> bool {
 
 /// Declarations of the router's values, so that viewers show their shapes. The source's own values keep the source's
 /// declarations.
-fn router_values(g: &Graph, graph: &GraphProto) -> Vec<ValueInfoProto> {
+fn router_values(declarations: &Declarations, graph: &GraphProto) -> Vec<ValueInfoProto> {
+    let g = declarations.g;
     let outputs: HashSet<ValueId> = g.outputs().iter().map(|o| o.value).collect();
     let declared: HashSet<&str> = graph.value_info.iter().map(|i| i.name.as_str()).collect();
     let values = graph.node.iter().flat_map(|n| &n.output).filter(|name| name.starts_with("ancre/"));
     let values = values.filter(|name| !declared.contains(name.as_str())).filter_map(|name| g.find(name));
-    values.filter(|v| !outputs.contains(v) && g.tensor_type(*v).is_some()).map(|v| declare(g, v)).collect()
+    values.filter(|v| !outputs.contains(v) && g.tensor_type(*v).is_some()).map(|v| declarations.declare(v)).collect()
 }
 
 /// Gives the nodes that passes added names that no other node has: ONNX Runtime refuses a file with two nodes of one name. Nodes of
@@ -435,27 +438,46 @@ pub(super) fn tensor_message(t: &Tensor) -> Option<TensorProto> {
     })
 }
 
-/// Declares a value with what is known of its type.
-pub(super) fn declare(g: &Graph, v: ValueId) -> ValueInfoProto {
-    let mut ty = g.value(v).ty.clone();
-    ty.shape.iter_mut().flatten().filter(|d| d.is_unnamed()).for_each(|d| *d = with_lasting_names(g, d));
-    ValueInfoProto { name: g.name(v).to_string(), type_: Some(type_message(&ty)).into(), ..Default::default() }
+/// Declares the values of a graph.
+pub(super) struct Declarations<'g> {
+    g: &'g Graph,
+    /// Names for the symbols that shape rules made up, once one is asked for.
+    lasting: OnceCell<HashMap<String, Dim>>,
 }
 
-/// The extent with the symbols that shape rules made up named after the first value that has them as an axis. A rule's own name for
-/// an extent is another one in each run.
-fn with_lasting_names(g: &Graph, d: &Dim) -> Dim {
-    let lasting = |symbol: &str| {
-        let alone = Dim::symbol(symbol);
-        g.topological_order().into_iter().flat_map(|n| g.results(n)).find_map(|v| {
-            let axis = g.value(v).ty.shape.as_ref()?.iter().position(|d| *d == alone)?;
-            let name = g.name(v).replace(|c: char| !c.is_alphanumeric() && !"_.:".contains(c), "_");
-            Some(Dim::symbol(&format!("?{name}_{axis}")))
-        })
-    };
-    d.symbols()
-        .filter(|s| s.starts_with('?'))
-        .fold(d.clone(), |named, symbol| named.substitute(symbol, &lasting(symbol).unwrap_or_else(|| Dim::symbol("?"))))
+impl<'g> Declarations<'g> {
+    pub(super) fn of(g: &'g Graph) -> Declarations<'g> {
+        Declarations { g, lasting: OnceCell::new() }
+    }
+
+    /// Declares a value with what is known of its type.
+    pub(super) fn declare(&self, v: ValueId) -> ValueInfoProto {
+        let mut ty = self.g.value(v).ty.clone();
+        ty.shape.iter_mut().flatten().filter(|d| d.is_unnamed()).for_each(|d| *d = self.with_lasting_names(d));
+        ValueInfoProto { name: self.g.name(v).to_string(), type_: Some(type_message(&ty)).into(), ..Default::default() }
+    }
+
+    /// The extent with the symbols that shape rules made up named after the first value that has them as an axis. A rule's own name
+    /// for an extent is another one in each run.
+    fn with_lasting_names(&self, d: &Dim) -> Dim {
+        let (lasting, unknown) = (self.lasting.get_or_init(|| lasting_names(self.g)), Dim::symbol("?"));
+        let made_up = d.symbols().filter(|s| s.starts_with('?'));
+        made_up.fold(d.clone(), |named, symbol| named.substitute(symbol, lasting.get(symbol).unwrap_or(&unknown)))
+    }
+}
+
+fn lasting_names(g: &Graph) -> HashMap<String, Dim> {
+    let mut names = HashMap::new();
+    for v in g.topological_order().into_iter().flat_map(|n| g.results(n)) {
+        for (axis, d) in g.value(v).ty.shape.iter().flatten().enumerate().filter(|(_, d)| d.is_unnamed()) {
+            let Some(symbol) = d.symbols().next().filter(|s| *d == Dim::symbol(s)) else { continue };
+            names.entry(symbol.to_string()).or_insert_with(|| {
+                let name = g.name(v).replace(|c: char| !c.is_alphanumeric() && !"_.:".contains(c), "_");
+                Dim::symbol(&format!("?{name}_{axis}"))
+            });
+        }
+    }
+    names
 }
 
 fn type_message(ty: &ValueType) -> TypeProto {

@@ -1,6 +1,6 @@
 //! A node's subgraph as a graph of its own, in which what it captures is an input, and back.
 
-use super::emit::{declare, emit};
+use super::emit::{Declarations, emit};
 use super::import::import;
 use crate::ir::Graph;
 use onnx_protobuf::{GraphProto, Message, ModelProto, OperatorSetIdProto};
@@ -18,7 +18,8 @@ pub(crate) fn change<E>(
     unfit: impl Fn(String) -> E,
 ) -> Result<GraphProto, E> {
     let mut graph = sub.clone();
-    graph.input.extend(captured.iter().filter_map(|name| g.find(name)).map(|v| declare(g, v)));
+    let declarations = Declarations::of(g);
+    graph.input.extend(captured.iter().filter_map(|name| g.find(name)).map(|v| declarations.declare(v)));
     let set = |(domain, version): (&String, &i64)| OperatorSetIdProto {
         domain: domain.clone(),
         version: if domain.is_empty() { opset } else { *version },

@@ -150,10 +150,8 @@ fn no_pullback(g: &Graph, id: NodeId, wrt: &[ValueId], loss: ValueId, reason: &s
     }
     let mut reason = reason.to_string();
     let hint = hint.or_else(|| {
-        let is_left = wrt.iter().any(|v| {
-            let behind = depends_on(g, &[*v]);
-            behind[loss.node.index()] && !behind[id.index()]
-        });
+        let (of_loss, of_node) = (g.ancestors([loss.node]), g.ancestors([id]));
+        let is_left = wrt.iter().any(|v| of_loss.contains(&v.node) && !of_node.contains(&v.node));
         if !is_left {
             reason += "; all that trains lies before it";
         }
@@ -162,28 +160,16 @@ fn no_pullback(g: &Graph, id: NodeId, wrt: &[ValueId], loss: ValueId, reason: &s
     GradError::NoPullback { site: g.site(id), reason, path: names.join(" → "), hint }
 }
 
-/// Which nodes are computed from some of these values, differentiable or not.
-fn depends_on(g: &Graph, values: &[ValueId]) -> Vec<bool> {
-    let mut depends = vec![false; g.node_bound()];
-    for v in values {
-        depends[v.node.index()] = true;
-    }
-    for id in g.topological_order() {
-        depends[id.index()] |= g.reads(id).any(|v| depends[v.node.index()]);
-    }
-    depends
-}
-
 /// The last node before `loss` that is computed from some of `wrt` and hands no derivative on, where none comes through to the loss.
 pub fn barrier(g: &Graph, wrt: &[ValueId], loss: ValueId) -> Option<NodeSite> {
-    let (order, depends) = (g.topological_order(), depends_on(g, wrt));
-    let active = reached_from(g, &order, wrt);
+    let depends = g.descendants(wrt.iter().map(|v| v.node));
+    let active = reached_from(g, &g.topological_order(), wrt);
     let (mut queue, mut seen) = (VecDeque::from([loss.node]), HashSet::from([loss.node]));
     while let Some(id) = queue.pop_front() {
-        if depends[id.index()] && g.reads(id).any(|v| active[v.node.index()]) {
+        if depends.contains(&id) && g.reads(id).any(|v| active[v.node.index()]) {
             return Some(g.site(id));
         }
-        queue.extend(g.reads(id).map(|v| v.node).filter(|n| depends[n.index()] && seen.insert(*n)));
+        queue.extend(g.reads(id).map(|v| v.node).filter(|n| depends.contains(n) && seen.insert(*n)));
     }
     None
 }

@@ -46,6 +46,11 @@ impl Read {
         let (shape, data) = self.0.try_extract_tensor::<f32>().ok()?;
         Some((shape.iter().map(|d| *d as usize).collect(), data))
     }
+
+    /// The first element of a float32 output; NaN of any other.
+    pub(crate) fn number(&self) -> f64 {
+        self.f32s().and_then(|(_, data)| data.first().copied()).map_or(f64::NAN, f64::from)
+    }
 }
 
 /// Tensors as ONNX Runtime's own values, on the device after the first step that produced them.

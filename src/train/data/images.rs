@@ -9,10 +9,9 @@ use crate::engine::Tensors;
 use crate::error::Failure;
 use crate::io::tensor::NpTensor;
 use image::{DynamicImage, ImageReader};
+use rayon::prelude::*;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Suffixes of files that can be decoded.
 const SUFFIXES: [&str; 5] = ["png", "jpg", "jpeg", "bmp", "webp"];
@@ -172,29 +171,8 @@ impl ImageSet {
 }
 
 /// Results of a function of 0 to n - 1, by as many threads as there are cores.
-fn in_parallel<T: Send>(n: usize, of: impl Fn(usize) -> T + Sync) -> Vec<T> {
-    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(n.div_ceil(4));
-    if threads <= 1 {
-        return (0..n).map(of).collect();
-    }
-    let (next, done) = (AtomicUsize::new(0), Mutex::new(Vec::with_capacity(n)));
-    std::thread::scope(|scope| {
-        for _ in 0..threads {
-            scope.spawn(|| {
-                loop {
-                    let i = next.fetch_add(1, Ordering::Relaxed);
-                    if i >= n {
-                        return;
-                    }
-                    let result = of(i);
-                    done.lock().unwrap_or_else(|e| e.into_inner()).push((i, result));
-                }
-            });
-        }
-    });
-    let mut all = done.into_inner().unwrap_or_else(|e| e.into_inner());
-    all.sort_by_key(|(i, _)| *i);
-    all.into_iter().map(|(_, result)| result).collect()
+fn in_parallel<T: Send>(n: usize, of: impl Fn(usize) -> T + Sync + Send) -> Vec<T> {
+    (0..n).into_par_iter().map(of).collect()
 }
 
 /// Has a file an image's header, and the end that its format has?
