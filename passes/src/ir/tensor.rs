@@ -189,9 +189,22 @@ impl Tensor {
         Tensor::from_bytes(DType::Bool, dims, values.iter().map(|v| *v as u8).collect())
     }
 
-    /// A constant of a float type from f64 values, rounded once.
+    /// A constant of a number type from f64 values, rounded once; float32 for other types.
     pub fn floats(dtype: DType, dims: &[i64], values: &[f64]) -> Tensor {
+        macro_rules! integers {
+            ($t:ty) => {
+                values.iter().flat_map(|v| (*v as $t).to_le_bytes()).collect()
+            };
+        }
         let bytes = match dtype {
+            DType::I8 => integers!(i8),
+            DType::U8 => integers!(u8),
+            DType::I16 => integers!(i16),
+            DType::U16 => integers!(u16),
+            DType::I32 => integers!(i32),
+            DType::U32 => integers!(u32),
+            DType::I64 => integers!(i64),
+            DType::U64 => integers!(u64),
             DType::F64 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
             DType::F16 => values.iter().flat_map(|v| half_bits(*v as f32).to_le_bytes()).collect(),
             DType::BF16 => values.iter().flat_map(|v| bfloat_bits(*v as f32).to_le_bytes()).collect(),

@@ -7,7 +7,7 @@
 //! alone where its function is written for another version of an operator set that the model has too; it may not lead back to
 //! itself either. Functions that nothing calls any more are dropped.
 
-use super::{name_of, short_domain, subgraphs, subgraphs_mut, take_name};
+use super::{attributes, name_of, schema, short_domain, subgraphs, subgraphs_mut, take_name};
 use onnx_protobuf::{AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto};
 use std::collections::{HashMap, HashSet};
 
@@ -26,6 +26,10 @@ pub enum InlineError {
     Deep(String),
     #[error("its functions call each other more than {MOST_NODES} times")]
     Calls,
+    #[error("function `{0}` defines `{1}` twice; value names must be unique in a function")]
+    Duplicate(String, String),
+    #[error("function `{0}`: its {1} {2}")]
+    Body(String, String, String),
 }
 
 type Key = (String, String, String);
@@ -33,7 +37,7 @@ type Key = (String, String, String);
 /// Inlines every call that can be; returns how many there were.
 ///
 /// # Errors
-/// When functions call each other in a circle, or their bodies multiply beyond measure.
+/// When functions call each other in a circle, their bodies multiply beyond measure, or one is against the standard.
 pub fn inline(model: &mut ModelProto) -> Result<usize, InlineError> {
     let Some(graph) = model.graph.as_mut() else { return Ok(0) };
     inline_functions(graph, &mut model.functions, &mut model.opset_import)
@@ -44,8 +48,16 @@ fn inline_functions(
     functions: &mut Vec<FunctionProto>,
     opsets: &mut Vec<OperatorSetIdProto>,
 ) -> Result<usize, InlineError> {
-    if let Some(circular) = circular(graph, functions) {
+    let called = if functions.is_empty() { HashSet::new() } else { reached(graph, functions) };
+    let in_use = || functions.iter().filter(|f| called.contains(&key_of(f)));
+    if let Some(circular) = circular(in_use()) {
         return Err(InlineError::Deep(circular));
+    }
+    if let Some((f, name)) = in_use().find_map(|f| Some((f, defined_twice(f)?))) {
+        return Err(InlineError::Duplicate(f.name.clone(), name.to_string()));
+    }
+    if let Some((f, (op, what))) = in_use().find_map(|f| Some((f, misstated(f)?))) {
+        return Err(InlineError::Body(f.name.clone(), op, what));
     }
     let mut table: HashMap<Key, FunctionProto> = HashMap::new();
     for f in functions.iter() {
@@ -116,11 +128,30 @@ fn reached(graph: &GraphProto, functions: &[FunctionProto]) -> HashSet<Key> {
     called
 }
 
-/// A function in use that calls itself, or whose calls are nested too deep, whether it can be inlined now or not.
-fn circular(graph: &GraphProto, functions: &[FunctionProto]) -> Option<String> {
-    let called = if functions.is_empty() { HashSet::new() } else { reached(graph, functions) };
+/// A name that a function has for two of its operands and results of nodes.
+fn defined_twice(f: &FunctionProto) -> Option<&str> {
+    let mut defined = HashSet::new();
+    let names = f.input.iter().chain(f.node.iter().flat_map(|n| &n.output)).filter(|name| !name.is_empty());
+    names.map(String::as_str).find(|name| !defined.insert(*name))
+}
+
+/// An operator of a function's body that is not as its schema has it, and what is wrong with it.
+fn misstated(f: &FunctionProto) -> Option<(String, String)> {
+    let opset = version(&f.opset_import, "");
+    f.node.iter().find_map(|n| {
+        let counts = || {
+            let schema = schema::at(&n.domain, &n.op_type, opset.filter(|_| short_domain(&n.domain).is_empty())?)?;
+            let given = |names: &[String]| names.iter().rposition(|name| !name.is_empty()).map_or(0, |last| last + 1);
+            schema.miscounted(given(&n.input), |i| !n.input[i].is_empty(), given(&n.output))
+        };
+        Some((n.op_type.clone(), attributes::fault(n).or_else(counts)?))
+    })
+}
+
+/// A function that calls itself, or whose calls are nested too deep, whether it can be inlined now or not.
+fn circular<'f>(functions: impl Iterator<Item = &'f FunctionProto> + Clone) -> Option<String> {
     let mut open: HashMap<Key, HashSet<Key>> = HashMap::new();
-    for f in functions.iter().filter(|f| called.contains(&key_of(f))) {
+    for f in functions.clone() {
         calls(&f.node, open.entry(key_of(f)).or_default());
     }
     // Each round takes away what calls no function that is left.
@@ -132,7 +163,7 @@ fn circular(graph: &GraphProto, functions: &[FunctionProto]) -> Option<String> {
         }
         done.iter().for_each(|k| _ = open.remove(k));
     }
-    functions.iter().find(|f| open.contains_key(&key_of(f))).map(|f| f.name.clone())
+    functions.into_iter().find(|f| open.contains_key(&key_of(f))).map(|f| f.name.clone())
 }
 
 fn drop_unused(graph: &GraphProto, functions: &mut Vec<FunctionProto>) {
@@ -374,6 +405,32 @@ mod tests {
             let mut main = GraphProto { node: vec![node("F", "my", &["x"], &["y"])], ..Default::default() };
             let e = inline_functions(&mut main, &mut vec![unused, f, g], &mut opsets()).unwrap_err();
             assert!(e.to_string().contains("`F` calls itself"), "{e}");
+        }
+    }
+
+    #[test]
+    fn a_function_that_defines_a_name_twice_is_named() {
+        let twice = vec![node("Relu", "", &["a"], &["b"]), node("Neg", "", &["a"], &["b"])];
+        for body in [twice, vec![node("Relu", "", &["a"], &["a"])]] {
+            let mut main = GraphProto { node: vec![node("F", "my", &["x"], &["y"])], ..Default::default() };
+            let mut functions = vec![function("F", &["a"], &["b"], body)];
+            let e = inline_functions(&mut main, &mut functions, &mut opsets()).unwrap_err().to_string();
+            assert!(e.contains("function `F` defines `"), "{e}");
+        }
+    }
+
+    #[test]
+    fn operators_of_a_body_are_checked_though_its_calls_stay() {
+        let mut slope = node("Relu", "", &["a"], &["b"]);
+        slope.attribute = vec![float("slope", 1.0)];
+        for (body, said) in
+            [(slope, "`F`: its Relu has an attribute `slope`"), (node("Add", "", &["a"], &["b"]), "its Add lacks")]
+        {
+            let mut f = function("F", &["a"], &["b"], vec![body]);
+            f.opset_import[0].version = 13;
+            let mut main = GraphProto { node: vec![node("F", "my", &["x"], &["y"])], ..Default::default() };
+            let e = inline_functions(&mut main, &mut vec![f], &mut opsets()).unwrap_err().to_string();
+            assert!(e.contains(said), "{e}");
         }
     }
 

@@ -251,4 +251,17 @@ fn a_graph_without_outputs_and_attributes_against_the_standard_are_named() {
     assert!(unknown.contains("node `y` (LeakyRelu) has an attribute `slope`, which no version"), "{unknown}");
     let other = with("alpha", AttributeType::STRING);
     assert!(other.contains("has a string for its attribute `alpha`, a float was expected"), "{other}");
+    let at_opset = |version: i64| {
+        let mut m = model();
+        m.opset_import[0].version = version;
+        let g = m.graph.as_mut().unwrap();
+        g.node[1] = node("Cast", &["s"], &["y"]);
+        let int =
+            |name: &str| AttributeProto { name: name.into(), i: 1, type_: AttributeType::INT.into(), ..Default::default() };
+        g.node[1].attribute = vec![int("to"), int("saturate")];
+        import(m, None).map(drop).map_err(|e| e.to_string())
+    };
+    let not_yet = at_opset(18).unwrap_err();
+    assert!(not_yet.contains("node `y` (Cast) has no attribute `saturate` in version 13; re-export"), "{not_yet}");
+    at_opset(19).unwrap();
 }

@@ -1,6 +1,7 @@
 //! Builds nodes with their types inferred by the operators' own rules.
 
 use crate::ir::{Attrs, DType, Dim, Graph, Op, Tensor, TensorType, ValueId, ValueType};
+use crate::onnx::schema;
 use crate::ops::{self, TypeError};
 use crate::target::{self, Target};
 use std::collections::HashMap;
@@ -87,7 +88,11 @@ impl<'g> Builder<'g> {
     pub fn node(&mut self, op: Op, operands: &[Option<ValueId>]) -> Result<Vec<ValueId>, BuildError> {
         let types = ops::result_types(&op, operands, self.graph);
         let types = types.unwrap_or_else(|| Err(TypeError("the types of its results are not known".into())));
-        let results = types.map_err(|e| self.error(&op.full_name(), e))?;
+        let given = |v: &Option<ValueId>| v.and_then(|v| self.graph.value(v).ty.dtype);
+        let refused = schema::refused_type(&op.domain, &op.name, operands.iter().map(given));
+        let refused = refused.map_or(Ok(()), |t| Err(TypeError(format!("it does not take {t}"))));
+        let results = types.and_then(|results| refused.map(|()| results));
+        let results = results.map_err(|e| self.error(&op.full_name(), e))?;
         Ok(self.node_of(op, operands, results))
     }
 

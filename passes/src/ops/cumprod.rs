@@ -17,6 +17,7 @@ pub(super) const CUM_PROD: Row = Row {
         let axis = constant(b, s.need(1)?)?;
         let axis =
             axis.first().and_then(|a| type_of(b, x).ok()?.axis(*a)).ok_or_else(|| unfit("has an axis out of range"))?;
+        refuse_if(type_of(b, x)?.dtype == DType::Bool, unfit("multiplies booleans"))?;
         let n = extent(b, x, axis)?;
         refuse_if(!(1..=LONGEST).contains(&n), unfit(format!("runs over {n} elements; up to {LONGEST} are written out")))?;
         let (along, back) = (axis as i64, s.op.int("reverse") != 0);

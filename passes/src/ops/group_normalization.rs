@@ -79,6 +79,9 @@ pub(super) const INSTANCE_NORMALIZATION: Row = Row {
     infer: |cx| {
         let x = cx.ty(0)?;
         cx.require(x.rank() >= 3, || format!("{x} has no spatial axes"))?;
+        for parameters in [cx.ty(1)?, cx.ty(2)?] {
+            cx.require(parameters.rank() == 1, || format!("{parameters} is not one number a channel"))?;
+        }
         like_first(cx)
     },
     // With g = ȳ ⊙ scale, x̂ and s of each channel, and means over a channel: x̄ = s (g − mean(g) − x̂ mean(g ⊙ x̂)); the

@@ -30,6 +30,7 @@ pub(crate) use conv_transpose::explicit_padding;
 pub use decompose::{Decomposed, Source};
 pub use place::sum_terms;
 pub use pullback::{Contribution, Cotangent, Cotangents, Deferred, GradError, Pullback};
+pub(crate) use recurrent::is_batch_first;
 pub(crate) use route::ROUTE_SOURCES;
 pub use sample::{Sample, SampleOperand};
 pub(crate) use transpose::permutation;
@@ -189,7 +190,8 @@ pub trait OpRule: Sync {
         false
     }
 
-    /// Builds the operators that it is written as. Called only if [`OpRule::derivative`] is a decomposition.
+    /// Builds the operators that it is written as. Called only if [`OpRule::derivative`] is a decomposition, and for recurrences whose
+    /// first axis is the batch.
     ///
     /// # Errors
     /// When this use of the operator has no such form.

@@ -142,6 +142,8 @@ impl Table<'_> {
         let ty = self.info(x).ty.clone();
         let mut shape = ty.shape.clone()?;
         let extent = shape.get(axis)?.known()?;
+        // One element is the same by any step.
+        let step = if len > 1 { step } else { 1 };
         if (start, len, step) == (0, extent, 1) {
             return Some(x);
         }

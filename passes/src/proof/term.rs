@@ -196,17 +196,17 @@ impl<'g> Table<'g> {
         &self.term(t).head
     }
 
-    /// Type, if element type and rank are known.
+    /// Type, if element type and rank are known. An operand that is left out has none.
     pub(super) fn ty(&self, t: TermId) -> Option<TensorType> {
-        if t == TermId::NONE { None } else { self.info(t).ty.tensor() }
+        self.info.get(t.index())?.ty.tensor()
     }
 
     pub(super) fn dtype(&self, t: TermId) -> Option<DType> {
-        self.info(t).ty.dtype
+        self.info.get(t.index())?.ty.dtype
     }
 
     pub(super) fn shape(&self, t: TermId) -> Option<&Shape> {
-        self.info(t).ty.shape.as_ref()
+        self.info.get(t.index())?.ty.shape.as_ref()
     }
 
     pub(super) fn is_float(&self, t: TermId) -> bool {

@@ -269,7 +269,7 @@ fn is_transposed(f: &Flow, product: NodeId, region: &Marks) -> bool {
         }
         if f.g.is_op(from, "Transpose") {
             let perm = f.g.op(from).and_then(|op| op.attrs.ints("perm"));
-            return perm.is_none_or(|p| p.last().is_some_and(|last| *last + 1 != p.len() as i64));
+            return perm.is_none_or(|p| p.last().is_some_and(|last| *last != p.len() as i64 - 1));
         }
         at = from;
     }

@@ -71,8 +71,11 @@ impl<'a> Use<'a> {
         let op = self.op;
         let (a, b) = match (at(&op.domain, &op.name, from), at(&op.domain, &op.name, to)) {
             (Some(a), Some(b)) => (a, b),
-            // A pass built the node for a later operator set.
-            (None, Some(_)) => return true,
+            // A pass built the node for a later operator set; a file's is taken for its operator's first version.
+            (None, Some(b)) => match versions(&op.domain, &op.name).first().filter(|_| op.source.is_some()) {
+                Some(first) => (first, b),
+                None => return true,
+            },
             _ => return versions(&op.domain, &op.name).is_empty(),
         };
         if a.since == b.since {

@@ -196,6 +196,13 @@ pub fn at(domain: &str, name: &str, opset: i64) -> Option<&'static Schema> {
     versions(domain, name).iter().rev().find(|s| s.since <= opset)
 }
 
+/// An element type among those of a node's operands that no version of its operator takes there.
+pub fn refused_type(domain: &str, name: &str, operands: impl Iterator<Item = Option<DType>>) -> Option<DType> {
+    let newest = versions(domain, name).last()?;
+    let types = operands.enumerate().filter_map(|(i, t)| Some((newest.operand(i)?, t?)));
+    types.into_iter().find_map(|(formal, t)| (!newest.takes(formal, t)).then_some(t))
+}
+
 /// An attribute in the newest version of an operator that has it. An operator of an unknown domain is read like the standard operator
 /// of its name.
 fn newest_with(domain: &str, name: &str, attribute: &str) -> Option<&'static Attribute> {

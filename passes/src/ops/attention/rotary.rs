@@ -23,7 +23,7 @@ pub(in crate::ops) const FUSED: Row = Row {
         refuse_if(s.op.int("is_packed_batching") == 1, Why::Feature("packed batches"))?;
         refuse_if(s.op.attrs.float("scale").is_some_and(|scale| scale != 1.0), Why::Feature("a scale"))?;
         let x = s.need(0)?;
-        let axis = if type_of(b, x)?.rank() == 4 { 2 } else { 1 };
+        let axis = token_axis(&type_of(b, x)?)?;
         let at = positions_of(b, s.need(1)?, x, axis)?;
         one_of(rotate(b, s, x, s.need(2)?, s.need(3)?, Some(at)))
     },
@@ -39,6 +39,15 @@ pub(in crate::ops) const FUSED: Row = Row {
     },
     ..ROTARY
 };
+
+/// The axis of positions.
+fn token_axis(x: &TensorType) -> Result<usize, Why> {
+    match x.rank() {
+        4 => Ok(2),
+        3 => Ok(1),
+        _ => Err(unfit(format!("takes no operand of type {x}"))),
+    }
+}
 
 fn one_of(v: Result<ValueId, Why>) -> Decomposed {
     Ok(vec![v?])

@@ -48,11 +48,12 @@ pub fn strided(dims: Vec<i64>, strides: &[i64], start: i64, most: usize) -> Opti
         from.push(at as usize);
         for axis in (0..dims.len()).rev() {
             index[axis] += 1;
-            at += strides[axis];
+            // A step past the last element may be any number; it is taken back.
+            at = at.wrapping_add(strides[axis]);
             if index[axis] < dims[axis] {
                 break;
             }
-            at -= strides[axis] * dims[axis];
+            at = at.wrapping_sub(strides[axis].wrapping_mul(dims[axis]));
             index[axis] = 0;
         }
     }
@@ -100,18 +101,19 @@ pub fn permuted(dims: &[i64], perm: &[usize], most: usize) -> Option<Places> {
 pub fn sliced(dims: &[i64], axis: usize, start: i64, len: i64, step: i64, most: usize) -> Option<Places> {
     let (mut to, mut steps) = (dims.to_vec(), strides(dims));
     *to.get_mut(axis)? = len;
-    let first = start * steps[axis];
     let inside = |i: i64| (0..dims[axis]).contains(&i);
-    (len == 0 || inside(start) && inside(start + (len - 1) * step)).then_some(())?;
-    steps[axis] *= step;
+    let last = (len - 1).checked_mul(step).and_then(|span| start.checked_add(span));
+    (len == 0 || inside(start) && last.is_some_and(inside)).then_some(())?;
+    let first = if len == 0 { 0 } else { start * steps[axis] };
+    steps[axis] = steps[axis].wrapping_mul(step);
     strided(to, &steps, first, most)
 }
 
 /// Where a slice of an axis of `n` starts, and how many elements it takes. Bounds below zero count from the end; a bound past an end
 /// means that end.
 pub fn range(n: i64, start: i64, end: i64, step: i64) -> Option<(i64, i64)> {
-    if n == 0 && step != 0 {
-        return Some((0, 0));
+    if n <= 0 {
+        return (n == 0 && step != 0).then_some((0, 0));
     }
     // In a backward slice these two mean "to the start" in ONNX Runtime, and the end of the axis in other engines.
     let means_start = end == i64::MAX || end == i64::from(i32::MAX);
@@ -143,6 +145,7 @@ mod tests {
         assert_eq!(permuted(&[2, 3], &[1, 0], 99), Some((vec![3, 2], vec![0, 3, 1, 4, 2, 5])));
         assert_eq!(places(sliced(&[2, 4], 1, 3, 2, -2, 99)), Some(vec![3, 1, 7, 5]));
         assert_eq!(sliced(&[4], 0, 3, 2, 1, 99), None);
+        assert_eq!(sliced(&[4, 2], 0, 3, 1, i64::MAX, 99), Some((vec![1, 2], vec![6, 7])));
         assert_eq!(count(&[1 << 20, 1 << 20], 1 << 22), None);
     }
 
@@ -158,7 +161,7 @@ mod tests {
         }
         assert_eq!(range(5, 3, 3, 1), Some((3, 0)));
         assert_eq!(range(5, 4, 0, i64::MIN), Some((4, 1)));
-        assert_eq!((range(5, 0, 5, 0), range(0, 0, 5, -1)), (None, Some((0, 0))));
+        assert_eq!((range(5, 0, 5, 0), range(0, 0, 5, -1), range(-3, 0, 5, 1)), (None, Some((0, 0)), None));
         // Engines differ in these.
         assert_eq!((range(5, 4, i64::MAX, -1), range(5, 4, i64::from(i32::MAX), -1)), (None, None));
     }

@@ -85,8 +85,8 @@ impl OpRule for Recurrence {
     /// See [`lstm`], [`gru`] and [`plain`].
     fn pullback(&self, p: &mut Pullback) -> Result<(), GradError> {
         let op = p.op();
-        if op.int("layout") != 0 {
-            return Err(p.unsupported("its first axis is the batch, for which runtimes have no kernel; put the steps first"));
+        if is_batch_first(&op) {
+            return Err(p.unsupported("its first axis is the batch, and it could not be written with the steps first"));
         }
         let backwards: &[bool] = match op.str("direction") {
             "forward" => &[false],
@@ -116,9 +116,28 @@ impl OpRule for Recurrence {
         }
         Ok(())
     }
+    /// With the steps first, between transpositions: for `layout = 1` runtimes have no kernel.
+    fn decompose(&self, b: &mut Builder, s: &Source) -> Decomposed {
+        let mut op = Op::new(self.name, s.op.attrs.clone());
+        op.attrs.0.shift_remove("layout");
+        let mut operands = s.operands.clone();
+        for i in [0, 5, 6] {
+            if let Some(v) = s.get(i) {
+                operands[i] = Some(b.transpose(v, &[1, 0, 2])?);
+            }
+        }
+        let results = b.node(op, &operands)?;
+        let perm = |i: usize| if i == 0 { &[2, 0, 1, 3][..] } else { &[1, 0, 2] };
+        results.iter().enumerate().map(|(i, v)| Ok(b.transpose(*v, perm(i))?)).collect()
+    }
     fn samples(&self) -> Vec<Sample> {
         samples(self)
     }
+}
+
+/// Is a node a recurrence whose first axis is the batch?
+pub(crate) fn is_batch_first(op: &Op) -> bool {
+    op.domain.is_empty() && [&LSTM, &GRU, &RNN].iter().any(|r| r.name == op.name) && op.int("layout") != 0
 }
 
 /// Adds a direction's part to the cotangent of x, and to `parts` its parts of the other operands' cotangents.

@@ -24,7 +24,7 @@ use crate::analysis::types::{infer_node, is_resolved, merge};
 use crate::ir::{Attr, Attrs, Graph, NodeId, NodeSite, Op, ValueId};
 use crate::onnx::schema::{self, meaning::Use};
 use crate::ops::build::{BuildError, Builder};
-use crate::ops::{self, Decomposed, Derivative, MICROSOFT, Source, TypeError};
+use crate::ops::{self, Decomposed, Derivative, MICROSOFT, OpRule, Source, TypeError};
 use crate::refusal::{Applied, Why};
 
 /// Operator set that training graphs are built for where the source allows it. No training graph has a lower one, and no newer
@@ -112,7 +112,9 @@ pub(crate) fn refusal(g: &mut Graph, id: NodeId) -> Option<Why> {
 
 /// What takes the place of a node whose rule says that it is written as other operators.
 fn decomposed(b: &mut Builder, id: NodeId, from: i64) -> Option<Decomposed> {
-    let rule = b.graph.op(id).and_then(ops::rule).filter(|r| matches!(r.derivative(), Derivative::Decompose(_)))?;
+    let op = b.graph.op(id)?;
+    let rewritten = |r: &&dyn OpRule| matches!(r.derivative(), Derivative::Decompose(_)) || ops::is_batch_first(op);
+    let rule = ops::rule(op).filter(rewritten)?;
     b.prefix = stem(b.graph, id);
     let captured = b.graph.results(id).skip(1).any(|v| b.graph.is_captured(v));
     if captured || b.graph.captures(id).next().is_some() {

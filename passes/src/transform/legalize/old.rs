@@ -39,6 +39,9 @@ pub fn from_old(g: &mut Graph) -> Result<(), BuildError> {
             check(b.graph, id, from)?;
         }
         infer(b.graph, id);
+        if b.graph.op(id).is_none() {
+            continue;
+        }
         for v in b.graph.results(id) {
             if b.graph.value(v).ty.shape.is_none()
                 && let Some(ty) = said.get(b.graph.name(v))

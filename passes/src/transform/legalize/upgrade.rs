@@ -150,7 +150,7 @@ fn softmax(b: &mut Builder, id: NodeId, name: &str) -> Done {
     }
     let ty = b.ty(x)?;
     let rank = ty.rank();
-    let axis = if axis < 0 { axis + rank as i64 } else { axis } as usize;
+    let axis = ty.axis(axis).ok_or_else(|| unfit(name, &b.prefix, &format!("its axis {axis} is out of range for {ty}")))?;
     if ty.shape.iter().skip(axis + 1).all(|d| d.is_one()) {
         // One axis is the whole row.
         set(b.graph, id, "axis", if axis + 1 == rank { -1 } else { axis as i64 });
