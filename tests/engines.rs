@@ -137,25 +137,36 @@ fn an_engine_without_bound_is_bounded() {
 #[test]
 fn an_engine_that_panics_or_divides_by_zero_is_survived() {
     runtime();
-    for (graph, engine) in [
+    for (graph, engine, node) in [
         // A dilation of 2^62: the kernel's extent overflows.
         (
             "g (float[1, 3, 8, 8] x) => (float y) { y = MaxPool <kernel_shape = [2, 2], dilations = [4611686018427387904, 4611686018427387904]> (x) }",
             "ort",
+            "",
         ),
-        ("g (int64[4] x) => (int64[4] y) { z = Sub (x, x) y = Mod (x, z) }", "ort"),
+        ("g (int64[4] x) => (int64[4] y) { a = Neg (x) z = Sub (a, a) m = Mod (x, z) y = Abs (m) }", "ort", "Mod"),
+        // tract's rule reads an axis that is not there.
+        (BATCH_NORM, "tract", "at node `y` (BatchNormalization)"),
     ] {
         let said = dies(graph, &["--engine", engine]);
-        assert!(said.contains("ort cannot run it: "), "{said}");
+        assert!(said.contains(&format!("{engine} cannot run it: ")) && said.contains(node), "{said}");
     }
+}
+
+const BATCH_NORM: &str = "g (float[4] x) => (float[4] y) <float[4] a = {1, 1, 1, 1}, float[4] b = {1, 2, 3, 4}> { y = BatchNormalization (x, a, b, a, b) }";
+
+#[test]
+#[cfg(target_arch = "x86_64")]
+fn the_node_that_an_engine_dies_of_is_named() {
+    runtime();
+    let graph = "g (int64[1] x) => (int64[1] y) <int64[1] l = {-9223372036854775807}, int64[1] o = {-1}> { a = Neg (x) s = Add (l, o) m = Div (s, o) y = Add (a, m) }";
+    let said = dies(graph, &["--engine", "ort"]);
+    assert!(said.contains("ort died of signal 8 (SIGFPE), at node `m` (Div)"), "{said}");
 }
 
 #[test]
 fn a_batch_norm_of_a_vector_is_survived() {
-    // tract's rule reads an axis that is not there.
-    let (_dir, m) = model(
-        "g (float[4] x) => (float[4] y) <float[4] a = {1, 1, 1, 1}, float[4] b = {1, 2, 3, 4}> { y = BatchNormalization (x, a, b, a, b) }",
-    );
+    let (_dir, m) = model(BATCH_NORM);
     let ran = tool(&["inspect", &m]);
     assert_eq!(ran.status, 0, "{}", ran.err);
 }

@@ -6,7 +6,7 @@
 //! what it uses of. The parent watches the clock. Both limits grow with the model.
 
 use super::wire::{self, Answer, Message, Reply, Request};
-use super::{Engine, EngineError, ExternalData, Session, Tensors};
+use super::{Engine, EngineError, ExternalData, Session, Tensors, culprit};
 use crate::engine::memory;
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -62,7 +62,8 @@ pub fn isolate(limits: Limits) {
 /// The engine in a process of its own; `None` where engines run in this process.
 pub(super) fn engine(name: &'static str, library: Option<PathBuf>) -> Option<Box<dyn Engine>> {
     let (program, limits) = PROGRAM.get()?;
-    Some(Box::new(ChildEngine { name, program, limits: *limits, library, process: Rc::default(), sessions: Cell::new(0) }))
+    let start = Start { name, program, library };
+    Some(Box::new(ChildEngine { start, limits: *limits, process: Rc::default(), sessions: Cell::new(0) }))
 }
 
 /// The process that is asked for types. It starts at the first question.
@@ -75,7 +76,7 @@ impl Oracle {
         let Some((program, limits)) = PROGRAM.get() else { return Err("has no process".into()) };
         let mut p = match self.0.take() {
             Some(p) => p,
-            None => Process::start(program, "tract", None).map_err(|e| e.to_string())?,
+            None => Start { name: "tract", program, library: None }.process().map_err(|e| e.to_string())?,
         };
         let (time, memory) = (limits.time.unwrap_or(ORACLE_TIME), limits.memory.unwrap_or(ORACLE_MEMORY));
         let answer = p.ask(request, blobs, time, memory).map_err(|death| death.how)?;
@@ -111,22 +112,26 @@ pub(super) fn about(library: PathBuf) -> Option<Result<super::ort::About, Engine
 fn once(library: PathBuf, request: &Request) -> Option<Result<Reply, EngineError>> {
     let (program, _) = PROGRAM.get()?;
     let engine = ChildEngine {
-        name: super::ort::NAME,
-        program,
+        start: Start { name: super::ort::NAME, program, library: Some(library) },
         limits: Limits { memory: Some(u64::MAX), time: Some(Duration::MAX) },
-        library: Some(library),
         process: Rc::default(),
         sessions: Cell::new(0),
     };
     Some(engine.ask(request, &[], 0).map(|(reply, _)| reply))
 }
 
-struct ChildEngine {
+/// What starts an engine's process.
+#[derive(Clone)]
+struct Start {
     name: &'static str,
     program: &'static Path,
-    limits: Limits,
     /// The ONNX Runtime that was found.
     library: Option<PathBuf>,
+}
+
+struct ChildEngine {
+    start: Start,
+    limits: Limits,
     process: Rc<RefCell<Option<Process>>>,
     sessions: Cell<u64>,
 }
@@ -148,32 +153,35 @@ impl Drop for Process {
 
 impl Engine for ChildEngine {
     fn name(&self) -> &'static str {
-        self.name
+        self.start.name
     }
 
     fn load(&self, model: &[u8], data: Option<ExternalData>) -> Result<Box<dyn Session>, EngineError> {
         self.start()?;
         let session = self.sessions.get();
         self.sessions.set(session + 1);
-        let (most_memory, most_time) = self.limits.for_size(model.len() as u64 + data.map_or(0, |d| d.bytes));
+        let limits = self.limits.for_size(model.len() as u64 + data.map_or(0, |d| d.bytes));
         let root = data.map(|d| d.root.to_path_buf());
-        let request = Request::Load { session, engine: self.name.into(), root, most_memory };
-        let child = ChildSession { engine: self.name, session, most_memory, most_time, process: self.process.clone() };
-        child.ask(&request, &[model])?;
+        let request = Request::Load { session, engine: self.name().into(), root: root.clone(), most_memory: limits.0 };
+        let suspect = Suspect::new(&self.start, model, root, limits);
+        let child = ChildSession { suspect, session, process: self.process.clone() };
+        child.ask(&request, &[model]).map_err(|e| child.suspect.name_node(e, &Deed::Load))?;
         Ok(Box::new(child))
     }
 
     fn open(&self, model: &[u8], data: Option<ExternalData>) -> Result<(), EngineError> {
         let size = model.len() as u64 + data.map_or(0, |d| d.bytes);
         let root = data.map(|d| d.root.to_path_buf());
-        let request = Request::Open { engine: self.name.into(), root, most_memory: self.limits.for_size(size).0 };
-        self.ask(&request, &[model], size).map(drop)
+        let limits = self.limits.for_size(size);
+        let request = Request::Open { engine: self.name().into(), root: root.clone(), most_memory: limits.0 };
+        let answer = self.ask(&request, &[model], size).map(drop);
+        answer.map_err(|e| Suspect::new(&self.start, model, root, limits).name_node(e, &Deed::Open))
     }
 
     fn warm_up(&self) {
         let most_memory = self.limits.for_size(0).0;
         // What comes of it shows when a model is opened.
-        let _ = self.ask(&Request::Open { engine: self.name.into(), root: None, most_memory }, &[], 0);
+        let _ = self.ask(&Request::Open { engine: self.name().into(), root: None, most_memory }, &[], 0);
     }
 }
 
@@ -181,8 +189,8 @@ impl ChildEngine {
     fn start(&self) -> Result<(), EngineError> {
         if self.process.borrow().is_none() {
             let fail =
-                |e: io::Error| EngineError::Load { engine: self.name, why: format!("its process does not start: {e}") };
-            let started = Process::start(self.program, self.name, self.library.as_deref()).map_err(fail)?;
+                |e: io::Error| EngineError::Load { engine: self.name(), why: format!("its process does not start: {e}") };
+            let started = self.start.process().map_err(fail)?;
             *self.process.borrow_mut() = Some(started);
         }
         Ok(())
@@ -192,7 +200,7 @@ impl ChildEngine {
     fn ask(&self, request: &Request, blobs: &[&[u8]], size: u64) -> Result<Message<Reply>, EngineError> {
         self.start()?;
         let (most_memory, most_time) = self.limits.for_size(size);
-        ask(&self.process, self.name, request, blobs, (most_time, most_memory))
+        ask(&self.process, self.name(), request, blobs, (most_memory, most_time))
     }
 }
 
@@ -202,7 +210,7 @@ fn ask(
     engine: &'static str,
     request: &Request,
     blobs: &[&[u8]],
-    (most_time, most_memory): (Duration, u64),
+    (most_memory, most_time): (u64, Duration),
 ) -> Result<Message<Reply>, EngineError> {
     let mut slot = process.borrow_mut();
     let died = |death: Death| EngineError::Died { engine, how: death.how, limit: death.limit };
@@ -223,16 +231,15 @@ struct Death {
     limit: bool,
 }
 
-impl Process {
-    fn start(program: &Path, name: &'static str, library: Option<&Path>) -> io::Result<Process> {
-        let mut command = Command::new(program);
+impl Start {
+    fn process(&self) -> io::Result<Process> {
+        let mut command = Command::new(self.program);
         command.arg(ARGUMENT).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         #[cfg(feature = "ort")]
-        if let Some(library) = library {
+        if let Some(library) = &self.library {
             command.env(super::ort::locate::PATH_VARIABLE, library);
         }
-        #[cfg(not(feature = "ort"))]
-        let _ = library;
+        let name = self.name;
         let mut child = command.spawn()?;
         let taken = (child.stdin.take(), child.stdout.take(), child.stderr.take());
         let (Some(stdin), Some(stdout), Some(mut stderr)) = taken else { return Err(io::ErrorKind::BrokenPipe.into()) };
@@ -262,22 +269,80 @@ impl Process {
 }
 
 struct ChildSession {
-    engine: &'static str,
+    suspect: Suspect,
     session: u64,
-    most_memory: u64,
-    most_time: Duration,
     process: Rc<RefCell<Option<Process>>>,
+}
+
+/// A model that an engine may die of.
+struct Suspect {
+    start: Start,
+    /// `None` for a model that is too large to keep.
+    model: Option<Vec<u8>>,
+    root: Option<PathBuf>,
+    /// Memory and time that it may take.
+    limits: (u64, Duration),
+    /// Has its node been looked for?
+    searched: Cell<bool>,
+}
+
+impl Suspect {
+    fn new(start: &Start, model: &[u8], root: Option<PathBuf>, limits: (u64, Duration)) -> Suspect {
+        let model = (model.len() <= culprit::LARGEST).then(|| model.to_vec());
+        Suspect { start: start.clone(), model, root, limits, searched: Cell::new(false) }
+    }
+
+    /// Adds to an error that ended the engine the node that did it, where parts of the model show it. What ran into a limit is not
+    /// tried again.
+    fn name_node(&self, mut e: EngineError, deed: &Deed) -> EngineError {
+        if let EngineError::Died { how: said, limit: false, .. } | EngineError::Panicked { why: said, .. } = &mut e
+            && !self.searched.replace(true)
+            && let Some(node) = self.model.as_ref().and_then(|m| culprit::find(m, |part| self.dies(part, deed)))
+        {
+            *said += &format!(", at {node}");
+        }
+        e
+    }
+
+    /// Does a process of its own die of a part of the model?
+    fn dies(&self, part: &[u8], deed: &Deed) -> Option<bool> {
+        let ((most_memory, most_time), engine, root) = (self.limits, self.start.name.to_string(), self.root.clone());
+        let process = RefCell::new(Some(self.start.process().ok()?));
+        let ask =
+            |request, blobs: &[&[u8]]| ask(&process, self.start.name, &request, blobs, (most_memory, most_time)).map(drop);
+        let load = || ask(Request::Load { session: 0, engine: engine.clone(), root: root.clone(), most_memory }, &[part]);
+        let answer = match deed {
+            Deed::Open => ask(Request::Open { engine: engine.clone(), root: root.clone(), most_memory }, &[part]),
+            Deed::Load => load(),
+            Deed::Run(inputs) => {
+                load().and_then(|()| ask(Request::Run { session: 0, inputs: wire::heads(inputs) }, &wire::blobs(inputs)))
+            }
+        };
+        match answer {
+            Err(EngineError::Died { limit: true, .. }) => None,
+            Err(EngineError::Died { .. } | EngineError::Panicked { .. }) => Some(true),
+            _ => Some(false),
+        }
+    }
+}
+
+/// What an engine did to a model when it died.
+enum Deed<'a> {
+    Open,
+    Load,
+    Run(&'a Tensors),
 }
 
 impl Session for ChildSession {
     fn run(&mut self, inputs: &Tensors) -> Result<Tensors, EngineError> {
         let request = Request::Run { session: self.session, inputs: wire::heads(inputs) };
-        let outputs = match self.ask(&request, &wire::blobs(inputs))? {
+        let answer = self.ask(&request, &wire::blobs(inputs)).map_err(|e| self.suspect.name_node(e, &Deed::Run(inputs)))?;
+        let outputs = match answer {
             (Reply::Outputs(heads), blobs) => wire::tensors(heads, blobs),
             _ => None,
         };
         let how = || "gave an answer that makes no sense".to_string();
-        outputs.ok_or_else(|| EngineError::Died { engine: self.engine, how: how(), limit: false })
+        outputs.ok_or_else(|| EngineError::Died { engine: self.suspect.start.name, how: how(), limit: false })
     }
 }
 
@@ -291,7 +356,7 @@ impl Drop for ChildSession {
 
 impl ChildSession {
     fn ask(&self, request: &Request, blobs: &[&[u8]]) -> Result<Message<Reply>, EngineError> {
-        ask(&self.process, self.engine, request, blobs, (self.most_time, self.most_memory))
+        ask(&self.process, self.suspect.start.name, request, blobs, self.suspect.limits)
     }
 }
 

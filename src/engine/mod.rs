@@ -4,6 +4,8 @@
 // A build without engines keeps the limits and starts nothing.
 #[cfg_attr(not(any(feature = "tract", feature = "ort")), allow(dead_code))]
 pub mod child;
+#[cfg_attr(not(any(feature = "tract", feature = "ort")), allow(dead_code))]
+mod culprit;
 pub mod memory;
 pub mod opener;
 #[cfg_attr(not(feature = "tract"), allow(dead_code))]
@@ -65,6 +67,12 @@ pub enum EngineError {
         how: String,
         /// Was it ended for what it took, and did not end by itself?
         limit: bool,
+    },
+    #[error("{engine} panicked: {why}")]
+    Panicked {
+        #[serde(skip)]
+        engine: &'static str,
+        why: String,
     },
     #[error("{0}")]
     NoRuntime(String),

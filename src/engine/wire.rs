@@ -110,9 +110,16 @@ pub(super) fn receive<T: DeserializeOwned>(r: &mut impl Read) -> io::Result<Mess
 
 /// As [`receive`], an answer of the engine of this name.
 pub(super) fn receive_answer(r: &mut impl Read, name: &'static str) -> io::Result<Message<Answer>> {
-    use EngineError::{Died, Load, Run, Unsupported};
+    use EngineError::{Died, Load, Panicked, Run, Unsupported};
     let (mut answer, blobs) = receive::<Answer>(r)?;
-    if let Err(Unsupported { engine, .. } | Load { engine, .. } | Run { engine, .. } | Died { engine, .. }) = &mut answer {
+    if let Err(
+        Unsupported { engine, .. }
+        | Load { engine, .. }
+        | Run { engine, .. }
+        | Died { engine, .. }
+        | Panicked { engine, .. },
+    ) = &mut answer
+    {
         *engine = name;
     }
     Ok((answer, blobs))

@@ -8,7 +8,7 @@
 //! A proof is looked for first. It holds for all inputs, under the assumptions that it lists. A graph without a proof is compared
 //! in an engine. The recomputed sums of `augment` are always compared: no proof says what happens outside the graph.
 
-use crate::engine::{EngineError, Session, Tensors};
+use crate::engine::{EngineChoice, EngineError, Session, Tensors};
 use crate::error::Failure;
 use crate::io::tensor::NpTensor;
 use crate::verify::numeric;
@@ -121,28 +121,76 @@ pub(super) fn verify(
         let ran = verify::run(source, &run, &mut open, how);
         found.cannot_compare(ran, is_proved, how, "the file written was not compared with the source")?;
     }
+    let mut alone = None;
+    verdicts = confirmed(verdicts, how, &mut found.notices, &mut alone, |how, verdicts| {
+        let mut open: Vec<&mut Verdict> = verdicts.iter_mut().collect();
+        verify::run(source, &subjects, &mut open, how)
+    });
     verdicts.iter().for_each(|v| found.take_run(v));
     found.emitted = verdicts.last().and_then(Finding::of);
     found.one_hot = Finding::of(&verdicts[0]).unwrap_or_default();
     if let Some(routers) = routers.filter(|_| o.form == Form::Augment) {
-        let ran = compare_rows(file, routers, how).map(|v| {
-            found.take_run(&v);
-            found.rows = v.numeric.map(|n| n.report.verdict);
+        let ran = compare_rows(&file, &routers, how).map(|v| {
+            let notices = &mut found.notices;
+            let again = |how: &VerifyOptions, v: &mut [Verdict]| compare_rows(&file, &routers, how).map(|w| v[0] = w);
+            for v in confirmed(vec![v], how, notices, &mut alone, again) {
+                found.take_run(&v);
+                found.rows = v.numeric.map(|n| n.report.verdict);
+            }
         });
         found.cannot_compare(ran, true, how, "the routes' sums were not recomputed")?;
     }
     let worst = found.rows.iter().chain([&found.one_hot.verdict]).find(|c| !c.equivalent);
     if let Some(worst) = worst {
-        let at = verdicts[0].divergence.as_ref().map(|d| format!(", first at {}", verify::report::divergence_line(d)));
+        let at = first_at(&verdicts[0]);
+        let (whose, why) = alone.unwrap_or_default();
         return Err(Failure::check(format!(
-            "the rewritten graph does not equal the source when the router is one-hot (outputs differ by up to {:.3e}{}); this is a fault of ancre-rewrite, nothing was written",
+            "the rewritten graph does not equal the source when the router is one-hot (outputs differ by up to {:.3e}{at}{why}); this is a fault of ancre-rewrite{whose}, nothing was written",
             worst.max_abs,
-            at.unwrap_or_default()
         ))
         .help("report the model's architecture; --chains IDS leaves a chain out")
         .at(model));
     }
     Ok(found)
+}
+
+/// `, first at …`, where that is known.
+fn first_at(v: &Verdict) -> String {
+    v.divergence.as_ref().map(|d| format!(", first at {}", verify::report::divergence_line(d))).unwrap_or_default()
+}
+
+/// The engine by whose numbers a rewrite is not its source.
+fn against(v: &Verdict) -> Option<&'static str> {
+    let ran = v.numeric.as_ref().filter(|n| !n.report.verdict.equivalent)?;
+    ran.failing.as_ref().map(|f| f.engine)
+}
+
+/// What was found of a rewrite (first in the list), or where one engine speaks against it and the other does not, what the other
+/// says: an engine for which one function is two is off. Where the other cannot be asked, `alone` takes whose numbers they are.
+fn confirmed(
+    first: Vec<Verdict>,
+    how: &VerifyOptions,
+    notices: &mut Vec<String>,
+    alone: &mut Option<(String, String)>,
+    again: impl FnOnce(&VerifyOptions, &mut [Verdict]) -> Result<(), Failure>,
+) -> Vec<Verdict> {
+    let Some(off) = first.first().and_then(against) else { return first };
+    let (other, name) = if off == "tract" { (EngineChoice::Ort, "ort") } else { (EngineChoice::Tract, "tract") };
+    let unrun = |v: &Verdict| Verdict { numeric: None, divergence: None, ..v.clone() };
+    let mut second: Vec<Verdict> = first.iter().map(unrun).collect();
+    if let Err(e) = again(&VerifyOptions { engine: Some(other), ..how.clone() }, &mut second) {
+        *alone = Some((format!(" or of {off}"), format!(" by {off} alone, as {name} could not be asked: {}", e.what)));
+        return first;
+    }
+    if against(&second[0]).is_some() {
+        return first;
+    }
+    let distance = first[0].numeric.as_ref().map_or(0.0, |n| n.report.verdict.max_abs);
+    notices.push(format!(
+        "by {off} the rewritten graph does not equal the source (outputs differ by up to {distance:.3e}{}), by {name} it does: {off} is off",
+        first_at(&first[0])
+    ));
+    second
 }
 
 impl Verification {
@@ -199,8 +247,8 @@ fn one_hot_graph(file: &Graph, routers: &Routers, o: &RouteOptions) -> Result<Gr
 }
 
 /// Compares every route with Σ w·h, recomputed from the sources' values in the same run.
-fn compare_rows(file: Subject, routers: Routers, how: &VerifyOptions) -> Result<Verdict, Failure> {
-    let mut g = file.graph;
+fn compare_rows(file: &Subject, routers: &Routers, how: &VerifyOptions) -> Result<Verdict, Failure> {
+    let mut g = file.graph.clone();
     let mut rows = Vec::new();
     for r in routers.values() {
         let weights = bake::router_weights(&g, r).map_err(|e| Failure::input(e.to_string()).at(&file.path))?;
@@ -271,4 +319,52 @@ pub(super) fn words(found: &Verification, f: &Finding) -> String {
     let and = if f.proved { ", and " } else { "" };
     let s = if n == 1 { "" } else { "s" };
     format!("{proved}{and}compared on {n} input{s} ({engine}): max |difference| {:.1e}", f.verdict.max_abs)
+}
+
+#[cfg(test)]
+#[cfg(all(feature = "ort", feature = "tract"))]
+mod tests {
+    use super::*;
+    use ancre_passes::text::parse;
+    use std::cell::Cell;
+    use std::path::Path;
+
+    /// A session whose outputs are off by one.
+    struct Off(Box<dyn Session>);
+
+    impl Session for Off {
+        fn run(&mut self, inputs: &Tensors) -> Result<Tensors, EngineError> {
+            let outputs = self.0.run(inputs)?;
+            let moved = |t: &NpTensor| {
+                let values: Vec<f64> = t.to_f64().iter().map(|v| v + 1.0).collect();
+                NpTensor::from_f64s(t.dtype(), t.shape(), &values).unwrap()
+            };
+            Ok(outputs.iter().map(|(name, t)| (name.clone(), moved(t))).collect())
+        }
+    }
+
+    /// A rewrite that equals its source but in the first engines that load it.
+    fn verified(off: usize) -> Result<Verification, Failure> {
+        let graph = || parse("g (float[2, 3] x) => (float[2, 3] y) { a = Tanh (x) y = Add (a, x) }").unwrap();
+        let (source, loads) = (Subject::of_graph(graph(), Path::new("m.onnx")), Cell::new(0));
+        let file = Subject::of_graph(graph(), Path::new("m.ancre.onnx")).wrapped(Box::new(move |session| {
+            loads.set(loads.get() + 1);
+            if loads.get() > off { session } else { Box::new(Off(session)) }
+        }));
+        let how = VerifyOptions { proof: verify::ProofMode::Never, ..VerifyOptions::default() };
+        verify(&source, file, false, &RouteOptions::default(), &how)
+    }
+
+    #[test]
+    fn an_engine_that_alone_speaks_against_a_rewrite_is_called_off() {
+        if let Err(e) = crate::engine::ort() {
+            eprintln!("skipped: {e}");
+            return;
+        }
+        let found = verified(1).unwrap();
+        assert_eq!((found.engine, found.one_hot.verdict.equivalent), (Some("ort"), true));
+        assert!(found.notices[0].contains("by tract") && found.notices[0].ends_with("by ort it does: tract is off"));
+        let e = verified(2).unwrap_err();
+        assert!(e.status == 1 && e.what.contains("this is a fault of ancre-rewrite, nothing"), "{e}");
+    }
 }

@@ -338,7 +338,9 @@ fn cannot_run(e: &dyn Engine, s: &Subject, trial: &Trial, error: &EngineError) -
         engine_failure(e, s, if trial.sizes.is_empty() { text } else { format!("{text} (input: {})", trial.label()) });
     match trial.sizes.keys().next() {
         // The model loads; an extent may not suit it.
-        Some(symbol) if matches!(error, EngineError::Run { .. } | EngineError::Died { .. }) => {
+        Some(symbol)
+            if matches!(error, EngineError::Run { .. } | EngineError::Died { .. } | EngineError::Panicked { .. }) =>
+        {
             failure.help(format!("--dim \"{symbol}=N\" if that extent is at fault"))
         }
         _ => failure,

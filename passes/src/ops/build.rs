@@ -89,10 +89,8 @@ impl<'g> Builder<'g> {
         let types = ops::result_types(&op, operands, self.graph);
         let types = types.unwrap_or_else(|| Err(TypeError("the types of its results are not known".into())));
         let given = |v: &Option<ValueId>| v.and_then(|v| self.graph.value(v).ty.dtype);
-        let refused = schema::refused_type(&op.domain, &op.name, operands.iter().map(given));
-        let refused = refused.map_or(Ok(()), |t| Err(TypeError(format!("it does not take {t}"))));
-        let results = types.and_then(|results| refused.map(|()| results));
-        let results = results.map_err(|e| self.error(&op.full_name(), e))?;
+        let misfit = schema::misfit(&op, operands.iter().map(given)).map(|what| TypeError(format!("it {what}")));
+        let results = misfit.map_or(types, Err).map_err(|e| self.error(&op.full_name(), e))?;
         Ok(self.node_of(op, operands, results))
     }
 

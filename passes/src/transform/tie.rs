@@ -149,7 +149,7 @@ pub fn tie_parameters(g: &mut Graph) -> Result<Vec<Tie>, BuildError> {
     let mut done = Vec::new();
     for tie in Ties::read(g).ok().flatten().unwrap_or_default().0 {
         let (Some(own), Some(other)) = (g.find(&tie.name), g.find(&tie.transposed)) else { continue };
-        if g.initializer(own).is_none() || !fits(g, other) {
+        if own == other || g.initializer(own).is_none() || !fits(g, other) {
             continue;
         }
         let transposed = Builder::new(g, &tie.transposed).transpose(own, &[1, 0])?;

@@ -9,6 +9,7 @@ pub(super) const NAME: &str = "tract";
 pub use facts::TractOracle;
 pub use run::TractEngine;
 
+use crate::engine::EngineError;
 use crate::io::tensor::with_type;
 use ancre_passes::ir::DType;
 use std::cell::Cell;
@@ -85,8 +86,8 @@ const PAIRS: [(DType, DatumType); 13] = [
 
 thread_local!(static QUIET: Cell<bool> = const { Cell::new(false) });
 
-/// Runs engine code that may panic on unexpected input. A panic is `None` and leaves no message on stderr.
-fn quietly<T>(f: impl FnOnce() -> T) -> Option<T> {
+/// Runs engine code that may panic on unexpected input. A panic leaves no message on stderr.
+fn quietly<T>(f: impl FnOnce() -> T) -> Result<T, EngineError> {
     static HOOK: Once = Once::new();
     HOOK.call_once(|| {
         let previous = std::panic::take_hook();
@@ -99,5 +100,21 @@ fn quietly<T>(f: impl FnOnce() -> T) -> Option<T> {
     let outer = QUIET.replace(true);
     let result = catch_unwind(AssertUnwindSafe(f));
     QUIET.set(outer);
-    result.ok()
+    result.map_err(|said| {
+        let why = said.downcast_ref::<String>().cloned().or_else(|| said.downcast_ref::<&str>().map(|s| s.to_string()));
+        EngineError::Panicked { engine: NAME, why: why.unwrap_or_else(|| "it did not say why".into()) }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_keeps_its_text() {
+        let said = |panic: fn()| quietly(panic).unwrap_err().to_string();
+        assert_eq!(said(|| panic!("no axis {}", 7)), "tract panicked: no axis 7");
+        assert_eq!(said(|| panic!("no axis")), "tract panicked: no axis");
+        assert_eq!(quietly(|| 7).unwrap(), 7);
+    }
 }

@@ -33,7 +33,7 @@ impl Engine for TractEngine {
     fn open(&self, model: &[u8], data: Option<ExternalData>) -> Result<(), EngineError> {
         let session = TractEngine::session(model, data)?;
         let typed = || session.framework.parse(&session.proto, Some(&session.root))?.model.into_typed().map(drop);
-        quietly(typed).unwrap_or_else(|| Err(TractError::msg("it panicked over the model"))).map_err(load_error)
+        quietly(typed)?.map_err(load_error)
     }
 }
 
@@ -145,8 +145,7 @@ impl Session for TractSession {
                     .map_err(|e| EngineError::Input { name: name.clone(), why: chain(&e) })
             })
             .collect::<Result<TVec<_>, _>>()?;
-        let results = quietly(|| plan.model.run(fed))
-            .ok_or_else(|| EngineError::Run { engine: NAME, why: "it panicked".into() })?
+        let results = quietly(|| plan.model.run(fed))?
             .map_err(|e| blame(&e).unwrap_or_else(|| EngineError::Run { engine: NAME, why: chain(&e) }))?;
         let names = self.proto.graph.iter().flat_map(|g| &g.output).map(|o| o.name.clone());
         names
@@ -181,8 +180,7 @@ impl TractSession {
         if let Some(graph) = self.proto.graph.as_mut() {
             graph.initializer.extend::<Vec<_>>(aside);
         }
-        let (model, inputs) =
-            plan.unwrap_or_else(|| Err(EngineError::Load { engine: NAME, why: "it panicked over the model".into() }))?;
+        let (model, inputs) = plan??;
         Ok(Prepared { signature, model, inputs })
     }
 

@@ -79,6 +79,21 @@ pub enum Kind {
     TypeProto,
 }
 
+impl Kind {
+    /// Is an attribute one of this kind? Of those that the IR does not read nothing is said.
+    fn holds(self, a: &Attr) -> bool {
+        match a {
+            Attr::Int(_) => self == Kind::Int,
+            Attr::Float(_) => self == Kind::Float,
+            Attr::Str(_) => self == Kind::String,
+            Attr::Ints(_) => self == Kind::Ints,
+            Attr::Floats(_) => self == Kind::Floats,
+            Attr::Tensor(_) => self == Kind::Tensor,
+            Attr::Opaque(_) => true,
+        }
+    }
+}
+
 /// The default of an attribute.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[allow(missing_docs)]
@@ -196,11 +211,16 @@ pub fn at(domain: &str, name: &str, opset: i64) -> Option<&'static Schema> {
     versions(domain, name).iter().rev().find(|s| s.since <= opset)
 }
 
-/// An element type among those of a node's operands that no version of its operator takes there.
-pub fn refused_type(domain: &str, name: &str, operands: impl Iterator<Item = Option<DType>>) -> Option<DType> {
-    let newest = versions(domain, name).last()?;
-    let types = operands.enumerate().filter_map(|(i, t)| Some((newest.operand(i)?, t?)));
-    types.into_iter().find_map(|(formal, t)| (!newest.takes(formal, t)).then_some(t))
+/// What of a node no version of its operator has: an element type among those of its operands, or what an attribute holds.
+pub fn misfit(op: &Op, operands: impl Iterator<Item = Option<DType>>) -> Option<String> {
+    let newest = versions(&op.domain, &op.name).last()?;
+    let mut types = operands.enumerate().filter_map(|(i, t)| Some((newest.operand(i)?, t?)));
+    if let Some((_, t)) = types.find(|(formal, t)| !newest.takes(formal, *t)) {
+        return Some(format!("does not take {t}"));
+    }
+    let other = |(name, a): &(&String, &Attr)| newest.attribute(name).is_some_and(|known| !known.kind.holds(a));
+    let (name, _) = op.attrs.0.iter().find(other)?;
+    Some(format!("has an attribute `{name}` of another type"))
 }
 
 /// An attribute in the newest version of an operator that has it. An operator of an unknown domain is read like the standard operator

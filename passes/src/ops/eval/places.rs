@@ -31,9 +31,10 @@ pub fn common(a: &[i64], b: &[i64]) -> Option<Vec<i64>> {
 
 /// Row-major strides.
 pub fn strides(dims: &[i64]) -> Vec<i64> {
-    let mut all = vec![1; dims.len()];
+    let mut all = vec![1i64; dims.len()];
     for i in (1..dims.len()).rev() {
-        all[i - 1] = all[i] * dims[i].max(0);
+        // Of so many elements that this wraps, none is ever counted.
+        all[i - 1] = all[i].wrapping_mul(dims[i].max(0));
     }
     all
 }

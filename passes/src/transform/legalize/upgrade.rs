@@ -23,10 +23,18 @@ pub(super) fn upgrade(g: &mut Graph, from: i64, to: i64) -> Done {
         old.iter().try_for_each(|attribute| body(b.graph, id, attribute, from, to))?;
         if Use::of(b.graph, id).is_some_and(|node| !node.same_meaning(from, to)) {
             b.prefix = stem(b.graph, id);
+            if let Some(what) = b.graph.op(id).and_then(|op| schema::misfit(op, types_of(b.graph, id))) {
+                return Err(unfit(&name, &b.prefix, &what));
+            }
             node(&mut b, id, &name, from, to)?;
         }
     }
     Ok(())
+}
+
+/// Element types of a node's operands.
+fn types_of(g: &Graph, id: NodeId) -> impl Iterator<Item = Option<DType>> {
+    g.operands(id).iter().map(|v| v.and_then(|v| g.value(v).ty.dtype))
 }
 
 /// Rewrites the operators of a node's subgraph.
