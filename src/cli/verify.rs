@@ -2,7 +2,7 @@
 
 use crate::engine::EngineChoice;
 use crate::engine::memory::parse_size;
-use clap::Args;
+use clap::{Args, ValueEnum};
 use std::path::PathBuf;
 
 /// How much an engine, which runs in a process of its own, may take.
@@ -24,19 +24,28 @@ pub struct LimitArgs {
   ancre-rewrite verify a.onnx b.onnx --input images=batch.npy            on the user's own inputs
   ancre-rewrite verify a.onnx b.onnx --proof                             for all inputs, or fail
   ancre-rewrite verify a.onnx b.onnx --json --junit report.xml           for CI
+  ancre-rewrite verify --pairs models/ --junit reports/                  each STEM.ancre.onnx against the STEM.onnx beside it
   ancre-rewrite verify --gradient resnet.ancre.train.onnx                gradients against finite differences
 
-Exit status: 0 equivalent, 1 not equivalent (with --proof: not proved), 2 could not be checked: bad usage or input, or no engine runs a model.")]
+Exit status: 0 equivalent, 1 not equivalent (with --proof: not proved), 2 could not be checked: bad usage or input, or no engine runs a model. \
+With --pairs: 0 where all are equivalent, 2 where one could not be checked, else 1.")]
 pub struct VerifyArgs {
     /// The reference, for example the source model
-    #[arg(required_unless_present = "gradient", value_name = "A")]
+    #[arg(required_unless_present_any = ["gradient", "pairs"], value_name = "A")]
     pub a: Option<PathBuf>,
     /// The model compared with it, for example its rewrite
-    #[arg(required_unless_present = "gradient", value_name = "B")]
+    #[arg(required_unless_present_any = ["gradient", "pairs"], value_name = "B")]
     pub b: Option<PathBuf>,
     /// Check the gradients and the updates of a training graph instead
     #[arg(long, value_name = "TRAIN.onnx", conflicts_with_all = ["a", "b"])]
     pub gradient: Option<PathBuf>,
+    /// Check many pairs: in a directory each STEM.ancre.onnx below it against the STEM.onnx beside it; in a file a line SOURCE REWRITTEN
+    /// for each pair (repeatable). One that stands in a file is not looked for in a directory
+    #[arg(long, value_name = "DIR|FILE", conflicts_with_all = ["a", "b", "gradient"])]
+    pub pairs: Vec<PathBuf>,
+    /// Pass over a STEM.ancre.onnx without its STEM.onnx; otherwise it could not be checked
+    #[arg(long, requires = "pairs")]
+    pub allow_missing_source: bool,
     /// Only a proof counts: fail (1) where none is found, run nothing [default: a proof is tried first, then the models are run]
     #[arg(long, conflicts_with = "no_proof")]
     pub proof: bool,
@@ -73,8 +82,8 @@ pub struct VerifyArgs {
     /// One JSON document on stdout
     #[arg(long)]
     pub json: bool,
-    /// Also write a JUnit report
-    #[arg(long, value_name = "FILE")]
+    /// Also write a JUnit report; with --pairs one for each pair, into this directory, whose earlier reports of this tool go
+    #[arg(long, value_name = "FILE|DIR")]
     pub junit: Option<PathBuf>,
     /// Say only what differs
     #[arg(short, long, conflicts_with = "verbose")]
@@ -82,4 +91,91 @@ pub struct VerifyArgs {
     /// Say more: every trial, every note, timings
     #[arg(short, long)]
     pub verbose: bool,
+}
+
+impl VerifyArgs {
+    /// The options that hold for each pair of `--pairs`, as a command line has them.
+    pub fn of_one(&self) -> Vec<String> {
+        // Every field stands here, so that a new one cannot be forgotten.
+        let VerifyArgs {
+            a: _,
+            b: _,
+            gradient: _,
+            pairs: _,
+            allow_missing_source: _,
+            json: _,
+            junit: _,
+            proof,
+            no_proof,
+            reassociate,
+            engine,
+            trials,
+            seed,
+            atol,
+            rtol,
+            input,
+            dim,
+            limits: LimitArgs { max_memory, engine_timeout },
+            quiet,
+            verbose,
+        } = self;
+        let flag = |name: &str, on: &bool| on.then(|| name.to_string());
+        fn value<T: ToString>(name: &str, v: &Option<T>) -> Option<String> {
+            v.as_ref().map(|v| format!("{name}={}", v.to_string()))
+        }
+        let engine = engine.and_then(|e| Some(e.to_possible_value()?.get_name().to_string()));
+        let single = [
+            flag("--proof", proof),
+            flag("--no-proof", no_proof),
+            flag("--reassociate", reassociate),
+            flag("--quiet", quiet),
+            flag("--verbose", verbose),
+            value("--engine", &engine),
+            value("--trials", trials),
+            value("--seed", seed),
+            value("--atol", atol),
+            value("--rtol", rtol),
+            value("--max-memory", max_memory),
+            value("--engine-timeout", engine_timeout),
+        ];
+        let inputs = input.iter().map(|v| format!("--input={v}"));
+        let dims = dim.iter().map(|v| format!("--dim={v}"));
+        single.into_iter().flatten().chain(inputs).chain(dims).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Cli, Command};
+    use clap::Parser;
+
+    #[test]
+    fn the_options_of_a_pair_are_those_given() {
+        let given = [
+            "--proof",
+            "--reassociate",
+            "--verbose",
+            "--engine=both",
+            "--trials=3",
+            "--seed=7",
+            "--atol=0.0001",
+            "--rtol=0.000002",
+            "--max-memory=8589934592",
+            "--engine-timeout=9",
+            "--input=x=a b.npy",
+            "--dim=n=2",
+        ];
+        let parse = |options: &[&str]| {
+            let all = ["ancre-rewrite", "verify", "--pairs", "models"];
+            match Cli::try_parse_from(all.iter().chain(options)).unwrap().command {
+                Some(Command::Verify(args)) => args,
+                _ => panic!("no verify"),
+            }
+        };
+        let mut back = parse(&given).of_one();
+        back.sort();
+        let mut given = given.map(String::from);
+        given.sort();
+        assert_eq!(back, given);
+    }
 }

@@ -1,7 +1,7 @@
 //! The verb.
 
 use super::{
-    ProofMode, Subject, Tolerance, VerifyOptions, compare_subjects, given, gradient, junit, memory, numeric, report,
+    ProofMode, Subject, Tolerance, VerifyOptions, compare_subjects, given, gradient, junit, memory, numeric, pairs, report,
 };
 use crate::cli::VerifyArgs;
 use crate::engine::EngineChoice;
@@ -23,6 +23,12 @@ pub struct Answer {
 /// Runs `verify`. An error is a check that could not be made: bad usage, bad input, or an engine that cannot run a model. Its
 /// status is 2.
 pub fn verify(args: &VerifyArgs) -> Result<Answer, Failure> {
+    if !args.pairs.is_empty() {
+        return pairs::verify_all(args).map_err(|failure| {
+            report::annotate([report::complaint(&failure.to_string())]);
+            Failure { status: 2, ..failure }
+        });
+    }
     let given = args.clone();
     let _watch = args.limits.max_memory.map(|limit| memory::watch(limit, move |failure| unchecked(&given, failure)));
     catch_unwind(AssertUnwindSafe(|| attempt(args)))
@@ -34,11 +40,17 @@ pub fn verify(args: &VerifyArgs) -> Result<Answer, Failure> {
 fn unchecked(args: &VerifyArgs, failure: Failure) -> Failure {
     let file = args.b.as_ref().or(args.gradient.as_ref());
     report::annotate(file.map(|file| report::annotation(file, junit::UNCHECKED, &failure.to_string())));
-    let written = args.junit.as_ref().map(|path| write(path, &junit::failed(args, &failure)?));
+    let written = args.junit.as_ref().map(|path| write(path, &junit::unchecked(&files(args), &failure)?));
     match written {
         Some(Err(e)) => Failure { what: format!("{}; and {}", failure.what, e.what), status: 2, ..failure },
         _ => Failure { status: 2, ..failure },
     }
+}
+
+/// The files that are checked.
+fn files(args: &VerifyArgs) -> String {
+    let files = [&args.a, &args.b, &args.gradient];
+    files.into_iter().flatten().map(|p| p.display().to_string()).collect::<Vec<_>>().join(" ")
 }
 
 fn attempt(args: &VerifyArgs) -> Result<Answer, Failure> {
@@ -102,7 +114,7 @@ fn check_gradient(args: &VerifyArgs, train: &Path) -> Result<Answer, Failure> {
     Ok(Answer { text, status: !failures.is_empty() as u8 })
 }
 
-fn write(path: &Path, text: &str) -> Result<(), Failure> {
+pub(super) fn write(path: &Path, text: &str) -> Result<(), Failure> {
     let mut outputs = Outputs::default();
     outputs.add_bytes(text.as_bytes(), path)?;
     outputs.commit()

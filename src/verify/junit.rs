@@ -3,13 +3,13 @@
 use super::gradient::{self, GradientReport};
 use super::report::{divergence_line, engine_name, why_infinite};
 use super::{Subject, Verdict, VerifyOptions};
-use crate::cli::VerifyArgs;
 use crate::error::Failure;
 use quick_junit::{NonSuccessKind, Report, TestCase, TestCaseStatus, TestSuite};
 use std::path::Path;
 use std::time::Duration;
 
-const NAME: &str = "ancre-rewrite verify";
+/// What reports of this tool are called.
+pub(super) const NAME: &str = "ancre-rewrite verify";
 
 /// What models are called where only a proof counts and none was found.
 pub(super) const UNPROVED: &str = "not proved";
@@ -104,13 +104,11 @@ pub(super) fn of_gradients(path: &Path, reports: &[GradientReport], seconds: f64
     serialize(suite)
 }
 
-/// The report of a check that could not be made.
-pub(super) fn failed(args: &VerifyArgs, failure: &Failure) -> Result<String, Failure> {
-    let files = [&args.a, &args.b, &args.gradient];
-    let class = files.into_iter().flatten().map(|p| p.display().to_string()).collect::<Vec<_>>().join(" ");
+/// The report of a check of these files that could not be made.
+pub(super) fn unchecked(files: &str, failure: &Failure) -> Result<String, Failure> {
     let mut status = TestCaseStatus::non_success(NonSuccessKind::Error);
     status.set_message(failure.what.clone()).set_type(UNCHECKED).set_description(failure.to_string());
-    let mut suite = TestSuite::new(format!("{NAME} {class}"));
-    suite.add_test_case(case("verify", &class, status));
+    let mut suite = TestSuite::new(format!("{NAME} {files}"));
+    suite.add_test_case(case("verify", files, status));
     serialize(suite)
 }

@@ -10,6 +10,7 @@ mod inputs;
 mod junit;
 mod memory;
 pub(crate) mod numeric;
+mod pairs;
 pub(crate) mod report;
 pub(crate) mod undefined;
 

@@ -215,6 +215,11 @@ pub(crate) fn annotation(file: &std::path::Path, title: &str, message: &str) -> 
     format!("::error file={},title={}::{}", property(&file.display().to_string()), property(title), escaped(message))
 }
 
+/// An annotation of no file.
+pub(crate) fn complaint(message: &str) -> String {
+    format!("::error::{}", escaped(message))
+}
+
 /// The lines that make GitHub show a failed comparison beside the file.
 pub(crate) fn annotations(a: &Subject, b: &Subject, v: &Verdict) -> Vec<String> {
     let against = a.path.display().to_string();

@@ -1,7 +1,8 @@
-//! `.ci/verify-models`, which `action.yml` runs: pairs in, a summary, annotations and JUnit reports out.
+//! `verify --pairs` and `.ci/verify-models`, by which `action.yml` and people call it: pairs in, a summary, annotations and JUnit
+//! reports out.
 
 use super::command::{changed, small};
-use crate::common::{listing, text};
+use crate::common::{listing, text, tool};
 use std::path::Path;
 use std::process::Command;
 use tempfile::TempDir;
@@ -120,7 +121,57 @@ fn a_tool_that_is_killed_could_not_check() {
     let killed = dir.path().join("killed");
     assert!(Command::new("chmod").arg("+x").arg(&killed).status().unwrap().success());
     let left = act(&dir, &[("INPUT_PAIRS", "a.onnx b.onnx"), ("INPUT_BINARY", &text(&killed))]);
-    assert!(left.status == 2 && left.said.contains("died of signal 9"), "{} {}", left.status, left.said);
-    assert!(left.summary.contains("**could not be checked** | ancre-rewrite died of signal 9 |"), "{}", left.summary);
-    assert!(report(&dir, "b.onnx.xml").contains("died of signal 9"));
+    assert!(left.status == 2 && left.said.contains("::error::ancre-rewrite ended with status 137"), "{}", left.said);
+}
+
+#[test]
+fn the_script_runs_by_hand() {
+    let same = small(1);
+    let dir = folder(&[("my nets/a.onnx", &same), ("my nets/a.ancre.onnx", &same), ("list", b"'my nets/a.onnx' \"b c\"")]);
+    std::fs::write(dir.path().join("b c"), &same).unwrap();
+    let by_hand = |arguments: &[&str]| {
+        let out = Command::new("bash")
+            .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join(".ci/verify-models"))
+            .args(arguments)
+            .current_dir(dir.path())
+            .env("INPUT_BINARY", env!("CARGO_BIN_EXE_ancre-rewrite"))
+            .env("INPUT_RUNTIME", "none")
+            .env_remove("GITHUB_ACTIONS")
+            .env_remove("GITHUB_STEP_SUMMARY")
+            .output()
+            .unwrap();
+        let said = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (out.status.code().unwrap(), said(&out.stdout), said(&out.stderr))
+    };
+    let (status, out, err) = by_hand(&["my nets", "list", "--", "--trials", "1"]);
+    assert_eq!(status, 0, "{out}{err}");
+    assert!(out.contains("equivalent          my nets/a.ancre.onnx\n") && out.contains("2 of 2"), "{out}");
+    assert!(!err.contains("::group"), "{err}");
+    assert_eq!(listing(&dir.path().join("ancre-verify")), ["b%20c.xml", "my%20nets%2Fa.ancre.onnx.xml"]);
+    // Reports of an earlier run go; what else lies there stays.
+    std::fs::write(dir.path().join("ancre-verify/other.xml"), "<testsuites name=\"mine\"/>").unwrap();
+    assert_eq!(by_hand(&["my nets"]).0, 0);
+    assert_eq!(listing(&dir.path().join("ancre-verify")), ["my%20nets%2Fa.ancre.onnx.xml", "other.xml"]);
+    let (status, out, _) = by_hand(&["--help"]);
+    assert!(status == 0 && out.contains("DIRECTORY"), "{out}");
+    for wrong in [&[][..], &["--no"], &["missing"], &["my nets", "--", "--trials", "x"]] {
+        let (status, out, err) = by_hand(wrong);
+        assert_eq!(status, 2, "{wrong:?}: {out}{err}");
+    }
+}
+
+#[test]
+fn pairs_are_reported_as_json() {
+    let same = small(1);
+    let other = changed(&same, |m| m.graph.as_mut().unwrap().initializer[0].raw_data[3] ^= 0x80);
+    let dir = folder(&[("a.onnx", &same), ("a.ancre.onnx", &other), ("b.ancre.onnx", &same)]);
+    let ran = tool(&["verify", "--pairs", &text(dir.path()), "--trials", "1", "--json"]);
+    let said: serde_json::Value = serde_json::from_str(&ran.out).unwrap();
+    let results: Vec<&str> = said["pairs"].as_array().unwrap().iter().filter_map(|p| p["result"].as_str()).collect();
+    assert_eq!((ran.status, results), (2, vec!["not equivalent", "could not be checked"]));
+    assert!(said["pairs"][0]["why"].as_str().unwrap().contains("differs by"), "{said}");
+    assert_eq!((&said["equivalent"], &said["of"]), (&0.into(), &2.into()));
+    // Where only a proof counts, the word is another.
+    let ran = tool(&["verify", "--pairs", &text(dir.path()), "--proof", "--allow-missing-source"]);
+    assert!(ran.status == 1 && ran.out.contains("not proved          "), "{}", ran.out);
 }
