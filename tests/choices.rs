@@ -110,9 +110,10 @@ fn fresh_weights_follow_the_seed_and_pytorch_s_bounds() {
     assert!(of(&a, "layer1.0.bn1.bias").iter().all(|v| *v == 0.0));
     let warns = |r: &Value| names(&r["notices"]).iter().any(|n| n.contains("folded into the convolutions"));
     assert!(!warns(&r));
-    for flags in [["--reinit", "1"], ["--preset", "paper"]] {
-        assert!(warns(&built("resnet_cifar_folded", &flags).1), "{flags:?}");
+    for flags in [&["--reinit", "1"][..], &["--preset", "paper"], &[]] {
+        assert!(warns(&built("resnet_cifar_folded", flags).1), "{flags:?}");
     }
+    assert!(!warns(&built("resnet_cifar_folded", &["--no-train"]).1));
 }
 
 #[test]

@@ -57,6 +57,8 @@ pub struct Start {
     pub(crate) reinit: Option<u64>,
     /// Is training from scratch meant?
     pub(crate) from_scratch: bool,
+    /// Is a training graph wanted?
+    pub(crate) trains: bool,
     /// The output whose head is replaced; `None`: the only float one.
     pub(crate) output: Option<String>,
     /// Do a weight and its stored transpose train each by itself?
@@ -115,6 +117,7 @@ impl TryFrom<&RewriteArgs> for RewriteConfig {
                 classes: a.classes,
                 reinit: a.reinit,
                 from_scratch: a.reinit.is_some() || a.preset == Some(Preset::Paper),
+                trains: !(a.no_train || a.training.loss == Some(LossChoice::None)),
                 output: a.training.output.clone(),
                 untied: a.training.untied,
             },

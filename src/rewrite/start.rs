@@ -13,8 +13,8 @@ use std::path::Path;
 /// Applies `--classes` and `--reinit`; says whether anything was asked for. Fails when there is no classifier to replace, or
 /// something after it depends on the number of classes.
 pub(super) fn change(start: &Start, model: &Path, g: &mut Graph, notices: &mut Vec<String>) -> Result<bool, Failure> {
-    if start.from_scratch {
-        notices.extend(lost_normalisation(g));
+    if start.from_scratch || start.trains {
+        notices.extend(lost_normalisation(g, start.from_scratch));
     }
     if start.classes.is_none() && start.reinit.is_none() {
         return Ok(false);
@@ -48,8 +48,8 @@ pub(super) fn change(start: &Start, model: &Path, g: &mut Graph, notices: &mut V
     Ok(true)
 }
 
-/// The notice for training from scratch without the batch normalisation that the network was built with.
-fn lost_normalisation(g: &Graph) -> Option<String> {
+/// The notice for training without the batch normalisation that the network was built with.
+fn lost_normalisation(g: &Graph, from_scratch: bool) -> Option<String> {
     let what = match reinit::normalisation(g) {
         Normalisation::Whole => return None,
         Normalisation::Gone => "the network has convolutions but no normalisation: if it had batch normalisation, that was folded into the convolutions when it was exported".to_string(),
@@ -57,7 +57,11 @@ fn lost_normalisation(g: &Graph) -> Option<String> {
             "{bare} of {all} convolutions have a bias and an activation right after them, although the network has batch normalisation elsewhere: that of these was folded into them when it was exported"
         ),
     };
+    let (but, otherwise) = match from_scratch {
+        true => ("training from scratch will suffer", ""),
+        false => ("it trains less well without", "; otherwise give it more steps, or a rate by --lr auto"),
+    };
     Some(format!(
-        "{what}, and training from scratch will suffer; export in training mode (torch.onnx: training=TrainingMode.PRESERVE, do_constant_folding=False)"
+        "{what}, and {but}; export in training mode (torch.onnx: training=TrainingMode.PRESERVE, do_constant_folding=False){otherwise}"
     ))
 }

@@ -11,18 +11,20 @@ use std::path::Path;
 #[serde(default)]
 pub(super) struct Line {
     pub(super) step: u64,
+    /// Samples in the batch.
+    pub(super) samples: Option<u64>,
     pub(super) loss: Option<f64>,
     pub(super) accuracy: Option<f64>,
     pub(super) lr: Option<f64>,
     pub(super) val_loss: Option<f64>,
     pub(super) val_accuracy: Option<f64>,
     #[serde(skip_serializing)]
-    topology: Vec<Logged>,
+    pub(super) topology: Vec<Logged>,
 }
 
 /// A chain's weights in a line of the log.
 #[derive(Clone, Debug, Deserialize)]
-struct Logged {
+pub(super) struct Logged {
     id: usize,
     weights: Vec<Vec<f32>>,
 }

@@ -3,7 +3,7 @@
 
 use super::blocks::Blocks;
 use super::chart::{Chart, Series};
-use super::course::Course;
+use super::course::{Course, Line};
 use super::scene::{Anchor, Colour, GREY, INK, Part, Scene, Shape, Stroke, WHITE, fitted, text_width};
 use super::weights::Weights;
 use ancre_passes::ir::Form;
@@ -337,28 +337,23 @@ pub(super) fn movement(w: &Weights, course: &Course) -> Option<Scene> {
 
 /// The curves of the run: loss, accuracy and learning rate, as far as the log has them.
 pub(super) fn curves(course: &Course) -> Vec<Scene> {
-    let points = |of: &dyn Fn(&super::course::Line) -> Option<f64>| -> Vec<(f64, f64)> {
-        course.lines.iter().filter_map(|l| Some((l.step as f64, of(l)?))).filter(|(_, y)| y.is_finite()).collect()
-    };
-    let training = |name: &str, points| Series {
+    type Figure = fn(&Line) -> Option<f64>;
+    let batches = |name: &str, of: Figure| Series {
         name: name.into(),
-        points: thinned(points),
+        points: over_batches(&course.lines, of),
         stroke: Stroke::new(ROUTE, 1.2),
         marked: false,
     };
-    let validation = |name: &str, points| Series {
-        name: name.into(),
-        points,
+    let validation = |of: Figure| Series {
+        name: "validation".into(),
+        points: course.lines.iter().filter_map(|l| Some((l.step as f64, of(l).filter(|y| y.is_finite())?))).collect(),
         stroke: Stroke::new(SKIP, 1.8).dashed(&[6.0, 3.0]),
         marked: true,
     };
     let charts = [
-        ("Loss", vec![training("training", points(&|l| l.loss)), validation("validation", points(&|l| l.val_loss))]),
-        (
-            "Accuracy",
-            vec![training("training", points(&|l| l.accuracy)), validation("validation", points(&|l| l.val_accuracy))],
-        ),
-        ("Learning rate", vec![training("rate", points(&|l| l.lr))]),
+        ("Loss", vec![batches("training", |l| l.loss), validation(|l| l.val_loss)]),
+        ("Accuracy", vec![batches("training", |l| l.accuracy), validation(|l| l.val_accuracy)]),
+        ("Learning rate", vec![batches("rate", |l| l.lr)]),
     ];
     let drawn = charts.into_iter().filter_map(|(title, mut series)| {
         series.retain(|s| !s.points.is_empty());
@@ -368,14 +363,35 @@ pub(super) fn curves(course: &Course) -> Vec<Scene> {
     drawn.collect()
 }
 
-/// At most some hundred points: the mean of as many neighbours as it takes.
-fn thinned(points: Vec<(f64, f64)>) -> Vec<(f64, f64)> {
-    let each = points.len().div_ceil(300).max(1);
-    let mean = |group: &[(f64, f64)]| {
-        let n = group.len() as f64;
-        (group.iter().map(|p| p.0).sum::<f64>() / n, group.iter().map(|p| p.1).sum::<f64>() / n)
-    };
-    points.chunks(each).map(mean).collect()
+/// A figure over the steps, at most some hundred points: each the mean over neighbours with equally many samples. An epoch's last
+/// batch, which may hold a few samples only, makes no point by itself.
+fn over_batches(lines: &[Line], of: fn(&Line) -> Option<f64>) -> Vec<(f64, f64)> {
+    let figures: Vec<(f64, f64, f64)> = lines
+        .iter()
+        .filter_map(|l| Some((l.samples.unwrap_or(1) as f64, l.step as f64, of(l).filter(|y| y.is_finite())?)))
+        .collect();
+    let full = figures.iter().map(|f| f.0).fold(0.0, f64::max);
+    let least = full * figures.len().div_ceil(300).max(1) as f64;
+    // Sums over neighbours: samples, and step and figure weighted by them.
+    let mut groups: Vec<[f64; 3]> = Vec::new();
+    for (samples, step, value) in figures {
+        let one = [samples, samples * step, samples * value];
+        match groups.last_mut() {
+            Some(open) if open[0] < least => *open = sum(*open, one),
+            _ => groups.push(one),
+        }
+    }
+    if let [.., before, last] = &mut groups[..]
+        && last[0] < least
+    {
+        *before = sum(*before, *last);
+        groups.pop();
+    }
+    groups.iter().map(|[n, x, y]| (x / n, y / n)).collect()
+}
+
+fn sum(a: [f64; 3], b: [f64; 3]) -> [f64; 3] {
+    [a[0] + b[0], a[1] + b[1], a[2] + b[2]]
 }
 
 #[cfg(test)]
@@ -387,5 +403,26 @@ mod tests {
         let seen: Vec<String> = [0.0, 0.001, -0.001, 0.534, -0.12, 1.0, 12.3, 1e6].iter().map(|w| short(*w, true)).collect();
         assert_eq!(seen, ["0", "0", "0", ".53", "−.12", "1", "12", "1e6"]);
         assert_eq!((short(1.0, false), short(-0.5, false)), ("1.00".into(), "−0.50".into()));
+    }
+
+    #[test]
+    fn an_epoch_s_short_last_batch_makes_no_point_by_itself() {
+        let line = |step: u64, samples: u64, accuracy: f64| Line {
+            step,
+            samples: Some(samples),
+            accuracy: Some(accuracy),
+            ..Line::default()
+        };
+        // Epochs of 8, 8 and 1 samples: the last batch is all right or all wrong.
+        let lines: Vec<Line> = (0..6).map(|i| if i % 3 == 2 { line(i + 1, 1, 1.0) } else { line(i + 1, 8, 0.5) }).collect();
+        let points = over_batches(&lines, |l| l.accuracy);
+        assert_eq!(points.len(), 4);
+        assert!(points.iter().all(|(_, y)| (0.5..0.56).contains(y)), "{points:?}");
+        // A log of an earlier version does not tell samples.
+        let old: Vec<Line> = lines.iter().map(|l| Line { samples: None, ..l.clone() }).collect();
+        assert_eq!(over_batches(&old, |l| l.accuracy).len(), 6);
+        let long: Vec<Line> = (1..=1000).map(|i| line(i, 8, 0.25)).collect();
+        let points = over_batches(&long, |l| l.accuracy);
+        assert!(points.len() <= 300 && points.iter().all(|(_, y)| *y == 0.25), "{}", points.len());
     }
 }

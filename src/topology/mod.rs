@@ -24,6 +24,7 @@ use crate::io::files::Outputs;
 use crate::io::lines::{Lines, put};
 use crate::rewrite;
 use ancre_passes::contract::{CHECKPOINT_KEY, LossRecord, Record};
+use ancre_passes::ir::{Form, Normalize, Rule, Scope};
 use course::Course;
 use scene::Scene;
 use serde::Deserialize;
@@ -159,17 +160,34 @@ impl Topology {
         }
     }
 
-    /// What the router is, in a sentence.
+    /// What the router does, in words.
     fn options(&self) -> String {
         let r = &self.network.router;
-        let chains = self.weights.len();
-        format!(
-            "Router: {}, init {}, tau {}; {chains} {}.",
-            weights::options(r),
-            r.init,
-            r.tau,
-            if chains == 1 { "chain" } else { "chains" }
-        )
+        let chains = if self.weights.len() == 1 { "one chain".into() } else { format!("{} chains", self.weights.len()) };
+        let takes = match r.form {
+            Form::Reassign => "In place of its original skip each block takes",
+            Form::Augment => "Beside its original skip each block takes",
+        };
+        let block = match r.granularity.as_str() {
+            "add" => "A block is what adds once to the state".into(),
+            "block" => "A block is the unit that the network repeats".into(),
+            n => format!("A block is what adds {n} times to the state"),
+        };
+        let states = match r.scope {
+            Scope::Stage => "the earlier states of its chain",
+            Scope::Network => "the earlier states of the network",
+        };
+        let weights = match r.parametrization {
+            Rule::Gated => "The weights begin at the original skips, and training opens the others by a gate for each block",
+            Rule::Softmax => "The weights are positive and sum to one for each block",
+            Rule::Free => "The weights are free numbers",
+            Rule::Constant => "The weights are equal and do not train",
+        };
+        let shared = match (r.parametrization, r.normalize) {
+            (Rule::Gated | Rule::Softmax, Normalize::Outgoing) => "; a softmax shares each state out among its readers",
+            _ => "",
+        };
+        format!("The network has {chains} of blocks. {takes} a weighted sum of {states}. {block}. {weights}{shared}.")
     }
 
     /// A chain's heading.

@@ -16,6 +16,8 @@ pub(super) struct Entry {
     pub(super) step: u64,
     /// Epoch, from 1.
     pub(super) epoch: u64,
+    /// Samples in the batch.
+    pub(super) samples: usize,
     /// Loss before the update.
     pub(super) loss: f64,
     /// Share of right predictions, where there are labels.
@@ -111,6 +113,7 @@ mod tests {
         let entry = |step, loss| Entry {
             step,
             epoch: 1,
+            samples: 4,
             loss,
             accuracy: None,
             lr: 0.1,

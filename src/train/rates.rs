@@ -5,7 +5,7 @@ use super::graph::TrainingGraph;
 use crate::engine::EngineError;
 use crate::engine::ort::stepper::{DeviceState, Stepper};
 use crate::error::Failure;
-use ancre_passes::contract::StateKind;
+use ancre_passes::contract::{StateKind, StateRecord};
 use serde::Serialize;
 
 /// What a run begins with.
@@ -23,8 +23,8 @@ pub(super) enum Begins {
 }
 
 impl Begins {
-    /// Told by the graph's record of fresh tensors; without one by the weights themselves: those of a network that was never
-    /// trained have biases and scales that are still constant.
+    /// Told by the graph's record of fresh tensors; without one by the weights themselves: a network that was never trained has
+    /// biases and scales that are still constant, or matrices that are spread as libraries start them.
     pub(super) fn of(t: &TrainingGraph, state: &DeviceState) -> Begins {
         let fresh = |name: &str| t.fresh.tensors.iter().any(|f| f == name);
         let trained: Vec<_> = t.states.iter().filter(|s| s.trainable).collect();
@@ -32,13 +32,14 @@ impl Begins {
         if old.is_empty() {
             return Begins::Probe;
         }
-        let vectors = old.iter().filter(|s| s.shape.iter().filter(|d| **d > 1).count() == 1);
-        let vectors: Vec<bool> = vectors
-            .filter_map(|s| state.tensor(&s.input).or_else(|| t.default_of(s)))
-            .map(|v| is_constant(&v.to_f32()))
-            .collect();
-        let constant = vectors.iter().filter(|c| **c).count();
-        if t.fresh.all || vectors.len() >= 4 && constant * 10 >= vectors.len() * 9 {
+        let axes = |s: &StateRecord| s.shape.iter().filter(|d| **d > 1).count();
+        let values = |s: &StateRecord| Some(state.tensor(&s.input).or_else(|| t.default_of(s))?.to_f32());
+        let nearly_all = |seen: Vec<bool>| seen.len() >= 4 && seen.iter().filter(|b| **b).count() * 10 >= seen.len() * 9;
+        let constant = || old.iter().filter(|s| axes(s) == 1).filter_map(|s| Some(is_constant(&values(s)?))).collect();
+        let matrices: Vec<_> = old.iter().filter(|s| axes(s) > 1).collect();
+        let some = matrices.iter().step_by(matrices.len().div_ceil(LOOKED_AT).max(1));
+        let random = || some.filter_map(|s| is_as_started(&s.shape, &values(s)?)).collect();
+        if t.fresh.all || nearly_all(constant()) || nearly_all(random()) {
             Begins::Scratch
         } else if trained.iter().any(|s| fresh(&s.name)) {
             Begins::FreshHead
@@ -72,6 +73,36 @@ impl Begins {
 
 fn is_constant(values: &[f32]) -> bool {
     values.iter().all(|v| (v - values[0]).abs() <= 1e-6)
+}
+
+/// Matrices that are looked at, and elements of each.
+const LOOKED_AT: usize = 32;
+const ELEMENTS: usize = 1 << 16;
+
+/// Has a weight the deviation of a fresh one of its shape, and no heavier tails than a normal distribution? `None` where it has too few
+/// elements to tell. The deviations are those of PyTorch's layers, torchvision, timm and transformers.
+fn is_as_started(shape: &[i64], values: &[f32]) -> Option<bool> {
+    let values: Vec<f64> = values.iter().step_by(values.len().div_ceil(ELEMENTS).max(1)).map(|v| f64::from(*v)).collect();
+    let n = values.len() as f64;
+    if n < 256.0 {
+        return None;
+    }
+    let mean = values.iter().sum::<f64>() / n;
+    let moment = |k| values.iter().map(|v| (v - mean).powi(k)).sum::<f64>() / n;
+    let (deviation, kurtosis) = (moment(2).sqrt(), moment(4) / moment(2).powi(2));
+    // Four deviations of each figure of a normal sample.
+    if mean.abs() > 4.0 * deviation / n.sqrt() || kurtosis > 3.0 + 4.0 * (24.0 / n).sqrt() {
+        return Some(false);
+    }
+    let kernel: i64 = shape.iter().skip(2).product();
+    let fans = [shape[0], shape[1]].map(|d| (d * kernel) as f64);
+    // One for each of the first 99 depths: what adds to the state of a transformer, two a block, starts smaller.
+    let deeper = (1..100).map(|blocks| 0.02 / f64::from(2 * blocks).sqrt());
+    let by_fan = fans.iter().flat_map(|fan| [1.0 / 3.0, 1.0, 2.0].map(|gain| (gain / fan).sqrt()));
+    let both = (2.0 / (fans[0] + fans[1])).sqrt();
+    let known = [0.01, 0.02, 1.0, both].into_iter().chain(by_fan).chain(deeper);
+    let near = 4.0 / (2.0 * n).sqrt();
+    Some(known.into_iter().any(|d| (deviation / d - 1.0).abs() < near))
 }
 
 /// Steps of a range test.
@@ -167,5 +198,31 @@ mod tests {
         let mut broken = valley;
         broken[30].loss = f64::NAN;
         assert!(choose(&broken).unwrap() < broken[30].lr && has_ended(&broken[..31]) && !has_ended(&broken[..20]));
+    }
+
+    #[test]
+    fn fresh_weights_are_known_by_their_deviation_and_their_tails() {
+        // Normal by the sum of twelve uniform numbers.
+        let mut seed = 1u64;
+        let mut uniform = || {
+            seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            (seed >> 40) as f64 / (1u64 << 24) as f64 - 0.5
+        };
+        let shape = [96, 64];
+        let mut normal = |std: f64| -> Vec<f32> {
+            (0..96 * 64).map(|_| (std * (0..12).map(|_| uniform()).sum::<f64>()) as f32).collect()
+        };
+        for std in [0.02, 0.02 / 12f64.sqrt(), 1.0, (2.0f64 / 96.0).sqrt()] {
+            assert_eq!(is_as_started(&shape, &normal(std)), Some(true), "{std}");
+        }
+        assert_eq!(is_as_started(&shape, &normal(0.035)), Some(false));
+        // Training gives a few weights a long way.
+        let mut trained = normal(0.02);
+        trained.iter_mut().step_by(50).for_each(|v| *v *= 4.0);
+        assert_eq!(is_as_started(&shape, &trained), Some(false));
+        let bound = 1.0 / 64f64.sqrt();
+        let linear: Vec<f32> = (0..96 * 64).map(|_| (2.0 * bound * uniform()) as f32).collect();
+        assert_eq!(is_as_started(&shape, &linear), Some(true));
+        assert_eq!(is_as_started(&[8, 8], &linear[..64]), None);
     }
 }

@@ -12,7 +12,7 @@ use super::progress::{Epoch, Reporter, Step};
 use super::setup::Setup;
 use super::statistics::{self, Recalibrated};
 use super::topology;
-use super::verdict::{self, Facts, Verdict};
+use super::verdict::{self, Facts, Kind, Verdict};
 use crate::cli::{FreezeArgs, Recalibrate};
 use crate::engine::{self, Tensors};
 use crate::error::Failure;
@@ -22,6 +22,7 @@ use crate::topology::weights::json_of;
 use crate::verify::{Subject, VerifyOptions, undefined};
 use ancre_passes::contract::StateRecord;
 use ancre_passes::ir::DType;
+use ancre_passes::transform::loss::LossKind;
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
@@ -259,6 +260,7 @@ impl Run {
         Ok(Entry {
             step,
             epoch: batch.epoch + 1,
+            samples: batch.samples,
             loss,
             accuracy,
             lr,
@@ -454,7 +456,13 @@ impl Run {
             commonest,
             evaluated,
             has_statistics,
-            has_images: self.s.graph.wanted.inputs.iter().any(|s| s.image().is_some()),
+            data: if self.s.graph.loss_kind == LossKind::NextToken {
+                Kind::Text
+            } else if self.s.graph.wanted.inputs.iter().any(|s| s.image().is_some()) {
+                Kind::Images
+            } else {
+                Kind::Other
+            },
         };
         Ok(facts.judge())
     }

@@ -53,6 +53,9 @@ pub(super) struct Setup {
     pub(super) cost: Option<Cost>,
 }
 
+/// The default batch of a set that has samples enough.
+const LARGEST_BATCH: usize = 32;
+
 /// What a step costs, measured.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Cost {
@@ -253,7 +256,7 @@ impl Setup {
                 "{} steps, {}; batch {}; lr {} ({}) {}{warmup}; on {}",
                 s.total,
                 passes(s.total, self.steps_per_epoch),
-                self.batch,
+                self.why_batch(),
                 s.lr,
                 self.why_rate(),
                 s.kind.name(),
@@ -302,6 +305,16 @@ impl Setup {
         }
         self.stepper.hold(&self.state, |_| false);
         Ok(Some(Cost { seconds, memory: memory::resident() }))
+    }
+
+    fn why_batch(&self) -> String {
+        let why = match (self.graph.wanted.batch, self.a.course.batch_size) {
+            (Some(_), _) => "fixed by the graph".into(),
+            (_, Some(_)) => return self.batch.to_string(),
+            _ if self.batch < LARGEST_BATCH => format!("default: there are {} samples, few", self.set.len()),
+            _ => "default".into(),
+        };
+        format!("{} ({why})", self.batch)
     }
 
     fn why_rate(&self) -> String {
@@ -358,7 +371,7 @@ fn batch_size(a: &CourseOptions, t: &TrainingGraph, samples: usize) -> Result<(u
         }
         (Some(fixed), _) => Ok((fixed, true)),
         (None, asked) => {
-            let batch = asked.unwrap_or((samples / 40).next_power_of_two().clamp(8, 32));
+            let batch = asked.unwrap_or((samples / 40).next_power_of_two().clamp(8, LARGEST_BATCH));
             let alone = t.takes_statistics() && samples > batch && samples % batch == 1;
             Ok((batch, a.drop_last || alone))
         }

@@ -30,7 +30,17 @@ pub(super) struct Facts {
     /// Accuracy on training data as in validation, where it was measured.
     pub(super) evaluated: Option<f64>,
     pub(super) has_statistics: bool,
-    pub(super) has_images: bool,
+    pub(super) data: Kind,
+}
+
+/// What the data are, as far as advice depends on it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Kind {
+    #[default]
+    Other,
+    Images,
+    /// Windows of a text, for a model of the next token.
+    Text,
 }
 
 /// Training is ahead of validation by so much that it is worth a look.
@@ -46,16 +56,26 @@ impl Facts {
             // Two deviations of the number that a guess gets right.
             let chance = p + 2.0 * (p * (1.0 - p) / self.predictions.max(1) as f64).sqrt();
             if accuracy <= chance {
+                let what = if self.data == Kind::Text { "token" } else { "label" };
+                let advice = match self.data {
+                    Kind::Text => "more steps (a language model from scratch needs thousands), --lr auto; and check that the text is cut \
+                                   into tokens by the model's own tokenizer"
+                        .into(),
+                    Kind::Images => format!(
+                        "{lower}, --lr auto, more epochs; and check that images and labels are read as the model was trained"
+                    ),
+                    Kind::Other => format!(
+                        "{lower}, --lr auto, more epochs; and check that inputs and labels are made as the model was trained"
+                    ),
+                };
                 say(
                     "no-better-than-chance",
                     format!(
-                        "the validation is no better than always naming the commonest label: {} right, {} would be by that",
+                        "the validation is no better than always naming the commonest {what}: {} right, {} would be by that",
                         percent(accuracy),
                         percent(p)
                     ),
-                    format!(
-                        "{lower}, --lr auto, more epochs; and check that images and labels are read as the model was trained"
-                    ),
+                    advice,
                 );
             }
         }
@@ -73,11 +93,23 @@ impl Facts {
                     format!("--recalibrate-bn, {lower}, a larger --batch-size, or rewriting the model with --frozen-bn"),
                 ),
                 None => {
-                    let augment = if self.has_images { "--flip, --crop, " } else { "" };
+                    let (samples, advice) = match self.data {
+                        Kind::Text => ("windows of text", format!("more text, fewer epochs, {lower}")),
+                        Kind::Images => (
+                            "images",
+                            format!(
+                                "more data, --flip, --crop, fewer epochs, {lower}, or rewriting the model with --freeze-backbone"
+                            ),
+                        ),
+                        Kind::Other => (
+                            "samples",
+                            format!("more data, fewer epochs, {lower}, or rewriting the model with --freeze-backbone"),
+                        ),
+                    };
                     say(
                         "worse-than-training",
-                        format!("{gap}: {} samples are learned by heart by {} parameters", self.samples, self.parameters),
-                        format!("more data, {augment}fewer epochs, {lower}, or rewriting the model with --freeze-backbone"),
+                        format!("{gap}: {} {samples} are learned by heart by {} parameters", self.samples, self.parameters),
+                        advice,
                     );
                 }
             }
@@ -109,6 +141,27 @@ mod tests {
 
     fn kinds(f: Facts) -> Vec<&'static str> {
         f.judge().iter().map(|v| v.kind).collect()
+    }
+
+    #[test]
+    fn advice_fits_the_data() {
+        let facts = |data, validation, training| Facts {
+            samples: 900,
+            lr: 1e-3,
+            training: (Some(1.0), Some(training)),
+            validation: Some((2.0, Some(validation))),
+            predictions: 9000,
+            commonest: Some(0.15),
+            data,
+            ..Facts::default()
+        };
+        let said = |f: Facts| f.judge().into_iter().map(|v| format!("{}. {}", v.text, v.advice)).collect::<String>();
+        let guess = said(facts(Kind::Text, 0.15, 0.16));
+        assert!(guess.contains("commonest token") && guess.contains("tokenizer") && !guess.contains("label"), "{guess}");
+        let gap = said(facts(Kind::Text, 0.4, 0.9));
+        assert!(gap.contains("900 windows of text") && !gap.contains("--flip") && !gap.contains("--freeze"), "{gap}");
+        assert!(said(facts(Kind::Images, 0.4, 0.9)).contains("--flip"));
+        assert!(said(facts(Kind::Images, 0.15, 0.16)).contains("images and labels"));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Arrays named like the graph's inputs.
 
-use super::augment::Augment;
+use super::augment::{Augment, told};
 use super::check::check_target;
 use super::convert::{Conversion, conversion, convert};
 use super::wanted::{Slot, Wanted};
@@ -10,6 +10,7 @@ use crate::error::Failure;
 use crate::io::arrays::{Array, numpy_name};
 use crate::io::tensor::NpTensor;
 use ancre_passes::ir::DType;
+use serde_json::Value;
 use std::path::{Path, PathBuf};
 
 /// A data set of arrays, one an input.
@@ -40,7 +41,13 @@ impl ArraySet {
             let array = arrays.iter().find(|a| names(a, slot)).ok_or_else(|| fail(missing(slot, &arrays, wanted)))?;
             let target = *slot == wanted.target;
             let how = conversion(array.dtype, slot.dtype, slot.image().is_some(), target);
-            let how = how.ok_or_else(|| fail(wrong_type(slot, array)))?;
+            let mut how = how.ok_or_else(|| fail(wrong_type(slot, array)))?;
+            let takes_bytes = wanted.normalises.as_ref().filter(|n| n.bytes && o.mean.is_none() && o.std.is_none());
+            if let (Conversion::Pixels, Some(model)) = (how, takes_bytes) {
+                how = Conversion::Exact;
+                notices
+                    .push(format!("array `{}` goes in as 0 … 255: the model scales it itself ({})", array.name, model.node));
+            }
             let shape = sample_shape(slot, array).ok_or_else(|| fail(wrong_shape(slot, array)))?;
             notices.extend(notice(array, slot, how));
             let augment = match slot.image() {
@@ -153,6 +160,17 @@ fn notice(array: &Array, slot: &Slot, how: Conversion) -> Option<String> {
 }
 
 impl Feed {
+    /// How an image is made of the array, if it is one and its numbers are not what the input gets.
+    fn told(&self) -> Option<Value> {
+        let layout = self.slot.image()?;
+        let augment = self.augment.as_ref();
+        let [a, b, c] = self.shape[..] else { return None };
+        let size = if layout.last { [a, b] } else { [b, c] };
+        let scale = if self.how == Conversion::Pixels { 255 } else { 1 };
+        let is_made = self.array.dtype == DType::U8 || augment.is_some_and(Augment::normalises);
+        is_made.then(|| told(&self.slot, layout, size, scale, augment))
+    }
+
     fn rows(&self, rows: &[usize], epoch: u64) -> Option<NpTensor> {
         let augment = self.augment.as_ref();
         let to = if augment.is_some() { DType::F32 } else { self.slot.dtype };
@@ -201,5 +219,10 @@ impl Dataset for ArraySet {
 
     fn notices(&self) -> &[String] {
         &self.notices
+    }
+
+    fn preprocessing(&self) -> Option<Value> {
+        let mut all: Vec<Value> = self.feeds.iter().filter_map(Feed::told).collect();
+        if all.len() > 1 { Some(all.into()) } else { all.pop() }
     }
 }

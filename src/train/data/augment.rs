@@ -2,8 +2,9 @@
 
 use super::DataOptions;
 use super::batches::mixed;
-use super::wanted::ImageLayout;
+use super::wanted::{ImageLayout, Slot};
 use crate::error::Failure;
+use serde_json::{Value, json};
 
 /// Treatment of the images of one input.
 #[derive(Clone, Debug)]
@@ -34,6 +35,11 @@ impl Augment {
         };
         let (mean, std) = (each(&o.mean, "--mean", 0.0)?, each(&o.std, "--std", 1.0)?);
         Ok(Some(Augment { layout, mean, std, flip: o.flip, crop: o.crop, seed: o.seed }))
+    }
+
+    /// Does it change pixels of an image that is not moved?
+    pub(super) fn normalises(&self) -> bool {
+        self.mean.iter().any(|m| *m != 0.0) || self.std.iter().any(|s| *s != 1.0)
     }
 
     /// Treats the pixels of one sample, of the given shape. A crop pads by an eighth with zeros, which after normalisation is
@@ -73,6 +79,19 @@ impl Augment {
             }
         }
     }
+}
+
+/// How an image becomes the input, as the deployed model's metadata tell it: (pixel / scale - mean) / std, a mean and a deviation for
+/// each channel. `size` is height and width.
+pub(super) fn told(slot: &Slot, layout: ImageLayout, size: [usize; 2], scale: u32, augment: Option<&Augment>) -> Value {
+    // As many digits as the number has as float32.
+    let numbers = |v: &[f32]| v.iter().map(|x| x.to_string().parse::<f64>().unwrap_or_default()).collect::<Vec<f64>>();
+    let (mean, std) = match augment {
+        Some(a) => (numbers(&a.mean), numbers(&a.std)),
+        None => (vec![0.0; layout.channels], vec![1.0; layout.channels]),
+    };
+    let order = if layout.last { "NHWC" } else { "NCHW" };
+    json!({"input": slot.name, "size": size, "layout": order, "scale": scale, "mean": mean, "std": std})
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! A directory with one folder of images a class.
 
 use super::arrays::from_f32s;
-use super::augment::Augment;
+use super::augment::{Augment, told};
 use super::resize::resize;
 use super::wanted::{ImageLayout, Slot, Wanted};
 use super::{DataOptions, Dataset};
@@ -10,7 +10,7 @@ use crate::error::Failure;
 use crate::io::tensor::NpTensor;
 use image::{DynamicImage, ImageReader};
 use rayon::prelude::*;
-use serde_json::{Value, json};
+use serde_json::Value;
 use std::path::{Path, PathBuf};
 
 /// Suffixes of files that can be decoded.
@@ -36,8 +36,6 @@ pub(super) struct ImageSet {
     layout: ImageLayout,
     size: [usize; 2],
     target: Slot,
-    mean: Option<Vec<f32>>,
-    std: Option<Vec<f32>>,
     augment: Option<Augment>,
     notices: Vec<String>,
 }
@@ -95,8 +93,7 @@ impl ImageSet {
         let augment = Augment::new(layout, &slot.name, &o)?;
         let (slot, target) = (slot.clone(), wanted.target.clone());
         let (path, kept) = (path.to_path_buf(), Vec::new());
-        let (mean, std) = (o.mean, o.std);
-        let mut set = ImageSet { path, classes, files, kept, slot, layout, size, target, mean, std, augment, notices };
+        let mut set = ImageSet { path, classes, files, kept, slot, layout, size, target, augment, notices };
         set.look_at_all(o.skip_bad.unwrap_or(0))?;
         Ok(set)
     }
@@ -366,14 +363,9 @@ impl Dataset for ImageSet {
     }
 
     fn preprocessing(&self) -> Option<Value> {
-        let each = |v: &Option<Vec<f32>>, none: f32| {
-            let of = |c: usize| v.as_ref().and_then(|v| v.get(c).or(v.first())).copied().unwrap_or(none);
-            (0..self.layout.channels).map(|c| of(c).to_string().parse::<f64>().unwrap_or_default()).collect::<Vec<f64>>()
-        };
-        let colours = ["", "L", "", "RGB", "RGBA"][self.layout.channels.min(4)];
-        Some(json!({
-            "input": self.slot.name, "size": self.size, "mode": colours, "layout": if self.layout.last { "NHWC" } else { "NCHW" },
-            "resize": "bilinear, antialiased (PIL.Image.BILINEAR)", "scale": 255, "mean": each(&self.mean, 0.0), "std": each(&self.std, 1.0),
-        }))
+        let mut how = told(&self.slot, self.layout, self.size, 255, self.augment.as_ref());
+        how["mode"] = ["", "L", "", "RGB", "RGBA"][self.layout.channels.min(4)].into();
+        how["resize"] = "bilinear, antialiased (PIL.Image.BILINEAR)".into();
+        Some(how)
     }
 }

@@ -63,7 +63,7 @@ pub trait Dataset: Send + Sync {
         None
     }
 
-    /// How a sample was made of its file, as JSON, where that is not told by the model's inputs.
+    /// How an image was made of its file or array, as JSON, where its numbers are not what the input gets; a list for several inputs.
     fn preprocessing(&self) -> Option<Value> {
         None
     }

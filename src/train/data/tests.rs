@@ -7,6 +7,7 @@ use ancre_passes::ir::DType;
 use ndarray::{ArrayD, IxDyn};
 use ndarray_npy::{NpzWriter, WriteNpyExt};
 use safetensors::tensor::{Dtype, TensorView};
+use serde_json::json;
 use std::io::Write;
 use std::path::PathBuf;
 
@@ -340,6 +341,39 @@ fn images_of_three_channels_are_normalised_unless_the_model_does_it() {
     assert!(seen == [1.0, 0.0, 0.0] && said.contains("itself (norm)"), "{said}");
     wanted.normalises = Some(Normalises { node: "rescale".into(), bytes: true });
     assert_eq!(pixel(&wanted, &DataOptions::default()).0, [255.0, 0.0, 0.0]);
+}
+
+#[test]
+fn byte_arrays_tell_what_was_done_to_their_pixels() {
+    let dir = tempfile::tempdir().unwrap();
+    let set = |shape: &[usize], wanted: &Wanted, o: &DataOptions| {
+        let n = shape.iter().product();
+        let path = npz(
+            dir.path(),
+            &[("x", shape.to_vec(), U8((0..n).map(|i| i as u8).collect())), ("labels", vec![2], U8(vec![0, 1]))],
+            false,
+        );
+        let set = opened(&path, wanted, o);
+        let pixel = f64::from(set.batch(&[0], 0).unwrap()["x"].to_f32()[1]);
+        (set.preprocessing(), (pixel * 1e6).round() / 1e6)
+    };
+    let last = images([4, 5, 3], 2);
+    let (how, pixel) = set(&[2, 4, 5, 3], &last, &DataOptions::default());
+    let plain = json!({"input": "x", "size": [4, 5], "layout": "NHWC", "scale": 255, "mean": [0.0, 0.0, 0.0], "std": [1.0, 1.0, 1.0]});
+    assert_eq!((how, pixel), (Some(plain), 0.003922));
+    let o = DataOptions { mean: Some(vec![0.5, 0.1, 0.2]), std: Some(vec![0.25]), ..Default::default() };
+    let (how, pixel) = set(&[2, 3, 4, 5], &images([3, 4, 5], 2), &o);
+    let how = how.unwrap();
+    assert_eq!((&how["layout"], &how["size"]), (&json!("NCHW"), &json!([4, 5])));
+    assert_eq!((&how["mean"], &how["std"]), (&json!([0.5, 0.1, 0.2]), &json!([0.25, 0.25, 0.25])));
+    assert_eq!(pixel, -1.984314);
+    // A model that divides by 255 itself gets bytes, as it does from files.
+    let model = Wanted { normalises: Some(Normalises { node: "rescale".into(), bytes: true }), ..last };
+    let (how, pixel) = set(&[2, 4, 5, 3], &model, &DataOptions::default());
+    assert_eq!((&how.unwrap()["scale"], pixel), (&json!(1), 1.0));
+    // Floats go in as they are.
+    let floats = npz(dir.path(), &[("x", vec![1, 3, 1, 1], F32(vec![0.5; 3])), ("labels", vec![1], U8(vec![0]))], false);
+    assert_eq!(opened(&floats, &images([3, 1, 1], 2), &DataOptions::default()).preprocessing(), None);
 }
 
 #[test]
