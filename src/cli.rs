@@ -128,7 +128,7 @@ pub struct TopologyArgs {
 
 The file is a .safetensors whatever its name: `tokens`, u16 where the vocabulary fits and u32 otherwise. `train --data` takes it, and flat u16.")]
 pub struct TokenizeArgs {
-    /// Text files (UTF-8; of a .jsonl each line is a document), or directories of them
+    /// Text files (UTF-8; of a .jsonl each line is a document, of a .parquet each row), or directories of them
     #[arg(value_name = "TEXT", required = true)]
     pub texts: Vec<PathBuf>,
     /// How the texts are read.
@@ -152,7 +152,7 @@ pub struct TextOptions {
     /// What turns text into tokens: a tokenizer.json (Hugging Face's), or bytes
     #[arg(long, value_name = "tokenizer.json|bytes", help_heading = "Data")]
     pub tokenizer: Option<PathBuf>,
-    /// The field of a .jsonl file that holds the text [default: text]
+    /// The field of a .jsonl file or the column of a .parquet file that holds the text [default: text]
     #[arg(long, value_name = "NAME", help_heading = "Data")]
     pub text_column: Option<String>,
     /// The token after each document, by default the tokenizer's own (`<|endoftext|>` or the like), if it has one

@@ -1,4 +1,4 @@
-//! The documents of text files: a plain file is one, a line of a `.jsonl` file is one.
+//! The documents of text files: a plain file is one, a line of a `.jsonl` file is one, a row of a Parquet file is one.
 
 use crate::error::Failure;
 use serde_json::Value;
@@ -7,7 +7,7 @@ use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 
 /// Suffixes of the files that are taken from a directory.
-const SUFFIXES: [&str; 4] = ["txt", "text", "md", "jsonl"];
+const SUFFIXES: [&str; 5] = ["txt", "text", "md", "jsonl", "parquet"];
 
 fn suffix(path: &Path) -> String {
     path.extension().and_then(|e| e.to_str()).unwrap_or_default().to_ascii_lowercase()
@@ -42,10 +42,21 @@ pub(super) fn files(paths: &[PathBuf]) -> Result<Vec<PathBuf>, Failure> {
     Ok(all)
 }
 
-/// Hands over each document of a file, with the column of this name where its lines are JSON.
+#[cfg(feature = "parquet")]
+use super::parquet::each as each_row;
+
+#[cfg(not(feature = "parquet"))]
+fn each_row(_: &Path, _: &str, _: &mut dyn FnMut(&[u8]) -> Result<(), Failure>) -> Result<(), Failure> {
+    Err(Failure::input("is a Parquet file, and this build of ancre-rewrite lacks the feature `parquet`")
+        .help("cargo install --path . --features parquet; or write its text as .jsonl"))
+}
+
+/// Hands over each document of a file, with the column of this name where it has columns.
 pub(super) fn each(path: &Path, column: &str, take: &mut dyn FnMut(&[u8]) -> Result<(), Failure>) -> Result<(), Failure> {
-    if suffix(path) != "jsonl" {
-        return take(&std::fs::read(path).map_err(unreadable)?);
+    match suffix(path).as_str() {
+        "parquet" => return each_row(path, column, take),
+        "jsonl" => {}
+        _ => return take(&std::fs::read(path).map_err(unreadable)?),
     }
     for (i, line) in BufReader::new(File::open(path).map_err(unreadable)?).split(b'\n').enumerate() {
         let line = line.map_err(unreadable)?;

@@ -1,6 +1,8 @@
 //! `tokenize`, and text for `train`: documents of text files as a stream of tokens.
 
 mod documents;
+#[cfg(feature = "parquet")]
+mod parquet;
 mod stream;
 #[cfg(test)]
 #[cfg(feature = "text")]
