@@ -16,4 +16,4 @@ pub(crate) use router::words;
 pub use router::{Form, Normalize, RouterId, RouterSpec, Rule, Scope, Source};
 pub use tensor::{ExternalPlace, Home, LFS_POINTER, Tensor, TensorError};
 pub(crate) use tensor::{Parts, external_path, external_place};
-pub use types::{DType, Shape, TensorType, ValueType};
+pub use types::{DType, Shape, TensorType, ValueType, is_absurd};

@@ -155,6 +155,12 @@ impl TensorType {
     }
 }
 
+/// Has a shape more elements than any tensor? Symbolic extents count as 1.
+pub fn is_absurd(shape: &[Dim]) -> bool {
+    let known = shape.iter().filter_map(Dim::known).filter(|d| *d != 0);
+    known.fold(1i64, i64::saturating_mul) >= 1 << 48
+}
+
 impl fmt::Display for TensorType {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}[{}]", self.dtype, joined(&self.shape))

@@ -7,7 +7,7 @@ use super::scan::{Scanned, scan};
 use super::{name_of, schema, short_domain, subgraphs};
 use crate::ir::{
     ANCRE, Attr, Attrs, DType, Dim, Graph, Home, NodeId, NodeSite, Op, SharedBytes, Tensor, TensorError, ValueType,
-    external_path,
+    external_path, is_absurd,
 };
 use indexmap::IndexMap;
 use onnx_protobuf::attribute_proto::AttributeType;
@@ -215,8 +215,7 @@ fn add_sources(
         }
         // A sequence has no tensor type. The graph keeps it as a value without a type, into which no analysis sees.
         let ty = read_value_info(&info).unwrap_or_default();
-        let known = ty.shape.iter().flatten().filter_map(Dim::known).filter(|d| *d != 0);
-        if known.fold(1i64, i64::saturating_mul) >= 1 << 48 {
+        if ty.shape.as_deref().is_some_and(is_absurd) {
             return Err(ImportError::InputSize(name, ty));
         }
         g.add_input(&name, ty, Some(Arc::new(info)));

@@ -135,10 +135,14 @@ fn defined_twice(f: &FunctionProto) -> Option<&str> {
     names.map(String::as_str).find(|name| !defined.insert(*name))
 }
 
-/// An operator of a function's body that is not as its schema has it, and what is wrong with it.
+/// An operator of a function's body that is not as its schema has it or reads what is not there, and what is wrong with it.
 fn misstated(f: &FunctionProto) -> Option<(String, String)> {
     let opset = version(&f.opset_import, "");
+    let defined: HashSet<&String> = f.input.iter().chain(f.node.iter().flat_map(|n| &n.output)).collect();
     f.node.iter().find_map(|n| {
+        if let Some(name) = n.input.iter().find(|name| !name.is_empty() && !defined.contains(name)) {
+            return Some((n.op_type.clone(), format!("reads `{name}`, which nothing in the function produces")));
+        }
         let counts = || {
             let schema = schema::at(&n.domain, &n.op_type, opset.filter(|_| short_domain(&n.domain).is_empty())?)?;
             let given = |names: &[String]| names.iter().rposition(|name| !name.is_empty()).map_or(0, |last| last + 1);
@@ -423,9 +427,11 @@ mod tests {
     fn operators_of_a_body_are_checked_though_its_calls_stay() {
         let mut slope = node("Relu", "", &["a"], &["b"]);
         slope.attribute = vec![float("slope", 1.0)];
-        for (body, said) in
-            [(slope, "`F`: its Relu has an attribute `slope`"), (node("Add", "", &["a"], &["b"]), "its Add lacks")]
-        {
+        let short = node("Add", "", &["a"], &["b"]);
+        let lost = node("Neg", "", &["z"], &["b"]);
+        let cases =
+            [(slope, "`F`: its Relu has an attribute `slope`"), (short, "its Add lacks"), (lost, "its Neg reads `z`")];
+        for (body, said) in cases {
             let mut f = function("F", &["a"], &["b"], vec![body]);
             f.opset_import[0].version = 13;
             let mut main = GraphProto { node: vec![node("F", "my", &["x"], &["y"])], ..Default::default() };

@@ -56,8 +56,8 @@ pub(super) const SPLIT: Row = Row {
 fn equal_parts(extent: &Dim, count: i64) -> Vec<Dim> {
     if let Some(n) = extent.known() {
         // Since opset 18 the last part may be smaller.
-        let size = (n + count - 1) / count;
-        return (0..count).map(|i| Dim::from((n - i * size).clamp(0, size))).collect();
+        let size = n.max(0) / count + (n.max(0) % count != 0) as i64;
+        return (0..count).map(|i| Dim::from(n.saturating_sub(i.saturating_mul(size)).clamp(0, size))).collect();
     }
     match extent.div_exact(&Dim::from(count)) {
         Some(size) => vec![size; count as usize],

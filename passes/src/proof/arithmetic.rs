@@ -261,7 +261,7 @@ impl Table<'_> {
             return Some(sum);
         }
         // The sum is made row by row: where a row chooses nothing, C's row stays as it is.
-        let ty = ty.clone()?;
+        let ty = ty.clone().filter(|ty| ty.rank() == 2)?;
         let rows = ty.shape[0].known()?;
         let c_rows = self.shape(c).filter(|s| s.len() == 2)?[0].known();
         if rows > super::movement::MOST_PARTS as i64 || c_rows != Some(rows) {

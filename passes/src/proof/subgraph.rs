@@ -35,7 +35,7 @@ struct Names<'a> {
     captured: &'a [&'a str],
     scopes: Vec<HashMap<String, String>>,
     next: usize,
-    /// Was a name met that is neither defined nor captured?
+    /// Was a name met that is neither defined nor captured, or one that is defined twice?
     lost: bool,
 }
 
@@ -47,7 +47,7 @@ impl Names<'_> {
         self.next += 1;
         let new = format!("v{}", self.next);
         if let Some(scope) = self.scopes.last_mut() {
-            scope.insert(std::mem::replace(name, new.clone()), new);
+            self.lost |= scope.insert(std::mem::replace(name, new.clone()), new).is_some();
         }
     }
 
@@ -81,6 +81,8 @@ impl Names<'_> {
                 self.define(&mut v.name);
             }
         }
+        // A node may stand before the nodes that it reads.
+        g.node.iter_mut().flat_map(|n| &mut n.output).for_each(|name| self.define(name));
         for n in &mut g.node {
             n.name.clear();
             n.doc_string.clear();
@@ -94,7 +96,6 @@ impl Names<'_> {
                 }
                 a.graphs.iter_mut().for_each(|g| self.graph(g));
             }
-            n.output.iter_mut().for_each(|name| self.define(name));
         }
         for o in &mut g.output {
             self.read(&mut o.name);

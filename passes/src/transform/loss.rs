@@ -3,7 +3,7 @@
 use super::class_axis::class_axis;
 use super::master::is_half;
 use crate::ir::words;
-use crate::ir::{Attrs, DType, Dim, Graph, Kind, NodeId, Op, TensorType, ValueId, ValueType};
+use crate::ir::{Attrs, DType, Dim, Graph, Kind, NodeId, Op, TensorType, ValueId, ValueType, is_absurd};
 use crate::onnx::read_value_info;
 use crate::ops::build::{BuildError, Builder, Built};
 use crate::ops::formula::formula;
@@ -240,6 +240,9 @@ pub fn append_loss(g: &mut Graph, output: ValueId, o: &LossOptions) -> Result<Lo
     })?;
     if !ty.dtype.is_float() {
         return Err(LossError::WhichOutput(format!("output `{name}` has type {ty}; a loss needs a float output")));
+    }
+    if is_absurd(&ty.shape) {
+        return Err(LossError::Unfit(format!("output `{name}` has an absurd size, {ty}")));
     }
     if o.kind == LossKind::Own {
         return own_loss(g, output, o);

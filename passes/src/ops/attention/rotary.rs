@@ -80,6 +80,7 @@ fn rotate(
         (x, 1)
     } else {
         let heads = extent(b, x, 2)? / width;
+        refuse_if(heads < 1, unfit(format!("has heads of width {width} in {ty}")))?;
         let shape = [ty.shape[0].clone(), ty.shape[1].clone(), Dim::from(heads), Dim::from(width)];
         (b.reshape(x, &[0, 0, heads, width], &shape)?, 2)
     };

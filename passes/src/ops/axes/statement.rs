@@ -183,8 +183,8 @@ fn moved(cx: &Infer, r: usize, ranks: &[Option<usize>], result: Option<&[Dim]>) 
             name @ ("GatherND" | "ScatterND") => {
                 let m =
                     shape(1)?.last().and_then(Dim::known).ok_or_else(|| TypeError("its coordinates are unknown".into()))?;
-                let b = cx.op.int("batch_dims") as usize;
-                let part = row(r, |a| (a >= b + m as usize).then_some(""));
+                let b = usize::try_from(cx.op.int("batch_dims")).unwrap_or(0).min(r);
+                let part = row(r, |a| (a >= b + m.clamp(0, r as i64) as usize).then_some(""));
                 let shared = all(b);
                 match name {
                     "GatherND" => format!("{}, {shared} i.. _ -> {shared} i.. {part}", all(r)),

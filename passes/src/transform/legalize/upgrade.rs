@@ -101,7 +101,7 @@ fn node(b: &mut Builder, id: NodeId, name: &str, from: i64, to: i64) -> Done {
         }
         "Dropout" => float_to_operand(b, id, "ratio", 1),
         "BatchNormalization" => return batch_normalization(b, id),
-        "Upsample" | "Resize" => resize(b, id, name, from),
+        "Upsample" | "Resize" => resize(b, id, name, from, to),
         "Scatter" => {
             let attrs = attrs(b.graph, id);
             let operands = b.graph.operands(id).to_vec();
@@ -204,7 +204,7 @@ fn batch_normalization(b: &mut Builder, id: NodeId) -> Done {
 }
 
 /// `Upsample` and the first `Resize` take the nearest element to the left, without half pixels.
-fn resize(b: &mut Builder, id: NodeId, name: &str, from: i64) {
+fn resize(b: &mut Builder, id: NodeId, name: &str, from: i64, to: i64) {
     let mut attrs = attrs(b.graph, id);
     if name == "Resize" && from >= 11 {
         // `half_pixel` has taken the place of this mode. It rounds half up unless it is told to.
@@ -231,5 +231,7 @@ fn resize(b: &mut Builder, id: NodeId, name: &str, from: i64) {
     if attrs.str("mode").is_none_or(|mode| mode == "nearest") {
         attrs.0.insert("nearest_mode".into(), if shrinks { "ceil" } else { "floor" }.into());
     }
-    b.graph.replace_op(id, Op::new("Resize", attrs), &[Some(x), None, scales]);
+    // Until opset 13 the region was no optional operand.
+    let region = (to < 13).then(|| b.constant(&format!("{}/roi", b.prefix), Tensor::f32s(&[0], &[])));
+    b.graph.replace_op(id, Op::new("Resize", attrs), &[Some(x), region, scales]);
 }
