@@ -111,7 +111,7 @@ pub struct CourseOptions {
     /// How the rate goes down [default: constant]
     #[arg(long, value_enum, help_heading = "Course")]
     pub schedule: Option<ScheduleKind>,
-    /// Steps over which the rate rises to the highest [default: a quarter of an epoch, 4 to 100]
+    /// Steps over which the rate rises to the highest [default: a quarter of an epoch or of a shorter run, 4 to 100]
     #[arg(long, value_name = "N", help_heading = "Course")]
     pub warmup: Option<u64>,
     /// Rate at which cosine and linear end [default: 0]

@@ -148,7 +148,7 @@ impl Setup {
                 found.unwrap_or(begins.rate(&graph.optimizer))
             }
         };
-        let warmup = o.warmup.or(then.map(|c| c.warmup)).unwrap_or((steps_per_epoch / 4).clamp(4, 100));
+        let warmup = o.warmup.or(then.map(|c| c.warmup)).unwrap_or((steps_per_epoch.min(total) / 4).clamp(4, 100));
         let (kind, min_lr) = (o.schedule.unwrap_or_default(), o.min_lr.unwrap_or(0.0));
         let has_head = begins == Begins::FreshHead;
         let head = if has_head { (o.head_first.unwrap_or(0.0) * total as f64).round() as u64 } else { 0 };
