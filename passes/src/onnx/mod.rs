@@ -13,7 +13,7 @@ pub(crate) mod subgraph;
 #[cfg(test)]
 mod tests;
 
-use onnx_protobuf::{GraphProto, NodeProto};
+use onnx_protobuf::{AttributeProto, GraphProto, NodeProto};
 use std::collections::HashSet;
 
 pub(crate) use body::body;
@@ -30,11 +30,20 @@ pub(crate) fn short_domain(written: &str) -> &str {
 
 /// The subgraphs in a node's attributes.
 pub(crate) fn subgraphs(node: &NodeProto) -> impl Iterator<Item = &GraphProto> {
-    node.attribute.iter().flat_map(|a| a.g.iter().chain(&a.graphs))
+    node.attribute.iter().filter(|a| holds_graphs(a)).flat_map(|a| a.g.iter().chain(&a.graphs))
+}
+
+/// An attribute that states another type may carry a graph that says nothing.
+fn holds_graphs(a: &AttributeProto) -> bool {
+    use onnx_protobuf::attribute_proto::AttributeType::{GRAPH, GRAPHS, UNDEFINED};
+    matches!(a.type_.enum_value_or_default(), GRAPH | GRAPHS | UNDEFINED)
 }
 
 pub(crate) fn subgraphs_mut(node: &mut NodeProto) -> impl Iterator<Item = &mut GraphProto> {
-    node.attribute.iter_mut().flat_map(|a| a.g.0.iter_mut().map(|g| &mut **g).chain(&mut a.graphs))
+    node.attribute
+        .iter_mut()
+        .filter(|a| holds_graphs(a))
+        .flat_map(|a| a.g.0.iter_mut().map(|g| &mut **g).chain(&mut a.graphs))
 }
 
 /// A node's name, or that of its first result where it has none.

@@ -35,7 +35,9 @@ pub fn unbroadcast(b: &mut Builder, ct: ValueId, operand: ValueId) -> Built {
     if from.shape == to.shape {
         return Ok(ct);
     }
-    let lead = from.rank().saturating_sub(to.rank());
+    let Some(lead) = from.rank().checked_sub(to.rank()) else {
+        return Err(b.error("unbroadcast", TypeError(format!("{from} is not what {to} is broadcast to"))));
+    };
     let mut axes: Vec<i64> = (0..lead as i64).collect();
     for (i, d) in to.shape.iter().enumerate() {
         if d.is_one() && !from.shape[lead + i].is_one() {

@@ -16,6 +16,8 @@ pub(super) const LINEAR_ATTENTION: Row = Row {
     infer: |cx| {
         let (q, k, v) = (cx.ty(0)?, cx.ty(1)?, cx.ty(2)?);
         cx.require([q, k, v].iter().all(|t| t.rank() == 3), || format!("{q}, {k} and {v} are not all of rank 3"))?;
+        let batch = |t: &TensorType| t.shape[0].known().zip(q.shape[0].known()).is_none_or(|(own, of_q)| own == of_q);
+        cx.require(batch(k) && batch(v), || format!("{q}, {k} and {v} are not of one batch"))?;
         let (q_heads, heads) = (cx.op.int("q_num_heads"), cx.op.int("kv_num_heads"));
         cx.require(heads > 0 && q_heads > 0, || "`q_num_heads` or `kv_num_heads` is missing".into())?;
         let width = |t: &TensorType| t.shape[2].div_exact(&Dim::from(heads)).unwrap_or_else(|| unknown_dim("width"));

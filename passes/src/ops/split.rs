@@ -10,7 +10,12 @@ pub(super) const SPLIT: Row = Row {
     infer: |cx| {
         let (ty, axis) = (cx.ty(0)?, cx.axis()?);
         let sizes: Vec<Dim> = match cx.listed("split", 1)? {
-            Some(sizes) => sizes.into_iter().map(Dim::from).collect(),
+            Some(sizes) => {
+                let sum = sizes.iter().fold(0i64, |sum, n| sum.saturating_add(*n));
+                let fits = ty.shape[axis].known().is_none_or(|n| n == sum);
+                cx.require(fits, || format!("its parts {sizes:?} are not those of {ty} along axis {axis}"))?;
+                sizes.into_iter().map(Dim::from).collect()
+            }
             None => {
                 // Before opset 18 only the node's results tell the number of parts.
                 let written = cx.op.source.as_ref().map_or(0, |n| n.output.len() as i64);

@@ -63,13 +63,17 @@ pub fn differentiate(
         b.steep = result_cts.iter().flatten().any(|ct| ct.steep);
         let wanted = |v: ValueId| active[v.node.index()];
         let mut p = Pullback { b: &mut b, node: id, rule, result_cts, wanted: &|v| wanted(v), cotangents: &mut cts };
-        rule.pullback(&mut p).map_err(|e| match e {
-            GradError::NoPullback { reason, hint, .. } => no_pullback(b.graph, id, wrt, loss, &reason, hint),
-            other => match control_flow::before(b.graph, id) {
+        rule.pullback(&mut p).map_err(|e| {
+            let untyped = b.graph.reads(id).any(|v| b.graph.tensor_type(v).is_none());
+            match (control_flow::before(b.graph, id), e) {
+                (None, GradError::NoPullback { reason, hint, .. }) => no_pullback(b.graph, id, wrt, loss, &reason, hint),
+                (Some(_), GradError::NoPullback { reason, hint, .. }) if !untyped => {
+                    no_pullback(b.graph, id, wrt, loss, &reason, hint)
+                }
                 // Behind it types are unknown.
-                Some((node, why)) => no_pullback(b.graph, node, wrt, loss, &why.to_string(), why.hint()),
-                None => at(&site)(other),
-            },
+                (Some((node, why)), _) => no_pullback(b.graph, node, wrt, loss, &why.to_string(), why.hint()),
+                (None, other) => at(&site)(other),
+            }
         })?;
     }
     let mut gradients = Gradients::new();

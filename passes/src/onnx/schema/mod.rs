@@ -218,9 +218,13 @@ pub fn misfit(op: &Op, operands: impl Iterator<Item = Option<DType>>) -> Option<
     if let Some((_, t)) = types.find(|(formal, t)| !newest.takes(formal, *t)) {
         return Some(format!("does not take {t}"));
     }
-    let other = |(name, a): &(&String, &Attr)| newest.attribute(name).is_some_and(|known| !known.kind.holds(a));
+    // Names that start so are a tool's own, which readers skip.
+    let other = |(name, a): &(&String, &Attr)| match newest_with(&op.domain, &op.name, name) {
+        Some(known) => !known.kind.holds(a),
+        None => !name.starts_with("__"),
+    };
     let (name, _) = op.attrs.0.iter().find(other)?;
-    Some(format!("has an attribute `{name}` of another type"))
+    Some(format!("has an attribute `{name}` that it does not take"))
 }
 
 /// An attribute in the newest version of an operator that has it. An operator of an unknown domain is read like the standard operator

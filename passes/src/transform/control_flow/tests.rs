@@ -188,3 +188,13 @@ fn an_input_of_very_many_integers_is_not_fixed() {
     let e = crate::transform::fix_inputs::fix_inputs(&mut g, &[("ids".into(), 2)]).unwrap_err();
     assert!(e.contains("`ids`"), "{e}");
 }
+
+#[test]
+fn an_undecided_choice_is_named_where_its_type_is_needed() {
+    let mut g = graph(vec![squeeze("fed", "y"), node("Unsqueeze", &["y", "axis"], &["z"])], "z");
+    let (x, z) = (g.find("x").unwrap(), g.find("z").unwrap());
+    g.set_type(z, TensorType::new(DType::F32, [Dim::symbol("n"), Dim::from(3), Dim::from(1)]).into());
+    let loss = crate::ops::build::Builder::new(&mut g, "loss").reduce_all("ReduceSum", z).unwrap();
+    let e = crate::transform::differentiate::differentiate(&mut g, &crate::target::CPU, loss, &[x]).unwrap_err().to_string();
+    assert!(e.contains("node `y` (If)") && e.contains("which branch it takes"), "{e}");
+}
