@@ -101,7 +101,7 @@ for (const [name, ort] of [["onnxruntime-node", node], ["onnxruntime-web", web]]
       const bare = await Trainer.load({ train, init, eval: evaluation, ort, ...quiet });
       assert.deepEqual(bare.metadata, {});
       assert.deepEqual(bare.stateNames.toSorted(), trainer.stateNames.toSorted());
-      assert.deepEqual((await firstLosses(bare, data, 2)), losses[name].slice(0, 2));
+      assert.deepEqual((await firstLosses(bare, data, { steps: 2 })), losses[name].slice(0, 2));
       assert.ok((await bare.evaluate(held.batches(120))).accuracy > 0);
       assert.deepEqual(await bare.topology(), []);
       assert.equal((await bare.topology(JSON.parse(trainer.metadata["ancre.router"]))).length, 3);
@@ -110,7 +110,7 @@ for (const [name, ort] of [["onnxruntime-node", node], ["onnxruntime-web", web]]
 
     test("a separate state does, too", async () => {
       const other = await Trainer.load({ train: separate.train, state: separate.state, ort, ...quiet });
-      assert.deepEqual((await firstLosses(other, data, 2)), losses[name].slice(0, 2));
+      assert.deepEqual((await firstLosses(other, data, { steps: 2 })), losses[name].slice(0, 2));
       await other.release();
     });
 

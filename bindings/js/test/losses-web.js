@@ -1,4 +1,4 @@
-// The losses of the first steps in a browser.
+// The same in a browser.
 
 import * as ort from "onnxruntime-web/wasm";
 import { Trainer } from "../src/index.js";
@@ -9,5 +9,5 @@ export async function losses(stem) {
   ort.env.wasm.wasmPaths = new URL("/", location.href).href;
   const trainer = await Trainer.load({ train: `${stem}train.onnx`, init: `${stem}init.onnx`, ort, sessionOptions: { logSeverityLevel: 3 } });
   const npz = new Uint8Array(await (await fetch("/digits/digits_train.npz")).arrayBuffer());
-  return firstLosses(trainer, Dataset.of(readNpz(npz), trainer.inputs));
+  return firstLosses(trainer, Dataset.of(readNpz(npz), trainer.inputs), { stride: 0 });
 }
