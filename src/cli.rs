@@ -8,10 +8,12 @@ mod verify;
 pub use train::{CourseOptions, DataOptions, Metric, RateChoice, Recalibrate, ScheduleKind, TrainArgs};
 pub use verify::{LimitArgs, VerifyArgs};
 
+use ancre_passes::contract::StateFrom;
 use ancre_passes::ir::{Form, Normalize, Rule, Scope};
 use ancre_passes::target::Target;
 use ancre_passes::transform::loss::LossKind;
 use ancre_passes::transform::optimizer::OptimizerKind;
+use ancre_passes::transform::route::Preset;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
@@ -221,13 +223,6 @@ pub enum RuntimeCommand {
         json: bool,
     },
 }
-
-#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(missing_docs)]
-pub enum Preset {
-    Finetune,
-    Paper,
-}
 /// The loss as it is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LossChoice {
@@ -270,13 +265,6 @@ pub enum Reduction {
     Sum,
 }
 
-#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(missing_docs)]
-pub enum StateArg {
-    Inline,
-    Separate,
-}
-
 /// What compares the rewrite with its source.
 #[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)]
@@ -301,7 +289,7 @@ pub struct RewriteArgs {
     #[arg(short, long, value_name = "DIR|FILE")]
     pub out: Option<String>,
     /// finetune: reassign, add, gated, uniform; paper: augment, block, softmax, uniform; later flags override
-    #[arg(long, help_heading = "Router")]
+    #[arg(long, value_parser = word_of!(Preset), help_heading = "Router")]
     pub preset: Option<Preset>,
     /// Replace the cascaded skip by the route, or add the route to the whole block
     #[arg(long, value_parser = word_of!(Form), help_heading = "Router")]
@@ -461,12 +449,16 @@ pub struct TrainingGraphArgs {
     /// Output the gradient of every trained tensor as NAME.grad
     #[arg(long, help_heading = "Training graph")]
     pub grad_outputs: bool,
-    /// Where the state starts from: defaults inside the graphs, or STEM.ancre.state.safetensors and none inside [default: inline]
-    #[arg(long, help_heading = "Training graph")]
-    pub state: Option<StateArg>,
+    /// Where the state starts from: STEM.ancre.init.onnx, a graph that gives it (init), defaults inside the graphs (inline), or
+    /// STEM.ancre.state.safetensors (separate) [default: init]
+    #[arg(long, value_parser = word_of!(StateFrom), help_heading = "Training graph")]
+    pub state: Option<StateFrom>,
     /// Also write STEM.ancre.eval.onnx: forward and loss, no updates, the same state inputs
     #[arg(long, help_heading = "Training graph")]
     pub eval_graph: bool,
+    /// Also write STEM.ancre.infer.onnx: the model, with its trained state as inputs
+    #[arg(long, help_heading = "Training graph")]
+    pub infer_graph: bool,
     /// Keep batch normalisation as in evaluation
     #[arg(long, help_heading = "Training graph")]
     pub frozen_bn: bool,

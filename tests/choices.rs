@@ -1,12 +1,10 @@
 //! What trains, and from what: `--classes`, `--freeze-backbone`, `--reinit`, `--trainable`, `--frozen`, the loss that a model shows,
 //! the evaluation graph and separate state.
 
-use crate::common::{emit, floats, max_abs, model, open_file, text, tool, tool_ok};
+use crate::common::{emit, first_state, floats, max_abs, model, open_file, random_data, text, tool, tool_ok};
 use ancre_passes::ir::{Attrs, DType, Dim, Graph, Op, Tensor, TensorType};
-use ancre_rewrite::engine::random_inputs::{self, Sizes};
 use ancre_rewrite::engine::{Session, Tensors};
 use ancre_rewrite::io::files::read_model;
-use ancre_rewrite::io::tensor::NpTensor;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
@@ -31,9 +29,7 @@ fn names(v: &Value) -> Vec<&str> {
 
 /// Random inputs of a training graph for a batch of 2, with a learning rate.
 fn feeds(path: &Path, lr: f64) -> Tensors {
-    let (g, _) = read_model(path).unwrap();
-    let sizes = random_inputs::sizes(&g, &Sizes::new()).remove(0);
-    let mut feeds = random_inputs::random_inputs(&g, &sizes, 3).unwrap();
+    let mut feeds = random_data(path);
     if feeds.contains_key("lr") {
         feeds.insert("lr".into(), floats(DType::F32, &[], &[lr]));
     }
@@ -81,14 +77,14 @@ fn a_fresh_head_on_a_frozen_backbone() {
         let weights: Vec<&&str> = trained.iter().filter(|n| !n.starts_with("ancre.")).collect();
         assert!(weights.len() == 2, "{name}: {weights:?}");
         let path = output(&dir, name, "train.");
-        let out = open_file(&path).run(&feeds(&path, 0.1)).unwrap();
+        let (out, first) = (open_file(&path).run(&feeds(&path, 0.1)).unwrap(), first_state(&path));
         let logits = out.values().find(|t| t.shape().len() == 2 && t.shape()[1] == 7);
         assert!(logits.is_some(), "{name}: no logits of 7 classes");
         // Nothing but the head, the router and the counter has a next value: batch normalisation stays as in evaluation.
         let next: Vec<&str> = out.keys().filter_map(|n| n.strip_suffix(".next")).collect();
         assert_eq!(next.len(), trained.len() + 1, "{name}: {next:?}");
         for w in &weights {
-            assert!(max_abs(&out[&format!("{w}.next")].to_f64(), &constant(&path, w)) > 0.0, "{name}: {w} does not move");
+            assert!(max_abs(&out[&format!("{w}.next")].to_f64(), &first[**w].to_f64()) > 0.0, "{name}: {w} does not move");
         }
     }
     // What counts no classes gets no new ones.
@@ -145,36 +141,64 @@ fn globs_and_lists_choose_what_trains() {
 }
 
 #[test]
-fn evaluation_graph_and_separate_state_agree_with_the_training_graph() {
-    let (inline, _) = built("vit", &["--eval-graph"]);
-    let (apart, r) = built("vit", &["--eval-graph", "--state", "separate"]);
-    let kinds: Vec<&str> = r["outputs"].as_array().unwrap().iter().map(|o| o["kind"].as_str().unwrap()).collect();
-    assert_eq!(kinds, ["forward", "train", "eval", "state"]);
+fn the_graphs_agree_wherever_their_state_lies() {
+    let built = |flags: &[&str]| built("vit", &[&["--eval-graph", "--infer-graph"], flags].concat());
+    let (inline, r) = built(&["--state", "inline"]);
+    let kinds = |r: &Value| -> Vec<String> {
+        r["outputs"].as_array().unwrap().iter().map(|o| o["kind"].as_str().unwrap().to_string()).collect()
+    };
+    assert_eq!(kinds(&r), ["forward", "train", "eval", "infer"]);
     let path = |dir: &TempDir, kind: &str| output(dir, "vit", kind);
     // Zero moments take no room: the training graph holds the weights once.
     let size = |p: PathBuf| std::fs::metadata(p).unwrap().len() as f64;
     let (forward, train) = (size(path(&inline, "")), size(path(&inline, "train.")));
     assert!(train < 2.5 * forward, "{train} against {forward}");
-    assert!(size(path(&apart, "train.")) < train - 0.7 * forward);
     let data = feeds(&path(&inline, "train."), 0.0);
-    let want = open_file(&path(&inline, "train.")).run(&data).unwrap()["loss"].to_f64()[0];
+    let of_model: Tensors =
+        data.iter().filter(|(n, _)| !["lr", "labels"].contains(&n.as_str())).map(|(n, t)| (n.clone(), t.clone())).collect();
     let mut plain = data.clone();
     plain.shift_remove("lr");
-    let eval = open_file(&path(&inline, "eval.")).run(&plain).unwrap();
-    assert!((eval["loss"].to_f64()[0] - want).abs() < 1e-6 && !eval.keys().any(|n| n.ends_with(".next")));
-    // Every state of the separate graph is in the file, in full, and has to be fed.
-    let bytes = std::fs::read(apart.path().join("vit.ancre.state.safetensors")).unwrap();
-    let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
-    let mut session = open_file(&path(&apart, "train."));
-    assert!(session.run(&data).is_err());
-    let mut full = data.clone();
-    for (name, view) in file.tensors() {
-        let dtype = if view.dtype() == safetensors::Dtype::I64 { DType::I64 } else { DType::F32 };
-        full.insert(name.to_string(), NpTensor::new(dtype, view.shape(), view.data().to_vec()).unwrap());
+    let want = open_file(&path(&inline, "train.")).bare().run(&data).unwrap()["loss"].to_f64()[0];
+    let logits = open_file(&path(&inline, "")).run(&of_model).unwrap();
+    let near = |a: &Tensors, b: &Tensors, name: &str| max_abs(&a[name].to_f64(), &b[name].to_f64()) < 1e-5;
+    let (init, r) = built(&[]);
+    assert_eq!(kinds(&r), ["forward", "train", "eval", "infer", "init"]);
+    let (apart, r) = built(&["--state", "separate"]);
+    assert_eq!(kinds(&r), ["forward", "train", "eval", "infer", "state"]);
+    for dir in [&inline, &init, &apart] {
+        let train_file = path(dir, "train.");
+        assert!((open_file(&train_file).run(&data).unwrap()["loss"].to_f64()[0] - want).abs() < 1e-6);
+        let first = first_state(&train_file);
+        let fed = |mut feeds: Tensors, kind: &str| {
+            let mut session = open_file(&path(dir, kind)).bare();
+            let asks = session.inputs().to_vec();
+            let asked = first.iter().filter(|(n, _)| asks.contains(n)).map(|(n, t)| (n.clone(), t.clone()));
+            let asked: Tensors = asked.collect();
+            // State that is asked for cannot be left out.
+            assert_eq!(session.run(&feeds).is_err(), !asked.is_empty(), "{kind}");
+            assert_eq!(asked.is_empty(), std::ptr::eq(dir, &inline), "{kind}");
+            feeds.extend(asked);
+            session.run(&feeds).unwrap()
+        };
+        let eval = fed(plain.clone(), "eval.");
+        assert!((eval["loss"].to_f64()[0] - want).abs() < 1e-6 && !eval.keys().any(|n| n.ends_with(".next")));
+        let infer = fed(of_model.clone(), "infer.");
+        assert!(infer.keys().eq(logits.keys()) && infer.keys().all(|n| near(&infer, &logits, n)), "{:?}", infer.keys());
     }
-    assert_eq!(full["head.weight.exp_avg"].shape(), full["head.weight"].shape());
-    let got = session.run(&full).unwrap()["loss"].to_f64()[0];
-    assert!((got - want).abs() < 1e-6);
+    // What lies outside is whole: moments too, which take no room in a graph that gives them.
+    for dir in [&init, &apart] {
+        assert!(size(path(dir, "train.")) < train - 0.7 * forward);
+        let first = first_state(&path(dir, "train."));
+        assert_eq!(first["head.weight.exp_avg"].shape(), first["head.weight"].shape());
+    }
+    assert!(size(path(&init, "init.")) < 1.3 * forward);
+    let given = open_file(&path(&init, "init.")).bare().run(&Tensors::new()).unwrap();
+    assert!(given.iter().eq(first_state(&path(&init, "train.")).iter()), "ONNX Runtime gives what the tool reads");
+    // Metadata for those whose runtime shows none of a model's.
+    let bytes = std::fs::read(apart.path().join("vit.ancre.state.safetensors")).unwrap();
+    let (_, about) = safetensors::SafeTensors::read_metadata(&bytes).unwrap();
+    let states: Vec<Value> = serde_json::from_str(&about.metadata().as_ref().unwrap()["ancre.state"]).unwrap();
+    assert_eq!(states.len(), given.len());
 }
 
 /// One tensor used twice is one parameter: its gradient is the sum of both uses'. Equal ones that an exporter merged are two.

@@ -616,7 +616,8 @@ fn a_cast_that_wraps_trains_where_the_source_runs() {
             y = Add (x, row)
         }",
     );
-    tool_ok(&[path.as_os_str(), "--loss".as_ref(), "mse".as_ref(), "--chains".as_ref(), "none".as_ref()]);
+    let arguments = ["--loss", "mse", "--chains", "none", "--state", "inline"].map(AsRef::as_ref);
+    tool_ok(&[&[path.as_os_str()], &arguments[..]].concat());
     let bytes = std::fs::read(dir.path().join("wraps.ancre.train.onnx")).unwrap();
     let (g, _) = ancre_rewrite::io::files::read_model(&dir.path().join("wraps.ancre.train.onnx")).unwrap();
     let feeds: Tensors = g

@@ -1,7 +1,7 @@
 //! `freeze` against its contract: states of every kind of router go back into the forward graph, what comes out runs in both
 //! engines and bears no trace of training; a state that does not fit is refused.
 
-use crate::common::{Random, emit, max_abs, model, open, open_file, text, tool, tool_ok, write_npz};
+use crate::common::{Random, emit, first_state, max_abs, model, open, open_file, text, tool, tool_ok, write_npz};
 use ancre_passes::ir::{Attrs, DType, Dim, Graph, Kind, Op, Tensor, TensorType, ValueId};
 use ancre_rewrite::engine::random_inputs::{Sizes, random_inputs, sizes};
 use ancre_rewrite::engine::{Session, Tensors, tract};
@@ -29,7 +29,7 @@ impl Trained {
         a.extend(flags.iter().map(|f| f.to_string()));
         tool_ok(&a);
         let train = read_model(&dir.path().join("m.train.onnx")).unwrap().0;
-        Trained { state: disturbed(&train), dir }
+        Trained { state: disturbed(&train, &first_state(&dir.path().join("m.train.onnx"))), dir }
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -68,14 +68,14 @@ impl Trained {
 }
 
 /// Every state tensor of a training graph, moved a little away from its start.
-fn disturbed(train: &Graph) -> Tensors {
+fn disturbed(train: &Graph, first: &Tensors) -> Tensors {
     let listed: Vec<Value> = serde_json::from_str(&train.metadata["ancre.state"]).unwrap();
     let mut random = Random(11);
     let mut state = Tensors::new();
     for s in &listed {
         let (name, kind) = (s["input"].as_str().unwrap(), s["kind"].as_str().unwrap());
         let shape: Vec<usize> = s["shape"].as_array().unwrap().iter().map(|d| d.as_u64().unwrap() as usize).collect();
-        let start = NpTensor::from_constant(train.initializer(train.find(name).unwrap()).unwrap()).unwrap();
+        let start = &first[name];
         let mut values = start.to_f64();
         values.resize(shape.iter().product(), 0.0);
         match kind {

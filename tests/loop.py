@@ -17,12 +17,14 @@ options.intra_op_num_threads = 1
 options.use_deterministic_compute = True
 options.enable_mem_pattern = False
 sess = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+init = onnxruntime.InferenceSession(path.replace(".train.", ".init."), providers=["CPUExecutionProvider"])
 described = json.loads(sess.get_modelmeta().custom_metadata_map["ancre.state"])
 in_place = {s["output"]: s["input"] for s in described if s["in_place"]}
 target = next(i.name for i in sess.get_inputs() if i.name in ("labels", "target"))
 
 losses = []
-outs, state, lr = [o.name for o in sess.get_outputs()], {}, numpy.array(rate, numpy.float32)  # a 0-d array, not a Python float
+state = {o.name: onnxruntime.OrtValue.ortvalue_from_numpy(v) for o, v in zip(init.get_outputs(), init.run(None, {}))}
+outs, lr = [o.name for o in sess.get_outputs()], numpy.array(rate, numpy.float32)  # a 0-d array, not a Python float
 for rows in json.load(open(steps)):
     batch = {k[6:]: numpy.ascontiguousarray(arrays[k][rows]) for k in arrays.files if k.startswith("input/")}
     batch[target] = numpy.ascontiguousarray(arrays["target"][rows])

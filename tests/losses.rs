@@ -1,7 +1,7 @@
 //! Losses, their gradients and optimisers against PyTorch's numbers (`torch_numbers/make.py`), and the names and types a training graph
 //! has to keep apart.
 
-use crate::common::{data, emit, floats, max_abs, open_file, read_npz, text, tool, tool_ok};
+use crate::common::{data, emit, first_state, floats, max_abs, open_file, read_npz, text, tool, tool_ok};
 use ancre_passes::ir::{Attrs, DType, Dim, Graph, Op, Tensor, TensorType, ValueId};
 use ancre_passes::ops::build::Builder;
 use ancre_rewrite::engine::{Session, Tensors};
@@ -155,7 +155,10 @@ fn the_model_s_names_win() {
         (&read("ancre.loss")["target"], &read("ancre.optimizer")["lr"]),
         (&"ancre.labels".into(), &"ancre.lr".into())
     );
-    assert_eq!(read("ancre.names"), serde_json::json!({"loss": "ancre.loss", "grad_norm": "ancre.grad_norm"}));
+    assert_eq!(
+        read("ancre.names"),
+        serde_json::json!({"loss": "ancre.loss", "grad_norm": "ancre.grad_norm", "state": "init"})
+    );
     let state = read("ancre.state");
     let own = state.as_array().unwrap().iter().find(|s| s["name"] == "loss").unwrap();
     assert_eq!((&own["input"], &own["output"]), (&"loss".into(), &"ancre.loss.next".into()));
@@ -248,7 +251,7 @@ fn half_precision_trains_in_float32() {
     let out = session.run(&feeds).unwrap();
     assert_eq!((out["y"].dtype(), out["w.next"].dtype()), (DType::F16, DType::F32));
     // A step too small for half precision is not lost.
-    let before = t.initializer(t.find("w").unwrap()).unwrap().to_f64().unwrap();
+    let before = first_state(&path)["w"].to_f64();
     let moved = max_abs(&out["w.next"].to_f64(), &before);
     assert!(moved > 1e-7 && moved < 1e-4, "{moved}");
 }

@@ -1,12 +1,11 @@
 //! Recurrences train at any length. Fourier transforms and sums of blocks written as plain operators compute what ONNX Runtime's own
 //! kernels do.
 
-use crate::common::{Random, advance, emit, floats, max_abs, norm, open, open_file, text, tool_ok};
+use crate::common::{Opened, Random, advance, emit, floats, max_abs, norm, open, open_file, text, tool_ok};
 use ancre_passes::analysis::types::resolve_types;
 use ancre_passes::ir::{Attrs, DType, Dim, Graph, Op, Tensor, TensorType, ValueType};
 use ancre_passes::refusal::Applied;
 use ancre_passes::transform::{eliminate, legalize};
-use ancre_rewrite::engine::ort::OrtSession;
 use ancre_rewrite::engine::{Session, Tensors};
 
 /// A graph of one node `y = op(x, operands…)`, all its results outputs.
@@ -75,7 +74,7 @@ fn recurrence(name: &str, steps: Option<i64>) -> Graph {
 }
 
 /// The training graph that the tool makes of a graph.
-fn training_graph(g: &Graph, flags: &[&str]) -> OrtSession {
+fn training_graph(g: &Graph, flags: &[&str]) -> Opened {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("net.onnx");
     std::fs::write(&file, emit(g)).unwrap();

@@ -1,9 +1,8 @@
 //! A head tied to its embedding, whose transpose the exporter stored as a second tensor: one parameter, whose gradient is the sum
 //! of both and whose trained value goes to both.
 
-use crate::common::{floats, max_abs, model, open_file, text, tool_ok};
+use crate::common::{floats, max_abs, model, open_file, random_data, text, tool_ok};
 use ancre_passes::ir::DType;
-use ancre_rewrite::engine::random_inputs::{self, Sizes};
 use ancre_rewrite::engine::{Session, Tensors};
 use ancre_rewrite::io::files::read_model;
 use ancre_rewrite::io::tensor::NpTensor;
@@ -22,9 +21,7 @@ fn built(dir: &Path, flags: &[&str]) -> Value {
 
 /// The inputs of a training graph, the same for every one of a model.
 fn feeds(path: &Path) -> Tensors {
-    let (g, _) = read_model(path).unwrap();
-    let sizes = random_inputs::sizes(&g, &Sizes::new()).remove(0);
-    let mut feeds = random_inputs::random_inputs(&g, &sizes, 3).unwrap();
+    let mut feeds = random_data(path);
     if feeds.contains_key("lr") {
         feeds.insert("lr".into(), floats(DType::F32, &[], &[1e-2]));
     }

@@ -4,18 +4,21 @@
 use crate::case::{Case, Plan};
 use crate::guard::caught;
 use ancre_passes::analysis::residual::{ResidualStructure, find_residuals};
-use ancre_passes::analysis::types::resolve_types;
 use ancre_passes::analysis::{dot, explain, picture, report};
-use ancre_passes::contract::{Chains, LossRecord, Names, OptimizerRecord, Record, RouterRecord, States, Ties};
-use ancre_passes::ir::{Graph, NodeId, SharedBytes, Tensor};
-use ancre_passes::onnx::{self, inline::inline};
+use ancre_passes::contract::{
+    Chains, LossRecord, Names, OptimizerRecord, Record, RouterRecord, StateFrom, StateRecord, States, Ties,
+};
+use ancre_passes::ir::{Graph, NodeId, SharedBytes};
+use ancre_passes::onnx;
 use ancre_passes::ops::is_random;
+use ancre_passes::pipeline::rewrite::read_model;
 use ancre_passes::pipeline::training::Training;
 use ancre_passes::pipeline::{self, Cx, FORWARD, PassError, PassManager, ROUTE};
 use ancre_passes::proof::{Proof, ProofOptions, prove_equal};
+use ancre_passes::transform::initial_state::{first_values, init_graph, require_state};
 use ancre_passes::transform::rebatch;
-use ancre_passes::transform::route::{self, Form, one_hot_parameters};
-use ancre_passes::transform::{bake, dropout, eliminate, legalize, tie};
+use ancre_passes::transform::route::{self, Form};
+use ancre_passes::transform::{bake, dropout, eliminate, tie};
 use ancre_passes::verify::{Stage, verify};
 use ancre_passes::{placement, text};
 use std::collections::HashSet;
@@ -61,16 +64,7 @@ pub fn run(case: &Case) -> Outcome {
 /// # Errors
 /// What is said of the file.
 pub fn read(bytes: Vec<u8>) -> Result<Graph, String> {
-    let bytes = SharedBytes::new(bytes);
-    let root = Some(Path::new(ROOT));
-    let mut g = onnx::read(&bytes, root).map_err(|e| e.to_string())?;
-    if !g.shell.functions.is_empty() {
-        g = onnx::read_prepared(&bytes, root.map(ancre_passes::ir::Home::from), |model| inline(model).map(|_| ()))
-            .map_err(|e| e.to_string())?;
-    }
-    legalize::from_old(&mut g).map_err(|e| e.to_string())?;
-    resolve_types(&mut g, None);
-    Ok(g)
+    read_model(&SharedBytes::new(bytes), Some(Path::new(ROOT))).map_err(|e| e.to_string())
 }
 
 /// A text without what is particular to a case: names and numbers.
@@ -263,16 +257,10 @@ impl Outcome {
                 return self.fault(format!("the router cannot be read back: {}", general(&e.to_string())), &e.to_string());
             }
         };
-        let mut g = forward.clone();
-        for r in routers.values() {
-            let (matrix, gate) = one_hot_parameters(r.blocks(), r.sources.len(), &plan.route);
-            let (k, width) = (r.blocks() as i64, r.width() as i64);
-            g.set_initializer(r.logits, Tensor::f32s(&[k, width], &matrix), false);
-            if let Some(v) = r.gate {
-                g.set_initializer(v, Tensor::f32s(&[k], &gate), false);
-            }
-        }
-        eliminate::eliminate_dead(&mut g, |_, _| false);
+        let g = match bake::at_one_hot(forward, &routers, &plan.route) {
+            Ok(g) => g,
+            Err(e) => return self.refusal("one-hot", &e.to_string()),
+        };
         self.see_proof("one-hot", &prove(source, &g));
     }
 
@@ -321,9 +309,21 @@ impl Outcome {
         if self.emit("train", &built.graph, source).is_none() {
             return;
         }
+        self.first_state(built.graph, &built.cx.states);
         match manager.evaluation_graph(for_evaluation, &built.cx.states, &o) {
             Ok(g) => drop(self.emit("eval", &g, source)),
             Err(e) => self.failure("eval", &e),
+        }
+    }
+
+    /// What the graph of the first state gives is what a training graph without defaults asks for.
+    fn first_state(&mut self, mut training: Graph, states: &[StateRecord]) {
+        let first = require_state(&mut training, states, StateFrom::Init);
+        let Some(init) = self.emit("init", &init_graph(&training, &first), &training) else { return };
+        match first_values(&init) {
+            Ok(read) if read.iter().map(|f| &f.name).eq(first.iter().map(|f| &f.name)) => {}
+            Ok(_) => self.fault("init: other states".into(), ""),
+            Err(e) => self.fault(format!("init: {}", general(&e.to_string())), &e.to_string()),
         }
     }
 

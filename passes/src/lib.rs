@@ -16,6 +16,8 @@
 //! - [`transform`] has the passes. [`pipeline`] lists them in order, each with what must hold before and after it.
 //! - [`proof`] shows that two graphs compute the same, by canonical forms.
 //!
+//! [`pipeline::rewrite::rewrite`] is all of it in one call.
+//!
 //! # Floor plan
 //!
 //! A module uses modules of lower floors only; `passes/tests/floors.rs` holds it, for both crates.
@@ -41,6 +43,11 @@
 //! assert_eq!(found.chains.len(), 1);
 //! assert_eq!(g.name(found.chains[0].joins[0].sum), "h");
 //! ```
+
+/// The code of README.md.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
 
 pub mod analysis;
 pub mod contract;

@@ -3,10 +3,13 @@
 pub use crate::io::outputs::Outputs;
 
 use crate::error::Failure;
-use crate::io::arrays;
+use crate::io::arrays::{self, read_tensors};
+use crate::io::tensor::NpTensor;
+use ancre_passes::contract::{Names, Record, StateFrom};
 use ancre_passes::ir::{DType, Graph, Home, Kind, LFS_POINTER, SharedBytes};
 use ancre_passes::onnx;
 use ancre_passes::onnx::inline::inline;
+use ancre_passes::transform::initial_state::first_values;
 use ancre_passes::transform::legalize::from_old;
 use indexmap::IndexMap;
 use std::path::{Path, PathBuf};
@@ -114,6 +117,24 @@ pub fn beside(train: &Path, kind: &str, suffix: &str) -> Option<PathBuf> {
     let stem = name.rsplit_once(".train").or_else(|| name.rsplit_once('.').filter(|_| !kind.is_empty()))?.0;
     let dot = if kind.is_empty() { "" } else { "." };
     Some(train.with_file_name(format!("{stem}{dot}{kind}{suffix}"))).filter(|path| path.is_file())
+}
+
+/// The first state of a training graph, where its graph asks for it: the tensors of the file that the main job wrote beside it,
+/// and that file; none where there is no such file.
+pub fn first_state(train: &Path, graph: &Graph) -> Result<Option<(PathBuf, IndexMap<String, NpTensor>)>, Failure> {
+    let from = Names::read(graph).ok().flatten().map(|names| names.state_from);
+    let init = || beside(train, "init", ".onnx");
+    // A file of an earlier rewrite may lie there too.
+    let stored = beside(train, "state", ".safetensors");
+    if let Some(path) = stored.filter(|_| from == Some(StateFrom::Separate) || init().is_none()) {
+        return Ok(Some((path.clone(), read_tensors(&path)?)));
+    }
+    let Some(path) = init() else { return Ok(None) };
+    let (g, _) = read_model(&path)?;
+    let fail = |e: String| Failure::input(e).at(&path).help("an init graph as the main job writes it was expected");
+    let first = first_values(&g).map_err(|e| fail(e.to_string()))?;
+    let tensors: Result<_, String> = first.iter().map(|f| Ok((f.name.clone(), NpTensor::first(f)?))).collect();
+    Ok(Some((path.clone(), tensors.map_err(fail)?)))
 }
 
 /// Checks that the external data of a model's initializers is there. The error names the first tensor whose data is missing,

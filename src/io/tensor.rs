@@ -1,6 +1,7 @@
 //! Tensors that go into and come out of engines: element type, shape and little-endian bytes.
 
 use ancre_passes::ir::{DType, Tensor};
+use ancre_passes::transform::initial_state::FirstValue;
 
 /// Evaluates an expression with `$t` as Rust's type for the elements, or `$other` where Rust has none.
 macro_rules! with_type {
@@ -70,6 +71,17 @@ impl NpTensor {
         let shape: Vec<usize> = t.dims().iter().map(|d| *d as usize).collect();
         let data = t.bytes().map_err(|e| e.to_string())?.into_owned();
         NpTensor::new(t.dtype(), &shape, data).ok_or_else(|| format!("elements of type {} cannot be used", t.dtype()))
+    }
+
+    /// The first value of a state tensor, all its elements. Fails as [`NpTensor::from_constant`] does.
+    pub fn first(f: &FirstValue) -> Result<NpTensor, String> {
+        let t = NpTensor::from_constant(&f.elements)?;
+        if !f.is_uniform() {
+            return Ok(t);
+        }
+        let shape: Vec<usize> = f.dims.iter().map(|d| *d as usize).collect();
+        let data = t.data.repeat(shape.iter().product());
+        NpTensor::new(t.dtype, &shape, data).ok_or_else(|| format!("`{}` cannot have shape {shape:?}", f.name))
     }
 
     /// Element type.

@@ -1,14 +1,15 @@
 //! What the main job is to do. Arguments are resolved here once: presets and defaults are filled in, files of options are read,
 //! combinations are checked. Below, nothing that has a default is optional, and nothing knows of the command line.
 
-use crate::cli::{LossChoice, Preset, Reduction, RewriteArgs, StateArg, VerifyArg};
+use crate::cli::{LossChoice, Reduction, RewriteArgs, VerifyArg};
 use crate::engine::EngineChoice;
 use crate::engine::random_inputs::{self, Sizes};
 use crate::error::{Failure, sentence};
 use crate::io::files;
 use crate::rewrite::batch::BatchRequest;
 use crate::verify::{ProofMode, Tolerance, VerifyOptions};
-use ancre_passes::ir::{Form, Graph, Normalize, Rule, Scope};
+use ancre_passes::contract::StateFrom;
+use ancre_passes::ir::{Form, Graph, Rule};
 use ancre_passes::pipeline::training::{TrainableChoice, TrainingOptions};
 use ancre_passes::pipeline::{Debugging, passes};
 use ancre_passes::target::{self, Target};
@@ -16,7 +17,7 @@ use ancre_passes::transform::auto_loss;
 use ancre_passes::transform::loss::{LossKind, LossOptions};
 use ancre_passes::transform::optimizer::{OptimizerKind, OptimizerOptions};
 use ancre_passes::transform::rebatch::Batch;
-use ancre_passes::transform::route::{ChainChoice, Granularity, Init, RouteOptions};
+use ancre_passes::transform::route::{ChainChoice, Granularity, Init, Preset, RouteOptions};
 use std::path::{Path, PathBuf};
 
 /// The main job, resolved.
@@ -72,9 +73,11 @@ pub struct TrainingRequest {
     pub(crate) loss: Option<LossKind>,
     /// Is it an error if there can be no training graph? It is when any option of the training graph was given.
     pub(crate) required: bool,
-    /// Is the state a file of its own?
-    pub(crate) separate_state: bool,
+    /// Where the state starts from.
+    pub(crate) state: StateFrom,
     pub(crate) evaluation: bool,
+    /// Is a graph of the model with its state as inputs wanted?
+    pub(crate) inference: bool,
     options: TrainingOptions,
 }
 
@@ -141,26 +144,26 @@ impl TryFrom<&RewriteArgs> for RewriteConfig {
 /// The router's options: preset first, then what was given.
 fn route(a: &RewriteArgs) -> Result<RouteOptions, Failure> {
     let paper = a.preset == Some(Preset::Paper);
-    let form = a.form.unwrap_or(if paper { Form::Augment } else { Form::Reassign });
-    // A preset sets all four options; without one the form decides.
-    let published = paper || (a.preset.is_none() && form == Form::Augment);
-    let rule = a.parametrization.unwrap_or(if published { Rule::Softmax } else { Rule::Gated });
+    // Without a preset the form decides.
+    let published = paper || (a.preset.is_none() && a.form == Some(Form::Augment));
+    let base = RouteOptions::preset(if published { Preset::Paper } else { Preset::Finetune });
+    let rule = a.parametrization.unwrap_or(base.rule);
     let granularity = match a.granularity.as_deref() {
-        None if published => Granularity::Block,
-        None | Some("add") => Granularity::Add,
+        None => base.granularity,
+        Some("add") => Granularity::Add,
         Some("block") => Granularity::Block,
         Some(n) => Granularity::Adds(
             n.parse().map_err(|_| Failure::input(format!("--granularity `{n}` is not add, block or a number of adds")))?,
         ),
     };
     Ok(RouteOptions {
-        form,
+        form: a.form.unwrap_or(base.form),
         granularity,
-        scope: a.scope.unwrap_or(Scope::Stage),
+        scope: a.scope.unwrap_or(base.scope),
         rule,
-        normalize: a.normalize.unwrap_or(Normalize::Incoming),
+        normalize: a.normalize.unwrap_or(base.normalize),
         init: init(a.init.as_deref(), rule)?,
-        tau: a.tau.unwrap_or(0.01),
+        tau: a.tau.unwrap_or(base.tau),
         chains: chains(a.chains.as_deref())?,
     })
 }
@@ -263,8 +266,9 @@ fn training(a: &RewriteArgs) -> Result<TrainingRequest, Failure> {
     Ok(TrainingRequest {
         loss,
         required: a.training.are_given(),
-        separate_state: a.training.state == Some(StateArg::Separate),
+        state: a.training.state.unwrap_or(StateFrom::Init),
         evaluation: a.training.eval_graph,
+        inference: a.training.infer_graph,
         options,
     })
 }

@@ -16,7 +16,7 @@ use crate::io::files::{self, Outputs};
 use crate::rewrite::batch::{BatchFacts, BatchRequest};
 use crate::rewrite::config::RewriteConfig;
 use crate::rewrite::opening::Opening;
-use crate::rewrite::training_files::TrainingFiles;
+use crate::rewrite::training_files::{FirstState, TrainingFiles};
 use crate::rewrite::verification::Verification;
 use crate::verify::{Subject, read_inputs};
 use ancre_passes::analysis::residual::{ResidualStructure, find_residuals};
@@ -104,7 +104,7 @@ fn forward_path(model: &Path, out: Option<&str>) -> PathBuf {
     }
 }
 
-/// The file of another kind beside the forward graph's: `.train`, `.eval` or `.state` before its suffix, or before `suffix`.
+/// The file of another kind beside the forward graph's: `.train`, `.eval`, `.infer`, `.init` or `.state` before its suffix, or before `suffix`.
 fn beside(forward: &Path, kind: &str, suffix: Option<&str>) -> PathBuf {
     let stem = forward.file_stem().and_then(|s| s.to_str()).unwrap_or("model");
     match suffix.or(forward.extension().and_then(|e| e.to_str())) {
@@ -201,6 +201,10 @@ pub fn rewrite(a: &RewriteArgs) -> Result<Rewritten, Failure> {
     if let Ok(built) = &training {
         graphs.push(("train", beside(&path, "train", None), &built.training.graph));
         graphs.extend(built.evaluation.as_ref().map(|g| ("eval", beside(&path, "eval", None), g)));
+        graphs.extend(built.inference.as_ref().map(|g| ("infer", beside(&path, "infer", None), g)));
+        if let FirstState::Init(g) = &built.first {
+            graphs.push(("init", beside(&path, "init", None), g));
+        }
     }
     for (kind, path, g) in graphs {
         let emission = onnx::emit(g).map_err(|e| Failure::input(e.to_string()).hint(e.hint()).at(&path))?;
@@ -210,7 +214,7 @@ pub fn rewrite(a: &RewriteArgs) -> Result<Rewritten, Failure> {
         }
         written.push((kind, path, bytes, emission.nodes));
     }
-    if let Ok(TrainingFiles { state: Some(state), .. }) = &training {
+    if let Ok(TrainingFiles { first: FirstState::Separate(state), .. }) = &training {
         let path = beside(&path, "state", Some("safetensors"));
         if !config.dry_run {
             outputs.add_bytes(state, &path)?;

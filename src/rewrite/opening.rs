@@ -106,6 +106,7 @@ fn graph_name(kind: &str) -> &'static str {
     match kind {
         "train" => "training graph",
         "eval" => "evaluation graph",
+        "infer" => "inference graph",
         "init" => "graph of the first state",
         _ => "graph",
     }

@@ -7,15 +7,17 @@ use crate::io::tensor::NpTensor;
 use crate::rewrite::batch::{self, BatchFacts, dim_json};
 use crate::rewrite::config::{RewriteConfig, TrainingRequest};
 use ancre_passes::analysis::quantised::find_quantised;
-use ancre_passes::contract::StateRecord;
-use ancre_passes::ir::{DType, Graph, Rule, TensorType};
+use ancre_passes::contract::{Record, StateFrom, StateRecord, States};
+use ancre_passes::ir::{Graph, Rule};
 use ancre_passes::pipeline::training::Training;
 use ancre_passes::pipeline::{Debugging, PassError, PassManager};
 use ancre_passes::placement;
+use ancre_passes::transform::initial_state::{init_graph, require_state};
 use ancre_passes::transform::loss::LossKind;
 use ancre_passes::transform::rebatch::{self, Batch, Current};
 use ancre_passes::transform::route::Init;
 use serde_json::{Value, json};
+use std::collections::HashMap;
 
 /// The training graph, what goes with it, and what is reported about it.
 pub struct TrainingFiles {
@@ -23,8 +25,9 @@ pub struct TrainingFiles {
     pub training: Training,
     /// Forward and loss only.
     pub(crate) evaluation: Option<Graph>,
-    /// The state as a .safetensors file, when the graphs hold no defaults for it.
-    pub(crate) state: Option<Vec<u8>>,
+    /// The model with its state as inputs.
+    pub(crate) inference: Option<Graph>,
+    pub(crate) first: FirstState,
     pub(crate) loss: &'static str,
     /// Was the loss chosen by evidence in the model?
     pub(crate) auto: bool,
@@ -35,6 +38,16 @@ pub struct TrainingFiles {
     pub(crate) rebuilt: Option<BatchFacts>,
     /// Nodes without a CUDA kernel.
     pub(crate) fallbacks: Vec<placement::Fallback>,
+}
+
+/// Where the first state lies.
+pub enum FirstState {
+    /// In the graphs, as defaults.
+    Inline,
+    /// In a graph that gives it.
+    Init(Graph),
+    /// In a .safetensors file.
+    Separate(Vec<u8>),
 }
 
 /// The training graph, or the reason why there is none; the reason is an error only if a training graph was asked for. Fails
@@ -64,6 +77,7 @@ pub fn build(
         let rebuilt = any_batch(notices);
         o.batch = rebuilt.as_ref().map(|_| Batch::Dynamic);
         let for_evaluation = asked.evaluation.then(|| routed.clone());
+        let for_inference = asked.inference.then(|| routed.clone());
         let reason = |e: PassError| match e {
             PassError::Stopped(_) => Err(Failure::from(e)),
             e => Ok(sentence(&e, e.hint())),
@@ -79,21 +93,21 @@ pub fn build(
                 Err(e) => return reason(e).map(|why| Err(format!("no evaluation graph: {why}"))),
             }
         }
+        let mut inference = None;
+        if let Some(g) = for_inference {
+            match manager.inference_graph(g, &training.cx.states, &o) {
+                Ok(g) => inference = Some(g),
+                Err(e) => return reason(e).map(|why| Err(format!("no inference graph: {why}"))),
+            }
+        }
         if training.cx.widened > 0 {
             notices.push(format!(
                 "{} operators of the training graph have no bfloat16 kernel and compute in float32, between casts",
                 training.cx.widened
             ));
         }
-        let state = if asked.separate_state {
-            let state = separate_state(&mut training.graph, &training.cx.states).map_err(Failure::input)?;
-            if let Some(g) = &mut evaluation {
-                separate_state(g, &training.cx.states).map_err(Failure::input)?;
-            }
-            Some(state)
-        } else {
-            None
-        };
+        let graphs = [Some(&mut training.graph), evaluation.as_mut(), inference.as_mut()];
+        let first = first_state(asked.state, graphs, &training.cx.states).map_err(Failure::input)?;
         if training.cx.masters > 0 {
             notices.push(format!(
                 "the model is of half precision: it computes in its own type, and {} tensors train as float32 master copies",
@@ -112,7 +126,7 @@ pub fn build(
             Current::Dynamic(d) => dim_json(&d),
         });
         let (loss, auto, optimizer) = (o.loss.kind.name(), asked.loss.is_none(), o.optimizer.kind.name());
-        Ok(Ok(TrainingFiles { training, evaluation, state, loss, auto, optimizer, batch, rebuilt, fallbacks }))
+        Ok(Ok(TrainingFiles { training, evaluation, inference, first, loss, auto, optimizer, batch, rebuilt, fallbacks }))
     };
     let built = attempt()?;
     if let Err(why) = &built {
@@ -149,20 +163,24 @@ fn other_obstacle(routed: &Graph, asked: &TrainingRequest) -> Option<String> {
     }
 }
 
-/// Takes the state's defaults out of a graph, whose state inputs must then be fed. Returns them as a .safetensors file, in which
-/// moments are zeros in full.
-fn separate_state(g: &mut Graph, states: &[StateRecord]) -> Result<Vec<u8>, String> {
-    let mut tensors = Tensors::new();
-    for s in states {
-        let Some(v) = g.find(&s.input).filter(|v| g.initializer(*v).is_some()) else { continue };
-        let dtype = g.value(v).ty.dtype.unwrap_or(DType::F32);
-        let Some(tensor) = g.require_input(v, TensorType::fixed(dtype, &s.shape).into()) else { continue };
-        let shape: Vec<usize> = s.shape.iter().map(|d| *d as usize).collect();
-        // In the graph a moment is one broadcastable zero.
-        let whole = tensor.len() == shape.iter().product::<usize>();
-        let state = if whole { Some(NpTensor::from_constant(&tensor)?) } else { NpTensor::zeros(dtype, &shape) };
-        tensors.extend(state.map(|t| (s.input.clone(), t)));
+/// Takes the state's defaults out of the graphs, of which the first is the training graph, unless they are to stay there.
+fn first_state(from: StateFrom, graphs: [Option<&mut Graph>; 3], states: &[StateRecord]) -> Result<FirstState, String> {
+    if from == StateFrom::Inline {
+        return Ok(FirstState::Inline);
     }
+    let mut first = None;
+    for g in graphs.into_iter().flatten() {
+        let taken = require_state(g, states, from);
+        first.get_or_insert((&*g, taken));
+    }
+    let Some((training, first)) = first else { return Ok(FirstState::Inline) };
+    if from == StateFrom::Init {
+        return Ok(FirstState::Init(init_graph(training, &first)));
+    }
+    let tensors: Result<Tensors, String> = first.iter().map(|f| Ok((f.name.clone(), NpTensor::first(f)?))).collect();
+    let tensors = tensors?;
     let stored = stored(&tensors).map_err(|e| format!("--state separate: {e}"))?;
-    safetensors::serialize(stored, None).map_err(|e| e.to_string())
+    // JavaScript sessions show no metadata of models.
+    let about = training.metadata.get(States::KEY).map(|text| HashMap::from([(States::KEY.to_string(), text.clone())]));
+    safetensors::serialize(stored, about).map(FirstState::Separate).map_err(|e| e.to_string())
 }

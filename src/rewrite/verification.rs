@@ -14,9 +14,9 @@ use crate::io::tensor::NpTensor;
 use crate::verify::numeric;
 use crate::verify::report::engine_name;
 use crate::verify::{self, Comparison, Subject, Verdict, VerifyOptions};
-use ancre_passes::ir::{DType, Graph, RouterId, RouterSpec, Tensor, ValueId};
-use ancre_passes::transform::route::{Form, RouteOptions, one_hot_parameters};
-use ancre_passes::transform::{bake, eliminate};
+use ancre_passes::ir::{RouterId, RouterSpec, ValueId};
+use ancre_passes::transform::bake;
+use ancre_passes::transform::route::{Form, RouteOptions};
 use indexmap::IndexMap;
 use serde_json::{Value, json};
 
@@ -109,7 +109,8 @@ pub(super) fn verify(
     let model = &source.path;
     let unreadable = |e: String| Failure::input(e).at(&file.path);
     let routers = if routed { Some(bake::read_routers(&file.graph).map_err(|e| unreadable(e.to_string()))?) } else { None };
-    let one_hot = routers.as_ref().map(|r| one_hot_graph(&file.graph, r, o)).transpose().map_err(unreadable)?;
+    let one_hot = routers.as_ref().map(|r| bake::at_one_hot(&file.graph, r, o)).transpose();
+    let one_hot = one_hot.map_err(|e| unreadable(e.to_string()))?;
     let one_hot = one_hot.map(|g| Subject::of_graph(g, &file.path));
     let subjects: Vec<&Subject> = one_hot.iter().chain([&file]).collect();
     let mut verdicts: Vec<Verdict> = subjects.iter().map(|b| verify::prove(source, b, how)).collect();
@@ -218,32 +219,6 @@ impl Verification {
             Err(e) => Err(e),
         }
     }
-}
-
-/// `reassign`: the graph with one-hot parameters. `augment`: the graph with every route replaced by zero.
-fn one_hot_graph(file: &Graph, routers: &Routers, o: &RouteOptions) -> Result<Graph, String> {
-    let mut g = file.clone();
-    for r in routers.values() {
-        if o.form == Form::Reassign {
-            let (matrix, gate) = one_hot_parameters(r.blocks(), r.sources.len(), o);
-            let (k, width) = (r.blocks() as i64, r.width() as i64);
-            g.set_initializer(r.logits, Tensor::f32s(&[k, width], &matrix), false);
-            if let Some(v) = r.gate {
-                g.set_initializer(v, Tensor::f32s(&[k], &gate), false);
-            }
-            continue;
-        }
-        for state in r.states.iter().skip(1) {
-            if !g.is_op(state.node, "Add") {
-                return Err(format!("the state `{}` is no sum with a route in the file written", g.name(*state)));
-            }
-            let dtype = g.value(*state).ty.dtype.unwrap_or(DType::F32);
-            let zero = g.add_initializer("ancre/zero", Tensor::floats(dtype, &[], &[0.0]), false);
-            g.set_operand(state.node, 1, Some(zero));
-        }
-    }
-    eliminate::eliminate_dead(&mut g, |_, _| false);
-    Ok(g)
 }
 
 /// Compares every route with Σ w·h, recomputed from the sources' values in the same run.

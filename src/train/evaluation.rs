@@ -175,6 +175,7 @@ fn without_gradients(t: &TrainingGraph) -> Result<Graph, Failure> {
     g.clear_outputs();
     infos.into_iter().for_each(|(v, info)| g.add_output(v, info));
     eliminate::eliminate_dead(&mut g, |_, _| false);
+    eliminate::eliminate_inputs(&mut g, |name| name == t.lr || t.states.iter().any(|s| s.input == name));
     for s in &t.states {
         let Some(v) = g.find(&s.input).filter(|v| g.initializer(*v).is_some() && g.is_read(*v)) else { continue };
         let dtype = g.value(v).ty.dtype.unwrap_or(DType::F32);

@@ -87,8 +87,7 @@ impl TrainingGraph {
         let (lr, loss_output) = (ours("lr", &inputs)?, ours("loss", &outputs)?);
         let norm_output = ours("grad_norm", &outputs)?;
         let scores = find_scores(&graph, &loss, loss_kind, &[&loss_output, &norm_output], &states);
-        let mut wanted = Wanted::of(&graph, scores.as_ref().and_then(|s| s.classes))?;
-        wanted.inputs.retain(|slot| !states.iter().any(|s| s.input == slot.name));
+        let wanted = Wanted::of(&graph, scores.as_ref().and_then(|s| s.classes))?;
         let router = RouterRecord::read(&graph).map_err(unread)?;
         let fresh = Fresh::read(&graph).map_err(unread)?.unwrap_or_default();
         let path = path.to_path_buf();
@@ -188,7 +187,7 @@ fn find_scores(g: &Graph, loss: &LossRecord, kind: LossKind, ours: &[&str], stat
         2 => 1,
         _ if shifted || (fits(rank - 1) && !fits(1)) => rank - 1,
         _ if fits(1) && !fits(rank - 1) => 1,
-        3 if reads_ids(g, target) => 2,
+        3 if reads_ids(g, target, states) => 2,
         _ => 1,
     };
     let classes = shape.as_ref().and_then(|s| s.get(axis)?.known()).and_then(|n| usize::try_from(n).ok());
@@ -202,8 +201,9 @@ fn declared(g: &Graph, o: &Output) -> Option<Shape> {
 }
 
 /// Does the model read integer ids beside the target? Token logits are [N, T, V] then.
-fn reads_ids(g: &Graph, target: ValueId) -> bool {
-    g.required_inputs().any(|v| v != target && matches!(g.value(v).ty.dtype, Some(DType::I64 | DType::I32)))
+fn reads_ids(g: &Graph, target: ValueId, states: &[StateRecord]) -> bool {
+    let data = g.required_inputs().filter(|v| *v != target && !states.iter().any(|s| s.input == g.name(*v)));
+    data.into_iter().any(|v| matches!(g.value(v).ty.dtype, Some(DType::I64 | DType::I32)))
 }
 
 #[cfg(test)]

@@ -17,6 +17,7 @@ use crate::engine::ort::stepper::{DeviceState, Stepper};
 use crate::engine::ort::{OrtEngine, OrtSession, environment, locate};
 use crate::engine::{EngineError, Tensors, memory};
 use crate::error::Failure;
+use crate::io::files;
 use ancre_passes::contract::StateKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -544,10 +545,10 @@ fn start_state(a: &CourseOptions, t: &TrainingGraph, state: &mut DeviceState) ->
     let missing = t.without_default();
     let mut have = Tensors::new();
     if !missing.is_empty()
-        && let Some(path) = t.beside("state", ".safetensors")
+        && let Some((path, first)) = files::first_state(&t.path, &t.graph)?
     {
-        have = checkpoint::read(&path)?.0;
-        put(state, t, &have, false).map_err(|e| e.at(&path))?;
+        put(state, t, &first, false).map_err(|e| e.at(&path))?;
+        have = first;
     }
     if let Some(path) = &a.state {
         let given = checkpoint::read(path)?.0;
@@ -562,11 +563,11 @@ fn start_state(a: &CourseOptions, t: &TrainingGraph, state: &mut DeviceState) ->
     match missing.iter().find(|s| !have.contains_key(&s.input)) {
         None => Ok(()),
         Some(s) => Err(Failure::input(format!(
-            "has no default for its state tensor `{}` (it was emitted with --state separate), and no file has it",
+            "asks for its state tensor `{}`, and no file beside it has it",
             s.input
         ))
         .at(&t.path)
-        .help("keep STEM.ancre.state.safetensors beside the training graph, or name it with --state")),
+        .help("keep STEM.ancre.init.onnx (--state separate: STEM.ancre.state.safetensors) beside the training graph, or name a file of tensors with --state")),
     }
 }
 

@@ -41,7 +41,7 @@ fn a_dry_run_writes_nothing() {
         &model,
         &["--dry-run", "--json", "--loss", "mse", "--out", &format!("{}/new/", dir.path().display())],
     ));
-    assert_eq!(report.json()["outputs"].as_array().unwrap().len(), 2);
+    assert_eq!(report.json()["outputs"].as_array().unwrap().len(), 3);
     assert_eq!(listing(dir.path()), ["net.onnx"]);
     assert!(!dir.path().join("new").exists());
 }
@@ -55,6 +55,7 @@ fn outputs_are_named_as_asked() {
     tool_ok(&with(&model, &["--loss", "mse"]));
     exists("net.ancre.onnx");
     exists("net.ancre.train.onnx");
+    exists("net.ancre.init.onnx");
     std::fs::create_dir(root.join("there")).unwrap();
     go("there");
     exists("there/net.ancre.onnx");
@@ -64,6 +65,7 @@ fn outputs_are_named_as_asked() {
     go("named.onnx");
     exists("named.onnx");
     exists("named.train.onnx");
+    exists("named.init.onnx");
     go("made/v1.2.onnx");
     exists("made/v1.2.onnx");
     exists("made/v1.2.train.onnx");

@@ -74,7 +74,7 @@ fn the_report_has_the_contract_s_keys() {
     }
     let outputs = report["outputs"].as_array().unwrap();
     let kinds: Vec<_> = outputs.iter().map(|o| o["kind"].as_str().unwrap()).collect();
-    assert_eq!(kinds, ["forward", "train"]);
+    assert_eq!(kinds, ["forward", "train", "init"]);
     for o in outputs {
         has_keys(o, &["kind", "path", "bytes", "nodes"]);
         let written = std::fs::metadata(o["path"].as_str().unwrap()).unwrap().len();
@@ -97,7 +97,7 @@ fn the_report_has_the_contract_s_keys() {
     has_keys(&report["placement"], &["target", "graph", "fallbacks", "forward"]);
     assert_eq!(report["placement"]["graph"], "train");
     has_keys(&report["seconds"], &["parse", "analyse", "rewrite", "differentiate", "emit", "verify"]);
-    assert_eq!(listing(dir.path()), ["net.ancre.onnx", "net.ancre.train.onnx", "net.onnx"]);
+    assert_eq!(listing(dir.path()), ["net.ancre.init.onnx", "net.ancre.onnx", "net.ancre.train.onnx", "net.onnx"]);
 
     let report = tool_ok(&with(&model, &["--json", "--no-train", "--verify", "none"])).json();
     assert!(report["verify"].is_null());

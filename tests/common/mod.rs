@@ -3,14 +3,17 @@
 pub mod nets;
 
 use ancre_passes::analysis::residual::Chain;
+use ancre_passes::contract::{Record, StateRecord, States};
 use ancre_passes::ir::{DType, Graph, RouterSpec};
 use ancre_passes::onnx;
 use ancre_passes::transform::route::{RouteOptions, route_skips};
 use ancre_rewrite::engine::ort::{OrtEngine, OrtSession, install};
-use ancre_rewrite::engine::{Session, Tensors, ort};
+use ancre_rewrite::engine::{EngineError, Session, Tensors, ort, random_inputs};
+use ancre_rewrite::io::files;
 use ancre_rewrite::io::tensor::NpTensor;
 use ndarray::{ArrayD, OwnedRepr};
 use ndarray_npy::{NpzReader, NpzWriter};
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
@@ -38,14 +41,70 @@ pub fn open(model: &[u8]) -> Result<OrtSession, String> {
 }
 
 /// Loads a model file in ONNX Runtime, one thread.
-pub fn open_file(path: &Path) -> OrtSession {
+pub fn open_file(path: &Path) -> Opened {
     runtime();
     let engine = OrtEngine { threads: Some(1), ..OrtEngine::default() };
-    engine.open_file(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+    let session = engine.open_file(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    let first = first_state(path).into_iter().filter(|(name, _)| session.inputs().contains(name)).collect();
+    Opened { session, first }
+}
+
+/// A session that is fed the first state where its graph asks for it.
+pub struct Opened {
+    session: OrtSession,
+    first: Tensors,
+}
+
+impl Opened {
+    /// The session, which is fed what it is given.
+    pub fn bare(self) -> OrtSession {
+        self.session
+    }
+}
+
+impl Deref for Opened {
+    type Target = OrtSession;
+
+    fn deref(&self) -> &OrtSession {
+        &self.session
+    }
+}
+
+impl Session for Opened {
+    fn run(&mut self, feeds: &Tensors) -> Result<Tensors, EngineError> {
+        let mut all = self.first.clone();
+        all.extend(feeds.clone());
+        self.session.run(&all)
+    }
+}
+
+/// The state that a training graph starts from: what lies in it, then what lies beside it.
+pub fn first_state(train: &Path) -> Tensors {
+    let (g, _) = files::read_model(train).unwrap();
+    let states = States::read(&g).unwrap().unwrap_or_default().0;
+    let inside = |s: &StateRecord| Some((s.input.clone(), g.initializer(g.find(&s.input)?)?.clone()));
+    let inside = states.iter().filter_map(inside).map(|(name, t)| (name, NpTensor::from_constant(&t).unwrap()));
+    let mut first: Tensors = inside.collect();
+    if first.len() < states.len() {
+        // A graph that takes the same state lies beside the same files.
+        let name = text(train).replace(".eval.", ".train.").replace(".infer.", ".train.");
+        first.extend(files::first_state(Path::new(&name), &g).unwrap().unwrap_or_default().1);
+    }
+    first
+}
+
+/// Random inputs of a training graph but for its state, for a batch of 2.
+pub fn random_data(train: &Path) -> Tensors {
+    let (g, _) = files::read_model(train).unwrap();
+    let sizes = random_inputs::sizes(&g, &random_inputs::Sizes::new()).remove(0);
+    let mut data = random_inputs::random_inputs(&g, &sizes, 3).unwrap();
+    let states = States::read(&g).unwrap().unwrap_or_default().0;
+    data.retain(|name, _| !states.iter().any(|s| s.input == *name));
+    data
 }
 
 /// One step of a training loop: outputs named `X.next` become the state that is fed to `X`, the others come back.
-pub fn advance(session: &mut OrtSession, mut feeds: Tensors, state: &mut Tensors) -> Tensors {
+pub fn advance(session: &mut impl Session, mut feeds: Tensors, state: &mut Tensors) -> Tensors {
     feeds.extend(state.clone());
     let (next, rest): (Tensors, Tensors) =
         session.run(&feeds).unwrap().into_iter().partition(|(name, _)| name.ends_with(".next"));

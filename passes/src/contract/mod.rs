@@ -136,13 +136,22 @@ pub struct Fresh {
     pub tensors: Vec<String>,
 }
 
-/// Names of the outputs of a training graph.
+/// Names of the outputs of a training graph, and where its inputs come from.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Names {
     /// The loss.
     pub loss: String,
     /// The global norm of the gradients.
     pub grad_norm: String,
+    /// Where the state starts from.
+    #[serde(default = "StateFrom::inline", rename = "state")]
+    pub state_from: StateFrom,
+}
+
+impl StateFrom {
+    fn inline() -> StateFrom {
+        StateFrom::Inline
+    }
 }
 
 /// The state of a training graph, in output order.
@@ -150,6 +159,15 @@ pub struct Names {
 pub struct States(pub Vec<StateRecord>);
 
 words! {
+    /// Where the state of a training graph starts from.
+    StateFrom {
+        /// A graph without inputs beside it, whose outputs are the state: `STEM.ancre.init.onnx`.
+        Init = "init",
+        /// Defaults in the graph.
+        Inline = "inline",
+        /// A file of tensors beside it: `STEM.ancre.state.safetensors`.
+        Separate = "separate",
+    }
     /// What a state tensor is.
     StateKind {
         /// A weight.

@@ -9,6 +9,7 @@ mod context;
 mod manager;
 mod outputs;
 mod passes;
+pub mod rewrite;
 pub mod training;
 mod words;
 
@@ -99,12 +100,22 @@ pub const TRAIN: &[Pass] = &[
 /// From the prepared graph to the evaluation graph: forward and loss, no updates.
 pub const EVAL: &[Pass] = &[APPEND_LOSS, DECLARE_OUTPUTS, LOWER_ROUTES, ELIMINATE_DEAD, DESCRIBE, WIDEN];
 
+/// From the prepared graph to the model with its state as inputs.
+pub const INFER: &[Pass] = &[LOWER_ROUTES, ELIMINATE_DEAD, DESCRIBE, WIDEN];
+
 /// From the prepared graph to one that also gives gradients of one of its own outputs.
 pub const GRAD: &[Pass] = &[DIFFERENTIATE, DECLARE_GRADIENTS, LOWER_ROUTES, LOWER_ABSTRACT, ELIMINATE_DEAD, WIDEN];
 
 /// All pipelines by name.
-pub const PIPELINES: &[(&str, &[Pass])] =
-    &[("route", ROUTE), ("forward", FORWARD), ("prepare", PREPARE), ("train", TRAIN), ("eval", EVAL), ("grad", GRAD)];
+pub const PIPELINES: &[(&str, &[Pass])] = &[
+    ("route", ROUTE),
+    ("forward", FORWARD),
+    ("prepare", PREPARE),
+    ("train", TRAIN),
+    ("eval", EVAL),
+    ("infer", INFER),
+    ("grad", GRAD),
+];
 
 /// Every pass once, in the order of the pipelines.
 pub fn passes() -> Vec<&'static Pass> {

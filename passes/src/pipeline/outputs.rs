@@ -1,7 +1,7 @@
 //! Outputs and metadata of training, evaluation and gradient graphs.
 
 use super::{Cx, PassError};
-use crate::contract::{LossRecord, Names, OptimizerRecord, Record, StateRecord, States};
+use crate::contract::{LossRecord, Names, OptimizerRecord, Record, StateFrom, StateRecord, States};
 use crate::ir::{Attrs, Graph, Op, ValueId};
 use crate::transform::optimizer::{OptimizerKind, declare_moments};
 
@@ -14,7 +14,7 @@ pub(super) fn declare_outputs(g: &mut Graph, cx: &mut Cx) -> Result<(), PassErro
     of_model.into_iter().for_each(|(v, info)| g.add_output(v, info));
     let Some(update) = &cx.update else { return Ok(()) };
     let norm = publish_as(g, update.grad_norm, "grad_norm");
-    Names { loss: g.name(loss).to_string(), grad_norm: norm }.write(g);
+    Names { loss: g.name(loss).to_string(), grad_norm: norm, state_from: StateFrom::Inline }.write(g);
     let states: Vec<_> = update.states.iter().chain(&cx.statistics).cloned().collect();
     for s in &states {
         let shape = g.tensor_type(s.value).and_then(|ty| ty.known_dims()).unwrap_or_default();
@@ -53,10 +53,13 @@ fn publish_as(g: &mut Graph, v: ValueId, name: &str) -> String {
     got
 }
 
-/// Writes the metadata of a graph with a loss.
+/// Writes the metadata of a graph with state: its loss and optimiser too, if it has them.
 pub(super) fn describe(g: &mut Graph, cx: &Cx) {
     let o = &cx.training;
     States(cx.states.clone()).write(g);
+    if cx.loss.is_none() {
+        return;
+    }
     let loss = LossRecord {
         kind: o.loss.kind.name().into(),
         reduction: if o.loss.sum { "sum" } else { "mean" }.into(),

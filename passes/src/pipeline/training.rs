@@ -1,6 +1,6 @@
 //! Builds training and evaluation graphs. docs/training.md lists their inputs and outputs.
 
-use super::{Choice, Cx, EVAL, PREPARE, Pass, PassError, PassManager, TRAIN};
+use super::{Choice, Cx, EVAL, INFER, PREPARE, Pass, PassError, PassManager, TRAIN};
 use crate::contract::StateRecord;
 use crate::ir::{Graph, NodeId, Op};
 use crate::onnx::schema::{self, meaning::Use};
@@ -110,9 +110,34 @@ impl PassManager<'_> {
         states: &[StateRecord],
         o: &TrainingOptions,
     ) -> Result<Graph, PassError> {
-        let mut cx = Cx { training: o.clone(), choice: Choice::State(states.to_vec()), ..Cx::default() };
-        self.prepared(EVAL, &mut g, &mut cx)?;
+        self.with_state(EVAL, &mut g, states, o)?;
         Ok(g)
+    }
+
+    /// Builds the inference graph of a routed graph, which it consumes: the model's own inputs and outputs, and the state that a
+    /// training graph carries under the same names.
+    ///
+    /// # Errors
+    /// As for the training graph.
+    pub fn inference_graph(
+        &mut self,
+        mut g: Graph,
+        states: &[StateRecord],
+        o: &TrainingOptions,
+    ) -> Result<Graph, PassError> {
+        self.with_state(INFER, &mut g, states, o)?;
+        Ok(g)
+    }
+
+    fn with_state(
+        &mut self,
+        then: &[Pass],
+        g: &mut Graph,
+        states: &[StateRecord],
+        o: &TrainingOptions,
+    ) -> Result<(), PassError> {
+        let mut cx = Cx { training: o.clone(), choice: Choice::State(states.to_vec()), ..Cx::default() };
+        self.prepared(then, g, &mut cx)
     }
 
     fn prepared(&mut self, then: &[Pass], g: &mut Graph, cx: &mut Cx) -> Result<(), PassError> {

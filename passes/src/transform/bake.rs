@@ -1,9 +1,10 @@
 //! Bakes a router's weights into a deployable graph: every route becomes a sum with constant weights, in which a weight of
 //! one costs nothing and a weight of zero drops its edge.
 
-use super::route::reference_weights;
+use super::eliminate;
+use super::route::{Form, RouteOptions, one_hot_parameters, reference_weights};
 use crate::contract::{self, Record, RouterRecord};
-use crate::ir::{Dim, Graph, Normalize, RouterId, RouterSpec, Rule, Tensor, ValueId};
+use crate::ir::{DType, Dim, Graph, Normalize, RouterId, RouterSpec, Rule, Tensor, ValueId};
 use crate::ops::build::{BuildError, Builder, Built};
 use indexmap::IndexMap;
 
@@ -19,6 +20,8 @@ pub enum BakeError {
     Missing(String),
     #[error("the route `{0}` has another type than its states; the model was changed after ancre-rewrite wrote it")]
     Changed(String),
+    #[error("the state `{0}` is no sum with a route; the model was changed after ancre-rewrite wrote it")]
+    NoSum(String),
     #[error("reading `{0}` failed: {1}")]
     Tensor(String, String),
     #[error(transparent)]
@@ -33,6 +36,36 @@ pub fn read_routers(g: &Graph) -> Result<IndexMap<RouterId, RouterSpec>, BakeErr
     let record = RouterRecord::read(g).map_err(|e| BakeError::Metadata(e.why))?;
     let record = record.ok_or_else(|| BakeError::Metadata("there is none".into()))?;
     record.routers(g).map_err(|absent| BakeError::Missing(absent.0))
+}
+
+/// The graph that computes what the source does, if the rewrite is right. `reassign`: the graph with one-hot parameters; `augment`: with
+/// every route replaced by zero.
+///
+/// # Errors
+/// When a state of `augment` is no sum with a route.
+pub fn at_one_hot(forward: &Graph, routers: &IndexMap<RouterId, RouterSpec>, o: &RouteOptions) -> Result<Graph, BakeError> {
+    let mut g = forward.clone();
+    for r in routers.values() {
+        if o.form == Form::Reassign {
+            let (matrix, gate) = one_hot_parameters(r.blocks(), r.sources.len(), o);
+            let (k, width) = (r.blocks() as i64, r.width() as i64);
+            g.set_initializer(r.logits, Tensor::f32s(&[k, width], &matrix), false);
+            if let Some(v) = r.gate {
+                g.set_initializer(v, Tensor::f32s(&[k], &gate), false);
+            }
+            continue;
+        }
+        for state in r.states.iter().skip(1) {
+            if !g.is_op(state.node, "Add") {
+                return Err(BakeError::NoSum(g.name(*state).into()));
+            }
+            let dtype = g.value(*state).ty.dtype.unwrap_or(DType::F32);
+            let zero = g.add_initializer("ancre/zero", Tensor::floats(dtype, &[], &[0.0]), false);
+            g.set_operand(state.node, 1, Some(zero));
+        }
+    }
+    eliminate::eliminate_dead(&mut g, |_, _| false);
+    Ok(g)
 }
 
 /// The K × (S + K) weights of a router, from the logits and gate in the file.

@@ -1,6 +1,13 @@
-//! Removes nodes whose results nobody reads. Graph inputs stay.
+//! Removes nodes whose results nobody reads. Graph inputs stay, unless their removal is asked for.
 
-use crate::ir::{Graph, Kind, NodeId};
+use crate::ir::{Graph, Kind, NodeId, ValueId};
+
+/// Removes those graph inputs that nothing needs and whose names may go, so that they need not be fed.
+pub fn eliminate_inputs(g: &mut Graph, may_go: impl Fn(&str) -> bool) {
+    let dead = |v: ValueId| !g.is_needed(v) && may_go(g.name(v));
+    let unread: Vec<NodeId> = g.inputs().iter().copied().filter(|n| dead(g.result(*n, 0))).collect();
+    unread.into_iter().for_each(|n| g.remove(n));
+}
 
 /// Removes dead operators and initializers; returns how many. Those that `keep` holds of stay: nodes that the source itself left
 /// unread, so that an untouched model is emitted whole.

@@ -13,6 +13,7 @@ pub mod fix_inputs;
 pub mod fold;
 pub mod fresh;
 pub(crate) mod in_place;
+pub mod initial_state;
 pub mod legalize;
 pub mod lift;
 pub mod loss;

@@ -2,7 +2,7 @@
 
 use crate::error::Failure;
 use crate::io::arrays::numpy_name;
-use ancre_passes::contract::{LossRecord, Record};
+use ancre_passes::contract::{LossRecord, Record, States};
 use ancre_passes::ir::{DType, Dim, Graph, ValueId};
 
 /// What a training graph wants to be fed, per sample.
@@ -110,7 +110,9 @@ impl Wanted {
             .find(|v| g.name(*v) == name)
             .ok_or_else(|| no(&format!("it has no input `{name}`, which its loss reads")))?;
         let batch = g.tensor_type(target).and_then(|t| t.shape.first().cloned());
-        let inputs = g.required_inputs().filter(|v| *v != target && !is_rate(g, *v));
+        let states = States::read(g).map_err(|e| no(&e.to_string()))?.unwrap_or_default().0;
+        let is_state = |v: ValueId| states.iter().any(|s| s.input == g.name(v));
+        let inputs = g.required_inputs().filter(|v| *v != target && !is_rate(g, *v) && !is_state(*v));
         let inputs = inputs.map(|v| Slot::of(g, v, batch.as_ref())).collect::<Result<Vec<_>, _>>()?;
         let slot = Slot::of(g, target, None)?;
         let normalises = match &inputs[..] {

@@ -42,6 +42,7 @@ impl Losses {
         let attempt = |g: &mut Graph, is_wide| {
             spell_out(g);
             eliminate::eliminate_dead(g, |_, _| false);
+            eliminate::eliminate_inputs(g, |_| true);
             Losses::load(t, g, &loss, engine, is_wide)
         };
         let why = match to_double(&mut wide).map_err(|e| e.to_string()).and_then(|()| attempt(&mut wide, true)) {

@@ -22,7 +22,6 @@ use crate::engine::EngineChoice;
 use crate::engine::random_inputs::{self, Sizes};
 use crate::engine::{Engine, Session, Tensors};
 use crate::error::Failure;
-use crate::io::arrays::read_tensors;
 use crate::io::files;
 use crate::io::tensor::NpTensor;
 use ancre_passes::contract::{self, OptimizerRecord, Record, RouterRecord, StateKind, StateRecord, States, Unreadable};
@@ -223,15 +222,18 @@ fn read<'s>(subject: &'s Subject, o: &VerifyOptions) -> Result<Training<'s>, Fai
     }
     let tau = RouterRecord::read(g).ok().flatten().map(|r| r.tau as f64);
     let (mut point, mut rest, mut scales) = (Tensors::new(), Tensors::new(), HashMap::new());
-    let stored = separate_state(subject, &states)?;
+    let required = |s: &StateRecord| g.find(&s.input).is_some_and(|v| g.initializer(v).is_none());
+    let stored = if states.iter().any(required) { files::first_state(&subject.path, g)? } else { None };
+    let stored = stored.map(|(_, tensors)| tensors).unwrap_or_default();
     for s in &states {
         let v = g.find(&s.input).ok_or_else(|| unfit(format!("has no input `{}`, which its metadata lists", s.input)))?;
         let default = match (stored.get(&s.input), g.initializer(v)) {
             (Some(t), _) => t.clone(),
             (None, Some(constant)) => NpTensor::from_constant(constant).map_err(unfit)?,
             (None, None) => {
-                return Err(unfit(format!("state `{}` has no value in the file", s.input))
-                    .help("--input NAME=FILE.npy, or keep STEM.state.safetensors beside it"));
+                return Err(unfit(format!("state `{}` has no value in the file", s.input)).help(
+                    "--input NAME=FILE.npy, or keep STEM.init.onnx (--state separate: STEM.state.safetensors) beside it",
+                ));
             }
         };
         if s.trainable {
@@ -244,15 +246,6 @@ fn read<'s>(subject: &'s Subject, o: &VerifyOptions) -> Result<Training<'s>, Fai
     }
     let (inputs, sizes) = (Tensors::new(), Sizes::new());
     Ok(Training { subject, states, optimizer, inputs, point, rest, scales, sizes, seed: o.seed })
-}
-
-/// The state that `--state separate` wrote beside the graph, where the graph needs it.
-fn separate_state(s: &Subject, states: &[StateRecord]) -> Result<Tensors, Failure> {
-    let required = |state: &StateRecord| s.graph.find(&state.input).is_some_and(|v| s.graph.initializer(v).is_none());
-    match files::beside(&s.path, "state", ".safetensors").filter(|_| states.iter().any(required)) {
-        Some(file) => read_tensors(&file),
-        None => Ok(Tensors::new()),
-    }
 }
 
 /// How far an element may move so that the loss changes, but not out of all proportion.

@@ -29,7 +29,7 @@ pub use params::{one_hot_parameters, reference_weights};
 
 use crate::analysis::residual::Chain;
 use crate::contract::{ChainStates, Chains, Record, RouterRecord};
-use crate::ir::{ANCRE, Attrs, Graph, Op, ValueId};
+use crate::ir::{ANCRE, Attrs, Graph, Op, ValueId, words};
 pub use crate::ir::{Form, Normalize, RouterId, RouterSpec, Rule, Scope, Source};
 use crate::refusal::Hint;
 use indexmap::IndexMap;
@@ -52,6 +52,16 @@ impl std::fmt::Display for Granularity {
             Granularity::Block => f.write_str("block"),
             Granularity::Adds(n) => n.fmt(f),
         }
+    }
+}
+
+words! {
+    /// Options that belong together.
+    Preset {
+        /// For a trained network: every skip reassigned, gated, uniform.
+        Finetune = "finetune",
+        /// As published, for training from scratch: a route added to each block, softmax, uniform.
+        Paper = "paper",
     }
 }
 
@@ -104,19 +114,30 @@ pub struct RouteOptions {
     pub chains: ChainChoice,
 }
 
-impl Default for RouteOptions {
-    /// Every skip reassigned, gated, uniform: a router that trains well from a trained network.
-    fn default() -> RouteOptions {
+impl RouteOptions {
+    /// The options of a preset.
+    pub fn preset(preset: Preset) -> RouteOptions {
+        let (form, granularity, rule) = match preset {
+            Preset::Finetune => (Form::Reassign, Granularity::Add, Rule::Gated),
+            Preset::Paper => (Form::Augment, Granularity::Block, Rule::Softmax),
+        };
         RouteOptions {
-            form: Form::Reassign,
-            granularity: Granularity::Add,
+            form,
+            granularity,
             scope: Scope::Stage,
-            rule: Rule::Gated,
+            rule,
             normalize: Normalize::Incoming,
             init: Init::Uniform,
             tau: 0.01,
             chains: ChainChoice::All,
         }
+    }
+}
+
+impl Default for RouteOptions {
+    /// A router that trains well from a trained network.
+    fn default() -> RouteOptions {
+        RouteOptions::preset(Preset::Finetune)
     }
 }
 
