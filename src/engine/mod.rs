@@ -23,14 +23,11 @@ mod wire;
 
 pub use oracle::{find_types, notices};
 
-use crate::io::tensor::NpTensor;
 use ancre_passes::ir::Graph;
 use ancre_passes::onnx;
-use indexmap::IndexMap;
 use std::path::Path;
 
-/// Tensors by name, of inputs or outputs.
-pub type Tensors = IndexMap<String, NpTensor>;
+pub use crate::io::tensor::Tensors;
 
 /// Why an engine could not do what was asked.
 #[derive(Clone, Debug, thiserror::Error, serde::Serialize, serde::Deserialize)]

@@ -1,6 +1,7 @@
 //! What every engine must do, for the engines' tests.
 
 use super::*;
+use crate::io::tensor::NpTensor;
 use ancre_passes::ir::{Attrs, DType, Dim, Graph, Op, Tensor, TensorType, ValueId, ValueType};
 
 fn input(g: &mut Graph) -> ValueId {

@@ -4,7 +4,7 @@ pub use crate::io::outputs::Outputs;
 
 use crate::error::Failure;
 use crate::io::arrays::{self, read_tensors};
-use crate::io::tensor::NpTensor;
+use crate::io::tensor::{NpTensor, Tensors};
 use ancre_passes::contract::{Names, Record, StateFrom};
 use ancre_passes::ir::{DType, Graph, Home, Kind, LFS_POINTER, SharedBytes};
 use ancre_passes::onnx;
@@ -121,7 +121,7 @@ pub fn beside(train: &Path, kind: &str, suffix: &str) -> Option<PathBuf> {
 
 /// The first state of a training graph, where its graph asks for it: the tensors of the file that the main job wrote beside it,
 /// and that file; none where there is no such file.
-pub fn first_state(train: &Path, graph: &Graph) -> Result<Option<(PathBuf, IndexMap<String, NpTensor>)>, Failure> {
+pub fn first_state(train: &Path, graph: &Graph) -> Result<Option<(PathBuf, Tensors)>, Failure> {
     let from = Names::read(graph).ok().flatten().map(|names| names.state_from);
     let init = || beside(train, "init", ".onnx");
     // A file of an earlier rewrite may lie there too.

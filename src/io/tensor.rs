@@ -2,6 +2,7 @@
 
 use ancre_passes::ir::{DType, Tensor};
 use ancre_passes::transform::initial_state::FirstValue;
+use indexmap::IndexMap;
 
 /// Evaluates an expression with `$t` as Rust's type for the elements, or `$other` where Rust has none.
 macro_rules! with_type {
@@ -20,6 +21,9 @@ macro_rules! with_type {
 }
 #[cfg(any(feature = "tract", feature = "ort"))]
 pub(crate) use with_type;
+
+/// Tensors by name, of inputs or outputs.
+pub type Tensors = IndexMap<String, NpTensor>;
 
 /// A dense tensor, row-major.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -45,7 +45,7 @@ pub enum FirstState {
     /// In the graphs, as defaults.
     Inline,
     /// In a graph that gives it.
-    Init(Graph),
+    Init(Box<Graph>),
     /// In a .safetensors file.
     Separate(Vec<u8>),
 }
@@ -175,7 +175,7 @@ fn first_state(from: StateFrom, graphs: [Option<&mut Graph>; 3], states: &[State
     }
     let Some((training, first)) = first else { return Ok(FirstState::Inline) };
     if from == StateFrom::Init {
-        return Ok(FirstState::Init(init_graph(training, &first)));
+        return Ok(FirstState::Init(Box::new(init_graph(training, &first))));
     }
     let tensors: Result<Tensors, String> = first.iter().map(|f| Ok((f.name.clone(), NpTensor::first(f)?))).collect();
     let tensors = tensors?;
