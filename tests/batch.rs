@@ -216,3 +216,21 @@ fn attacut_samples_may_share_one_axis() {
         assert_eq!(rebuilt("flat", flat, batch)["verify"]["emitted"]["equivalent"], true, "{batch}");
     }
 }
+
+/// An exporter declared the batch to be free and wrote the shapes of one sample.
+#[test]
+fn khmersm_a_batch_that_the_graph_itself_bakes_in_is_rebuilt() {
+    let baked = "g (float[batch, 4] x) => (float[batch, 4] y) <float[2, 2] w = {1, 2, 3, 4}, int64[3] one = {1, 2, 2}, int64[2] back = {-1, 4}>
+                 { r = Reshape (x, one) m = MatMul (r, w) y = Reshape (m, back) }";
+    let r = rebuilt("baked", baked, "3");
+    assert_eq!(r["verify"]["emitted"]["equivalent"], true);
+    assert!(r["notices"].to_string().contains("takes the batch `batch`"), "{}", r["notices"]);
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("m.onnx");
+    std::fs::write(&path, emit(&parse(baked).unwrap())).unwrap();
+    let r = tool_ok(&[&text(&path), "--loss", "mse", "--optimizer", "none", "--json"]).json();
+    assert_eq!(r["training"]["batch_change"]["before"], 1, "{r}");
+    let feeds = ["x", "target"].map(|n| (n.to_string(), NpTensor::f32s(&[3, 4], &[0.5; 12]).unwrap()));
+    let ran = open_file(&dir.path().join("m.ancre.train.onnx")).run(&Tensors::from(feeds)).unwrap();
+    assert!(ran["loss"].to_f64()[0] > 0.0);
+}

@@ -67,6 +67,7 @@ pub(super) fn rebuild_source(
     notices: &mut Vec<String>,
 ) -> Result<Option<BatchFacts>, Failure> {
     notices.extend(fix_defaults(source, "--batch"));
+    notices.extend(fix_baked(source, "--batch"));
     let fail = |e: String| Failure::input(format!("--batch: {e}")).help("--batch keep leaves it as it is").at(model);
     let before = match (rebatch::current(source).map_err(|e| fail(e.to_string()))?, to) {
         (Current::Dynamic(_), Batch::Dynamic) => return Ok(None),
@@ -96,11 +97,12 @@ fn facts(done: &Rebatched, compared: Compared) -> BatchFacts {
 /// The batch of the training graph without `--batch`: any batch, if the source can be rebuilt and samples come out alike. The
 /// error says why it keeps the source's.
 pub(super) fn for_training(model: &Path, source: &Graph, how: Option<&VerifyOptions>) -> Result<Option<BatchFacts>, String> {
-    let before = match rebatch::current(source).map_err(|e| e.to_string())? {
+    let mut source = source.clone();
+    fix_baked(&mut source, "");
+    let before = match rebatch::current(&source).map_err(|e| e.to_string())? {
         Current::Dynamic(_) => return Ok(None),
         Current::Fixed(n) => n,
     };
-    let mut source = source.clone();
     fix_defaults(&mut source, "");
     let plan = rebatch::plan(&source, before).map_err(|e| e.to_string())?;
     let compared = compare(model, &source, &plan, Batch::Dynamic, before, how)?;
@@ -116,6 +118,17 @@ pub(super) fn fix_defaults(g: &mut Graph, what: &str) -> Option<String> {
     engine::find_types(g);
     let more = if fixed.len() > 1 { format!(" and {} more", fixed.len() - 1) } else { String::new() };
     Some(format!("{what} takes the default of input `{first}`{more} for a constant, since shapes or indices come from it"))
+}
+
+/// Takes a batch that is declared to be free for 1, where the graph itself allows no other; the note that says so.
+pub(super) fn fix_baked(g: &mut Graph, what: &str) -> Option<String> {
+    let (symbol, node) = rebatch::baked(g)?;
+    let note = format!(
+        "{what} takes the batch `{symbol}`, which the file declares to be free, for 1: {} allows no other",
+        g.site(node)
+    );
+    rebatch::fix(g, &symbol, 1);
+    Some(note)
 }
 
 type Compared = Option<(&'static str, usize, Comparison)>;

@@ -61,6 +61,7 @@ pub fn build(
 ) -> Result<Result<TrainingFiles, String>, Failure> {
     let Some(asked) = &config.training else { return Ok(Err("not asked for".into())) };
     notices.extend(batch::fix_defaults(&mut routed, "the training graph"));
+    notices.extend(batch::fix_baked(&mut routed, "the training graph"));
     let quantised = find_quantised(&routed);
     let routes = !routed.routers.is_empty();
     let attempt = || -> Result<Result<TrainingFiles, String>, Failure> {

@@ -109,6 +109,19 @@ pub fn current(g: &Graph) -> Result<Current, RebatchError> {
     })
 }
 
+/// The batch's symbol, and a `Reshape` that is possible only where it is 1: an exporter declared the batch to be free and wrote the
+/// shapes of one sample.
+pub fn baked(g: &Graph) -> Option<(Dim, NodeId)> {
+    let Ok(Current::Dynamic(symbol)) = current(g) else { return None };
+    let elements = |v: ValueId| g.tensor_type(v).map(|ty| ty.elements());
+    let only_one = |id: &NodeId| {
+        let (from, to) = (g.operand(*id, 0).and_then(elements)?, elements(g.result(*id, 0))?);
+        (g.is_op(*id, "Reshape") && to.known() != Some(0) && from == &symbol * &to).then_some(())
+    };
+    let node = g.nodes().find(|id| g.op(*id).is_some() && only_one(id).is_some())?;
+    Some((symbol, node))
+}
+
 /// The batch that a graph can be rebuilt for: any batch, if its own is a number and nothing stands in the way.
 pub fn possible(g: &Graph) -> Option<Batch> {
     match current(g) {
