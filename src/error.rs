@@ -3,7 +3,7 @@
 use ancre_passes::pipeline::PassError;
 use ancre_passes::refusal::Hint;
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// A failure with its exit status.
 #[derive(Debug)]
@@ -14,17 +14,19 @@ pub struct Failure {
     pub what: String,
     /// What to try, if there is something.
     pub help: Option<String>,
+    /// The file it is about, which the words name too.
+    pub file: Option<PathBuf>,
 }
 
 impl Failure {
     /// Bad usage or bad input.
     pub fn input(what: impl Into<String>) -> Failure {
-        Failure { status: 2, what: what.into(), help: None }
+        Failure { status: 2, what: what.into(), help: None, file: None }
     }
 
     /// A check that said no.
     pub fn check(what: impl Into<String>) -> Failure {
-        Failure { status: 1, what: what.into(), help: None }
+        Failure { status: 1, what: what.into(), help: None, file: None }
     }
 
     /// A fault of this tool, which has said more on stderr.
@@ -34,7 +36,7 @@ impl Failure {
 
     /// The same about a file.
     pub fn at(self, path: &Path) -> Failure {
-        Failure { what: format!("{}: {}", path.display(), self.what), ..self }
+        Failure { what: format!("{}: {}", path.display(), self.what), file: Some(path.to_path_buf()), ..self }
     }
 
     /// The same with advice for a hint of the library.

@@ -2,7 +2,7 @@
 //!
 //! Each verb of the command line is one function on its arguments of [`cli`]: [`rewrite::rewrite`] for the main job,
 //! [`inspect::inspect`], [`freeze::freeze`], [`topology::topology`], [`text::tokenize`], [`verify::verify`], [`runtime::runtime`], and `train::train`
-//! where the feature `ort` is on. Each returns what it found or an [`error::Failure`] with the exit status; none prints.
+//! where the feature `ort` is on. Each returns what it found or an [`error::Failure`] with the exit status; none prints. [`tool::main`] prints.
 //!
 //! Below them: [`io`] reads models and writes files that appear whole or not at all, [`engine`] runs graphs in tract or ONNX
 //! Runtime, each in a process of its own, `rewrite::verification` says whether the rewrite equals its source,
@@ -14,6 +14,7 @@
 //!
 //! | floor | modules | what they are |
 //! | --- | --- | --- |
+//! | 9 | `tool` | a command line from its words to what it prints |
 //! | 8 | `train` | training runs |
 //! | 7 | `freeze`, `inspect`, `runtime` | the smaller verbs |
 //! | 6 | `text`, `topology` | text as tokens; the routers' weights, as numbers and as pictures |
@@ -33,6 +34,7 @@ pub mod io;
 pub mod rewrite;
 pub mod runtime;
 pub mod text;
+pub mod tool;
 pub mod topology;
 #[cfg(feature = "ort")]
 pub mod train;

@@ -1,105 +1,12 @@
 //! `ancre-rewrite`: see the README.
 
-use ancre_rewrite::cli::{Cli, Command};
-use ancre_rewrite::engine::{self, child};
-use ancre_rewrite::error::Failure;
-use ancre_rewrite::rewrite::report;
-#[cfg(feature = "ort")]
-use ancre_rewrite::train;
-use ancre_rewrite::{freeze, inspect, rewrite, runtime, text, topology, verify};
-use clap::{CommandFactory, Parser};
-use serde_json::Value;
-use std::io::Write;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use ancre_rewrite::engine::child::{self, Program};
+use ancre_rewrite::tool;
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
-use std::time::Duration;
 
 fn main() -> ExitCode {
     if std::env::args_os().nth(1).is_some_and(|a| a == child::ARGUMENT) {
         return ExitCode::from(child::serve());
     }
-    report_full_disks();
-    let cli = Cli::parse();
-    // A panic unwinds through the outputs, which remove unfinished files.
-    let done = catch_unwind(AssertUnwindSafe(|| run(&cli))).unwrap_or_else(|_| Err(Failure::fault("nothing was written")));
-    engine::notices().iter().for_each(|notice| eprintln!("note: {notice}"));
-    match done {
-        Ok((text, status)) => {
-            let mut out = std::io::stdout().lock();
-            match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-                // A reader that closes the pipe (`| head`) is no error.
-                Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => {
-                    eprintln!("error: the report cannot be written: {e}");
-                    ExitCode::from(2)
-                }
-                _ => ExitCode::from(status),
-            }
-        }
-        Err(e) => {
-            eprintln!("{}{e}", if e.status == 0 { "" } else { "error: " });
-            ExitCode::from(e.status)
-        }
-    }
-}
-
-/// Turns a write past the file-size limit into an error. By default its signal ends the process, which leaves temporary files
-/// behind.
-fn report_full_disks() {
-    #[cfg(unix)]
-    let _ = signal_hook::flag::register(signal_hook::consts::SIGXFSZ, Arc::new(AtomicBool::new(false)));
-}
-
-/// The report that was asked for.
-fn chosen(is_json: bool, is_quiet: bool, json: impl Fn() -> Value, text: impl Fn() -> String) -> String {
-    match (is_json, is_quiet) {
-        (true, _) => format!("{}\n", json()),
-        (false, true) => String::new(),
-        (false, false) => text(),
-    }
-}
-
-/// What goes to standard output, and the exit status.
-fn run(cli: &Cli) -> Result<(String, u8), Failure> {
-    let limits = match &cli.command {
-        Some(Command::Verify(a)) => &a.limits,
-        Some(Command::Inspect(a)) => &a.limits,
-        _ => &cli.rewrite.limits,
-    };
-    let time = limits.engine_timeout.map(Duration::from_secs);
-    child::isolate(child::Limits { memory: limits.max_memory, time });
-    let text = match &cli.command {
-        #[cfg(feature = "ort")]
-        Some(Command::Train(a)) => {
-            let done = train::train(a)?;
-            let text = chosen(a.json, a.quiet, || done.json(), || done.text(a.verbose));
-            return Ok((text, if done.interrupted { train::interrupt::STATUS } else { 0 }));
-        }
-        Some(Command::Verify(a)) => return verify::verify(a).map(|answer| (answer.text, answer.status)),
-        Some(Command::Inspect(a)) => inspect::inspect(a)? + if a.json { "\n" } else { "" },
-        Some(Command::Freeze(a)) => {
-            let done = freeze::freeze(a)?;
-            chosen(a.json, false, || done.json(), || freeze::text(&done))
-        }
-        Some(Command::Topology(a)) => {
-            let found = topology::topology(a)?;
-            chosen(a.json, false, || found.json(), || found.text())
-        }
-        Some(Command::Tokenize(a)) => {
-            let done = text::tokenize(a)?;
-            chosen(a.json, false, || done.json(), || done.text())
-        }
-        Some(Command::Runtime(a)) => runtime::runtime(a)?,
-        Some(Command::Completions { shell }) => {
-            let mut out = Vec::new();
-            clap_complete::generate(*shell, &mut Cli::command(), "ancre-rewrite", &mut out);
-            String::from_utf8_lossy(&out).into_owned()
-        }
-        None => {
-            let (a, outcome) = (&cli.rewrite, rewrite::rewrite(&cli.rewrite)?);
-            chosen(a.json, a.quiet, || report::json(&outcome), || report::text(&outcome, a.verbose))
-        }
-    };
-    Ok((text, 0))
+    ExitCode::from(tool::main(std::env::args_os(), Program::this()))
 }

@@ -1,7 +1,7 @@
 //! Engines in a process of their own. What an engine dies of (a wild pointer, memory without end, a loop without one) ends that
 //! process and is an error here.
 //!
-//! The tool starts itself with a hidden first argument and speaks with it through pipes (`wire`). The child watches its own
+//! The tool starts itself (a [`Program`]) with a hidden argument and speaks with it through pipes (`wire`). The child watches its own
 //! memory: what it holds in RAM, not its address space, which an ONNX Runtime with its threads and arenas takes many times
 //! what it uses of. The parent watches the clock. Both limits grow with the model.
 
@@ -10,15 +10,16 @@ use super::{Engine, EngineError, ExternalData, Session, Tensors, culprit};
 use crate::engine::memory;
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::ffi::OsString;
 use std::io::{self, BufReader, BufWriter, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::rc::Rc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
-/// The hidden first argument.
+/// The hidden argument, the tool's first one.
 pub const ARGUMENT: &str = "__engine";
 
 /// Exit status of a child that used too much memory.
@@ -49,21 +50,51 @@ const ORACLE_MEMORY: u64 = 2 << 30;
 /// Time that it may take.
 const ORACLE_TIME: Duration = Duration::from_secs(10);
 
+/// The tool as a program to start.
+#[derive(Clone, Debug)]
+pub struct Program {
+    /// The executable.
+    pub path: PathBuf,
+    /// What stands before the tool's own arguments: an extension of Python is started through its interpreter.
+    pub arguments: Vec<OsString>,
+}
+
+impl Program {
+    /// The executable that runs now, if the system tells which it is.
+    pub fn this() -> Option<Program> {
+        std::env::current_exe().ok().map(|path| Program { path, arguments: Vec::new() })
+    }
+
+    /// The command that starts it, to which the tool's arguments are added.
+    pub fn command(&self) -> Command {
+        let mut command = Command::new(&self.path);
+        command.args(&self.arguments);
+        command
+    }
+}
+
 /// The program to start, and the limits. While this is not set, engines run in this process.
-static PROGRAM: OnceLock<(PathBuf, Limits)> = OnceLock::new();
+static ISOLATION: RwLock<Option<(Arc<Program>, Limits)>> = RwLock::new(None);
 
 /// Makes engines run in processes of their own, started from this program, from now on.
-pub fn isolate(limits: Limits) {
-    if let Ok(program) = std::env::current_exe() {
-        let _ = PROGRAM.set((program, limits));
-    }
+pub fn isolate(program: Program, limits: Limits) {
+    *ISOLATION.write().unwrap_or_else(PoisonError::into_inner) = Some((Arc::new(program), limits));
+}
+
+fn isolation() -> Option<(Arc<Program>, Limits)> {
+    ISOLATION.read().unwrap_or_else(PoisonError::into_inner).clone()
+}
+
+/// This tool as a program to start: the one that engines are started from, else the executable that runs now.
+pub fn program() -> Option<Arc<Program>> {
+    isolation().map(|(program, _)| program).or_else(|| Program::this().map(Arc::new))
 }
 
 /// The engine in a process of its own; `None` where engines run in this process.
 pub(super) fn engine(name: &'static str, library: Option<PathBuf>) -> Option<Box<dyn Engine>> {
-    let (program, limits) = PROGRAM.get()?;
+    let (program, limits) = isolation()?;
     let start = Start { name, program, library };
-    Some(Box::new(ChildEngine { start, limits: *limits, process: Rc::default(), sessions: Cell::new(0) }))
+    Some(Box::new(ChildEngine { start, limits, process: Rc::default(), sessions: Cell::new(0) }))
 }
 
 /// The process that is asked for types. It starts at the first question.
@@ -73,7 +104,7 @@ pub(super) struct Oracle(Option<Process>);
 impl Oracle {
     /// The answer to a question about types; or why the engine died. The next question starts it anew.
     pub(super) fn ask(&mut self, request: &Request, blobs: &[&[u8]]) -> Result<Message<Answer>, String> {
-        let Some((program, limits)) = PROGRAM.get() else { return Err("has no process".into()) };
+        let Some((program, limits)) = isolation() else { return Err("has no process".into()) };
         let mut p = match self.0.take() {
             Some(p) => p,
             None => Start { name: "tract", program, library: None }.process().map_err(|e| e.to_string())?,
@@ -88,7 +119,7 @@ impl Oracle {
 /// Do engines run in processes of their own?
 #[cfg(feature = "tract")]
 pub(super) fn is_isolated() -> bool {
-    PROGRAM.get().is_some()
+    isolation().is_some()
 }
 
 /// Opens a model file as a training run is about to; `None` where engines run in this process. There are no limits: what is
@@ -110,7 +141,7 @@ pub(super) fn about(library: PathBuf) -> Option<Result<super::ort::About, Engine
 /// The answer of a process that answers once.
 #[cfg(feature = "ort")]
 fn once(library: PathBuf, request: &Request) -> Option<Result<Reply, EngineError>> {
-    let (program, _) = PROGRAM.get()?;
+    let (program, _) = isolation()?;
     let engine = ChildEngine {
         start: Start { name: super::ort::NAME, program, library: Some(library) },
         limits: Limits { memory: Some(u64::MAX), time: Some(Duration::MAX) },
@@ -124,7 +155,7 @@ fn once(library: PathBuf, request: &Request) -> Option<Result<Reply, EngineError
 #[derive(Clone)]
 struct Start {
     name: &'static str,
-    program: &'static Path,
+    program: Arc<Program>,
     /// The ONNX Runtime that was found.
     library: Option<PathBuf>,
 }
@@ -233,7 +264,7 @@ struct Death {
 
 impl Start {
     fn process(&self) -> io::Result<Process> {
-        let mut command = Command::new(self.program);
+        let mut command = self.program.command();
         command.arg(ARGUMENT).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         #[cfg(feature = "ort")]
         if let Some(library) = &self.library {

@@ -4,6 +4,7 @@
 use super::command::{Answer, write};
 use super::{junit, report};
 use crate::cli::VerifyArgs;
+use crate::engine::child;
 use crate::error::Failure;
 use quick_junit::{Report, TestCaseStatus};
 use serde_json::json;
@@ -12,7 +13,7 @@ use std::fmt::Write;
 use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus};
+use std::process::ExitStatus;
 
 /// Ends of the names of a rewritten model and of its source.
 const REWRITTEN: &str = ".ancre.onnx";
@@ -199,8 +200,7 @@ fn check(args: &VerifyArgs, pair: Pair, report: PathBuf) -> Result<Checked, Fail
     });
     let mut status = 2;
     if failure.is_none() {
-        let program = std::env::current_exe().map_err(|e| Failure::input(format!("this program is not found: {e}")))?;
-        let mut command = Command::new(program);
+        let mut command = child::program().ok_or_else(|| Failure::input("this program's own file is not found"))?.command();
         command.arg("verify").args(args.of_one()).arg("--junit").arg(&report).arg("--");
         let ran = command.args([&pair.source, &pair.rewritten]).output();
         let ran = ran.map_err(|e| Failure::input(format!("a process for {class} cannot start: {e}")))?;
