@@ -101,6 +101,15 @@ fn write(path: &Path, state: &Tensors, position: String) -> Result<(), Failure> 
     sync_dir(dir).map_err(|e| fail(&e))
 }
 
+/// A checkpoint of no steps, as the bytes of its file.
+pub(super) fn at_start(state: &Tensors, network: Option<&Network>) -> Result<Vec<u8>, Failure> {
+    let fail = |e: &dyn std::fmt::Display| Failure::input(e.to_string());
+    let header = Header { position: &Position::default(), network };
+    let text = serde_json::to_string(&header).map_err(|e| fail(&e))?;
+    let metadata = HashMap::from([(CHECKPOINT_KEY.to_string(), text)]);
+    safetensors::serialize(stored(state).map_err(|e| fail(&e))?, Some(metadata)).map_err(|e| fail(&e))
+}
+
 /// Makes a rename in a directory durable.
 fn sync_dir(dir: &Path) -> io::Result<()> {
     if cfg!(unix) { File::open(dir)?.sync_all() } else { Ok(()) }

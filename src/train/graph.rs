@@ -1,5 +1,6 @@
 //! What a training graph's file says about itself: its inputs, its state, its loss.
 
+use super::checkpoint;
 use super::course::Hash;
 use super::data::Wanted;
 use crate::engine::Tensors;
@@ -145,6 +146,24 @@ impl TrainingGraph {
     /// The value that the file gives a state tensor.
     pub(super) fn default_of(&self, s: &StateRecord) -> Option<NpTensor> {
         NpTensor::from_constant(self.graph.initializer(self.graph.find(&s.input)?)?).ok()
+    }
+
+    /// The state that the file itself holds, as a checkpoint of no steps: the bytes of a .safetensors file. State inputs without a default
+    /// are not in it; a moment's default is spread over its whole shape.
+    ///
+    /// # Errors
+    /// A default that cannot be read.
+    pub fn start(&self) -> Result<Vec<u8>, Failure> {
+        let whole = |s: &StateRecord| {
+            let t = self.default_of(s)?;
+            let shape: Vec<usize> = s.shape.iter().map(|d| *d as usize).collect();
+            let spread = || NpTensor::new(t.dtype(), &shape, t.bytes().repeat(shape.iter().product()));
+            let t = if t.len() == 1 { spread()? } else { t };
+            Some((s.input.clone(), t))
+        };
+        let state: Tensors = self.states.iter().filter_map(whole).collect();
+        let network = super::topology::network(self)?;
+        checkpoint::at_start(&state, network.as_ref()).map_err(|e| e.at(&self.path))
     }
 
     /// The file of another kind that the main job wrote beside this one, if it is there; no kind is the forward graph.

@@ -293,6 +293,7 @@ fn json_of(args: &VerifyArgs, all: &[Checked]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::process::Command;
 
     #[test]
     fn words_are_split_as_a_shell_does() {

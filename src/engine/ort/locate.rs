@@ -4,6 +4,7 @@ use crate::engine::EngineError;
 use std::fmt::Display;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::{PoisonError, RwLock};
 
 /// The environment variable that names the library to use; it goes before everything else.
 pub(in crate::engine) const PATH_VARIABLE: &str = "ORT_DYLIB_PATH";
@@ -23,7 +24,7 @@ pub enum Found {
     Variable,
     /// It lies in this tool's folder of the user's cache.
     Cache,
-    /// It belongs to the pip package `onnxruntime` of the Python on the path.
+    /// It belongs to the pip package `onnxruntime` of the Python that runs this tool, or else of the one on the path.
     Python,
     /// It lies where the system looks for shared libraries.
     System,
@@ -76,8 +77,17 @@ impl Runtime {
     }
 }
 
-/// Finds the library: the variable, then the cache, then the pip package of the `python3` on the path, then the system.
-/// Fails when there is none; the message says how to get one.
+/// The folder of the pip package `onnxruntime` of the Python that runs this tool.
+static PACKAGE: RwLock<Option<PathBuf>> = RwLock::new(None);
+
+/// Says where the pip package `onnxruntime` lies, from now on, of the Python that runs this tool. Its users have chosen the package with
+/// their environment, so it goes before the cache.
+pub fn prefer(package: Option<PathBuf>) {
+    *PACKAGE.write().unwrap_or_else(PoisonError::into_inner) = package;
+}
+
+/// Finds the library: the variable, then the package that was [preferred](prefer), then the cache, then the pip package of the
+/// `python3` on the path, then the system. Fails when there is none; the message says how to get one.
 pub fn locate() -> Result<Runtime, EngineError> {
     if let Some(path) = std::env::var_os(PATH_VARIABLE).filter(|p| !p.is_empty()).map(PathBuf::from) {
         if !path.is_file() {
@@ -86,8 +96,10 @@ pub fn locate() -> Result<Runtime, EngineError> {
         }
         return Ok(runtime(path, Found::Variable));
     }
-    let cached = cache_dir().and_then(|dir| chosen_library(&dir)).map(|p| runtime(p, Found::Cache));
-    let found = cached.or_else(|| python_library().map(|p| runtime(p, Found::Python)));
+    let package = PACKAGE.read().unwrap_or_else(PoisonError::into_inner).clone();
+    let own = package.and_then(|dir| newest_library(&dir.join("capi"), 0)).map(|p| runtime(p, Found::Python));
+    let cached = || cache_dir().and_then(|dir| chosen_library(&dir)).map(|p| runtime(p, Found::Cache));
+    let found = own.or_else(cached).or_else(|| python_library().map(|p| runtime(p, Found::Python)));
     found.or_else(|| system_library().map(|p| runtime(p, Found::System))).ok_or_else(|| {
         EngineError::NoRuntime(format!(
             "no ONNX Runtime was found: {PATH_VARIABLE} is not set, the cache holds none, the Python on the path has no package \

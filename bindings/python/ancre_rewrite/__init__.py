@@ -1,0 +1,52 @@
+"""Trains residual networks that came as ONNX files, with learned skips if wanted, and proves that two ONNX files compute the same.
+
+    import ancre_rewrite as ancre
+
+    graphs = ancre.rewrite("resnet.onnx", classes=10, eval_graph=True)
+    trainer = graphs.trainer(lr=1e-3)
+    for batch in loader:
+        loss = trainer.step(**batch)
+    trainer.export("deployed.onnx")
+"""
+
+from importlib.metadata import version as _version
+
+from ._call import Model
+from ._errors import CheckFailed, Error, InputError, Notice
+from ._trainer import Evaluation, Trainer
+from ._verbs import (
+    File,
+    Frozen,
+    Rewritten,
+    Topology,
+    Verdict,
+    freeze,
+    inspect,
+    rewrite,
+    topology,
+    verify,
+    verify_gradient,
+)
+
+__version__ = _version("ancre-rewrite")
+
+__all__ = [
+    "CheckFailed",
+    "Error",
+    "Evaluation",
+    "File",
+    "Frozen",
+    "InputError",
+    "Model",
+    "Notice",
+    "Rewritten",
+    "Topology",
+    "Trainer",
+    "Verdict",
+    "freeze",
+    "inspect",
+    "rewrite",
+    "topology",
+    "verify",
+    "verify_gradient",
+]

@@ -1,0 +1,261 @@
+"""The tool's verbs as functions. Each takes the long options of its command line as keywords: ``--label-smoothing 0.1`` is
+``label_smoothing=0.1``, a flag is ``True``, an option that may be repeated takes a list, and ``NAME=VALUE`` a dictionary."""
+
+from __future__ import annotations
+
+import html
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Optional, Union
+
+from ._call import Model, Workspace, call, report
+from ._errors import Error
+
+if TYPE_CHECKING:
+    import numpy
+    import onnx
+
+    from ._trainer import Trainer
+
+Place = Union[str, "os.PathLike[str]"]
+
+
+class File(os.PathLike):  # type: ignore[type-arg]
+    """A file that the tool wrote, wherever a path is taken: ``onnx.load(file)``, ``onnxruntime.InferenceSession(file)``.
+
+    One that was written to no place of the user's is there as long as this object is.
+    """
+
+    def __init__(self, path: Place, workspace: Optional[Workspace] = None) -> None:
+        self.path = Path(path)
+        self._workspace = workspace
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def __repr__(self) -> str:
+        return f"File({str(self.path)!r})"
+
+    def read_bytes(self) -> bytes:
+        """The file's content, without external data."""
+        return self.path.read_bytes()
+
+    def proto(self) -> "onnx.ModelProto":
+        """The model with its external data, by the package ``onnx``."""
+        import onnx
+
+        return onnx.load(str(self.path))
+
+
+class Topology:
+    """Which states the blocks of a routed network read. Notebooks show it as a picture."""
+
+    def __init__(self, report: Dict[str, Any], svg: str) -> None:
+        #: The weights as numbers, as ``ancre-rewrite topology --json`` gives them.
+        self.report = report
+        #: The picture.
+        self.svg = svg
+
+    def _repr_html_(self) -> str:
+        return f'<div style="overflow-x:auto">{self.svg}</div>'
+
+
+class Rewritten:
+    """What :func:`rewrite` wrote and found. Notebooks show the topology."""
+
+    def __init__(self, report: Dict[str, Any], workspace: Workspace, source: str) -> None:
+        #: The report, as ``ancre-rewrite MODEL --json`` gives it.
+        self.report = report
+        self._source, self._workspace = source, workspace
+        self._files: Dict[str, File] = {}
+        for output in report["outputs"]:
+            if Path(output["path"]).exists():
+                self._files.setdefault(output["kind"], File(output["path"], workspace))
+
+    @property
+    def forward(self) -> Optional[File]:
+        """The routed network; nothing after a dry run."""
+        return self._files.get("forward")
+
+    @property
+    def training(self) -> Optional[File]:
+        """The training graph; without one, ``report["training"]["reason"]`` says why."""
+        return self._files.get("train")
+
+    @property
+    def init(self) -> Optional[File]:
+        """What the state starts from: the init graph, or the state's file with ``state="separate"``; nothing with ``"inline"``."""
+        return self._files.get("init") or self._files.get("state")
+
+    @property
+    def eval(self) -> Optional[File]:
+        """The evaluation graph (``eval_graph=True``)."""
+        return self._files.get("eval")
+
+    @property
+    def infer(self) -> Optional[File]:
+        """The inference graph, which takes the state as inputs (``infer_graph=True``)."""
+        return self._files.get("infer")
+
+    @property
+    def notices(self) -> List[str]:
+        """What a person should know of the rewrite."""
+        return list(self.report["notices"])
+
+    def trainer(self, **settings: Any) -> "Trainer":
+        """A :class:`Trainer` of these graphs; ``settings`` are its own (``providers``, ``lr``, …)."""
+        from ._trainer import Trainer
+
+        if self.training is None:
+            raise Error(f"there is no training graph: {self.report['training']['reason']}")
+        graphs = {"eval": self.eval, "infer": self.infer, "forward": self.forward}
+        return Trainer(self.training, self.init, **{**graphs, **settings})
+
+    def __repr__(self) -> str:
+        files = ", ".join(f"{kind}={str(file)!r}" for kind, file in self._files.items())
+        return f"Rewritten({files})"
+
+    def _repr_html_(self) -> str:
+        try:
+            if self.forward is not None and self.report["router"]["chains"]:
+                return topology(self.forward)._repr_html_()
+            svg = self._workspace.file(".svg")
+            inspect(self._source, svg=svg)
+            return f'<div style="overflow-x:auto">{svg.read_text(encoding="utf-8")}</div>'
+        except Error as e:
+            return f"<pre>{html.escape(repr(self))}\n{html.escape(str(e))}</pre>"
+
+
+class Verdict:
+    """Whether two models compute the same. It is true where they do."""
+
+    def __init__(self, report: Dict[str, Any]) -> None:
+        #: The report, as ``ancre-rewrite verify --json`` gives it.
+        self.report = report
+
+    @property
+    def equivalent(self) -> bool:
+        """Do they?"""
+        return bool(self.report["equivalent"])
+
+    @property
+    def method(self) -> str:
+        """``proof``: for all inputs; ``numeric``: on the inputs that were tried; ``gradient``."""
+        return str(self.report["method"])
+
+    @property
+    def first_divergence(self) -> Optional[Dict[str, Any]]:
+        """Where the models part."""
+        return self.report.get("first_divergence")
+
+    def __bool__(self) -> bool:
+        return self.equivalent
+
+    def __repr__(self) -> str:
+        said = "equivalent" if self.equivalent else "not equivalent"
+        return f"Verdict({said}, by {self.method})"
+
+
+class Frozen:
+    """What :func:`freeze` wrote."""
+
+    def __init__(self, report: Dict[str, Any], workspace: Workspace) -> None:
+        #: The report, as ``ancre-rewrite freeze --json`` gives it.
+        self.report = report
+        #: The deployable model.
+        self.model = File(report["output"]["path"], workspace)
+
+    def __repr__(self) -> str:
+        return f"Frozen({str(self.model)!r})"
+
+
+def inspect(model: Model, **options: Any) -> Any:
+    """The residual structure of a model: a dictionary; a text where ``why=NAME`` or ``rejected=True`` asks for one."""
+    space = Workspace()
+    words = [space.model(model)] + space.words("inspect", "inspect", options)
+    if options.get("why") or options.get("rejected"):
+        return call("inspect", words)[0]
+    return report("inspect", words)[0]
+
+
+def rewrite(model: Model, out: Optional[Place] = None, **options: Any) -> Rewritten:
+    """Routes a model's skips, builds its training graph, proves the rewrite, and writes the files.
+
+    ``out`` is a directory, or the forward graph's file. Without it the files live as long as the objects that name them.
+
+    Raises :class:`InputError` for a model or an option that cannot be used, and :class:`CheckFailed` when the rewrite was not proved or
+    ``require`` or ``require_equivalent`` is not met. Nothing is written then.
+    """
+    space = Workspace()
+    path = space.model(model)
+    place = os.path.join(space.file(""), "") if out is None else os.fspath(out)
+    if out is None:
+        os.makedirs(place)
+    words = [path, f"--out={place}"] + space.words("rewrite", None, options)
+    return Rewritten(report(None, words)[0], space, path)
+
+
+def verify(a: Model, b: Model, **options: Any) -> Verdict:
+    """Do two models compute the same? A proof is tried first, then they are run on chosen inputs (``input={"x": array}``: on yours).
+
+    Raises :class:`InputError` where that could not be checked.
+    """
+    space = Workspace()
+    words = [space.model(a, "a"), space.model(b, "b")] + space.words("verify", "verify", options)
+    return Verdict(report("verify", words)[0])
+
+
+def verify_gradient(training: Model, **options: Any) -> Verdict:
+    """Are the gradients of a training graph those of its loss, and its updates the optimiser's?"""
+    space = Workspace()
+    words = [f"--gradient={space.model(training)}"] + space.words("verify_gradient", "verify", options)
+    return Verdict(report("verify", words)[0])
+
+
+def freeze(
+    model: Model,
+    state: Union[None, Place, Mapping[str, "numpy.ndarray"], "Trainer"] = None,
+    out: Optional[Place] = None,
+    **options: Any,
+) -> Frozen:
+    """Writes trained state back into a forward graph and bakes the router in. The result is plain ONNX.
+
+    ``state`` is a checkpoint's file, a dictionary of arrays under the names of the training graph's state inputs, or a :class:`Trainer`.
+    """
+    space = Workspace()
+    place = space.file(".onnx") if out is None else out
+    words = [space.model(model), f"--out={os.fspath(place)}"]
+    if state is not None:
+        words.append(f"--state={_state_file(space, state)}")
+    return Frozen(report("freeze", words + space.words("freeze", "freeze", {**options}))[0], space)
+
+
+def topology(source: Union[Model, Rewritten, "Trainer"], **options: Any) -> Topology:
+    """Which states the blocks of a routed network read: of a forward graph, the directory of a run, a checkpoint, or a
+    :class:`Trainer` as it stands. ``html=FILE`` and ``png=FILE`` write a page and a picture besides."""
+    space = Workspace()
+    svg = Path(options.get("svg") or space.file(".svg"))
+    if isinstance(source, Rewritten):
+        if source.forward is None:
+            raise Error("nothing was written: it was a dry run")
+        source = source.forward
+    path = _state_file(space, source) if hasattr(source, "state_dict") else space.model(source)  # type: ignore[arg-type]
+    found, _ = report("topology", [path] + space.words("topology", "topology", {**options, "svg": svg}))
+    return Topology(found, svg.read_text(encoding="utf-8"))
+
+
+def _state_file(space: Workspace, state: Any) -> str:
+    if isinstance(state, (str, os.PathLike)):
+        return os.fspath(state)
+    path = space.file(".safetensors")
+    if hasattr(state, "save"):
+        state.save(path)
+    else:
+        import numpy
+        from safetensors.numpy import save_file
+
+        save_file({name: numpy.ascontiguousarray(value) for name, value in state.items()}, path)
+    return str(path)

@@ -1,0 +1,155 @@
+import signal
+import threading
+import time
+
+import ancre_rewrite as ancre
+import numpy
+import onnx
+import onnxruntime
+import pytest
+
+
+def outputs(model, feeds):
+    return onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"]).run(None, feeds)
+
+
+def test_a_model_is_a_path_bytes_or_a_message(mlp, tmp_path):
+    path = tmp_path / "mlp.onnx"
+    onnx.save(mlp, path)
+    found = [ancre.inspect(m) for m in (path, str(path), path.read_bytes(), mlp)]
+    assert [f["residual_adds"] for f in found] == [3, 3, 3, 3]
+    assert found[0]["chains"] == found[3]["chains"]
+    assert "/add1" in ancre.inspect(mlp, why="/add1")
+    with pytest.raises(TypeError, match="not int"):
+        ancre.inspect(3)
+
+
+def test_what_rewrite_writes_is_there_as_long_as_it_is_named(mlp):
+    done = ancre.rewrite(mlp, loss="cross-entropy")
+    forward, training = done.forward, done.training
+    del done
+    x = numpy.random.default_rng(0).normal(size=(4, 8)).astype(numpy.float32)
+    assert numpy.allclose(outputs(forward, {"x": x})[0], outputs(mlp.SerializeToString(), {"x": x})[0], atol=1e-6)
+    assert any(o.name == "loss" for o in training.proto().graph.output)
+    folder = forward.path.parent
+    assert folder.is_dir()
+    del forward, training
+    assert not folder.exists()
+
+
+def test_rewrite_writes_where_it_is_told(mlp, tmp_path):
+    onnx.save(mlp, tmp_path / "net.onnx")
+    done = ancre.rewrite(tmp_path / "net.onnx", tmp_path / "made", loss="cross-entropy", eval_graph=True, label_smoothing=0.1, chains=[0])
+    assert done.forward.path == tmp_path / "made"  # no directory yet, so a file
+    (tmp_path / "out").mkdir()
+    done = ancre.rewrite(tmp_path / "net.onnx", tmp_path / "out", preset="paper", loss="cross-entropy", eval_graph=True)
+    assert done.forward.path == tmp_path / "out" / "net.ancre.onnx"
+    assert done.eval.path.exists() and done.training.path.exists()
+    assert done.report["router"]["form"] == "augment" and done.report["training"]["loss"] == "cross-entropy"
+    assert ancre.rewrite(tmp_path / "net.onnx", dry_run=True).forward is None
+
+
+def test_models_are_proved_equal_or_told_apart(mlp, other_mlp):
+    routed = ancre.rewrite(mlp, no_train=True).forward
+    verdict = ancre.verify(mlp, routed)
+    assert verdict and verdict.method == "proof" and verdict.report["proof"]["proved"]
+    verdict = ancre.verify(mlp, other_mlp, input={"x": numpy.ones((2, 8), numpy.float32)})
+    assert not verdict and verdict.method == "numeric"
+    assert verdict.report["outputs"][0]["max_abs"] > 0.01
+    assert ancre.verify(mlp, routed, no_proof=True, engine="both", dim={"N": 3}).report["engine"] == "both"
+
+
+def test_the_gradients_of_a_training_graph_are_verified(mlp):
+    training = ancre.rewrite(mlp, loss="cross-entropy").training
+    verdict = ancre.verify_gradient(training, trials=1)
+    assert verdict and verdict.method == "gradient" and verdict.report["checks"]
+
+
+def test_errors_have_the_fields_of_the_report(mlp, parse, tmp_path):
+    with pytest.raises(ancre.InputError) as e:
+        ancre.inspect(tmp_path / "absent.onnx")
+    assert (e.value.status, e.value.file) == (2, tmp_path / "absent.onnx") and "absent.onnx" in e.value.what
+    with pytest.raises(ancre.CheckFailed) as e:
+        ancre.rewrite(parse("g (float[4] x) => (float[4] y) { y = Tanh (x) }"), require=True)
+    assert e.value.status == 1 and "nothing to rewrite" in str(e.value)
+    with pytest.raises(ancre.InputError) as e:
+        ancre.rewrite(mlp, granularity=0)
+    assert e.value.help and "--granularity" in e.value.help and e.value.help in str(e.value)
+    dropped = parse("g (float[N, 4] x) => (float[N, 4] y) <float[4, 4] w = {%s}> { a = MatMul (x, w) y = NoSuchOperator (a) }" % ", ".join("1" * 16))
+    dropped.graph.node[1].name = "/odd"
+    with pytest.raises(ancre.Error) as e:
+        ancre.rewrite(dropped, loss="mse", verify="none")
+    assert (e.value.node, e.value.operator) == ("/odd", "NoSuchOperator"), e.value
+
+
+def test_options_are_those_of_the_command_line(mlp):
+    with pytest.raises(TypeError, match="unexpected option 'label_smothing'; did you mean label_smoothing="):
+        ancre.rewrite(mlp, label_smothing=0.1)
+    with pytest.raises(TypeError, match="tau wants a value"):
+        ancre.rewrite(mlp, tau=True)
+    with pytest.raises(TypeError, match="no_train is True or False"):
+        ancre.rewrite(mlp, no_train="yes")
+    with pytest.raises(TypeError, match="unexpected option 'json'"):
+        ancre.inspect(mlp, json=True)
+    with pytest.raises(ancre.InputError, match="possible values: finetune, paper"):
+        ancre.rewrite(mlp, preset="papre")
+    done = ancre.rewrite(mlp, loss="cross-entropy", frozen=["w0", "w1"], ignore_index=-1)
+    assert {"w0", "w1"} <= set(done.report["training"]["frozen"])
+
+
+def test_what_kills_an_engine_is_an_error_here(parse):
+    modulo = parse("g (int64[4] x) => (int64[4] y) { z = Sub (x, x) y = Mod (x, z) }")
+    with pytest.raises(ancre.InputError, match="ort cannot run it: "):
+        ancre.verify(modulo, modulo, no_proof=True, engine="ort")
+    pool = parse(
+        "g (float[1, 1, 4, 4] x) => (float y) { y = AveragePool <kernel_shape = [1099511627776, 2],"
+        " pads = [1099511627776, 0, 1099511627776, 0]> (x) }"
+    )
+    with pytest.raises(ancre.InputError, match="tract took more than 1 s"):
+        ancre.verify(pool, pool, no_proof=True, engine="tract", engine_timeout=1)
+    # The next call has its own limits.
+    plain = parse("g (float[N, 3] x) => (float[N, 3] y) { y = Tanh (x) }")
+    assert ancre.verify(plain, plain, no_proof=True, engine="tract")
+
+
+def test_other_threads_run_meanwhile_and_signals_arrive(parse):
+    slow = parse(
+        "g (float[1, 1, 4, 4] x) => (float y) { y = AveragePool <kernel_shape = [1099511627776, 2],"
+        " pads = [1099511627776, 0, 1099511627776, 0]> (x) }"
+    )
+    counted, done = [0], threading.Event()
+
+    def count():
+        while not done.is_set():
+            counted[0] += 1
+            time.sleep(0.01)
+
+    class Alarm(Exception):
+        pass
+
+    def ring(*_):
+        raise Alarm
+
+    thread = threading.Thread(target=count)
+    thread.start()
+    before = signal.signal(signal.SIGALRM, ring)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 1)
+        start = time.monotonic()
+        with pytest.raises(Alarm):
+            ancre.verify(slow, slow, no_proof=True, engine="tract", engine_timeout=4)
+        assert time.monotonic() - start < 3 and counted[0] > 10
+    finally:
+        signal.signal(signal.SIGALRM, before)
+        done.set()
+        thread.join()
+
+
+def test_notebooks_show_the_topology(mlp, parse):
+    done = ancre.rewrite(mlp)
+    assert "<svg" in done._repr_html_() and "Chain 0" in done._repr_html_()
+    shown = ancre.topology(done)
+    assert len(shown.report["chains"][0]["weights"]) == 3 and shown.svg.startswith("<svg")
+    # A network that is not routed is drawn as it is.
+    plain = ancre.rewrite(mlp, chains="none")
+    assert "<svg" in plain._repr_html_()
