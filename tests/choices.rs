@@ -67,6 +67,9 @@ fn the_loss_is_chosen_by_what_the_model_shows() {
         let ran = tool(&[&text(&model(name)), "--dry-run", "--verify", "none", "--loss", "auto"]);
         assert!(ran.status == 2 && ran.err.contains(why), "{name}: {}", ran.err);
     }
+    // Who asks for a head of so many classes has labels.
+    let r = tool_ok(&[&text(&model("deep_mlp")), "--dry-run", "--verify", "none", "--json", "--classes", "7"]).json();
+    assert_eq!(r["training"]["loss"], "cross-entropy");
 }
 
 #[test]

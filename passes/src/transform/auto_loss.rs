@@ -1,6 +1,7 @@
 //! `--loss auto`: chooses a loss on evidence in the model, or refuses with the reason.
 
 use crate::analysis::head::constant_origin;
+use crate::contract::{Fresh, Record};
 use crate::ir::{DType, Graph, Kind, ValueId};
 use crate::ops::{Class, Mixing, passes_through};
 use crate::transform::loss::{self, LossError, LossKind, Squash, loss_output};
@@ -12,6 +13,7 @@ use crate::transform::loss::{self, LossError, LossKind, Squash, loss_output};
 /// * A trailing `Softmax` or `LogSoftmax` over another axis than the samples': exclusive classes. A trailing `Sigmoid`: independent ones.
 /// * A scalar from several inputs: the model computes its loss itself.
 /// * Class logits [N, C] from an image (rank 4 or 5 float input with a convolution or patch projection): a classifier.
+/// * Scores of the classes that a fresh head was asked for.
 ///
 /// # Errors
 /// The reason, when the evidence does not suffice.
@@ -59,6 +61,10 @@ pub fn choose(g: &Graph, output: Option<&str>) -> Result<LossKind, LossError> {
     }
     let image = g.required_inputs().any(|i| g.is_float(i) && g.tensor_type(i).is_some_and(|t| matches!(t.rank(), 4 | 5)));
     if ty.rank() == 2 && image && ids.is_none() && ty.shape[1].known().is_none_or(|c| c >= 2) {
+        return Ok(LossKind::CrossEntropy);
+    }
+    let has_fresh_head = Fresh::read(g).ok().flatten().is_some_and(|f| !f.tensors.is_empty());
+    if has_fresh_head && ty.rank() >= 2 {
         return Ok(LossKind::CrossEntropy);
     }
     refuse(format!("nothing in the model tells which loss output `{name}` {ty} is meant for"))
