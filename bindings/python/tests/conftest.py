@@ -1,5 +1,6 @@
 """Models and data for the tests. They run on the installed package, not on this folder's sources."""
 
+import platform
 from pathlib import Path
 
 import ancre_rewrite
@@ -61,6 +62,25 @@ def parse():
         return onnx.parser.parse_model('<ir_version: 8, opset_import: ["": 17]> ' + graph)
 
     return model
+
+
+@pytest.fixture(scope="session")
+def slow(parse):
+    """What tract never finishes: a window of 2^40 elements."""
+    return parse(
+        "g (float[1, 1, 4, 4] x) => (float y) { y = AveragePool <kernel_shape = [1099511627776, 2],"
+        " pads = [1099511627776, 0, 1099511627776, 0]> (x) }"
+    )
+
+
+@pytest.fixture(scope="session")
+def killer(parse):
+    """What ends ONNX Runtime on x86 processors: as it opens the model it divides constants, which overflows. Elsewhere nothing happens."""
+    if platform.machine() not in ("x86_64", "AMD64"):
+        pytest.skip("no model is known that ends ONNX Runtime on this machine")
+    return parse(
+        "g (int64[1] x) => (int64[1] y) <int64[1] a = {-9223372036854775808}, int64[1] b = {-1}> { c = Div (a, b) y = Add (x, c) }"
+    )
 
 
 @pytest.fixture(scope="session")

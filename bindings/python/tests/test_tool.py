@@ -1,8 +1,10 @@
 """The command-line tool inside the package."""
 
+import os
 import re
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import ancre_rewrite as ancre
@@ -11,7 +13,7 @@ import onnxruntime
 import pytest
 from ancre_rewrite._call import options
 
-TOOL = Path(sys.executable).with_name("ancre-rewrite")
+TOOL = Path(sysconfig.get_path("scripts"), "ancre-rewrite" + (".exe" if os.name == "nt" else ""))
 
 
 def run(*words, **settings):
@@ -33,15 +35,18 @@ def test_the_tool_is_on_the_path(command, mlp, tmp_path):
 
 def test_the_runtime_is_the_environments(tmp_path):
     """Whatever lies in the user's cache, or belongs to another Python."""
-    ran = run(TOOL, "runtime", "show", env={"PATH": "/usr/bin:/bin", "HOME": str(tmp_path)})
+    elsewhere = {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path), "LOCALAPPDATA": str(tmp_path)}
+    ran = run(TOOL, "runtime", "show", env={**os.environ, **elsewhere, "PATH": os.defpath})
     assert ran.returncode == 0 and onnxruntime.__version__ in ran.stdout, ran.stdout + ran.stderr
     assert str(Path(onnxruntime.__file__).parent) in ran.stdout
 
 
-def test_engines_have_processes_of_their_own(tmp_path, parse):
-    onnx.save(parse("g (int64[4] x) => (int64[4] y) { z = Sub (x, x) y = Mod (x, z) }"), tmp_path / "m.onnx")
-    ran = run(TOOL, "verify", "m.onnx", "m.onnx", "--no-proof", "--engine", "ort", cwd=tmp_path)
-    assert ran.returncode == 2 and "ort cannot run it: " in ran.stderr, ran.stderr
+def test_engines_have_processes_of_their_own(tmp_path, killer):
+    onnx.save(killer, tmp_path / "m.onnx")
+    (tmp_path / "pairs.txt").write_text("m.onnx m.onnx")
+    for words in (["verify", "m.onnx", "m.onnx"], ["verify", "--pairs", "pairs.txt"]):
+        ran = run(TOOL, *words, "--no-proof", "--engine", "ort", cwd=tmp_path)
+        assert ran.returncode == 2 and "ort died" in ran.stderr, ran.stderr
 
 
 @pytest.mark.parametrize("verb", [None, "inspect", "verify", "freeze", "topology"])

@@ -8,7 +8,7 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
-MODES = ["inline", "separate"]
+MODES = ["init", "inline", "separate"]
 
 
 def trained(graphs, batches, **settings):
@@ -18,7 +18,7 @@ def trained(graphs, batches, **settings):
 
 @pytest.fixture(scope="module")
 def graphs(mlp):
-    return {mode: ancre.rewrite(mlp, loss="cross-entropy", state=mode, eval_graph=True) for mode in MODES}
+    return {mode: ancre.rewrite(mlp, loss="cross-entropy", state=mode, eval_graph=True, infer_graph=True) for mode in MODES}
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -59,9 +59,15 @@ def by_hand(done, batches, lr):
 
 
 def test_all_modes_take_the_same_steps(graphs, mlp_batches):
-    losses = [trained(graphs[mode], mlp_batches)[1] for mode in MODES]
-    assert losses[0][-1] < losses[0][0]
-    assert all(other == losses[0] for other in losses)
+    runs = [trained(graphs[mode], mlp_batches) for mode in MODES]
+    losses = runs[0][1]
+    assert losses[-1] < losses[0] and all(other == losses for _, other in runs)
+    # And what they learned says the same, in each graph.
+    batch = mlp_batches[0]
+    expected = runs[0][0].evaluate(batch)
+    for trainer, _ in runs:
+        assert trainer.evaluate(batch).loss == expected.loss
+        assert numpy.allclose(trainer.predict(x=batch["x"])["y"], expected.outputs["y"], atol=1e-6)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -161,21 +167,24 @@ def test_a_wrong_state_is_named(graphs, mlp_batches):
 
 
 def test_graphs_are_given_in_any_form(graphs, mlp_batches):
-    expected = trained(graphs["separate"], mlp_batches[:2])[1]
-    done = graphs["separate"]
-    for training in (done.training, str(done.training), done.training.read_bytes(), done.training.proto()):
-        for init in (done.init, load_file(done.init)):
-            trainer = ancre.Trainer(training, init, lr=1e-2)
-            assert [trainer.step(batch) for batch in mlp_batches[:2]] == expected
-    # What lies beside it is found.
-    trainer = ancre.Trainer(done.training.path, lr=1e-2)
-    assert [trainer.step(batch) for batch in mlp_batches[:2]] == expected
-    assert trainer.evaluate(mlp_batches[0]).loss > 0 and trainer.export().model.path.exists()
+    expected = trained(graphs["init"], mlp_batches[:2])[1]
+    init, state = graphs["init"].init, load_file(graphs["separate"].init)
+    for mode in MODES:
+        training = graphs[mode].training
+        for form in (training, str(training), training.read_bytes(), training.proto()):
+            for start in (init, init.read_bytes(), init.proto(), graphs["separate"].init, state):
+                trainer = ancre.Trainer(form, start, lr=1e-2)
+                assert [trainer.step(batch) for batch in mlp_batches[:2]] == expected
+        # What lies beside it is found.
+        trainer = ancre.Trainer(training.path, lr=1e-2)
+        assert [trainer.step(batch) for batch in mlp_batches[:2]] == expected
+        assert trainer.evaluate(mlp_batches[0]).loss > 0 and trainer.export().model.path.exists()
 
 
 def test_what_is_missing_is_named(graphs, mlp, mlp_batches):
-    with pytest.raises(ancre.Error, match="does not hold what its state starts from"):
-        ancre.Trainer(graphs["separate"].training.read_bytes())
+    for mode in ("init", "separate"):
+        with pytest.raises(ancre.Error, match="does not hold what its state starts from"):
+            ancre.Trainer(graphs[mode].training.read_bytes())
     with pytest.raises(ancre.Error, match="is no training graph"):
         ancre.Trainer(mlp)
     alone = ancre.Trainer(graphs["inline"].training.read_bytes(), lr=1e-2)
