@@ -273,7 +273,7 @@ fn text(args: &VerifyArgs, all: &[Checked]) -> String {
     let mut out = String::new();
     for c in all.iter().filter(|c| c.status != 0 || !args.quiet) {
         let why = if c.why.is_empty() { String::new() } else { format!("  ({})", c.why) };
-        let _ = writeln!(out, "{:<20}{}{why}", c.result, c.pair.rewritten.display());
+        let _ = writeln!(out, "{:<22}{}{why}", c.result, c.pair.rewritten.display());
     }
     if !args.quiet {
         let _ = writeln!(out, "{}", count(all));
