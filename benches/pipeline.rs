@@ -88,15 +88,17 @@ impl Case {
 }
 
 fn route_options() -> RouteOptions {
-    RouteOptions {
-        form: Form::Reassign,
-        granularity: Granularity::Add,
-        rule: Rule::Gated,
-        normalize: Normalize::Incoming,
-        init: Init::Uniform,
-        tau: 1.0,
-        scope: Scope::Stage,
-        chains: ChainChoice::All,
+    {
+        let mut made = RouteOptions::default();
+        made.form = Form::Reassign;
+        made.granularity = Granularity::Add;
+        made.rule = Rule::Gated;
+        made.normalize = Normalize::Incoming;
+        made.init = Init::Uniform;
+        made.tau = 1.0;
+        made.scope = Scope::Stage;
+        made.chains = ChainChoice::All;
+        made
     }
 }
 
@@ -104,7 +106,11 @@ fn training_options(g: &Graph) -> TrainingOptions {
     // Any loss does for the time it takes.
     let output = g.outputs().iter().map(|o| o.value).find(|v| g.is_float(*v)).map(|v| g.name(v).to_string());
     let (loss, optimizer) = (LossOptions::of(LossKind::Mse), OptimizerOptions::of(OptimizerKind::AdamW));
-    TrainingOptions { output, ..TrainingOptions::of(loss, optimizer) }
+    {
+        let mut made = TrainingOptions::of(loss, optimizer);
+        made.output = output;
+        made
+    }
 }
 
 #[divan::bench(args = cases(), max_time = 2)]

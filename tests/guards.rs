@@ -14,14 +14,22 @@ use ancre_rewrite::io::tensor::NpTensor;
 /// The outputs of a training graph whose loss adds up |y + 9|: every y above -9 has the cotangent 1.
 fn trained(network: &str, loss: LossOptions, feeds: &[(&str, NpTensor)]) -> Tensors {
     let optimizer = OptimizerOptions::of(OptimizerKind::None);
-    let o = TrainingOptions { grad_outputs: true, ..TrainingOptions::of(loss, optimizer) };
+    let o = {
+        let mut made = TrainingOptions::of(loss, optimizer);
+        made.grad_outputs = true;
+        made
+    };
     let g = PassManager::default().training_graph(parse(network).unwrap(), &o).unwrap().graph;
     let feeds = feeds.iter().map(|(n, t)| (n.to_string(), t.clone())).collect();
     open(&emit(&g)).unwrap().run(&feeds).unwrap()
 }
 
 fn sum_of_outputs() -> LossOptions {
-    LossOptions { sum: true, ..LossOptions::of(LossKind::L1) }
+    {
+        let mut made = LossOptions::of(LossKind::L1);
+        made.sum = true;
+        made
+    }
 }
 
 #[test]
@@ -68,7 +76,11 @@ fn a_row_of_attention_with_nothing_to_look_at_has_no_gradient() {
 #[test]
 fn labels_that_are_all_ignored_have_a_gradient_of_zero() {
     let network = "net (float[2, 2] x) => (y) <float[2] w = {1.0, 2.0}> { y = Add (x, w) }";
-    let loss = LossOptions { ignore_index: Some(-100), ..LossOptions::of(LossKind::CrossEntropy) };
+    let loss = {
+        let mut made = LossOptions::of(LossKind::CrossEntropy);
+        made.ignore_index = Some(-100);
+        made
+    };
     let labels = |all: &[i64]| ("labels", NpTensor::i64s(&[2], all).unwrap());
     let x = || ("x", floats(DType::F32, &[2, 2], &[0.0; 4]));
     let out = trained(network, loss.clone(), &[x(), labels(&[-100, -100])]);

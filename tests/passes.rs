@@ -28,15 +28,17 @@ const NORMALIZATIONS: [Normalize; 2] = [Normalize::Incoming, Normalize::Outgoing
 
 fn options(form: Form, rule: Rule, normalize: Normalize, tau: f32) -> RouteOptions {
     let init = if rule == Rule::Free { Init::Identity } else { Init::Uniform };
-    RouteOptions {
-        form,
-        granularity: Granularity::Add,
-        scope: Scope::Stage,
-        rule,
-        normalize,
-        init,
-        tau,
-        chains: ChainChoice::All,
+    {
+        let mut made = RouteOptions::default();
+        made.form = form;
+        made.granularity = Granularity::Add;
+        made.scope = Scope::Stage;
+        made.rule = rule;
+        made.normalize = normalize;
+        made.init = init;
+        made.tau = tau;
+        made.chains = ChainChoice::All;
+        made
     }
 }
 
@@ -417,7 +419,11 @@ fn router_gradients_are_the_derivatives() {
                     let routers = route(&mut g, &chains, &o);
                     randomise(&mut g, &routers, &o, &mut random);
                     let (loss, optimizer) = (LossOptions::of(LossKind::Mse), OptimizerOptions::of(OptimizerKind::None));
-                    let options = TrainingOptions { grad_outputs: true, ..TrainingOptions::of(loss, optimizer) };
+                    let options = {
+                        let mut made = TrainingOptions::of(loss, optimizer);
+                        made.grad_outputs = true;
+                        made
+                    };
                     let training = PassManager::default().training_graph(g, &options);
                     let training = training.unwrap().graph;
                     let mut session = open(&emit(&training)).unwrap();

@@ -31,15 +31,17 @@ fn reread(g: &Graph) -> Graph {
 }
 
 fn options(granularity: Granularity, rule: Rule, init: Init) -> RouteOptions {
-    RouteOptions {
-        form: Form::Reassign,
-        granularity,
-        scope: Scope::Stage,
-        rule,
-        normalize: Normalize::Incoming,
-        init,
-        tau: 0.01,
-        chains: ChainChoice::All,
+    {
+        let mut made = RouteOptions::default();
+        made.form = Form::Reassign;
+        made.granularity = granularity;
+        made.scope = Scope::Stage;
+        made.rule = rule;
+        made.normalize = Normalize::Incoming;
+        made.init = init;
+        made.tau = 0.01;
+        made.chains = ChainChoice::All;
+        made
     }
 }
 
@@ -99,11 +101,16 @@ fn every_rule_at_one_hot_is_proved() {
             ("softmax", options(Granularity::Add, Rule::Softmax, Init::Identity)),
             ("free", options(Granularity::Add, Rule::Free, Init::Identity)),
             ("block", options(Granularity::Block, Rule::Gated, Init::Uniform)),
-            (
-                "outgoing",
-                RouteOptions { normalize: Normalize::Outgoing, ..options(Granularity::Add, Rule::Gated, Init::Uniform) },
-            ),
-            ("network", RouteOptions { scope: Scope::Network, ..options(Granularity::Add, Rule::Gated, Init::Uniform) }),
+            ("outgoing", {
+                let mut made = options(Granularity::Add, Rule::Gated, Init::Uniform);
+                made.normalize = Normalize::Outgoing;
+                made
+            }),
+            ("network", {
+                let mut made = options(Granularity::Add, Rule::Gated, Init::Uniform);
+                made.scope = Scope::Network;
+                made
+            }),
         ] {
             let (g, routers) = routed(&source, &o, None);
             tally.routers += routers.len();

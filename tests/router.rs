@@ -105,7 +105,18 @@ fn loaded(opset: i64) -> Graph {
 
 fn options(form: Form, rule: Rule, scope: Scope, normalize: Normalize, tau: f32) -> RouteOptions {
     let init = if rule == Rule::Free { Init::Identity } else { Init::Uniform };
-    RouteOptions { form, granularity: Granularity::Add, scope, rule, normalize, init, tau, chains: ChainChoice::All }
+    {
+        let mut made = RouteOptions::default();
+        made.form = form;
+        made.granularity = Granularity::Add;
+        made.scope = scope;
+        made.rule = rule;
+        made.normalize = normalize;
+        made.init = init;
+        made.tau = tau;
+        made.chains = ChainChoice::All;
+        made
+    }
 }
 
 fn feeds(random: &mut Random) -> Tensors {
@@ -295,8 +306,12 @@ fn network_scope_s_gradients_are_the_derivatives() {
         let routers = route(&mut g, &chains, &o);
         randomise(&mut g, &routers, &mut random, 0.3);
         let (loss, optimizer) = (LossOptions::of(LossKind::Mse), OptimizerOptions::of(OptimizerKind::None));
-        let training =
-            TrainingOptions { output: Some(output.into()), grad_outputs: true, ..TrainingOptions::of(loss, optimizer) };
+        let training = {
+            let mut made = TrainingOptions::of(loss, optimizer);
+            made.output = Some(output.into());
+            made.grad_outputs = true;
+            made
+        };
         let training = PassManager::default().training_graph(g, &training).unwrap().graph;
         let mut session = open(&emit(&training)).unwrap();
         let mut feeds = feeds(&mut random);

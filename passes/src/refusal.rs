@@ -21,6 +21,7 @@ impl fmt::Display for Refusal {
 
 /// Why a node is left as it is. The text's subject is the node.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 #[allow(missing_docs)]
 pub enum Why {
     /// The type of a value it reads or writes is not known, or not far enough.

@@ -10,7 +10,7 @@ use crate::rewrite::batch::BatchRequest;
 use crate::verify::{ProofMode, Tolerance, VerifyOptions};
 use ancre_passes::contract::StateFrom;
 use ancre_passes::ir::{Form, Graph, Rule};
-use ancre_passes::pipeline::training::{TrainableChoice, TrainingOptions};
+use ancre_passes::pipeline::training::TrainingOptions;
 use ancre_passes::pipeline::{Debugging, passes};
 use ancre_passes::target::{self, Target};
 use ancre_passes::transform::auto_loss;
@@ -156,16 +156,16 @@ fn route(a: &RewriteArgs) -> Result<RouteOptions, Failure> {
             n.parse().map_err(|_| Failure::input(format!("--granularity `{n}` is not add, block or a number of adds")))?,
         ),
     };
-    Ok(RouteOptions {
-        form: a.form.unwrap_or(base.form),
-        granularity,
-        scope: a.scope.unwrap_or(base.scope),
-        rule,
-        normalize: a.normalize.unwrap_or(base.normalize),
-        init: init(a.init.as_deref(), rule)?,
-        tau: a.tau.unwrap_or(base.tau),
-        chains: chains(a.chains.as_deref())?,
-    })
+    let mut options = base;
+    options.form = a.form.unwrap_or(options.form);
+    options.granularity = granularity;
+    options.scope = a.scope.unwrap_or(options.scope);
+    options.rule = rule;
+    options.normalize = a.normalize.unwrap_or(options.normalize);
+    options.init = init(a.init.as_deref(), rule)?;
+    options.tau = a.tau.unwrap_or(options.tau);
+    options.chains = chains(a.chains.as_deref())?;
+    Ok(options)
 }
 
 fn init(text: Option<&str>, rule: Rule) -> Result<Init, Failure> {
@@ -218,51 +218,42 @@ fn training(a: &RewriteArgs) -> Result<TrainingRequest, Failure> {
             Some(text.lines().map(str::trim).filter(|l| !l.is_empty()).map(str::to_string).collect())
         }
     };
-    let plain = OptimizerOptions::of(a.training.optimizer.unwrap_or(OptimizerKind::AdamW));
-    let optimizer = OptimizerOptions {
-        kind: plain.kind,
-        momentum: a.training.momentum.unwrap_or(plain.momentum),
-        nesterov: a.training.nesterov,
-        weight_decay: a.training.weight_decay,
-        beta1: a.training.beta1.unwrap_or(plain.beta1),
-        beta2: a.training.beta2.unwrap_or(plain.beta2),
-        eps: a.training.eps.unwrap_or(plain.eps),
-        clip_norm: a.training.clip_norm,
-        accumulate: a.training.accumulate.unwrap_or(plain.accumulate),
-        router_lr_scale: a.training.router_lr_scale.unwrap_or(plain.router_lr_scale),
-    };
+    let mut optimizer = OptimizerOptions::of(a.training.optimizer.unwrap_or(OptimizerKind::AdamW));
+    optimizer.momentum = a.training.momentum.unwrap_or(optimizer.momentum);
+    optimizer.nesterov = a.training.nesterov;
+    optimizer.weight_decay = a.training.weight_decay;
+    optimizer.beta1 = a.training.beta1.unwrap_or(optimizer.beta1);
+    optimizer.beta2 = a.training.beta2.unwrap_or(optimizer.beta2);
+    optimizer.eps = a.training.eps.unwrap_or(optimizer.eps);
+    optimizer.clip_norm = a.training.clip_norm;
+    optimizer.accumulate = a.training.accumulate.unwrap_or(optimizer.accumulate);
+    optimizer.router_lr_scale = a.training.router_lr_scale.unwrap_or(optimizer.router_lr_scale);
     let loss = match a.training.loss {
         Some(LossChoice::Kind(kind)) => Some(kind),
         _ => None,
     };
-    let loss_options = LossOptions {
-        sum: a.training.reduction == Some(Reduction::Sum),
-        smoothing: a.training.label_smoothing.unwrap_or(0.0),
-        // PyTorch's default.
-        ignore_index: Some(a.training.ignore_index.unwrap_or(-100)),
-        huber_delta: a.training.huber_delta.unwrap_or(1.0),
-        labels: a.training.labels.clone(),
-        class_axis: a.training.class_axis,
-        // Where evidence decides, `TrainingRequest::options` fills in the kind.
-        kind: loss.unwrap_or(LossKind::CrossEntropy),
-    };
-    let options = TrainingOptions {
-        output: a.training.output.clone(),
-        trainable: TrainableChoice {
-            exactly,
-            also: a.training.trainable.clone(),
-            frozen: a.training.frozen.clone(),
-            head_only: a.training.freeze_backbone,
-        },
-        fixed: fixed(&a.training.fix)?,
-        opset: a.opset,
-        seed: a.seed.unwrap_or(0),
-        grad_outputs: a.training.grad_outputs,
-        frozen_bn: a.training.frozen_bn,
-        bn_momentum: a.training.bn_momentum,
-        target: a.target.unwrap_or(&target::CPU),
-        ..TrainingOptions::of(loss_options, optimizer)
-    };
+    // Where evidence decides, `TrainingRequest::options` fills in the kind.
+    let mut loss_options = LossOptions::of(loss.unwrap_or(LossKind::CrossEntropy));
+    loss_options.sum = a.training.reduction == Some(Reduction::Sum);
+    loss_options.smoothing = a.training.label_smoothing.unwrap_or(loss_options.smoothing);
+    // PyTorch's default.
+    loss_options.ignore_index = Some(a.training.ignore_index.unwrap_or(-100));
+    loss_options.huber_delta = a.training.huber_delta.unwrap_or(loss_options.huber_delta);
+    loss_options.labels = a.training.labels.clone();
+    loss_options.class_axis = a.training.class_axis;
+    let mut options = TrainingOptions::of(loss_options, optimizer);
+    options.output = a.training.output.clone();
+    options.trainable.exactly = exactly;
+    options.trainable.also = a.training.trainable.clone();
+    options.trainable.frozen = a.training.frozen.clone();
+    options.trainable.head_only = a.training.freeze_backbone;
+    options.fixed = fixed(&a.training.fix)?;
+    options.opset = a.opset;
+    options.seed = a.seed.unwrap_or(0);
+    options.grad_outputs = a.training.grad_outputs;
+    options.frozen_bn = a.training.frozen_bn;
+    options.bn_momentum = a.training.bn_momentum;
+    options.target = a.target.unwrap_or(&target::CPU);
     Ok(TrainingRequest {
         loss,
         required: a.training.are_given(),

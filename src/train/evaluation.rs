@@ -192,20 +192,16 @@ fn of_forward(t: &TrainingGraph, forward: &Path) -> Result<Graph, String> {
     let names = t.states.iter().filter(|s| deployed(s.kind)).map(|s| s.input.as_str());
     separate::separate_in_forward(&mut g, names)
         .map_err(|missing| format!("it has no `{}`, which the training graph trains", missing[0]))?;
-    let loss = LossOptions {
-        kind: t.loss_kind,
-        sum: t.loss.reduction == "sum",
-        smoothing: t.loss.label_smoothing,
-        ignore_index: t.loss.ignore_index,
-        huber_delta: t.loss.huber_delta.unwrap_or(1.0),
-        labels: Some(t.loss.target.clone()),
-        class_axis: t.loss.class_axis.map(|axis| axis as i64),
-    };
-    let o = TrainingOptions {
-        output: t.loss.output.clone(),
-        // The forward graph may have a batch of 1 where the training graph takes any.
-        batch: rebatch::possible(&g),
-        ..TrainingOptions::of(loss, OptimizerOptions::of(OptimizerKind::None))
-    };
+    let mut loss = LossOptions::of(t.loss_kind);
+    loss.sum = t.loss.reduction == "sum";
+    loss.smoothing = t.loss.label_smoothing;
+    loss.ignore_index = t.loss.ignore_index;
+    loss.huber_delta = t.loss.huber_delta.unwrap_or(loss.huber_delta);
+    loss.labels = Some(t.loss.target.clone());
+    loss.class_axis = t.loss.class_axis.map(|axis| axis as i64);
+    let mut o = TrainingOptions::of(loss, OptimizerOptions::of(OptimizerKind::None));
+    o.output = t.loss.output.clone();
+    // The forward graph may have a batch of 1 where the training graph takes any.
+    o.batch = rebatch::possible(&g);
     PassManager::default().evaluation_graph(g, &t.states, &o).map_err(|e| sentence(&e, e.hint()))
 }

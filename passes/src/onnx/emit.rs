@@ -20,6 +20,7 @@ use std::io::Write;
 
 /// Why a graph cannot be written.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 #[allow(missing_docs)]
 pub enum EmitError {
     #[error("{0} is an abstract operator that no pass has lowered")]

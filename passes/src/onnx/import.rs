@@ -31,6 +31,7 @@ const DEEPEST: usize = 64;
 
 /// Why a model cannot be read.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 #[allow(missing_docs)]
 pub enum ImportError {
     #[error("is not a readable ONNX model: {0}")]

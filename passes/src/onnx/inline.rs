@@ -18,6 +18,7 @@ const MOST_NODES: usize = 1 << 20;
 
 /// Why functions cannot be inlined.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 #[allow(missing_docs)]
 pub enum InlineError {
     #[error("its functions expand to more than {MOST_NODES} nodes")]

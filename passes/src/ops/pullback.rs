@@ -9,6 +9,7 @@ use indexmap::IndexMap;
 
 /// Why there is no derivative.
 #[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
 pub enum GradError {
     /// An operator between a trainable tensor and the loss has no derivative, or none for this use of it.
     #[error("{site} has no derivative here: {reason}; it lies on the path {path}")]

@@ -15,6 +15,7 @@ use std::time::Instant;
 
 /// Why a pipeline ended early.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 #[allow(missing_docs)]
 pub enum PassError {
     #[error("{what}")]

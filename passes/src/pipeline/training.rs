@@ -12,6 +12,7 @@ use crate::transform::rebatch::Batch;
 
 /// Which initializers train.
 #[derive(Clone, Debug, Default)]
+#[non_exhaustive]
 pub struct TrainableChoice {
     /// Exactly these (and the router's own); `None`: by role.
     pub exactly: Option<Vec<String>>,
@@ -25,6 +26,7 @@ pub struct TrainableChoice {
 
 /// How to build a training graph.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 #[allow(missing_docs)]
 pub struct TrainingOptions {
     pub loss: LossOptions,

@@ -11,6 +11,7 @@ use crate::transform::route::{ChainChoice, Form, Granularity, Init, Normalize, R
 
 /// Why words do not name a run of a pass.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 #[allow(missing_docs)]
 pub enum WordError {
     #[error("there is no pass or pipeline `{0}`")]

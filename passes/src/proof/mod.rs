@@ -37,6 +37,7 @@ use term::{Granted, Table};
 
 /// How hard to try.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct ProofOptions {
     /// Treat sums of floats as equal in any order of their addends: they are equal as real numbers, not as floats.
     pub reassociate: bool,

@@ -10,6 +10,7 @@ use indexmap::IndexMap;
 
 /// Why a router cannot be baked.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 #[allow(missing_docs)]
 pub enum BakeError {
     #[error(

@@ -36,6 +36,7 @@ pub struct Replaced {
 
 /// Why a model's classifier cannot be replaced.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 #[allow(missing_docs)]
 pub enum ClassifierError {
     #[error("no linear map (Gemm, MatMul, Conv) lies before output `{0}`")]

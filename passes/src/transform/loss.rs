@@ -40,6 +40,7 @@ impl LossKind {
 
 /// A loss and its options.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct LossOptions {
     /// Which loss.
     pub kind: LossKind,
@@ -84,6 +85,7 @@ pub struct Loss {
 
 /// The reason a loss does not fit an output, or cannot be chosen.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 #[allow(missing_docs)]
 pub enum LossError {
     #[error("{0}")]

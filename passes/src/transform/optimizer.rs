@@ -25,6 +25,7 @@ words! {
 
 /// An optimiser and its numbers.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 #[allow(missing_docs)]
 pub struct OptimizerOptions {
     pub kind: OptimizerKind,

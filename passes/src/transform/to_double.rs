@@ -10,6 +10,7 @@ use std::collections::HashSet;
 
 /// Why a graph cannot be computed in double precision.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 #[allow(missing_docs)]
 pub enum DoubleError {
     #[error("{0} has a subgraph")]

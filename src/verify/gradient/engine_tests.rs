@@ -41,7 +41,11 @@ fn training_graph() -> Subject {
     let network =
         "g (float[3, 4] x) => (float[3, 2] y) <float[4, 2] w = {1, -1, 0.5, 2, -0.5, 1, 0.25, -2}> { y = MatMul (x, w) }";
     let (loss, optimizer) = (LossOptions::of(LossKind::Mse), OptimizerOptions::of(OptimizerKind::None));
-    let o = TrainingOptions { grad_outputs: true, ..TrainingOptions::of(loss, optimizer) };
+    let o = {
+        let mut made = TrainingOptions::of(loss, optimizer);
+        made.grad_outputs = true;
+        made
+    };
     let mut g = PassManager::default().training_graph(parse(network).unwrap(), &o).unwrap().graph;
     find_types(&mut g);
     Subject::of_graph(g, Path::new("m.ancre.train.onnx"))

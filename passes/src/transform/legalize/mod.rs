@@ -59,6 +59,7 @@ pub fn to_opset(g: &mut Graph, target: i64, applied: &mut Applied) -> Result<i64
 
 /// Why a graph cannot be brought to an operator set.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 #[allow(missing_docs)]
 pub enum ConvertError {
     #[error("the graph is of opset {0}; a graph is taken up to any later one, and down to {TARGET} at the lowest")]

@@ -79,6 +79,7 @@ pub struct Rebatched {
 
 /// Why a graph cannot be rebuilt for another batch.
 #[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
 #[allow(missing_docs)]
 pub enum RebatchError {
     #[error("no input has a first axis that could count samples")]

@@ -102,6 +102,7 @@ pub enum ChainChoice {
 
 /// What to build.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 #[allow(missing_docs)]
 pub struct RouteOptions {
     pub form: Form,
@@ -163,6 +164,7 @@ pub struct LeftAlone {
 
 /// Why the router cannot be built as asked.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 #[allow(missing_docs)]
 pub enum RouteError {
     #[error("chain {chain}: {what}")]
