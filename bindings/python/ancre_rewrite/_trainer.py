@@ -373,6 +373,8 @@ def _on_host(value: Any) -> "numpy.ndarray":
         return numpy.stack([_on_host(v) for v in value])
     if hasattr(value, "detach"):
         value = value.detach().cpu()
+        # numpy has no such numbers.
+        value = value.float() if "bfloat16" in str(getattr(value, "dtype", "")) else value
     if hasattr(value, "numpy"):
         value = value.numpy()
     return numpy.asarray(value)

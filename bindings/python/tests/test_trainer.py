@@ -137,6 +137,27 @@ def test_batches_come_in_many_forms(graphs, mlp_batches):
     assert graphs["inline"].trainer(lr=1e-2).step(x, labels) == expected
 
 
+def test_tensors_of_a_device_go_in_as_they_are(graphs, mlp_batches):
+    x, labels = mlp_batches[0]["x"], mlp_batches[0]["labels"]
+    expected = graphs["init"].trainer(lr=1e-2).step(x, labels)
+
+    class OnDevice:
+        """Says that it lies on a GPU, and may not be copied by way of numpy."""
+
+        def __init__(self, array):
+            self.array, self.shape = array, array.shape
+
+        def __dlpack_device__(self):
+            return (2, 0)
+
+        def __dlpack__(self, **_):
+            return self.array.__dlpack__()
+
+    assert graphs["init"].trainer(lr=1e-2).step(OnDevice(x), OnDevice(labels)) == expected
+    with pytest.raises(ValueError, match="`x` has shape"):
+        graphs["init"].trainer(lr=1e-2).step(OnDevice(x[:, :7].copy()), labels)
+
+
 def test_a_wrong_batch_is_named(graphs, mlp_batches):
     trainer, batch = graphs["inline"].trainer(lr=1e-2), mlp_batches[0]
     with pytest.raises(TypeError, match="lacks `labels`"):
