@@ -53,7 +53,7 @@ _OURS = {"json", "quiet", "verbose", "out"}
 @functools.lru_cache(maxsize=None)
 def options(verb: Optional[str]) -> Mapping[str, _Option]:
     """The options of a verb, by their names in Python; of the main job without one."""
-    listed = {name.replace("-", "_"): _Option(*rest) for name, *rest in _native.options(verb)}
+    listed = {name.replace("-", "_"): _Option(*rest) for name, *rest in _native.options(verb)}  # type: ignore[arg-type]
     return {name: option for name, option in listed.items() if name not in _OURS}
 
 

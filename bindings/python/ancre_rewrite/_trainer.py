@@ -102,7 +102,7 @@ class Trainer:
         self._is_whole = True
         #: The gradients' norm in the last step, before clipping.
         self.grad_norm: Optional[float] = None
-        self._header: Optional[Dict[str, Any]] = None
+        self._header: Dict[str, Any] = {}
         self._state: Dict[str, Any] = {}
         self._start(init)
 
@@ -167,7 +167,7 @@ class Trainer:
         The file appears whole or not at all."""
         from safetensors.numpy import save_file
 
-        header = {**self._checkpoint_header(), "step": self.steps}
+        header = {**self._header, "step": self.steps}
         target = Path(path)
         handle, temporary = tempfile.mkstemp(prefix=".ancre-", dir=target.parent)
         os.close(handle)
@@ -251,9 +251,6 @@ class Trainer:
             start.update(zip(names, session.run(names, {})))
         known = {record["input"] for record in self._records}
         self.load_state_dict({name: value for name, value in start.items() if name in known})
-
-    def _checkpoint_header(self) -> Dict[str, Any]:
-        return dict(self._header or {})
 
     def _held(self, name: str, value: Any, shape: List[int]) -> Any:
         """A state tensor on the device, in memory of its own, which steps may overwrite."""

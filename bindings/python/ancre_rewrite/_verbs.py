@@ -230,7 +230,7 @@ def freeze(
     words = [space.model(model), f"--out={os.fspath(place)}"]
     if state is not None:
         words.append(f"--state={_state_file(space, state)}")
-    return Frozen(report("freeze", words + space.words("freeze", "freeze", {**options}))[0], space)
+    return Frozen(report("freeze", words + space.words("freeze", "freeze", options))[0], space)
 
 
 def topology(source: Union[Model, Rewritten, "Trainer"], **options: Any) -> Topology:
@@ -242,7 +242,7 @@ def topology(source: Union[Model, Rewritten, "Trainer"], **options: Any) -> Topo
         if source.forward is None:
             raise Error("nothing was written: it was a dry run")
         source = source.forward
-    path = _state_file(space, source) if hasattr(source, "state_dict") else space.model(source)  # type: ignore[arg-type]
+    path = _state_file(space, source) if hasattr(source, "state_dict") else space.model(source)
     found, _ = report("topology", [path] + space.words("topology", "topology", {**options, "svg": svg}))
     return Topology(found, svg.read_text(encoding="utf-8"))
 

@@ -75,10 +75,10 @@ def test_errors_have_the_fields_of_the_report(mlp, parse, tmp_path):
     with pytest.raises(ancre.InputError) as e:
         ancre.rewrite(mlp, granularity=0)
     assert e.value.help and "--granularity" in e.value.help and e.value.help in str(e.value)
-    dropped = parse("g (float[N, 4] x) => (float[N, 4] y) <float[4, 4] w = {%s}> { a = MatMul (x, w) y = NoSuchOperator (a) }" % ", ".join("1" * 16))
-    dropped.graph.node[1].name = "/odd"
+    odd = parse("g (float[N, 2] x) => (float[N, 2] y) <float[2] w = {1, 2}> { a = Mul (x, w) y = NoSuchOperator (a) }")
+    odd.graph.node[1].name = "/odd"
     with pytest.raises(ancre.Error) as e:
-        ancre.rewrite(dropped, loss="mse", verify="none")
+        ancre.rewrite(odd, loss="mse", verify="none")
     assert (e.value.node, e.value.operator) == ("/odd", "NoSuchOperator"), e.value
 
 
