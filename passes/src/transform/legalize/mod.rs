@@ -152,14 +152,16 @@ fn replace_each(g: &mut Graph, from: i64, chosen: impl Fn(&Op) -> bool, applied:
     }
 }
 
-/// Gives a node's results the types of its rule where they are not known.
+/// Gives a node's results the types of its rule where they are not known, or where the file declares what cannot be.
 fn infer(g: &mut Graph, id: NodeId) {
-    if g.results(id).all(|v| is_resolved(&g.value(v).ty)) {
-        return;
-    }
     for (v, ty) in g.results(id).zip(infer_node(g, id, g).unwrap_or_default()) {
-        let ty = merge(&ty.into(), g.value(v).ty.clone());
-        g.set_type(v, ty);
+        let known = g.value(v).ty.clone();
+        let rank = known.shape.as_ref().map_or(ty.rank(), Vec::len);
+        if rank != ty.rank() || known.dtype.is_some_and(|t| t != ty.dtype) {
+            g.set_type(v, ty.into());
+        } else if !is_resolved(&known) {
+            g.set_type(v, merge(&ty.into(), known));
+        }
     }
 }
 
