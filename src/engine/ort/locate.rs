@@ -65,6 +65,12 @@ pub struct Runtime {
 }
 
 impl Runtime {
+    /// Is it of a version that this tool cannot use, by its name?
+    fn is_too_old(&self) -> bool {
+        let minor = self.version.as_deref().and_then(|v| v.strip_prefix("1.")?.split('.').next()?.parse::<u32>().ok());
+        minor.is_some_and(|minor| minor < ort::MINOR_VERSION)
+    }
+
     /// The error of a library that cannot be used, with what leads to another one.
     pub(super) fn unusable(&self, why: &str) -> EngineError {
         let other = match self.found {
@@ -86,7 +92,7 @@ pub fn prefer(package: Option<PathBuf>) {
     *PACKAGE.write().unwrap_or_else(PoisonError::into_inner) = package;
 }
 
-/// Finds the library: the variable, then the package that was [preferred](prefer), then the cache, then the pip package of the
+/// Finds the library: the variable, then the package that was [preferred](prefer) unless it is too old, then the cache, then the pip package of the
 /// `python3` on the path, then the system. Fails when there is none; the message says how to get one.
 pub fn locate() -> Result<Runtime, EngineError> {
     if let Some(path) = std::env::var_os(PATH_VARIABLE).filter(|p| !p.is_empty()).map(PathBuf::from) {
@@ -98,9 +104,11 @@ pub fn locate() -> Result<Runtime, EngineError> {
     }
     let package = PACKAGE.read().unwrap_or_else(PoisonError::into_inner).clone();
     let own = package.and_then(|dir| newest_library(&dir.join("capi"), 0)).map(|p| runtime(p, Found::Python));
+    // An old one is named where there is no other.
+    let (own, old) = if own.as_ref().is_some_and(Runtime::is_too_old) { (None, own) } else { (own, None) };
     let cached = || cache_dir().and_then(|dir| chosen_library(&dir)).map(|p| runtime(p, Found::Cache));
     let found = own.or_else(cached).or_else(|| python_library().map(|p| runtime(p, Found::Python)));
-    found.or_else(|| system_library().map(|p| runtime(p, Found::System))).ok_or_else(|| {
+    found.or_else(|| system_library().map(|p| runtime(p, Found::System))).or(old).ok_or_else(|| {
         EngineError::NoRuntime(format!(
             "no ONNX Runtime was found: {PATH_VARIABLE} is not set, the cache holds none, the Python on the path has no package \
              onnxruntime, and the system has no {}; run `ancre-rewrite runtime install`",
@@ -227,6 +235,13 @@ mod tests {
         assert_eq!(version_in("libonnxruntime.so.1.32.0"), Some("1.32.0"));
         assert_eq!(version_in("libonnxruntime.1.32.0.dylib"), Some("1.32.0"));
         assert_eq!(version_in("onnxruntime.dll"), None);
+    }
+
+    #[test]
+    fn versions_that_cannot_be_used_are_known() {
+        let old = |name: &str| runtime(PathBuf::from(name), Found::Python).is_too_old();
+        assert!(old("libonnxruntime.so.1.9.1") && old("libonnxruntime.1.19.2.dylib"));
+        assert!(!old("libonnxruntime.so.1.24.0") && !old("libonnxruntime.so.2.0.0") && !old("onnxruntime.dll"));
     }
 
     #[test]
