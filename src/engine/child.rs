@@ -6,7 +6,7 @@
 //! what it uses of. The parent watches the clock. Both limits grow with the model.
 
 use super::wire::{self, Answer, Message, Reply, Request};
-use super::{Engine, EngineError, ExternalData, Session, Tensors, culprit};
+use super::{Engine, EngineError, ExternalData, Limit, Session, Tensors, culprit};
 use crate::engine::memory;
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -245,7 +245,7 @@ fn ask(
 ) -> Result<Message<Reply>, EngineError> {
     let mut slot = process.borrow_mut();
     let died = |death: Death| EngineError::Died { engine, how: death.how, limit: death.limit };
-    let ended = || died(Death { how: "has no process any more".into(), limit: false });
+    let ended = || died(Death { how: "has no process any more".into(), limit: None });
     match slot.as_mut().ok_or_else(ended)?.ask(request, blobs, most_time, most_memory) {
         Ok((answer, blobs)) => Ok((answer?, blobs)),
         Err(death) => {
@@ -258,8 +258,8 @@ fn ask(
 /// How a process ended.
 struct Death {
     how: String,
-    /// Was it ended for what it took?
-    limit: bool,
+    /// What it was ended for, if it did not end by itself.
+    limit: Option<Limit>,
 }
 
 impl Start {
@@ -323,10 +323,11 @@ impl Suspect {
         Suspect { start: start.clone(), model, root, limits, searched: Cell::new(false) }
     }
 
-    /// Adds to an error that ended the engine the node that did it, where parts of the model show it. What ran into a limit is not
-    /// tried again.
+    /// Adds to an error that ended the engine the node that did it, where parts of the model show it. What took too long is not tried
+    /// again.
     fn name_node(&self, mut e: EngineError, deed: &Deed) -> EngineError {
-        if let EngineError::Died { how: said, limit: false, .. } | EngineError::Panicked { why: said, .. } = &mut e
+        if let EngineError::Died { how: said, limit: None | Some(Limit::Memory), .. }
+        | EngineError::Panicked { why: said, .. } = &mut e
             && !self.searched.replace(true)
             && let Some(node) = self.model.as_ref().and_then(|m| culprit::find(m, |part| self.dies(part, deed)))
         {
@@ -350,7 +351,7 @@ impl Suspect {
             }
         };
         match answer {
-            Err(EngineError::Died { limit: true, .. }) => None,
+            Err(EngineError::Died { limit: Some(Limit::Time), .. }) => None,
             Err(EngineError::Died { .. } | EngineError::Panicked { .. }) => Some(true),
             _ => Some(false),
         }
@@ -373,7 +374,7 @@ impl Session for ChildSession {
             _ => None,
         };
         let how = || "gave an answer that makes no sense".to_string();
-        outputs.ok_or_else(|| EngineError::Died { engine: self.suspect.start.name, how: how(), limit: false })
+        outputs.ok_or_else(|| EngineError::Died { engine: self.suspect.start.name, how: how(), limit: None })
     }
 }
 
@@ -402,9 +403,10 @@ impl Process {
     ) -> Result<Message<Answer>, Death> {
         match wire::send(&mut self.to, request, blobs).map(|()| self.from.recv_timeout(most_time)) {
             Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(RecvTimeoutError::Timeout)) => {
-                Err(Death { how: format!("took more than {} s (--engine-timeout)", most_time.as_secs()), limit: true })
-            }
+            Ok(Err(RecvTimeoutError::Timeout)) => Err(Death {
+                how: format!("took more than {} s (--engine-timeout)", most_time.as_secs()),
+                limit: Some(Limit::Time),
+            }),
             _ => Err(self.death(most_memory)),
         }
     }
@@ -415,16 +417,16 @@ impl Process {
         let last = last_words(&said).map(|l| format!(": {l}")).unwrap_or_default();
         if status.and_then(|s| s.code()) == Some(TOO_MUCH) {
             let how = format!("used more than {} of memory (--max-memory)", memory::bytes(most_memory));
-            return Death { how, limit: true };
+            return Death { how, limit: Some(Limit::Memory) };
         }
         #[cfg(unix)]
         if let Some(n) = status.and_then(|s| std::os::unix::process::ExitStatusExt::signal(&s)) {
             let name = signal_hook::low_level::signal_name(n).unwrap_or("unknown");
             let why = if n == signal_hook::consts::SIGKILL { ", perhaps for the machine's memory" } else { "" };
-            return Death { how: format!("died of signal {n} ({name}{why}){last}"), limit: false };
+            return Death { how: format!("died of signal {n} ({name}{why}){last}"), limit: None };
         }
         let how = format!("ended with status {}{last}", status.and_then(|s| s.code()).unwrap_or(-1));
-        Death { how, limit: false }
+        Death { how, limit: None }
     }
 }
 

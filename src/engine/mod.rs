@@ -29,6 +29,15 @@ use std::path::Path;
 
 pub use crate::io::tensor::Tensors;
 
+/// What an engine may take so much of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub enum Limit {
+    /// Time of loading or running a model.
+    Time,
+    /// Memory.
+    Memory,
+}
+
 /// Why an engine could not do what was asked.
 #[derive(Clone, Debug, thiserror::Error, serde::Serialize, serde::Deserialize)]
 #[allow(missing_docs)]
@@ -62,8 +71,8 @@ pub enum EngineError {
         #[serde(skip)]
         engine: &'static str,
         how: String,
-        /// Was it ended for what it took, and did not end by itself?
-        limit: bool,
+        /// What it was ended for, if it did not end by itself.
+        limit: Option<Limit>,
     },
     #[error("{engine} panicked: {why}")]
     Panicked {

@@ -91,7 +91,7 @@ fn without_fault(e: &EngineError, engine: &str, source: &Subject) -> Result<Opti
     if engine == "tract" {
         return Ok(Some(format!("there is no ONNX Runtime (`ancre-rewrite runtime install` fetches one), and {e}")));
     }
-    if let EngineError::Died { limit: true, .. } | EngineError::NoRuntime(_) = e {
+    if let EngineError::Died { limit: Some(_), .. } | EngineError::NoRuntime(_) = e {
         return Ok(Some(e.to_string()));
     }
     let Some(engine) = opener::engine() else { return Ok(None) };
