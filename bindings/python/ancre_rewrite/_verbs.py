@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import html
 import os
+from inspect import Parameter, signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Optional, Union
+from typing import TYPE_CHECKING, Any, Callable, Dict, List, Mapping, Optional, TypeVar, Union
 
 from ._call import Model, Workspace, call, report
+from ._call import options as options_of
 from ._errors import Error
 
 if TYPE_CHECKING:
@@ -172,6 +174,26 @@ class Frozen:
         return f"Frozen({str(self.model)!r})"
 
 
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _with_options(verb: Optional[str]) -> Callable[[F], F]:
+    """Shows the command line's options where Python shows a function's: in completions, signatures and ``help()``."""
+
+    def describe(function: F) -> F:
+        plain = signature(function)
+        known = {name: option.help for name, option in options_of(verb).items() if name not in plain.parameters}
+        fixed = [p for p in plain.parameters.values() if p.kind is not Parameter.VAR_KEYWORD]
+        keywords = [Parameter(name, Parameter.KEYWORD_ONLY, default=None) for name in known]
+        function.__signature__ = plain.replace(parameters=fixed + keywords)  # type: ignore[attr-defined]
+        lines = [f"    {name}: {help}" for name, help in known.items()]
+        function.__doc__ = "\n".join([(function.__doc__ or "").rstrip(), "", "    Options:", "", *lines])
+        return function
+
+    return describe
+
+
+@_with_options("inspect")
 def inspect(model: Model, **options: Any) -> Any:
     """The residual structure of a model: a dictionary; a text where ``why=NAME`` or ``rejected=True`` asks for one."""
     space = Workspace()
@@ -181,6 +203,7 @@ def inspect(model: Model, **options: Any) -> Any:
     return report("inspect", words)[0]
 
 
+@_with_options(None)
 def rewrite(model: Model, out: Optional[Place] = None, **options: Any) -> Rewritten:
     """Routes a model's skips, builds its training graph, proves the rewrite, and writes the files.
 
@@ -198,6 +221,7 @@ def rewrite(model: Model, out: Optional[Place] = None, **options: Any) -> Rewrit
     return Rewritten(report(None, words)[0], space, path)
 
 
+@_with_options("verify")
 def verify(a: Model, b: Model, **options: Any) -> Verdict:
     """Do two models compute the same? A proof is tried first, then they are run on chosen inputs (``input={"x": array}``: on yours).
 
@@ -208,6 +232,7 @@ def verify(a: Model, b: Model, **options: Any) -> Verdict:
     return Verdict(report("verify", words)[0])
 
 
+@_with_options("verify")
 def verify_gradient(training: Model, **options: Any) -> Verdict:
     """Are the gradients of a training graph those of its loss, and its updates the optimiser's?"""
     space = Workspace()
@@ -215,6 +240,7 @@ def verify_gradient(training: Model, **options: Any) -> Verdict:
     return Verdict(report("verify", words)[0])
 
 
+@_with_options("freeze")
 def freeze(
     model: Model,
     state: Union[None, Place, Mapping[str, "numpy.ndarray"], "Trainer"] = None,
@@ -233,6 +259,7 @@ def freeze(
     return Frozen(report("freeze", words + space.words("freeze", "freeze", options))[0], space)
 
 
+@_with_options("topology")
 def topology(source: Union[Model, Rewritten, "Trainer"], **options: Any) -> Topology:
     """Which states the blocks of a routed network read: of a forward graph, the directory of a run, a checkpoint, or a
     :class:`Trainer` as it stands. ``html=FILE`` and ``png=FILE`` write a page and a picture besides."""

@@ -1,5 +1,6 @@
 """The command-line tool inside the package."""
 
+import inspect
 import os
 import re
 import subprocess
@@ -54,3 +55,10 @@ def test_every_long_option_of_the_help_is_a_keyword(verb):
     text = run(TOOL, *([verb] if verb else []), "--help").stdout.split("Examples:")[0]
     flags = set(re.findall(r"^\s+(?:-\w, )?--([a-z0-9-]+)", text, re.M)) - {"help", "version", "out", "json", "quiet", "verbose"}
     assert flags and flags == {name.replace("_", "-") for name in options(verb)}
+
+
+def test_python_shows_the_options():
+    shown = inspect.signature(ancre.rewrite).parameters
+    assert list(shown)[:2] == ["model", "out"] and "label_smoothing" in shown and "json" not in shown
+    assert "label_smoothing: Label smoothing of the cross-entropies" in ancre.rewrite.__doc__
+    assert list(inspect.signature(ancre.freeze).parameters).count("state") == 1
