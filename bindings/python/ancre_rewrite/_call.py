@@ -46,6 +46,9 @@ class _Option(NamedTuple):
     help: str
 
 
+#: A message of more bytes is written with its data beside it; one file holds 2 GiB.
+LARGE = 1 << 30
+
 # What a call decides by itself: reports are objects, and outputs are arguments of the functions.
 _OURS = {"json", "quiet", "verbose", "out"}
 
@@ -82,7 +85,12 @@ class Workspace:
         elif hasattr(model, "SerializeToString"):
             import onnx
 
-            large = model.ByteSize() > 1 << 30
+            large = model.ByteSize() > LARGE
+            if large:
+                # Writing data beside a message takes it out of the message.
+                copy = onnx.ModelProto()
+                copy.CopyFrom(model)
+                model = copy
             onnx.save_model(model, str(path), save_as_external_data=large)
         else:
             raise TypeError(f"a model is a path, bytes or an onnx.ModelProto, not {type(model).__name__}")

@@ -1,3 +1,4 @@
+import functools
 import signal
 import threading
 import time
@@ -22,6 +23,19 @@ def test_a_model_is_a_path_bytes_or_a_message(mlp, tmp_path):
     assert "/add1" in ancre.inspect(mlp, why="/add1")
     with pytest.raises(TypeError, match="not int"):
         ancre.inspect(3)
+
+
+def test_a_large_message_goes_in_with_its_data_and_stays_whole(mlp, monkeypatch):
+    from ancre_rewrite import _call
+
+    before = mlp.SerializeToString()
+    monkeypatch.setattr(_call, "LARGE", 0)
+    monkeypatch.setattr(onnx, "save_model", functools.partial(onnx.save_model, size_threshold=0))
+    done = ancre.rewrite(mlp, no_train=True)
+    assert mlp.SerializeToString() == before
+    # The routed network's weights lie beside it as well.
+    assert len(list(done.forward.path.parent.iterdir())) == 2
+    assert ancre.verify(mlp, done.forward) and ancre.verify(before, done.forward.proto())
 
 
 def test_what_rewrite_writes_is_there_as_long_as_it_is_named(mlp):
