@@ -28,6 +28,8 @@ pub struct Target {
     pub router: Router,
     /// Trained tensors of up to so many elements are updated end to end. Benchmark `small_updates`.
     pub small_update: i64,
+    /// Does it compute in float64?
+    pub float64: bool,
 }
 
 /// How the gradient of a convolution's weight is computed. Benchmark `conv_weight`.
@@ -76,6 +78,7 @@ pub static CPU: Target = Target {
     // Joining and splitting moves nine copies of a tensor, which the operators saved (about four microseconds each) outweigh up
     // to some ten thousand elements.
     small_update: 4096,
+    float64: true,
 };
 
 /// ONNX Runtime's CUDA provider. Not measured: a kernel's launch costs some five microseconds and memory moves a terabyte a second,
@@ -98,6 +101,7 @@ pub static CUDA: Target = Target {
     router: Router { pairs: 2, blocks: &[(usize::MAX, 8)], large_sample: i64::MAX },
     // Nine copies of 65 thousand numbers take five microseconds, a dozen kernels some fifty.
     small_update: 1 << 16,
+    float64: true,
 };
 
 /// ONNX Runtime's WebAssembly build on one thread. Not measured: it has the CPU provider's kernels, so a kernel that is faster there is
@@ -114,14 +118,31 @@ pub static WASM: Target = Target {
     conv_weight: ConvWeight { joined_channels: 8, depthwise_taps: 0, strided_taps: 16, shifted_copies: 15 },
     router: Router { pairs: 2, blocks: &[(usize::MAX, 16)], large_sample: i64::MAX },
     small_update: 8192,
+    float64: true,
+};
+
+/// ONNX Runtime's WebGPU provider in a browser. Its builds of 1.30 have no float64 at all, on their CPU side neither, and a `Split` of
+/// more than eight results passes the number of buffers that a shader may have. Its costs have not been measured; they are taken to be
+/// [`CUDA`]'s.
+pub static WEBGPU: Target = Target {
+    name: "webgpu",
+    ones_columns: i64::MAX,
+    ones_products: i64::MAX,
+    long_product: 1,
+    reversed_weight: 0,
+    batch: 8,
+    conv_weight: ConvWeight { joined_channels: 0, depthwise_taps: 0, strided_taps: 9, shifted_copies: 15 },
+    router: Router { pairs: 2, blocks: &[(usize::MAX, 4)], large_sample: i64::MAX },
+    small_update: 0,
+    float64: false,
 };
 
 impl Target {
     /// The names of all targets.
-    pub const NAMES: [&str; 3] = ["cpu", "cuda", "wasm"];
+    pub const NAMES: [&str; 4] = ["cpu", "cuda", "wasm", "webgpu"];
 
     /// The target of a name.
     pub fn of_name(name: &str) -> Option<&'static Target> {
-        [&CPU, &CUDA, &WASM].into_iter().find(|t| t.name == name)
+        [&CPU, &CUDA, &WASM, &WEBGPU].into_iter().find(|t| t.name == name)
     }
 }

@@ -245,20 +245,27 @@ fn scalars(
         keep = Some(b.from_number_sub(1.0, shrink)?);
     }
     if o.kind.is_adam() {
-        // 1 − 0.999^t would lose five digits in float32.
+        // 1 − 0.999^t would lose five digits in float32; 2 T / (1 + T) with T = tanh(−t ln β / 2) is the same and loses none.
+        let wide = if b.target.float64 { DType::F64 } else { DType::F32 };
         let t = if o.accumulate > 1 {
             let n = b.int(o.accumulate as i64);
             b.div(next_step, n)?
         } else {
             next_step
         };
-        let mut t = b.cast(t, DType::F64)?;
+        let mut t = b.cast(t, wide)?;
         if o.accumulate > 1 {
             // Before the first boundary t would be 0 and the correction 0/0; the result is not used then.
-            let one = b.scalar(DType::F64, 1.0);
+            let one = b.scalar(wide, 1.0);
             t = b.op("Max", &[t, one])?;
         }
         let correction = |b: &mut Builder, beta: f64| -> Built {
+            if wide == DType::F32 {
+                let exponent = b.scale(t, -beta.ln() / 2.0)?;
+                let tanh = b.op("Tanh", &[exponent])?;
+                let (twice, divisor) = (b.scale(tanh, 2.0)?, b.shift(tanh, 1.0)?);
+                return b.div(twice, divisor);
+            }
             let base = b.scalar(DType::F64, beta);
             let power = b.op("Pow", &[base, t])?;
             b.from_number_sub(1.0, power)
@@ -267,8 +274,8 @@ fn scalars(
         let root = b.sqrt(c2)?;
         let inverse = b.from_number_div(1.0, root)?;
         inverse_root = Some(b.cast(inverse, dtype)?);
-        let lr64 = b.cast(lr, DType::F64)?;
-        size = b.div(lr64, c1)?;
+        let wide_lr = b.cast(lr, wide)?;
+        size = b.div(wide_lr, c1)?;
         size = b.cast(size, dtype)?;
         router_size = b.scale(size, o.router_lr_scale)?;
     }
