@@ -60,6 +60,8 @@ pub enum Command {
     /// Train in ONNX Runtime, from the training graph that the main job writes
     #[cfg(feature = "ort")]
     Train(Box<TrainArgs>),
+    /// Write a model with the gradients of its outputs beside them
+    Grad(GradArgs),
     /// Show which states the blocks of a routed network read, as a page or a picture
     Topology(TopologyArgs),
     /// Turn text into a file of tokens
@@ -93,6 +95,39 @@ pub struct InspectArgs {
     /// Write a picture of the chains before and after the rewrite
     #[arg(long, value_name = "FILE")]
     pub svg: Option<PathBuf>,
+    /// How much engines may take.
+    #[command(flatten)]
+    pub limits: LimitArgs,
+}
+
+/// `grad`.
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  ancre-rewrite grad resnet.onnx --of logits                    logits.ct in, input.grad out: a vector-Jacobian product
+  ancre-rewrite grad energy.onnx --of energy=sum --wrt positions    minus the forces of every sample
+  ancre-rewrite grad gpt.onnx --of logits=sum --wrt '*.weight' -o gpt.grad.onnx")]
+pub struct GradArgs {
+    /// The model
+    pub model: PathBuf,
+    /// The output whose gradient is wanted (repeatable: gradients are added up). OUTPUT=sum: of the sum of its elements; OUTPUT=ct, and
+    /// OUTPUT alone where it is no scalar: its cotangent is an input, OUTPUT.ct [default: the only float output]
+    #[arg(long, value_name = "OUTPUT[=sum|ct]")]
+    pub of: Vec<String>,
+    /// Float inputs and initializers that match, each of which gets an output NAME.grad (repeatable) [default: every float input]
+    #[arg(long, value_name = "NAME|GLOB")]
+    pub wrt: Vec<String>,
+    /// Output directory (existing, or ending in /) or file [default: STEM.grad.onnx next to the model]
+    #[arg(short, long, value_name = "DIR|FILE")]
+    pub out: Option<String>,
+    /// Operator set [default: 18, or the smallest later one that can express the source]
+    #[arg(long, value_name = "N")]
+    pub opset: Option<i64>,
+    /// What compares the model's own outputs with the source: the proof, then tract or ONNX Runtime [default], or nothing
+    #[arg(long)]
+    pub verify: Option<VerifyArg>,
+    /// One JSON document on stdout
+    #[arg(long)]
+    pub json: bool,
     /// How much engines may take.
     #[command(flatten)]
     pub limits: LimitArgs,

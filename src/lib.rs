@@ -1,7 +1,7 @@
 //! `ancre-rewrite` as a library: everything of the tool that touches the outside world. The graph work is in `ancre-passes`.
 //!
 //! Each verb of the command line is one function on its arguments of [`cli`]: [`rewrite::rewrite`] for the main job,
-//! [`inspect::inspect`], [`freeze::freeze`], [`topology::topology`], [`text::tokenize`], [`verify::verify`], [`runtime::runtime`], and `train::train`
+//! [`inspect::inspect`], [`freeze::freeze`], [`grad::grad`], [`topology::topology`], [`text::tokenize`], [`verify::verify`], [`runtime::runtime`], and `train::train`
 //! where the feature `ort` is on. Each returns what it found or an [`error::Failure`] with the exit status; none prints. [`tool::main`] prints.
 //!
 //! Below them: [`io`] reads models and writes files that appear whole or not at all, [`engine`] runs graphs in tract or ONNX
@@ -16,7 +16,7 @@
 //! | --- | --- | --- |
 //! | 9 | `tool` | a command line from its words to what it prints |
 //! | 8 | `train` | training runs |
-//! | 7 | `freeze`, `inspect`, `runtime` | the smaller verbs |
+//! | 7 | `freeze`, `grad`, `inspect`, `runtime` | the smaller verbs |
 //! | 6 | `text`, `topology` | text as tokens; the routers' weights, as numbers and as pictures |
 //! | 5 | `rewrite` | the main job |
 //! | 4 | `verify` | comparing models, checking gradients |
@@ -29,6 +29,7 @@ pub mod cli;
 pub mod engine;
 pub mod error;
 pub mod freeze;
+pub mod grad;
 pub mod inspect;
 pub mod io;
 pub mod rewrite;

@@ -7,7 +7,7 @@ use crate::error::Failure;
 use crate::rewrite::report;
 #[cfg(feature = "ort")]
 use crate::train;
-use crate::{freeze, inspect, rewrite, runtime, text, topology, verify};
+use crate::{freeze, grad, inspect, rewrite, runtime, text, topology, verify};
 use clap::{CommandFactory, Parser};
 use serde_json::Value;
 use std::ffi::OsString;
@@ -74,6 +74,7 @@ fn carry_out(cli: &Cli, program: Option<Program>) -> Result<(String, u8), Failur
     let limits = match &cli.command {
         Some(Command::Verify(a)) => &a.limits,
         Some(Command::Inspect(a)) => &a.limits,
+        Some(Command::Grad(a)) => &a.limits,
         _ => &cli.rewrite.limits,
     };
     let time = limits.engine_timeout.map(Duration::from_secs);
@@ -92,6 +93,10 @@ fn carry_out(cli: &Cli, program: Option<Program>) -> Result<(String, u8), Failur
         Some(Command::Freeze(a)) => {
             let done = freeze::freeze(a)?;
             chosen(a.json, false, || done.json(), || freeze::text(&done))
+        }
+        Some(Command::Grad(a)) => {
+            let done = grad::grad(a)?;
+            chosen(a.json, false, || done.json(), || done.text())
         }
         Some(Command::Topology(a)) => {
             let found = topology::topology(a)?;

@@ -14,6 +14,7 @@ mod engines;
 mod eval;
 mod freeze;
 mod golden;
+mod grad;
 mod guards;
 mod losses;
 mod mutations;

@@ -15,7 +15,7 @@ use crate::error::{Failure, sentence};
 use crate::io::files::{self, Outputs};
 use crate::rewrite::batch::{BatchFacts, BatchRequest};
 use crate::rewrite::config::RewriteConfig;
-use crate::rewrite::opening::Opening;
+pub(crate) use crate::rewrite::opening::{Opening, opened_by};
 use crate::rewrite::training_files::{FirstState, TrainingFiles};
 use crate::rewrite::verification::Verification;
 use crate::verify::{Subject, read_inputs};
@@ -93,10 +93,10 @@ pub fn load_inlined(path: &Path) -> Result<(Graph, SharedBytes, bool), Failure> 
     Ok((g, bytes, is_inlined))
 }
 
-/// The forward graph's file, if `out` is what was asked for.
-fn forward_path(model: &Path, out: Option<&str>) -> PathBuf {
+/// The file of a kind of graph, if `out` is what was asked for: `STEM.KIND.onnx` in a directory.
+pub(crate) fn output_path(model: &Path, out: Option<&str>, kind: &str) -> PathBuf {
     let stem = model.file_stem().and_then(|s| s.to_str()).unwrap_or("model");
-    let named = |dir: &Path| dir.join(format!("{stem}.ancre.onnx"));
+    let named = |dir: &Path| dir.join(format!("{stem}.{kind}.onnx"));
     match out {
         None => named(model.parent().unwrap_or(Path::new(""))),
         Some(text) if text.ends_with('/') || Path::new(text).is_dir() => named(Path::new(text)),
@@ -194,7 +194,7 @@ pub fn rewrite(a: &RewriteArgs) -> Result<Rewritten, Failure> {
     let training = training_files::build(&config, routed.clone(), &any_batch, &mut manager, &mut notices)?;
     clock.lap("differentiate");
 
-    let path = forward_path(model, config.out.as_deref());
+    let path = output_path(model, config.out.as_deref(), "ancre");
     let mut outputs = Outputs::sparing(&[model]);
     let mut written = Vec::new();
     let mut graphs = vec![("forward", path.clone(), &forward)];

@@ -10,19 +10,19 @@ use ancre_passes::ir::Graph;
 use std::path::{Path, PathBuf};
 
 /// The engine at work while the main job goes on.
-pub(super) struct Opening {
+pub(crate) struct Opening {
     opener: Opener,
     /// Kind and file of each graph.
     asked: Vec<(&'static str, PathBuf)>,
 }
 
 impl Opening {
-    pub(super) fn start() -> Opening {
+    pub(crate) fn start() -> Opening {
         Opening { opener: Opener::start(), asked: Vec::new() }
     }
 
     /// Adds a graph as it lies in `outputs` for this path, or as it would be written there.
-    pub(super) fn add(
+    pub(crate) fn add(
         &mut self,
         kind: &'static str,
         g: &Graph,
@@ -51,7 +51,7 @@ impl Opening {
 
     /// Waits for the engine. Returns its name by the kinds of the graphs that it opened, and notices of those that it was not able
     /// to say anything about. Fails when it refuses a graph though it takes the source.
-    pub(super) fn finish(
+    pub(crate) fn finish(
         self,
         source: &Subject,
         notices: &mut Vec<String>,
@@ -107,6 +107,7 @@ fn graph_name(kind: &str) -> &'static str {
         "train" => "training graph",
         "eval" => "evaluation graph",
         "infer" => "inference graph",
+        "grad" => "gradient graph",
         "init" => "graph of the first state",
         _ => "graph",
     }
@@ -119,7 +120,12 @@ pub(super) fn engine_of(o: &Rewritten, kind: &str) -> Option<&'static str> {
 
 /// The same in words that follow the graph's size.
 pub(super) fn words(o: &Rewritten, kind: &str) -> String {
-    match engine_of(o, kind) {
+    opened_by(engine_of(o, kind))
+}
+
+/// Words that follow a graph's size, where an engine opened it.
+pub(crate) fn opened_by(engine: Option<&str>) -> String {
+    match engine {
         Some("ort") => "; opened by ONNX Runtime".into(),
         Some(engine) => format!("; opened by {engine}"),
         None => String::new(),

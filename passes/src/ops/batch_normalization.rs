@@ -20,7 +20,8 @@ pub(super) const BATCH_NORMALIZATION: Row = Row {
         }
         Ok(all)
     },
-    // x̄ = ȳ · scale · s; the scale's cotangent is s Σ ȳ (x − mean), the bias' Σ ȳ. Mean and variance are constants.
+    // x̄ = ȳ · scale · s; the scale's cotangent is s Σ ȳ (x − mean), the bias' Σ ȳ, the mean's −scale · s Σ ȳ, the variance's
+    // −½ scale · s³ Σ ȳ (x − mean).
     pullback: |p| {
         let op = p.op();
         if op.int("training_mode") != 0 {
@@ -28,13 +29,10 @@ pub(super) const BATCH_NORMALIZATION: Row = Row {
                 p.unsupported("training mode is differentiated as ancre.BatchNormTrain, which must replace it first")
             );
         }
-        if p.wants(3) || p.wants(4) {
-            return Err(p.unsupported("its mean or variance is trained by gradient"));
-        }
         let (x, scale, mean, var) = (p.operand(0)?, p.operand(1)?, p.operand(3)?, p.operand(4)?);
         let (ct, rank) = (p.ct(0)?, p.ty(0)?.rank());
         p.give(2, |b| channel_reduce(b, "ReduceSum", ct))?;
-        if !p.wants(0) && !p.wants(1) {
+        if [0, 1, 3, 4].into_iter().all(|i| !p.wants(i)) {
             return Ok(());
         }
         let epsilon = op.float("epsilon") as f64;
@@ -43,6 +41,13 @@ pub(super) const BATCH_NORMALIZATION: Row = Row {
         p.give(1, |b| {
             formula(b, [x, mean, root, ct], |[x, mean, root, ct]| {
                 (ct * (x - mean.per_channel(rank))).by_channel("ReduceSum") / root
+            })
+        })?;
+        p.give(3, |b| formula(b, [scale, root, ct], |[scale, root, ct]| -(ct.by_channel("ReduceSum") * scale / root)))?;
+        p.give(4, |b| {
+            formula(b, [x, scale, mean, root, ct], |[x, scale, mean, root, ct]| {
+                let sum = (ct * (x - mean.per_channel(rank))).by_channel("ReduceSum");
+                sum * scale / (root * root * root) * -0.5
             })
         })
     },
@@ -55,7 +60,11 @@ pub(super) const BATCH_NORMALIZATION: Row = Row {
             };
             sample(attrs, vec![floats(x), floats(&[c]), floats(&[c]), fixed(-0.5), fixed(0.5)])
         };
+        let moving = |x: &[i64]| {
+            sample(Attrs::new(), vec![floats(x), floats(&[3]), floats(&[3]), floats(&[3]), floats_in(&[3], 0.5, 2.0)])
+        };
         vec![
+            moving(&[2, 3, 4, 3]),
             of(&[2, 3, 4, 3], Attrs::new()),
             of(&[4, 3], Attrs::new().with("epsilon", 0.1_f32)),
             of(&[2, 3, 5], Attrs::new().with("epsilon", 1e-3_f32)),

@@ -121,7 +121,7 @@ fn by_role(g: &Graph, cx: &mut Cx) -> Result<(), PassError> {
 }
 
 /// Does a name match a pattern with `*` and `?`?
-fn glob(pattern: &str, name: &str) -> bool {
+pub fn glob(pattern: &str, name: &str) -> bool {
     let (p, n): (Vec<char>, Vec<char>) = (pattern.chars().collect(), name.chars().collect());
     let (mut i, mut j, mut star) = (0, 0, None);
     while j < n.len() {

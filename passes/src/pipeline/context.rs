@@ -1,6 +1,7 @@
 //! The options of passes, and what they find beside the graph.
 
 use super::PassError;
+use super::gradient::Seed;
 use super::training::TrainingOptions;
 use crate::analysis::residual::Chain;
 use crate::contract::{StateKind, StateRecord};
@@ -36,6 +37,8 @@ pub struct Cx {
     pub choice: Choice,
     /// The value that is differentiated, where it is not the loss.
     pub of: Option<String>,
+    /// Outputs whose gradients are wanted, each with its cotangent.
+    pub cotangents: Vec<(String, Seed)>,
     /// Operator set of the forward graph, if it is to be another one.
     pub opset: Option<i64>,
     /// Nodes that nobody reads but the source has. They stay.

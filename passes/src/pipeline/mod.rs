@@ -6,6 +6,7 @@
 
 mod choose;
 mod context;
+pub mod gradient;
 mod manager;
 mod outputs;
 mod passes;
@@ -13,6 +14,7 @@ pub mod rewrite;
 pub mod training;
 mod words;
 
+pub use choose::glob;
 pub use context::{Choice, Cx};
 pub use manager::{Debugging, PassError, PassManager, PassRun};
 pub use passes::*;
@@ -103,8 +105,12 @@ pub const EVAL: &[Pass] = &[APPEND_LOSS, DECLARE_OUTPUTS, LOWER_ROUTES, ELIMINAT
 /// From the prepared graph to the model with its state as inputs.
 pub const INFER: &[Pass] = &[LOWER_ROUTES, ELIMINATE_DEAD, DESCRIBE, WIDEN];
 
-/// From the prepared graph to one that also gives gradients of one of its own outputs.
-pub const GRAD: &[Pass] = &[DIFFERENTIATE, DECLARE_GRADIENTS, LOWER_ROUTES, LOWER_ABSTRACT, ELIMINATE_DEAD, WIDEN];
+/// From a model to one that can be differentiated with respect to what it has: its inputs and initializers stay as they are.
+pub const PREPARE_GRADIENT: &[Pass] = &[INLINE_CONTROL_FLOW, LEGALIZE, CHOOSE_PARAMETERS, MASTER_COPIES, FOLD_CONSTANTS];
+
+/// From the prepared graph to one that also gives gradients of its own outputs.
+pub const GRAD: &[Pass] =
+    &[APPEND_COTANGENTS, DIFFERENTIATE, DECLARE_GRADIENTS, LOWER_ROUTES, LOWER_ABSTRACT, ELIMINATE_DEAD, WIDEN];
 
 /// All pipelines by name.
 pub const PIPELINES: &[(&str, &[Pass])] = &[
@@ -114,6 +120,7 @@ pub const PIPELINES: &[(&str, &[Pass])] = &[
     ("train", TRAIN),
     ("eval", EVAL),
     ("infer", INFER),
+    ("prepare-gradient", PREPARE_GRADIENT),
     ("grad", GRAD),
 ];
 

@@ -3,10 +3,12 @@
 #![allow(missing_docs)] // Each says what it does and why it stands where it does, as a value.
 
 use super::Contract::{Changes, EqualAtOneHot, EverySample, Exact, Extends, Rounding};
+use super::gradient::append_cotangents;
 use super::outputs::{declare_gradients, declare_outputs, describe};
 use super::{Choice, Pass, PassError};
 use crate::analysis::residual::find_residuals;
 use crate::ir::ValueId;
+use crate::ops::build::Builder;
 use crate::placement;
 use crate::refusal::Applied;
 use crate::transform::fix_inputs::fix_inputs;
@@ -175,6 +177,17 @@ pub const APPEND_LOSS: Pass = Pass::new("append-loss", Extends, "adds the target
     Ok(Applied::of(1))
 });
 
+pub const APPEND_COTANGENTS: Pass = Pass::new(
+    "append-cotangents",
+    Extends,
+    "adds the scalar whose gradient is wanted: outputs times their cotangents, summed",
+    |g, cx| {
+        let of = append_cotangents(g, &cx.cotangents)?;
+        cx.loss = of.or(cx.loss);
+        Ok(Applied::of(cx.cotangents.len()))
+    },
+);
+
 pub const DIFFERENTIATE: Pass = Pass::new(
     "differentiate",
     Extends,
@@ -188,6 +201,11 @@ pub const DIFFERENTIATE: Pass = Pass::new(
         for &(v, kind) in &cx.chosen {
             match gradients.get(&v) {
                 Some(ct) => cx.trained.push(Trained { value: v, gradient: *ct, kind }),
+                // Of what was asked for by name nothing is left out.
+                None if matches!(cx.choice, Choice::Named(_)) && !gradients.is_empty() => {
+                    let gradient = Builder::new(g, "grad/zero").zeros_like(v)?;
+                    cx.trained.push(Trained { value: v, gradient, kind });
+                }
                 None => {
                     cx.frozen.push((g.name(v).to_string(), "the loss does not depend on it".into()));
                     g.set_overridable(v, false);
@@ -195,11 +213,15 @@ pub const DIFFERENTIATE: Pass = Pass::new(
             }
         }
         if cx.trained.is_empty() {
+            let named = matches!(cx.choice, Choice::Named(_));
             let why = match barrier(g, &wrt, cx.loss(g)?) {
+                Some(site) if named => format!("between them stands {site}, which has no derivative"),
+                None if named => "the outputs depend on none of what was named".into(),
                 Some(site) => format!("between what trains and the loss stands {site}, which has no derivative"),
                 None => "the loss depends on none of the trainable tensors".into(),
             };
-            return Err(PassError::unfit(format!("nothing would train: {why}")));
+            let what = if named { "every gradient is zero" } else { "nothing would train" };
+            return Err(PassError::unfit(format!("{what}: {why}")));
         }
         cx.trainable = cx.trained.iter().map(|t| g.name(t.value).to_string()).collect();
         Ok(Applied::of(cx.trained.len()))
@@ -229,6 +251,8 @@ pub const DECLARE_GRADIENTS: Pass = Pass::new(
     "declares gradients outputs beside those of the source; before lowering, as declare-outputs",
     |g, cx| {
         declare_gradients(g, cx);
+        // What was differentiated stays what it was: a constant of the model, an input.
+        cx.trained.iter().for_each(|t| g.set_overridable(t.value, false));
         Ok(Applied::of(cx.trained.len()))
     },
 );

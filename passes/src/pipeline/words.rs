@@ -1,5 +1,6 @@
 //! Passes and their options by word, for golden texts and for `examples/opt.rs`.
 
+use super::gradient::Seed;
 use super::{Choice, Cx, PIPELINES, PassError, PassManager, passes};
 use crate::contract::{StateKind, StateRecord};
 use crate::ir::Graph;
@@ -76,6 +77,8 @@ impl Cx {
             "target" => training.target = Target::of_name(value)?,
             "seed" => training.seed = value.parse().ok()?,
             "of" => self.of = Some(value.into()),
+            "ct" => self.cotangents = names().into_iter().map(|name| (name, Seed::Input)).collect(),
+            "sum" => self.cotangents = names().into_iter().map(|name| (name, Seed::Ones)).collect(),
             "wrt" => self.choice = Choice::Named(names()),
             // Values that a training graph would hold as state. An evaluation graph does not ask for their kinds.
             "state" => {

@@ -1,0 +1,125 @@
+//! `grad`: gradients of any model's outputs.
+
+use crate::common::{emit, floats, max_abs, model, open_file, random_data, text, tool, tool_ok};
+use ancre_passes::ir::DType;
+use ancre_passes::text::parse;
+use ancre_rewrite::engine::{Session, Tensors};
+use ancre_rewrite::io::tensor::NpTensor;
+use std::path::PathBuf;
+use tempfile::TempDir;
+
+fn file(graph: &str) -> (TempDir, PathBuf) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("m.onnx");
+    std::fs::write(&path, emit(&parse(graph).unwrap())).unwrap();
+    (dir, path)
+}
+
+/// The cotangent of a mean cross-entropy makes of the vector-Jacobian product the training graph's gradients, which PyTorch's numbers
+/// check elsewhere.
+#[test]
+fn a_vector_jacobian_product_is_the_training_graph_s_gradient() {
+    for name in ["resnet_cifar", "vit", "convnext", "mixer"] {
+        let dir = tempfile::tempdir().unwrap();
+        let (m, o) = (text(&model(name)), format!("{}/", text(dir.path())));
+        let flags =
+            ["--chains", "none", "--frozen-bn", "--optimizer", "none", "--loss", "cross-entropy", "--verify", "none"];
+        tool_ok(&[&[m.as_str(), "-o", &o][..], &flags].concat());
+        let report = tool_ok(&["grad", &m, "-o", &o, "--wrt", "*", "--json"]).json();
+        let train = dir.path().join(format!("{name}.ancre.train.onnx"));
+        let data = random_data(&train);
+        let want = open_file(&train).run(&data).unwrap();
+        let (output, ct) = (report["of"][0]["output"].as_str().unwrap(), report["of"][0]["cotangent"].as_str().unwrap());
+        let logits = &want[output];
+        let (n, classes) = (logits.shape()[0], logits.shape()[1]);
+        let (z, labels) = (logits.to_f64(), data["labels"].to_i64());
+        let mut cotangent = Vec::new();
+        for (row, label) in z.chunks(classes).zip(&labels) {
+            let sum: f64 = row.iter().map(|v| v.exp()).sum();
+            let p = |c: usize| row[c].exp() / sum - f64::from(c as i64 == *label);
+            cotangent.extend((0..classes).map(|c| p(c) / n as f64));
+        }
+        let mut feeds = data.clone();
+        feeds.shift_remove("labels");
+        feeds.insert(ct.into(), floats(DType::F32, &[n, classes], &cotangent));
+        let got = open_file(&dir.path().join(format!("{name}.grad.onnx"))).run(&feeds).unwrap();
+        assert!(max_abs(&got[output].to_f64(), &z) < 1e-5, "{name}: the model's own output stays");
+        let mut count = 0;
+        let all: Vec<f64> = want.iter().filter(|(n, _)| n.ends_with(".grad")).flat_map(|(_, t)| t.to_f64()).collect();
+        let largest = all.iter().fold(0.0, |m: f64, v| m.max(v.abs()));
+        for (name_of, t) in want.iter().filter(|(n, _)| n.ends_with(".grad")) {
+            // A parameter that the exporter had merged with another has no gradient of its own here.
+            let Some(have) = got.get(name_of).filter(|h| h.shape() == t.shape()) else { continue };
+            let error = max_abs(&have.to_f64(), &t.to_f64()) / largest;
+            assert!(error < 1e-4, "{name}: `{name_of}` is off by {error:.1e} of the largest gradient");
+            count += 1;
+        }
+        assert!(count > 15, "{name}: {count} gradients");
+        assert!(report["gradients"].as_array().unwrap().len() >= count, "{name}");
+    }
+}
+
+/// y = x³ elementwise: the gradient is 3 x² ct, and that graph's gradient is 6 x ct.
+#[test]
+fn gradients_compose() {
+    let (dir, path) = file("g (float[n, 2] x) => (float[n, 2] y) { s = Mul (x, x) y = Mul (s, x) }");
+    let once = dir.path().join("m.grad.onnx");
+    let said = tool_ok(&["grad", &text(&path), "--of", "y=sum"]).out;
+    assert!(said.contains("`x.grad` f32[n,2], with respect to `x`") && said.contains("proved for all inputs"), "{said}");
+    let x = NpTensor::f32s(&[2, 2], &[1.0, -2.0, 0.5, 3.0]).unwrap();
+    let first = open_file(&once).run(&Tensors::from([("x".into(), x.clone())])).unwrap();
+    assert_eq!(first["x.grad"].to_f64(), [3.0, 12.0, 0.75, 27.0]);
+    tool_ok(&["grad", &text(&once), "--of", "x.grad=sum", "--wrt", "x", "-o", &text(&dir.path().join("twice.onnx"))]);
+    let second = open_file(&dir.path().join("twice.onnx")).run(&Tensors::from([("x".into(), x)])).unwrap();
+    let name = second.keys().find(|n| n.ends_with("x.grad") && *n != "x.grad").expect("a name of its own").clone();
+    assert_eq!(second[&name].to_f64(), [6.0, -12.0, 3.0, 18.0], "{name}");
+    assert_eq!(second["x.grad"].to_f64(), [3.0, 12.0, 0.75, 27.0]);
+}
+
+#[test]
+fn several_outputs_add_up_and_what_they_do_not_depend_on_is_zero() {
+    let (dir, path) = file(
+        "g (float[n] x, float[n] z, int64[n] i) => (float[n] y, float t) <float[1] w = {3}, float[2] unused = {1, 2}> {
+            y = Mul (x, w)
+            q = Mul (x, x)
+            t = ReduceSum <keepdims = 0> (q)
+            u = Add (unused, unused)
+        }",
+    );
+    let all = ["grad", &text(&path), "--of", "y", "--of", "t", "--wrt", "x", "--wrt", "z", "--wrt", "w"];
+    let report = tool_ok(&[&all[..], &["--json"]].concat()).json();
+    assert_eq!(report["of"][0]["cotangent"], "y.ct");
+    assert!(report["of"][1]["cotangent"].is_null(), "a scalar needs none: {report}");
+    let f = |values: &[f32]| NpTensor::f32s(&[values.len()], values).unwrap();
+    let feeds = Tensors::from([
+        ("x".to_string(), f(&[1.0, 2.0])),
+        ("z".to_string(), f(&[1.0, 1.0])),
+        ("i".to_string(), NpTensor::i64s(&[2], &[0, 0]).unwrap()),
+        ("y.ct".to_string(), f(&[10.0, 100.0])),
+    ]);
+    let got = open_file(&dir.path().join("m.grad.onnx")).run(&feeds).unwrap();
+    assert_eq!(got["x.grad"].to_f64(), [32.0, 304.0]);
+    assert_eq!(got["z.grad"].to_f64(), [0.0, 0.0]);
+    assert_eq!(got["w.grad"].to_f64(), [210.0]);
+    // The weight is still a constant of the model.
+    assert!(!open_file(&dir.path().join("m.grad.onnx")).inputs().contains(&"w".to_string()));
+}
+
+#[test]
+fn what_has_no_gradient_is_named() {
+    let (dir, path) = file(
+        "g (float[n] x, int64[n] i) => (float[n] y, int64[n] k, float[n] v) { y = Exp (x) k = Add (i, i) v = Round (x) }",
+    );
+    let refused = |flags: &[&str], why: &str| {
+        let ran = tool(&[&["grad", &text(&path)], flags].concat());
+        assert!(ran.status == 2 && ran.err.contains(why), "{flags:?}: {}", ran.err);
+        assert!(ran.err.contains("m.onnx"), "{}", ran.err);
+    };
+    refused(&[], "has 2 float outputs: `y`, `v`");
+    refused(&["--of", "nothing"], "has no output `nothing`");
+    refused(&["--of", "y=mean"], "`mean` is neither sum nor ct");
+    refused(&["--of", "k"], "gradients are of float tensors");
+    refused(&["--of", "y", "--wrt", "i"], "no float input or initializer matches");
+    refused(&["--of", "v"], "every gradient is zero");
+    assert!(!dir.path().join("m.grad.onnx").exists());
+}
