@@ -59,7 +59,8 @@ class Trainer:
     (``state="inline"``) needs none. Files that lie beside the training graph's under the tool's names need not be named.
 
     ``eval``, ``infer`` and ``forward`` are the graphs for :meth:`evaluate`, :meth:`predict` and :meth:`export`. ``providers`` are ONNX
-    Runtime's, by default CUDA where the package has it, and the CPU. ``session_options`` are given to every session.
+    Runtime's, by default CUDA where the package has it, and the CPU. ``session_options`` are given to every session; without them only errors
+    are logged.
     """
 
     def __init__(
@@ -82,6 +83,10 @@ class Trainer:
         if providers is None:
             there = onnxruntime.get_available_providers()
             providers = [p for p in ("CUDAExecutionProvider", "CPUExecutionProvider") if p in there]
+        if session_options is None:
+            session_options = onnxruntime.SessionOptions()
+            # A graph that holds its state is warned of, once for each tensor.
+            session_options.log_severity_level = 3
         self._providers, self._options = list(providers), session_options
         #: The learning rate of steps that are given none.
         self.lr = lr
@@ -246,7 +251,7 @@ class Trainer:
         elif isinstance(init, (str, os.PathLike)) and os.fspath(init).endswith(".safetensors"):
             start.update(load(Path(init).read_bytes()))
         elif init is not None:
-            session = self._ort.InferenceSession(self._space.model(init), providers=["CPUExecutionProvider"])
+            session = self._ort.InferenceSession(self._space.model(init), self._options, providers=["CPUExecutionProvider"])
             names = [output.name for output in session.get_outputs()]
             start.update(zip(names, session.run(names, {})))
         known = {record["input"] for record in self._records}

@@ -58,10 +58,11 @@ def by_hand(done, batches, lr):
     return losses
 
 
-def test_all_modes_take_the_same_steps(graphs, mlp_batches):
+def test_all_modes_take_the_same_steps_and_say_nothing(graphs, mlp_batches, capfd):
     runs = [trained(graphs[mode], mlp_batches) for mode in MODES]
     losses = runs[0][1]
     assert losses[-1] < losses[0] and all(other == losses for _, other in runs)
+    assert capfd.readouterr() == ("", "")
     # And what they learned says the same, in each graph.
     batch = mlp_batches[0]
     expected = runs[0][0].evaluate(batch)
