@@ -270,6 +270,8 @@ impl Start {
         if let Some(library) = &self.library {
             command.env(super::ort::locate::PATH_VARIABLE, library);
         }
+        #[cfg(not(feature = "ort"))]
+        let _ = &self.library;
         let name = self.name;
         let mut child = command.spawn()?;
         let taken = (child.stdin.take(), child.stdout.take(), child.stderr.take());

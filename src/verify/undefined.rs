@@ -48,6 +48,7 @@ impl fmt::Display for Origin {
 }
 
 /// The input that was fed with a NaN, in words, if there is one. Infinities may be meant, as in masks.
+#[cfg(feature = "ort")]
 pub(crate) fn fed(inputs: &Tensors) -> Option<String> {
     inputs.iter().find_map(|(name, t)| Some(in_input(name, Wrong::of(t).filter(|w| *w == Wrong::NotANumber)?)))
 }
