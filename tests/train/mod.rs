@@ -447,3 +447,32 @@ fn figures_that_are_asked_for_are_told_and_event_files_hold_the_log() {
     let wrong = f.train("wrong", &["--val", &val, "--metric", "mae"]);
     assert!(wrong.status == 2 && wrong.err.contains("--metric mae needs a float target"), "{}", wrong.err);
 }
+
+/// Wherever the state starts from, the run is the same to the bit, validated and exported alike.
+#[test]
+fn the_same_run_from_every_kind_of_state() {
+    let runs = ["init", "inline", "separate"].map(|kind| {
+        let f = Folder::new(None, &["--state", kind]);
+        let (val, export) = (text(&f.path("val.safetensors")), text(&f.path("deployed.onnx")));
+        let report =
+            f.train("run", &["--epochs", "2", "--batch-size", "30", "--val", &val, "--export", &export, "--json"]).json();
+        let losses: Vec<f64> = f.log("run").iter().filter_map(|l| l["loss"].as_f64()).collect();
+        assert!(losses.len() >= 6, "{kind}: {losses:?}");
+        (losses, report["validation"]["loss"].as_f64().unwrap(), f.last("run"), std::fs::read(&export).unwrap())
+    });
+    for (other, kind) in runs.iter().zip(["init", "inline", "separate"]) {
+        assert_eq!((&other.0, other.1), (&runs[0].0, runs[0].1), "{kind}");
+        let differs = runs[0].2.iter().find(|(name, t)| other.2.get(*name) != Some(t));
+        assert!(differs.is_none(), "{kind}: `{}` is another", differs.unwrap().0);
+        assert!(other.3 == runs[0].3, "{kind}: the exported models differ");
+    }
+    // A graph that asks for its state is not run without.
+    let f = Folder::new(None, &[]);
+    std::fs::remove_file(f.path("net.ancre.init.onnx")).unwrap();
+    let ran = f.train("run", &["--steps", "1"]);
+    assert!(
+        ran.status == 2 && ran.err.contains("STEM.ancre.init.onnx") && ran.err.contains("asks for its state"),
+        "{}",
+        ran.err
+    );
+}

@@ -165,6 +165,8 @@ fn gradients_agree_with_finite_differences() {
             "0.5",
         ],
         vec!["--loss", "mse", "--optimizer", "adam", "--accumulate", "3", "--router-lr-scale", "2"],
+        vec!["--loss", "mse", "--state", "inline"],
+        vec!["--loss", "mse", "--state", "separate"],
     ] {
         let mut arguments = vec![model.as_str(), "--verify", "none"];
         arguments.extend(&options);
