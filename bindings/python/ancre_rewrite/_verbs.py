@@ -177,6 +177,24 @@ class Frozen:
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+class Gradients:
+    """What :func:`grad` wrote."""
+
+    def __init__(self, report: Dict[str, Any], workspace: Workspace) -> None:
+        #: The report, as ``ancre-rewrite grad --json`` gives it.
+        self.report = report
+        #: The model with the gradients beside its outputs.
+        self.model = File(report["outputs"][0]["path"], workspace)
+
+    @property
+    def outputs(self) -> Dict[str, str]:
+        """The output that has the gradient, by the input or initializer that it is taken with respect to."""
+        return {gradient["name"]: gradient["output"] for gradient in self.report["gradients"]}
+
+    def __repr__(self) -> str:
+        return f"Gradients({str(self.model)!r})"
+
+
 def _with_options(verb: Optional[str]) -> Callable[[F], F]:
     """Shows the command line's options where Python shows a function's: in completions, signatures and ``help()``."""
 
@@ -238,6 +256,18 @@ def verify_gradient(training: Model, **options: Any) -> Verdict:
     space = Workspace()
     words = [f"--gradient={space.model(training)}"] + space.words("verify_gradient", "verify", options)
     return Verdict(report("verify", words)[0])
+
+
+@_with_options("grad")
+def grad(model: Model, out: Optional[Place] = None, **options: Any) -> Gradients:
+    """Writes a model with the gradients of its outputs beside them, residual or not; nothing trains.
+
+    ``of={"energy": "sum"}`` is the sum of an output's elements, ``of="logits"`` takes its cotangent as the input ``logits.ct``; ``wrt`` is a
+    list of names or globs.
+    """
+    space = Workspace()
+    words = [space.model(model), f"--out={os.fspath(space.file('.onnx') if out is None else out)}"]
+    return Gradients(report("grad", words + space.words("grad", "grad", options))[0], space)
 
 
 @_with_options("freeze")

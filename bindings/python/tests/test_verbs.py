@@ -79,6 +79,18 @@ def test_the_gradients_of_a_training_graph_are_verified(mlp):
     assert verdict and verdict.method == "gradient" and verdict.report["checks"]
 
 
+def test_gradients_stand_beside_the_outputs(mlp):
+    x = numpy.random.default_rng(3).normal(size=(4, 8)).astype(numpy.float32)
+    found = ancre.grad(mlp, of={"y": "sum"}, wrt=["x", "head"])
+    assert found.outputs == {"x": "x.grad", "head": "head.grad"}
+    session = onnxruntime.InferenceSession(found.model, providers=["CPUExecutionProvider"])
+    gradient = session.run([found.outputs["x"]], {"x": x})[0]
+    step = numpy.zeros_like(x)
+    step[1, 2] = 1e-2
+    low, high = (outputs(mlp.SerializeToString(), {"x": x + s})[0].sum() for s in (-step, step))
+    assert gradient.shape == x.shape and gradient[1, 2] == pytest.approx((high - low) / 2e-2, abs=5e-3)
+
+
 def test_errors_have_the_fields_of_the_report(mlp, parse, tmp_path):
     with pytest.raises(ancre.InputError) as e:
         ancre.inspect(tmp_path / "absent.onnx")
