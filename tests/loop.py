@@ -39,7 +39,8 @@ for rows in json.load(open(steps)):
         else:
             io.bind_output(n, "cpu" if n == "loss" else device)
     sess.run_with_iobinding(io)
-    state = {n[:-5]: v for n, v in zip(outs, io.get_outputs()) if n.endswith(".next")}
+    # What is written over stays the value that was made for it, which holds its memory.
+    state.update({n[:-5]: v for n, v in zip(outs, io.get_outputs()) if n.endswith(".next") and n not in in_place})
     losses.append(float(io.get_outputs()[outs.index("loss")].numpy()))
     io.clear_binding_inputs()
 

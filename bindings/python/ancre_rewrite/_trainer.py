@@ -60,7 +60,7 @@ class Trainer:
 
     ``eval``, ``infer`` and ``forward`` are the graphs for :meth:`evaluate`, :meth:`predict` and :meth:`export`. ``providers`` are ONNX
     Runtime's, by default CUDA where the package has it, and the CPU. ``session_options`` are given to every session; without them only errors
-    are logged.
+    are logged, and memory patterns are off.
     """
 
     def __init__(
@@ -87,6 +87,8 @@ class Trainer:
             session_options = onnxruntime.SessionOptions()
             # A graph that holds its state is warned of, once for each tensor.
             session_options.log_severity_level = 3
+            # Else the memory of a step's activations is there twice.
+            session_options.enable_mem_pattern = False
         self._providers, self._options = list(providers), session_options
         #: The learning rate of steps that are given none.
         self.lr = lr
@@ -343,6 +345,8 @@ class Trainer:
                 self._state[name] = value
             elif use == "read":
                 found[name] = value.numpy()
+        # Else what comes out keeps the state before it alive.
+        binding.clear_binding_inputs()
         self._is_whole = True
         return found
 
