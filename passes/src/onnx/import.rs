@@ -240,10 +240,16 @@ fn add_nodes(g: &mut Graph, nodes: Vec<NodeProto>) -> Result<(), ImportError> {
         for name in node.output.iter().filter(|n| !n.is_empty()) {
             unique(g, name, &site.to_string())?;
         }
+        if let Some(name) = twice(&node.output, HashSet::new()) {
+            return Err(ImportError::Duplicate { name, by: site.to_string() });
+        }
         if let Some(fault) = attributes::fault(&node) {
             return Err(ImportError::Schema(site, fault));
         }
         let free = read_from_outside(&node, &mut inner).ok_or_else(|| ImportError::Nesting(site.clone()))?;
+        if let Some(name) = subgraphs(&node).find_map(defined_twice) {
+            return Err(ImportError::Duplicate { name, by: format!("a subgraph of {site}") });
+        }
         let (name, inputs, outputs) = (node.name.clone(), node.input.clone(), node.output.clone());
         let op = operator(node, g.home.clone()).map_err(|error| ImportError::Attribute { site, error })?;
         let id = g.add_op(&name, op, &vec![None; inputs.len()]);
@@ -267,6 +273,18 @@ fn add_nodes(g: &mut Graph, nodes: Vec<NodeProto>) -> Result<(), ImportError> {
         }
     }
     Ok(())
+}
+
+/// The first of some names that stands there twice, or is among those that are `taken`.
+fn twice<'n>(names: impl IntoIterator<Item = &'n String>, mut taken: HashSet<&'n String>) -> Option<String> {
+    names.into_iter().filter(|n| !n.is_empty()).find(|n| !taken.insert(n)).cloned()
+}
+
+/// A name that a node of a subgraph defines though something in that subgraph defines it already. The subgraph is not nested too deep.
+fn defined_twice(g: &GraphProto) -> Option<String> {
+    let given = g.input.iter().map(|i| &i.name).chain(g.initializer.iter().map(|t| &t.name)).collect();
+    let outputs = g.node.iter().flat_map(|n| &n.output);
+    twice(outputs, given).or_else(|| g.node.iter().flat_map(subgraphs).find_map(defined_twice))
 }
 
 /// What is wrong with a node's attributes and its number of operands and results, by its operator's schema. Engines refuse such a file as they

@@ -233,6 +233,20 @@ fn cut_and_foreign_files_are_named() {
 }
 
 #[test]
+fn a_name_that_one_node_or_a_subgraph_defines_twice_is_named() {
+    let twice = |node: NodeProto| error(|m| m.graph.as_mut().unwrap().node[1] = node);
+    let said = twice(node("Split", &["s"], &["y", "y"]));
+    assert!(said.contains("`y` is defined twice, the second time by node `y` (Split)"), "{said}");
+    let mut choice = node("If", &["s"], &["y"]);
+    let inner = vec![node("Relu", &["s"], &["t"]), node("Neg", &["s"], &["t"])];
+    let g = Some(GraphProto { node: inner, ..Default::default() }).into();
+    choice.attribute =
+        vec![AttributeProto { name: "then_branch".into(), g, type_: AttributeType::GRAPH.into(), ..Default::default() }];
+    let said = twice(choice);
+    assert!(said.contains("`t` is defined twice, the second time by a subgraph of node `y` (If)"), "{said}");
+}
+
+#[test]
 fn a_graph_without_outputs_and_attributes_against_the_standard_are_named() {
     let said = |change: &dyn Fn(&mut GraphProto)| {
         let mut m = model();
