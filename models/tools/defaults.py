@@ -64,13 +64,13 @@ def fonts():
 
 
 def draw(letter, rng):
-    """A letter in a random font, size, place, angle and pair of colours, with noise."""
-    image = Image.new("RGB", (64, 64), tuple(rng.choices(range(256), k=3)))
-    font = ImageFont.truetype(rng.choice(fonts()), rng.randint(26, 46))
-    place, colour = (32 + rng.randint(-9, 9), 32 + rng.randint(-9, 9)), tuple(rng.choices(range(256), k=3))
+    """A dark letter on light ground in a random font, size, place, angle and pair of colours, with noise."""
+    image = Image.new("RGB", (64, 64), tuple(rng.choices(range(150, 256), k=3)))
+    font = ImageFont.truetype(rng.choice(fonts()), rng.randint(34, 48))
+    place, colour = (32 + rng.randint(-6, 6), 32 + rng.randint(-6, 6)), tuple(rng.choices(range(100), k=3))
     ImageDraw.Draw(image).text(place, letter, colour, font, anchor="mm")
-    image = image.rotate(rng.uniform(-25, 25), Image.BILINEAR).resize((SIZE, SIZE), Image.BILINEAR)
-    noise = np.random.default_rng(rng.randrange(2**32)).normal(0, 18, (SIZE, SIZE, 3))
+    image = image.rotate(rng.uniform(-15, 15), Image.BILINEAR).resize((SIZE, SIZE), Image.BILINEAR)
+    noise = np.random.default_rng(rng.randrange(2**32)).normal(0, 10, (SIZE, SIZE, 3))
     return np.clip(np.asarray(image) + noise, 0, 255).astype(np.uint8)
 
 
