@@ -75,7 +75,12 @@ class Trainer:
         providers: Optional[Sequence[Any]] = None,
         session_options: Optional["onnxruntime.SessionOptions"] = None,
     ) -> None:
-        import onnxruntime
+        try:
+            import numpy  # noqa: F401
+            import onnxruntime
+            import safetensors  # noqa: F401
+        except ImportError as e:
+            raise ImportError(f"Trainer needs another package: {e}; pip install 'ancre-rewrite[train]'", name=e.name) from e
 
         self._ort = onnxruntime
         self._space = Workspace()

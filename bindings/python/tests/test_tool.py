@@ -34,6 +34,16 @@ def test_the_tool_is_on_the_path(command, mlp, tmp_path):
     assert ran.returncode == 2 and "--no-such-option" in ran.stderr
 
 
+def test_the_package_needs_no_other_until_it_is_used(mlp, tmp_path):
+    onnx.save(mlp, tmp_path / "m.onnx")
+    absent = "import sys; sys.modules.update(dict.fromkeys(['numpy', 'onnx', 'onnxruntime', 'safetensors']))"
+    script = f"{absent}; import ancre_rewrite as ancre; print(bool(ancre.verify('m.onnx', ancre.rewrite('m.onnx').forward)))"
+    ran = run(sys.executable, "-c", script, cwd=tmp_path)
+    assert ran.stdout == "True\n", ran.stderr
+    ran = run(sys.executable, "-c", f"{absent}; import ancre_rewrite as ancre; ancre.Trainer('m.onnx')", cwd=tmp_path)
+    assert ran.returncode == 1 and "ancre-rewrite[train]" in ran.stderr, ran.stderr
+
+
 def test_the_runtime_is_the_environments(tmp_path):
     """Whatever lies in the user's cache, or belongs to another Python."""
     elsewhere = {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path), "LOCALAPPDATA": str(tmp_path)}
