@@ -27,6 +27,10 @@ pub fn main(words: impl IntoIterator<Item = OsString>, program: Option<Program>)
             return e.exit_code() as u8;
         }
     };
+    let _watch = match &cli.command {
+        Some(Command::Verify(a)) => verify::watch(a),
+        _ => None,
+    };
     let done = run(&cli, program);
     engine::notices().iter().for_each(|notice| eprintln!("note: {notice}"));
     match done {

@@ -5,6 +5,7 @@ use super::{
 };
 use crate::cli::VerifyArgs;
 use crate::engine::EngineChoice;
+use crate::engine::memory::Watch;
 use crate::engine::{Tensors, random_inputs};
 use crate::error::Failure;
 use crate::io::files::Outputs;
@@ -29,11 +30,17 @@ pub fn verify(args: &VerifyArgs) -> Result<Answer, Failure> {
             Failure { status: 2, ..failure }
         });
     }
-    let given = args.clone();
-    let _watch = args.limits.max_memory.map(|limit| memory::watch(limit, move |failure| unchecked(&given, failure)));
     catch_unwind(AssertUnwindSafe(|| attempt(args)))
         .unwrap_or_else(|_| Err(Failure::fault("no answer was found")))
         .map_err(|failure| unchecked(args, failure))
+}
+
+/// Ends this process, with the check's reports written, when it uses more than `--max-memory` before what comes back is dropped. Only for
+/// a process that is the tool; engines keep to the limit in any. Pairs have processes of their own.
+pub fn watch(args: &VerifyArgs) -> Option<Watch> {
+    let given = args.clone();
+    let limit = args.limits.max_memory.filter(|_| args.pairs.is_empty());
+    limit.map(|limit| memory::watch(limit, move |failure| unchecked(&given, failure)))
 }
 
 /// Says where CI reads it that a check could not be made.

@@ -14,7 +14,7 @@ mod pairs;
 pub(crate) mod report;
 pub(crate) mod undefined;
 
-pub use command::verify;
+pub use command::{verify, watch};
 pub(crate) use compare::unit;
 pub use compare::{Comparison, OutputComparison, Report, Tolerance, compare, compare_all};
 pub(crate) use given::read_inputs;

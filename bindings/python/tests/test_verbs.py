@@ -128,6 +128,12 @@ def test_what_kills_an_engine_is_an_error_here(killer):
         ancre.verify(killer, killer, no_proof=True, engine="ort")
 
 
+def test_a_limit_of_memory_is_not_this_process(mlp):
+    """It has more than that by itself."""
+    with pytest.raises(ancre.InputError, match="max-memory allows 30.0 MB"):
+        ancre.verify(mlp, mlp, no_proof=True, max_memory="30M")
+
+
 def test_each_call_has_its_own_limits(slow, parse):
     with pytest.raises(ancre.InputError, match="tract took more than 1 s"):
         ancre.verify(slow, slow, no_proof=True, engine="tract", engine_timeout=1)
