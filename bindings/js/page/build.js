@@ -27,8 +27,11 @@ export async function buildPage(tool) {
     for (const end of ["mjs", "wasm"]) cpSync(join(runtime, `${build}.${end}`), join(dist, `${build}.${end}`));
   }
   for (const file of ["digits_train.npz", "digits_val.npz"]) cpSync(join(root, "models/data", file), join(dist, "digits", file));
-  const options = ["--classes", "10", "--batch", "dynamic", "--eval-graph", "--infer-graph", "--state", "init", "-o", join(dist, "digits/")];
-  execFileSync(tool, [join(root, "models/resnet_batch1.onnx"), ...options], { stdio: ["ignore", "ignore", "inherit"] });
+  for (const [target, into] of [["cpu", "digits/"], ["webgpu", "digits/webgpu/"]]) {
+    mkdirSync(join(dist, into), { recursive: true });
+    const options = ["--classes", "10", "--batch", "dynamic", "--eval-graph", "--infer-graph", "--target", target, "-o", join(dist, into)];
+    execFileSync(tool, [join(root, "models/resnet_batch1.onnx"), ...options], { stdio: ["ignore", "ignore", "inherit"] });
+  }
 }
 
 if (process.argv[1] === fileURLToPath(import.meta.url)) {

@@ -64,21 +64,23 @@ function reopen() {
 const shipped = async (name) => {
   const response = await fetch(new URL(`digits/${name}`, document.baseURI));
   if (!response.ok) throw new Error(`digits/${name} cannot be fetched: ${response.status}`);
-  return new File([await response.blob()], name);
+  return new File([await response.blob()], name.split("/").pop());
 };
 
-$("digits").onclick = async () => {
+/** Opens the digits that come with the page; WebGPU has graphs of its own. */
+async function openDigits() {
   try {
-    const parts = ["train", "init", "eval", "infer"];
-    const files = await Promise.all(parts.map((p) => shipped(`resnet_batch1.ancre.${p}.onnx`)));
+    const folder = $("device").value === "webgpu" ? "webgpu/" : "";
+    const files = await Promise.all(["train", "init", "eval", "infer"].map((part) => shipped(`${folder}resnet_batch1.ancre.${part}.onnx`)));
     const [train, val] = await Promise.all(["digits_train.npz", "digits_val.npz"].map(shipped));
     openGraphs(files, Object.assign(() => send("data", { npz: { train, val } }), { shipped: true }));
   } catch (e) {
     fail(e.message);
   }
-};
+}
+$("digits").onclick = openDigits;
 $("graph-files").onchange = (e) => openGraphs([...e.target.files]);
-$("device").onchange = () => graphs && reopen();
+$("device").onchange = () => graphs && (follow?.shipped ? openDigits() : reopen());
 
 // Data
 
