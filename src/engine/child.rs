@@ -338,9 +338,10 @@ impl Suspect {
         e
     }
 
-    /// Does a process of its own die of a part of the model?
+    /// Does a process of its own die of a part of the model? `None` where it refuses the part, or takes too long.
     fn dies(&self, part: &[u8], deed: &Deed) -> Option<bool> {
         let ((most_memory, most_time), engine, root) = (self.limits, self.start.name.to_string(), self.root.clone());
+        let most_time = most_time.min(culprit::LONGEST);
         let process = RefCell::new(Some(self.start.process().ok()?));
         let ask =
             |request, blobs: &[&[u8]]| ask(&process, self.start.name, &request, blobs, (most_memory, most_time)).map(drop);
@@ -353,9 +354,9 @@ impl Suspect {
             }
         };
         match answer {
-            Err(EngineError::Died { limit: Some(Limit::Time), .. }) => None,
-            Err(EngineError::Died { .. } | EngineError::Panicked { .. }) => Some(true),
-            _ => Some(false),
+            Ok(()) => Some(false),
+            Err(EngineError::Died { limit: None | Some(Limit::Memory), .. } | EngineError::Panicked { .. }) => Some(true),
+            Err(_) => None,
         }
     }
 }

@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 /// The largest model that is searched, in bytes.
 pub(super) const LARGEST: usize = 64 << 20;
 /// How long is searched.
-const LONGEST: Duration = Duration::from_secs(10);
+pub(super) const LONGEST: Duration = Duration::from_secs(10);
 
-/// The node of a model that an engine dies of, in words; `dies` tries a part of the model, and gives `None` where it cannot tell.
-/// `None` where there is no such node, or it is not found in time.
+/// The node of a model that an engine dies of, in words; `dies` tries a part of the model, and gives `None` where it cannot tell, as of a
+/// part that an engine refuses. `None` where there is no such node, or it is not found in time.
 pub(super) fn find(model: &[u8], mut dies: impl FnMut(&[u8]) -> Option<bool>) -> Option<String> {
     let model = ModelProto::parse_from_bytes(model).ok()?;
     let nodes = &model.graph.as_ref()?.node;
@@ -20,7 +20,8 @@ pub(super) fn find(model: &[u8], mut dies: impl FnMut(&[u8]) -> Option<bool>) ->
     };
     // Of `alive` nodes it does not die, of `dead` it does.
     let (mut alive, mut dead) = (0, nodes.len());
-    if dead == 0 || fatal(alive)? || !fatal(dead)? {
+    // A model without nodes may be refused.
+    if dead == 0 || fatal(alive) == Some(true) || !fatal(dead)? {
         return None;
     }
     while dead - alive > 1 {
@@ -44,9 +45,11 @@ fn prefix(model: &ModelProto, k: usize) -> ModelProto {
     let unread = node.iter().flat_map(|n| &n.output).filter(|name| !name.is_empty() && !read.contains(name));
     let output =
         unread.map(|name| declared(name).unwrap_or_else(|| ValueInfoProto { name: name.clone(), ..Default::default() }));
+    // Up to IR version 3 an initializer is an input as well, and one without it would have to be fed.
+    let kept = |name: &String| read.contains(name) || whole.input.iter().any(|i| i.name == *name);
     let graph = GraphProto {
         output: output.collect(),
-        initializer: whole.initializer.iter().filter(|t| read.contains(&t.name)).cloned().collect(),
+        initializer: whole.initializer.iter().filter(|t| kept(&t.name)).cloned().collect(),
         sparse_initializer: whole.sparse_initializer.clone(),
         input: whole.input.clone(),
         name: whole.name.clone(),
@@ -75,6 +78,7 @@ fn names(n: &NodeProto) -> Vec<&String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use onnx_protobuf::TensorProto;
 
     #[test]
     fn the_first_node_that_is_deadly_is_found() {
@@ -84,10 +88,19 @@ mod tests {
             output: vec![format!("v{}", i + 1)],
             ..Default::default()
         };
-        let graph = GraphProto { node: (0..9).map(node).collect(), ..Default::default() };
+        let late = TensorProto { name: "v0".into(), ..Default::default() };
+        let input = vec![ValueInfoProto { name: "late".into(), ..Default::default() }];
+        let initializer = vec![late.clone(), TensorProto { name: "late".into(), ..late }];
+        let graph = GraphProto { node: (0..9).map(node).collect(), input, initializer, ..Default::default() };
         let model = ModelProto { graph: Some(graph).into(), ..Default::default() }.write_to_bytes().unwrap();
         let outputs = |part: &[u8]| {
             let g = ModelProto::parse_from_bytes(part).unwrap().graph.unwrap();
+            let names: Vec<String> = g.initializer.into_iter().map(|t| t.name).collect();
+            assert_eq!(
+                names,
+                if g.node.is_empty() { vec!["late"] } else { vec!["v0", "late"] },
+                "an input keeps its default"
+            );
             (g.node.len(), g.output.iter().map(|o| o.name.clone()).collect::<Vec<_>>())
         };
         for fatal in 1..=9 {
@@ -101,5 +114,9 @@ mod tests {
         assert_eq!(find(&model, |_| Some(true)), None, "it dies of no node");
         assert_eq!(find(&model, |_| Some(false)), None, "it does not die again");
         assert_eq!(find(&model, |_| None), None);
+        let refused = |part: &[u8]| Some(outputs(part).0).filter(|n| [0, 9].contains(n)).map(|n| n == 9);
+        assert_eq!(find(&model, refused), None, "an engine refuses what lies between");
+        let empty_is_refused = |part: &[u8]| Some(outputs(part).0).filter(|n| *n > 0).map(|n| n >= 2);
+        assert_eq!(find(&model, empty_is_refused).unwrap(), "node `v2` (Relu)");
     }
 }
