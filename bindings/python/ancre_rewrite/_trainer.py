@@ -129,8 +129,6 @@ class Trainer:
         rate = self.lr if lr is None else lr
         if rate is None:
             raise TypeError("a learning rate is needed: step(..., lr=...) or Trainer(..., lr=...)")
-        if not self._is_whole:
-            raise Error("an earlier step failed half-way and left the state in pieces", help="load_state_dict() or load()")
         feeds = self._feeds(self._train, (batch, *more), named)
         feeds[self._lr_name] = self._to_ort(self._train, self._lr_name, rate)
         loss, norm = self._train.own("loss"), self._train.own("grad_norm")
@@ -162,6 +160,7 @@ class Trainer:
         """A copy of the whole state, by the names of the graph's inputs: parameters, router, moments, statistics, counter."""
         import numpy
 
+        self._check_whole()
         return {name: numpy.array(value.numpy()) for name, value in self._state.items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -181,14 +180,10 @@ class Trainer:
 
         header = {**self._header, "step": self.steps}
         target = Path(path)
-        handle, temporary = tempfile.mkstemp(prefix=".ancre-", dir=target.parent)
-        os.close(handle)
-        try:
-            save_file(self.state_dict(), temporary, metadata={_CHECKPOINT: json.dumps(header)})
-            os.replace(temporary, target)
-        except BaseException:
-            os.unlink(temporary)
-            raise
+        with tempfile.TemporaryDirectory(prefix=".ancre-", dir=target.parent) as folder:
+            whole = Path(folder, target.name)
+            save_file(self.state_dict(), whole, metadata={_CHECKPOINT: json.dumps(header)})
+            os.replace(whole, target)
 
     def load(self, path: _verbs.Place) -> None:
         """Goes on from a checkpoint of :meth:`save` or of ``ancre-rewrite train``."""
@@ -217,6 +212,10 @@ class Trainer:
             return f"<pre>{html.escape(repr(self))}\n{html.escape(str(e))}</pre>"
 
     # Inside
+
+    def _check_whole(self) -> None:
+        if not self._is_whole:
+            raise Error("an earlier step failed half-way and left the state in pieces", help="load_state_dict() or load()")
 
     def _open(self, model: str) -> "_Graph":
         return _Graph(self._ort.InferenceSession(model, self._options, providers=self._providers))
@@ -317,6 +316,7 @@ class Trainer:
 
     def _run(self, graph: "_Graph", feeds: Mapping[str, Any], read: List[str], moves: bool = False) -> Dict[str, Any]:
         """One run with the state; the outputs to be read come back. The next state replaces the state where it `moves`."""
+        self._check_whole()
         binding = graph.session.io_binding()
         for name, value in feeds.items():
             binding.bind_ortvalue_input(name, value)

@@ -189,6 +189,27 @@ def test_a_wrong_state_is_named(graphs, mlp_batches):
     trainer.step(mlp_batches[0])
 
 
+def test_a_state_that_a_failed_step_left_in_pieces_is_not_used(graphs, mlp_batches):
+    trainer, batch = graphs["init"].trainer(lr=1e-2), mlp_batches[0]
+    whole, session = trainer.state_dict(), trainer._train.session
+
+    class Fails:
+        io_binding = session.io_binding
+
+        def run_with_iobinding(self, _):
+            raise RuntimeError("out of memory")
+
+    trainer._train.session = Fails()
+    with pytest.raises(RuntimeError, match="out of memory"):
+        trainer.step(batch)
+    trainer._train.session = session
+    for use in (lambda: trainer.evaluate(batch), lambda: trainer.step(batch), trainer.state_dict):
+        with pytest.raises(ancre.Error, match="left the state in pieces"):
+            use()
+    trainer.load_state_dict(whole)
+    assert trainer.step(batch) == pytest.approx(graphs["init"].trainer(lr=1e-2).step(batch), rel=1e-6)
+
+
 def test_graphs_are_given_in_any_form(graphs, mlp_batches):
     expected = trained(graphs["init"], mlp_batches[:2])[1]
     init, state = graphs["init"].init, load_file(graphs["separate"].init)
