@@ -77,15 +77,22 @@ impl NpTensor {
         NpTensor::new(t.dtype(), &shape, data).ok_or_else(|| format!("elements of type {} cannot be used", t.dtype()))
     }
 
-    /// The first value of a state tensor, all its elements. Fails as [`NpTensor::from_constant`] does.
+    /// The first value of a state tensor, all its elements. Fails as [`NpTensor::from_constant`] does, and where no tensor can have
+    /// its shape.
     pub fn first(f: &FirstValue) -> Result<NpTensor, String> {
         let t = NpTensor::from_constant(&f.elements)?;
-        if !f.is_uniform() {
-            return Ok(t);
-        }
-        let shape: Vec<usize> = f.dims.iter().map(|d| *d as usize).collect();
-        let data = t.data.repeat(shape.iter().product());
-        NpTensor::new(t.dtype, &shape, data).ok_or_else(|| format!("`{}` cannot have shape {shape:?}", f.name))
+        let spread = if f.is_uniform() { t.spread(&f.dims) } else { Some(t) };
+        spread.ok_or_else(|| format!("`{}` cannot have shape {:?}", f.name, f.dims))
+    }
+
+    /// A tensor of this shape, each element of which is this tensor's only one; `None` where there are more, or where no tensor can
+    /// have that shape.
+    pub fn spread(&self, dims: &[i64]) -> Option<NpTensor> {
+        let shape = dims.iter().map(|d| usize::try_from(*d).ok()).collect::<Option<Vec<usize>>>()?;
+        let count = shape.iter().try_fold(1usize, |n, d| n.checked_mul(*d)).filter(|_| self.len() == 1)?;
+        // More than there is memory for is no reason to die.
+        Vec::<u8>::new().try_reserve_exact(self.data.len().checked_mul(count)?).ok()?;
+        NpTensor::new(self.dtype, &shape, self.data.repeat(count))
     }
 
     /// Element type.
@@ -184,6 +191,17 @@ impl NpTensor {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn one_element_is_spread_over_what_a_tensor_can_be() {
+        let one = NpTensor::f32s(&[1, 1], &[2.0]).unwrap();
+        assert_eq!(one.spread(&[2, 3]).unwrap(), NpTensor::f32s(&[2, 3], &[2.0; 6]).unwrap());
+        assert_eq!(one.spread(&[0, 3]).unwrap().len(), 0);
+        for absurd in [&[-1][..], &[i64::MAX, 4], &[1 << 61], &[1 << 31, 1 << 31]] {
+            assert_eq!(one.spread(absurd), None, "{absurd:?}");
+        }
+        assert_eq!(NpTensor::f32s(&[2], &[1.0, 2.0]).unwrap().spread(&[4]), None);
+    }
 
     #[test]
     fn elements_round_trip_through_every_type() {

@@ -152,14 +152,11 @@ impl TrainingGraph {
     /// are not in it; a moment's default is spread over its whole shape.
     ///
     /// # Errors
-    /// A default that cannot be read.
+    /// A router that the file describes wrongly.
     pub fn start(&self) -> Result<Vec<u8>, Failure> {
         let whole = |s: &StateRecord| {
             let t = self.default_of(s)?;
-            let shape: Vec<usize> = s.shape.iter().map(|d| *d as usize).collect();
-            let spread = || NpTensor::new(t.dtype(), &shape, t.bytes().repeat(shape.iter().product()));
-            let t = if t.len() == 1 { spread()? } else { t };
-            Some((s.input.clone(), t))
+            Some((s.input.clone(), if t.len() == 1 { t.spread(&s.shape)? } else { t }))
         };
         let state: Tensors = self.states.iter().filter_map(whole).collect();
         let network = super::topology::network(self)?;
