@@ -8,6 +8,7 @@ mod verify;
 pub use train::{CourseOptions, DataOptions, Metric, RateChoice, Recalibrate, ScheduleKind, TrainArgs};
 pub use verify::{LimitArgs, VerifyArgs};
 
+use crate::engine::EngineChoice;
 use ancre_passes::contract::StateFrom;
 use ancre_passes::ir::{Form, Normalize, Rule, Scope};
 use ancre_passes::target::Target;
@@ -308,6 +309,18 @@ pub enum VerifyArg {
     Ort,
     Both,
     None,
+}
+
+impl VerifyArg {
+    /// The engine that is asked for; `None`: nothing is to run.
+    pub fn engine(self) -> Option<EngineChoice> {
+        match self {
+            VerifyArg::Tract => Some(EngineChoice::Tract),
+            VerifyArg::Ort => Some(EngineChoice::Ort),
+            VerifyArg::Both => Some(EngineChoice::Both),
+            VerifyArg::None => None,
+        }
+    }
 }
 
 /// A number from 0 to 1.

@@ -1,7 +1,6 @@
 //! `grad`: a model with the gradients of its outputs beside them.
 
 use crate::cli::{GradArgs, VerifyArg};
-use crate::engine::EngineChoice;
 use crate::engine::memory::bytes;
 use crate::error::Failure;
 use crate::io::files::Outputs;
@@ -14,6 +13,7 @@ use ancre_passes::pipeline::gradient::{GradientOptions, Seed};
 use ancre_passes::pipeline::{PassManager, glob};
 use ancre_passes::transform::{dropout, eliminate};
 use serde_json::{Value, json};
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 /// A gradient graph that was written.
@@ -121,7 +121,12 @@ fn outputs(g: &Graph, given: &[String]) -> Result<Vec<(String, Seed)>, Failure> 
         };
         Ok((name.to_string(), seed))
     };
-    given.iter().map(one).collect()
+    let of: Vec<(String, Seed)> = given.iter().map(one).collect::<Result<_, _>>()?;
+    let named: HashSet<&String> = of.iter().map(|(name, _)| name).collect();
+    if named.len() < of.len() {
+        return Err(Failure::input("--of names an output twice"));
+    }
+    Ok(of)
 }
 
 /// The float inputs and initializers that match, in the model's order; without patterns every float input.
@@ -162,12 +167,7 @@ fn compare(source: &Subject, g: &Graph, path: &Path, how: Option<VerifyArg>) -> 
         source.graph.inputs().iter().map(|n| source.graph.name(source.graph.result(*n, 0)).to_string()).collect();
     eliminate::eliminate_inputs(&mut forward, |name| !inputs.iter().any(|n| n == name));
     let options = VerifyOptions {
-        engine: match how {
-            Some(VerifyArg::Tract) => Some(EngineChoice::Tract),
-            Some(VerifyArg::Ort) => Some(EngineChoice::Ort),
-            Some(VerifyArg::Both) => Some(EngineChoice::Both),
-            _ => None,
-        },
+        engine: how.and_then(VerifyArg::engine),
         proof: if how.is_some() { ProofMode::Beside } else { ProofMode::First },
         ..VerifyOptions::default()
     };

@@ -118,6 +118,7 @@ fn what_has_no_gradient_is_named() {
     refused(&[], "has 2 float outputs: `y`, `v`");
     refused(&["--of", "nothing"], "has no output `nothing`");
     refused(&["--of", "y=mean"], "`mean` is neither sum nor ct");
+    refused(&["--of", "y", "--of", "y=sum"], "--of names an output twice");
     refused(&["--of", "k"], "gradients are of float tensors");
     refused(&["--of", "y", "--wrt", "i"], "no float input or initializer matches");
     refused(&["--of", "v"], "every gradient is zero");

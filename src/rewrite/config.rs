@@ -2,7 +2,6 @@
 //! combinations are checked. Below, nothing that has a default is optional, and nothing knows of the command line.
 
 use crate::cli::{LossChoice, Reduction, RewriteArgs, VerifyArg};
-use crate::engine::EngineChoice;
 use crate::engine::random_inputs::{self, Sizes};
 use crate::error::{Failure, sentence};
 use crate::io::files;
@@ -276,10 +275,7 @@ fn fixed(given: &[String]) -> Result<Vec<(String, i64)>, Failure> {
 fn verification(a: &RewriteArgs, dims: &Sizes) -> Option<VerifyOptions> {
     let engine = match a.verify {
         None => None,
-        Some(VerifyArg::Tract) => Some(EngineChoice::Tract),
-        Some(VerifyArg::Ort) => Some(EngineChoice::Ort),
-        Some(VerifyArg::Both) => Some(EngineChoice::Both),
-        Some(VerifyArg::None) => return None,
+        Some(how) => Some(how.engine()?),
     };
     Some(VerifyOptions {
         // An engine that was asked for runs even where a proof is found.
