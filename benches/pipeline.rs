@@ -88,29 +88,25 @@ impl Case {
 }
 
 fn route_options() -> RouteOptions {
-    {
-        let mut made = RouteOptions::default();
-        made.form = Form::Reassign;
-        made.granularity = Granularity::Add;
-        made.rule = Rule::Gated;
-        made.normalize = Normalize::Incoming;
-        made.init = Init::Uniform;
-        made.tau = 1.0;
-        made.scope = Scope::Stage;
-        made.chains = ChainChoice::All;
-        made
-    }
+    let mut made = RouteOptions::default();
+    made.form = Form::Reassign;
+    made.granularity = Granularity::Add;
+    made.rule = Rule::Gated;
+    made.normalize = Normalize::Incoming;
+    made.init = Init::Uniform;
+    made.tau = 1.0;
+    made.scope = Scope::Stage;
+    made.chains = ChainChoice::All;
+    made
 }
 
 fn training_options(g: &Graph) -> TrainingOptions {
     // Any loss does for the time it takes.
     let output = g.outputs().iter().map(|o| o.value).find(|v| g.is_float(*v)).map(|v| g.name(v).to_string());
     let (loss, optimizer) = (LossOptions::of(LossKind::Mse), OptimizerOptions::of(OptimizerKind::AdamW));
-    {
-        let mut made = TrainingOptions::of(loss, optimizer);
-        made.output = output;
-        made
-    }
+    let mut made = TrainingOptions::of(loss, optimizer);
+    made.output = output;
+    made
 }
 
 #[divan::bench(args = cases(), max_time = 2)]

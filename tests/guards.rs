@@ -25,11 +25,9 @@ fn trained(network: &str, loss: LossOptions, feeds: &[(&str, NpTensor)]) -> Tens
 }
 
 fn sum_of_outputs() -> LossOptions {
-    {
-        let mut made = LossOptions::of(LossKind::L1);
-        made.sum = true;
-        made
-    }
+    let mut made = LossOptions::of(LossKind::L1);
+    made.sum = true;
+    made
 }
 
 #[test]

@@ -28,18 +28,16 @@ const NORMALIZATIONS: [Normalize; 2] = [Normalize::Incoming, Normalize::Outgoing
 
 fn options(form: Form, rule: Rule, normalize: Normalize, tau: f32) -> RouteOptions {
     let init = if rule == Rule::Free { Init::Identity } else { Init::Uniform };
-    {
-        let mut made = RouteOptions::default();
-        made.form = form;
-        made.granularity = Granularity::Add;
-        made.scope = Scope::Stage;
-        made.rule = rule;
-        made.normalize = normalize;
-        made.init = init;
-        made.tau = tau;
-        made.chains = ChainChoice::All;
-        made
-    }
+    let mut made = RouteOptions::default();
+    made.form = form;
+    made.granularity = Granularity::Add;
+    made.scope = Scope::Stage;
+    made.rule = rule;
+    made.normalize = normalize;
+    made.init = init;
+    made.tau = tau;
+    made.chains = ChainChoice::All;
+    made
 }
 
 fn verified(g: &Graph, stage: verify::Stage, what: &str) {

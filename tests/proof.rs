@@ -31,18 +31,16 @@ fn reread(g: &Graph) -> Graph {
 }
 
 fn options(granularity: Granularity, rule: Rule, init: Init) -> RouteOptions {
-    {
-        let mut made = RouteOptions::default();
-        made.form = Form::Reassign;
-        made.granularity = granularity;
-        made.scope = Scope::Stage;
-        made.rule = rule;
-        made.normalize = Normalize::Incoming;
-        made.init = init;
-        made.tau = 0.01;
-        made.chains = ChainChoice::All;
-        made
-    }
+    let mut made = RouteOptions::default();
+    made.form = Form::Reassign;
+    made.granularity = granularity;
+    made.scope = Scope::Stage;
+    made.rule = rule;
+    made.normalize = Normalize::Incoming;
+    made.init = init;
+    made.tau = 0.01;
+    made.chains = ChainChoice::All;
+    made
 }
 
 fn routed(source: &Graph, o: &RouteOptions, lowering: Option<Lowering>) -> (Graph, Vec<RouterSpec>) {

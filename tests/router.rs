@@ -105,18 +105,16 @@ fn loaded(opset: i64) -> Graph {
 
 fn options(form: Form, rule: Rule, scope: Scope, normalize: Normalize, tau: f32) -> RouteOptions {
     let init = if rule == Rule::Free { Init::Identity } else { Init::Uniform };
-    {
-        let mut made = RouteOptions::default();
-        made.form = form;
-        made.granularity = Granularity::Add;
-        made.scope = scope;
-        made.rule = rule;
-        made.normalize = normalize;
-        made.init = init;
-        made.tau = tau;
-        made.chains = ChainChoice::All;
-        made
-    }
+    let mut made = RouteOptions::default();
+    made.form = form;
+    made.granularity = Granularity::Add;
+    made.scope = scope;
+    made.rule = rule;
+    made.normalize = normalize;
+    made.init = init;
+    made.tau = tau;
+    made.chains = ChainChoice::All;
+    made
 }
 
 fn feeds(random: &mut Random) -> Tensors {

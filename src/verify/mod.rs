@@ -230,11 +230,9 @@ pub fn prove(a: &Subject, b: &Subject, o: &VerifyOptions) -> Verdict {
         Verdict { equivalent: !breaks, interface, proof: None, proof_seconds: 0.0, numeric: None, divergence: None };
     if o.proof != ProofMode::Never && !breaks {
         let clock = Instant::now();
-        verdict.proof = Some(prove_equal(&a.graph, &b.graph, &{
-            let mut made = ProofOptions::default();
-            made.reassociate = o.reassociate;
-            made
-        }));
+        let mut how = ProofOptions::default();
+        how.reassociate = o.reassociate;
+        verdict.proof = Some(prove_equal(&a.graph, &b.graph, &how));
         verdict.proof_seconds = clock.elapsed().as_secs_f64();
     }
     verdict.equivalent &= o.proof != ProofMode::Only || verdict.proved();
