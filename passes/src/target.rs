@@ -122,7 +122,7 @@ pub static WASM: Target = Target {
 };
 
 /// ONNX Runtime's WebGPU provider in a browser. Its builds of 1.30 have no float64 at all, on their CPU side neither, and a `Split` of
-/// more than eight results passes the number of buffers that a shader may have. Its costs have not been measured; they are taken to be
+/// more than nine results passes the number of buffers that a shader may have. Its costs have not been measured; they are taken to be
 /// [`CUDA`]'s.
 pub static WEBGPU: Target = Target {
     name: "webgpu",

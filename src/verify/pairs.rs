@@ -93,7 +93,8 @@ fn listed(args: &VerifyArgs) -> Result<(Vec<Pair>, Vec<String>), Failure> {
         found.sort();
         for rewritten in found.into_iter().filter(|p| !named.contains(&plain(p))) {
             let name = rewritten.file_name().and_then(|n| n.to_str()).unwrap_or_default();
-            let source = rewritten.with_file_name(name.replace(REWRITTEN, SOURCE));
+            let stem = name.strip_suffix(REWRITTEN).unwrap_or(name);
+            let source = rewritten.with_file_name(format!("{stem}{SOURCE}"));
             let is_orphan = !source.is_file();
             if is_orphan && args.allow_missing_source {
                 notes.push(format!("{} has no source beside it", rewritten.display()));
