@@ -1,5 +1,7 @@
 from typing import List, Optional, Tuple
 
+__all__ = ["call", "engine_child", "main", "options", "prefer", "start"]
+
 _Program = Optional[Tuple[str, List[str]]]
 _Fault = Tuple[int, str, Optional[str], Optional[str], Optional[str], Optional[str]]
 
