@@ -150,8 +150,12 @@ fn link(f: &Flow, v: ValueId, sums: &HashMap<NodeId, JoinKind>) -> Option<Link> 
             open.push(sum);
             continue;
         }
-        for (_, v) in &f.reads[latest.index()] {
-            if f.is_live(*v) && !open.contains(v) {
+        for (operand, v) in f.reads[latest.index()].iter().filter(|(_, v)| f.is_live(*v)) {
+            // What is carried on is the first operand; others are scales and types.
+            if class == Class::Carry && *operand > 0 {
+                return None;
+            }
+            if !open.contains(v) {
                 open.push(*v);
             }
         }
@@ -223,7 +227,6 @@ fn after_post(f: &Flow, sums: &HashMap<NodeId, JoinKind>, sum: ValueId, ops: &[S
         return Some(f.g.result(sum.node, 0));
     }
     let dtype = f.g.value(sum).ty.dtype;
-    let rank = |v: ValueId| f.g.value(v).ty.shape.as_ref().map(Vec::len);
     let mut seen = vec![sum];
     let mut next = 0;
     while next < seen.len() && next < LONGEST_POST {
@@ -240,9 +243,7 @@ fn after_post(f: &Flow, sums: &HashMap<NodeId, JoinKind>, sum: ValueId, ops: &[S
                 let made = link(f, out, sums);
                 // A quantised state is carried on, and added, as the numbers its integers stand for.
                 let of_the_type = !f.g.is_op(out.node, "QuantizeLinear")
-                    && f.g.value(out).ty.dtype.is_none_or(|t| dtype.is_none_or(|d| d == t))
-                    // An operator may read the sum as its scale.
-                    && rank(out).is_none_or(|r| rank(sum).is_none_or(|s| r == s));
+                    && f.g.value(out).ty.dtype.is_none_or(|t| dtype.is_none_or(|d| d == t));
                 if of_the_type && made.as_ref().is_some_and(|l| l.from == sum.node && l.restored && l.ops == ops) {
                     return Some(out);
                 }
