@@ -123,7 +123,7 @@ pub struct GradArgs {
     /// Operator set [default: 18, or the smallest later one that can express the source]
     #[arg(long, value_name = "N")]
     pub opset: Option<i64>,
-    /// What compares the model's own outputs with the source: the proof, then tract or ONNX Runtime [default], or nothing
+    /// What compares the model's own outputs with the source: by default the proof, then tract or ONNX Runtime where there is none
     #[arg(long)]
     pub verify: Option<VerifyArg>,
     /// One JSON document on stdout
