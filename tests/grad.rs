@@ -105,6 +105,18 @@ fn several_outputs_add_up_and_what_they_do_not_depend_on_is_zero() {
     assert!(!open_file(&dir.path().join("m.grad.onnx")).inputs().contains(&"w".to_string()));
 }
 
+/// Training graphs have float32 master copies of such weights; a model that is only differentiated stays what it is.
+#[test]
+fn a_weight_of_half_precision_and_its_gradient_keep_their_type() {
+    let (dir, path) =
+        file("g (float16[n, 2] x) => (float16[n, 2] y) <float16[2, 2] w = {1, 2, 3, 4}> { y = MatMul (x, w) }");
+    let report = tool_ok(&["grad", &text(&path), "--of", "y=sum", "--wrt", "w", "--json"]).json();
+    assert_eq!(report["gradients"][0]["type"], "f16[2,2]", "{report}");
+    let x = floats(DType::F16, &[1, 2], &[0.5, -3.0]);
+    let got = open_file(&dir.path().join("m.grad.onnx")).run(&Tensors::from([("x".into(), x)])).unwrap();
+    assert_eq!((got["w.grad"].dtype(), got["w.grad"].to_f64()), (DType::F16, vec![0.5, 0.5, -3.0, -3.0]));
+}
+
 #[test]
 fn what_has_no_gradient_is_named() {
     let (dir, path) = file(

@@ -106,7 +106,7 @@ pub const EVAL: &[Pass] = &[APPEND_LOSS, DECLARE_OUTPUTS, LOWER_ROUTES, ELIMINAT
 pub const INFER: &[Pass] = &[LOWER_ROUTES, ELIMINATE_DEAD, DESCRIBE, WIDEN];
 
 /// From a model to one that can be differentiated with respect to what it has: its inputs and initializers stay as they are.
-pub const PREPARE_GRADIENT: &[Pass] = &[INLINE_CONTROL_FLOW, LEGALIZE, CHOOSE_PARAMETERS, MASTER_COPIES, FOLD_CONSTANTS];
+pub const PREPARE_GRADIENT: &[Pass] = &[INLINE_CONTROL_FLOW, LEGALIZE, CHOOSE_PARAMETERS, FOLD_CONSTANTS];
 
 /// From the prepared graph to one that also gives gradients of its own outputs.
 pub const GRAD: &[Pass] =
