@@ -109,7 +109,8 @@ async function openOn(device, graphs, because) {
 
 /** Validates, and shows the first samples that were held back beside what the network says of them. */
 async function validate(epoch, size, fixed) {
-  if (!validation) return;
+  // A fixed batch may be larger than what was held back.
+  if (!validation || validation.size < (fixed ?? 1)) return;
   if (trainer.canEvaluate) say("validation", { epoch, step: trainer.steps, ...(await trainer.evaluate(validation.batches(size, fixed))) });
   const image = trainer.inputs.find((p) => p.shape.length === 4 && [1, 3].includes(p.shape[1]));
   const target = trainer.inputs.find((p) => p.shape.length === 1);
@@ -134,8 +135,8 @@ function rate(step, total, schedule) {
 }
 
 /**
- * ONNX Runtime for a device, and what to say of it. The build with WebGPU is larger, so it is fetched when it is wanted. It is the one of
- * `onnxruntime-web/webgpu`: that of `onnxruntime-web/webgpu` has no float64, in which Adam's bias correction is computed.
+ * ONNX Runtime for a device, and what to say of it. The build with WebGPU is larger, so it is fetched when it is wanted. It has no
+ * float64, in which Adam's bias correction is computed unless a graph is written for it.
  */
 async function runtimeFor(device) {
   const ort = device === "webgpu" ? await import("onnxruntime-web/webgpu") : await import("onnxruntime-web/wasm");
