@@ -96,7 +96,8 @@ fn every_pass_s_promise_is_tested() {
         ("activate-dropout", Contract::Changes),  // dropout::masks_are_random_and_repeat
         ("train-batch-norm", Contract::Changes),  // the goldens: statistics and gradients in training mode
         ("append-loss", Contract::Extends),       // a_training_graph_extends_the_forward_graph
-        ("differentiate", Contract::Extends),     // the same
+        ("append-cotangents", Contract::Extends), // grad::a_vector_jacobian_product_is_the_training_graph_s_gradient
+        ("differentiate", Contract::Extends),     // a_training_graph_extends_the_forward_graph
         ("append-optimizer", Contract::Extends),  // the same
         ("declare-outputs", Contract::Extends),   // the same
         ("declare-gradients", Contract::Extends), // passes/tests/text/grad.onnxtxt
