@@ -167,7 +167,8 @@ fn against(v: &Verdict) -> Option<&'static str> {
 }
 
 /// What was found of a rewrite (first in the list), or where one engine speaks against it and the other does not, what the other
-/// says: an engine for which one function is two is off. Where the other cannot be asked, `alone` takes whose numbers they are.
+/// says: an engine for which one function is two is off. Where the other cannot be asked, or the first one was asked for by name, `alone` takes
+/// whose numbers they are.
 fn confirmed(
     first: Vec<Verdict>,
     how: &VerifyOptions,
@@ -184,6 +185,12 @@ fn confirmed(
         return first;
     }
     if against(&second[0]).is_some() {
+        return first;
+    }
+    if how.engine.is_some() {
+        // The answer of an engine that was asked for stands.
+        *alone =
+            Some((format!(" or of {off}"), format!(" by {off}, which --verify asked for, while by {name} they are equal")));
         return first;
     }
     let distance = first[0].numeric.as_ref().map_or(0.0, |n| n.report.verdict.max_abs);
@@ -319,14 +326,14 @@ mod tests {
     }
 
     /// A rewrite that equals its source but in the first engines that load it.
-    fn verified(off: usize) -> Result<Verification, Failure> {
+    fn verified(off: usize, engine: Option<EngineChoice>) -> Result<Verification, Failure> {
         let graph = || parse("g (float[2, 3] x) => (float[2, 3] y) { a = Tanh (x) y = Add (a, x) }").unwrap();
         let (source, loads) = (Subject::of_graph(graph(), Path::new("m.onnx")), Cell::new(0));
         let file = Subject::of_graph(graph(), Path::new("m.ancre.onnx")).wrapped(Box::new(move |session| {
             loads.set(loads.get() + 1);
             if loads.get() > off { session } else { Box::new(Off(session)) }
         }));
-        let how = VerifyOptions { proof: verify::ProofMode::Never, ..VerifyOptions::default() };
+        let how = VerifyOptions { proof: verify::ProofMode::Never, engine, ..VerifyOptions::default() };
         verify(&source, file, false, &RouteOptions::default(), &how)
     }
 
@@ -336,10 +343,12 @@ mod tests {
             eprintln!("skipped: {e}");
             return;
         }
-        let found = verified(1).unwrap();
+        let found = verified(1, None).unwrap();
         assert_eq!((found.engine, found.one_hot.verdict.equivalent), (Some("ort"), true));
         assert!(found.notices[0].contains("by tract") && found.notices[0].ends_with("by ort it does: tract is off"));
-        let e = verified(2).unwrap_err();
+        let e = verified(1, Some(EngineChoice::Tract)).unwrap_err();
+        assert!(e.status == 1 && e.what.contains("by tract, which --verify asked for, while by ort they are equal"), "{e}");
+        let e = verified(2, None).unwrap_err();
         assert!(e.status == 1 && e.what.contains("this is a fault of ancre-rewrite, nothing"), "{e}");
     }
 }
