@@ -7,9 +7,11 @@ import functools
 import importlib.util
 import json
 import os
+import shutil
 import sys
 import tempfile
 import warnings
+import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Dict, List, Mapping, NamedTuple, Optional, Tuple, Union
 
@@ -64,8 +66,9 @@ class Workspace:
     """A directory for what the tool is to read from files, and for what it writes where no place was named."""
 
     def __init__(self) -> None:
-        self._held = tempfile.TemporaryDirectory(prefix="ancre-rewrite-")
-        self.path = Path(self._held.name)
+        self.path = Path(tempfile.mkdtemp(prefix="ancre-rewrite-"))
+        # Not a TemporaryDirectory, which warns when it is not closed by hand.
+        weakref.finalize(self, shutil.rmtree, str(self.path), ignore_errors=True)
         self._count = 0
 
     def file(self, suffix: str) -> Path:
@@ -82,7 +85,7 @@ class Workspace:
         path = folder / f"{name}.onnx"
         if isinstance(model, (bytes, bytearray, memoryview)):
             path.write_bytes(model)
-        elif hasattr(model, "SerializeToString"):
+        elif hasattr(model, "SerializeToString") and hasattr(model, "graph"):
             import onnx
 
             large = model.ByteSize() > LARGE

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import math
 import os
 import tempfile
 from pathlib import Path
@@ -11,14 +12,14 @@ from typing import TYPE_CHECKING, Any, Dict, Iterable, List, Mapping, NamedTuple
 
 from . import _native, _verbs
 from ._call import Model, Workspace, error
-from ._errors import Error
+from ._errors import Error, InputError
 
 if TYPE_CHECKING:
     import numpy
     import onnxruntime
 
 #: The metadata of checkpoints, and of graphs that have a state.
-_CHECKPOINT, _STATE, _OPTIMIZER = "ancre.train", "ancre.state", "ancre.optimizer"
+_CHECKPOINT, _STATE, _OPTIMIZER, _LOSS = "ancre.train", "ancre.state", "ancre.optimizer", "ancre.loss"
 
 _TYPES = {
     "tensor(float)": "float32",
@@ -100,7 +101,7 @@ class Trainer:
         self._train = self._open(self._path)
         metadata = self._train.session.get_modelmeta().custom_metadata_map
         if _STATE not in metadata or _OPTIMIZER not in metadata:
-            raise Error(f"{self._path}: is no training graph: it lacks the metadata {_STATE} or {_OPTIMIZER}")
+            raise InputError(f"{self._path}: is no training graph: it lacks the metadata {_STATE} or {_OPTIMIZER}")
         self._records: List[Dict[str, Any]] = json.loads(metadata[_STATE])
         self._lr_name: str = json.loads(metadata[_OPTIMIZER]).get("lr") or "lr"
         self._device = self._train.device()
@@ -131,6 +132,8 @@ class Trainer:
             raise TypeError("a learning rate is needed: step(..., lr=...) or Trainer(..., lr=...)")
         feeds = self._feeds(self._train, (batch, *more), named)
         feeds[self._lr_name] = self._to_ort(self._train, self._lr_name, rate)
+        if not math.isfinite(rate):
+            raise ValueError(f"the learning rate is {rate}, which would make the whole state so")
         loss, norm = self._train.own("loss"), self._train.own("grad_norm")
         read = [name for name in (loss, norm) if name in self._train.outputs]
         found = self._run(self._train, feeds, read, moves=True)
@@ -195,7 +198,7 @@ class Trainer:
         """Freezes the state into the forward graph and writes the deployable model; options as :func:`freeze`."""
         forward = self._beside["forward"]
         if forward is None:
-            raise Error("export() needs the forward graph", help="Trainer(..., forward=...)")
+            raise InputError("export() needs the forward graph", help="Trainer(..., forward=...)")
         return _verbs.freeze(forward, self, path, **options)
 
     def topology(self, **options: Any) -> _verbs.Topology:
@@ -215,10 +218,18 @@ class Trainer:
 
     def _check_whole(self) -> None:
         if not self._is_whole:
-            raise Error("an earlier step failed half-way and left the state in pieces", help="load_state_dict() or load()")
+            raise InputError("an earlier step failed half-way and left the state in pieces", help="load_state_dict() or load()")
 
     def _open(self, model: str) -> "_Graph":
-        return _Graph(self._ort.InferenceSession(model, self._options, providers=self._providers))
+        return _Graph(self._session(model, self._providers))
+
+    def _session(self, model: str, providers: Sequence[Any]) -> "onnxruntime.InferenceSession":
+        if not os.path.exists(model):
+            raise InputError(f"{model}: there is no such file", file=Path(model))
+        try:
+            return self._ort.InferenceSession(model, self._options, providers=providers)
+        except Exception as e:
+            raise InputError(f"{model}: ONNX Runtime {self._ort.__version__} cannot open it: {e}", file=Path(model)) from e
 
     def _given(self, model: Optional[Model], suffix: str) -> Optional[str]:
         """The file of a graph that was given, or lies beside the training graph under the tool's name."""
@@ -230,9 +241,14 @@ class Trainer:
     def _other(self, kind: str, name: str, option: str) -> "_Graph":
         path = self._beside[kind]
         if path is None:
-            raise Error(f"there is no {name} graph", help=f"rewrite(..., {option}), then Trainer(..., {kind}=...)")
+            raise InputError(f"there is no {name} graph", help=f"rewrite(..., {option}), then Trainer(..., {kind}=...)")
         if kind not in self._others:
-            self._others[kind] = self._open(path)
+            graph = self._open(path)
+            if self._state.keys().isdisjoint(graph.inputs):
+                raise InputError(f"{path}: takes no state of the training graph, so it would not show what was learned")
+            if kind == "eval" and graph.own("loss") not in graph.outputs:
+                raise InputError(f"{path}: has no output `loss`: it is no evaluation graph")
+            self._others[kind] = graph
         return self._others[kind]
 
     def _start(self, init: Union[None, Model, Mapping[str, Any]]) -> None:
@@ -248,7 +264,7 @@ class Trainer:
         if init is None and missing:
             init = self._given(None, ".init.onnx") or self._given(None, ".state.safetensors")
             if init is None:
-                raise Error(
+                raise InputError(
                     f"{self._path}: does not hold what its state starts from ({_listed(missing)})",
                     help="Trainer(training, init) with the init graph or the state's file that was written beside it",
                 )
@@ -257,7 +273,11 @@ class Trainer:
         elif isinstance(init, (str, os.PathLike)) and os.fspath(init).endswith(".safetensors"):
             start.update(load(Path(init).read_bytes()))
         elif init is not None:
-            session = self._ort.InferenceSession(self._space.model(init), self._options, providers=["CPUExecutionProvider"])
+            path = self._space.model(init)
+            session = self._session(path, ["CPUExecutionProvider"])
+            if session.get_inputs():
+                taken = _listed(value.name for value in session.get_inputs())
+                raise InputError(f"{path}: takes inputs ({taken}), which the graph of `--state init` does not")
             names = [output.name for output in session.get_outputs()]
             start.update(zip(names, session.run(names, {})))
         known = {record["input"] for record in self._records}
@@ -291,7 +311,9 @@ class Trainer:
         if missing or strange:
             said = [f"{word} {_listed(names)}" for word, names in (("lacks", missing), ("has besides", strange)) if names]
             raise TypeError(f"the batch {' and '.join(said)}; the graph takes {_listed(free)}")
-        return {name: self._to_ort(graph, name, value) for name, value in given.items()}
+        feeds = {name: self._to_ort(graph, name, value) for name, value in given.items()}
+        _check_sizes(graph, {name: value.shape() for name, value in feeds.items()})
+        return feeds
 
     def _to_ort(self, graph: "_Graph", name: str, value: Any) -> Any:
         import numpy
@@ -308,10 +330,14 @@ class Trainer:
                 return found
         array = _on_host(value)
         if dtype is not None and array.dtype != dtype:
+            if array.dtype == numpy.uint8 and dtype.startswith("float"):
+                raise TypeError(f"`{name}` is {dtype} and bytes were given: scale them as the model expects them (x.astype('{dtype}') / 255)")
             if not numpy.can_cast(array.dtype, dtype, "same_kind"):
                 raise TypeError(f"`{name}` is of type {array.dtype}, the graph takes {dtype}")
             array = array.astype(dtype)
         _check_shape(name, array.shape, wanted.shape)
+        if name == graph.target and array.dtype.kind in "iu":
+            graph.check_classes(array)
         return self._ort.OrtValue.ortvalue_from_numpy(numpy.ascontiguousarray(array).reshape(array.shape))
 
     def _run(self, graph: "_Graph", feeds: Mapping[str, Any], read: List[str], moves: bool = False) -> Dict[str, Any]:
@@ -363,7 +389,24 @@ class _Graph:
         self.session = session
         self.required = [value.name for value in session.get_inputs()]
         self.inputs = {value.name: value for value in [*session.get_inputs(), *session.get_overridable_initializers()]}
-        self.outputs = [value.name for value in session.get_outputs()]
+        shapes = {value.name: value.shape for value in session.get_outputs()}
+        self.outputs = list(shapes)
+        self._loss: Dict[str, Any] = json.loads(session.get_modelmeta().custom_metadata_map.get(_LOSS, "{}"))
+        #: The input that says what the outputs should be.
+        self.target: Optional[str] = self._loss.get("target")
+        axis, scores = self._loss.get("class_axis"), shapes.get(self._loss.get("output"), [])
+        self._classes = scores[axis] if axis is not None and axis < len(scores) else None
+
+    def check_classes(self, labels: "numpy.ndarray") -> None:
+        """Are labels classes of the model, or the one that is ignored? The graph takes -1 for the last class, and fails at others."""
+        counted = labels[labels != self._loss.get("ignore_index")]
+        top = self._classes - 1 if isinstance(self._classes, int) else None
+        wrong = counted[(counted < 0) | (counted > top)] if top is not None else counted[counted < 0]
+        if wrong.size:
+            ignored = "" if self._loss.get("ignore_index") is None else f", {self._loss['ignore_index']} for what is ignored"
+            raise ValueError(f"`{self.target}` holds {wrong[0]}; classes are 0 to {'N - 1' if top is None else top}{ignored}")
+        if not labels.size:
+            raise ValueError(f"`{self.target}` is empty: a loss needs a sample")
 
     def own(self, name: str) -> str:
         """The name of an output of ours: where the model uses it itself, ours begins with ``ancre.``."""
@@ -395,6 +438,18 @@ def _check_shape(name: str, given: Sequence[int], wanted: Sequence[Any]) -> None
     fits = len(given) == len(wanted) and all(not isinstance(w, int) or w == g for g, w in zip(given, wanted))
     if not fits:
         raise ValueError(f"`{name}` has shape {list(given)}, the graph takes {[w or '?' for w in wanted]}")
+
+
+def _check_sizes(graph: _Graph, given: Mapping[str, Sequence[int]]) -> None:
+    """Extents of one name are equal. ONNX Runtime does not mind, and computes with what is there."""
+    seen: Dict[str, Tuple[str, int]] = {}
+    for name, shape in given.items():
+        for symbol, extent in zip(graph.inputs[name].shape, shape):
+            if not isinstance(symbol, str):
+                continue
+            other, size = seen.setdefault(symbol, (name, extent))
+            if size != extent:
+                raise ValueError(f"`{name}` has {extent} along `{symbol}`, `{other}` has {size}")
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Callable, Dict, List, Mapping, Optional, 
 
 from ._call import Model, Workspace, call, report
 from ._call import options as options_of
-from ._errors import Error
+from ._errors import Error, InputError
 
 if TYPE_CHECKING:
     import numpy
@@ -112,7 +112,7 @@ class Rewritten:
         from ._trainer import Trainer
 
         if self.training is None:
-            raise Error(f"there is no training graph: {self.report['training']['reason']}")
+            raise InputError(f"there is no training graph: {self.report['training'].get('reason') or 'it was a dry run'}")
         graphs = {"eval": self.eval, "infer": self.infer, "forward": self.forward}
         return Trainer(self.training, self.init, **{**graphs, **settings})
 
@@ -225,14 +225,17 @@ def inspect(model: Model, **options: Any) -> Any:
 def rewrite(model: Model, out: Optional[Place] = None, **options: Any) -> Rewritten:
     """Routes a model's skips, builds its training graph, proves the rewrite, and writes the files.
 
-    ``out`` is a directory, or the forward graph's file. Without it the files live as long as the objects that name them.
+    ``out`` is a directory, or the forward graph's file (``.onnx``). Without it the files live as long as the objects that name them.
 
     Raises :class:`InputError` for a model or an option that cannot be used, and :class:`CheckFailed` when the rewrite was not proved or
     ``require`` or ``require_equivalent`` is not met. Nothing is written then.
     """
     space = Workspace()
     path = space.model(model)
-    place = os.path.join(space.file(""), "") if out is None else os.fspath(out)
+    place = str(space.file("")) if out is None else os.fspath(out)
+    if not place.endswith(".onnx"):
+        # The command line takes a name without a slash for a file, but a pathlib.Path never ends in one.
+        place = os.path.join(place, "")
     if out is None:
         os.makedirs(place)
     words = [path, f"--out={place}"] + space.words("rewrite", None, options)
@@ -297,7 +300,7 @@ def topology(source: Union[Model, Rewritten, "Trainer"], **options: Any) -> Topo
     svg = Path(options.get("svg") or space.file(".svg"))
     if isinstance(source, Rewritten):
         if source.forward is None:
-            raise Error("nothing was written: it was a dry run")
+            raise InputError("nothing was written: it was a dry run")
         source = source.forward
     path = _state_file(space, source) if hasattr(source, "state_dict") else space.model(source)
     found, _ = report("topology", [path] + space.words("topology", "topology", {**options, "svg": svg}))
@@ -307,6 +310,8 @@ def topology(source: Union[Model, Rewritten, "Trainer"], **options: Any) -> Topo
 def _state_file(space: Workspace, state: Any) -> str:
     if isinstance(state, (str, os.PathLike)):
         return os.fspath(state)
+    if not hasattr(state, "save") and not hasattr(state, "items"):
+        raise TypeError(f"a state is a file, a dictionary of arrays or a Trainer, not {type(state).__name__}")
     path = space.file(".safetensors")
     if hasattr(state, "save"):
         state.save(path)

@@ -254,3 +254,48 @@ def test_trained_on_the_command_line_goes_on_here(graphs, mlp_batches, tmp_path)
     assert ran.returncode == 0, ran.stderr
     trainer.load(tmp_path / "run" / "last.safetensors")
     assert trainer.steps == 12
+
+
+def test_a_batch_of_two_sizes_is_refused(graphs, mlp_batches):
+    """ONNX Runtime would take as many rows as there are labels."""
+    trainer, batch = graphs["init"].trainer(lr=1e-2), mlp_batches[0]
+    for call in (trainer.step, trainer.evaluate):
+        with pytest.raises(ValueError, match="`labels` has 10 along `N`, `x` has 16"):
+            call(x=batch["x"], labels=batch["labels"][:10])
+    assert trainer.step(batch) > 0
+
+
+def test_labels_that_are_no_class_are_refused(graphs, mlp_batches):
+    """The graph would take -1 for the last class, and others would end the step half-way."""
+    trainer, x = graphs["init"].trainer(lr=1e-2), mlp_batches[0]["x"]
+    for wrong in (-1, 3):
+        with pytest.raises(ValueError, match=f"`labels` holds {wrong}; classes are 0 to 2, -100 for what is ignored"):
+            trainer.step(x, numpy.full(16, wrong))
+    with pytest.raises(ValueError, match="`labels` is empty"):
+        trainer.step(x[:0], numpy.zeros(0, numpy.int64))
+    assert trainer.steps == 0
+    assert trainer.step(x, numpy.where(numpy.arange(16) % 2, -100, 2)) > 0
+
+
+def test_bytes_and_rates_that_would_spoil_the_state_are_refused(graphs, mlp_batches):
+    trainer, batch = graphs["init"].trainer(lr=1e-2), mlp_batches[0]
+    with pytest.raises(TypeError, match="`x` is float32 and bytes were given: scale them"):
+        trainer.step(batch, x=numpy.zeros((16, 8), numpy.uint8))
+    with pytest.raises(ValueError, match="the learning rate is nan"):
+        trainer.step(batch, lr=float("nan"))
+    assert trainer.steps == 0
+
+
+def test_graphs_of_another_kind_are_named(graphs, mlp, mlp_batches, tmp_path):
+    done = graphs["init"]
+    for training in (b"no model", tmp_path / "none.onnx"):
+        with pytest.raises(ancre.InputError, match="cannot open it|no such file"):
+            ancre.Trainer(training, done.init)
+    with pytest.raises(ancre.InputError, match="takes inputs"):
+        ancre.Trainer(done.training, done.forward)
+    with pytest.raises(ancre.InputError, match="no output `loss`"):
+        ancre.Trainer(done.training, done.init, eval=done.infer).evaluate(mlp_batches[0])
+    with pytest.raises(ancre.InputError, match="takes no state of the training graph"):
+        ancre.Trainer(done.training, done.init, infer=mlp).predict(x=mlp_batches[0]["x"])
+    with pytest.raises(ancre.InputError, match="dry run"):
+        ancre.rewrite(mlp, dry_run=True, loss="cross-entropy").trainer()

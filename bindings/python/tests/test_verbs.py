@@ -53,14 +53,28 @@ def test_what_rewrite_writes_is_there_as_long_as_it_is_named(mlp):
 
 def test_rewrite_writes_where_it_is_told(mlp, tmp_path):
     onnx.save(mlp, tmp_path / "net.onnx")
-    done = ancre.rewrite(tmp_path / "net.onnx", tmp_path / "made", loss="cross-entropy", eval_graph=True, label_smoothing=0.1, chains=[0])
-    assert done.forward.path == tmp_path / "made"  # no directory yet, so a file
+    done = ancre.rewrite(tmp_path / "net.onnx", tmp_path / "made.onnx", loss="cross-entropy", eval_graph=True, label_smoothing=0.1, chains=[0])
+    assert done.forward.path == tmp_path / "made.onnx"
     (tmp_path / "out").mkdir()
     done = ancre.rewrite(tmp_path / "net.onnx", tmp_path / "out", preset="paper", loss="cross-entropy", eval_graph=True)
     assert done.forward.path == tmp_path / "out" / "net.ancre.onnx"
     assert done.eval.path.exists() and done.training.path.exists()
     assert done.report["router"]["form"] == "augment" and done.report["training"]["loss"] == "cross-entropy"
     assert ancre.rewrite(tmp_path / "net.onnx", dry_run=True).forward is None
+
+
+def test_a_directory_is_one_without_a_slash_at_its_end(mlp, tmp_path):
+    """A pathlib.Path has none."""
+    for place in (tmp_path / "new", f"{tmp_path}/newer"):
+        assert str(ancre.rewrite(mlp, place, no_train=True).forward) == f"{place}/model.ancre.onnx"
+    assert str(ancre.rewrite(mlp, tmp_path / "a.onnx", no_train=True).forward) == f"{tmp_path}/a.onnx"
+
+
+def test_what_is_no_model_or_state_is_named(mlp):
+    with pytest.raises(TypeError, match="not GraphProto"):
+        ancre.inspect(mlp.graph)
+    with pytest.raises(TypeError, match="a state is a file, a dictionary of arrays or a Trainer, not int"):
+        ancre.freeze(mlp, 3)
 
 
 def test_models_are_proved_equal_or_told_apart(mlp, other_mlp):
