@@ -152,6 +152,9 @@ function convert(what, data, type, from) {
       throw new Error(`${what} is ${type} and bytes were given: scale them as the model expects them (Float32Array.from(bytes, (b) => b / 255))`);
     }
     const numbers = Array.isArray(data) || typeof data[0] !== "bigint" ? data : Array.from(data, Number);
+    // `Number` would make undefined and words no number, and null zero.
+    const strange = Array.isArray(numbers) ? numbers.findIndex((v) => !["number", "bigint", "boolean"].includes(typeof v)) : -1;
+    if (strange >= 0) throw new Error(`${what} is ${type}, and element ${strange} is ${numbers[strange]}`);
     if (!bits) return Target.from(numbers, Number);
     return new Uint16Array(Half.from(numbers, Number).buffer);
   }

@@ -45,7 +45,7 @@ import { weights } from "./topology.js";
  * @typedef {{ step: number, loss: number, accuracy: number | undefined, gradNorm: number | undefined, seconds: number, outputs: Record<string, Tensor> }} StepResult
  */
 /**
- * Means over the samples.
+ * Means over the samples whose label is not ignored; `samples` counts all.
  * @typedef {{ loss: number, accuracy: number | undefined, samples: number }} Evaluation
  */
 /** @typedef {{ session: any, label: string, metadata: Record<string, string>, inputs: Map<string, Port> }} Graph */
@@ -57,7 +57,7 @@ export class Trainer {
   /** @type {Map<string, string>} the state's inputs and the outputs that give their next values */ #pairs;
   /** @type {Map<string, Tensor>} */ #state = new Map();
   /** @type {Map<string, Graph>} */ #graphs = new Map();
-  /** @type {{ labels: string, scores: string } | undefined} */ #classes;
+  /** @type {{ labels: string, scores: string, ignored?: number } | undefined} */ #classes;
   /** @type {Promise<unknown>} */ #turn = Promise.resolve();
   #names;
   /** Steps that the state has been through. */
@@ -148,13 +148,15 @@ export class Trainer {
       const unknown = outputs.filter((n) => !session.outputNames.includes(n));
       if (unknown.length) throw new Error(`${label} has no output ${list(unknown)}; it has ${list(session.outputNames.filter((/** @type {string} */ n) => !n.endsWith(".next")))}`);
       const { loss, gradNorm, lr } = /** @type {{ loss: string, gradNorm?: string, lr?: string }} */ (this.#names);
-      const feeds = this.#feeds(this.#train, lr && !(lr in batch) ? { ...batch, [lr]: this.lr } : batch);
+      const feeds = this.#feeds(this.#train, lr && batch && batch[lr] === undefined ? { ...batch, [lr]: this.lr } : batch);
+      const rate = lr ? await scalar(feeds[lr]) : 0;
+      if (!Number.isFinite(rate)) throw new Error(`the learning rate is ${rate}, which would make the whole state so`);
       const scalars = gradNorm ? [loss, gradNorm] : [loss];
       const scores = this.#classes ? [this.#classes.scores] : [];
       const results = await session.run(feeds, [...new Set([...scalars, ...scores, ...outputs, ...this.#pairs.values()])]);
       for (const [input, output] of this.#pairs) this.#put(input, results[output]);
       const [lossValue, norm] = await Promise.all(scalars.map((n) => scalar(results[n])));
-      const accuracy = this.#classes && (await share(this.#classes, feeds, results));
+      const accuracy = this.#classes && ((judged) => judged.right / judged.counted)(await judge(this.#classes, feeds, results));
       const done = { step: ++this.steps, loss: lossValue, accuracy, gradNorm: norm, seconds: (performance.now() - begin) / 1000 };
       this.#options.onProgress?.({ kind: "step", ...done });
       return { ...done, outputs: Object.fromEntries(outputs.map((n) => [n, results[n]])) };
@@ -168,26 +170,29 @@ export class Trainer {
    */
   async evaluate(batches) {
     const graph = await this.#graph("eval", "evaluate", "--eval-graph");
-    const isMany = Symbol.iterator in batches || Symbol.asyncIterator in batches;
+    const isMany = typeof batches === "object" && batches !== null && (Symbol.iterator in batches || Symbol.asyncIterator in batches);
     const all = /** @type {Iterable<Batch>} */ (isMany ? batches : [batches]);
     const loss = ["ancre.loss", "loss"].find((n) => graph.session.outputNames.includes(n));
     if (!loss) throw new Error(`${graph.label} has no output "loss": it is no evaluation graph`);
     const classes = classesOf(graph, this.#pairs);
-    const sum = { loss: 0, right: 0, samples: 0 };
+    const sum = { loss: 0, right: 0, samples: 0, counted: 0 };
     for await (const batch of all) {
       await this.#inTurn(async () => {
         const feeds = this.#feeds(graph, batch);
         const results = await graph.session.run(feeds, classes ? [loss, classes.scores] : [loss]);
         const free = [...graph.inputs.values()].find((p) => !this.#pairs.has(p.name) && feeds[p.name].dims.length > 0);
         const samples = free ? feeds[free.name].dims[0] : 1;
+        const judged = classes ? await judge(classes, feeds, results) : { right: 0, counted: samples };
         sum.samples += samples;
-        sum.loss += samples * (await scalar(results[loss]));
-        if (classes) sum.right += samples * (await share(classes, feeds, results));
-        this.#options.onProgress?.({ kind: "evaluate", samples: sum.samples, loss: sum.loss / sum.samples });
+        sum.counted += judged.counted;
+        sum.right += judged.right;
+        // The loss of a batch whose labels are all ignored is no number.
+        if (judged.counted) sum.loss += judged.counted * (await scalar(results[loss]));
+        this.#options.onProgress?.({ kind: "evaluate", samples: sum.samples, loss: sum.loss / sum.counted });
       });
     }
     if (!sum.samples) throw new Error("evaluate: there are no samples");
-    return { loss: sum.loss / sum.samples, accuracy: classes ? sum.right / sum.samples : undefined, samples: sum.samples };
+    return { loss: sum.loss / sum.counted, accuracy: classes ? sum.right / sum.counted : undefined, samples: sum.samples };
   }
 
   /**
@@ -308,6 +313,7 @@ export class Trainer {
    * @returns {Record<string, Tensor>}
    */
   #feeds(graph, batch) {
+    if (typeof batch !== "object" || batch === null) throw new Error(`a batch is an object with a value for each of ${list(this.inputs.map((p) => p.name))}`);
     const unknown = Object.keys(batch).filter((n) => !this.#train.inputs.has(n) && !graph.inputs.has(n));
     const own = Object.keys(batch).filter((n) => this.#pairs.has(n));
     if (unknown.length) throw new Error(`${graph.label} has no input ${list(unknown)}; a batch has ${list(this.inputs.map((p) => p.name))}`);
@@ -315,6 +321,8 @@ export class Trainer {
     /** @type {Record<string, Tensor>} */
     const feeds = {};
     for (const [name, port] of graph.inputs) feeds[name] = this.#state.get(name) ?? toTensor(this.#ort, port, batch[name]);
+    checkSizes(graph, feeds);
+    checkClasses(graph, feeds);
     return feeds;
   }
 
@@ -370,7 +378,12 @@ async function open(ort, name, source, { executionProviders, sessionOptions, onP
   const { model, externalData } = typeof source === "object" && "model" in source ? source : { model: source, externalData: undefined };
   const label = typeof model === "string" || model instanceof URL ? String(model).split(/[\\/]/).pop() || "?" : (model instanceof Blob && /** @type {File} */ (model).name) || `\`${name}\``;
   const bytes = await bytesOf(model, `\`${name}\``);
-  const metadata = modelMetadata(bytes);
+  let metadata;
+  try {
+    metadata = modelMetadata(bytes);
+  } catch (cause) {
+    throw new Error(`${label}: ${cause instanceof Error ? cause.message : cause}`, { cause });
+  }
   const options = {
     ...sessionOptions,
     ...(executionProviders && { executionProviders }),
@@ -443,6 +456,47 @@ function list(names) {
   return names.length > 4 ? `${shown} and ${names.length - 4} more` : shown;
 }
 
+/**
+ * Extents of one name are equal. ONNX Runtime does not mind, and computes with what is there.
+ * @param {Graph} graph
+ * @param {Record<string, Tensor>} feeds
+ */
+function checkSizes({ inputs }, feeds) {
+  /** @type {Map<string, [string, number]>} */
+  const seen = new Map();
+  for (const [name, { shape }] of inputs) {
+    shape.forEach((symbol, i) => {
+      if (typeof symbol !== "string" || !symbol) return;
+      const extent = feeds[name].dims[i];
+      const [other, size] = seen.get(symbol) ?? [name, extent];
+      seen.set(symbol, [other, size]);
+      if (size !== extent) throw new Error(`input "${name}" has ${extent} along "${symbol}", "${other}" has ${size}`);
+    });
+  }
+}
+
+/**
+ * Are labels classes, or the one that is ignored? The graph takes -1 for the last class.
+ * @param {Graph} graph
+ * @param {Record<string, Tensor>} feeds
+ */
+function checkClasses({ session, metadata, inputs }, feeds) {
+  /** @type {{ target?: string, output?: string, class_axis?: number, ignore_index?: number | null }} */
+  const { target, output, class_axis: axis, ignore_index: ignored } = JSON.parse(metadata["ancre.loss"] ?? "{}");
+  if (!target || !inputs.has(target) || !/^u?int\d+$/.test(feeds[target].type) || feeds[target].location !== "cpu") return;
+  /** @type {Port | undefined} */
+  const scores = session.outputMetadata.find((/** @type {Port} */ o) => o.name === output);
+  const classes = axis === undefined ? undefined : scores?.shape[axis];
+  const top = typeof classes === "number" ? classes - 1 : Infinity;
+  const labels = feeds[target].data;
+  if (!labels.length) throw new Error(`input "${target}" is empty: a loss needs a sample`);
+  for (const label of labels) {
+    const v = Number(label);
+    if (v === ignored || (v >= 0 && v <= top)) continue;
+    throw new Error(`input "${target}" holds ${v}; classes are 0 to ${top === Infinity ? "N - 1" : top}${typeof ignored === "number" ? `, ${ignored} for what is ignored` : ""}`);
+  }
+}
+
 /** @param {Tensor} tensor */
 const scalar = async (tensor) => floats(tensor.type, await tensor.getData())[0];
 
@@ -452,30 +506,32 @@ const scalar = async (tensor) => floats(tensor.type, await tensor.getData())[0];
  * @param {Map<string, string>} state
  */
 function classesOf({ session, metadata, inputs }, state) {
-  /** @type {{ target?: string, output?: string }} */
+  /** @type {{ target?: string, output?: string, ignore_index?: number | null }} */
   const record = JSON.parse(metadata["ancre.loss"] ?? "{}");
   const labels = [...inputs.values()].filter((p) => !state.has(p.name) && /^u?int\d+$/.test(p.type) && p.shape.length === 1 && (record.target ?? p.name) === p.name);
   /** @type {Port[]} */
   const outputs = session.outputMetadata;
   const scores = outputs.filter((o) => o.type?.startsWith("float") && !o.name.endsWith(".next") && o.shape.length === 2 && (record.output ?? o.name) === o.name);
-  return labels.length === 1 && scores.length === 1 ? { labels: labels[0].name, scores: scores[0].name } : undefined;
+  return labels.length === 1 && scores.length === 1 ? { labels: labels[0].name, scores: scores[0].name, ignored: record.ignore_index ?? undefined } : undefined;
 }
 
 /**
- * The share of rows of scores whose greatest is the label's.
- * @param {{ labels: string, scores: string }} names
+ * How many rows have a label that counts, and how many of them have their greatest score at it.
+ * @param {{ labels: string, scores: string, ignored?: number }} names
  * @param {Record<string, Tensor>} feeds
  * @param {Record<string, Tensor>} results
  */
-async function share(names, feeds, results) {
+async function judge(names, feeds, results) {
   const scores = floats(results[names.scores].type, await results[names.scores].getData());
   const labels = await feeds[names.labels].getData();
   const classes = scores.length / labels.length;
-  let right = 0;
+  let [right, counted] = [0, 0];
   for (let i = 0; i < labels.length; i++) {
+    if (Number(labels[i]) === names.ignored) continue;
+    counted++;
     let best = 0;
     for (let c = 1; c < classes; c++) if (scores[i * classes + c] > scores[i * classes + best]) best = c;
     if (best === Number(labels[i])) right++;
   }
-  return right / labels.length;
+  return { right, counted };
 }

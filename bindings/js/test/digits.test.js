@@ -138,6 +138,21 @@ for (const [name, ort] of [["onnxruntime-node", node], ["onnxruntime-web", web]]
       else assert.equal((await second)["ancre.step.next"].data[0], 1n);
     });
 
+    test("batches of two sizes and labels that are no class are refused, and what is ignored does not count", async () => {
+      const { input, labels } = data.batch([0, 1, 2, 3]);
+      const before = await trainer.save();
+      for (const call of [(b) => trainer.step(b), (b) => trainer.evaluate(b)]) {
+        await assert.rejects(call({ input, labels: labels.data.slice(0, 3) }), /input "labels" has 3 along "batch", "input" has 4/);
+        await assert.rejects(call({ input, labels: [0, 1, 2, -1] }), /input "labels" holds -1; classes are 0 to 9, -100 for what is ignored/);
+        await assert.rejects(call({ input, labels: [0, 1, 2, 10] }), /input "labels" holds 10/);
+        await assert.rejects(call({ input: new Float32Array(), labels: [] }), /input "labels" is empty/);
+      }
+      assert.deepEqual(await trainer.save(), before);
+      const [all, half] = [await trainer.evaluate(data.batch([0, 1])), await trainer.evaluate({ input, labels: [...labels.data].map((v, i) => (i < 2 ? v : -100)) })];
+      assert.ok(Math.abs(all.loss - half.loss) < 1e-5, JSON.stringify([all, half]));
+      assert.deepEqual([half.accuracy, half.samples], [all.accuracy, 4]);
+    });
+
     test("what is not of this graph is refused by name", async () => {
       const { tensors } = readSafetensors(await trainer.save());
       const without = [...tensors].filter(([n]) => n !== "fc.weight");

@@ -48,6 +48,8 @@ test("values that do not fit are refused by name", () => {
   refuse(port("float32", ["n", "m"]), Float32Array.of(1, 2), /pass \{data, dims\}/);
   refuse(port("float32", ["n"]), [[1], 2], /lists of different lengths/);
   refuse(port("float32", ["n"]), undefined, /input "x" \(float32 \[n\]\) is missing/);
+  refuse(port("float32", ["n"]), [1, undefined], /element 1 is undefined/);
+  refuse(port("float32", ["n"]), { data: [null], dims: [1] }, /element 0 is null/);
   refuse(port("float32", ["n"]), { pixels: 1 }, /neither a tensor, numbers, nor/);
   refuse(port("float32", ["n"]), { data: [1, 2], dims: [3] }, /2 elements do not make \[3\]/);
 });
@@ -186,6 +188,9 @@ test("what is missing is named", async () => {
   await assert.rejects(Trainer.load({ ...options, state: more }), /holds "v", of which `train` has nothing/);
   await assert.rejects(Trainer.load({ ...options, state: writeSafetensors([["w", { type: "int32", dims: [], data: Int32Array.of(1) }]]) }), /"w" of .* is int32, `train` takes float32/);
   const trainer = await Trainer.load(options);
+  await assert.rejects(trainer.step(), /a batch is an object with a value for each of "x"/);
+  await assert.rejects(trainer.evaluate(), /evaluate needs/);
+  await assert.rejects(trainer.step({ x: 1, lr: NaN }), /the learning rate is NaN/);
   await assert.rejects(trainer.step({}), /input "x" .* is missing/);
   await assert.rejects(trainer.step({ x: 1, y: 2 }), /has no input "y"; a batch has "x"/);
   await assert.rejects(trainer.step({ x: 1, w: 2 }), /"w" of the batch is state/);
