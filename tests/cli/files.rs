@@ -1,7 +1,13 @@
 //! Which files are written, where, and how; freezing.
 
 use super::{folder, has_keys, with};
-use crate::common::{data, listing, text, tool, tool_ok, write_npz};
+use crate::common::{data, emit, listing, text, tool, tool_ok, write_npz};
+use ancre_passes::ir::SharedBytes;
+use ancre_passes::pipeline::rewrite::{RewriteOptions, read_model, rewrite};
+use ancre_passes::pipeline::training::TrainingOptions;
+use ancre_passes::transform::auto_loss;
+use ancre_passes::transform::loss::LossOptions;
+use ancre_passes::transform::optimizer::{OptimizerKind, OptimizerOptions};
 use onnx_protobuf::{Message, ModelProto};
 use std::path::Path;
 
@@ -132,4 +138,30 @@ fn an_untrained_gated_router_freezes_to_the_source() {
     let nodes =
         |name: &str| ModelProto::parse_from_bytes(&std::fs::read(dir.path().join(name)).unwrap()).unwrap().graph.node.len();
     assert_eq!(nodes("net.frozen.onnx"), nodes("net.onnx"));
+}
+
+/// One call of the library makes the graphs that the tool writes, byte for byte.
+#[test]
+fn the_library_makes_what_the_tool_writes() {
+    for name in ["resnet_cifar", "swin", "gpt_neox"] {
+        let source = crate::common::model(name);
+        let dir = tempfile::tempdir().unwrap();
+        let flags = ["--verify", "none", "--batch", "keep", "--eval-graph", "--infer-graph"];
+        tool_ok(&[&[text(&source), "-o".into(), text(dir.path())], &flags.map(String::from)[..]].concat());
+        let bytes = SharedBytes::new(std::fs::read(&source).unwrap());
+        let g = read_model(&bytes, source.parent()).unwrap();
+        let mut loss = LossOptions::of(auto_loss::choose(&g, None).unwrap());
+        loss.ignore_index = Some(-100);
+        let mut options = RewriteOptions::default();
+        options.training = Some(TrainingOptions::of(loss, OptimizerOptions::of(OptimizerKind::AdamW)));
+        (options.evaluation, options.inference) = (true, true);
+        let made = rewrite(&g, &options).unwrap();
+        let training = made.training.as_ref().map(|t| &t.graph);
+        let graphs = [("", Some(&made.forward)), ("train.", training), ("init.", made.init.as_ref())];
+        let more = [("eval.", made.evaluation.as_ref()), ("infer.", made.inference.as_ref())];
+        for (kind, g) in graphs.into_iter().chain(more) {
+            let written = std::fs::read(dir.path().join(format!("{name}.ancre.{kind}onnx"))).unwrap();
+            assert!(emit(g.unwrap()) == written, "{name}: `{kind}` is another");
+        }
+    }
 }
