@@ -76,6 +76,33 @@ fn gradients_compose() {
     assert_eq!(second["x.grad"].to_f64(), [3.0, 12.0, 0.75, 27.0]);
 }
 
+/// A gradient of a layer normalisation reads its mean and deviation, whose cotangents the gradient of that gradient needs.
+#[test]
+fn the_gradient_of_a_layer_normalisation_has_a_gradient() {
+    let (dir, path) = file(
+        "g (float[2, 4] x) => (float[2, 4] y) <float[4] s = {1, 2, 0.5, 1.5}> { n = LayerNormalization (x, s) y = Mul (n, n) }",
+    );
+    let (once, twice) = (dir.path().join("m.grad.onnx"), dir.path().join("twice.onnx"));
+    tool_ok(&["grad", &text(&path), "--of", "y=ct"]);
+    tool_ok(&["grad", &text(&once), "--of", "x.grad=ct", "--wrt", "x", "-o", &text(&twice)]);
+    let x = [0.3, -1.2, 0.8, 2.0, 1.1, 0.4, -0.7, 0.2];
+    let (ct, along) = ([1.0, -2.0, 0.5, 1.5, 0.3, 1.0, -1.0, 2.0], [0.7, 0.1, -0.4, 1.0, -0.2, 0.9, 0.5, -1.1]);
+    let t = |values: &[f64]| floats(DType::F32, &[2, 4], values);
+    let mut first = open_file(&once);
+    let mut projected = |i: usize, h: f64| {
+        let mut moved = x;
+        moved[i] += h;
+        let got = first.run(&Tensors::from([("x".to_string(), t(&moved)), ("y.ct".to_string(), t(&ct))])).unwrap();
+        got["x.grad"].to_f64().iter().zip(&along).map(|(g, a)| g * a).sum::<f64>()
+    };
+    let want: Vec<f64> = (0..8).map(|i| (projected(i, 1e-2) - projected(i, -1e-2)) / 2e-2).collect();
+    let feeds = [("x".to_string(), t(&x)), ("y.ct".to_string(), t(&ct)), ("x.grad.ct".to_string(), t(&along))];
+    let got = open_file(&twice).run(&Tensors::from(feeds)).unwrap();
+    let name = got.keys().find(|n| n.ends_with("x.grad") && *n != "x.grad").expect("a name of its own");
+    let error = max_abs(&got[name].to_f64(), &want);
+    assert!(error < 5e-3 && want.iter().any(|w| w.abs() > 0.5), "{error}: {:?} against {want:?}", got[name].to_f64());
+}
+
 #[test]
 fn several_outputs_add_up_and_what_they_do_not_depend_on_is_zero() {
     let (dir, path) = file(

@@ -17,13 +17,13 @@ pub(super) const LAYER_NORMALIZATION: Row = Row {
         Ok(vec![x.clone(), statistics.clone(), statistics])
     },
     // With g = ȳ ⊙ scale and means over the normalised axes: x̄ = s (g − mean(g) − x̂ mean(g ⊙ x̂)), and the scale's and the
-    // bias' cotangents are ȳ ⊙ x̂ and ȳ summed over the other axes.
+    // bias' cotangents are ȳ ⊙ x̂ and ȳ summed over the other axes. Mean and s, where they are read themselves, give x the
+    // cotangent (m̄ − s̄ s³ (x − mean)) / N over N normalised elements.
     pullback: |p| {
-        let ct = p.ct(0)?;
-        if p.try_ct(1).is_some() || p.try_ct(2).is_some() {
-            return Err(p.unsupported("the loss reads the mean or the inverse deviation directly"));
+        let (ct, of_mean, of_inverse) = (p.try_ct(0), p.try_ct(1), p.try_ct(2));
+        if let Some(ct) = ct {
+            p.accumulate_broadcast(2, ct)?;
         }
-        p.accumulate_broadcast(2, ct)?;
         if !p.wants(0) && !p.wants(1) {
             return Ok(());
         }
@@ -38,6 +38,11 @@ pub(super) const LAYER_NORMALIZATION: Row = Row {
         let x = p.operand(0)?;
         let x = p.b.cast(x, wide)?;
         let centred = p.b.sub(x, mean)?;
+        if of_mean.is_some() || of_inverse.is_some() {
+            let axes: Vec<usize> = (axis..x_ty.rank()).collect();
+            p.give(0, |b| statistics_pullback(b, (of_mean, of_inverse), centred, inverse, &axes, x_ty.dtype))?;
+        }
+        let Some(ct) = ct else { return Ok(()) };
         let scale = p.ty(1)?;
         let by_rows =
             wide == x_ty.dtype && axis + 1 == x_ty.rank() && scale.rank() == 1 && scale.shape[0] == x_ty.shape[axis];
@@ -55,11 +60,36 @@ pub(super) const LAYER_NORMALIZATION: Row = Row {
             sample(axis(1), vec![floats(&[2, 3, 4]), floats(&[3, 4]), floats(&[3, 4])]),
             sample(axis(-2), vec![floats(&[2, 3, 2, 4]), floats(&[2, 4]), floats(&[2, 4])]),
             sample(axis(0), vec![floats(&[2, 3]), floats(&[2, 3]), floats(&[2, 3])]),
-            sample(axis(2), vec![floats(&[2, 3, 4]), floats(&[4]), floats(&[4])]).results(3).shape_only(),
+            sample(axis(2), vec![floats(&[2, 3, 4]), floats(&[4]), floats(&[4])]).results(3),
         ]
     },
     ..ROW
 };
+
+/// (m̄ − s̄ s³ (x − mean)) / N, of what is given of m̄ and s̄.
+fn statistics_pullback(
+    b: &mut Builder,
+    cts: (Option<ValueId>, Option<ValueId>),
+    centred: ValueId,
+    inverse: ValueId,
+    axes: &[usize],
+    dtype: DType,
+) -> Built {
+    let term = match cts {
+        (Some(mean), Some(ct)) => formula(b, [mean, ct, inverse, centred], |[mean, ct, s, centred]| {
+            (mean - ct * s * s.squared() * centred) / centred.count(axes)
+        })?,
+        (None, Some(ct)) => {
+            formula(b, [ct, inverse, centred], |[ct, s, centred]| -(ct * s * s.squared() * centred) / centred.count(axes))?
+        }
+        (Some(mean), None) => {
+            let each = formula(b, [mean, centred], |[mean, centred]| mean / centred.count(axes))?;
+            b.expand_like(each, centred)?
+        }
+        (None, None) => b.zeros_like(centred)?,
+    };
+    b.cast(term, dtype)
+}
 
 /// The pullback over the last axis only. With d = x − mean, x̄ = s (g − d ⊙ s² mean(g ⊙ d) − mean(g)). All sums are matrix
 /// products: the scale's cotangent is the row of inverse deviations times ȳ ⊙ d, and both row means are products with the scale
