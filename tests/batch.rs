@@ -1,7 +1,7 @@
 //! `--batch`: files with a batch in their shapes are rebuilt for another one; each sample comes out as it does alone, in the forward
 //! graph and, through loss and gradients, in the training graph.
 
-use crate::common::{Random, emit, floats, max_abs, model, open, open_file, text, tool, tool_ok};
+use crate::common::{Random, emit, floats, max_abs, model, open, open_file, text, tool, tool_ok, without_state};
 use ancre_passes::ir::{DType, Graph};
 use ancre_passes::text::parse;
 use ancre_passes::transform::rebatch::{self, Batch, Samples};
@@ -20,7 +20,7 @@ fn inputs(path: &Path, batch: i64) -> Tensors {
     let (g, _) = read_model(path).unwrap();
     let mut sizes = random_inputs::sizes(&g, &Sizes::new()).remove(0);
     sizes.values_mut().for_each(|n| *n = batch);
-    let mut feeds = random_inputs::random_inputs(&g, &sizes, 5).unwrap();
+    let mut feeds = without_state(&g, random_inputs::random_inputs(&g, &sizes, 5).unwrap());
     for t in feeds.iter_mut().filter(|(n, _)| n.contains("mask")).map(|(_, t)| t) {
         // Nothing is masked, so that a mean over positions is one over samples.
         *t = NpTensor::from_f64s(t.dtype(), t.shape(), &vec![1.0; t.len()]).unwrap();

@@ -221,7 +221,8 @@ fn nothing_is_left_of_a_damaged_model() {
         std::fs::write(&model, &bytes).unwrap();
         let ran = tool(&[text(&model), "--loss".into(), "mse".into()]);
         assert_eq!(std::fs::read(&model).unwrap(), bytes, "case {case}: the input was changed");
-        let outputs: Vec<PathBuf> = ["net.ancre.onnx", "net.ancre.train.onnx"].map(|n| dir.path().join(n)).into();
+        let outputs: Vec<PathBuf> =
+            ["net.ancre.onnx", "net.ancre.train.onnx", "net.ancre.init.onnx"].map(|n| dir.path().join(n)).into();
         if ran.status == 0 {
             taken += 1;
             for path in &outputs {

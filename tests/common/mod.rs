@@ -97,10 +97,14 @@ pub fn first_state(train: &Path) -> Tensors {
 pub fn random_data(train: &Path) -> Tensors {
     let (g, _) = files::read_model(train).unwrap();
     let sizes = random_inputs::sizes(&g, &random_inputs::Sizes::new()).remove(0);
-    let mut data = random_inputs::random_inputs(&g, &sizes, 3).unwrap();
-    let states = States::read(&g).unwrap().unwrap_or_default().0;
-    data.retain(|name, _| !states.iter().any(|s| s.input == *name));
-    data
+    without_state(&g, random_inputs::random_inputs(&g, &sizes, 3).unwrap())
+}
+
+/// What of these feeds is no state of a graph.
+pub fn without_state(g: &Graph, mut feeds: Tensors) -> Tensors {
+    let states = States::read(g).unwrap().unwrap_or_default().0;
+    feeds.retain(|name, _| !states.iter().any(|s| s.input == *name));
+    feeds
 }
 
 /// One step of a training loop: outputs named `X.next` become the state that is fed to `X`, the others come back.
