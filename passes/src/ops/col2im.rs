@@ -42,11 +42,20 @@ fn image_of(b: &mut Builder, s: &Source) -> Decomposed {
     let listed = image.len() == rank && strides.len() == rank && dilations.len() == rank && pads.len() == 2 * rank;
     let whole = listed && ty.rank() == 3 && size > 0 && channels % size == 0 && strides.iter().all(|s| *s > 0);
     refuse_if(!whole, unfit(format!("takes no {ty} for blocks of {block:?} in an image of {image:?}")))?;
-    let (channels, spans) = (channels / size, |i: usize| dilations[i] * (block[i] - 1) + 1 - pads[i] - pads[i + rank]);
-    let counts: Vec<i64> = (0..rank).map(|i| (image[i] - spans(i)) / strides[i] + 1).collect();
+    let channels = channels / size;
+    // Numbers of a damaged file may be of any size.
+    let span = |i: usize| {
+        let reach = dilations[i].checked_mul(block[i].checked_sub(1)?)?.checked_add(1)?;
+        reach.checked_sub(pads[i])?.checked_sub(pads[i + rank]).filter(|span| image[i].checked_sub(*span).is_some())
+    };
+    let spans: Option<Vec<i64>> = (0..rank).map(span).collect();
+    let Some(spans) = spans else {
+        return Err(unfit(format!("takes no {ty} for dilations {dilations:?} and pads {pads:?}")));
+    };
+    let counts: Vec<i64> = (0..rank).map(|i| ((image[i] - spans[i]) / strides[i]).saturating_add(1)).collect();
     let fit = counts.iter().all(|n| *n >= 1) && Some(places) == eval::places::count(&counts, usize::MAX).map(|n| n as i64);
     refuse_if(!fit, unfit(format!("has {places} blocks where its attributes make {counts:?}")))?;
-    let rest: Vec<i64> = (0..rank).map(|i| image[i] - spans(i) - strides[i] * (counts[i] - 1)).collect();
+    let rest: Vec<i64> = (0..rank).map(|i| image[i] - spans[i] - strides[i] * (counts[i] - 1)).collect();
     let dims =
         |first: &[Dim], more: &[i64]| first.iter().cloned().chain(more.iter().map(|n| Dim::from(*n))).collect::<Vec<_>>();
     let images = &ty.shape[0] * &Dim::from(channels);

@@ -90,8 +90,8 @@ pub(super) const INSTANCE_NORMALIZATION: Row = Row {
         let ct = p.ct(0)?;
         let op = p.op();
         let (x, x_ty) = (p.operand(0)?, p.ty(0)?);
-        let Some(channels) = x_ty.shape[1].known() else {
-            return Err(p.unsupported("the number of channels is symbolic"));
+        let Some(channels) = x_ty.shape.get(1).and_then(Dim::known) else {
+            return Err(p.unsupported("the number of channels is not known"));
         };
         let wide = stash(&op, x_ty.dtype);
         let ct = p.b.cast(ct, wide)?;

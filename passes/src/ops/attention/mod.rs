@@ -95,7 +95,9 @@ fn causal(b: &mut Builder, scores: ValueId) -> Built {
 
 /// 0, 1, … for the elements of an axis.
 pub(super) fn positions(b: &mut Builder, x: ValueId, axis: usize) -> Built {
-    let extent = b.ty(x)?.shape[axis].clone();
+    let ty = b.ty(x)?;
+    let extent = ty.shape.get(axis).cloned();
+    let extent = extent.ok_or_else(|| b.error("Range", TypeError(format!("{ty} has no axis {axis}"))))?;
     if let Some(n) = extent.known() {
         return Ok(b.ints(&(0..n).collect::<Vec<_>>()));
     }
