@@ -318,8 +318,12 @@ impl Outcome {
 
     /// What the graph of the first state gives is what a training graph without defaults asks for.
     fn first_state(&mut self, mut training: Graph, states: &[StateRecord]) {
-        let first = require_state(&mut training, states, StateFrom::Init);
-        let Some(init) = self.emit("init", &init_graph(&training, &first), &training) else { return };
+        let first = require_state(&mut training, [], states, StateFrom::Init);
+        let init = match init_graph(&training, &first) {
+            Ok(init) => init,
+            Err(e) => return self.refusal("init", &e.to_string()),
+        };
+        let Some(init) = self.emit("init", &init, &training) else { return };
         match first_values(&init) {
             Ok(read) if read.iter().map(|f| &f.name).eq(first.iter().map(|f| &f.name)) => {}
             Ok(_) => self.fault("init: other states".into(), ""),

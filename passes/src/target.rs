@@ -84,7 +84,10 @@ pub static CPU: Target = Target {
 /// ONNX Runtime's CUDA provider. Not measured: a kernel's launch costs some five microseconds and memory moves a terabyte a second,
 /// so a few kernels over large arrays are preferred to many over small ones. The formulations stay within the operators that have
 /// kernels there, and sums stay out of matrix products, which may be rounded to ten bits (TF32).
-pub static CUDA: Target = Target {
+pub static CUDA: Target = CUDA_COSTS;
+
+/// What [`WEBGPU`] shares with [`CUDA`].
+const CUDA_COSTS: Target = Target {
     name: "cuda",
     // `ReduceSum` is one kernel at the memory's speed, and exact.
     ones_columns: i64::MAX,
@@ -126,15 +129,11 @@ pub static WASM: Target = Target {
 /// [`CUDA`]'s.
 pub static WEBGPU: Target = Target {
     name: "webgpu",
-    ones_columns: i64::MAX,
-    ones_products: i64::MAX,
-    long_product: 1,
-    reversed_weight: 0,
     batch: 8,
-    conv_weight: ConvWeight { joined_channels: 0, depthwise_taps: 0, strided_taps: 9, shifted_copies: 15 },
     router: Router { pairs: 2, blocks: &[(usize::MAX, 4)], large_sample: i64::MAX },
     small_update: 0,
     float64: false,
+    ..CUDA_COSTS
 };
 
 impl Target {

@@ -7,12 +7,12 @@ use crate::io::tensor::NpTensor;
 use crate::rewrite::batch::{self, BatchFacts, dim_json};
 use crate::rewrite::config::{RewriteConfig, TrainingRequest};
 use ancre_passes::analysis::quantised::find_quantised;
-use ancre_passes::contract::{Record, StateFrom, StateRecord, States};
+use ancre_passes::contract::{Record, StateFrom, States};
 use ancre_passes::ir::{Graph, Rule};
 use ancre_passes::pipeline::training::Training;
 use ancre_passes::pipeline::{Debugging, PassError, PassManager};
 use ancre_passes::placement;
-use ancre_passes::transform::initial_state::{init_graph, require_state};
+use ancre_passes::transform::initial_state::{FirstValue, init_graph, require_state};
 use ancre_passes::transform::loss::LossKind;
 use ancre_passes::transform::rebatch::{self, Batch, Current};
 use ancre_passes::transform::route::Init;
@@ -107,8 +107,14 @@ pub fn build(
                 training.cx.widened
             ));
         }
-        let graphs = [Some(&mut training.graph), evaluation.as_mut(), inference.as_mut()];
-        let first = first_state(asked.state, graphs, &training.cx.states).map_err(Failure::input)?;
+        let first = match asked.state {
+            StateFrom::Inline => FirstState::Inline,
+            from => {
+                let others = evaluation.iter_mut().chain(&mut inference);
+                let first = require_state(&mut training.graph, others, &training.cx.states, from);
+                first_state(from, &training.graph, &first).map_err(Failure::input)?
+            }
+        };
         if training.cx.masters > 0 {
             notices.push(format!(
                 "the model is of half precision: it computes in its own type, and {} tensors train as float32 master copies",
@@ -164,19 +170,10 @@ fn other_obstacle(routed: &Graph, asked: &TrainingRequest) -> Option<String> {
     }
 }
 
-/// Takes the state's defaults out of the graphs, of which the first is the training graph, unless they are to stay there.
-fn first_state(from: StateFrom, graphs: [Option<&mut Graph>; 3], states: &[StateRecord]) -> Result<FirstState, String> {
-    if from == StateFrom::Inline {
-        return Ok(FirstState::Inline);
-    }
-    let mut first = None;
-    for g in graphs.into_iter().flatten() {
-        let taken = require_state(g, states, from);
-        first.get_or_insert((&*g, taken));
-    }
-    let Some((training, first)) = first else { return Ok(FirstState::Inline) };
+/// What gives a training graph the state that it asks for.
+fn first_state(from: StateFrom, training: &Graph, first: &[FirstValue]) -> Result<FirstState, String> {
     if from == StateFrom::Init {
-        return Ok(FirstState::Init(Box::new(init_graph(training, &first))));
+        return Ok(FirstState::Init(Box::new(init_graph(training, first).map_err(|e| e.to_string())?)));
     }
     let tensors: Result<Tensors, String> = first.iter().map(|f| Ok((f.name.clone(), NpTensor::first(f)?))).collect();
     let tensors = tensors?;

@@ -164,11 +164,12 @@ pub fn rewrite(source: &Graph, o: &RewriteOptions) -> Result<Rewritten, PassErro
         inference = Some(manager.inference_graph(graph, &states, options)?);
     }
     if o.state != StateFrom::Inline {
-        made.first = require_state(&mut training.graph, &states, o.state);
-        for g in evaluation.iter_mut().chain(&mut inference) {
-            require_state(g, &states, o.state);
-        }
+        let others = evaluation.iter_mut().chain(&mut inference);
+        made.first = require_state(&mut training.graph, others, &states, o.state);
     }
-    made.init = (o.state == StateFrom::Init).then(|| init_graph(&training.graph, &made.first));
+    if o.state == StateFrom::Init {
+        let init = init_graph(&training.graph, &made.first).map_err(|e| PassError::unfit(e.to_string()))?;
+        made.init = Some(init);
+    }
     Ok(Rewritten { training: Some(training), evaluation, inference, ..made })
 }

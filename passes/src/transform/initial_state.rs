@@ -4,7 +4,7 @@
 //! to it without a word, so that nothing trains. An input without a default cannot be forgotten.
 
 use crate::contract::{Names, Record, StateFrom, StateRecord, States};
-use crate::ir::{Attrs, DType, Graph, Kind, Op, Tensor, TensorType, ValueId};
+use crate::ir::{Attrs, DType, Graph, Kind, Op, Tensor, TensorError, TensorType, ValueId};
 
 /// The first value of a state tensor.
 #[derive(Clone, Debug)]
@@ -39,9 +39,19 @@ pub struct NotConstant {
     pub found: String,
 }
 
-/// Takes the defaults out of a graph's state inputs, which have to be fed then. Returns them in the order of `states`.
-/// `from` says where they are found.
-pub fn require_state(g: &mut Graph, states: &[StateRecord], from: StateFrom) -> Vec<FirstValue> {
+/// Takes the defaults out of a training graph's state inputs, which have to be fed then, and out of those of graphs that carry the same
+/// state. Returns the training graph's in the order of `states`. `from` says where they are found.
+pub fn require_state<'g>(
+    training: &mut Graph,
+    others: impl IntoIterator<Item = &'g mut Graph>,
+    states: &[StateRecord],
+    from: StateFrom,
+) -> Vec<FirstValue> {
+    others.into_iter().for_each(|g| drop(require(g, states, from)));
+    require(training, states, from)
+}
+
+fn require(g: &mut Graph, states: &[StateRecord], from: StateFrom) -> Vec<FirstValue> {
     if let Ok(Some(names)) = Names::read(g) {
         Names { state_from: from, ..names }.write(g);
     }
@@ -58,7 +68,10 @@ pub fn require_state(g: &mut Graph, states: &[StateRecord], from: StateFrom) -> 
 
 /// A graph without inputs that gives every state tensor under the name of its input in `training`. Weights are referred to
 /// where they lie; a tensor of equal elements takes no room.
-pub fn init_graph(training: &Graph, first: &[FirstValue]) -> Graph {
+///
+/// # Errors
+/// When the element that stands for a whole tensor cannot be read.
+pub fn init_graph(training: &Graph, first: &[FirstValue]) -> Result<Graph, TensorError> {
     let mut g = Graph::default();
     g.home = training.home.clone();
     g.opsets.extend(training.opsets.get("").map(|v| (String::new(), *v)));
@@ -70,7 +83,7 @@ pub fn init_graph(training: &Graph, first: &[FirstValue]) -> Graph {
         let stem = format!("ancre.init/{}", f.name);
         let (op, operand) = if f.is_uniform() {
             let dims = Tensor::i64s(&[f.dims.len() as i64], &f.dims);
-            let value = Tensor::from_bytes(f.dtype(), &[1], f.elements.bytes().map(|b| b.into_owned()).unwrap_or_default());
+            let value = Tensor::from_bytes(f.dtype(), &[1], f.elements.bytes()?.into_owned());
             (Op::new("ConstantOfShape", Attrs::new().with("value", value)), dims)
         } else {
             (Op::new("Identity", Attrs::new()), f.elements.clone())
@@ -80,7 +93,7 @@ pub fn init_graph(training: &Graph, first: &[FirstValue]) -> Graph {
         let v = g.push_result(node, &f.name, ty.into());
         g.add_output(v, None);
     }
-    g
+    Ok(g)
 }
 
 /// The first state that such a graph gives.
@@ -149,12 +162,12 @@ mod tests {
     #[test]
     fn what_the_init_graph_gives_is_what_the_training_graph_asks_for() {
         let (mut g, states) = training();
-        let first = require_state(&mut g, &states, StateFrom::Init);
+        let first = require_state(&mut g, [], &states, StateFrom::Init);
         let required: Vec<String> = g.required_inputs().map(|v| g.name(v).to_string()).collect();
         assert_eq!(required, ["x", "w", "w.m", "step"]);
         let moment = g.find("w.m").unwrap();
         assert_eq!(g.tensor_type(moment).unwrap().known_dims().unwrap(), [2, 3]);
-        let bytes = onnx::emit(&init_graph(&g, &first)).unwrap().to_bytes().unwrap();
+        let bytes = onnx::emit(&init_graph(&g, &first).unwrap()).unwrap().to_bytes().unwrap();
         let read = onnx::read(&crate::ir::SharedBytes::new(bytes), None).unwrap();
         assert!(read.inputs().is_empty() && States::is_in(&read));
         let back = first_values(&read).unwrap();
