@@ -209,6 +209,9 @@ pub struct FreezeArgs {
     /// Keep the router trainable instead of baking it in
     #[arg(long, conflicts_with = "prune")]
     pub keep_router: bool,
+    /// Keep adapters beside their weights, trainable, instead of merging them
+    #[arg(long)]
+    pub keep_adapters: bool,
     /// Leave out weights below EPS in magnitude; 0 keeps all but zeros [default: the highest of 1e-2, 1e-3 … 1e-8 that moves the
     /// outputs by less than 1e-5 plus 1e-5 of their largest, on made-up inputs]
     #[arg(long, value_name = "EPS")]
@@ -363,6 +366,15 @@ pub struct RewriteArgs {
     /// Chains to rewrite: all, none, or ids such as 0,2,3 [default: all]
     #[arg(long, value_name = "all|none|IDS", help_heading = "Router")]
     pub chains: Option<String>,
+    /// Train low-rank adapters (LoRA) of this rank in place of the weights, which stay as they are, in their own type
+    #[arg(long, value_name = "RANK", help_heading = "Adapters", value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub lora: Option<u32>,
+    /// What an adapter adds is multiplied by X / RANK [default: RANK, a factor of 1]
+    #[arg(long, value_name = "X", requires = "lora", allow_negative_numbers = true, help_heading = "Adapters")]
+    pub lora_alpha: Option<f64>,
+    /// Weights, or nodes that read them, that get adapters (repeatable) [default: all linear maps inside residual branches]
+    #[arg(long, value_name = "GLOB", requires = "lora", help_heading = "Adapters")]
+    pub lora_on: Vec<String>,
     /// Forward graph only
     #[arg(long, help_heading = "Training graph")]
     pub no_train: bool,

@@ -104,6 +104,7 @@ fn advice(hint: &Hint) -> &'static str {
             "--init uniform, identity, file:PATH or, for softmax and gated, near-identity=EPS with 0 < EPS < 1; constant takes none"
         }
         Hint::FixInput => "--fix NAME=N gives an integer input or a symbolic extent one value in the training graph",
+        Hint::ChooseAdapted => "--lora-on GLOB names weights or nodes (repeatable); `inspect MODEL` lists the residual adds",
         Hint::FreezeBefore => "--frozen GLOB freezes what lies before it, with --chains none where a router does",
         Hint::CorrectInitFile => {
             "the file of --init file:PATH holds a matrix for each chain's logits, named as the message says"

@@ -2,6 +2,7 @@
 #![cfg(all(feature = "ort", feature = "tract"))]
 #![allow(clippy::unwrap_used, unreachable_pub)]
 
+mod adapters;
 mod axes;
 mod batch;
 mod choices;

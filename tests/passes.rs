@@ -89,6 +89,7 @@ fn randomise(g: &mut Graph, routers: &[RouterSpec], o: &RouteOptions, random: &m
 fn every_pass_s_promise_is_tested() {
     let tested = [
         ("route-skips", Contract::EqualAtOneHot), // routing_keeps_the_function_at_one_hot
+        ("add-adapters", Contract::Exact),        // adapters::adapters_start_as_nothing_and_merge_into_their_weights
         ("fix-inputs", Contract::Changes),        // passes/tests/text/fix_inputs.onnxtxt
         ("inline-control-flow", Contract::Exact), // control_flow::what_takes_the_place_of_control_flow_computes_the_same
         ("master-copies", Contract::Exact),       // losses::half_precision_trains_in_float32

@@ -123,6 +123,8 @@ pub enum Hint {
     CorrectInitFile,
     /// Give an input or an extent one value.
     FixInput,
+    /// Say which weights get adapters.
+    ChooseAdapted,
     /// Freeze what lies before a node.
     FreezeBefore,
 }

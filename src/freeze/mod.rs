@@ -10,10 +10,11 @@ use crate::topology::Weights;
 use crate::topology::weights::{self, json_of};
 use crate::verify::report::engine_name;
 use crate::verify::{Comparison, Subject, Tolerance, VerifyOptions, numeric};
-use ancre_passes::contract::{Fresh, LossRecord, Record, RouterRecord, Ties};
+use ancre_passes::contract::{AdaptersRecord, Fresh, LossRecord, Record, RouterRecord, Ties};
 use ancre_passes::ir::Graph;
 use ancre_passes::onnx;
 use ancre_passes::pipeline;
+use ancre_passes::transform::adapters::{Merged, merge_adapters};
 use ancre_passes::transform::{bake, eliminate};
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -38,6 +39,8 @@ pub struct Frozen {
     pub(crate) baked: Option<bake::Baked>,
     /// The router's weights, if there is one.
     pub(crate) topology: Option<Vec<Weights>>,
+    /// What became of adapters, if there are any.
+    pub(crate) merged: Option<Merged>,
     /// How far pruning moved the outputs, if anything was pruned.
     pub(crate) drift: Option<Drift>,
 }
@@ -60,7 +63,7 @@ impl Frozen {
             Err(why) => json!({"below": d.below, "engine": null, "reason": why}),
         });
         json!({"output": {"path": self.path, "bytes": self.bytes, "nodes": self.nodes},
-               "restored": state.map_or(0, |s| s.tensors), "unused": state.map(|s| &s.unused), "kept": state.map(|s| &s.kept),
+               "restored": state.map_or(0, |s| s.tensors), "adapters": self.merged.as_ref().map(|m| json!({"merged": m.merged, "beside": m.beside})), "unused": state.map(|s| &s.unused), "kept": state.map(|s| &s.kept),
                "router": self.baked.as_ref().map(|b| json!({"kept": b.kept, "dropped": b.dropped, "worst_dropped": b.worst_drop})),
                "topology": self.topology.as_deref().map(json_of), "drift": drift})
     }
@@ -82,14 +85,16 @@ pub(crate) fn freeze_with(a: &FreezeArgs, metadata: &[(&str, String)]) -> Result
             .help("give the forward graph that ancre-rewrite wrote beside it, STEM.ancre.onnx")
             .at(&a.model));
     }
-    let routed = RouterRecord::is_in(&g);
-    if !routed && a.state.is_none() {
-        return Err(Failure::input("holds no router and no --state is given: there is nothing to freeze")
+    let (routed, adapted) = (RouterRecord::is_in(&g), AdaptersRecord::is_in(&g));
+    if !routed && !adapted && a.state.is_none() {
+        return Err(Failure::input("holds no router and no adapters, and no --state is given: there is nothing to freeze")
             .help("give the forward graph that ancre-rewrite wrote, STEM.ancre.onnx")
             .at(&a.model));
     }
     let source = g.clone();
     let restored = a.state.as_deref().map(|path| restore::restore(&mut g, path)).transpose()?;
+    let merged = (adapted && !a.keep_adapters).then(|| merge_adapters(&mut g)).transpose();
+    let merged = merged.map_err(|e| Failure::input(e.to_string()).at(&a.model))?;
     let topology = weights::of_graph(&g).ok().flatten().map(|(_, weights)| weights);
     let (mut baked, mut drift) = (None, None);
     if routed && !a.keep_router {
@@ -137,7 +142,7 @@ pub(crate) fn freeze_with(a: &FreezeArgs, metadata: &[(&str, String)]) -> Result
     let bytes = outputs.add_model(&emission, &path)?;
     let nodes = emission.nodes;
     outputs.commit()?;
-    Ok(Frozen { path, bytes, nodes, restored, baked, topology, drift })
+    Ok(Frozen { path, bytes, nodes, restored, baked, topology, merged, drift })
 }
 
 fn bake_into(g: &mut Graph, prune: f64, model: &Path) -> Result<bake::Baked, Failure> {
@@ -180,6 +185,18 @@ pub fn text(f: &Frozen) -> String {
         }
     }
     out.text.push_str(&router_text(f));
+    if let Some(m) = &f.merged {
+        put!(out, "adapters", "{} merged into their weights", m.merged);
+        if let Some(first) = m.beside.first() {
+            let n = m.beside.len();
+            put!(
+                out,
+                "",
+                "{n} stay beside weights of integers, of which their sum is none (`{first}`{})",
+                if n > 1 { ", …" } else { "" }
+            );
+        }
+    }
     put!(out, "frozen", "{}  ({}, {} nodes)", f.path.display(), bytes(f.bytes), f.nodes);
     out.text
 }

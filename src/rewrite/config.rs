@@ -12,6 +12,7 @@ use ancre_passes::ir::{Form, Graph, Rule};
 use ancre_passes::pipeline::training::TrainingOptions;
 use ancre_passes::pipeline::{Debugging, passes};
 use ancre_passes::target::{self, Target};
+use ancre_passes::transform::adapters::AdapterOptions;
 use ancre_passes::transform::auto_loss;
 use ancre_passes::transform::loss::{LossKind, LossOptions};
 use ancre_passes::transform::optimizer::{OptimizerKind, OptimizerOptions};
@@ -28,6 +29,8 @@ pub struct RewriteConfig {
     pub(crate) batch: BatchRequest,
     /// The router.
     pub route: RouteOptions,
+    /// The adapters, if any.
+    pub(crate) adapters: Option<AdapterOptions>,
     /// Operator set of the graphs, if one was asked for.
     pub(crate) opset: Option<i64>,
     /// The training graph; `None`: the forward graph only.
@@ -125,6 +128,7 @@ impl TryFrom<&RewriteArgs> for RewriteConfig {
             },
             batch,
             route: route(a)?,
+            adapters: adapters(a)?,
             opset: a.opset,
             training: if a.no_train || a.training.loss == Some(LossChoice::None) { None } else { Some(training(a)?) },
             target: a.target.unwrap_or(&target::CPU),
@@ -165,6 +169,19 @@ fn route(a: &RewriteArgs) -> Result<RouteOptions, Failure> {
     options.tau = a.tau.unwrap_or(options.tau);
     options.chains = chains(a.chains.as_deref())?;
     Ok(options)
+}
+
+/// The adapters that were asked for.
+fn adapters(a: &RewriteArgs) -> Result<Option<AdapterOptions>, Failure> {
+    let Some(rank) = a.lora else { return Ok(None) };
+    let mut options = AdapterOptions::of(i64::from(rank));
+    options.alpha = a.lora_alpha.unwrap_or(options.alpha);
+    if options.alpha == 0.0 || !options.alpha.is_finite() {
+        return Err(Failure::input(format!("--lora-alpha {}: a number other than 0 was expected", options.alpha)));
+    }
+    options.on = a.lora_on.clone();
+    options.seed = a.seed.unwrap_or(0);
+    Ok(Some(options))
 }
 
 fn init(text: Option<&str>, rule: Rule) -> Result<Init, Failure> {
@@ -246,6 +263,7 @@ fn training(a: &RewriteArgs) -> Result<TrainingRequest, Failure> {
     options.trainable.also = a.training.trainable.clone();
     options.trainable.frozen = a.training.frozen.clone();
     options.trainable.head_only = a.training.freeze_backbone;
+    options.trainable.adapters_only = a.lora.is_some();
     options.fixed = fixed(&a.training.fix)?;
     options.opset = a.opset;
     options.seed = a.seed.unwrap_or(0);
@@ -255,7 +273,7 @@ fn training(a: &RewriteArgs) -> Result<TrainingRequest, Failure> {
     options.target = a.target.unwrap_or(&target::CPU);
     Ok(TrainingRequest {
         loss,
-        required: a.training.are_given(),
+        required: a.training.are_given() || a.lora.is_some(),
         state: a.training.state.unwrap_or(StateFrom::Init),
         evaluation: a.training.eval_graph,
         inference: a.training.infer_graph,

@@ -1,5 +1,6 @@
 //! The main job: route a model's skips, build its training graph, prove the rewrite, write the files.
 
+mod adapters;
 mod batch;
 pub mod config;
 mod opening;
@@ -13,15 +14,16 @@ use crate::engine;
 use crate::engine::random_inputs;
 use crate::error::{Failure, sentence};
 use crate::io::files::{self, Outputs};
+use crate::rewrite::adapters::Adapted;
 use crate::rewrite::batch::{BatchFacts, BatchRequest};
 use crate::rewrite::config::RewriteConfig;
 pub(crate) use crate::rewrite::opening::{Opening, opened_by};
 use crate::rewrite::training_files::{FirstState, TrainingFiles};
 use crate::rewrite::verification::Verification;
 use crate::verify::{Subject, read_inputs};
-use ancre_passes::analysis::residual::{ResidualStructure, find_residuals};
+use ancre_passes::analysis::residual::{ResidualStructure, branch_nodes, find_residuals};
 use ancre_passes::analysis::roles::initializer_roles;
-use ancre_passes::contract::{LossRecord, Record, Tie, Ties};
+use ancre_passes::contract::{AdaptersRecord, Fresh, LossRecord, Record, Tie, Ties};
 use ancre_passes::ir::{Graph, NodeId, RouterId, RouterSpec, SharedBytes};
 use ancre_passes::onnx;
 use ancre_passes::pipeline::{Cx, FORWARD, PassError, PassManager, PassRun, ROUTE};
@@ -51,6 +53,8 @@ pub struct Rewritten {
     pub(crate) verified: Option<Verification>,
     /// The training graph's files, or why there is none.
     pub(crate) training: Result<TrainingFiles, String>,
+    /// The adapters, if there are any.
+    pub(crate) adapted: Option<Adapted>,
     /// Parameters that the file holds twice, transposed, and that train as one.
     pub(crate) ties: Vec<Tie>,
     /// Nodes of the forward graph without a CUDA kernel.
@@ -122,7 +126,7 @@ pub fn rewrite(a: &RewriteArgs) -> Result<Rewritten, Failure> {
     let mut opening = opens.then(Opening::start);
     let mut notices = config.idle.clone();
     // A network that is not rewritten keeps its local functions.
-    let stays = config.route.chains == ChainChoice::None && config.training.is_none();
+    let stays = config.route.chains == ChainChoice::None && config.training.is_none() && config.adapters.is_none();
     let (mut source, bytes, inlined) = if stays { load(model).map(|(g, b)| (g, b, false))? } else { load_inlined(model)? };
     if LossRecord::is_in(&source) {
         return Err(Failure::input("is a training or evaluation graph that ancre-rewrite wrote")
@@ -162,8 +166,16 @@ pub fn rewrite(a: &RewriteArgs) -> Result<Rewritten, Failure> {
     manager.starts_from(&source);
     let mut routed = source.clone();
     let mut cx = Cx { route: config.route.clone(), chains: Some(structure.chains.clone()), ..Cx::default() };
+    cx.adapters = config.adapters.clone();
+    if let Some(adapters) = &mut cx.adapters {
+        cx.branches = Some(branch_nodes(&source, &structure));
+        // A fresh head trains by itself.
+        adapters.except = Fresh::read(&source).ok().flatten().map(|f| f.tensors).unwrap_or_default();
+    }
     manager.run(ROUTE, &mut routed, &mut cx).map_err(|e| Failure::from(e).at(model))?;
     let Routed { notes, left_alone } = cx.routed;
+    let adapted = AdaptersRecord::read(&routed).ok().flatten().map(|record| Adapted::of(&routed, record, &cx.refused));
+    notices.extend(adapted.iter().filter_map(Adapted::notice));
     if config.require && routed.routers.is_empty() {
         return Err(Failure::check("there is nothing to rewrite: no residual chain of two or more blocks").at(model));
     }
@@ -278,6 +290,7 @@ pub fn rewrite(a: &RewriteArgs) -> Result<Rewritten, Failure> {
         opened,
         verified,
         training,
+        adapted,
         ties,
         forward_fallbacks,
         rebuilt,

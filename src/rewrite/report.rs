@@ -53,6 +53,7 @@ pub fn json(o: &Rewritten) -> Value {
             "init": o.route.init.to_string(), "tau": number(o.route.tau), "normalize": o.route.normalize, "coefficients": coefficients, "gates": gates,
             "chains": routers,
         },
+        "adapters": o.adapted.as_ref().map(|a| a.json(o.parameters)),
         "outputs": outputs,
         "verify": o.verified.as_ref().map(Verification::json),
         "placement": placement,
@@ -72,6 +73,9 @@ fn number(v: f32) -> Value {
 pub fn text(o: &Rewritten, verbose: bool) -> String {
     let out = &mut Lines { width: 10, text: structure::inspect_text(&o.source, &o.structure) + "\n" };
     router_text(out, o);
+    if let Some(adapted) = &o.adapted {
+        put!(out, "adapters", "{}", adapted.text(o.parameters));
+    }
     if let Some(v) = &o.verified {
         verified_text(out, o, v, verbose);
     }

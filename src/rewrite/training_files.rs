@@ -7,7 +7,7 @@ use crate::io::tensor::NpTensor;
 use crate::rewrite::batch::{self, BatchFacts, dim_json};
 use crate::rewrite::config::{RewriteConfig, TrainingRequest};
 use ancre_passes::analysis::quantised::find_quantised;
-use ancre_passes::contract::{Record, StateFrom, States};
+use ancre_passes::contract::{AdaptersRecord, Record, StateFrom, States};
 use ancre_passes::ir::{Graph, Rule};
 use ancre_passes::pipeline::training::Training;
 use ancre_passes::pipeline::{Debugging, PassError, PassManager};
@@ -65,7 +65,8 @@ pub fn build(
     let quantised = find_quantised(&routed);
     let routes = !routed.routers.is_empty();
     let attempt = || -> Result<Result<TrainingFiles, String>, Failure> {
-        if let Some(node) = quantised {
+        // Adapters leave a quantised base as it is.
+        if let Some(node) = quantised.filter(|_| !AdaptersRecord::is_in(&routed)) {
             let site = routed.site(node);
             return Ok(Err(format!(
                 "the model is quantised ({site}); it can be inspected and routed, not trained: train the float model and quantise the result"

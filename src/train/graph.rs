@@ -9,12 +9,13 @@ use crate::error::Failure;
 use crate::io::files;
 use crate::io::tensor::NpTensor;
 use ancre_passes::contract::{
-    Fresh, LossRecord, OptimizerRecord, Record, RouterRecord, StateKind, StateRecord, States, Unreadable,
+    AdaptersRecord, Fresh, LossRecord, OptimizerRecord, Record, RouterRecord, StateKind, StateRecord, States, Unreadable,
 };
 use ancre_passes::ir::{DType, Graph, Output, Shape, ValueId};
 use ancre_passes::onnx::read_value_info;
 use ancre_passes::transform::loss::LossKind;
 use indexmap::IndexMap;
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 /// Class scores among the outputs: where predictions are read.
@@ -42,6 +43,8 @@ pub struct TrainingGraph {
     pub(super) router: Option<RouterRecord>,
     /// Tensors that the main job made anew.
     pub(super) fresh: Fresh,
+    /// Names of the adapters' tensors.
+    pub(super) adapted: HashSet<String>,
     pub(super) lr: String,
     pub(super) loss_output: String,
     /// Output of the gradients' norm.
@@ -91,6 +94,8 @@ impl TrainingGraph {
         let wanted = Wanted::of(&graph, scores.as_ref().and_then(|s| s.classes))?;
         let router = RouterRecord::read(&graph).map_err(unread)?;
         let fresh = Fresh::read(&graph).map_err(unread)?.unwrap_or_default();
+        let adapters = AdaptersRecord::read(&graph).map_err(unread)?;
+        let adapted = adapters.iter().flat_map(AdaptersRecord::tensors).map(String::from).collect();
         let path = path.to_path_buf();
         Ok(TrainingGraph {
             path,
@@ -101,6 +106,7 @@ impl TrainingGraph {
             optimizer,
             router,
             fresh,
+            adapted,
             lr,
             loss_output,
             norm_output,

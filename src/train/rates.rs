@@ -18,6 +18,8 @@ pub(super) enum Begins {
     FreshHead,
     /// The weights are trained.
     Pretrained,
+    /// Adapters of trained weights, perhaps with a fresh head.
+    Adapters,
     /// Only what was made for this run trains: the last map, the router, or both.
     Probe,
 }
@@ -29,6 +31,9 @@ impl Begins {
         let fresh = |name: &str| t.fresh.tensors.iter().any(|f| f == name);
         let trained: Vec<_> = t.states.iter().filter(|s| s.trainable).collect();
         let old: Vec<_> = trained.iter().filter(|s| s.kind == StateKind::Parameter && !fresh(&s.name)).collect();
+        if old.iter().any(|s| t.adapted.contains(&s.name)) {
+            return Begins::Adapters;
+        }
         if old.is_empty() {
             return Begins::Probe;
         }
@@ -55,6 +60,7 @@ impl Begins {
             // A fresh head's gradients are large at first and disturb what is trained.
             Begins::FreshHead => 3e-4,
             Begins::Pretrained => 5e-4,
+            Begins::Adapters => 2e-3,
             Begins::Probe => 1e-2,
         };
         if optimizer == "sgd" { 10.0 * adam } else { adam }
@@ -66,6 +72,7 @@ impl Begins {
             Begins::Scratch => "from scratch",
             Begins::FreshHead => "trained weights, fresh head",
             Begins::Pretrained => "trained weights",
+            Begins::Adapters => "adapters",
             Begins::Probe => "only fresh tensors train",
         }
     }

@@ -105,6 +105,7 @@ pub(super) fn run(setup: Setup, stop: &dyn Fn() -> bool, reporter: &mut dyn Repo
                 model: forward.clone(),
                 state: Some(from.clone()),
                 keep_router: false,
+                keep_adapters: false,
                 prune: run.s.a.course.prune,
                 out: Some(path.clone()),
                 json: false,

@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | `ancre.router` | [`RouterRecord`] | all routed ones |
 //! | `ancre.chains` | [`Chains`] | all routed ones |
+//! | `ancre.adapters` | [`AdaptersRecord`] | all, where weights have adapters |
 //! | `ancre.tied` | [`Ties`] | all, where parameters are tied |
 //! | `ancre.fresh` | [`Fresh`] | all, where `--classes` or `--reinit` made tensors anew |
 //! | `ancre.names` | [`Names`] | training |
@@ -14,8 +15,10 @@
 //!
 //! Other programs read the files: a key keeps its name, its meaning and its place in the text.
 
+mod adapters;
 mod router;
 
+pub use adapters::{AdapterKind, AdapterRecord, AdaptersRecord, Layout};
 pub use router::{ChainRecord, RouterRecord, SourceRecord};
 
 use crate::ir::{Graph, words};
@@ -89,6 +92,7 @@ macro_rules! keys {
 keys! {
     RouterRecord = "ancre.router",
     Chains = "ancre.chains",
+    AdaptersRecord = "ancre.adapters",
     Ties = "ancre.tied",
     Fresh = "ancre.fresh",
     Names = "ancre.names",
@@ -305,6 +309,9 @@ mod tests {
             r#"{"form":"reassign","granularity":"add","scope":"network","parametrization":"gated","init":"uniform","tau":0.01,"normalize":"incoming","chains":[{"id":1,"K":2,"adds_per_block":1,"logits":"l","gate":null,"sources":[{"state":"a","value":"b"}],"states":["x","y","z"],"rows":[[1,"r"]]}]}"#,
         );
         same::<Chains>(r#"[{"id":0,"blocks":1,"adds":["a"],"states":["x","y"]}]"#);
+        same::<AdaptersRecord>(
+            r#"{"rank":4,"alpha":8.0,"adapters":[{"weight":"w","a":"w.lora_a","b":"w.lora_b","node":"n","kind":"conv","layout":"out-in","quantised":false}]}"#,
+        );
         same::<Ties>(r#"[{"name":"a","transposed":"b"}]"#);
         same::<Fresh>(r#"{"all":false,"tensors":["fc.weight"]}"#);
         same::<States>(

@@ -4,11 +4,12 @@ use super::training::TrainableChoice;
 use super::{Choice, Cx, PassError};
 use crate::analysis::head::{find_head, head_initializers};
 use crate::analysis::roles::{Role, initializer_roles};
-use crate::contract::{StateKind, StateRecord};
+use crate::contract::{AdaptersRecord, Fresh, Record, StateKind, StateRecord};
 use crate::ir::{Graph, Kind, NodeId};
 use crate::refusal::Hint;
 use crate::transform::control_flow;
 use crate::transform::loss::loss_output;
+use std::collections::HashSet;
 
 /// Chooses the initializers that train, and notes why the others do not.
 pub(super) fn choose(g: &Graph, cx: &mut Cx) -> Result<(), PassError> {
@@ -77,7 +78,10 @@ fn by_role(g: &Graph, cx: &mut Cx) -> Result<(), PassError> {
         let what = format!("the list of what trains names `{missing}`, which is no initializer of the model");
         return Err(PassError::Unfit { what, hint: Some(Hint::CorrectTrainableList) });
     }
-    let head = if choice.head_only {
+    let adapters = AdaptersRecord::read(g).ok().flatten().filter(|_| choice.adapters_only);
+    let of_adapters: HashSet<&str> = adapters.iter().flat_map(AdaptersRecord::tensors).collect();
+    let fresh = Fresh::read(g).ok().flatten().filter(|_| choice.adapters_only).unwrap_or_default();
+    let head = if choice.head_only || fresh.all {
         let output = loss_output(g, cx.training.output.as_deref())?;
         let head = find_head(g, output).ok_or_else(|| PassError::Unfit {
             what: format!(
@@ -95,8 +99,13 @@ fn by_role(g: &Graph, cx: &mut Cx) -> Result<(), PassError> {
         if name.starts_with("ancre.") || !cx.own.contains(name) {
             continue;
         }
-        let in_head = head.as_ref().is_none_or(|h| h.contains(&v));
+        let is_fresh = both(name).iter().any(|n| fresh.tensors.contains(n));
+        let in_head = match (&head, choice.adapters_only) {
+            (Some(head), _) => head.contains(&v) || is_fresh,
+            (None, only_adapters) => !only_adapters || is_fresh,
+        };
         let by_role = match &choice.exactly {
+            _ if of_adapters.contains(name) => true,
             Some(names) => both(name).iter().any(|n| names.contains(n)),
             None => (role.trains() && in_head) || matches(&choice.also, name),
         };
@@ -104,6 +113,7 @@ fn by_role(g: &Graph, cx: &mut Cx) -> Result<(), PassError> {
             cx.chosen.push((v, StateKind::Parameter));
         } else if role != Role::Statistic {
             let why = match (role.trains(), in_head) {
+                (true, false) if choice.adapters_only => "base of adapters",
                 (true, false) => "backbone",
                 (true, true) => "frozen by option",
                 (false, _) => role.name(),

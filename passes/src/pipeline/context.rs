@@ -7,6 +7,7 @@ use crate::analysis::residual::Chain;
 use crate::contract::{StateKind, StateRecord};
 use crate::ir::{Graph, NodeId, ValueId};
 use crate::refusal::{Applied, Refusal};
+use crate::transform::adapters::AdapterOptions;
 use crate::transform::optimizer::{StateTensor, Trained, Update};
 use crate::transform::route::{RouteOptions, Routed};
 use indexmap::IndexMap;
@@ -31,6 +32,10 @@ pub struct Cx {
     pub route: RouteOptions,
     /// The chains that can be routed, where the caller has looked for them already.
     pub chains: Option<Vec<Chain>>,
+    /// Which adapters to add, if any.
+    pub adapters: Option<AdapterOptions>,
+    /// The nodes inside the source's residual branches, where the caller has looked for them already.
+    pub branches: Option<HashSet<NodeId>>,
     /// How to train.
     pub training: TrainingOptions,
     /// Which initializers become state.

@@ -65,7 +65,7 @@ impl Pass {
 }
 
 /// From the source to the routed graph, which all others start from.
-pub const ROUTE: &[Pass] = &[ROUTE_SKIPS];
+pub const ROUTE: &[Pass] = &[ROUTE_SKIPS, ADD_ADAPTERS];
 
 /// From the routed graph to the forward graph.
 pub const FORWARD: &[Pass] = &[LOWER_ROUTES, ELIMINATE_DEAD, CONVERT_OPSET];

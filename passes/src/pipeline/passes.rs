@@ -5,20 +5,21 @@
 use super::Contract::{Changes, EqualAtOneHot, EverySample, Exact, Extends, Rounding};
 use super::gradient::append_cotangents;
 use super::outputs::{declare_gradients, declare_outputs, describe};
-use super::{Choice, Pass, PassError};
-use crate::analysis::residual::find_residuals;
+use super::{Choice, Pass, PassError, glob};
+use crate::analysis::residual::{branch_nodes, find_residuals};
 use crate::ir::ValueId;
 use crate::ops::build::Builder;
 use crate::placement;
 use crate::refusal::Applied;
+use crate::transform::adapters::AdapterError;
 use crate::transform::fix_inputs::fix_inputs;
 use crate::transform::in_place::mark_in_place;
 use crate::transform::loss::{append_loss, loss_output};
 use crate::transform::optimizer::{Trained, append_optimizer};
 use crate::transform::rebatch::{self, Current};
 use crate::transform::{
-    barrier, control_flow, differentiate, dropout, eliminate, fold, legalize, lower_abstract, lower_routes, master, route,
-    separate, tie, train_batch_norm, widen,
+    adapters, barrier, control_flow, differentiate, dropout, eliminate, fold, legalize, lower_abstract, lower_routes,
+    master, route, separate, tie, train_batch_norm, widen,
 };
 
 pub const ROUTE_SKIPS: Pass = Pass::new(
@@ -27,10 +28,28 @@ pub const ROUTE_SKIPS: Pass = Pass::new(
     "replaces (reassign) or augments skips by routes; first, because it reads the source's own structure",
     |g, cx| {
         let mut applied = cx.count();
+        if cx.adapters.is_some() && cx.branches.is_none() {
+            cx.branches = Some(branch_nodes(g, &find_residuals(g)));
+        }
         let mut chains = cx.chains.take().unwrap_or_else(|| find_residuals(g).chains);
         chains.retain(|c| c.joins.len() < 2 || applied.allows(&format!("chain {}", c.id)));
         cx.routed = route::route_skips(g, &chains, &cx.route)?;
         Ok(Applied { changed: g.routers.len(), ..applied })
+    },
+);
+
+pub const ADD_ADAPTERS: Pass = Pass::new(
+    "add-adapters",
+    Exact,
+    "adds low-rank adapters, whose second factor starts at zero; after routing, which reads the source's own structure, and in all \
+     graphs, because `freeze` merges them in the forward graph",
+    |g, cx| {
+        let Some(o) = &cx.adapters else { return Ok(Applied::default()) };
+        let branches = cx.branches.take().unwrap_or_else(|| branch_nodes(g, &find_residuals(g)));
+        adapters::add_adapters(g, o, &branches, glob).map_err(|e| match e {
+            AdapterError::Build(e) => PassError::Build(e),
+            e => PassError::Unfit { hint: e.hint(), what: e.to_string() },
+        })
     },
 );
 

@@ -2,12 +2,13 @@
 
 use super::training::{Training, TrainingOptions};
 use super::{Cx, FORWARD, PassError, PassManager, ROUTE};
-use crate::analysis::residual::{ResidualStructure, find_residuals};
+use crate::analysis::residual::{ResidualStructure, branch_nodes, find_residuals};
 use crate::analysis::types::resolve_types;
 use crate::contract::{Record, StateFrom, Ties};
 use crate::ir::{Graph, RouterId, RouterSpec, SharedBytes};
 use crate::onnx::{self, ImportError, inline::inline};
 use crate::ops::build::BuildError;
+use crate::transform::adapters::AdapterOptions;
 use crate::transform::initial_state::{FirstValue, init_graph, require_state};
 use crate::transform::route::{self, RouteOptions, Routed};
 use crate::transform::{control_flow, dropout, legalize, lift, tie};
@@ -46,6 +47,8 @@ pub fn read_model(bytes: &SharedBytes, root: Option<&Path>) -> Result<Graph, Rea
 pub struct RewriteOptions {
     /// The router.
     pub route: RouteOptions,
+    /// The adapters, if any; with them [`TrainableChoice::adapters_only`](super::training::TrainableChoice) leaves the weights as they are.
+    pub adapters: Option<AdapterOptions>,
     /// Operator set of the forward graph; `None`: the source's.
     pub opset: Option<i64>,
     /// The training graph; `None`: there is none.
@@ -62,6 +65,7 @@ impl Default for RewriteOptions {
     fn default() -> RewriteOptions {
         RewriteOptions {
             route: RouteOptions::default(),
+            adapters: None,
             opset: None,
             training: None,
             evaluation: false,
@@ -131,6 +135,8 @@ pub fn rewrite(source: &Graph, o: &RewriteOptions) -> Result<Rewritten, PassErro
     manager.starts_from(&source);
     let mut graph = source.clone();
     let mut cx = Cx { route: o.route.clone(), chains: Some(structure.chains.clone()), ..Cx::default() };
+    cx.adapters = o.adapters.clone();
+    cx.branches = o.adapters.is_some().then(|| branch_nodes(&source, &structure));
     manager.run(ROUTE, &mut graph, &mut cx)?;
     let routed = std::mem::take(&mut cx.routed);
     route::describe(&mut graph, &structure.chains);

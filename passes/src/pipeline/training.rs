@@ -22,6 +22,8 @@ pub struct TrainableChoice {
     pub frozen: Vec<String>,
     /// By role, but only tensors that the last linear map before the output reads, and the nodes after it.
     pub head_only: bool,
+    /// Adapters, and of what the model had before what is fresh, or with `head_only` its head.
+    pub adapters_only: bool,
 }
 
 /// How to build a training graph.
@@ -77,7 +79,7 @@ impl TrainingOptions {
 
     /// Does batch normalisation stay as in evaluation?
     pub(super) fn freezes_statistics(&self) -> bool {
-        self.frozen_bn || self.trainable.head_only
+        self.frozen_bn || self.trainable.head_only || self.trainable.adapters_only
     }
 }
 

@@ -5,6 +5,7 @@ use super::{Choice, Cx, PIPELINES, PassError, PassManager, passes};
 use crate::contract::{StateKind, StateRecord};
 use crate::ir::Graph;
 use crate::target::Target;
+use crate::transform::adapters::AdapterOptions;
 use crate::transform::loss::{LossKind, LossOptions};
 use crate::transform::optimizer::{OptimizerKind, OptimizerOptions};
 use crate::transform::rebatch::Batch;
@@ -54,6 +55,10 @@ impl Cx {
             "identity" => route.init = Init::Identity,
             "tau" => route.tau = value.parse().ok()?,
             "chains" => route.chains = ChainChoice::Ids(names().iter().map(|n| n.parse().ok()).collect::<Option<_>>()?),
+            "rank" => self.adapters = Some(AdapterOptions::of(value.parse().ok()?)),
+            "alpha" => self.adapters.as_mut()?.alpha = value.parse().ok()?,
+            "on" => self.adapters.as_mut()?.on = names(),
+            "adapters-only" => training.trainable.adapters_only = true,
             "loss" => training.loss = LossOptions::of(LossKind::of_name(value)?),
             "output" => training.output = Some(value.into()),
             "optimizer" => {

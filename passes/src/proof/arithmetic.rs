@@ -187,6 +187,17 @@ impl Table<'_> {
         None
     }
 
+    /// A convolution with a kernel of zeros.
+    pub(super) fn conv_rules(&mut self, x: TermId, kernel: TermId, ty: Option<TensorType>) -> Option<TermId> {
+        let ty = ty.filter(|ty| ty.dtype.is_float())?;
+        if self.uniform(kernel) != Some(0.0) || !self.may_vanish(x) {
+            return None;
+        }
+        self.did("x * 0");
+        self.zero_product(x);
+        Some(self.zero(ty))
+    }
+
     /// The rows (for axis 1 the columns) of a small known matrix, with what each chooses; `None` if none chooses at most one thing.
     fn lines(&mut self, w: TermId, axis: usize) -> Option<Vec<Line>> {
         let dims = self.ty(w)?.known_dims()?;

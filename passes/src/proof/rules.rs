@@ -115,6 +115,7 @@ impl<'g> Table<'g> {
                 self.same_type(taken, &ty).then_some(taken)
             }
             "MatMul" => self.matmul_rules(x, y, &ty),
+            "Conv" if s.arg(2) == TermId::NONE => self.conv_rules(x, y, ty),
             "Gemm" => {
                 let one = |name| s.op.float(name) == 1.0;
                 if !one("alpha") || !one("beta") || s.arg(1) == TermId::NONE {

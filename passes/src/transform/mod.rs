@@ -1,5 +1,6 @@
 //! Passes that change a graph, and the parts of training graphs.
 
+pub mod adapters;
 pub mod auto_loss;
 pub mod bake;
 mod class_axis;

@@ -23,6 +23,7 @@
 //! that an element-wise operator reads: as far as a graph can tell they are numbers of a formula.
 
 use crate::analysis::roles::{Role, UseRoles};
+use crate::contract::{AdaptersRecord, Record};
 use crate::ir::{DType, Graph, Kind, NodeId, Op, Tensor, ValueId};
 use crate::ops::{Class, reads_values};
 use indexmap::IndexMap;
@@ -70,10 +71,13 @@ pub fn separate_in_forward<'n>(g: &mut Graph, names: impl IntoIterator<Item = &'
 fn separate(g: &mut Graph, wanted: impl Fn(&[Part]) -> bool) -> Vec<(String, String)> {
     let mut plan: IndexMap<ValueId, Vec<Part>> = IndexMap::new();
     let roles = UseRoles::new(g);
+    // The zeros of an adapter belong to one weight, however many nodes read it.
+    let adapters = AdaptersRecord::read(g).ok().flatten();
+    let of_adapters: HashSet<&str> = adapters.iter().flat_map(AdaptersRecord::tensors).collect();
     for id in g.topological_order() {
         let Kind::Initializer { tensor, .. } = &g.node(id).kind else { continue };
         let v = g.result(id, 0);
-        if !tensor.dtype().is_float() || g.name(v).starts_with("ancre.") {
+        if !tensor.dtype().is_float() || g.name(v).starts_with("ancre.") || of_adapters.contains(g.name(v)) {
             continue;
         }
         let parts = parts_of(g, &roles, v, tensor);

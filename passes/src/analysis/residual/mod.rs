@@ -34,6 +34,7 @@ mod branch;
 mod chains;
 mod classes;
 mod flow;
+mod inside;
 mod join;
 mod layout;
 mod loose;
@@ -44,6 +45,8 @@ mod tests;
 mod transient;
 
 use crate::ir::{Graph, NodeId, ValueId, ValueType};
+
+pub use inside::branch_nodes;
 
 /// Is the skip the state itself?
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
