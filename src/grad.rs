@@ -192,8 +192,8 @@ impl Differentiated {
         let of: Vec<Value> = self.of.iter().map(|(name, ct)| json!({"output": name, "cotangent": ct})).collect();
         let gradient = |(name, output, ty): &(String, String, String)| json!({"name": name, "output": output, "type": ty});
         let gradients: Vec<Value> = self.gradients.iter().map(gradient).collect();
-        json!({"model": self.model, "of": of, "gradients": gradients, "verify": self.compared, "notices": self.notices,
-               "outputs": [{"kind": "grad", "path": self.path, "bytes": self.bytes, "nodes": self.nodes, "opened_by": self.opened}]})
+        json!({"model": self.model.to_string_lossy(), "of": of, "gradients": gradients, "verify": self.compared, "notices": self.notices,
+               "outputs": [{"kind": "grad", "path": self.path.to_string_lossy(), "bytes": self.bytes, "nodes": self.nodes, "opened_by": self.opened}]})
     }
 
     /// The report for people.

@@ -44,8 +44,7 @@ mod with_library {
         if as_json {
             let cuda = json!({"works": cuda.is_ok(), "reason": cuda.as_ref().err()});
             let found = runtime.found.name();
-            let report =
-                json!({"library": runtime.path, "version": version, "providers": providers, "found": found, "cuda": cuda});
+            let report = json!({"library": runtime.path.to_string_lossy(), "version": version, "providers": providers, "found": found, "cuda": cuda});
             return Ok(format!("{report}\n"));
         }
         let mut out = Lines::new(11);

@@ -25,7 +25,7 @@ pub fn json(o: &Rewritten) -> Value {
         .outputs
         .iter()
         .map(|(kind, path, bytes, nodes)| {
-            json!({"kind": kind, "path": path, "bytes": bytes, "nodes": nodes, "opened_by": opening::engine_of(o, kind)})
+            json!({"kind": kind, "path": path.to_string_lossy(), "bytes": bytes, "nodes": nodes, "opened_by": opening::engine_of(o, kind)})
         })
         .collect();
     let training = match &o.training {
@@ -45,7 +45,7 @@ pub fn json(o: &Rewritten) -> Value {
     let placement = json!({"target": "cuda", "graph": graph, "fallbacks": fallbacks, "forward": forward});
     let seconds: Map<String, Value> = o.seconds.iter().map(|(phase, s)| (phase.to_string(), json!(s))).collect();
     json!({
-        "model": o.model, "opset": o.source.opsets.get(""), "nodes": o.source.op_count(), "parameters": o.parameters,
+        "model": o.model.to_string_lossy(), "opset": o.source.opsets.get(""), "nodes": o.source.op_count(), "parameters": o.parameters,
         "residual_adds": inspected["residual_adds"], "identity": inspected["identity"], "projection": inspected["projection"],
         "chains": inspected["chains"],
         "router": {

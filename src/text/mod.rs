@@ -87,7 +87,7 @@ impl Tokenized {
     pub fn json(&self) -> Value {
         let file = |(path, bytes, tokens): &(PathBuf, u64, Tokens)| {
             let mut report = json!(tokens.about());
-            report["path"] = json!(path);
+            report["path"] = json!(path.to_string_lossy());
             report["bytes"] = json!(bytes);
             report["tokens"] = json!(tokens.len());
             report["dtype"] = json!(tokens.type_name());

@@ -248,11 +248,11 @@ impl Topology {
         });
         let r = &self.network.router;
         json!({
-            "source": self.path, "model": self.network.model, "step": self.course.step,
+            "source": self.path.to_string_lossy(), "model": self.network.model, "step": self.course.step,
             "router": {"form": r.form, "granularity": r.granularity, "scope": r.scope, "parametrization": r.parametrization,
                        "normalize": r.normalize, "init": r.init, "tau": r.tau},
             "chains": chains.collect::<Vec<_>>(), "course": course.collect::<Vec<_>>(), "log": self.course.lines,
-            "outputs": self.outputs.iter().map(|(kind, path, bytes)| json!({"kind": kind, "path": path, "bytes": bytes}))
+            "outputs": self.outputs.iter().map(|(kind, path, bytes)| json!({"kind": kind, "path": path.to_string_lossy(), "bytes": bytes}))
                 .collect::<Vec<_>>(),
         })
     }

@@ -21,6 +21,7 @@ mod setup;
 mod statistics;
 mod tensorboard;
 mod topology;
+mod trial;
 mod verdict;
 
 pub use outcome::Outcome;

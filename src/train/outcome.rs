@@ -78,24 +78,26 @@ impl Outcome {
                        "perplexity": language.map(|l| l.perplexity), "bits_per_byte": language.and_then(|l| l.bits_per_byte)})
             })
         };
+        let path = |p: Option<&PathBuf>| p.map(|p| p.to_string_lossy().into_owned());
         let (s, at) = (&self.setup, &self.position);
         let (fed, read) = self.bytes_per_step();
         json!({
-            "graph": s.graph.path, "device": s.device.to_string(), "steps": at.step, "steps_here": at.step - s.position.step,
+            "graph": s.graph.path.to_string_lossy(), "device": s.device.to_string(), "steps": at.step, "steps_here": at.step - s.position.step,
             "total_steps": s.schedule.total, "samples": self.samples, "batch_size": s.batch,
             "loss": {"first": self.first_loss, "last_epoch": self.epoch.loss()}, "accuracy": self.epoch.accuracy(),
             "validation": best(&self.validation), "best": best(&at.best),
-            "lr": {"highest": s.schedule.lr, "begins": s.begins, "range_test": s.range, "factor": at.guard.scale},
+            "lr": {"highest": s.schedule.lr, "begins": s.begins, "range_test": s.rate.range, "trial": s.rate.trial, "factor": at.guard.scale},
             "warmup": s.schedule.warmup, "jumps": at.guard.jumps,
             "seconds": self.seconds, "samples_per_second": self.samples_per_second, "waited_seconds": self.waited,
             "host_bytes_per_step": {"fed": fed, "read": read},
             "interrupted": self.interrupted, "stopped_early": self.stopped_early, "recalibrated": self.recalibrated,
-            "metrics": self.metrics.iter().copied().collect::<BTreeMap<_, _>>(), "verdicts": self.verdicts, "resumed": s.resumed,
-            "checkpoints": {"last": self.last, "best": s.checkpoints.best()}, "log": s.log_path,
+            "metrics": self.metrics.iter().copied().collect::<BTreeMap<_, _>>(), "verdicts": self.verdicts, "resumed": path(s.resumed.as_ref()),
+            "checkpoints": {"last": path(self.last.as_ref()), "best": path(s.checkpoints.best().as_ref())},
+            "log": s.log_path.to_string_lossy(),
             "shortcuts": self.topology.as_deref().map(shortcuts), "topology": self.topology.as_deref().map(json_of),
             "export": self.export.as_ref().map(|(from, frozen)| {
                 let mut report = frozen.json();
-                report["state"] = json!(from);
+                report["state"] = json!(from.to_string_lossy());
                 report
             }),
             "notices": s.notices,

@@ -2,6 +2,7 @@
 
 use super::data::Batches;
 use super::graph::TrainingGraph;
+use super::trial::{self, Trial};
 use crate::engine::EngineError;
 use crate::engine::ort::stepper::{DeviceState, Stepper};
 use crate::error::Failure;
@@ -38,7 +39,8 @@ impl Begins {
             return Begins::Probe;
         }
         let axes = |s: &StateRecord| s.shape.iter().filter(|d| **d > 1).count();
-        let values = |s: &StateRecord| Some(state.tensor(&s.input).or_else(|| t.default_of(s))?.to_f32());
+        let of_file = |s: &StateRecord| Some(sample(t.default_of(s)?.to_f32()));
+        let values = |s: &StateRecord| state.sample(&s.input, ELEMENTS).or_else(|| of_file(s));
         let nearly_all = |seen: Vec<bool>| seen.len() >= 4 && seen.iter().filter(|b| **b).count() * 10 >= seen.len() * 9;
         let constant = || old.iter().filter(|s| axes(s) == 1).filter_map(|s| Some(is_constant(&values(s)?))).collect();
         let matrices: Vec<_> = old.iter().filter(|s| axes(s) > 1).collect();
@@ -78,6 +80,12 @@ impl Begins {
     }
 }
 
+/// Some of the elements, from all over.
+fn sample(values: Vec<f32>) -> Vec<f32> {
+    let every = values.len().div_ceil(ELEMENTS).max(1);
+    values.into_iter().step_by(every).collect()
+}
+
 fn is_constant(values: &[f32]) -> bool {
     values.iter().all(|v| (v - values[0]).abs() <= 1e-6)
 }
@@ -89,7 +97,7 @@ const ELEMENTS: usize = 1 << 16;
 /// Has a weight the deviation of a fresh one of its shape, and no heavier tails than a normal distribution? `None` where it has too few
 /// elements to tell. The deviations are those of PyTorch's layers, torchvision, timm and transformers.
 fn is_as_started(shape: &[i64], values: &[f32]) -> Option<bool> {
-    let values: Vec<f64> = values.iter().step_by(values.len().div_ceil(ELEMENTS).max(1)).map(|v| f64::from(*v)).collect();
+    let values: Vec<f64> = values.iter().map(|v| f64::from(*v)).collect();
     let n = values.len() as f64;
     if n < 256.0 {
         return None;
@@ -112,6 +120,59 @@ fn is_as_started(shape: &[i64], values: &[f32]) -> Option<bool> {
     Some(known.into_iter().any(|d| (deviation / d - 1.0).abs() < near))
 }
 
+/// A rate and how it was found.
+#[derive(Clone, Debug)]
+pub(super) struct Rate {
+    pub(super) lr: f64,
+    /// In words.
+    pub(super) why: String,
+    /// The curve of the range test, if there was one.
+    pub(super) range: Option<Vec<Point>>,
+    /// The rates that were tried, if some were.
+    pub(super) trial: Option<Trial>,
+}
+
+impl Rate {
+    /// One that nothing has to find.
+    pub(super) fn given(lr: f64, why: &str) -> Rate {
+        Rate { lr, why: why.into(), range: None, trial: None }
+    }
+
+    /// By what the run begins with alone.
+    pub(super) fn by_rule(t: &TrainingGraph, begins: Begins) -> Rate {
+        Rate::given(begins.rate(&t.optimizer), &format!("default: {}", begins.text()))
+    }
+
+    /// By a range test; the rule's where that finds none. Fails as [`range_test`] does.
+    pub(super) fn by_range_test(ground: &mut Ground, begins: Begins, notices: &mut Vec<String>) -> Result<Rate, Failure> {
+        let curve = range_test(ground)?;
+        let found = choose(&curve);
+        if found.is_none() {
+            notices.push("--lr auto: the loss fell at no rate by more than it is noisy; the rate is the default".into());
+        }
+        let lr = found.unwrap_or(begins.rate(&ground.t.optimizer));
+        let why = format!("by a range test of {} steps", curve.len());
+        Ok(Rate { range: Some(curve), ..Rate::given(lr, &why) })
+    }
+
+    /// By a trial of so many steps with each rate. Fails as [`trial::trial`] does.
+    pub(super) fn by_trial(ground: &mut Ground, begins: Begins, steps: u64) -> Result<Rate, Failure> {
+        let rule = Rate::by_rule(ground.t, begins);
+        let trial = trial::trial(ground, rule.lr, steps)?;
+        let lr = trial.best().unwrap_or(rule.lr);
+        let why = format!("{}, the best of {} tried for {steps} steps", rule.why, trial.tried.len());
+        Ok(Rate { trial: Some(trial), ..Rate::given(lr, &why) })
+    }
+}
+
+/// Where rates are tried: on the run's own state, which is put back, and on its batches, which begin anew each time.
+pub(super) struct Ground<'a> {
+    pub(super) t: &'a TrainingGraph,
+    pub(super) stepper: &'a mut Stepper,
+    pub(super) state: &'a mut DeviceState,
+    pub(super) batches: &'a dyn Fn() -> Batches,
+}
+
 /// Steps of a range test.
 const RANGE: u64 = 48;
 const LEAST: f64 = 1e-6;
@@ -126,15 +187,10 @@ pub(super) struct Point {
 }
 
 /// Trains with rates from the least to the greatest until the loss rises, and puts the state back. Fails when a step or a batch does.
-pub(super) fn range_test(
-    t: &TrainingGraph,
-    stepper: &mut Stepper,
-    state: &mut DeviceState,
-    batches: &mut Batches,
-) -> Result<Vec<Point>, Failure> {
+fn range_test(Ground { t, stepper, state, batches }: &mut Ground) -> Result<Vec<Point>, Failure> {
     let fail = |e: EngineError| Failure::input(format!("--lr auto: {e}")).at(&t.path);
     let before = state.tensors().map_err(fail)?;
-    let mut curve = Vec::new();
+    let (mut curve, mut batches) = (Vec::new(), batches());
     for step in 0..RANGE {
         let Some(batch) = batches.next() else { break };
         let lr = range_rate(step);
@@ -163,7 +219,7 @@ fn has_ended(curve: &[Point]) -> bool {
 
 /// The rate that a curve tells: a fifth of the one with the lowest smoothed loss, where the loss still fell. `None` where it never
 /// fell by more than it is noisy.
-pub(super) fn choose(curve: &[Point]) -> Option<f64> {
+fn choose(curve: &[Point]) -> Option<f64> {
     let curve = &curve[..curve.iter().position(|p| !p.loss.is_finite()).unwrap_or(curve.len())];
     let smooth = smoothed(curve);
     let least = (0..smooth.len()).min_by(|a, b| smooth[*a].total_cmp(&smooth[*b]))?;

@@ -20,6 +20,11 @@ pub(super) struct Schedule {
 const HEAD: f64 = 10.0;
 
 impl Schedule {
+    /// A rate that stays after the warm-up.
+    pub(super) fn constant(lr: f64, warmup: u64, total: u64) -> Schedule {
+        Schedule { kind: ScheduleKind::Constant, lr, min_lr: 0.0, warmup, total, head: 0 }
+    }
+
     /// The rate of a step, counted from 0. It depends on the step alone, so a resumed run has the same rates.
     pub(super) fn rate(&self, step: u64) -> f64 {
         let Some(step) = step.checked_sub(self.head) else { return HEAD * self.lr };

@@ -7,10 +7,11 @@ use super::evaluation::Evaluator;
 use super::graph::TrainingGraph;
 use super::log::Log;
 use super::progress::{Beginning, Reporter, duration};
-use super::rates::{self, Begins, Point};
+use super::rates::{Begins, Ground, Rate};
 use super::schedule::Schedule;
 use super::tensorboard::Events;
 use super::topology;
+use super::trial;
 use crate::cli::{CourseOptions, RateChoice, ScheduleKind, TrainArgs};
 use crate::engine::ort::device::{self, Device, DeviceChoice};
 use crate::engine::ort::stepper::{DeviceState, Stepper};
@@ -35,8 +36,8 @@ pub(super) struct Setup {
     pub(super) drop_last: bool,
     pub(super) schedule: Schedule,
     pub(super) begins: Begins,
-    /// The curve of the range test, if there was one.
-    pub(super) range: Option<Vec<Point>>,
+    /// The highest rate.
+    pub(super) rate: Rate,
     pub(super) steps_per_epoch: u64,
     pub(super) stepper: Stepper,
     pub(super) state: DeviceState,
@@ -131,24 +132,23 @@ impl Setup {
         let begins = Begins::of(&graph, &state);
         let then = resumed.as_ref().map(|(p, _)| &p.course);
         let seed = o.seed.unwrap_or(0);
-        let mut range = None;
-        let lr = match (o.lr, then) {
-            (Some(RateChoice::Rate(lr)), _) => lr,
-            (_, Some(then)) => then.lr,
-            (None, None) => begins.rate(&graph.optimizer),
-            (Some(RateChoice::Auto), None) => {
-                let mut batches = Batches::start(set.clone(), seed, batch, 0, 0, drop_last, true);
-                let curve = rates::range_test(&graph, &mut stepper, &mut state, &mut batches)?;
-                let found = rates::choose(&curve);
-                if found.is_none() {
-                    notices.push(
-                        "--lr auto: the loss fell at no rate by more than it is noisy; the rate is the default".into(),
-                    );
+        let rate = match (o.lr, then) {
+            (Some(RateChoice::Rate(lr)), _) => Rate::given(lr, "as asked for"),
+            (_, Some(then)) => Rate::given(then.lr, "as the run had it"),
+            (asked, None) => {
+                let batches = || Batches::start(set.clone(), seed, batch, 0, 0, drop_last, true);
+                let mut ground = Ground { t: &graph, stepper: &mut stepper, state: &mut state, batches: &batches };
+                match trial::steps(total) {
+                    _ if asked.is_some() => Rate::by_range_test(&mut ground, begins, &mut notices)?,
+                    Some(steps) if o.head_first.is_none() => {
+                        reporter.notice(&format!("no --lr: a few rates are tried first, {steps} steps each"));
+                        Rate::by_trial(&mut ground, begins, steps)?
+                    }
+                    _ => Rate::by_rule(&graph, begins),
                 }
-                range = Some(curve);
-                found.unwrap_or(begins.rate(&graph.optimizer))
             }
         };
+        let lr = rate.lr;
         let warmup = o.warmup.or(then.map(|c| c.warmup)).unwrap_or((steps_per_epoch.min(total) / 4).clamp(4, 100));
         let (kind, min_lr) = (o.schedule.unwrap_or_default(), o.min_lr.unwrap_or(0.0));
         let has_head = begins == Begins::FreshHead;
@@ -205,7 +205,7 @@ impl Setup {
             drop_last,
             schedule,
             begins,
-            range,
+            rate,
             steps_per_epoch,
             stepper,
             state,
@@ -259,7 +259,7 @@ impl Setup {
                 passes(s.total, self.steps_per_epoch),
                 self.why_batch(),
                 s.lr,
-                self.why_rate(),
+                self.rate.why,
                 s.kind.name(),
                 self.device,
             ),
@@ -316,14 +316,6 @@ impl Setup {
             _ => "default".into(),
         };
         format!("{} ({why})", self.batch)
-    }
-
-    fn why_rate(&self) -> String {
-        match (self.a.course.lr, &self.range) {
-            (Some(RateChoice::Rate(_)), _) => "as asked for".into(),
-            (_, Some(curve)) => format!("by a range test of {} steps", curve.len()),
-            _ => format!("default: {}", self.begins.text()),
-        }
     }
 }
 

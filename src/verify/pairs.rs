@@ -284,8 +284,8 @@ fn text(args: &VerifyArgs, all: &[Checked]) -> String {
 
 fn json_of(args: &VerifyArgs, all: &[Checked]) -> String {
     let pairs = all.iter().map(|c| {
-        json!({"source": c.pair.source, "rewritten": c.pair.rewritten, "result": c.result,
-               "equivalent": c.status == 0, "why": c.why, "junit": args.junit.as_ref().map(|_| &c.report)})
+        json!({"source": c.pair.source.to_string_lossy(), "rewritten": c.pair.rewritten.to_string_lossy(), "result": c.result,
+               "equivalent": c.status == 0, "why": c.why, "junit": args.junit.as_ref().map(|_| c.report.to_string_lossy())})
     });
     let equal = all.iter().filter(|c| c.status == 0).count();
     format!("{}\n", json!({"pairs": pairs.collect::<Vec<_>>(), "equivalent": equal, "of": all.len()}))

@@ -20,7 +20,7 @@ pub(crate) fn json(a: &Subject, b: &Subject, v: &Verdict, o: &VerifyOptions, sec
     let outputs: Vec<Value> = v.numeric.iter().flat_map(|n| &n.report.outputs).map(output_json).collect();
     let ran = v.numeric.as_ref();
     json!({
-        "a": a.path, "b": b.path,
+        "a": a.path.to_string_lossy(), "b": b.path.to_string_lossy(),
         "equivalent": v.equivalent,
         "method": if v.proved() || v.numeric.is_none() && v.proof.is_some() { "proof" } else { "numeric" },
         "interface": v.interface,

@@ -165,3 +165,30 @@ fn the_library_makes_what_the_tool_writes() {
         }
     }
 }
+
+/// Linux alone lets a name be any bytes.
+#[cfg(target_os = "linux")]
+#[test]
+fn reports_of_files_whose_names_are_no_utf_8_are_json() {
+    use std::ffi::{OsStr, OsString};
+    use std::os::unix::ffi::OsStrExt;
+    let (dir, model) = folder();
+    let odd = dir.path().join(OsStr::from_bytes(b"od\xffd"));
+    std::fs::create_dir(&odd).unwrap();
+    std::fs::rename(model, odd.join("net.onnx")).unwrap();
+    std::fs::write(odd.join("text.txt"), "to be or not").unwrap();
+    let json = |words: &[&str]| {
+        let named = |w: &&str| if w.starts_with("net") || *w == "text.txt" { odd.join(w).into() } else { OsString::from(w) };
+        let report = tool(&words.iter().map(named).chain(["--json".into()]).collect::<Vec<_>>()).json();
+        assert!(report.to_string().contains("od\u{fffd}d"), "{words:?}: {report}");
+    };
+    json(&["net.onnx", "--loss", "mse"]);
+    json(&["inspect", "net.onnx"]);
+    json(&["verify", "net.onnx", "net.ancre.onnx"]);
+    json(&["freeze", "net.ancre.onnx"]);
+    json(&["topology", "net.ancre.onnx"]);
+    json(&["grad", "net.onnx", "--of", "y=sum"]);
+    json(&["tokenize", "text.txt", "--tokenizer", "bytes"]);
+    let pairs = [OsStr::new("verify"), OsStr::new("--pairs"), odd.as_os_str(), OsStr::new("--json")];
+    assert_eq!(tool(&pairs).json()["equivalent"], 1);
+}

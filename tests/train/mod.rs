@@ -279,6 +279,28 @@ fn a_range_test_chooses_a_rate_and_leaves_the_state_as_it_was() {
 }
 
 #[test]
+fn without_a_rate_a_few_are_tried_and_the_state_is_as_it_was() {
+    let f = Folder::new(None, &[]);
+    let report = f.train("tried", &["--steps", "20", "--json"]).json();
+    let (rate, trial) = (report["lr"]["highest"].as_f64().unwrap(), &report["lr"]["trial"]);
+    let tried = trial["tried"].as_array().unwrap();
+    assert!(trial["steps"] == 6 && tried.len() >= 3, "{report}");
+    let best = tried
+        .iter()
+        .filter(|t| t["loss"].is_f64())
+        .min_by(|a, b| a["loss"].as_f64().partial_cmp(&b["loss"].as_f64()).unwrap());
+    assert_eq!(best.unwrap()["lr"], rate);
+    let course = ["--lr", &rate.to_string(), "--steps", "20", "--json"];
+    assert_eq!(f.train("said", &course).json()["lr"]["trial"], serde_json::Value::Null);
+    assert_eq!(f.last("tried"), f.last("said"));
+    // A resumed run keeps the rate that was found.
+    let longer = f.train("tried", &["--resume", "--steps", "24", "--json"]).json();
+    assert_eq!((&longer["lr"]["highest"], &longer["lr"]["trial"]), (&report["lr"]["highest"], &serde_json::Value::Null));
+    let short = f.train("short", &["--steps", "9", "--json"]).json();
+    assert_eq!(short["lr"]["trial"], serde_json::Value::Null);
+}
+
+#[test]
 fn a_resumed_run_remembers_its_options() {
     let f = Folder::new(None, &[]);
     let course = ["--val-split", "0.2", "--lr", "0.003", "--schedule", "cosine", "--seed", "5", "--batch-size", "7"];

@@ -258,6 +258,12 @@ pub fn append_loss(g: &mut Graph, output: ValueId, o: &LossOptions) -> Result<Lo
         return Err(LossError::Unfit(format!("output `{name}`: {why}")));
     }
     let axis = if o.kind.takes_labels() { Some(class_axis(g, output, o)?) } else { None };
+    if let Some(axis) = axis.filter(|axis| ty.shape[*axis].known() == Some(1)) {
+        let why = format!("has one class, on axis {axis}: its probability is always 1, and there is nothing to learn");
+        return Err(LossError::Unfit(format!(
+            "output `{name}` {ty} {why}; --loss bce is for one yes or no, --loss mse for one number"
+        )));
+    }
     let output = logits_of(g, output, o.kind, axis)?;
     let target_type = target_type(&name, &ty, o.kind, axis)?;
     let wanted = o.labels.clone().unwrap_or_else(|| if o.kind.takes_labels() { "labels" } else { "target" }.to_string());
@@ -464,6 +470,15 @@ mod tests {
         assert!(e.contains("declares 1 axes"), "{e}");
         assert!(append_loss(&mut g, declared, &LossOptions::of(LossKind::Mse)).is_ok());
         assert!(append_loss(&mut g, y, &LossOptions::of(LossKind::CrossEntropy)).is_ok());
+    }
+
+    #[test]
+    fn cross_entropy_over_one_class_is_refused() {
+        let mut g = crate::text::parse("net (float[n, 1] x) => (float[n, 1] y) { y = Tanh (x) }").unwrap();
+        let y = g.outputs()[0].value;
+        let e = append_loss(&mut g, y, &LossOptions::of(LossKind::CrossEntropy)).err().unwrap().to_string();
+        assert!(e.contains("has one class, on axis 1") && e.contains("--loss bce"), "{e}");
+        assert!(append_loss(&mut g, y, &LossOptions::of(LossKind::Bce)).is_ok());
     }
 
     #[test]

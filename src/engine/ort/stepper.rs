@@ -83,6 +83,15 @@ impl DeviceState {
         on_host(name, self.get(name)?).ok()
     }
 
+    /// At most `most` elements of one of them, from all over it. Of float32 in the host's memory no others are copied.
+    pub(crate) fn sample(&self, name: &str, most: usize) -> Option<Vec<f32>> {
+        let every = |n: usize| n.div_ceil(most).max(1);
+        match self.get(name)?.try_extract_tensor::<f32>() {
+            Ok((_, data)) => Some(data.iter().step_by(every(data.len())).copied().collect()),
+            Err(_) => self.tensor(name).map(|t| t.to_f32().into_iter().step_by(every(t.len())).collect()),
+        }
+    }
+
     /// Puts tensors in; names it does not know are left out. Fails when one has an element type that cannot be fed.
     pub(crate) fn set(&mut self, tensors: &Tensors) -> Result<(), EngineError> {
         for (name, value) in &mut self.values {
@@ -277,6 +286,7 @@ mod tests {
         state.set(&Tensors::from([("w".to_string(), NpTensor::f32s(&[1, 2], &[0.5, 0.5]).unwrap())])).unwrap();
         stepper.step(&feeds, &mut state).unwrap();
         assert_eq!(state.tensors().unwrap()["w"].to_f32(), [1.5, 2.5]);
+        assert_eq!((state.sample("w", 1), state.sample("w", 2)), (Some(vec![1.5]), Some(vec![1.5, 2.5])));
         assert!(Stepper::new(open(), Device::Cpu, &carried, &["z"]).is_err());
     }
 }

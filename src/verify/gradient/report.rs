@@ -15,7 +15,7 @@ pub(crate) fn json(path: &Path, reports: &[GradientReport], o: &VerifyOptions) -
         })
     };
     json!({
-        "model": path, "equivalent": reports.iter().all(GradientReport::passed), "method": "gradient", "seed": o.seed,
+        "model": path.to_string_lossy(), "equivalent": reports.iter().all(GradientReport::passed), "method": "gradient", "seed": o.seed,
         "trials": o.trials, "checks": reports.iter().map(one).collect::<Vec<_>>(),
     })
 }
