@@ -15,6 +15,7 @@ enum Kind {
     Float,
     I64,
     I32,
+    U8,
     Bool,
 }
 
@@ -41,6 +42,7 @@ fn operands(sample: &Sample) -> Vec<Option<Operand>> {
             SampleOperand::FloatConstant { dims, values } => (Kind::Float, dims, wide(values)),
             SampleOperand::Ints { dims, values } => (Kind::I64, dims, whole(values)),
             SampleOperand::Ints32 { dims, values } => (Kind::I32, dims, whole(values)),
+            SampleOperand::Bytes { dims, values } => (Kind::U8, dims, values.iter().map(|v| f64::from(*v)).collect()),
             SampleOperand::Bools { dims, values } => (Kind::Bool, dims, values.iter().map(|v| f64::from(*v)).collect()),
         };
         Some(Operand { kind, dims: dims.clone(), values })
@@ -87,6 +89,10 @@ impl Application {
                 Kind::Fed => g.add_input(&name, TensorType::fixed(DType::F32, &o.dims).into(), None),
                 Kind::Float => g.add_initializer(&name, Tensor::floats(DType::F32, &o.dims, &o.values), false),
                 Kind::I64 => g.add_initializer(&name, Tensor::i64s(&o.dims, &whole(&o.values)), false),
+                Kind::U8 => {
+                    let bytes = o.values.iter().map(|v| *v as u8).collect();
+                    g.add_initializer(&name, Tensor::from_bytes(DType::U8, &o.dims, bytes), false)
+                }
                 Kind::Bool => {
                     let bits: Vec<bool> = o.values.iter().map(|v| *v != 0.0).collect();
                     g.add_initializer(&name, Tensor::bools(&o.dims, &bits), false)

@@ -136,6 +136,10 @@ fn build(sample: &Sample, dtype: DType, extents: Extents) -> Result<Built, Strin
                 operands.push(constant(Tensor::from_bytes(DType::I32, dims, bytes)));
                 continue;
             }
+            SampleOperand::Bytes { dims, values } => {
+                operands.push(constant(Tensor::from_bytes(DType::U8, dims, values.clone())));
+                continue;
+            }
             SampleOperand::Bools { dims, values } => {
                 operands.push(constant(Tensor::bools(dims, values)));
                 continue;

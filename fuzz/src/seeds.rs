@@ -107,6 +107,9 @@ fn sample(s: &Sample) -> Option<Graph> {
                 let bytes = values.iter().flat_map(|v| (*v as i32).to_le_bytes()).collect();
                 Some(g.add_initializer(&name, Tensor::from_bytes(DType::I32, dims, bytes), false))
             }
+            SampleOperand::Bytes { dims, values } => {
+                Some(g.add_initializer(&name, Tensor::from_bytes(DType::U8, dims, values.clone()), false))
+            }
             SampleOperand::Bools { dims, values } => Some(g.add_initializer(&name, Tensor::bools(dims, values), false)),
             SampleOperand::FloatConstant { dims, values } => {
                 Some(g.add_initializer(&name, Tensor::f32s(dims, values), false))

@@ -313,6 +313,16 @@ impl<'g> Builder<'g> {
         self.reshape_dynamic(a, target, shape)
     }
 
+    /// The same numbers, known to a runtime only when `ct` is: it does not fold what is made of them into constants, nor takes them for
+    /// equal to what the forward pass made. Each zero of the shape copies an extent; a size times zero is zero.
+    pub fn late(&mut self, v: ValueId, ct: ValueId) -> Built {
+        let ty = self.ty(v)?;
+        let size = self.op("Size", &[ct])?;
+        let zeros = self.ints(&vec![0; ty.rank()]);
+        let shape = self.mul(size, zeros)?;
+        self.reshape_dynamic(v, shape, &ty.shape)
+    }
+
     /// Reshapes to a shape computed in the graph; `shape` is the result's symbolic shape.
     pub fn reshape_dynamic(&mut self, a: ValueId, target: ValueId, shape: &[Dim]) -> Built {
         let dtype = self.ty(a)?.dtype;

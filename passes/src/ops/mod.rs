@@ -252,6 +252,7 @@ ops! {
     lp_pool::LP_POOL, GLOBAL_LP_POOL;
     lrn::LRN;
     matmul::MATMUL;
+    matmul_nbits::MATMUL_NBITS;
     max_pool::MAX_POOL;
     recurrent::LSTM, GRU, RNN;
     rms_normalization::RMS, SIMPLIFIED, FUSED;

@@ -17,6 +17,8 @@ pub enum SampleOperand {
     Ints { dims: Vec<i64>, values: Vec<i64> },
     /// A constant of int32, such as the ids of an embedding.
     Ints32 { dims: Vec<i64>, values: Vec<i64> },
+    /// A constant of bytes, such as packed codes.
+    Bytes { dims: Vec<i64>, values: Vec<u8> },
     /// A boolean constant.
     Bools { dims: Vec<i64>, values: Vec<bool> },
     /// A missing optional operand.

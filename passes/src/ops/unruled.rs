@@ -34,7 +34,7 @@ const REASONS: &[(&str, &str, &str)] = &[
     (
         "com.microsoft",
         "QLinearAdd QLinearMul QLinearConcat QLinearAveragePool QLinearGlobalAveragePool QLinearSigmoid \
-         QLinearLeakyRelu QAttention QGemm MatMulNBits DynamicQuantizeMatMul",
+         QLinearLeakyRelu QAttention QGemm DynamicQuantizeMatMul",
         QUANTISED,
     ),
     (

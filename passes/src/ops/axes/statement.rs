@@ -16,6 +16,7 @@ const FIXED: &[(&str, &str)] = &[
     ("DepthToSpace SpaceToDepth", "n c h.. -> n _ _h.."),
     ("InstanceNormalization", "n c =h.., c, c -> n c h.."),
     ("GroupNormalization", "n =c =h.., c, c -> n c h.."),
+    ("MatMulNBits", "x.. _, _.., _.., _.., _.., _ -> x.. _"),
     ("LRN", "n =c h.. -> n c h.."),
     ("SkipLayerNormalization SkipSimplifiedLayerNormalization", "^x.. =d, ^x.. =d, d, d, d -> x.. d, x.. _, x.. _, x.. d"),
     ("EmbedLayerNormalization", "n =s, n s, _.., _.., _.., _.., _.., n s, n s -> n s _, n, n s _"),
