@@ -1,9 +1,13 @@
 //! The command line.
 
 #[cfg(feature = "ort")]
+mod compare;
+#[cfg(feature = "ort")]
 mod train;
 mod verify;
 
+#[cfg(feature = "ort")]
+pub use compare::{CompareArgs, OfRewrite, OfTrain, Verb, Words};
 #[cfg(feature = "ort")]
 pub use train::{CourseOptions, DataOptions, Metric, RateChoice, Recalibrate, ScheduleKind, TrainArgs};
 pub use verify::{LimitArgs, VerifyArgs};
@@ -33,6 +37,7 @@ use std::path::PathBuf;
   ancre-rewrite gpt.onnx --loss next-token --preset paper      ANCRe as published, for training from scratch
   ancre-rewrite mlp.onnx --loss mse --optimizer sgd --momentum 0.9 -o out/
   ancre-rewrite train resnet.ancre.train.onnx --data train.npz --val test.npz --epochs 5 --export deployed.onnx
+  ancre-rewrite compare resnet.onnx --data train.npz --val test.npz --epochs 5     does the router help here?
   ancre-rewrite verify resnet.onnx resnet.ancre.onnx           are they equivalent? (for CI)
   ancre-rewrite freeze resnet.ancre.onnx --state trained.safetensors -o deployed.onnx
   ancre-rewrite topology resnet.ancre.run                      a page: which states the trained blocks read
@@ -61,6 +66,9 @@ pub enum Command {
     /// Train in ONNX Runtime, from the training graph that the main job writes
     #[cfg(feature = "ort")]
     Train(Box<TrainArgs>),
+    /// Does the router help on this model and this data? Train it with and without, over seeds
+    #[cfg(feature = "ort")]
+    Compare(Box<CompareArgs>),
     /// Write a model with the gradients of its outputs beside them
     Grad(GradArgs),
     /// Show which states the blocks of a routed network read, as a page or a picture

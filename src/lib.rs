@@ -2,7 +2,7 @@
 //!
 //! Each verb of the command line is one function on its arguments of [`cli`]: [`rewrite::rewrite`] for the main job,
 //! [`inspect::inspect`], [`freeze::freeze`], [`grad::grad`], [`topology::topology`], [`text::tokenize`], [`verify::verify`], [`runtime::runtime`], and `train::train`
-//! where the feature `ort` is on. Each returns what it found or an [`error::Failure`] with the exit status; none prints. [`tool::main`] prints.
+//! and `compare::compare` where the feature `ort` is on. Each returns what it found or an [`error::Failure`] with the exit status; none prints. [`tool::main`] prints.
 //!
 //! Below them: [`io`] reads models and writes files that appear whole or not at all, [`engine`] runs graphs in tract or ONNX
 //! Runtime, each in a process of its own, `rewrite::verification` says whether the rewrite equals its source,
@@ -14,7 +14,8 @@
 //!
 //! | floor | modules | what they are |
 //! | --- | --- | --- |
-//! | 9 | `tool` | a command line from its words to what it prints |
+//! | 10 | `tool` | a command line from its words to what it prints |
+//! | 9 | `compare` | training with and without the router |
 //! | 8 | `train` | training runs |
 //! | 7 | `freeze`, `grad`, `inspect`, `runtime` | the smaller verbs |
 //! | 6 | `text`, `topology` | text as tokens; the routers' weights, as numbers and as pictures |
@@ -26,6 +27,8 @@
 //! | 0 | `error` | failures and their exit status |
 
 pub mod cli;
+#[cfg(feature = "ort")]
+pub mod compare;
 pub mod engine;
 pub mod error;
 pub mod freeze;

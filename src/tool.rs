@@ -6,7 +6,7 @@ use crate::engine::child::{self, Program};
 use crate::error::Failure;
 use crate::rewrite::report;
 #[cfg(feature = "ort")]
-use crate::train;
+use crate::{compare, train};
 use crate::{freeze, grad, inspect, rewrite, runtime, text, topology, verify};
 use clap::{CommandFactory, Parser};
 use serde_json::Value;
@@ -90,6 +90,12 @@ fn carry_out(cli: &Cli, program: Option<Program>) -> Result<(String, u8), Failur
         Some(Command::Train(a)) => {
             let done = train::train(a)?;
             let text = chosen(a.json, a.quiet, || done.json(), || done.text(a.verbose));
+            return Ok((text, if done.interrupted { train::interrupt::STATUS } else { 0 }));
+        }
+        #[cfg(feature = "ort")]
+        Some(Command::Compare(a)) => {
+            let done = compare::compare(a)?;
+            let text = chosen(a.json, a.quiet, || done.json(), || done.text());
             return Ok((text, if done.interrupted { train::interrupt::STATUS } else { 0 }));
         }
         Some(Command::Verify(a)) => return verify::verify(a).map(|answer| (answer.text, answer.status)),

@@ -78,12 +78,19 @@ impl Drop for Watch {
 
 /// Bytes of memory of this process that belong to no file.
 pub fn resident() -> Option<u64> {
+    Some(field("RssAnon:")? + field("RssShmem:").unwrap_or(0))
+}
+
+/// The most bytes of memory that this process has had at once, files that it maps included (Linux: `VmHWM`).
+pub fn peak() -> Option<u64> {
+    field("VmHWM:")
+}
+
+/// Bytes that the system tells of this process under a name.
+fn field(name: &str) -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let field = |name: &str| {
-        let line = status.lines().find(|l| l.starts_with(name))?;
-        line.split_whitespace().nth(1)?.parse::<u64>().ok()
-    };
-    Some(1024 * (field("RssAnon:")? + field("RssShmem:").unwrap_or(0)))
+    let line = status.lines().find(|l| l.starts_with(name))?;
+    Some(1024 * line.split_whitespace().nth(1)?.parse::<u64>().ok()?)
 }
 
 #[cfg(test)]
@@ -103,5 +110,6 @@ mod tests {
     #[cfg(target_os = "linux")]
     fn this_process_uses_memory() {
         assert!(resident().unwrap() > 100_000);
+        assert!(peak().unwrap() >= resident().unwrap());
     }
 }

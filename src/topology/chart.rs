@@ -7,22 +7,22 @@ type Point = (f64, f64);
 
 /// A line of a chart.
 #[derive(Clone, Debug)]
-pub(super) struct Series {
-    pub(super) name: String,
+pub(crate) struct Series {
+    pub(crate) name: String,
     /// From left to right.
-    pub(super) points: Vec<Point>,
-    pub(super) stroke: Stroke,
+    pub(crate) points: Vec<Point>,
+    pub(crate) stroke: Stroke,
     /// Has each point a mark?
-    pub(super) marked: bool,
+    pub(crate) marked: bool,
 }
 
 /// A chart of lines, each of which has a point.
-pub(super) struct Chart<'a> {
-    pub(super) title: String,
-    pub(super) x: &'a str,
-    pub(super) series: Vec<Series>,
-    pub(super) width: f64,
-    pub(super) height: f64,
+pub(crate) struct Chart<'a> {
+    pub(crate) title: String,
+    pub(crate) x: &'a str,
+    pub(crate) series: Vec<Series>,
+    pub(crate) width: f64,
+    pub(crate) height: f64,
 }
 
 /// Size of names and numbers.
@@ -30,7 +30,7 @@ const SIZE: f64 = 11.0;
 const GRID: Colour = [0xdd, 0xe1, 0xe6];
 
 impl Chart<'_> {
-    pub(super) fn draw(&self) -> Scene {
+    pub(crate) fn draw(&self) -> Scene {
         let mut scene = Scene { width: self.width, height: self.height, ..Scene::default() };
         scene.text((18.0, 21.0), 13.0, Anchor::Start, INK, fitted(&self.title, 13.0, self.width - 36.0));
         let all = || self.series.iter().flat_map(|s| s.points.iter());

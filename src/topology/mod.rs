@@ -4,13 +4,13 @@
 //! turn these into a `scene` of shapes, which becomes an SVG file, a PNG file or a part of the page.
 
 mod blocks;
-mod chart;
+pub(crate) mod chart;
 mod course;
 mod draw;
-mod page;
+pub(crate) mod page;
 #[cfg(feature = "png")]
 mod png;
-mod scene;
+pub(crate) mod scene;
 pub mod weights;
 
 pub use blocks::{Blocks, Network};

@@ -5,35 +5,35 @@ use std::fmt::Write;
 /// Width of an average letter over the letters' size, more than any usual typeface has: text that is measured so never overlaps.
 const LETTER: f64 = 0.62;
 /// The text's colour.
-pub(super) const INK: Colour = [0x22, 0x22, 0x22];
-pub(super) const GREY: Colour = [0x5c, 0x63, 0x6e];
-pub(super) const WHITE: Colour = [0xff; 3];
+pub(crate) const INK: Colour = [0x22, 0x22, 0x22];
+pub(crate) const GREY: Colour = [0x5c, 0x63, 0x6e];
+pub(crate) const WHITE: Colour = [0xff; 3];
 
 /// Red, green, blue.
-pub(super) type Colour = [u8; 3];
+pub(crate) type Colour = [u8; 3];
 
 /// A line's look.
 #[derive(Clone, Debug)]
-pub(super) struct Stroke {
-    pub(super) colour: Colour,
-    pub(super) width: f64,
+pub(crate) struct Stroke {
+    pub(crate) colour: Colour,
+    pub(crate) width: f64,
     /// Lengths of dashes and gaps; none is a solid line.
-    pub(super) dashes: Vec<f64>,
+    pub(crate) dashes: Vec<f64>,
 }
 
 impl Stroke {
-    pub(super) fn new(colour: Colour, width: f64) -> Stroke {
+    pub(crate) fn new(colour: Colour, width: f64) -> Stroke {
         Stroke { colour, width, dashes: Vec::new() }
     }
 
-    pub(super) fn dashed(self, dashes: &[f64]) -> Stroke {
+    pub(crate) fn dashed(self, dashes: &[f64]) -> Stroke {
         Stroke { dashes: dashes.to_vec(), ..self }
     }
 }
 
 /// A part of a path.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Part {
+pub(crate) enum Part {
     Move(f64, f64),
     Line(f64, f64),
     /// A cubic Bézier curve: both control points and the end.
@@ -42,14 +42,14 @@ pub(super) enum Part {
 
 /// Where a text stands from its place.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Anchor {
+pub(crate) enum Anchor {
     Start,
     Middle,
     End,
 }
 
 #[derive(Clone, Debug)]
-pub(super) enum Shape {
+pub(crate) enum Shape {
     Path(Vec<Part>, Stroke),
     Rect { x: f64, y: f64, width: f64, height: f64, fill: Colour, stroke: Option<Stroke> },
     Circle { x: f64, y: f64, radius: f64, fill: Colour, stroke: Option<Stroke> },
@@ -58,44 +58,44 @@ pub(super) enum Shape {
 
 /// A shape, and what a reader who points at it is told.
 #[derive(Clone, Debug)]
-pub(super) struct Item {
-    pub(super) shape: Shape,
-    pub(super) tip: String,
+pub(crate) struct Item {
+    pub(crate) shape: Shape,
+    pub(crate) tip: String,
 }
 
 /// A drawing.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Scene {
-    pub(super) width: f64,
-    pub(super) height: f64,
-    pub(super) items: Vec<Item>,
+pub(crate) struct Scene {
+    pub(crate) width: f64,
+    pub(crate) height: f64,
+    pub(crate) items: Vec<Item>,
 }
 
 impl Scene {
-    pub(super) fn add(&mut self, shape: Shape) {
+    pub(crate) fn add(&mut self, shape: Shape) {
         self.tell(shape, String::new());
     }
 
-    pub(super) fn tell(&mut self, shape: Shape, tip: String) {
+    pub(crate) fn tell(&mut self, shape: Shape, tip: String) {
         self.items.push(Item { shape, tip });
     }
 
-    pub(super) fn line(&mut self, from: (f64, f64), to: (f64, f64), stroke: Stroke) {
+    pub(crate) fn line(&mut self, from: (f64, f64), to: (f64, f64), stroke: Stroke) {
         self.add(Shape::Path(vec![Part::Move(from.0, from.1), Part::Line(to.0, to.1)], stroke));
     }
 
-    pub(super) fn text(&mut self, at: (f64, f64), size: f64, anchor: Anchor, colour: Colour, text: impl Into<String>) {
+    pub(crate) fn text(&mut self, at: (f64, f64), size: f64, anchor: Anchor, colour: Colour, text: impl Into<String>) {
         self.add(Shape::Text { x: at.0, y: at.1, size, anchor, colour, text: text.into() });
     }
 
     /// Puts another drawing below this one.
-    pub(super) fn below(&mut self, other: Scene) {
+    pub(crate) fn below(&mut self, other: Scene) {
         let top = self.height;
         self.place(other, 0.0, top);
     }
 
     /// Puts drawings below this one in rows of this width, side by side where they fit.
-    pub(super) fn flow(&mut self, drawings: Vec<Scene>, width: f64) {
+    pub(crate) fn flow(&mut self, drawings: Vec<Scene>, width: f64) {
         let (mut x, mut top) = (0.0, self.height);
         for drawing in drawings {
             if x > 0.0 && x + drawing.width > width {
@@ -108,7 +108,7 @@ impl Scene {
     }
 
     /// Puts another drawing at a place of this one, which grows as far as it must.
-    pub(super) fn place(&mut self, other: Scene, dx: f64, dy: f64) {
+    pub(crate) fn place(&mut self, other: Scene, dx: f64, dy: f64) {
         self.width = self.width.max(dx + other.width);
         self.height = self.height.max(dy + other.height);
         self.items.extend(other.items.into_iter().map(|mut item| {
@@ -124,7 +124,7 @@ impl Scene {
     }
 
     /// The drawing as an SVG element.
-    pub(super) fn svg(&self, title: &str) -> String {
+    pub(crate) fn svg(&self, title: &str) -> String {
         let mut out = String::new();
         let (w, h) = (self.width.ceil(), self.height.ceil());
         let _ = write!(
@@ -193,12 +193,12 @@ impl Part {
 }
 
 /// Pixels that a text takes at most.
-pub(super) fn text_width(text: &str, size: f64) -> f64 {
+pub(crate) fn text_width(text: &str, size: f64) -> f64 {
     text.chars().count() as f64 * size * LETTER
 }
 
 /// The text, or as much of it as fits, with an ellipsis.
-pub(super) fn fitted(text: &str, size: f64, width: f64) -> String {
+pub(crate) fn fitted(text: &str, size: f64, width: f64) -> String {
     let room = (width / (size * LETTER)) as usize;
     if text.chars().count() <= room {
         return text.into();
@@ -206,7 +206,7 @@ pub(super) fn fitted(text: &str, size: f64, width: f64) -> String {
     text.chars().take(room.saturating_sub(1)).chain(['…']).collect()
 }
 
-pub(super) fn escaped(text: &str) -> String {
+pub(crate) fn escaped(text: &str) -> String {
     // What XML 1.0 cannot hold is left out.
     let held = |c: &char| !c.is_control() || matches!(c, '\t' | '\n' | '\r');
     let text: String = text.chars().filter(held).collect();

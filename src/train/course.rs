@@ -82,7 +82,7 @@ fn plain(v: &Value) -> String {
 
 /// A hash of 64 bits that is the same in every build: FNV-1a over eight bytes at a time.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Hash(u64);
+pub(crate) struct Hash(u64);
 
 impl Default for Hash {
     fn default() -> Hash {
@@ -92,7 +92,7 @@ impl Default for Hash {
 
 impl Hash {
     /// Adds bytes and their number.
-    pub(super) fn add(&mut self, bytes: &[u8]) {
+    pub(crate) fn add(&mut self, bytes: &[u8]) {
         let (words, rest) = bytes.as_chunks::<8>();
         words.iter().for_each(|w| self.mix(u64::from_le_bytes(*w)));
         rest.iter().for_each(|b| self.mix(u64::from(*b)));
@@ -105,7 +105,7 @@ impl Hash {
         self.0 ^= self.0 >> 32;
     }
 
-    pub(super) fn text(self) -> String {
+    pub(crate) fn text(self) -> String {
         format!("{:016x}", self.0)
     }
 }

@@ -24,6 +24,7 @@ mod topology;
 mod trial;
 mod verdict;
 
+pub(crate) use course::Hash;
 pub use outcome::Outcome;
 
 use crate::cli::TrainArgs;

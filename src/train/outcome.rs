@@ -8,7 +8,7 @@ use super::setup::Setup;
 use super::statistics::Recalibrated;
 use super::topology;
 use super::verdict::Verdict;
-use crate::engine::memory::bytes;
+use crate::engine::memory::{self, bytes};
 use crate::freeze::{self, Frozen};
 use crate::io::lines::{Lines, put};
 use crate::topology::weights::{Weights, json_of, shortcuts};
@@ -89,7 +89,7 @@ impl Outcome {
             "lr": {"highest": s.schedule.lr, "begins": s.begins, "range_test": s.rate.range, "trial": s.rate.trial, "factor": at.guard.scale},
             "warmup": s.schedule.warmup, "jumps": at.guard.jumps,
             "seconds": self.seconds, "samples_per_second": self.samples_per_second, "waited_seconds": self.waited,
-            "host_bytes_per_step": {"fed": fed, "read": read},
+            "host_bytes_per_step": {"fed": fed, "read": read}, "peak_memory_bytes": memory::peak(),
             "interrupted": self.interrupted, "stopped_early": self.stopped_early, "recalibrated": self.recalibrated,
             "metrics": self.metrics.iter().copied().collect::<BTreeMap<_, _>>(), "verdicts": self.verdicts, "resumed": path(s.resumed.as_ref()),
             "checkpoints": {"last": path(self.last.as_ref()), "best": path(s.checkpoints.best().as_ref())},

@@ -59,7 +59,7 @@ fn listed_verbs(help: &str) -> Vec<String> {
 fn help_lists_what_works_only() {
     let help = tool_ok(&["--help"]).out;
     let verbs = listed_verbs(&help);
-    for verb in ["inspect", "freeze", "grad", "topology", "tokenize"] {
+    for verb in ["inspect", "freeze", "grad", "topology", "tokenize", "compare"] {
         assert!(verbs.iter().any(|v| v == verb), "{verb} is missing from the help");
     }
     for verb in &verbs {

@@ -1,5 +1,6 @@
 //! `train` as a process: what it writes, what it says, and that nothing is lost when it is stopped, however it is stopped.
 
+mod comparison;
 mod interruption;
 
 use crate::common::{Ran, Random, emit, open_file, runtime, text, tool, tool_ok};
