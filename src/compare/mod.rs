@@ -1,7 +1,7 @@
 //! `compare`: does the router help on this model and this data? Each variant of the network is trained from the same start on the same
 //! batches for the same steps, over seeds, and compared with the network as it is, pair by pair.
 //!
-//! [`runs`] makes a run, `variants` says what is compared, `statistics` what the numbers allow to say, `report` puts it into words and
+//! `runs` makes a run, `variants` says what is compared, `statistics` what the numbers allow to say, `report` puts it into words and
 //! `page` into pictures. A directory holds the runs and a manifest of what they have in common; runs that are over are never made again.
 
 mod page;
