@@ -2,12 +2,14 @@
 
 #[cfg(feature = "ort")]
 mod compare;
+mod losses;
 #[cfg(feature = "ort")]
 mod train;
 mod verify;
 
 #[cfg(feature = "ort")]
 pub use compare::{CompareArgs, OfRewrite, OfTrain, Verb, Words};
+pub use losses::{GroupArg, LossArg, LossArgs, LossChoice, Reduction};
 #[cfg(feature = "ort")]
 pub use train::{CourseOptions, DataOptions, Metric, RateChoice, Recalibrate, ScheduleKind, TrainArgs};
 pub use verify::{LimitArgs, VerifyArgs};
@@ -16,7 +18,6 @@ use crate::engine::EngineChoice;
 use ancre_passes::contract::StateFrom;
 use ancre_passes::ir::{Form, Normalize, Rule, Scope};
 use ancre_passes::target::Target;
-use ancre_passes::transform::loss::LossKind;
 use ancre_passes::transform::optimizer::OptimizerKind;
 use ancre_passes::transform::route::Preset;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
@@ -270,31 +271,6 @@ pub enum RuntimeCommand {
         json: bool,
     },
 }
-/// The loss as it is asked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LossChoice {
-    /// By evidence in the model.
-    Auto,
-    /// This one.
-    Kind(LossKind),
-    /// No training graph.
-    None,
-}
-
-impl LossChoice {
-    fn words() -> impl Iterator<Item = &'static str> {
-        ["auto"].into_iter().chain(LossKind::WORDS.iter().copied()).chain(["none"])
-    }
-
-    fn of_name(word: &str) -> Option<LossChoice> {
-        match word {
-            "auto" => Some(LossChoice::Auto),
-            "none" => Some(LossChoice::None),
-            word => LossKind::of_name(word).map(LossChoice::Kind),
-        }
-    }
-}
-
 /// Reads one of the library's enums by its words.
 macro_rules! word_of {
     ($kind:ty) => {
@@ -303,13 +279,6 @@ macro_rules! word_of {
     ($kind:ty, $words:expr) => {
         PossibleValuesParser::new($words).try_map(|word| <$kind>::of_name(&word).ok_or("no such word"))
     };
-}
-
-#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(missing_docs)]
-pub enum Reduction {
-    Mean,
-    Sum,
 }
 
 /// What compares the rewrite with its source.
@@ -460,30 +429,9 @@ pub struct RewriteArgs {
 /// The options that only make sense for a training graph.
 #[derive(Args, Debug, Default, PartialEq)]
 pub struct TrainingGraphArgs {
-    /// Loss [default: auto, by evidence in the model]
-    #[arg(long, value_parser = word_of!(LossChoice, LossChoice::words()), help_heading = "Training graph")]
-    pub loss: Option<LossChoice>,
-    /// [default: mean]
-    #[arg(long, help_heading = "Training graph")]
-    pub reduction: Option<Reduction>,
-    /// Label smoothing of the cross-entropies
-    #[arg(long, allow_negative_numbers = true, value_name = "X", help_heading = "Training graph")]
-    pub label_smoothing: Option<f64>,
-    /// Label whose positions do not count [default: -100, as in PyTorch]
-    #[arg(long, value_name = "N", allow_negative_numbers = true, help_heading = "Training graph")]
-    pub ignore_index: Option<i64>,
-    /// Axis of the output that holds the classes, where the model leaves it open [default: by the weight of its last linear map]
-    #[arg(long, value_name = "N", allow_negative_numbers = true, help_heading = "Training graph")]
-    pub class_axis: Option<i64>,
-    /// Threshold of the Huber loss [default: 1]
-    #[arg(long, allow_negative_numbers = true, value_name = "X", help_heading = "Training graph")]
-    pub huber_delta: Option<f64>,
-    /// The model output the loss reads [default: the only float output]
-    #[arg(long, value_name = "NAME", help_heading = "Training graph")]
-    pub output: Option<String>,
-    /// Name of the target input [default: labels (int64) or target (float)]
-    #[arg(long, value_name = "NAME", help_heading = "Training graph")]
-    pub labels: Option<String>,
+    /// The losses.
+    #[command(flatten)]
+    pub losses: LossArgs,
     /// [default: adamw, with PyTorch's defaults]
     #[arg(long, value_parser = word_of!(OptimizerKind), help_heading = "Training graph")]
     pub optimizer: Option<OptimizerKind>,
@@ -514,6 +462,10 @@ pub struct TrainingGraphArgs {
     /// Learning rate of logits and gates relative to the weights'
     #[arg(long, allow_negative_numbers = true, value_name = "X", help_heading = "Training graph")]
     pub router_lr_scale: Option<f64>,
+    /// The learning rate, relative to the others', and the weight decay of the tensors that match, such as '*.bias=lr*2,decay=0'
+    /// (repeatable; a tensor is of the first group that matches)
+    #[arg(long, value_name = "GLOB=lr*X,decay=Y", help_heading = "Training graph")]
+    pub group: Vec<GroupArg>,
     /// Output the gradient of every trained tensor as NAME.grad
     #[arg(long, help_heading = "Training graph")]
     pub grad_outputs: bool,
@@ -556,7 +508,7 @@ pub struct TrainingGraphArgs {
 impl TrainingGraphArgs {
     /// Was any of these options given? `--loss none` asks for no training graph.
     pub fn are_given(&self) -> bool {
-        let none = TrainingGraphArgs { loss: Some(LossChoice::None), ..TrainingGraphArgs::default() };
+        let none = TrainingGraphArgs { losses: LossArgs::none(), ..TrainingGraphArgs::default() };
         *self != TrainingGraphArgs::default() && *self != none
     }
 }

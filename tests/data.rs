@@ -32,7 +32,12 @@ fn a_training_graph_tells_what_it_wants() {
         let (_dir, train) = training_graph(model, flags);
         let w = wanted(&train);
         let listed: Vec<String> = w.inputs.iter().map(|s| s.text()).collect();
-        assert_eq!((listed.join(", ").as_str(), w.target.text().as_str(), w.classes), (inputs, target, classes), "{model}");
+        let [one] = &w.targets[..] else { panic!("{model}: {:?}", w.targets) };
+        assert_eq!(
+            (listed.join(", ").as_str(), one.slot.text().as_str(), one.classes),
+            (inputs, target, classes),
+            "{model}"
+        );
     }
     let e = TrainingGraph::read(&model("vit")).err().unwrap().to_string();
     assert!(e.contains("no training graph") && e.contains("STEM.ancre.train.onnx"), "{e}");

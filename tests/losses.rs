@@ -88,6 +88,31 @@ fn losses_and_gradients_are_pytorch_s() {
     assert_eq!(count, 15);
 }
 
+/// In float64, against PyTorch's of `torch_numbers/losses.py`: weights of classes and positions, several losses, distillation.
+#[test]
+fn losses_in_double_precision_are_pytorch_s() {
+    let numbers = read_npz(&data("torch_numbers/losses.npz"));
+    let all: BTreeSet<&str> = numbers.keys().filter_map(|n| n.strip_suffix("/loss")).collect();
+    assert_eq!(all.len(), 30);
+    for flags in all {
+        let dir = tempfile::tempdir().unwrap();
+        let a: Vec<&str> = ["--optimizer", "none", "--loss"].into_iter().chain(flags.split(' ')).collect();
+        let path = train(&data("torch_numbers/two.onnx"), dir.path(), &a);
+        let mut feeds = Tensors::from([("x".to_string(), numbers["x"].clone())]);
+        let of = |n: &String| n.strip_prefix(flags)?.strip_prefix("/in/").map(String::from);
+        feeds.extend(numbers.iter().filter_map(|(n, t)| Some((of(n)?, t.clone()))));
+        let got = open_file(&path).run(&feeds).unwrap_or_else(|e| panic!("{flags}: {e}"));
+        near(flags, &got["loss"], &numbers[&format!("{flags}/loss")], 2e-7);
+        for p in PARAMETERS.iter().chain(&["w3"]) {
+            match (got.get(&format!("{p}.grad")), numbers.get(&format!("{flags}/{p}"))) {
+                (Some(got), Some(want)) => near(&format!("{flags} {p}"), got, want, 1e-12),
+                (None, None) => {}
+                (got, _) => panic!("{flags}: only one has a gradient of {p}: {}", got.is_some()),
+            }
+        }
+    }
+}
+
 #[test]
 fn optimizers_are_pytorch_s() {
     let numbers = numbers();

@@ -1,11 +1,12 @@
 //! What the main job is to do. Arguments are resolved here once: presets and defaults are filled in, files of options are read,
 //! combinations are checked. Below, nothing that has a default is optional, and nothing knows of the command line.
 
-use crate::cli::{LossChoice, Reduction, RewriteArgs, VerifyArg};
+use crate::cli::{GroupArg, LossChoice, RewriteArgs, VerifyArg};
 use crate::engine::random_inputs::{self, Sizes};
-use crate::error::{Failure, sentence};
+use crate::error::Failure;
 use crate::io::files;
 use crate::rewrite::batch::BatchRequest;
+use crate::rewrite::losses::LossRequest;
 use crate::verify::{ProofMode, Tolerance, VerifyOptions};
 use ancre_passes::contract::StateFrom;
 use ancre_passes::ir::{Form, Graph, Rule};
@@ -13,9 +14,8 @@ use ancre_passes::pipeline::training::TrainingOptions;
 use ancre_passes::pipeline::{Debugging, passes};
 use ancre_passes::target::{self, Target};
 use ancre_passes::transform::adapters::AdapterOptions;
-use ancre_passes::transform::auto_loss;
 use ancre_passes::transform::loss::{LossKind, LossOptions};
-use ancre_passes::transform::optimizer::{OptimizerKind, OptimizerOptions};
+use ancre_passes::transform::optimizer::{OptimizerKind, OptimizerOptions, ParameterGroup};
 use ancre_passes::transform::rebatch::Batch;
 use ancre_passes::transform::route::{ChainChoice, Granularity, Init, Preset, RouteOptions};
 use std::path::{Path, PathBuf};
@@ -62,8 +62,6 @@ pub struct Start {
     pub(crate) from_scratch: bool,
     /// Is a training graph wanted?
     pub(crate) trains: bool,
-    /// The output whose head is replaced; `None`: the only float one.
-    pub(crate) output: Option<String>,
     /// Do a weight and its stored transpose train each by itself?
     pub(crate) untied: bool,
 }
@@ -71,8 +69,9 @@ pub struct Start {
 /// What was asked for of the training graph.
 #[derive(Clone, Debug)]
 pub struct TrainingRequest {
-    /// The loss; `None`: by evidence in the model.
-    pub(crate) loss: Option<LossKind>,
+    losses: LossRequest,
+    /// The graph that distillations learn from.
+    teacher: Option<Graph>,
     /// Is it an error if there can be no training graph? It is when any option of the training graph was given.
     pub(crate) required: bool,
     /// Where the state starts from.
@@ -84,24 +83,35 @@ pub struct TrainingRequest {
 }
 
 impl TrainingRequest {
-    /// The passes' options, with the loss that was chosen.
-    pub fn options(&self, loss: LossKind) -> TrainingOptions {
+    /// The passes' options, with the losses that were asked for or that the model gives evidence of. The error says why there is
+    /// no evidence.
+    pub fn options(&self, g: &Graph) -> Result<TrainingOptions, String> {
         let mut o = self.options.clone();
-        o.loss.kind = loss;
-        o
+        self.losses.choose(g, &mut o, self.teacher.as_ref(), None)?;
+        Ok(o)
     }
 
-    /// The loss that was asked for, or the one that the model gives evidence of. The error says why there is no evidence.
-    pub fn choose_loss(&self, g: &Graph) -> Result<LossKind, String> {
-        match self.loss {
-            Some(kind) => Ok(kind),
-            None => auto_loss::choose(g, self.output()).map_err(|e| sentence(&e, e.hint())),
-        }
+    /// The options with a loss in place of what evidence decides.
+    pub fn options_with(&self, g: &Graph, loss: LossKind) -> Result<TrainingOptions, String> {
+        let mut o = self.options.clone();
+        self.losses.choose(g, &mut o, self.teacher.as_ref(), Some(loss))?;
+        Ok(o)
     }
 
-    /// The output that the loss reads, if one was named.
-    pub fn output(&self) -> Option<&str> {
-        self.options.output.as_deref()
+    /// Is the loss chosen by evidence in the model?
+    pub fn is_auto(&self) -> bool {
+        self.losses.is_auto()
+    }
+
+    /// The output that the first loss reads, if one was named.
+    pub fn output(&self, g: &Graph) -> Option<String> {
+        self.losses.output(g)
+    }
+
+    /// Reads the teacher, if there is one beside the model. `source` is the model as it was before anything changed it.
+    pub(crate) fn read_teacher(&mut self, source: &Graph) -> Result<(), Failure> {
+        self.teacher = self.losses.teacher(source)?;
+        Ok(())
     }
 }
 
@@ -122,15 +132,14 @@ impl TryFrom<&RewriteArgs> for RewriteConfig {
                 classes: a.classes,
                 reinit: a.reinit,
                 from_scratch: a.reinit.is_some() || a.preset == Some(Preset::Paper),
-                trains: !(a.no_train || a.training.loss == Some(LossChoice::None)),
-                output: a.training.output.clone(),
+                trains: !a.no_train && a.training.losses.train(),
                 untied: a.training.untied,
             },
             batch,
             route: route(a)?,
             adapters: adapters(a)?,
             opset: a.opset,
-            training: if a.no_train || a.training.loss == Some(LossChoice::None) { None } else { Some(training(a)?) },
+            training: if a.no_train || !a.training.losses.train() { None } else { Some(training(a)?) },
             target: a.target.unwrap_or(&target::CPU),
             debugging: debugging(a)?,
             verify: verification(a, &dims),
@@ -244,21 +253,9 @@ fn training(a: &RewriteArgs) -> Result<TrainingRequest, Failure> {
     optimizer.clip_norm = a.training.clip_norm;
     optimizer.accumulate = a.training.accumulate.unwrap_or(optimizer.accumulate);
     optimizer.router_lr_scale = a.training.router_lr_scale.unwrap_or(optimizer.router_lr_scale);
-    let loss = match a.training.loss {
-        Some(LossChoice::Kind(kind)) => Some(kind),
-        _ => None,
-    };
-    // Where evidence decides, `TrainingRequest::options` fills in the kind.
-    let mut loss_options = LossOptions::of(loss.unwrap_or(LossKind::CrossEntropy));
-    loss_options.sum = a.training.reduction == Some(Reduction::Sum);
-    loss_options.smoothing = a.training.label_smoothing.unwrap_or(loss_options.smoothing);
-    // PyTorch's default.
-    loss_options.ignore_index = Some(a.training.ignore_index.unwrap_or(-100));
-    loss_options.huber_delta = a.training.huber_delta.unwrap_or(loss_options.huber_delta);
-    loss_options.labels = a.training.labels.clone();
-    loss_options.class_axis = a.training.class_axis;
-    let mut options = TrainingOptions::of(loss_options, optimizer);
-    options.output = a.training.output.clone();
+    optimizer.groups = groups(&a.training.group);
+    // The losses are filled in when the model is known.
+    let mut options = TrainingOptions::of(LossOptions::of(LossKind::CrossEntropy), optimizer);
     options.trainable.exactly = exactly;
     options.trainable.also = a.training.trainable.clone();
     options.trainable.frozen = a.training.frozen.clone();
@@ -272,13 +269,19 @@ fn training(a: &RewriteArgs) -> Result<TrainingRequest, Failure> {
     options.bn_momentum = a.training.bn_momentum;
     options.target = a.target.unwrap_or(&target::CPU);
     Ok(TrainingRequest {
-        loss,
+        losses: LossRequest::new(&a.training.losses)?,
+        teacher: None,
         required: a.training.are_given() || a.lora.is_some(),
         state: a.training.state.unwrap_or(StateFrom::Init),
         evaluation: a.training.eval_graph,
         inference: a.training.infer_graph,
         options,
     })
+}
+
+fn groups(given: &[GroupArg]) -> Vec<ParameterGroup> {
+    let group = |g: &GroupArg| ParameterGroup { pattern: g.pattern.clone(), lr_scale: g.lr.unwrap_or(1.0), decay: g.decay };
+    given.iter().map(group).collect()
 }
 
 fn fixed(given: &[String]) -> Result<Vec<(String, i64)>, Failure> {
@@ -330,13 +333,15 @@ fn check_numbers(a: &RewriteArgs) -> Result<(), Failure> {
     let divisor: (Condition, _) = (|v| v >= f32::MIN_POSITIVE.into() && v.is_finite(), "a number above 0");
     for (name, value, (holds, what)) in [
         ("tau", a.tau.map(f64::from), divisor),
-        ("label-smoothing", a.training.label_smoothing, below_one),
+        ("label-smoothing", a.training.losses.label_smoothing, below_one),
         ("momentum", a.training.momentum, below_one),
         ("beta1", a.training.beta1, below_one),
         ("beta2", a.training.beta2, below_one),
         ("weight-decay", a.training.weight_decay, not_negative),
         ("eps", a.training.eps, not_negative),
-        ("huber-delta", a.training.huber_delta, positive),
+        ("huber-delta", a.training.losses.huber_delta, positive),
+        ("focal-gamma", a.training.losses.focal_gamma, not_negative),
+        ("dice-smooth", a.training.losses.dice_smooth, not_negative),
         ("clip-norm", a.training.clip_norm, positive),
         ("router-lr-scale", a.training.router_lr_scale, not_negative),
         ("atol", a.atol, not_negative),
@@ -352,10 +357,8 @@ fn check_numbers(a: &RewriteArgs) -> Result<(), Failure> {
     if a.trials == Some(0) {
         return Err(Failure::input("--trials 0 compares nothing").help("--verify none leaves verification out"));
     }
-    for (name, value) in [("labels", &a.training.labels), ("output", &a.training.output)] {
-        if value.as_deref() == Some("") {
-            return Err(Failure::input(format!("--{name} needs a name")));
-        }
+    if a.training.losses.output.as_deref() == Some("") {
+        return Err(Failure::input("--output needs a name"));
     }
     Ok(())
 }
@@ -369,6 +372,9 @@ fn check_combinations(a: &RewriteArgs) -> Result<(), Failure> {
     if a.training.nesterov && a.training.momentum.unwrap_or(0.0) == 0.0 {
         return Err(Failure::input("--nesterov needs --momentum"));
     }
+    if !a.training.losses.train() && (a.training.losses.loss.len() > 1 || a.training.losses.distill.is_some()) {
+        return Err(Failure::input("--loss none asks for no training graph, and there are other losses"));
+    }
     if a.require_equivalent && a.verify == Some(VerifyArg::None) {
         return Err(Failure::input("--require-equivalent asks for what --verify none leaves out"));
     }
@@ -377,31 +383,35 @@ fn check_combinations(a: &RewriteArgs) -> Result<(), Failure> {
 
 /// Lists the options that were given and have no effect beside the others, each with what it belongs to.
 fn without_effect(a: &RewriteArgs) -> Vec<String> {
-    let loss = a.training.loss.unwrap_or(LossChoice::Auto);
-    let classes = match loss {
-        LossChoice::Auto => true,
-        LossChoice::Kind(kind) => kind.takes_labels(),
-        LossChoice::None => false,
-    };
+    let losses = &a.training.losses;
+    let classes = losses.may_be(LossKind::takes_labels);
+    let axes = losses.may_be(LossKind::has_classes) || losses.distill.is_some();
+    let smooth = losses.may_be(|k| matches!(k, LossKind::CrossEntropy | LossKind::NextToken));
+    let asked = |kinds: &[LossKind]| losses.loss.iter().any(|l| kinds.iter().any(|k| l.choice == LossChoice::Kind(*k)));
+    use LossKind::{BinaryDice, BinaryFocal, Dice, Focal, Huber, SmoothL1};
     let optimizer = a.training.optimizer.unwrap_or(OptimizerKind::AdamW);
     let adam = matches!(optimizer, OptimizerKind::AdamW | OptimizerKind::Adam);
     let updates = optimizer != OptimizerKind::None;
     let softmax = a.parametrization.is_none_or(|p| matches!(p, Rule::Softmax | Rule::Gated));
-    let trains = !a.no_train && loss != LossChoice::None;
+    let trains = !a.no_train && losses.train();
     let verifies = a.verify != Some(VerifyArg::None);
     [
         ("--tau", a.tau.is_some() && !softmax, "--parametrization softmax or gated"),
-        ("--ignore-index", a.training.ignore_index.is_some() && !classes, "--loss cross-entropy or next-token"),
-        ("--class-axis", a.training.class_axis.is_some() && !classes, "--loss cross-entropy or next-token"),
+        ("--ignore-index", losses.ignore_index.is_some() && !classes, "--loss cross-entropy or next-token"),
+        ("--class-weights", losses.class_weights.is_some() && !classes, "--loss cross-entropy, next-token, focal or dice"),
+        ("--class-axis", losses.class_axis.is_some() && !axes, "--loss cross-entropy or next-token"),
+        ("--focal-gamma", losses.focal_gamma.is_some() && !asked(&[Focal, BinaryFocal]), "--loss focal"),
+        ("--dice-smooth", losses.dice_smooth.is_some() && !asked(&[Dice, BinaryDice]), "--loss dice"),
         ("--bn-momentum", a.training.bn_momentum.is_some() && a.training.frozen_bn, "batch normalisation that trains"),
-        ("--label-smoothing", a.training.label_smoothing.is_some() && !classes, "--loss cross-entropy or next-token"),
-        ("--huber-delta", a.training.huber_delta.is_some() && loss != LossChoice::Kind(LossKind::Huber), "--loss huber"),
+        ("--label-smoothing", losses.label_smoothing.is_some() && !smooth, "--loss cross-entropy or next-token"),
+        ("--huber-delta", losses.huber_delta.is_some() && !asked(&[Huber, SmoothL1]), "--loss huber"),
         ("--beta1", a.training.beta1.is_some() && !adam, "--optimizer adamw or adam"),
         ("--beta2", a.training.beta2.is_some() && !adam, "--optimizer adamw or adam"),
         ("--eps", a.training.eps.is_some() && !adam, "--optimizer adamw or adam"),
         ("--weight-decay", a.training.weight_decay.is_some() && !updates, "an optimizer"),
         ("--clip-norm", a.training.clip_norm.is_some() && !updates, "an optimizer"),
         ("--accumulate", a.training.accumulate.is_some() && !updates, "an optimizer"),
+        ("--group", !a.training.group.is_empty() && !updates, "an optimizer"),
         ("--router-lr-scale", a.training.router_lr_scale.is_some() && !updates, "an optimizer"),
         ("what was said of the training graph", a.training.are_given() && !trains, "a run that writes one"),
         ("--trials", a.trials.is_some() && !verifies, "a --verify other than none"),

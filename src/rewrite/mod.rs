@@ -3,6 +3,7 @@
 mod adapters;
 mod batch;
 pub mod config;
+mod losses;
 mod opening;
 pub mod report;
 mod start;
@@ -149,7 +150,12 @@ pub fn rewrite(a: &RewriteArgs) -> Result<Rewritten, Failure> {
             "the file was exported in training mode: {quietened} dropout and batch normalisation nodes are in evaluation mode in the forward graph, which is compared with the source in that mode"
         ));
     }
-    let changed = start::change(&config.start, model, &mut source, &mut notices)? || quietened > 0 || inlined;
+    if let Some(training) = &mut config.training {
+        training.read_teacher(&source)?;
+    }
+    let read = config.training.as_ref().and_then(|t| t.output(&source)).or_else(|| a.training.losses.output.clone());
+    let changed = start::change(&config.start, read.as_deref(), model, &mut source, &mut notices)?;
+    let changed = changed || quietened > 0 || inlined;
     clock.lap("parse");
     let rebuilt = match config.batch {
         BatchRequest::Both(to) => batch::rebuild_source(to, model, &mut source, config.verify.as_ref(), &mut notices)?,

@@ -7,6 +7,7 @@ use crate::rewrite::batch::BatchFacts;
 use crate::rewrite::opening;
 use crate::rewrite::verification::{self, Verification};
 use ancre_passes::analysis::report as structure;
+use ancre_passes::contract::LossRecord;
 use ancre_passes::ir::{Form, Graph, RouterSpec, Scope};
 use ancre_passes::placement::Fallback;
 use serde_json::{Map, Value, json};
@@ -30,7 +31,10 @@ pub fn json(o: &Rewritten) -> Value {
         .collect();
     let training = match &o.training {
         Ok(t) => {
-            json!({"loss": t.loss, "optimizer": t.optimizer, "batch": t.batch, "target": t.training.cx.target, "class_axis": t.training.cx.class_axis, "batch_change": t.rebuilt.as_ref().or(o.rebuilt.as_ref()).map(BatchFacts::json), "dropout": t.training.cx.dropouts.len(), "trainable": t.training.cx.trainable, "tied": o.ties,
+            let losses = t.losses();
+            let first = losses.first();
+            let names: Vec<&str> = losses.iter().map(|l| l.kind.as_str()).collect();
+            json!({"loss": names.join(" + "), "losses": losses, "optimizer": t.optimizer, "batch": t.batch, "target": first.and_then(|l| l.target.clone()), "class_axis": first.and_then(|l| l.class_axis), "batch_change": t.rebuilt.as_ref().or(o.rebuilt.as_ref()).map(BatchFacts::json), "dropout": t.training.cx.dropouts.len(), "trainable": t.training.cx.trainable, "tied": o.ties,
                    "frozen": t.training.cx.frozen.iter().map(|(n, _)| n).collect::<Vec<_>>()})
         }
         Err(why) => json!({"reason": why}),
@@ -178,18 +182,20 @@ fn verified_text(out: &mut Lines, o: &Rewritten, v: &Verification, verbose: bool
 fn training_text(out: &mut Lines, o: &Rewritten, verbose: bool) {
     let Ok(t) = &o.training else { return };
     let auto = if t.auto { " (by the model's form)" } else { "" };
-    let axis = t.training.cx.class_axis.map_or(String::new(), |axis| format!(", classes on axis {axis}"));
     let s = if t.training.cx.trainable.len() == 1 { "" } else { "s" };
     put!(
         out,
         "trains",
-        "{} tensor{s} with {}, loss {}{auto} on `{}`{axis}; {} float tensors stay fixed",
+        "{} tensor{s} with {}, loss {}; {} float tensors stay fixed",
         t.training.cx.trainable.len(),
         t.optimizer,
-        t.loss,
-        t.training.cx.target,
+        loss_text(&t.losses(), auto),
         t.training.cx.frozen.len()
     );
+    for group in t.training.cx.groups() {
+        let decay = group.weight_decay.map_or(String::new(), |d| format!(", decay {d}"));
+        put!(out, "", "{} of them by `{}`: lr * {}{decay}", group.tensors.len(), group.pattern, group.lr_scale);
+    }
     for tie in o.ties.iter().filter(|tie| t.training.cx.trainable.contains(&tie.name)) {
         put!(out, "", "`{}` and its transpose `{}` are one parameter (--untied: two)", tie.name, tie.transposed);
     }
@@ -204,6 +210,20 @@ fn training_text(out: &mut Lines, o: &Rewritten, verbose: bool) {
     if !t.training.cx.dropouts.is_empty() {
         put!(out, "", "{} dropouts are active, their masks a function of the step", t.training.cx.dropouts.len());
     }
+}
+
+/// One loss with its target, or several with the outputs that they read.
+fn loss_text(losses: &[LossRecord], auto: &str) -> String {
+    let axis = |l: &LossRecord| l.class_axis.map_or(String::new(), |axis| format!(", classes on axis {axis}"));
+    let on = |l: &LossRecord| l.target.as_ref().map_or(String::new(), |target| format!(" on `{target}`"));
+    if let [one] = losses {
+        return format!("{}{auto}{}{}", one.kind, on(one), axis(one));
+    }
+    let each = losses.iter().map(|l| {
+        let weight = l.weight.filter(|w| *w != 1.0).map_or(String::new(), |w| format!("{w} * "));
+        format!("{weight}{} of `{}`{}", l.kind, l.output.as_deref().unwrap_or_default(), on(l))
+    });
+    each.collect::<Vec<_>>().join(" + ")
 }
 
 fn batch_text(out: &mut Lines, b: &BatchFacts, whose: &str) {

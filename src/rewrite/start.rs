@@ -12,7 +12,14 @@ use std::path::Path;
 
 /// Applies `--classes` and `--reinit`; says whether anything was asked for. Fails when there is no classifier to replace, or
 /// something after it depends on the number of classes.
-pub(super) fn change(start: &Start, model: &Path, g: &mut Graph, notices: &mut Vec<String>) -> Result<bool, Failure> {
+/// `output` is that whose head is replaced; `None`: the only float one.
+pub(super) fn change(
+    start: &Start,
+    output: Option<&str>,
+    model: &Path,
+    g: &mut Graph,
+    notices: &mut Vec<String>,
+) -> Result<bool, Failure> {
     if start.from_scratch || start.trains {
         notices.extend(lost_normalisation(g, start.from_scratch));
     }
@@ -22,8 +29,7 @@ pub(super) fn change(start: &Start, model: &Path, g: &mut Graph, notices: &mut V
     let fail = |e: String| Failure::input(e).at(model);
     let mut fresh = Fresh { all: start.reinit.is_some(), tensors: Vec::new() };
     if let Some(n) = start.classes {
-        let output =
-            loss_output(g, start.output.as_deref()).map_err(|e| fail(format!("--classes: {}", sentence(&e, e.hint()))))?;
+        let output = loss_output(g, output).map_err(|e| fail(format!("--classes: {}", sentence(&e, e.hint()))))?;
         let done = classes::replace_classifier(g, output, n as i64, start.reinit.unwrap_or(0))
             .map_err(|e| fail(format!("--classes: {e}")))?;
         notices.push(format!(

@@ -7,7 +7,7 @@ use crate::io::tensor::NpTensor;
 use crate::rewrite::batch::{self, BatchFacts, dim_json};
 use crate::rewrite::config::{RewriteConfig, TrainingRequest};
 use ancre_passes::analysis::quantised::find_quantised;
-use ancre_passes::contract::{AdaptersRecord, Record, StateFrom, States};
+use ancre_passes::contract::{AdaptersRecord, LossRecord, Record, StateFrom, States};
 use ancre_passes::ir::{Graph, Rule};
 use ancre_passes::pipeline::training::Training;
 use ancre_passes::pipeline::{Debugging, PassError, PassManager};
@@ -28,7 +28,6 @@ pub struct TrainingFiles {
     /// The model with its state as inputs.
     pub(crate) inference: Option<Graph>,
     pub(crate) first: FirstState,
-    pub(crate) loss: &'static str,
     /// Was the loss chosen by evidence in the model?
     pub(crate) auto: bool,
     pub(crate) optimizer: &'static str,
@@ -38,6 +37,13 @@ pub struct TrainingFiles {
     pub(crate) rebuilt: Option<BatchFacts>,
     /// Nodes without a CUDA kernel.
     pub(crate) fallbacks: Vec<placement::Fallback>,
+}
+
+impl TrainingFiles {
+    /// The losses, in order.
+    pub(crate) fn losses(&self) -> Vec<LossRecord> {
+        self.training.cx.record().map(|first| first.all()).unwrap_or_default()
+    }
 }
 
 /// Where the first state lies.
@@ -72,8 +78,8 @@ pub fn build(
                 "the model is quantised ({site}); it can be inspected and routed, not trained: train the float model and quantise the result"
             )));
         }
-        let mut o = match asked.choose_loss(&routed) {
-            Ok(loss) => asked.options(loss),
+        let mut o = match asked.options(&routed) {
+            Ok(o) => o,
             Err(why) => return Ok(Err(other_obstacle(&routed, asked).unwrap_or(why))),
         };
         let rebuilt = any_batch(notices);
@@ -133,8 +139,8 @@ pub fn build(
             Current::Fixed(n) => json!(n),
             Current::Dynamic(d) => dim_json(&d),
         });
-        let (loss, auto, optimizer) = (o.loss.kind.name(), asked.loss.is_none(), o.optimizer.kind.name());
-        Ok(Ok(TrainingFiles { training, evaluation, inference, first, loss, auto, optimizer, batch, rebuilt, fallbacks }))
+        let (auto, optimizer) = (asked.is_auto(), o.optimizer.kind.name());
+        Ok(Ok(TrainingFiles { training, evaluation, inference, first, auto, optimizer, batch, rebuilt, fallbacks }))
     };
     let built = attempt()?;
     if let Err(why) = &built {
@@ -160,11 +166,12 @@ pub fn build(
 
 /// What would still be in the way if the user chose a loss.
 fn other_obstacle(routed: &Graph, asked: &TrainingRequest) -> Option<String> {
-    if asked.loss.is_some() {
+    if !asked.is_auto() {
         return None;
     }
+    let instead = asked.options_with(routed, LossKind::Mse).ok()?;
     let debugging = Debugging { stop_after: Some("differentiate".into()), ..Debugging::default() };
-    match PassManager::new(debugging, &|_| ()).training_graph(routed.clone(), &asked.options(LossKind::Mse)) {
+    match PassManager::new(debugging, &|_| ()).training_graph(routed.clone(), &instead) {
         // Another loss may fit where this one does not.
         Ok(_) | Err(PassError::Stopped(_) | PassError::Loss(_)) => None,
         Err(e) => Some(sentence(&e, e.hint())),

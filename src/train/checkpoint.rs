@@ -55,7 +55,7 @@ struct Header<'a> {
 }
 
 /// Sums over batches, from which means are made.
-#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize, PartialEq)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, PartialEq)]
 pub(super) struct Sums {
     /// Loss times weight.
     pub(super) loss: f64,
@@ -64,6 +64,9 @@ pub(super) struct Sums {
     pub(super) right: u64,
     pub(super) predictions: u64,
     pub(super) samples: u64,
+    /// The same of each of several losses; its samples are none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) terms: Vec<Sums>,
 }
 
 impl AddAssign for Sums {
@@ -73,6 +76,8 @@ impl AddAssign for Sums {
         self.right += more.right;
         self.predictions += more.predictions;
         self.samples += more.samples;
+        self.terms.resize_with(self.terms.len().max(more.terms.len()), Sums::default);
+        self.terms.iter_mut().zip(more.terms).for_each(|(own, more)| *own += more);
     }
 }
 

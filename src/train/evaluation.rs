@@ -4,8 +4,8 @@
 //! graph without its gradients, where nothing in it behaves otherwise in training; one made of the forward graph beside it.
 
 use super::checkpoint::Sums;
-use super::graph::TrainingGraph;
-use super::metrics::{Batch, Tally};
+use super::graph::{Term, TrainingGraph};
+use super::metrics::{Batch, Seats, Tally};
 use crate::cli::Metric;
 use crate::engine::ort::device::Device;
 use crate::engine::ort::stepper::{DeviceState, Stepper};
@@ -15,12 +15,12 @@ use crate::error::{Failure, sentence};
 use crate::io::files;
 use crate::rewrite;
 use crate::verify::undefined;
-use ancre_passes::contract::StateKind;
+use ancre_passes::contract::{self, StateKind};
 use ancre_passes::ir::{DType, Graph, Kind, TensorType, ValueId};
 use ancre_passes::onnx;
 use ancre_passes::pipeline::PassManager;
 use ancre_passes::pipeline::training::TrainingOptions;
-use ancre_passes::transform::loss::LossOptions;
+use ancre_passes::transform::loss::{ClassWeights, LossOptions};
 use ancre_passes::transform::optimizer::{OptimizerKind, OptimizerOptions};
 use ancre_passes::transform::{eliminate, rebatch, separate};
 use indexmap::IndexMap;
@@ -30,6 +30,7 @@ use std::path::Path;
 /// A session that evaluates a state.
 pub(super) struct Evaluator {
     stepper: Stepper,
+    seats: Seats,
     /// Where its graph comes from.
     pub(super) origin: String,
     /// The batch, if the graph fixes it.
@@ -86,14 +87,20 @@ impl Evaluator {
     }
 
     fn new(t: &TrainingGraph, g: &Graph, session: OrtSession, device: Device, origin: String) -> Result<Evaluator, Failure> {
-        let target = g.find(&t.loss.target);
-        let batch = target.and_then(|v| g.value(v).ty.shape.as_ref()?.first()?.known()).map(|n| n as usize);
+        let first = t.wanted.targets.first().map(|target| &target.slot).or(t.wanted.inputs.first());
+        let batch = first
+            .and_then(|slot| g.find(&slot.name))
+            .and_then(|v| g.value(v).ty.shape.as_ref()?.first()?.known())
+            .map(|n| n as usize);
         let loss = g.outputs().first().map(|o| g.name(o.value).to_string()).unwrap_or_default();
         let mut read = vec![loss.as_str()];
-        let output = t.scores.as_ref().map(|s| s.output.as_str()).or(t.loss.output.as_deref());
-        read.extend(output.filter(|o| session.outputs().any(|name| name == *o)));
+        let given: HashSet<&str> = session.outputs().collect();
+        let seats = Seats::of(t, &mut read, |term| {
+            let output = term.scores.as_ref().map(|s| s.output.as_str()).or(term.record.output.as_deref());
+            output.filter(|o| given.contains(o))
+        });
         let (stepper, _) = Stepper::new(session, device, &IndexMap::new(), &read).map_err(cannot)?;
-        Ok(Evaluator { stepper, origin, batch, tally: Tally::default() })
+        Ok(Evaluator { stepper, seats, origin, batch, tally: Tally::default() })
     }
 
     /// Adds a batch's figures under a state.
@@ -104,12 +111,13 @@ impl Evaluator {
         state: &mut DeviceState,
         m: &mut Sums,
     ) -> Result<(), Failure> {
+        let feeds = &t.with_constants(feeds.clone());
         let read = self.stepper.step(feeds, state).map_err(cannot)?;
         let loss = read[0].number();
         if let Some(what) = if loss.is_finite() { None } else { undefined::fed(feeds) } {
             return Err(Failure::check(format!("the loss in evaluation is {loss}: {what}")).help(MEND));
         }
-        let batch = Batch { loss, scores: read.get(1), labels: feeds.get(&t.loss.target) };
+        let batch = Batch { loss, read: &read, seats: &self.seats, feeds };
         m.add(&batch, t);
         self.tally.add(&batch, t);
         Ok(())
@@ -132,7 +140,8 @@ fn check_fits(t: &TrainingGraph, g: &Graph) -> Result<(), Failure> {
             Kind::Op(_) => false,
         })
     };
-    let fed: HashSet<&str> = t.wanted.slots().map(|s| s.name.as_str()).collect();
+    let fed: HashSet<&str> =
+        t.wanted.slots().map(|s| s.name.as_str()).chain(t.constants.keys().map(String::as_str)).collect();
     let states: HashSet<&str> = t.states.iter().map(|s| s.input.as_str()).collect();
     let unknown = g.required_inputs().map(|v| g.name(v)).find(|n| !fed.contains(n) && !states.contains(n));
     if let Some(name) = unknown {
@@ -160,10 +169,17 @@ fn behaves_otherwise(t: &TrainingGraph) -> Option<&'static str> {
     g.ancestors(read.iter().map(|v| v.node)).contains(&counter.node).then_some("draws dropout masks")
 }
 
-/// The loss and the scores.
+/// The loss, and of each loss the scores and its value.
 fn read_outputs(t: &TrainingGraph) -> Vec<ValueId> {
-    let names = [Some(&t.loss_output), t.scores.as_ref().map(|s| &s.output)];
-    names.into_iter().flatten().filter_map(|n| t.graph.find(n)).collect()
+    let of = |term: &'_ Term| [term.scores.as_ref().map(|s| s.output.clone()), term.record.value.clone()];
+    let names = std::iter::once(t.loss_output.clone()).chain(t.losses.iter().flat_map(of).flatten());
+    let mut values: Vec<ValueId> = Vec::new();
+    for v in names.filter_map(|n| t.graph.find(&n)) {
+        if !values.contains(&v) {
+            values.push(v);
+        }
+    }
+    values
 }
 
 /// The training graph's forward half. Its state is always fed, so that no second copy of it is held.
@@ -192,16 +208,36 @@ fn of_forward(t: &TrainingGraph, forward: &Path) -> Result<Graph, String> {
     let names = t.states.iter().filter(|s| deployed(s.kind)).map(|s| s.input.as_str());
     separate::separate_in_forward(&mut g, names)
         .map_err(|missing| format!("it has no `{}`, which the training graph trains", missing[0]))?;
-    let mut loss = LossOptions::of(t.loss_kind);
-    loss.sum = t.loss.reduction == "sum";
-    loss.smoothing = t.loss.label_smoothing;
-    loss.ignore_index = t.loss.ignore_index;
-    loss.huber_delta = t.loss.huber_delta.unwrap_or(loss.huber_delta);
-    loss.labels = Some(t.loss.target.clone());
-    loss.class_axis = t.loss.class_axis.map(|axis| axis as i64);
-    let mut o = TrainingOptions::of(loss, OptimizerOptions::of(OptimizerKind::None));
-    o.output = t.loss.output.clone();
+    if t.losses.iter().any(|term| term.kind.has_teacher()) {
+        return Err("a distillation's teacher is in the training graph alone".into());
+    }
+    let mut losses: Vec<LossOptions> = t.losses.iter().map(options).collect();
+    let mut o = TrainingOptions::of(losses.remove(0), OptimizerOptions::of(OptimizerKind::None));
+    o.more = losses;
     // The forward graph may have a batch of 1 where the training graph takes any.
     o.batch = rebatch::possible(&g);
     PassManager::default().evaluation_graph(g, &t.states, &o).map_err(|e| sentence(&e, e.hint()))
+}
+
+/// The options of a loss that a graph records.
+fn options(term: &Term) -> LossOptions {
+    let record = &term.record;
+    let mut loss = LossOptions::of(term.kind);
+    loss.sum = record.reduction == "sum";
+    loss.smoothing = record.label_smoothing;
+    loss.ignore_index = record.ignore_index;
+    loss.huber_delta = record.huber_delta.unwrap_or(loss.huber_delta);
+    loss.labels = record.target.clone();
+    loss.class_axis = record.class_axis.map(|axis| axis as i64);
+    loss.output = record.output.clone();
+    loss.weight = record.weight.unwrap_or(loss.weight);
+    loss.gamma = record.focal_gamma.unwrap_or(loss.gamma);
+    loss.dice_smooth = record.dice_smooth.unwrap_or(loss.dice_smooth);
+    loss.mask = record.mask.clone();
+    loss.class_weights = match &record.class_weights {
+        None => loss.class_weights,
+        Some(contract::ClassWeights::Given(all)) => ClassWeights::Given(all.clone()),
+        Some(contract::ClassWeights::Fed(_)) => ClassWeights::Fed,
+    };
+    loss
 }

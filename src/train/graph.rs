@@ -30,6 +30,21 @@ pub(super) struct Scores {
     pub(super) shifted: bool,
 }
 
+/// One of a graph's losses.
+pub(super) struct Term {
+    pub(super) record: LossRecord,
+    pub(super) kind: LossKind,
+    /// The class scores, if its target is a label.
+    pub(super) scores: Option<Scores>,
+}
+
+impl Term {
+    /// Its name among several: its output.
+    pub(super) fn name(&self) -> &str {
+        self.record.value.as_deref().unwrap_or(&self.record.kind)
+    }
+}
+
 /// What the loop needs to know of a training graph.
 pub struct TrainingGraph {
     pub(super) path: PathBuf,
@@ -37,8 +52,10 @@ pub struct TrainingGraph {
     pub(super) hash: String,
     pub(super) graph: Graph,
     pub(super) states: Vec<StateRecord>,
-    pub(super) loss: LossRecord,
-    pub(super) loss_kind: LossKind,
+    /// Its losses, in order; `loss` is their weighted sum.
+    pub(super) losses: Vec<Term>,
+    /// What every step is fed besides data, state and rate: weights of classes.
+    pub(super) constants: Tensors,
     pub(super) optimizer: String,
     pub(super) router: Option<RouterRecord>,
     /// Tensors that the main job made anew.
@@ -49,8 +66,6 @@ pub struct TrainingGraph {
     pub(super) loss_output: String,
     /// Output of the gradients' norm.
     pub(super) norm_output: String,
-    /// The class scores, if the target is a label.
-    pub(super) scores: Option<Scores>,
     /// What data it takes.
     pub wanted: Wanted,
 }
@@ -77,8 +92,6 @@ impl TrainingGraph {
             return Err(Failure::input("was emitted with --optimizer none and makes no updates")
                 .help("rewrite the model with --optimizer adamw, adam or sgd"));
         }
-        let loss_kind = LossKind::of_name(&loss.kind)
-            .ok_or_else(|| Failure::input(format!("its loss `{}` is unknown to this version", loss.kind)))?;
         // Where the model uses a name itself, ours begins with `ancre.`.
         let inputs: Vec<&str> = graph.inputs().iter().map(|n| graph.name(graph.result(*n, 0))).collect();
         let outputs: Vec<&str> = graph.outputs().iter().map(|o| graph.name(o.value)).collect();
@@ -90,8 +103,15 @@ impl TrainingGraph {
         };
         let (lr, loss_output) = (ours("lr", &inputs)?, ours("loss", &outputs)?);
         let norm_output = ours("grad_norm", &outputs)?;
-        let scores = find_scores(&graph, &loss, loss_kind, &[&loss_output, &norm_output], &states);
-        let wanted = Wanted::of(&graph, scores.as_ref().and_then(|s| s.classes))?;
+        let mut losses = Vec::new();
+        for record in loss.all() {
+            let kind = LossKind::of_name(&record.kind)
+                .ok_or_else(|| Failure::input(format!("its loss `{}` is unknown to this version", record.kind)))?;
+            let scores = find_scores(&graph, &record, kind, &[&loss_output, &norm_output], &states);
+            losses.push(Term { record, kind, scores });
+        }
+        let classes = |t: &Term| t.scores.as_ref().and_then(|s| s.classes);
+        let wanted = Wanted::of(&graph, &losses.iter().map(|t| (&t.record, classes(t))).collect::<Vec<_>>())?;
         let router = RouterRecord::read(&graph).map_err(unread)?;
         let fresh = Fresh::read(&graph).map_err(unread)?.unwrap_or_default();
         let adapters = AdaptersRecord::read(&graph).map_err(unread)?;
@@ -101,8 +121,8 @@ impl TrainingGraph {
             path,
             hash,
             states,
-            loss,
-            loss_kind,
+            losses,
+            constants: Tensors::new(),
             optimizer,
             router,
             fresh,
@@ -110,7 +130,6 @@ impl TrainingGraph {
             lr,
             loss_output,
             norm_output,
-            scores,
             wanted,
             graph,
         })
@@ -144,9 +163,26 @@ impl TrainingGraph {
     }
 
     /// What a step is fed, with a learning rate.
-    pub(super) fn with_rate(&self, mut feeds: Tensors, lr: f64) -> Tensors {
+    pub(super) fn with_rate(&self, feeds: Tensors, lr: f64) -> Tensors {
+        let mut feeds = self.with_constants(feeds);
         feeds.extend(NpTensor::from_f64s(DType::F32, &[], &[lr]).map(|v| (self.lr.clone(), v)));
         feeds
+    }
+
+    /// What an evaluation is fed.
+    pub(super) fn with_constants(&self, mut feeds: Tensors) -> Tensors {
+        feeds.extend(self.constants.iter().map(|(name, t)| (name.clone(), t.clone())));
+        feeds
+    }
+
+    /// The only loss, if there is no other.
+    pub(super) fn single(&self) -> Option<&Term> {
+        if let [one] = &self.losses[..] { Some(one) } else { None }
+    }
+
+    /// The losses in a few words.
+    pub(super) fn losses_text(&self) -> String {
+        self.losses.iter().map(|t| t.record.kind.as_str()).collect::<Vec<_>>().join(" + ")
     }
 
     /// The value that the file gives a state tensor.
@@ -181,7 +217,7 @@ fn find_scores(g: &Graph, loss: &LossRecord, kind: LossKind, ours: &[&str], stat
     if !kind.takes_labels() {
         return None;
     }
-    let target = g.find(&loss.target)?;
+    let target = g.find(loss.target.as_deref()?)?;
     let labels = g.value(target).ty.shape.as_ref()?;
     let rank = labels.len() + 1;
     let is_model = |o: &&Output| {

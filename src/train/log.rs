@@ -10,7 +10,7 @@ use std::io::{BufRead, BufReader, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 /// A line of the log.
-#[derive(Clone, Debug, Serialize, PartialEq)]
+#[derive(Clone, Debug, Default, Serialize, PartialEq)]
 pub(super) struct Entry {
     /// Steps done with this one.
     pub(super) step: u64,
@@ -33,6 +33,17 @@ pub(super) struct Entry {
     /// The router's weights that the step began with, every so many steps: `[{"id", "K", "columns", "weights"}]`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) topology: Option<Value>,
+    /// Each of several losses, by name.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub(super) losses: BTreeMap<String, f64>,
+    /// Accuracies by output, where several losses have labels.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub(super) accuracies: BTreeMap<String, f64>,
+    /// The same of the validation.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub(super) val_losses: BTreeMap<String, f64>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub(super) val_accuracies: BTreeMap<String, f64>,
     /// Validation loss, at the end of an epoch.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) val_loss: Option<f64>,
@@ -47,7 +58,7 @@ pub(super) struct Entry {
     pub(super) val_bits_per_byte: Option<f64>,
     /// Other figures of the validation, by name.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) val_metrics: Option<BTreeMap<&'static str, f64>>,
+    pub(super) val_metrics: Option<BTreeMap<String, f64>>,
     /// The loss jumped: step of the state that the run went back to.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) restored: Option<u64>,
@@ -120,13 +131,8 @@ mod tests {
             grad_norm: 1.0,
             seconds: 0.5,
             samples_per_second: 8.0,
-            topology: None,
-            val_loss: None,
             val_accuracy: (step == 4).then_some(0.5),
-            val_perplexity: None,
-            val_bits_per_byte: None,
-            val_metrics: None,
-            restored: None,
+            ..Entry::default()
         };
         let mut log = Log::open(&path, 0).unwrap();
         (1..=3).for_each(|s| log.add(&entry(s, 1.0)).unwrap());

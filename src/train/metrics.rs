@@ -2,45 +2,144 @@
 
 use super::checkpoint::Sums;
 use super::data::Dataset;
-use super::graph::{Scores, TrainingGraph};
+use super::graph::{Scores, Term, TrainingGraph};
 use crate::cli::Metric;
 use crate::engine::Tensors;
 use crate::engine::ort::stepper::Read;
 use crate::error::Failure;
 use crate::io::tensor::NpTensor;
+use ancre_passes::contract::ClassWeights;
+use ancre_passes::transform::loss::LossKind;
 use std::collections::BTreeMap;
 
-/// A batch's loss, scores and labels.
+/// Which outputs a session reads of a graph's losses, after those that every step reads.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Seats {
+    /// For each loss: where its output and its own value come back.
+    terms: Vec<(Option<usize>, Option<usize>)>,
+}
+
+impl Seats {
+    /// Adds to the outputs that are read: the values of several losses, and the outputs that `wanted` of a loss.
+    pub(super) fn of<'t>(
+        t: &'t TrainingGraph,
+        read: &mut Vec<&'t str>,
+        wanted: impl Fn(&'t Term) -> Option<&'t str>,
+    ) -> Seats {
+        let mut seat = |name: Option<&'t str>| {
+            let name = name?;
+            Some(read.iter().position(|n| *n == name).unwrap_or_else(|| {
+                read.push(name);
+                read.len() - 1
+            }))
+        };
+        let terms = t.losses.iter().map(|term| (seat(wanted(term)), seat(term.record.value.as_deref()))).collect();
+        Seats { terms }
+    }
+}
+
+/// What came back of a batch.
 pub(super) struct Batch<'a> {
     pub(super) loss: f64,
-    /// The class scores, where they are read.
-    pub(super) scores: Option<&'a Read>,
-    pub(super) labels: Option<&'a NpTensor>,
+    pub(super) read: &'a [Read],
+    pub(super) seats: &'a Seats,
+    pub(super) feeds: &'a Tensors,
+}
+
+impl Batch<'_> {
+    /// The output that a loss reads, if it came back, and the target it was fed.
+    fn of(&self, t: &TrainingGraph, i: usize) -> (Option<&Read>, Option<&NpTensor>) {
+        let output = self.seats.terms.get(i).and_then(|(output, _)| self.read.get((*output)?));
+        let target = t.losses.get(i).and_then(|term| self.feeds.get(term.record.target.as_deref()?));
+        (output, target)
+    }
+
+    /// The value of one of several losses.
+    fn value(&self, i: usize) -> Option<f64> {
+        self.seats.terms.get(i).and_then(|(_, value)| Some(self.read.get((*value)?)?.number()))
+    }
+
+    fn samples(&self, t: &TrainingGraph) -> usize {
+        let named = t.wanted.slots().filter(|s| s.batched).find_map(|s| self.feeds.get(&s.name));
+        named.and_then(|x| x.shape().first().copied()).unwrap_or(1)
+    }
+
+    /// What the mean of a loss is over: its positions that count, times the weights of their classes. All samples have equally many
+    /// positions but for those that do not count.
+    fn weight(&self, t: &TrainingGraph, i: usize) -> f64 {
+        let term = &t.losses[i];
+        let record = &term.record;
+        let mask = record.mask.as_deref().and_then(|name| self.feeds.get(name)).map(NpTensor::to_f64);
+        let labels = self.of(t, i).1.filter(|_| term.kind.takes_labels()).map(NpTensor::to_i64);
+        let classes = match &record.class_weights {
+            _ if matches!(term.kind, LossKind::Focal | LossKind::Dice) => None,
+            Some(ClassWeights::Given(all)) => Some(all.clone()),
+            Some(ClassWeights::Fed(name)) => self.feeds.get(name).map(NpTensor::to_f64),
+            None => None,
+        };
+        match (labels, mask) {
+            _ if term.kind == LossKind::Dice => self.samples(t) as f64,
+            (Some(labels), mask) if record.ignore_index.is_some() || classes.is_some() || mask.is_some() => {
+                let mask = mask.filter(|m| m.len() == labels.len());
+                let of = |(at, label): (usize, &i64)| {
+                    let class = |w: &Vec<f64>| usize::try_from(*label).ok().and_then(|l| w.get(l).copied()).unwrap_or(1.0);
+                    mask.as_ref().map_or(1.0, |m| m[at]) * classes.as_ref().map_or(1.0, class)
+                };
+                let counted = labels.iter().enumerate().filter(|(_, l)| Some(**l) != record.ignore_index);
+                counted.map(of).sum()
+            }
+            (_, Some(mask)) => mask.iter().sum(),
+            _ => self.samples(t) as f64,
+        }
+    }
+
+    /// The sums of one loss.
+    fn sums(&self, t: &TrainingGraph, i: usize, loss: f64) -> Sums {
+        let (term, samples) = (&t.losses[i], self.samples(t) as f64);
+        let is_sum = term.record.reduction == "sum";
+        let weight = if is_sum { 1.0 } else { self.weight(t, i) };
+        let mut sums = Sums::default();
+        if weight > 0.0 {
+            sums.loss = loss * weight;
+        }
+        sums.weight = if is_sum { samples } else { weight };
+        let (output, target) = self.of(t, i);
+        if let (Some(s), Some(scores), Some(labels)) = (&term.scores, output, target)
+            && let Some((shape, values)) = scores.f32s()
+            && let Some((right, all)) = count_right(values, &shape, s, &labels.to_i64(), term.record.ignore_index)
+        {
+            (sums.right, sums.predictions) = (right, all);
+        }
+        sums
+    }
 }
 
 impl Sums {
     pub(super) fn add(&mut self, b: &Batch, t: &TrainingGraph) {
-        let samples = b.labels.and_then(|l| l.shape().first().copied()).unwrap_or(1);
-        let labels = b.labels.filter(|_| t.loss_kind.takes_labels()).map(NpTensor::to_i64);
-        let counted = |labels: &Vec<i64>| labels.iter().filter(|l| Some(**l) != t.loss.ignore_index).count();
-        // A mean is over the positions that count. All samples have equally many positions but for ignored ones.
-        let weight = match &labels {
-            _ if t.loss.reduction == "sum" => 1.0,
-            Some(labels) if t.loss.ignore_index.is_some() => counted(labels) as f64,
-            _ => samples as f64,
+        let samples = b.samples(t);
+        let mut more = match t.losses.len() {
+            1 => b.sums(t, 0, b.loss),
+            n => {
+                let terms: Vec<Sums> = (0..n).map(|i| b.sums(t, i, b.value(i).unwrap_or(b.loss))).collect();
+                let scored = terms.iter().find(|s| s.predictions > 0).cloned().unwrap_or_default();
+                let (right, predictions) = (scored.right, scored.predictions);
+                Sums { loss: b.loss * samples as f64, weight: samples as f64, right, predictions, terms, samples: 0 }
+            }
         };
-        if weight > 0.0 {
-            self.loss += b.loss * weight;
-        }
-        self.weight += if t.loss.reduction == "sum" { samples as f64 } else { weight };
-        self.samples += samples as u64;
-        if let (Some(s), Some(scores), Some(labels)) = (&t.scores, b.scores, labels)
-            && let Some((shape, values)) = scores.f32s()
-            && let Some((right, all)) = count_right(values, &shape, s, &labels, t.loss.ignore_index)
-        {
-            self.right += right;
-            self.predictions += all;
-        }
+        more.samples = samples as u64;
+        *self += more;
+    }
+
+    /// The mean of each of several losses, by name.
+    pub(super) fn losses(&self, t: &TrainingGraph) -> BTreeMap<String, f64> {
+        let each = t.losses.iter().zip(&self.terms);
+        each.filter_map(|(term, sums)| Some((term.name().to_string(), sums.loss()?))).collect()
+    }
+
+    /// The accuracy of each of several losses on labels, by output.
+    pub(super) fn accuracies(&self, t: &TrainingGraph) -> BTreeMap<String, f64> {
+        let each = t.losses.iter().zip(&self.terms);
+        each.filter_map(|(term, sums)| Some((term.scores.as_ref()?.output.clone(), sums.accuracy()?))).collect()
     }
 
     /// The mean loss (per sample where the loss is a sum).
@@ -54,10 +153,13 @@ impl Sums {
     }
 }
 
-/// The class labels among what a batch feeds, without those that do not count.
+/// The class labels among what a batch feeds, without those that do not count, of the first loss that has some.
 pub(super) fn labels(t: &TrainingGraph, feeds: &Tensors) -> Vec<i64> {
-    let labels = feeds.get(&t.loss.target).filter(|_| t.loss_kind.takes_labels()).map(NpTensor::to_i64);
-    labels.into_iter().flatten().filter(|l| Some(*l) != t.loss.ignore_index).collect()
+    let term = t.losses.iter().find(|term| term.kind.takes_labels());
+    let labels = term.and_then(|term| Some((term, feeds.get(term.record.target.as_deref()?)?.to_i64())));
+    let counted =
+        |(term, labels): (&Term, Vec<i64>)| labels.into_iter().filter(|l| Some(*l) != term.record.ignore_index).collect();
+    labels.map(counted).unwrap_or_default()
 }
 
 /// What a loss says about a language model.
@@ -71,7 +173,11 @@ pub(super) struct Language {
 impl Language {
     /// Of a mean loss on a text; `None` where the data is none, or the loss is no cross-entropy of the next token.
     pub(super) fn of(loss: f64, t: &TrainingGraph, set: &dyn Dataset) -> Option<Language> {
-        let plain = t.loss_kind.takes_labels() && t.loss.reduction == "mean" && t.loss.label_smoothing == 0.0;
+        let plain = t.single().is_some_and(|term| {
+            let r = &term.record;
+            let cross_entropy = matches!(term.kind, LossKind::CrossEntropy | LossKind::NextToken);
+            cross_entropy && r.reduction == "mean" && r.label_smoothing == 0.0 && r.class_weights.is_none()
+        });
         (plain && set.is_sequence()).then(|| Language::of_loss(loss, set.bytes_per_token()))
     }
 
@@ -90,6 +196,13 @@ impl Language {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Tally {
     asked: Vec<Metric>,
+    /// One for each loss.
+    terms: Vec<Counts>,
+}
+
+/// What is counted of one output and its target.
+#[derive(Clone, Debug, Default)]
+struct Counts {
     /// Predictions among whose five highest scores the label is.
     in_five: u64,
     predictions: u64,
@@ -100,51 +213,81 @@ pub(super) struct Tally {
     values: u64,
 }
 
+/// Does a loss have a figure? Otherwise what it needs.
+fn has(m: Metric, term: &Term) -> (bool, &'static str) {
+    let numbers = !term.kind.takes_labels() && !term.kind.has_teacher() && term.record.output.is_some();
+    match m {
+        Metric::Top1 | Metric::Top5 | Metric::F1 => (term.scores.is_some(), "class labels and an output of scores"),
+        Metric::Perplexity => (matches!(term.kind, LossKind::CrossEntropy | LossKind::NextToken), "a cross-entropy"),
+        Metric::Mae => (numbers, "a float target and the output that goes with it"),
+    }
+}
+
 impl Tally {
-    /// Checks that the loss and the target have these figures.
+    /// Checks that a loss has each of these figures.
     pub(super) fn new(asked: &[Metric], t: &TrainingGraph) -> Result<Tally, Failure> {
         for m in asked {
-            let (fits, needs) = match m {
-                Metric::Top1 | Metric::Top5 | Metric::F1 => (t.scores.is_some(), "class labels and an output of scores"),
-                Metric::Perplexity => (t.loss_kind.takes_labels(), "a cross-entropy"),
-                Metric::Mae => (
-                    !t.loss_kind.takes_labels() && t.loss.output.is_some(),
-                    "a float target and the output that goes with it",
-                ),
-            };
-            if !fits {
-                let what =
-                    format!("--metric {} needs {needs}; the loss is {} on `{}`", m.name(), t.loss.kind, t.loss.target);
+            if !t.losses.iter().any(|term| has(*m, term).0) {
+                let needs = t.losses.first().map_or("", |term| has(*m, term).1);
+                let each = t.losses.iter().map(|term| match &term.record.target {
+                    Some(target) => format!("{} on `{target}`", term.record.kind),
+                    None => term.record.kind.clone(),
+                });
+                let each = each.collect::<Vec<_>>().join(" + ");
+                let what = format!("--metric {} needs {needs}; the loss is {each}", m.name());
                 return Err(Failure::input(what).at(&t.path));
             }
         }
-        Ok(Tally { asked: asked.to_vec(), ..Tally::default() })
+        Ok(Tally { asked: asked.to_vec(), terms: vec![Counts::default(); t.losses.len()] })
     }
 
     /// Forgets the batches.
     pub(super) fn begin(&mut self) {
-        *self = Tally { asked: std::mem::take(&mut self.asked), ..Tally::default() };
+        self.terms.fill(Counts::default());
     }
 
     pub(super) fn add(&mut self, b: &Batch, t: &TrainingGraph) {
         if self.asked.is_empty() {
             return;
         }
-        let Some((shape, values)) = b.scores.and_then(Read::f32s) else { return };
-        let Some(labels) = b.labels else { return };
-        match &t.scores {
-            Some(s) => {
-                self.judge(values, &shape, s, &labels.to_i64(), t.loss.ignore_index);
-            }
-            None => {
-                let targets = labels.to_f64();
-                let pairs = values.iter().zip(&targets).filter(|_| values.len() == targets.len());
-                self.distance += pairs.map(|(y, t)| (f64::from(*y) - t).abs()).sum::<f64>();
-                self.values += targets.len() as u64;
+        for (i, (counts, term)) in self.terms.iter_mut().zip(&t.losses).enumerate() {
+            let (Some(output), Some(target)) = b.of(t, i) else { continue };
+            let Some((shape, values)) = output.f32s() else { continue };
+            match &term.scores {
+                Some(s) => {
+                    counts.judge(values, &shape, s, &target.to_i64(), term.record.ignore_index);
+                }
+                None => {
+                    let targets = target.to_f64();
+                    let pairs = values.iter().zip(&targets).filter(|_| values.len() == targets.len());
+                    counts.distance += pairs.map(|(y, t)| (f64::from(*y) - t).abs()).sum::<f64>();
+                    counts.values += targets.len() as u64;
+                }
             }
         }
     }
 
+    /// The figures by name; of several outputs that have one, as `top-5/OUTPUT`.
+    pub(super) fn figures(&self, m: &Sums, t: &TrainingGraph) -> Vec<(String, f64)> {
+        let mut all = Vec::new();
+        for metric in &self.asked {
+            let of: Vec<usize> = (0..t.losses.len()).filter(|i| has(*metric, &t.losses[*i]).0).collect();
+            let mut seen = Vec::new();
+            for i in of.iter().copied() {
+                let output = t.losses[i].record.output.clone().unwrap_or_default();
+                if seen.contains(&output) {
+                    continue;
+                }
+                let name = if of.len() > 1 { format!("{}/{output}", metric.name()) } else { metric.name().to_string() };
+                seen.push(output);
+                all.push((name, self.terms[i].figure(*metric, m.terms.get(i).unwrap_or(m))));
+            }
+        }
+        all
+    }
+}
+
+impl Counts {
     fn judge(&mut self, values: &[f32], shape: &[usize], s: &Scores, labels: &[i64], ignored: Option<i64>) -> Option<()> {
         let classes = *shape.get(s.axis)?;
         each_prediction(shape, s, labels, ignored, |at, label| {
@@ -161,10 +304,9 @@ impl Tally {
         })
     }
 
-    /// The figures by name.
-    pub(super) fn figures(&self, m: &Sums) -> Vec<(&'static str, f64)> {
+    fn figure(&self, metric: Metric, m: &Sums) -> f64 {
         let share = |n: u64, of: u64| n as f64 / of.max(1) as f64;
-        let figure = |metric: &Metric| match metric {
+        match metric {
             Metric::Top1 => m.accuracy().unwrap_or(f64::NAN),
             Metric::Top5 => share(self.in_five, self.predictions),
             Metric::Perplexity => m.loss().unwrap_or(f64::NAN).exp(),
@@ -174,8 +316,7 @@ impl Tally {
                 let all: Vec<f64> = there.map(|[right, said, there]| share(2 * right, said + there)).collect();
                 all.iter().sum::<f64>() / all.len().max(1) as f64
             }
-        };
-        self.asked.iter().map(|metric| (metric.name(), figure(metric))).collect()
+        }
     }
 }
 
@@ -261,12 +402,12 @@ mod tests {
 
     #[test]
     fn five_guesses_and_the_mean_f1_of_classes() {
-        let asked = vec![Metric::Top5, Metric::F1];
-        let mut tally = Tally { asked, ..Tally::default() };
+        let mut counts = Counts::default();
         // Scores of seven classes fall from class 0 on: class 0 is always predicted.
         let row: Vec<f32> = (0..7).map(|c| -(c as f32)).collect();
-        tally.judge(&row.repeat(4), &[4, 7], &scores(1, false), &[0, 0, 4, 5], None).unwrap();
+        counts.judge(&row.repeat(4), &[4, 7], &scores(1, false), &[0, 0, 4, 5], None).unwrap();
         // Class 0: 2 right of 4 said and 2 there; classes 4 and 5 never.
-        assert_eq!(tally.figures(&Sums::default()), [("top-5", 0.75), ("f1", 2.0 / 3.0 / 3.0)]);
+        let figures = [Metric::Top5, Metric::F1].map(|m| counts.figure(m, &Sums::default()));
+        assert_eq!(figures, [0.75, 2.0 / 3.0 / 3.0]);
     }
 }

@@ -44,7 +44,7 @@ pub struct Outcome {
     /// What came of taking running statistics anew.
     pub(super) recalibrated: Option<Recalibrated>,
     /// Other figures of the last validation.
-    pub(super) metrics: Vec<(&'static str, f64)>,
+    pub(super) metrics: Vec<(String, f64)>,
     /// What the run came to, in words.
     pub(super) verdicts: Vec<Verdict>,
     /// The newest checkpoint.
@@ -85,13 +85,14 @@ impl Outcome {
             "graph": s.graph.path.to_string_lossy(), "device": s.device.to_string(), "steps": at.step, "steps_here": at.step - s.position.step,
             "total_steps": s.schedule.total, "samples": self.samples, "batch_size": s.batch,
             "loss": {"first": self.first_loss, "last_epoch": self.epoch.loss()}, "accuracy": self.epoch.accuracy(),
+            "losses": self.epoch.losses(&s.graph), "accuracies": self.epoch.accuracies(&s.graph),
             "validation": best(&self.validation), "best": best(&at.best),
             "lr": {"highest": s.schedule.lr, "begins": s.begins, "range_test": s.rate.range, "trial": s.rate.trial, "factor": at.guard.scale},
             "warmup": s.schedule.warmup, "jumps": at.guard.jumps,
             "seconds": self.seconds, "samples_per_second": self.samples_per_second, "waited_seconds": self.waited,
             "host_bytes_per_step": {"fed": fed, "read": read}, "peak_memory_bytes": memory::peak(),
             "interrupted": self.interrupted, "stopped_early": self.stopped_early, "recalibrated": self.recalibrated,
-            "metrics": self.metrics.iter().copied().collect::<BTreeMap<_, _>>(), "verdicts": self.verdicts, "resumed": path(s.resumed.as_ref()),
+            "metrics": self.metrics.iter().cloned().collect::<BTreeMap<_, _>>(), "verdicts": self.verdicts, "resumed": path(s.resumed.as_ref()),
             "checkpoints": {"last": path(self.last.as_ref()), "best": path(s.checkpoints.best().as_ref())},
             "log": s.log_path.to_string_lossy(),
             "shortcuts": self.topology.as_deref().map(shortcuts), "topology": self.topology.as_deref().map(json_of),

@@ -39,7 +39,7 @@ pub(super) struct Epoch<'a> {
     /// What the validation loss says about a language model.
     pub(super) language: Option<Language>,
     /// Other figures of the validation.
-    pub(super) metrics: &'a [(&'static str, f64)],
+    pub(super) metrics: &'a [(String, f64)],
     /// Is it the best validation so far?
     pub(super) best: bool,
     pub(super) seconds: f64,

@@ -62,7 +62,7 @@ struct Run {
     /// Predictions of the last validation.
     predictions: u64,
     /// Its other figures.
-    metrics: Vec<(&'static str, f64)>,
+    metrics: Vec<(String, f64)>,
 }
 
 /// Trains to the end, or until `stop` says so.
@@ -146,7 +146,7 @@ impl Run {
         let Position { epoch, batch: from, .. } = self.position;
         let (set, seed) = (self.s.set.clone(), self.s.a.course.seed.unwrap_or(0));
         let mut batches = Batches::start(set, seed, self.s.batch, epoch, from, self.s.drop_last, true);
-        let mut epoch = self.position.sums;
+        let mut epoch = self.position.sums.clone();
         while self.position.step < total {
             let begun = Instant::now();
             let batch = match batches.next() {
@@ -164,7 +164,7 @@ impl Run {
             self.position.step += 1;
             (self.position.epoch, self.position.batch) =
                 if ends { (batch.epoch + 1, 0) } else { (batch.epoch, batch.index + 1) };
-            self.position.sums = if ends { Default::default() } else { epoch };
+            self.position.sums = if ends { Default::default() } else { epoch.clone() };
             let told = Step {
                 step: self.position.step,
                 epoch: batch.epoch + 1,
@@ -232,12 +232,12 @@ impl Run {
         let (loss, grad_norm) = (read[0].number(), read[1].number());
         // Labels that are all ignored: the loss is no number, as in PyTorch, and its gradient is zero.
         let empty = loss.is_nan() && grad_norm == 0.0;
-        let labels = feeds.get(&self.s.graph.loss.target);
-        let seen = metrics::Batch { loss, scores: read.get(2), labels };
+        let seen = metrics::Batch { loss, read: &read, seats: &self.s.seats, feeds: &feeds };
         let jumped = if empty { None } else { self.position.guard.judge(loss, grad_norm) };
         let mut of_batch = Sums::default();
         of_batch.add(&seen, &self.s.graph);
         let (accuracy, mut restored) = (of_batch.accuracy(), None);
+        let (losses, accuracies) = (of_batch.losses(&self.s.graph), of_batch.accuracies(&self.s.graph));
         match jumped {
             Some(what) => {
                 if !loss.is_finite() || !grad_norm.is_finite() {
@@ -269,12 +269,10 @@ impl Run {
             seconds,
             samples_per_second,
             topology: topology.as_deref().map(json_of),
-            val_loss: None,
-            val_accuracy: None,
-            val_perplexity: None,
-            val_bits_per_byte: None,
-            val_metrics: None,
+            losses,
+            accuracies,
             restored,
+            ..Entry::default()
         })
     }
 
@@ -374,9 +372,10 @@ impl Run {
             }
             self.validation = Some(this);
             (entry.val_loss, entry.val_accuracy) = (Some(loss), this.accuracy);
+            (entry.val_losses, entry.val_accuracies) = (m.losses(&self.s.graph), m.accuracies(&self.s.graph));
             if let Some((_, evaluator)) = self.s.validation.as_ref().filter(|_| !self.s.a.course.metric.is_empty()) {
-                self.metrics = evaluator.tally.figures(&m);
-                entry.val_metrics = Some(self.metrics.iter().copied().collect());
+                self.metrics = evaluator.tally.figures(&m, &self.s.graph);
+                entry.val_metrics = Some(self.metrics.iter().cloned().collect());
             }
         }
         let validation = self.validation.filter(|v| v.step == told.step).map(|v| (v.loss, v.accuracy));
@@ -457,7 +456,7 @@ impl Run {
             commonest,
             evaluated,
             has_statistics,
-            data: if self.s.graph.loss_kind == LossKind::NextToken {
+            data: if self.s.graph.losses.iter().any(|t| t.kind == LossKind::NextToken) {
                 Kind::Text
             } else if self.s.graph.wanted.inputs.iter().any(|s| s.image().is_some()) {
                 Kind::Images

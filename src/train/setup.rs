@@ -4,8 +4,9 @@ use super::checkpoint::{self, Checkpoints, Position};
 use super::course::{Course, Environment, Hash};
 use super::data::{self, Batches, DataOptions, Dataset, batches_per_epoch};
 use super::evaluation::Evaluator;
-use super::graph::TrainingGraph;
+use super::graph::{Term, TrainingGraph};
 use super::log::Log;
+use super::metrics::Seats;
 use super::progress::{Beginning, Reporter, duration};
 use super::rates::{Begins, Ground, Rate};
 use super::schedule::Schedule;
@@ -19,7 +20,9 @@ use crate::engine::ort::{OrtEngine, OrtSession, environment, locate};
 use crate::engine::{EngineError, Tensors, memory};
 use crate::error::Failure;
 use crate::io::files;
-use ancre_passes::contract::StateKind;
+use crate::io::tensor::NpTensor;
+use ancre_passes::contract::{ClassWeights, StateKind};
+use ancre_passes::ir::DType;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
@@ -40,6 +43,8 @@ pub(super) struct Setup {
     pub(super) rate: Rate,
     pub(super) steps_per_epoch: u64,
     pub(super) stepper: Stepper,
+    /// Where the losses' outputs come back.
+    pub(super) seats: Seats,
     pub(super) state: DeviceState,
     pub(super) device: Device,
     pub(super) checkpoints: Checkpoints,
@@ -75,7 +80,7 @@ impl Setup {
         let a = TrainArgs { course, ..a.clone() };
         let o = &a.course;
         check_numbers(o)?;
-        let graph = TrainingGraph::read(&a.model)?;
+        let mut graph = TrainingGraph::read(&a.model)?;
         let forward = o.export.as_ref().map(|_| find_forward(o, &graph)).transpose()?;
         let mut notices = Vec::new();
 
@@ -89,12 +94,19 @@ impl Setup {
                 .at(&given.path)
                 .help("give more data or a smaller --batch-size"));
         }
+        notices.extend(balance(&mut graph, set.as_ref()).map_err(|e| e.at(&given.path))?);
         let total = o.steps.unwrap_or_else(|| o.epochs.unwrap_or(1) * steps_per_epoch);
 
         let (engine, session) = open_session(&a, &graph, &mut notices)?;
-        let reads_scores = graph.scores.is_some() && (engine.device == Device::Cpu || graph.wanted.target.shape.is_empty());
         let mut read = vec![graph.loss_output.as_str(), graph.norm_output.as_str()];
-        read.extend(graph.scores.as_ref().filter(|_| reads_scores).map(|s| s.output.as_str()));
+        let small = |term: &Term| {
+            let target = graph.wanted.targets.iter().find(|t| Some(&t.slot.name) == term.record.target.as_ref());
+            target.is_some_and(|t| t.slot.shape.is_empty())
+        };
+        let on_cpu = engine.device == Device::Cpu;
+        let seats = Seats::of(&graph, &mut read, |term| {
+            term.scores.as_ref().filter(|_| on_cpu || small(term)).map(|s| s.output.as_str())
+        });
         let wired = Stepper::new(session, engine.device, &graph.carried(), &read);
         let (mut stepper, mut state) = wired.map_err(|e| engine_failure(e, &a.model))?;
         let validation = match given.validation {
@@ -208,6 +220,7 @@ impl Setup {
             rate,
             steps_per_epoch,
             stepper,
+            seats,
             state,
             device,
             checkpoints,
@@ -237,7 +250,7 @@ impl Setup {
                 format!(
                     "{}  ({trained} tensors train, {parameters} elements; {}, {})",
                     a.model.display(),
-                    g.loss.kind,
+                    g.losses_text(),
                     g.optimizer
                 ),
             ),
@@ -509,6 +522,48 @@ fn find_forward(a: &CourseOptions, t: &TrainingGraph) -> Result<PathBuf, Failure
         return Err(Failure::input("--export names a directory, a file was expected").at(&export));
     }
     Ok(forward)
+}
+
+/// Weights of the classes by the training data, for losses that ask for them: N / (C n) of a class with n of N labels among C classes.
+/// Returns notices.
+fn balance(t: &mut TrainingGraph, set: &dyn data::Dataset) -> Result<Vec<String>, Failure> {
+    /// Samples whose labels are read at a time.
+    const CHUNK: usize = 1024;
+    let mut notices = Vec::new();
+    let fed = |term: &Term| match &term.record.class_weights {
+        Some(ClassWeights::Fed(name)) => Some((name.clone(), term.record.target.clone()?, term.record.ignore_index)),
+        _ => None,
+    };
+    let wanted: Vec<_> = t.losses.iter().filter_map(fed).collect();
+    for (name, target, ignored) in wanted {
+        if t.constants.contains_key(&name) {
+            continue;
+        }
+        let classes = t.graph.find(&name).and_then(|v| t.graph.tensor_type(v)?.shape.first()?.known());
+        let classes = classes.and_then(|n| usize::try_from(n).ok());
+        let classes = classes.ok_or_else(|| Failure::input(format!("the number of classes of `{name}` is open")))?;
+        let mut counts = vec![0u64; classes];
+        let rows: Vec<usize> = (0..set.len()).collect();
+        for rows in rows.chunks(CHUNK) {
+            let labels = set.values(&target, rows)?.map(|t| t.to_i64()).unwrap_or_default();
+            for label in labels.into_iter().filter(|l| Some(*l) != ignored) {
+                if let Some(n) = usize::try_from(label).ok().and_then(|l| counts.get_mut(l)) {
+                    *n += 1;
+                }
+            }
+        }
+        let all: u64 = counts.iter().sum();
+        let there = counts.iter().filter(|n| **n > 0).count();
+        if there < classes {
+            notices.push(format!("{} of {classes} classes have no label in the data; their weight is 1", classes - there));
+        }
+        let weight = |n: &u64| if *n > 0 { all as f64 / (classes as f64 * *n as f64) } else { 1.0 };
+        let weights: Vec<f64> = counts.iter().map(weight).collect();
+        let (least, most) = weights.iter().fold((f64::INFINITY, 0.0), |(a, b): (f64, f64), w| (a.min(*w), b.max(*w)));
+        notices.push(format!("`{name}` balances {all} labels of {classes} classes: {least:.3} to {most:.3}"));
+        t.constants.extend(NpTensor::from_f64s(DType::F32, &[classes], &weights).map(|w| (name, w)));
+    }
+    Ok(notices)
 }
 
 /// Puts tensors into the state. With `whole`, no tensor of the state may be missing.

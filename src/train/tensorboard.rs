@@ -36,6 +36,14 @@ impl Events {
             ("val/loss".into(), e.val_loss),
             ("val/accuracy".into(), e.val_accuracy),
         ];
+        for (stem, of) in [
+            ("train/loss", &e.losses),
+            ("train/accuracy", &e.accuracies),
+            ("val/loss", &e.val_losses),
+            ("val/accuracy", &e.val_accuracies),
+        ] {
+            all.extend(of.iter().map(|(name, v)| (format!("{stem}/{name}"), Some(*v))));
+        }
         all.extend(e.val_metrics.iter().flatten().map(|(name, v)| (format!("val/{name}"), Some(*v))));
         let there: Vec<(String, f64)> = all.into_iter().filter_map(|(tag, v)| Some((tag, v?))).collect();
         self.event(e.step, |out| {

@@ -238,8 +238,8 @@ pub struct LossRecord {
     pub kind: String,
     /// `mean` or `sum`.
     pub reduction: String,
-    /// The target input.
-    pub target: String,
+    /// The target input; null where there is none.
+    pub target: Option<String>,
     /// The model output that the loss reads.
     pub output: Option<String>,
     /// Axis of the classes in that output, where targets are labels.
@@ -252,6 +252,47 @@ pub struct LossRecord {
     pub ignore_index: Option<i64>,
     /// Threshold of the Huber loss.
     pub huber_delta: Option<f64>,
+    /// Weights of the classes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub class_weights: Option<ClassWeights>,
+    /// γ of a focal loss.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub focal_gamma: Option<f64>,
+    /// What Dice adds above and below.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dice_smooth: Option<f64>,
+    /// The input that weights positions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mask: Option<String>,
+    /// Temperature of a distillation.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub temperature: Option<f64>,
+    /// Its factor in the sum, where it is one of several.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weight: Option<f64>,
+    /// The output that gives it by itself, before its factor, where it is one of several.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub value: Option<String>,
+    /// All losses, this one first, where there are several: `loss` is the sum of their values times their factors.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub terms: Vec<LossRecord>,
+}
+
+impl LossRecord {
+    /// All losses, in order.
+    pub fn all(&self) -> Vec<LossRecord> {
+        if self.terms.is_empty() { vec![self.clone()] } else { self.terms.clone() }
+    }
+}
+
+/// Weights of the classes of a loss.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum ClassWeights {
+    /// One a class.
+    Given(Vec<f64>),
+    /// The graph's input that takes them: by the training data, one a class.
+    Fed(String),
 }
 
 /// The optimiser of a training graph. Numbers that its kind does not have are left out.
@@ -287,6 +328,22 @@ pub struct OptimizerRecord {
     /// Learning rate of the router relative to the weights'.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub router_lr_scale: Option<f64>,
+    /// Tensors with a rate and a decay of their own.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub groups: Vec<GroupRecord>,
+}
+
+/// A group of parameters.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct GroupRecord {
+    /// The pattern of their names.
+    pub pattern: String,
+    /// Learning rate, relative to what it would be.
+    pub lr_scale: f64,
+    /// Weight decay; null: what it would be.
+    pub weight_decay: Option<f64>,
+    /// Names of the tensors.
+    pub tensors: Vec<String>,
 }
 
 #[cfg(test)]

@@ -44,7 +44,7 @@ pub(crate) struct Picked {
     /// 1 where a label counts, else 0; `None` if all do.
     pub(crate) counted: Option<ValueId>,
     /// The labels, 0 in place of the ignored one.
-    labels: ValueId,
+    pub(crate) labels: ValueId,
 }
 
 /// Picks from log p [N, C, d1, …] by labels [N, d1, …] of int64, of which one may be ignored.
@@ -67,14 +67,14 @@ pub(crate) fn pick(b: &mut Builder, log_p: ValueId, labels: ValueId, ignored: Op
     Ok(Picked { log_p: b.squeeze(picked, &[1])?, counted, labels })
 }
 
-/// sum / Σ weights. Of no weight it is no number, and has the gradient 0, as in PyTorch.
+/// sum / Σ weights. Of no weight it is `of_none` (PyTorch: no number), and has the gradient 0.
 ///
 /// # Errors
 /// When a type is not known.
-pub(crate) fn weighted_mean(b: &mut Builder, sum: ValueId, weights: ValueId) -> Built {
+pub(crate) fn weighted_mean(b: &mut Builder, sum: ValueId, weights: ValueId, of_none: f64) -> Built {
     let total = b.reduce_all("ReduceSum", weights)?;
     let dtype = b.ty(total)?.dtype;
-    let (none, one, nan) = (b.scalar(dtype, 0.0), b.scalar(dtype, 1.0), b.scalar(dtype, f64::NAN));
+    let (none, one, nan) = (b.scalar(dtype, 0.0), b.scalar(dtype, 1.0), b.scalar(dtype, of_none));
     let empty = b.op("Equal", &[total, none])?;
     let divisor = b.select(empty, one, total)?;
     let mean = b.div(sum, divisor)?;
@@ -99,7 +99,7 @@ fn loss(b: &mut Builder, s: &Source, log_p: ValueId) -> Result<ValueId, Why> {
         ("mean", None) => b.reduce_all("ReduceMean", each)?,
         ("mean", Some(weights)) => {
             let sum = b.reduce_all("ReduceSum", each)?;
-            weighted_mean(b, sum, weights)?
+            weighted_mean(b, sum, weights, f64::NAN)?
         }
         (other, _) => return Err(unfit(format!("reduces by `{other}`; mean, sum and none are known"))),
     })

@@ -4,10 +4,11 @@ use super::PassError;
 use super::gradient::Seed;
 use super::training::TrainingOptions;
 use crate::analysis::residual::Chain;
-use crate::contract::{StateKind, StateRecord};
+use crate::contract::{LossRecord, StateKind, StateRecord};
 use crate::ir::{Graph, NodeId, ValueId};
 use crate::refusal::{Applied, Refusal};
 use crate::transform::adapters::AdapterOptions;
+use crate::transform::loss::teacher::Teacher;
 use crate::transform::optimizer::{StateTensor, Trained, Update};
 use crate::transform::route::{RouteOptions, Routed};
 use indexmap::IndexMap;
@@ -71,12 +72,12 @@ pub struct Cx {
     pub still: usize,
     /// The loss.
     pub loss: Option<ValueId>,
-    /// Name of the output that the loss reads.
-    pub loss_output: String,
-    /// Axis of the classes in that output, where targets are labels.
-    pub class_axis: Option<usize>,
-    /// Name of the target input.
-    pub target: String,
+    /// The teacher of distillations, prepared.
+    pub teacher: Option<Teacher>,
+    /// Every loss by itself, in order: what is recorded of it, and its value.
+    pub losses: Vec<(LossRecord, ValueId)>,
+    /// Values through which no gradient goes.
+    pub constant: Vec<ValueId>,
     /// Tensors that train, with their gradients.
     pub trained: Vec<Trained>,
     /// The optimiser's part.

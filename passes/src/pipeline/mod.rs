@@ -14,11 +14,12 @@ pub mod rewrite;
 pub mod training;
 mod words;
 
-pub use choose::glob;
 pub use context::{Choice, Cx};
 pub use manager::{Debugging, PassError, PassManager, PassRun};
 pub use passes::*;
 pub use words::{WordError, run_words};
+
+pub use crate::transform::glob;
 
 use crate::ir::Graph;
 use crate::refusal::Applied;
@@ -105,6 +106,9 @@ pub const EVAL: &[Pass] = &[APPEND_LOSS, DECLARE_OUTPUTS, LOWER_ROUTES, ELIMINAT
 /// From the prepared graph to the model with its state as inputs.
 pub const INFER: &[Pass] = &[LOWER_ROUTES, ELIMINATE_DEAD, DESCRIBE, WIDEN];
 
+/// From a teacher's graph to one that can stand in a training graph, of the same batch and operator set.
+pub const PREPARE_TEACHER: &[Pass] = &[FIX_INPUTS, INLINE_CONTROL_FLOW, REBATCH, LEGALIZE, FOLD_CONSTANTS];
+
 /// From a model to one that can be differentiated with respect to what it has: its inputs and initializers stay as they are.
 pub const PREPARE_GRADIENT: &[Pass] = &[INLINE_CONTROL_FLOW, LEGALIZE, CHOOSE_PARAMETERS, FOLD_CONSTANTS];
 
@@ -120,6 +124,7 @@ pub const PIPELINES: &[(&str, &[Pass])] = &[
     ("train", TRAIN),
     ("eval", EVAL),
     ("infer", INFER),
+    ("prepare-teacher", PREPARE_TEACHER),
     ("prepare-gradient", PREPARE_GRADIENT),
     ("grad", GRAD),
 ];

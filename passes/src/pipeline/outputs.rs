@@ -1,9 +1,12 @@
 //! Outputs and metadata of training, evaluation and gradient graphs.
 
 use super::{Cx, PassError};
-use crate::contract::{LossRecord, Names, OptimizerRecord, Record, StateFrom, StateRecord, States};
+use crate::contract::{
+    ClassWeights as Weights, GroupRecord, LossRecord, Names, OptimizerRecord, Record, StateFrom, StateRecord, States,
+};
 use crate::ir::{Attrs, Graph, Op, ValueId};
-use crate::transform::optimizer::{OptimizerKind, declare_moments};
+use crate::transform::loss::{ClassWeights, Loss, LossKind, LossOptions};
+use crate::transform::optimizer::{OptimizerKind, ParameterGroup, declare_moments};
 
 /// Declares the outputs in the order of the training graph's contract, and gives every state its names.
 pub(super) fn declare_outputs(g: &mut Graph, cx: &mut Cx) -> Result<(), PassError> {
@@ -12,6 +15,12 @@ pub(super) fn declare_outputs(g: &mut Graph, cx: &mut Cx) -> Result<(), PassErro
     g.clear_outputs();
     g.add_output(loss, None);
     of_model.into_iter().for_each(|(v, info)| g.add_output(v, info));
+    // Each loss of several beside their sum; one of the model's own is an output already.
+    for v in cx.losses.iter().map(|(_, v)| *v).filter(|v| *v != loss) {
+        if !g.is_output(v) {
+            g.add_output(v, None);
+        }
+    }
     let Some(update) = &cx.update else { return Ok(()) };
     let norm = publish_as(g, update.grad_norm, "grad_norm");
     Names { loss: g.name(loss).to_string(), grad_norm: norm, state_from: StateFrom::Inline }.write(g);
@@ -53,6 +62,60 @@ fn publish_as(g: &mut Graph, v: ValueId, name: &str) -> String {
     got
 }
 
+/// What is recorded of a loss.
+pub(super) fn record(g: &Graph, loss: &Loss, o: &LossOptions, several: bool) -> LossRecord {
+    let kind = loss.kind;
+    let name = |v: ValueId| g.name(v).to_string();
+    let heat = kind.has_teacher().then_some(o.temperature).filter(|_| kind != LossKind::DistillMse);
+    LossRecord {
+        kind: kind.name().into(),
+        reduction: if o.sum { "sum" } else { "mean" }.into(),
+        target: loss.target.map(name),
+        output: Some(name(loss.output)),
+        class_axis: loss.class_axis,
+        label_smoothing: o.smoothing,
+        ignore_index: o.ignore_index,
+        huber_delta: Some(o.huber_delta),
+        class_weights: match (&o.class_weights, loss.class_weights) {
+            (ClassWeights::Given(weights), _) if kind.takes_labels() => Some(Weights::Given(weights.clone())),
+            (_, Some(v)) => Some(Weights::Fed(name(v))),
+            _ => None,
+        },
+        focal_gamma: matches!(kind, LossKind::Focal | LossKind::BinaryFocal).then_some(o.gamma),
+        dice_smooth: matches!(kind, LossKind::Dice | LossKind::BinaryDice).then_some(o.dice_smooth),
+        mask: loss.mask.map(name),
+        temperature: heat,
+        value: several.then(|| name(loss.value)),
+        weight: (several || o.weight != 1.0).then_some(o.weight),
+        terms: Vec::new(),
+    }
+}
+
+impl Cx {
+    /// What is recorded of the groups of parameters.
+    pub fn groups(&self) -> Vec<GroupRecord> {
+        let o = &self.training.optimizer;
+        let tensors = |i: usize| self.trainable.iter().filter(|n| o.group_of(n) == Some(i)).cloned().collect();
+        let record = |(i, g): (usize, &ParameterGroup)| GroupRecord {
+            pattern: g.pattern.clone(),
+            lr_scale: g.lr_scale,
+            weight_decay: g.decay,
+            tensors: tensors(i),
+        };
+        o.groups.iter().enumerate().map(record).collect()
+    }
+
+    /// What is recorded of the losses: the first, and all of several with their values and weights.
+    pub fn record(&self) -> Option<LossRecord> {
+        let mut first = self.losses.first()?.0.clone();
+        if self.losses.len() > 1 {
+            first.terms = self.losses.iter().map(|(record, _)| record.clone()).collect();
+            (first.weight, first.value) = (None, None);
+        }
+        Some(first)
+    }
+}
+
 /// Writes the metadata of a graph with state: its loss and optimiser too, if it has them.
 pub(super) fn describe(g: &mut Graph, cx: &Cx) {
     let o = &cx.training;
@@ -60,17 +123,9 @@ pub(super) fn describe(g: &mut Graph, cx: &Cx) {
     if cx.loss.is_none() {
         return;
     }
-    let loss = LossRecord {
-        kind: o.loss.kind.name().into(),
-        reduction: if o.loss.sum { "sum" } else { "mean" }.into(),
-        target: cx.target.clone(),
-        output: Some(cx.loss_output.clone()),
-        class_axis: cx.class_axis,
-        label_smoothing: o.loss.smoothing,
-        ignore_index: o.loss.ignore_index,
-        huber_delta: Some(o.loss.huber_delta),
-    };
-    loss.write(g);
+    if let Some(first) = cx.record() {
+        first.write(g);
+    }
     if cx.update.is_none() {
         return;
     }
@@ -91,6 +146,7 @@ pub(super) fn describe(g: &mut Graph, cx: &Cx) {
         clip_norm: updates.then_some(opt.clip_norm),
         accumulate: updates.then_some(opt.accumulate),
         router_lr_scale: updates.then_some(opt.router_lr_scale),
+        groups: cx.groups(),
     };
     record.write(g);
 }

@@ -4,7 +4,7 @@
 
 use super::Contract::{Changes, EqualAtOneHot, EverySample, Exact, Extends, Rounding};
 use super::gradient::append_cotangents;
-use super::outputs::{declare_gradients, declare_outputs, describe};
+use super::outputs::{declare_gradients, declare_outputs, describe, record};
 use super::{Choice, Pass, PassError, glob};
 use crate::analysis::residual::{branch_nodes, find_residuals};
 use crate::ir::ValueId;
@@ -14,11 +14,11 @@ use crate::refusal::Applied;
 use crate::transform::adapters::AdapterError;
 use crate::transform::fix_inputs::fix_inputs;
 use crate::transform::in_place::mark_in_place;
-use crate::transform::loss::{append_loss, loss_output};
+use crate::transform::loss::{LossError, Losses, append_losses};
 use crate::transform::optimizer::{Trained, append_optimizer};
 use crate::transform::rebatch::{self, Current};
 use crate::transform::{
-    adapters, barrier, control_flow, differentiate, dropout, eliminate, fold, legalize, lower_abstract, lower_routes,
+    adapters, barrier, control_flow, differentiate_past, dropout, eliminate, fold, legalize, lower_abstract, lower_routes,
     master, route, separate, tie, train_batch_norm, widen,
 };
 
@@ -186,14 +186,15 @@ pub const TRAIN_BATCH_NORM: Pass = Pass::new(
     },
 );
 
-pub const APPEND_LOSS: Pass = Pass::new("append-loss", Extends, "adds the target input and the loss", |g, cx| {
-    let output = loss_output(g, cx.training.output.as_deref())?;
-    cx.loss_output = g.name(output).to_string();
-    let loss = append_loss(g, output, &cx.training.loss)?;
-    cx.class_axis = loss.class_axis;
-    cx.target = g.name(loss.target).to_string();
-    cx.loss = Some(loss.value);
-    Ok(Applied::of(1))
+pub const APPEND_LOSS: Pass = Pass::new("append-loss", Extends, "adds the target inputs and the loss", |g, cx| {
+    let o = &cx.training;
+    let wanted = o.losses().map(|l| Ok((o.output_of(g, l)?, l))).collect::<Result<Vec<_>, LossError>>()?;
+    let Losses { value, terms, constant } = append_losses(g, &wanted, cx.teacher.as_ref())?;
+    let several = terms.len() > 1;
+    cx.losses = terms.iter().zip(&wanted).map(|(loss, (_, o))| (record(g, loss, o, several), loss.value)).collect();
+    cx.loss = Some(value);
+    cx.constant = constant;
+    Ok(Applied::of(cx.losses.len()))
 });
 
 pub const APPEND_COTANGENTS: Pass = Pass::new(
@@ -216,7 +217,7 @@ pub const DIFFERENTIATE: Pass = Pass::new(
             super::choose::choose(g, cx)?;
         }
         let wrt: Vec<ValueId> = cx.chosen.iter().map(|(v, _)| *v).collect();
-        let gradients = differentiate(g, cx.training.target, cx.loss(g)?, &wrt)?;
+        let gradients = differentiate_past(g, cx.training.target, cx.loss(g)?, &wrt, &cx.constant)?;
         for &(v, kind) in &cx.chosen {
             match gradients.get(&v) {
                 Some(ct) => cx.trained.push(Trained { value: v, gradient: *ct, kind }),
@@ -249,6 +250,16 @@ pub const DIFFERENTIATE: Pass = Pass::new(
 
 pub const APPEND_OPTIMIZER: Pass =
     Pass::new("append-optimizer", Extends, "adds the update of every trained tensor", |g, cx| {
+        let o = &cx.training.optimizer;
+        for (i, group) in o.groups.iter().enumerate() {
+            if !cx.trainable.iter().any(|name| o.group_of(name) == Some(i)) {
+                let what = format!(
+                    "no trained tensor is of the group `{}`: it matches none, or earlier groups have them",
+                    group.pattern
+                );
+                return Err(PassError::unfit(what));
+            }
+        }
         cx.update = Some(append_optimizer(g, cx.loss(g)?, &cx.trained, &cx.training.optimizer, cx.training.target)?);
         Ok(Applied::of(cx.trained.len()))
     });

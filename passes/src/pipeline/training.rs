@@ -1,14 +1,15 @@
 //! Builds training and evaluation graphs. docs/training.md lists their inputs and outputs.
 
-use super::{Choice, Cx, EVAL, INFER, PREPARE, Pass, PassError, PassManager, TRAIN};
+use super::{APPEND_LOSS, Choice, Cx, EVAL, INFER, PREPARE, PREPARE_TEACHER, Pass, PassError, PassManager, TRAIN};
 use crate::contract::StateRecord;
-use crate::ir::{Graph, NodeId, Op};
+use crate::ir::{Graph, NodeId, Op, ValueId};
 use crate::onnx::schema::{self, meaning::Use};
 use crate::ops;
 use crate::target::{self, Target};
-use crate::transform::loss::{LossKind, LossOptions, loss_output};
+use crate::transform::loss::teacher::Teacher;
+use crate::transform::loss::{LossError, LossKind, LossOptions, loss_output};
 use crate::transform::optimizer::{OptimizerKind, OptimizerOptions};
-use crate::transform::rebatch::Batch;
+use crate::transform::rebatch::{self, Batch, Current};
 
 /// Which initializers train.
 #[derive(Clone, Debug, Default)]
@@ -31,7 +32,12 @@ pub struct TrainableChoice {
 #[non_exhaustive]
 #[allow(missing_docs)]
 pub struct TrainingOptions {
+    /// The loss, or the first of several.
     pub loss: LossOptions,
+    /// Losses beside it, which are added up with their weights.
+    pub more: Vec<LossOptions>,
+    /// Whom distillations learn from.
+    pub teacher: Option<Teacher>,
     pub optimizer: OptimizerOptions,
     pub output: Option<String>,
     pub trainable: TrainableChoice,
@@ -63,6 +69,8 @@ impl TrainingOptions {
     pub fn of(loss: LossOptions, optimizer: OptimizerOptions) -> TrainingOptions {
         TrainingOptions {
             loss,
+            more: Vec::new(),
+            teacher: None,
             optimizer,
             output: None,
             trainable: TrainableChoice::default(),
@@ -75,6 +83,19 @@ impl TrainingOptions {
             bn_momentum: None,
             target: &target::CPU,
         }
+    }
+
+    /// All losses, in order.
+    pub fn losses(&self) -> impl Iterator<Item = &LossOptions> {
+        std::iter::once(&self.loss).chain(&self.more)
+    }
+
+    /// The output that a loss reads.
+    ///
+    /// # Errors
+    /// When the choice is not clear.
+    pub fn output_of(&self, g: &Graph, loss: &LossOptions) -> Result<ValueId, LossError> {
+        loss_output(g, loss.output.as_deref().or(self.output.as_deref()))
     }
 
     /// Does batch normalisation stay as in evaluation?
@@ -146,15 +167,35 @@ impl PassManager<'_> {
 
     fn prepared(&mut self, then: &[Pass], g: &mut Graph, cx: &mut Cx) -> Result<(), PassError> {
         // A fault of the output is reported before the work.
-        let output = loss_output(g, cx.training.output.as_deref())?;
-        if g.value(output).ty.shape.iter().flatten().any(|d| d.known() == Some(0)) {
-            return Err(PassError::unfit(format!("output `{}` has no elements: {}", g.name(output), g.value(output).ty)));
+        for loss in cx.training.losses() {
+            let output = cx.training.output_of(g, loss)?;
+            if g.value(output).ty.shape.iter().flatten().any(|d| d.known() == Some(0)) {
+                let (name, ty) = (g.name(output), &g.value(output).ty);
+                return Err(PassError::unfit(format!("output `{name}` has no elements: {ty}")));
+            }
         }
         if let Some((id, why)) = g.nodes().find_map(|id| Some((id, unfit(g, id)?))) {
             return Err(PassError::unfit(format!("{} {why}; no engine runs the model", g.site(id))));
         }
         self.run(PREPARE, g, cx)?;
+        // An inference graph has no loss.
+        if then.iter().any(|pass| pass.name == APPEND_LOSS.name) {
+            cx.teacher = self.teacher(g, &cx.training)?;
+        }
         self.run_to_emit(then, g, cx)
+    }
+
+    /// The teacher, brought to the student's operator set and batch.
+    fn teacher(&mut self, student: &Graph, o: &TrainingOptions) -> Result<Option<Teacher>, PassError> {
+        let Some(Teacher::Graph(teacher)) = &o.teacher else { return Ok(o.teacher.clone()) };
+        let mut teacher = teacher.clone();
+        let mut training = TrainingOptions { opset: student.opsets.get("").copied(), teacher: None, ..o.clone() };
+        if matches!(rebatch::current(student), Ok(Current::Dynamic(_))) {
+            training.batch = Some(Batch::Dynamic);
+        }
+        let mut cx = Cx { training, ..Cx::default() };
+        self.run(PREPARE_TEACHER, &mut teacher, &mut cx)?;
+        Ok(Some(Teacher::Graph(teacher)))
     }
 }
 

@@ -11,7 +11,7 @@
 //!
 //! Where none of it tells, the output can be read in two ways ([N, C, d1, …] and [N, d1, …, C]), and that is an error.
 
-use super::loss::{LossError, LossKind, LossOptions, Squash, squashed};
+use super::loss::{LossError, LossKind, Squash, squashed};
 use crate::ir::{DType, Graph, NodeId, ValueId};
 use crate::ops::{Class, Mixing, axes_of};
 use std::collections::HashSet;
@@ -20,22 +20,22 @@ use std::collections::HashSet;
 ///
 /// # Errors
 /// When there are two readings; the message lists them. When the axis that was asked for cannot be.
-pub(super) fn class_axis(g: &Graph, output: ValueId, o: &LossOptions) -> Result<usize, LossError> {
+pub(super) fn class_axis(g: &Graph, output: ValueId, kind: LossKind, asked: Option<i64>) -> Result<usize, LossError> {
     let name = g.name(output);
     let ty = g.tensor_type(output).filter(|t| t.rank() >= 2).ok_or_else(|| {
-        let needs = format!("{} needs logits of rank 2 or more, it has type {}", o.kind.name(), g.value(output).ty);
+        let needs = format!("{} needs logits of rank 2 or more, it has type {}", kind.name(), g.value(output).ty);
         LossError::Unfit(format!("output `{name}`: {needs}"))
     })?;
     let last = ty.rank() - 1;
-    if let Some(asked) = o.class_axis {
-        let fits = |axis: &usize| *axis > 0 && (o.kind != LossKind::NextToken || *axis == last);
+    if let Some(asked) = asked {
+        let fits = |axis: &usize| *axis > 0 && (kind != LossKind::NextToken || *axis == last);
         return ty.axis(asked).filter(fits).ok_or_else(|| {
             let which =
-                if o.kind == LossKind::NextToken || last == 1 { format!("{last} is") } else { format!("1 to {last} are") };
+                if kind == LossKind::NextToken || last == 1 { format!("{last} is") } else { format!("1 to {last} are") };
             LossError::Unfit(format!("output `{name}` {ty} has no axis {asked} of classes; {which} possible"))
         });
     }
-    if o.kind == LossKind::NextToken || last == 1 {
+    if kind == LossKind::NextToken || last == 1 {
         return Ok(last);
     }
     let squashed = squashed(g, output);
@@ -93,8 +93,7 @@ mod tests {
 
     fn of(text: &str, asked: Option<i64>) -> Result<usize, String> {
         let g = parse(text).unwrap();
-        let options = LossOptions { class_axis: asked, ..LossOptions::of(LossKind::CrossEntropy) };
-        class_axis(&g, g.outputs()[0].value, &options).map_err(|e| e.to_string())
+        class_axis(&g, g.outputs()[0].value, LossKind::CrossEntropy, asked).map_err(|e| e.to_string())
     }
 
     #[test]

@@ -26,8 +26,22 @@ pub fn differentiate(
     loss: ValueId,
     wrt: &[ValueId],
 ) -> Result<Gradients, GradError> {
+    differentiate_past(g, target, loss, wrt, &[])
+}
+
+/// As [`differentiate`], with values that count as constants: no gradient goes through the nodes that give them.
+///
+/// # Errors
+/// As there.
+pub fn differentiate_past(
+    g: &mut Graph,
+    target: &'static Target,
+    loss: ValueId,
+    wrt: &[ValueId],
+    constant: &[ValueId],
+) -> Result<Gradients, GradError> {
     let order = g.topological_order();
-    let active = reached_from(g, &order, wrt);
+    let active = reached_from(g, &order, wrt, constant);
     let dtype = g.value(loss).ty.dtype.unwrap_or(crate::ir::DType::F32);
     let mut b = Builder::on(g, "grad", target);
     let seed = b.constant("const/loss_ct", Tensor::floats(dtype, &[], &[1.0]));
@@ -93,14 +107,15 @@ fn at(site: &NodeSite) -> impl Fn(GradError) -> GradError + '_ {
 }
 
 /// Which nodes have a float value that depends on `wrt` through differentiable operators.
-fn reached_from(g: &Graph, order: &[NodeId], wrt: &[ValueId]) -> Vec<bool> {
+fn reached_from(g: &Graph, order: &[NodeId], wrt: &[ValueId], constant: &[ValueId]) -> Vec<bool> {
     let mut active = vec![false; g.node_bound()];
     for v in wrt {
         active[v.node.index()] = true;
     }
     for id in order {
         let Kind::Op(op) = &g.node(*id).kind else { continue };
-        let stops = ops::rule(op).is_some_and(|r| r.derivative() == Derivative::Zero);
+        let stops =
+            ops::rule(op).is_some_and(|r| r.derivative() == Derivative::Zero) || constant.iter().any(|v| v.node == *id);
         let carries = g.results(*id).any(|v| g.value(v).ty.dtype.is_none_or(|t| t.is_float()));
         if !stops && carries && g.reads(*id).any(|v| active[v.node.index()]) {
             active[id.index()] = true;
@@ -167,7 +182,7 @@ fn no_pullback(g: &Graph, id: NodeId, wrt: &[ValueId], loss: ValueId, reason: &s
 /// The last node before `loss` that is computed from some of `wrt` and hands no derivative on, where none comes through to the loss.
 pub fn barrier(g: &Graph, wrt: &[ValueId], loss: ValueId) -> Option<NodeSite> {
     let depends = g.descendants(wrt.iter().map(|v| v.node));
-    let active = reached_from(g, &g.topological_order(), wrt);
+    let active = reached_from(g, &g.topological_order(), wrt, &[]);
     let (mut queue, mut seen) = (VecDeque::from([loss.node]), HashSet::from([loss.node]));
     while let Some(id) = queue.pop_front() {
         if depends.contains(&id) && g.reads(id).any(|v| active[v.node.index()]) {

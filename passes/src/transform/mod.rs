@@ -13,6 +13,7 @@ pub mod eliminate;
 pub mod fix_inputs;
 pub mod fold;
 pub mod fresh;
+mod glob;
 pub(crate) mod in_place;
 pub mod initial_state;
 pub mod legalize;
@@ -32,4 +33,5 @@ pub mod train_batch_norm;
 mod update;
 pub mod widen;
 
-pub use differentiate::{Gradients, barrier, differentiate};
+pub use differentiate::{Gradients, barrier, differentiate, differentiate_past};
+pub use glob::glob;

@@ -1,6 +1,7 @@
 //! Optimisers, appended as plain operators: one step from gradients to the next state. Meaning and defaults are PyTorch's.
 
 use super::dropout;
+use super::glob;
 use super::in_place::Waits;
 use super::update::{Pack, Scalars, packs};
 use crate::contract::StateKind;
@@ -42,6 +43,19 @@ pub struct OptimizerOptions {
     pub accumulate: u32,
     /// Learning rate of logits and gates, relative to the weights'.
     pub router_lr_scale: f64,
+    /// Tensors with a rate and a decay of their own; the first that matches counts.
+    pub groups: Vec<ParameterGroup>,
+}
+
+/// Tensors with a rate and a decay of their own.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ParameterGroup {
+    /// A pattern of their names.
+    pub pattern: String,
+    /// Learning rate, relative to what it would be.
+    pub lr_scale: f64,
+    /// Weight decay; `None`: what it would be.
+    pub decay: Option<f64>,
 }
 
 impl OptimizerKind {
@@ -65,7 +79,13 @@ impl OptimizerOptions {
             clip_norm: None,
             accumulate: 1,
             router_lr_scale: 1.0,
+            groups: Vec::new(),
         }
+    }
+
+    /// The group of a tensor.
+    pub fn group_of(&self, name: &str) -> Option<usize> {
+        self.groups.iter().position(|g| glob(&g.pattern, name))
     }
 
     /// Weight decay of the weights.
@@ -115,7 +135,7 @@ pub fn append_optimizer(
     target: &'static Target,
 ) -> Result<Update, BuildError> {
     let mut b = Builder::on(g, "optimizer", target);
-    let mut packs = packs(&mut b, trained)?;
+    let mut packs = packs(&mut b, trained, o)?;
     let squares = squares(&mut b, &packs)?;
     let grad_norm = norm(&mut b, &squares)?;
     if o.kind == OptimizerKind::None {
@@ -279,7 +299,7 @@ fn scalars(
         size = b.cast(size, dtype)?;
         router_size = b.scale(size, o.router_lr_scale)?;
     }
-    Ok(Scalars { size, router_size, inverse_root, keep, boundary })
+    Ok(Scalars { lr, size, router_size, inverse_root, keep, boundary })
 }
 
 /// Gives moments and accumulators symbolic dimensions in their declaration.

@@ -9,6 +9,8 @@ use indexmap::IndexMap;
 
 /// Scalars that all updates share.
 pub(super) struct Scalars {
+    /// The learning rate.
+    pub(super) lr: ValueId,
     /// Length of a step along the direction: the learning rate, for Adam lr / (1 − β1^t).
     pub(super) size: ValueId,
     /// The same for the router.
@@ -26,24 +28,28 @@ pub(super) struct Pack<'a> {
     members: Vec<&'a Trained>,
     /// Their gradient, in the pack's shape.
     pub(super) gradient: ValueId,
+    /// Their group of parameters, by number.
+    group: Option<usize>,
 }
 
-/// What the members of a pack have in common: are they the router's; the type of small ones; the number of a large one.
-type Group = (bool, Option<DType>, Option<usize>);
+/// What the members of a pack have in common: are they the router's; their group of parameters; the type of small ones; the number of a
+/// large one.
+type Group = (bool, Option<usize>, Option<DType>, Option<usize>);
 
 /// The packs of all trained tensors, by the first member's place.
-pub(super) fn packs<'a>(b: &mut Builder, trained: &'a [Trained]) -> Result<Vec<Pack<'a>>, BuildError> {
+pub(super) fn packs<'a>(b: &mut Builder, trained: &'a [Trained], o: &OptimizerOptions) -> Result<Vec<Pack<'a>>, BuildError> {
     let mut groups: IndexMap<Group, Vec<&Trained>> = IndexMap::new();
     for (i, t) in trained.iter().enumerate() {
         let ty = b.ty(t.value)?;
         let small = ty.elements().known().is_some_and(|n| n <= b.target.small_update);
-        let key = (t.kind.is_router(), small.then_some(ty.dtype), (!small).then_some(i));
+        let group = o.group_of(b.graph.name(t.value));
+        let key = (t.kind.is_router(), group, small.then_some(ty.dtype), (!small).then_some(i));
         groups.entry(key).or_default().push(t);
     }
     let mut out = Vec::with_capacity(groups.len());
-    for members in groups.into_values() {
+    for ((_, group, ..), members) in groups {
         let gradients: Vec<ValueId> = members.iter().map(|t| t.gradient).collect();
-        out.push(Pack { gradient: join(b, &gradients)?, members });
+        out.push(Pack { gradient: join(b, &gradients)?, members, group });
     }
     Ok(out)
 }
@@ -175,21 +181,32 @@ impl Pack<'_> {
         b.prefix = self.prefix(b);
         let values: Vec<ValueId> = self.members.iter().map(|t| t.value).collect();
         let w = join(b, &values)?;
-        let lambda = if self.is_router() { 0.0 } else { o.decay() };
+        let group = self.group.and_then(|i| o.groups.get(i));
+        let scale = group.map_or(1.0, |g| g.lr_scale);
+        let usual = if self.is_router() { 0.0 } else { o.decay() };
+        let lambda = group.and_then(|g| g.decay).unwrap_or(usual);
         let mut g = self.gradient;
         if lambda != 0.0 && o.kind != OptimizerKind::AdamW {
             let pull = b.scale(w, lambda)?;
             g = b.add(g, pull)?;
         }
-        let size = behind(b, first, if self.is_router() { s.router_size } else { s.size })?;
+        let size = b.scale(if self.is_router() { s.router_size } else { s.size }, scale)?;
+        let size = behind(b, first, size)?;
         let direction = match s.inverse_root {
             Some(inverse_root) => self.adam(b, g, inverse_root, s.boundary, o, states)?,
             None => self.sgd(b, g, s.boundary, o, states)?,
         };
         let change = b.mul(direction, size)?;
-        let kept = match s.keep.filter(|_| lambda != 0.0) {
-            Some(keep) => b.mul(w, keep)?,
-            None => w,
+        let kept = match s.keep {
+            _ if lambda == 0.0 || o.kind != OptimizerKind::AdamW => w,
+            Some(keep) if group.is_none() => b.mul(w, keep)?,
+            // 1 − lr·λ of the group's own rate.
+            _ => {
+                let of_router = if self.is_router() { o.router_lr_scale } else { 1.0 };
+                let shrink = b.scale(s.lr, lambda * scale * of_router)?;
+                let keep = b.from_number_sub(1.0, shrink)?;
+                b.mul(w, keep)?
+            }
         };
         let next = b.sub(kept, change)?;
         let next = held(b, s.boundary, next, w)?;

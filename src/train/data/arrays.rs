@@ -3,7 +3,7 @@
 use super::augment::{Augment, told};
 use super::check::check_target;
 use super::convert::{Conversion, conversion, convert};
-use super::wanted::{Slot, Wanted};
+use super::wanted::{Slot, Target, Wanted};
 use super::{DataOptions, Dataset};
 use crate::engine::Tensors;
 use crate::error::Failure;
@@ -39,8 +39,11 @@ impl ArraySet {
         let mut notices = Vec::new();
         for slot in wanted.slots() {
             let array = arrays.iter().find(|a| names(a, slot)).ok_or_else(|| fail(missing(slot, &arrays, wanted)))?;
-            let target = *slot == wanted.target;
-            let how = conversion(array.dtype, slot.dtype, slot.image().is_some(), target);
+            let target = wanted.target_of(slot);
+            // Probabilities of pixels are no image.
+            let layout = slot.image().filter(|_| !target.is_some_and(Target::is_probability));
+            let numbers = target.is_some() || wanted.masks.contains(&slot.name);
+            let how = conversion(array.dtype, slot.dtype, layout.is_some(), numbers);
             let mut how = how.ok_or_else(|| fail(wrong_type(slot, array)))?;
             let takes_bytes = wanted.normalises.as_ref().filter(|n| n.bytes && o.mean.is_none() && o.std.is_none());
             if let (Conversion::Pixels, Some(model)) = (how, takes_bytes) {
@@ -50,7 +53,7 @@ impl ArraySet {
             }
             let shape = sample_shape(slot, array).ok_or_else(|| fail(wrong_shape(slot, array)))?;
             notices.extend(notice(array, slot, how));
-            let augment = match slot.image() {
+            let augment = match layout {
                 Some(layout) => Augment::new(layout, &slot.name, o)?,
                 None => None,
             };
@@ -79,8 +82,10 @@ impl ArraySet {
             let what = format!("array `{}` has no sample", first.array.name);
             return Err(fail((what, "give at least one batch of samples".into())));
         }
-        if let Some(target) = feeds.last().filter(|f| f.slot.batched) {
-            check_target(&target.array, wanted).map_err(fail)?;
+        for f in feeds.iter().filter(|f| f.slot.batched) {
+            if let Some(target) = wanted.target_of(&f.slot) {
+                check_target(&f.array, target).map_err(fail)?;
+            }
         }
         Ok(ArraySet { path: path.to_path_buf(), feeds, samples, notices })
     }
@@ -95,10 +100,11 @@ fn names(array: &Array, slot: &Slot) -> bool {
 fn missing(slot: &Slot, arrays: &[Array], wanted: &Wanted) -> (String, String) {
     let listed: Vec<String> = arrays.iter().map(Array::text).collect();
     let held = if listed.is_empty() { "no arrays".to_string() } else { listed.join(", ") };
-    let role = if *slot == wanted.target { "target" } else { "input" };
+    let target = wanted.target_of(slot);
+    let role = if target.is_some() { "target" } else { "input" };
     let spare: Vec<&Array> = arrays.iter().filter(|a| !wanted.slots().any(|s| names(a, s))).collect();
-    let help = match (wanted.loss.as_str(), &spare[..]) {
-        ("next-token", _) if *slot == wanted.target => {
+    let help = match (target.map(|t| t.loss.as_str()), &spare[..]) {
+        (Some("next-token"), _) => {
             format!("save the token ids once more as `{}`: the graph shifts them itself", slot.name)
         }
         (_, [one]) => {
@@ -215,6 +221,10 @@ impl Dataset for ArraySet {
             Ok((f.slot.name.clone(), tensor.ok_or_else(fault)?))
         };
         self.feeds.iter().map(feed).collect()
+    }
+
+    fn values(&self, name: &str, rows: &[usize]) -> Result<Option<NpTensor>, Failure> {
+        Ok(self.feeds.iter().find(|f| f.slot.name == name).and_then(|f| f.rows(rows, 0)))
     }
 
     fn notices(&self) -> &[String] {

@@ -1,6 +1,6 @@
 //! Checks that read every label, before the first step.
 
-use super::wanted::Wanted;
+use super::wanted::Target;
 use crate::io::arrays::{Array, numpy_name};
 use ancre_passes::ir::DType;
 
@@ -9,10 +9,10 @@ const CHUNK: usize = 4096;
 
 /// Checks the target's values: class labels within the classes, binary targets within 0 and 1, integers that a float target
 /// can hold. Streams over the array; the message names no file.
-pub(super) fn check_target(array: &Array, wanted: &Wanted) -> Result<(), (String, String)> {
-    let slot = &wanted.target;
-    let labels = matches!(wanted.loss.as_str(), "cross-entropy" | "next-token");
-    let binary = wanted.loss == "bce";
+pub(super) fn check_target(array: &Array, wanted: &Target) -> Result<(), (String, String)> {
+    let slot = &wanted.slot;
+    let labels = wanted.has_labels();
+    let binary = wanted.is_probability();
     // What a float32 (float64) counts exactly.
     let exact: i64 = if slot.dtype == DType::F64 { 1 << 53 } else { 1 << 24 };
     let widens = !array.dtype.is_float() && slot.dtype.is_float();
@@ -29,8 +29,8 @@ pub(super) fn check_target(array: &Array, wanted: &Wanted) -> Result<(), (String
             if let Some(at) = values.iter().position(|v| !(0.0..=1.0).contains(v)) {
                 let (row, bad) = (sample(at), values[at]);
                 let what = format!(
-                    "array `{name}`: sample {row} has the target {bad}; `{}` of the loss bce takes 0 to 1",
-                    slot.name
+                    "array `{name}`: sample {row} has the target {bad}; `{}` of the loss {} takes 0 to 1",
+                    slot.name, wanted.loss
                 );
                 return Err((what, "give targets of 0 and 1, or rewrite with another --loss".into()));
             }
@@ -49,12 +49,12 @@ pub(super) fn check_target(array: &Array, wanted: &Wanted) -> Result<(), (String
     Ok(())
 }
 
-fn is_label(v: i64, wanted: &Wanted) -> bool {
+fn is_label(v: i64, wanted: &Target) -> bool {
     let below = wanted.classes.is_none_or(|n| usize::try_from(v).is_ok_and(|v| v < n));
     wanted.ignore_index == Some(v) || (v >= 0 && below)
 }
 
-fn bad_label(array: &str, row: usize, bad: i64, wanted: &Wanted) -> (String, String) {
+fn bad_label(array: &str, row: usize, bad: i64, wanted: &Target) -> (String, String) {
     let range = match (wanted.classes, wanted.ignore_index) {
         (Some(n), Some(i)) => format!("0 to {} or {i}, which is ignored", n - 1),
         (Some(n), None) => format!("0 to {}", n - 1),
@@ -67,5 +67,5 @@ fn bad_label(array: &str, row: usize, bad: i64, wanted: &Wanted) -> (String, Str
         Some(_) if bad >= 0 => format!("rewrite the model with --classes {} or more, or correct the labels", bad + 1),
         _ => format!("correct the labels, or rewrite the model with --ignore-index={bad}"),
     };
-    (format!("array `{array}`: sample {row} has the label {bad}; `{}` takes {range}", wanted.target.name), help)
+    (format!("array `{array}`: sample {row} has the label {bad}; `{}` takes {range}", wanted.slot.name), help)
 }

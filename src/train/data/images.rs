@@ -3,7 +3,7 @@
 use super::arrays::from_f32s;
 use super::augment::{Augment, told};
 use super::resize::resize;
-use super::wanted::{ImageLayout, Slot, Wanted};
+use super::wanted::{ImageLayout, Slot, Target, Wanted};
 use super::{DataOptions, Dataset};
 use crate::engine::Tensors;
 use crate::error::Failure;
@@ -35,7 +35,7 @@ pub(super) struct ImageSet {
     slot: Slot,
     layout: ImageLayout,
     size: [usize; 2],
-    target: Slot,
+    target: Option<Slot>,
     augment: Option<Augment>,
     notices: Vec<String>,
 }
@@ -59,11 +59,12 @@ impl ImageSet {
     pub(super) fn open(path: &Path, wanted: &Wanted, o: &DataOptions) -> Result<ImageSet, Failure> {
         let (slot, layout) = image_input(wanted).map_err(|e| e.at(path))?;
         let size = size(slot, layout, o).map_err(|e| e.at(path))?;
-        if !wanted.target.shape.is_empty() || wanted.target.dtype.is_float() {
+        let target = wanted.only_target("folders of images").map_err(|e| e.at(path))?;
+        if let Some(target) = target.filter(|t| !t.slot.shape.is_empty() || t.slot.dtype.is_float()) {
             let what = format!(
                 "folders of images give one class label a sample, and the loss {} reads {}",
-                wanted.loss,
-                wanted.target.text()
+                target.loss,
+                target.slot.text()
             );
             return Err(Failure::input(what).at(path).help("give arrays (.npz), or rewrite with --loss cross-entropy"));
         }
@@ -71,7 +72,7 @@ impl ImageSet {
         let name = |p: &Path| p.file_name().and_then(|n| n.to_str()).unwrap_or_default().to_string();
         let own: Vec<String> = folders.iter().map(|p| name(p)).collect();
         let classes = o.classes.clone().unwrap_or_else(|| own.clone());
-        check_classes(&own, &classes, wanted).map_err(|e| e.at(path))?;
+        check_classes(&own, &classes, target).map_err(|e| e.at(path))?;
         let mut files = Vec::new();
         let mut others = 0;
         for (folder, class) in folders.iter().zip(&own) {
@@ -91,7 +92,7 @@ impl ImageSet {
         notices.extend(said);
         let o = DataOptions { mean, std, ..o.clone() };
         let augment = Augment::new(layout, &slot.name, &o)?;
-        let (slot, target) = (slot.clone(), wanted.target.clone());
+        let (slot, target) = (slot.clone(), target.map(|t| t.slot.clone()));
         let (path, kept) = (path.to_path_buf(), Vec::new());
         let mut set = ImageSet { path, classes, files, kept, slot, layout, size, target, augment, notices };
         set.look_at_all(o.skip_bad.unwrap_or(0))?;
@@ -257,7 +258,7 @@ fn size(slot: &Slot, layout: ImageLayout, o: &DataOptions) -> Result<[usize; 2],
     }
 }
 
-fn check_classes(own: &[String], classes: &[String], wanted: &Wanted) -> Result<(), Failure> {
+fn check_classes(own: &[String], classes: &[String], target: Option<&Target>) -> Result<(), Failure> {
     let listed = |all: &[String]| match all {
         [a, b, c, .., last] if all.len() > 5 => format!("{a}, {b}, {c}, … {last}"),
         _ => all.join(", "),
@@ -266,13 +267,14 @@ fn check_classes(own: &[String], classes: &[String], wanted: &Wanted) -> Result<
         let what = format!("class folder `{strange}` is not among the classes of the training set: {}", listed(classes));
         return Err(Failure::input(what).help("name the folders alike in both sets"));
     }
-    match wanted.classes {
+    let Some(target) = target else { return Ok(()) };
+    match target.classes {
         Some(n) if n != classes.len() => {
             let what = format!(
                 "{} class folders ({}) do not fit a model of {n} classes (`{}`)",
                 classes.len(),
                 listed(classes),
-                wanted.target.name
+                target.slot.name
             );
             let help = match classes.len() {
                 0 => "give a directory with one folder of images for each class".to_string(),
@@ -350,8 +352,22 @@ impl Dataset for ImageSet {
         }
         let fault = || Failure::input("images do not fill their input").at(&self.path);
         let images = from_f32s(self.slot.dtype, &[&[rows.len()], &shape[..]].concat(), &pixels).ok_or_else(fault)?;
-        let labels = NpTensor::from_f64s(self.target.dtype, &[rows.len()], &labels).ok_or_else(fault)?;
-        Ok(Tensors::from([(self.slot.name.clone(), images), (self.target.name.clone(), labels)]))
+        let mut feeds = Tensors::from([(self.slot.name.clone(), images)]);
+        if let Some(target) = &self.target {
+            let labels = NpTensor::from_f64s(target.dtype, &[rows.len()], &labels).ok_or_else(fault)?;
+            feeds.insert(target.name.clone(), labels);
+        }
+        Ok(feeds)
+    }
+
+    fn values(&self, name: &str, rows: &[usize]) -> Result<Option<NpTensor>, Failure> {
+        match &self.target {
+            Some(target) if target.name == name => {
+                let labels: Vec<f64> = rows.iter().map(|row| self.files[*row].1 as f64).collect();
+                Ok(NpTensor::from_f64s(target.dtype, &[rows.len()], &labels))
+            }
+            _ => Ok(self.batch(rows, 0)?.swap_remove(name)),
+        }
     }
 
     fn notices(&self) -> &[String] {

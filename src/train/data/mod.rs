@@ -14,13 +14,14 @@ mod tokens;
 mod wanted;
 
 pub use batches::{Batch, Batches, batches_per_epoch, order};
-pub use wanted::{Slot, Wanted};
+pub use wanted::{Slot, Target, Wanted};
 
 pub use crate::cli::DataOptions;
 
 use crate::engine::Tensors;
 use crate::error::Failure;
 use crate::io::arrays::{holds_arrays, read_arrays, read_dir};
+use crate::io::tensor::NpTensor;
 use crate::text::{self, Tokenizer, Tokens};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -42,6 +43,14 @@ pub trait Dataset: Send + Sync {
     /// The inputs of a batch made of these samples. What is random about a sample depends on seed, epoch and sample alone.
     /// Fails when a sample cannot be read; the error names its file.
     fn batch(&self, rows: &[usize], epoch: u64) -> Result<Tensors, Failure>;
+
+    /// What an input is fed of these samples, where that takes no more than reading it.
+    ///
+    /// # Errors
+    /// As [`Dataset::batch`].
+    fn values(&self, name: &str, rows: &[usize]) -> Result<Option<NpTensor>, Failure> {
+        Ok(self.batch(rows, 0)?.swap_remove(name))
+    }
 
     /// Notices about what was converted or left aside.
     fn notices(&self) -> &[String] {
@@ -153,6 +162,10 @@ impl Dataset for Part {
         self.of.batch(&rows.iter().map(|r| self.rows[*r]).collect::<Vec<_>>(), epoch)
     }
 
+    fn values(&self, name: &str, rows: &[usize]) -> Result<Option<NpTensor>, Failure> {
+        self.of.values(name, &rows.iter().map(|r| self.rows[*r]).collect::<Vec<_>>())
+    }
+
     fn notices(&self) -> &[String] {
         self.of.notices()
     }
@@ -193,10 +206,10 @@ fn check_options(wanted: &Wanted, o: &DataOptions) -> Result<(), Failure> {
         ))
         .help("an image input is a float tensor [N, C, H, W] or [N, H, W, C] of 1, 3 or 4 channels"));
     }
-    if (o.flip || o.crop) && wanted.target.shape.len() > 1 {
+    if let Some(target) = wanted.targets.iter().find(|t| (o.flip || o.crop) && t.slot.shape.len() > 1) {
         return Err(Failure::input(format!(
             "--flip and --crop move pixels, and the target {} has places too, which would have to move with them",
-            wanted.target.text()
+            target.slot.text()
         ))
         .help("leave them away"));
     }

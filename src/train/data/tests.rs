@@ -17,7 +17,8 @@ fn slot(name: &str, dtype: DType, shape: &[i64]) -> Slot {
 }
 
 fn wanted(inputs: Vec<Slot>, target: Slot, classes: Option<usize>, loss: &str) -> Wanted {
-    Wanted { inputs, target, classes, loss: loss.into(), ignore_index: None, batch: None, normalises: None }
+    let target = Target { slot: target, classes, loss: loss.into(), ignore_index: None };
+    Wanted { inputs, targets: vec![target], masks: vec![], batch: None, normalises: None }
 }
 
 /// A classifier of two features.
@@ -200,7 +201,8 @@ fn what_does_not_fit_is_refused_with_names_and_advice() {
         let path = npz(dir.path(), &arrays, false);
         refused(&path, &classifier(), &none, &[&["set.npz"], &parts[..]].concat());
     }
-    let ignoring = Wanted { ignore_index: Some(-1), ..classifier() };
+    let mut ignoring = classifier();
+    ignoring.targets[0].ignore_index = Some(-1);
     opened(&npz(dir.path(), &[x(2), y(&[0, -1])], false), &ignoring, &none);
     let nhwc = npz(dir.path(), &[ten("x", &[1, 4, 5, 3], F32(vec![0.0; 60])), y(&[0])], false);
     refused(&nhwc, &images([3, 4, 5], 3), &none, &["x.transpose(0, 3, 1, 2)"]);
@@ -424,7 +426,8 @@ fn token_files_are_cut_into_windows() {
     assert_eq!((set.len(), set.batch(&[9], 0).unwrap()["input_ids"].to_i64()), (10, vec![18, 19, 20, 21, 22]));
 
     // Without a shift in the graph the labels are the next tokens.
-    let plain = Wanted { loss: "cross-entropy".into(), ..language_model(11) };
+    let mut plain = language_model(11);
+    plain.targets[0].loss = "cross-entropy".into();
     let set = opened(&path, &plain, &DataOptions::default());
     let batch = set.batch(&[1], 0).unwrap();
     assert_eq!((set.len(), batch["input_ids"].to_i64()[0], batch["labels"].to_i64()[10]), (2, 11, 22));
@@ -448,7 +451,8 @@ fn token_files_that_do_not_fit_are_refused() {
     let window = DataOptions { window: Some(4), ..Default::default() };
     refused(&path, &language_model(3), &window, &["--window 4 does not fit", "sequence length is 3"]);
     refused(&path, &classifier(), &none, &["cannot fill input `x`"]);
-    let sentences = Wanted { target: slot("labels", DType::I64, &[]), ..language_model(3) };
+    let mut sentences = language_model(3);
+    sentences.targets[0].slot = slot("labels", DType::I64, &[]);
     refused(&path, &sentences, &none, &["a label for each position", "`labels` int64 [N]"]);
     std::fs::write(&path, [1, 0, 2]).unwrap();
     refused(&path, &language_model(3), &none, &["3 bytes, an odd number"]);
@@ -459,11 +463,7 @@ fn token_files_that_do_not_fit_are_refused() {
 #[test]
 fn the_data_sets_that_are_shipped_open() {
     let data = |name: &str| Path::new(env!("CARGO_MANIFEST_DIR")).join("models").join("data").join(name);
-    let digits = Wanted {
-        inputs: vec![slot("input", DType::F32, &[1, 8, 8])],
-        target: slot("labels", DType::I64, &[]),
-        ..images([1, 8, 8], 10)
-    };
+    let digits = Wanted { inputs: vec![slot("input", DType::F32, &[1, 8, 8])], ..images([1, 8, 8], 10) };
     for (name, count) in [("digits_train.npz", 1437), ("digits_val.npz", 360)] {
         let set = opened(&data(name), &digits, &DataOptions::default());
         let all: Vec<usize> = (0..set.len()).collect();

@@ -1,6 +1,6 @@
 //! A stream of tokens, cut into windows.
 
-use super::wanted::{Slot, Wanted};
+use super::wanted::{Slot, Target, Wanted};
 use super::{DataOptions, Dataset};
 use crate::engine::Tensors;
 use crate::error::Failure;
@@ -38,7 +38,8 @@ impl TokenSet {
     pub(super) fn open(path: &Path, tokens: Tokens, wanted: &Wanted, o: &DataOptions) -> Result<TokenSet, Failure> {
         let fail = |e: Failure| e.at(path);
         let (fills, ids) = fills(wanted).map_err(fail)?;
-        let window = window(ids, &wanted.target, o).map_err(fail)?;
+        let target = wanted.only_target("tokens").map_err(fail)?;
+        let window = window(ids, target.map(|t| &t.slot), o).map_err(fail)?;
         let shifted = fills.iter().any(|(_, f)| *f == Fill::Tokens(1));
         let need = window + usize::from(shifted);
         let count = tokens.len();
@@ -48,7 +49,7 @@ impl TokenSet {
                 .at(path)
                 .help("give a longer file, or a smaller --window where the model allows it"));
         }
-        if let Some(classes) = wanted.classes {
+        if let Some(classes) = target.and_then(|t| t.classes) {
             let about = tokens.about();
             if let (Some(vocabulary), Some(name)) = (about.vocabulary.filter(|v| *v > classes), &about.tokenizer) {
                 let what = format!(
@@ -67,8 +68,8 @@ impl TokenSet {
         }
         let stride = o.stride.unwrap_or(window);
         let mut notices = Vec::new();
-        if shifted {
-            notices.push(format!("`{}` is fed the next tokens: the ids moved by one", wanted.target.name));
+        if let Some(target) = target.filter(|_| shifted) {
+            notices.push(format!("`{}` is fed the next tokens: the ids moved by one", target.slot.name));
         }
         let samples = (count - need) / stride + 1;
         Ok(TokenSet { path: path.to_path_buf(), tokens, window, stride, samples, fills, notices })
@@ -133,19 +134,19 @@ fn fills(wanted: &Wanted) -> Result<(Fills, &Slot), Failure> {
         let what = format!("tokens feed one input of ids, int64 [N, T]; the model reads {}", wanted.listed());
         return Err(Failure::input(what).help(help));
     };
-    let target = &wanted.target;
+    let Some(Target { slot: target, loss, .. }) = wanted.only_target("tokens")? else { return Ok((fills, one)) };
     if target.shape.len() != 1 || target.dtype.is_float() {
-        let what = format!("tokens give a label for each position, and the loss {} reads {}", wanted.loss, target.text());
+        let what = format!("tokens give a label for each position, and the loss {loss} reads {}", target.text());
         return Err(Failure::input(what).help("rewrite a language model with --loss next-token, or give arrays (.npz)"));
     }
-    let shift = usize::from(wanted.loss != "next-token");
+    let shift = usize::from(loss != "next-token");
     fills.push((target.clone(), Fill::Tokens(shift)));
     Ok((fills, one))
 }
 
 /// Tokens in one sample: the graph's sequence length, or what was asked for.
-fn window(ids: &Slot, target: &Slot, o: &DataOptions) -> Result<usize, Failure> {
-    let fixed = ids.shape[0].or(target.shape[0]);
+fn window(ids: &Slot, target: Option<&Slot>, o: &DataOptions) -> Result<usize, Failure> {
+    let fixed = ids.shape[0].or(target.and_then(|t| t.shape[0]));
     match (fixed, o.window) {
         (Some(own), Some(asked)) if own != asked => Err(Failure::input(format!(
             "--window {asked} does not fit input {}, whose sequence length is {own}",

@@ -24,6 +24,16 @@ pub(super) struct Optimizer {
     pub(super) accumulate: Option<u32>,
     /// Learning rate of the router relative to the weights'.
     pub(super) router_lr_scale: Option<f64>,
+    /// Tensors with a rate and a decay of their own.
+    pub(super) groups: Vec<Group>,
+}
+
+/// Tensors with a rate and a decay of their own.
+#[derive(Clone, Debug, Deserialize)]
+pub(super) struct Group {
+    lr_scale: f64,
+    weight_decay: Option<f64>,
+    tensors: Vec<String>,
 }
 
 /// What an update starts from; maps are by the name of the state.
@@ -40,6 +50,13 @@ pub(super) struct Before<'a> {
 impl Optimizer {
     pub(super) fn micro_batches(&self) -> u64 {
         self.accumulate.unwrap_or(1).max(1) as u64
+    }
+
+    /// A tensor's learning rate, relative to `lr`, and its weight decay.
+    fn rate_and_decay(&self, name: &str, is_router: bool) -> (f64, f64) {
+        let group = self.groups.iter().find(|g| g.tensors.iter().any(|t| t == name));
+        let (scale, decay) = if is_router { (self.router_lr_scale.unwrap_or(1.0), 0.0) } else { (1.0, self.weight_decay) };
+        group.map_or((scale, decay), |g| (scale * g.lr_scale, g.weight_decay.unwrap_or(decay)))
     }
 
     fn is_adam(&self) -> bool {
@@ -104,9 +121,8 @@ impl Optimizer {
             }
             return;
         }
-        let is_router = (before.router)(name);
-        let lr = before.lr * if is_router { self.router_lr_scale.unwrap_or(1.0) } else { 1.0 };
-        let decay = if is_router { 0.0 } else { self.weight_decay };
+        let (scale, decay) = self.rate_and_decay(name, (before.router)(name));
+        let lr = before.lr * scale;
         let coupled = if self.kind == "adamw" { 0.0 } else { decay };
         let g: Vec<f64> = g.iter().zip(w).map(|(g, w)| g + coupled * w).collect();
         if self.is_adam() {
@@ -115,8 +131,7 @@ impl Optimizer {
             let m: Vec<f64> = state("exp_avg").iter().zip(&g).map(|(m, g)| b1 * m + (1.0 - b1) * g).collect();
             let v: Vec<f64> = state("exp_avg_sq").iter().zip(&g).map(|(v, g)| b2 * v + (1.0 - b2) * g * g).collect();
             let (c1, c2) = (1.0 - b1.powf(t), 1.0 - b2.powf(t));
-            // The decay's learning rate is the weights'.
-            let keep = if self.kind == "adamw" { 1.0 - before.lr * decay } else { 1.0 };
+            let keep = if self.kind == "adamw" { 1.0 - lr * decay } else { 1.0 };
             let change = |(m, v): (&f64, &f64)| lr / c1 * m / ((v / c2).sqrt() + self.eps);
             let new = w.iter().zip(m.iter().zip(&v)).map(|(w, mv)| w * keep - change(mv)).collect();
             next.insert(format!("{name}.exp_avg"), m);
@@ -153,9 +168,9 @@ impl Optimizer {
             // The first micro-batch's sum is its gradient.
             return next(&format!("{name}.accumulator"));
         }
-        let decay = if is_router { 0.0 } else { self.weight_decay };
+        let (scale, decay) = self.rate_and_decay(name, is_router);
         let coupled = if self.kind == "adamw" { 0.0 } else { decay };
-        let lr = lr * if is_router { self.router_lr_scale.unwrap_or(1.0) } else { 1.0 };
+        let lr = lr * scale;
         let moved: Vec<f64> = match self.moments() {
             ["exp_avg", ..] => next(&format!("{name}.exp_avg"))?.iter().map(|m| m / (1.0 - self.betas[0])).collect(),
             ["momentum_buffer"] => next(&format!("{name}.momentum_buffer"))?,
