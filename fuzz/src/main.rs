@@ -118,7 +118,8 @@ fn replay(paths: &[PathBuf]) -> ExitCode {
             println!("{}\n    {}", f.kind, f.detail.replace('\n', "\n    "));
             status = ExitCode::FAILURE;
         }
-        if course::run(&case).emitted != outcome.emitted {
+        let again = course::run(&case).emitted;
+        if again != outcome.emitted {
             println!("two runs write different files");
             status = ExitCode::FAILURE;
         }

@@ -16,7 +16,7 @@
 //! 9. Every operator of the standard domain that a pass added exists in the graph's operator set, with its attributes, operands and
 //!    types, and means there what it means in the newest operator set.
 
-use crate::ir::{ANCRE, Attr, Dim, Graph, NodeId, RouterId, TensorType};
+use crate::ir::{ANCRE, Attr, Dim, Graph, NodeId, RouterId, TensorType, ValueId};
 use crate::onnx;
 use crate::onnx::schema::{self, meaning::Use};
 use crate::ops;
@@ -44,7 +44,7 @@ pub fn verify(g: &Graph, stage: Stage) -> Result<(), Vec<String>> {
                 if read {
                     found.push(format!("2: {} has a nameless result that is read", g.site(id)));
                 }
-            } else if !names.insert(name.to_string()) || g.find(name) != Some(v) {
+            } else if !names.insert(name) || g.find(name) != Some(v) {
                 found.push(format!("2: the name `{name}` is not unique or not registered"));
             }
         }
@@ -92,18 +92,39 @@ fn check_edges(g: &Graph, id: NodeId, found: &mut Vec<String>) -> bool {
 }
 
 fn check_types(g: &Graph, id: NodeId, found: &mut Vec<String>) {
-    let Some(op) = g.op(id) else { return };
-    // It is no violation where the rule cannot tell the types: operands may have none, or values be computed in the graph.
-    let Some(Ok(inferred)) = ops::result_types(op, g.operands(id), g) else { return };
-    for (v, want) in g.results(id).zip(inferred) {
-        let Some(have) = g.tensor_type(v) else { continue };
-        if !have.may_be(&want) {
-            // Extents that nothing names have another name each time.
-            let unnamed = |d: &Dim| if d.symbols().any(|s| s.starts_with('?')) { Dim::symbol("?") } else { d.clone() };
-            let want = TensorType::new(want.dtype, want.shape.iter().map(unnamed).collect::<Vec<_>>());
-            found.push(format!("5: `{}` of {} is recorded as {have}, its rule says {want}", g.name(v), g.site(id)));
-        }
+    found.extend(mistyped(g, id).iter().map(|m| m.violation(g)));
+}
+
+/// A value that is recorded with another type than its operator's rule tells.
+pub struct Mistyped {
+    /// The value.
+    pub value: ValueId,
+    /// The type that is recorded.
+    pub have: TensorType,
+    /// What the rule tells.
+    pub want: TensorType,
+}
+
+impl Mistyped {
+    /// The violation in words.
+    pub fn violation(&self, g: &Graph) -> String {
+        let Mistyped { value, have, want } = self;
+        format!("5: `{}` of {} is recorded as {have}, its rule says {want}", g.name(*value), g.site(value.node))
     }
+}
+
+/// The results of a node that violate invariant 5.
+pub fn mistyped(g: &Graph, id: NodeId) -> Vec<Mistyped> {
+    // It is no violation where the rule cannot tell the types: operands may have none, or values be computed in the graph.
+    let inferred = g.op(id).and_then(|op| ops::result_types(op, g.operands(id), g)?.ok());
+    let one = |(value, want): (ValueId, TensorType)| {
+        let have = g.tensor_type(value).filter(|have| !have.may_be(&want))?;
+        // Extents that nothing names have another name each time.
+        let unnamed = |d: &Dim| if d.is_unnamed() { Dim::symbol("?") } else { d.clone() };
+        let want = TensorType::new(want.dtype, want.shape.iter().map(unnamed).collect::<Vec<_>>());
+        Some(Mistyped { value, have, want })
+    };
+    g.results(id).zip(inferred.unwrap_or_default()).filter_map(one).collect()
 }
 
 fn check_router(g: &Graph, id: NodeId, found: &mut Vec<String>) {
@@ -157,7 +178,7 @@ fn check_legal(g: &Graph, id: NodeId, found: &mut Vec<String>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ir::{Attrs, Op, Source, ValueId};
+    use crate::ir::{Attrs, Op, Source};
     use crate::text::parse;
     use onnx_protobuf::{AttributeProto, GraphProto, NodeProto};
 

@@ -1,6 +1,8 @@
 //! Symbolic dimensions: integer polynomials over named symbols, kept in one normal form so that equality is equality.
 
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::fmt;
 use std::ops::{Add, Mul, Sub};
 use std::sync::Arc;
@@ -11,8 +13,11 @@ type Monomial = Vec<Arc<str>>;
 /// One extent of a tensor: a polynomial with integer coefficients over symbols such as `batch`.
 ///
 /// Two dimensions that are equal as polynomials compare equal; two that differ may still agree at run time.
-#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Dim {
+    /// Most extents are a number, which stands here alone and takes no memory of its own.
+    constant: i64,
+    /// Products of at least one symbol; no coefficient is 0.
     terms: BTreeMap<Monomial, i64>,
 }
 
@@ -22,7 +27,7 @@ impl Dim {
 
     /// A dimension given by a symbol of its own.
     pub fn symbol(name: &str) -> Dim {
-        Dim { terms: BTreeMap::from([(vec![Arc::from(name)], 1)]) }
+        Dim { constant: 0, terms: BTreeMap::from([(vec![Arc::from(name)], 1)]) }
     }
 
     /// Reads a sum of products such as `12*batch+3`, as exporters and [`Dim`]'s own text write them. Any other text (a
@@ -39,11 +44,7 @@ impl Dim {
 
     /// The value, if no symbol is involved.
     pub fn known(&self) -> Option<i64> {
-        match self.terms.len() {
-            0 => Some(0),
-            1 => self.terms.get(&Vec::new()).copied(),
-            _ => None,
-        }
+        self.terms.is_empty().then_some(self.constant)
     }
 
     /// Is this the extent 1 that broadcasts?
@@ -56,21 +57,21 @@ impl Dim {
         if self == divisor {
             return Some(Dim::from(1));
         }
-        let mut divisors = divisor.terms.iter();
+        let mut divisors = divisor.terms();
         let (Some((factors, coefficient)), None) = (divisors.next(), divisors.next()) else { return None };
-        let mut terms = BTreeMap::new();
-        for (monomial, c) in &self.terms {
-            if *coefficient == 0 || c.checked_rem(*coefficient) != Some(0) {
+        let mut quotient = Dim::from(0);
+        for (monomial, c) in self.terms() {
+            if c.checked_rem(coefficient) != Some(0) {
                 return None;
             }
-            let mut rest = monomial.clone();
+            let mut rest = monomial.to_vec();
             for f in factors {
                 let at = rest.iter().position(|s| s == f)?;
                 rest.remove(at);
             }
-            terms.insert(rest, c / coefficient);
+            quotient.insert(rest, c / coefficient);
         }
-        Some(Dim { terms })
+        Some(quotient)
     }
 
     /// Is it, or is it computed from, an extent that cannot be expressed in the inputs' symbols? It equals no other one.
@@ -125,8 +126,8 @@ impl Dim {
     /// The value under an assignment of symbols, or `None` when one is missing.
     pub fn eval(&self, value_of: &dyn Fn(&str) -> Option<i64>) -> Option<i64> {
         let mut sum = 0i64;
-        for (monomial, c) in &self.terms {
-            let mut product = *c;
+        for (monomial, c) in self.terms() {
+            let mut product = c;
             for s in monomial {
                 product = product.checked_mul(value_of(s)?)?;
             }
@@ -143,10 +144,10 @@ impl Dim {
             (i128::from(named), i128::from(Dim::FAR - 1))
         };
         let mut sum = (0i128, 0i128);
-        for (monomial, c) in &self.terms {
+        for (monomial, c) in self.terms() {
             let product = |(a, b): (i128, i128), (p, q): (i128, i128)| (a.saturating_mul(p), b.saturating_mul(q));
             let (least, most) = monomial.iter().map(factor).fold((1, 1), product);
-            let scaled = (i128::from(*c).saturating_mul(least), i128::from(*c).saturating_mul(most));
+            let scaled = (i128::from(c).saturating_mul(least), i128::from(c).saturating_mul(most));
             sum.0 = sum.0.saturating_add(scaled.0.min(scaled.1));
             sum.1 = sum.1.saturating_add(scaled.0.max(scaled.1));
         }
@@ -155,7 +156,8 @@ impl Dim {
 
     /// The terms of the polynomial: a sorted list of symbols (repeated for powers) and its coefficient. Zero has none.
     pub fn terms(&self) -> impl Iterator<Item = (&[Arc<str>], i64)> {
-        self.terms.iter().map(|(m, c)| (m.as_slice(), *c))
+        let constant = (self.constant != 0).then_some((&[][..], self.constant));
+        constant.into_iter().chain(self.terms.iter().map(|(m, c)| (m.as_slice(), *c)))
     }
 
     /// The names of the symbols in it.
@@ -164,11 +166,30 @@ impl Dim {
     }
 
     fn insert(&mut self, monomial: Monomial, c: i64) {
-        let entry = self.terms.entry(monomial.clone()).or_insert(0);
-        *entry = entry.saturating_add(c);
-        if *entry == 0 {
-            self.terms.remove(&monomial);
+        if monomial.is_empty() {
+            self.constant = self.constant.saturating_add(c);
+            return;
         }
+        match self.terms.entry(monomial) {
+            Entry::Vacant(_) if c == 0 => {}
+            Entry::Vacant(e) => drop(e.insert(c)),
+            Entry::Occupied(mut e) => match e.get().saturating_add(c) {
+                0 => drop(e.remove()),
+                sum => drop(e.insert(sum)),
+            },
+        }
+    }
+}
+
+impl Ord for Dim {
+    fn cmp(&self, other: &Dim) -> Ordering {
+        self.terms().cmp(other.terms())
+    }
+}
+
+impl PartialOrd for Dim {
+    fn partial_cmp(&self, other: &Dim) -> Option<Ordering> {
+        Some(self.cmp(other))
     }
 }
 
@@ -206,7 +227,7 @@ impl Reader<'_> {
         let mut product = self.factor()?;
         while self.eat("*") {
             let factor = self.factor()?;
-            if product.terms.len() * factor.terms.len() > MOST_TERMS {
+            if product.terms().count() * factor.terms().count() > MOST_TERMS {
                 return None;
             }
             product = &product * &factor;
@@ -236,9 +257,7 @@ impl Reader<'_> {
 
 impl From<i64> for Dim {
     fn from(value: i64) -> Dim {
-        let mut dim = Dim { terms: BTreeMap::new() };
-        dim.insert(Vec::new(), value);
-        dim
+        Dim { constant: value, terms: BTreeMap::new() }
     }
 }
 
@@ -246,6 +265,7 @@ impl Add<&Dim> for &Dim {
     type Output = Dim;
     fn add(self, other: &Dim) -> Dim {
         let mut sum = self.clone();
+        sum.constant = sum.constant.saturating_add(other.constant);
         for (m, c) in &other.terms {
             sum.insert(m.clone(), *c);
         }
@@ -263,12 +283,12 @@ impl Sub<&Dim> for &Dim {
 impl Mul<&Dim> for &Dim {
     type Output = Dim;
     fn mul(self, other: &Dim) -> Dim {
-        let mut product = Dim { terms: BTreeMap::new() };
-        for (ma, ca) in &self.terms {
-            for (mb, cb) in &other.terms {
+        let mut product = Dim::from(0);
+        for (ma, ca) in self.terms() {
+            for (mb, cb) in other.terms() {
                 let mut m: Monomial = ma.iter().chain(mb).cloned().collect();
                 m.sort();
-                product.insert(m, ca.saturating_mul(*cb));
+                product.insert(m, ca.saturating_mul(cb));
             }
         }
         product
@@ -281,12 +301,13 @@ impl fmt::Display for Dim {
             return write!(f, "{v}");
         }
         let mut first = true;
-        for (monomial, c) in self.terms.iter().rev() {
+        let constant = (self.constant != 0).then_some((&[][..], self.constant));
+        for (monomial, c) in self.terms.iter().rev().map(|(m, c)| (m.as_slice(), *c)).chain(constant) {
             // Without the blanks `a-b` would be a name.
-            let size = if first { i128::from(*c) } else { i128::from(*c).abs() };
+            let size = if first { i128::from(c) } else { i128::from(c).abs() };
             f.write_str(if first {
                 ""
-            } else if *c < 0 {
+            } else if c < 0 {
                 " - "
             } else {
                 "+"

@@ -170,7 +170,8 @@ impl Tensor {
 
     /// A constant from little-endian bytes.
     pub fn from_bytes(dtype: DType, dims: &[i64], bytes: Vec<u8>) -> Tensor {
-        debug_assert_eq!(dtype.size().map(|s| s as i64 * dims.iter().product::<i64>()), Some(bytes.len() as i64));
+        let size = |unit: usize| dims.iter().fold(unit as i64, |n, d| n.saturating_mul(*d));
+        debug_assert_eq!(dtype.size().map(size), Some(bytes.len() as i64));
         Tensor::from_parts(dtype, dims.to_vec(), Data::Raw(Arc::new(bytes)))
     }
 
@@ -225,7 +226,7 @@ impl Tensor {
 
     /// Number of elements.
     pub fn len(&self) -> usize {
-        self.dims.iter().product::<i64>() as usize
+        self.dims.iter().fold(1i64, |n, d| n.saturating_mul(*d)) as usize
     }
 
     /// Has it no elements?

@@ -30,7 +30,7 @@ pub(super) fn fault(node: &NodeProto) -> Option<String> {
 }
 
 /// What an attribute holds; `None` where its message does not say, or holds what the standard's operators have not.
-fn kind(a: &AttributeProto) -> Option<Kind> {
+pub(super) fn kind(a: &AttributeProto) -> Option<Kind> {
     Some(match a.type_.enum_value().ok()? {
         AttributeType::INT => Kind::Int,
         AttributeType::FLOAT => Kind::Float,

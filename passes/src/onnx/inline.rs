@@ -7,6 +7,7 @@
 //! alone where its function is written for another version of an operator set that the model has too; it may not lead back to
 //! itself either. Functions that nothing calls any more are dropped.
 
+use super::import::{captured_names, op_of};
 use super::{attributes, name_of, schema, short_domain, subgraphs, subgraphs_mut, take_name};
 use onnx_protobuf::{AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto};
 use std::collections::{HashMap, HashSet};
@@ -57,9 +58,10 @@ fn inline_functions(
     if let Some((f, name)) = in_use().find_map(|f| Some((f, defined_twice(f)?))) {
         return Err(InlineError::Duplicate(f.name.clone(), name.to_string()));
     }
-    if let Some((f, (op, what))) = in_use().find_map(|f| Some((f, misstated(f)?))) {
-        return Err(InlineError::Body(f.name.clone(), op, what));
-    }
+    let bodies: HashMap<Key, &FunctionProto> = in_use().map(|f| (key_of(f), f)).collect();
+    let mut checks = Checks { bodies: &bodies, done: HashSet::new() };
+    in_use().try_for_each(|f| checks.body(f, &vec![true; f.input.len()]))?;
+    checks.calls(&graph.node, &|_| true)?;
     let mut table: HashMap<Key, FunctionProto> = HashMap::new();
     for f in functions.iter() {
         let compatible = f.opset_import.iter().all(|o| version(opsets, &o.domain).is_none_or(|v| v == o.version));
@@ -136,21 +138,90 @@ fn defined_twice(f: &FunctionProto) -> Option<&str> {
     names.map(String::as_str).find(|name| !defined.insert(*name))
 }
 
-/// An operator of a function's body that is not as its schema has it or reads what is not there, and what is wrong with it.
-fn misstated(f: &FunctionProto) -> Option<(String, String)> {
-    let opset = version(&f.opset_import, "");
-    let defined: HashSet<&String> = f.input.iter().chain(f.node.iter().flat_map(|n| &n.output)).collect();
-    f.node.iter().find_map(|n| {
-        if let Some(name) = n.input.iter().find(|name| !name.is_empty() && !defined.contains(name)) {
-            return Some((n.op_type.clone(), format!("reads `{name}`, which nothing in the function produces")));
+/// Checks that the nodes of functions are as their schemas have them, for each way of leaving operands out that the file uses.
+struct Checks<'f> {
+    bodies: &'f HashMap<Key, &'f FunctionProto>,
+    done: HashSet<(Key, Vec<bool>)>,
+}
+
+impl<'f> Checks<'f> {
+    /// Checks a body for a call that gives some of its operands. Calls are not nested too deep.
+    fn body(&mut self, f: &'f FunctionProto, given: &[bool]) -> Result<(), InlineError> {
+        if !self.done.insert((key_of(f), given.to_vec())) {
+            return Ok(());
         }
-        let counts = || {
-            let schema = schema::at(&n.domain, &n.op_type, opset.filter(|_| short_domain(&n.domain).is_empty())?)?;
-            let given = |names: &[String]| names.iter().rposition(|name| !name.is_empty()).map_or(0, |last| last + 1);
-            schema.miscounted(given(&n.input), |i| !n.input[i].is_empty(), given(&n.output))
+        if self.done.len() > MOST_NODES {
+            return Err(InlineError::Calls);
+        }
+        let absent: HashSet<&String> = f.input.iter().zip(given).filter(|(_, given)| !**given).map(|(n, _)| n).collect();
+        let there = |name: &String| !name.is_empty() && !absent.contains(name);
+        let said = |op: &str, what: String| InlineError::Body(f.name.clone(), op.to_string(), what);
+        let defined: HashSet<&String> = f.input.iter().chain(f.node.iter().flat_map(|n| &n.output)).collect();
+        if let Some(name) = f.output.iter().find(|name| !defined.contains(name)) {
+            return Err(said("result", format!("`{name}` is produced by nothing in it")));
+        }
+        // An operator set that is not named is read as its first version.
+        let schema = |n: &NodeProto| {
+            let known = version(&f.opset_import, &n.domain);
+            let version = if short_domain(&n.domain).is_empty() { known? } else { known.unwrap_or(1) };
+            schema::at(&n.domain, &n.op_type, version).filter(|_| !self.bodies.contains_key(&key(n)))
         };
-        Some((n.op_type.clone(), attributes::fault(n).or_else(counts)?))
-    })
+        for n in &f.node {
+            let captured = captured_names(n).unwrap_or_default();
+            let mut read = n.input.iter().chain(&captured).filter(|name| !name.is_empty());
+            if let Some(name) = read.find(|name| !defined.contains(name)) {
+                return Err(said(&n.op_type, format!("reads `{name}`, which nothing in the function produces")));
+            }
+            if let Some(name) = captured.iter().find(|name| absent.contains(name)) {
+                return Err(said(&n.op_type, format!("reads `{name}`, which a call leaves out")));
+            }
+            let counts = || {
+                schema(n)?.miscounted(
+                    last(&n.input, &there),
+                    |i| there(&n.input[i]),
+                    last(&n.output, &|name| !name.is_empty()),
+                )
+            };
+            let attributes = || schema(n).filter(|s| s.domain.is_empty())?.misattributed(&op_of(n));
+            if let Some(what) = attributes::fault(n).or_else(counts).or_else(attributes) {
+                return Err(said(&n.op_type, what));
+            }
+        }
+        self.calls(&f.node, &there)
+    }
+
+    /// Checks the calls among some nodes and in their subgraphs.
+    fn calls(&mut self, nodes: &'f [NodeProto], there: &dyn Fn(&String) -> bool) -> Result<(), InlineError> {
+        for n in nodes {
+            for g in subgraphs(n) {
+                self.calls(&g.node, there)?;
+            }
+            let Some(f) = self.bodies.get(&key(n)).copied() else { continue };
+            let there = |name: &String| !name.is_empty() && there(name);
+            let more = |what: &str, n: usize, most: usize| {
+                InlineError::Body(
+                    f.name.clone(),
+                    "call".into(),
+                    format!("has {n} {what}, more than the {most} of the function"),
+                )
+            };
+            let (operands, results) = (last(&n.input, &there), last(&n.output, &|name| !name.is_empty()));
+            if operands > f.input.len() {
+                return Err(more("operands", operands, f.input.len()));
+            }
+            if results > f.output.len() {
+                return Err(more("results", results, f.output.len()));
+            }
+            let given: Vec<bool> = (0..f.input.len()).map(|i| n.input.get(i).is_some_and(there)).collect();
+            self.body(f, &given)?;
+        }
+        Ok(())
+    }
+}
+
+/// The number of names up to the last that is there.
+fn last(names: &[String], there: &dyn Fn(&String) -> bool) -> usize {
+    names.iter().rposition(there).map_or(0, |last| last + 1)
 }
 
 /// A function that calls itself, or whose calls are nested too deep, whether it can be inlined now or not.

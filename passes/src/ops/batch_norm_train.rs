@@ -18,8 +18,9 @@ pub(super) const BATCH_NORM_TRAIN: Row = Row {
         let channels = TensorType::new(x.dtype, vec![x.shape[1].clone()]);
         for i in 1..3 {
             let ty = cx.ty(i)?;
-            let agree = ty.rank() == 1 && (ty.shape[0].known().is_none() || ty.shape[0] == x.shape[1]);
-            cx.require(agree, || format!("operand {i} is {ty}; it has one number for each channel of {x}"))?;
+            let agree =
+                ty.dtype == x.dtype && ty.rank() == 1 && (ty.shape[0].known().is_none() || ty.shape[0] == x.shape[1]);
+            cx.require(agree, || format!("operand {i} is {ty}; it has one number of that type for each channel of {x}"))?;
         }
         Ok(vec![x.clone(), channels.clone(), channels.clone(), channels, x.clone()])
     },

@@ -11,6 +11,8 @@ pub(super) const CONV_TRANSPOSE: Row = Row {
         let (x, w) = (cx.ty(0)?, cx.ty(1)?);
         cx.require(x.rank() >= 3 && x.rank() == w.rank(), || format!("{x} and weight {w} do not make a convolution"))?;
         cx.require(x.dtype == w.dtype, || format!("element types {} and {} differ", x.dtype, w.dtype))?;
+        let fits = x.shape[1].known().is_none() || w.shape[0].known().is_none() || x.shape[1] == w.shape[0];
+        cx.require(fits, || format!("{x} has other channels than the weight {w}"))?;
         let (_, output) = geometry(cx)?;
         let mut shape = vec![x.shape[0].clone(), &w.shape[1] * &Dim::from(cx.op.int("group"))];
         shape.extend(output);

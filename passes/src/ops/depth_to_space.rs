@@ -8,7 +8,7 @@ pub(super) const DEPTH_TO_SPACE: Row = Row {
     name: "DepthToSpace",
     infer: |cx| {
         let (ty, k) = blocks(cx)?;
-        let channels = ty.shape[1].div_exact(&(&k * &k)).unwrap_or_else(|| unknown_dim("depth"));
+        let channels = part_of(ty, 1, &(&k * &k), "depth")?;
         Ok(vec![TensorType::new(ty.dtype, vec![ty.shape[0].clone(), channels, &ty.shape[2] * &k, &ty.shape[3] * &k])])
     },
     // x̄ = ȳ with its blocks moved back to channels.
@@ -47,8 +47,8 @@ pub(super) const SPACE_TO_DEPTH: Row = Row {
     name: "SpaceToDepth",
     infer: |cx| {
         let (ty, k) = blocks(cx)?;
-        let part = |i: usize| ty.shape[i].div_exact(&k).unwrap_or_else(|| unknown_dim("space"));
-        Ok(vec![TensorType::new(ty.dtype, vec![ty.shape[0].clone(), &ty.shape[1] * &(&k * &k), part(2), part(3)])])
+        let part = |i: usize| part_of(ty, i, &k, "space");
+        Ok(vec![TensorType::new(ty.dtype, vec![ty.shape[0].clone(), &ty.shape[1] * &(&k * &k), part(2)?, part(3)?])])
     },
     // x̄ = ȳ with its channels moved back to blocks.
     pullback: |p| {
@@ -60,6 +60,15 @@ pub(super) const SPACE_TO_DEPTH: Row = Row {
     samples: || vec![sample(Attrs::new().with("blocksize", 2), vec![floats(&[2, 2, 4, 6])])],
     ..ROW
 };
+
+/// The extent of an axis in blocks of so many.
+fn part_of(ty: &TensorType, axis: usize, block: &Dim, what: &str) -> Result<Dim, TypeError> {
+    match (ty.shape[axis].div_exact(block), ty.shape[axis].known()) {
+        (Some(part), _) => Ok(part),
+        (None, Some(n)) => Err(TypeError(format!("{n} elements along axis {axis} of {ty} are not blocks of {block}"))),
+        (None, None) => Ok(unknown_dim(what)),
+    }
+}
 
 /// The operand's type and the block's edge.
 fn blocks<'a>(cx: &'a Infer) -> Result<(&'a TensorType, Dim), TypeError> {

@@ -48,6 +48,7 @@ use formula::{Term, formula, formulas};
 use row::{ROW, Row};
 use sample::{fixed, floats, floats_in, ints, ints_of, plain, sample, truths, values};
 use std::borrow::Cow;
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::sync::OnceLock;
 
@@ -106,6 +107,8 @@ impl Infer<'_> {
     fn target(&self, i: usize, what: &str) -> Result<Vec<Dim>, TypeError> {
         // A damaged file may ask for any rank; nothing is allocated for one that no engine takes.
         const MOST_AXES: i64 = 1 << 10;
+        let one_axis = self.types.get(i).and_then(Option::as_ref).is_none_or(|ty| ty.rank() == 1);
+        self.require(one_axis, || "the target shape is no vector".into())?;
         if let Some(dims) = self.extents(i) {
             return Ok(dims);
         }
@@ -335,6 +338,23 @@ pub fn misfit(g: &Graph, id: NodeId) -> Option<TypeError> {
         return None;
     }
     result_types(g.op(id)?, g.operands(id), g)?.err()
+}
+
+/// Why a node's derivative may not be asked: it takes for granted what its rule asks for, and indexes shapes by it. `None` where the rule
+/// can be applied, or where it fails only of integers that the graph computes.
+pub fn unready(g: &Graph, id: NodeId) -> Option<TypeError> {
+    let computed = Cell::new(false);
+    let found = about(g.op(id)?, g.operands(id), g, |cx| {
+        let array = |i: usize| {
+            let elements = (cx.array)(i);
+            let open = (cx.present)(i) && elements.as_ref().is_none_or(|a| a.ints().is_none());
+            computed.set(computed.get() || open);
+            elements
+        };
+        infer(&Infer { array: &array, ..*cx })
+    });
+    let untyped = g.operands(id).iter().flatten().any(|v| g.tensor_type(*v).is_none());
+    found?.err().filter(|_| untyped || !computed.get())
 }
 
 /// Types of the results, by the operator's rule or by its line in [`typed`].

@@ -139,6 +139,8 @@ impl Range {
             end if end < 0 => at(end),
             end if least >= 0 => Dim::from(end),
             _ if most <= 0 || end >= Dim::FAR => d.clone(),
+            // A name within a name would be another one each time.
+            _ if d.is_unnamed() => return Some(Range { start: at(start), len: None }),
             end => Dim::symbol(&format!("min({d},{end})")),
         };
         let begin = at(start);

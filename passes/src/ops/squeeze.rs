@@ -62,7 +62,7 @@ pub(super) const UNSQUEEZE: Row = Row {
     ..ROW
 };
 
-/// The axes a `Squeeze` drops, ascending: the listed ones, or all of extent 1. An extent without a name may be 1; a symbol of the
+/// The axes a `Squeeze` drops, ascending: the listed ones, or all of extent 1 where none is listed. An extent without a name may be 1; a symbol of the
 /// inputs is taken for more.
 fn squeezed(cx: &Infer) -> Result<Vec<i64>, TypeError> {
     let ty = cx.ty(0)?;
@@ -70,7 +70,7 @@ fn squeezed(cx: &Infer) -> Result<Vec<i64>, TypeError> {
         Some(axis) => Ok(axis as i64),
         None => Err(TypeError(format!("axis {a} is out of range for {ty}"))),
     };
-    let mut axes: Vec<i64> = match cx.listed("axes", 1)? {
+    let mut axes: Vec<i64> = match cx.listed("axes", 1)?.filter(|list| !list.is_empty()) {
         Some(axes) => axes.iter().map(axis).collect::<Result<_, _>>()?,
         None if ty.shape.iter().any(Dim::is_unnamed) => {
             return Err(TypeError(format!("the rank is not known, since an extent of {ty} may be 1")));

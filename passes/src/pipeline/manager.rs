@@ -1,16 +1,18 @@
 //! Runs passes: verifies the graph after each, times and counts them, and shows the graph between them for debugging.
 
 use super::{Cx, Pass};
-use crate::ir::Graph;
-use crate::ops::GradError;
+use crate::analysis::types;
+use crate::ir::{Graph, ValueId};
 use crate::ops::build::BuildError;
+use crate::ops::{self, GradError};
 use crate::refusal::Hint;
 use crate::text;
 use crate::transform::legalize::ConvertError;
 use crate::transform::loss::LossError;
 use crate::transform::rebatch::RebatchError;
 use crate::transform::route::RouteError;
-use crate::verify::{self, Stage};
+use crate::verify::{self, Mistyped, Stage};
+use std::cell::OnceCell;
 use std::time::Instant;
 
 /// Why a pipeline ended early.
@@ -111,6 +113,28 @@ pub struct PassManager<'a> {
     show: Option<&'a dyn Fn(&str)>,
     /// A graph whose own violations are not the fault of a pass.
     source: Option<&'a Graph>,
+    /// Those violations, open and legal, once they have been asked for.
+    known: [OnceCell<Vec<String>>; 2],
+}
+
+/// Types that the source declares, where nothing else could tell them, and that its operators contradict now that more is known: each
+/// violation, and what is wrong with the file.
+fn misdeclared(g: &Graph, source: &Graph) -> Vec<(String, String)> {
+    let declared = types::declared(source);
+    let told = |v: ValueId| {
+        let types = ops::result_types(source.op(v.node)?, source.operands(v.node), source)?.ok()?;
+        types.into_iter().nth(v.slot as usize)
+    };
+    let of_file = |m: &Mistyped| {
+        let name = g.name(m.value);
+        let said = declared.get(name)?.tensor().filter(|said| said.may_be(&m.have) && !said.may_be(&m.want))?;
+        if source.find(name).and_then(told).is_some_and(|told| !told.may_be(&m.want)) {
+            return None;
+        }
+        let what = format!("the file declares `{name}` as {said}, but {} gives {}", g.site(m.value.node), m.want);
+        Some((m.violation(g), format!("{what}; correct the declaration or re-export the model")))
+    };
+    g.nodes().flat_map(|id| verify::mistyped(g, id)).filter_map(|m| of_file(&m)).collect()
 }
 
 impl<'a> PassManager<'a> {
@@ -121,7 +145,7 @@ impl<'a> PassManager<'a> {
 
     /// From now on violations of `source` itself are not the fault of a pass.
     pub fn starts_from(&mut self, source: &'a Graph) {
-        self.source = Some(source);
+        (self.source, self.known) = (Some(source), Default::default());
     }
 
     /// Runs passes one after the other.
@@ -174,9 +198,18 @@ impl<'a> PassManager<'a> {
 
     pub(super) fn check(&self, g: &Graph, pass: &'static str, stage: Stage) -> Result<(), PassError> {
         let Err(mut found) = verify::verify(g, stage) else { return Ok(()) };
-        if let Some(Err(before)) = self.source.map(|source| verify::verify(source, stage)) {
+        if let Some(source) = self.source {
+            let before = self.known[usize::from(stage == Stage::Legal)]
+                .get_or_init(|| verify::verify(source, stage).err().unwrap_or_default());
             found.retain(|f| !before.contains(f));
         }
-        if found.is_empty() { Ok(()) } else { Err(PassError::Invalid { pass, found }) }
+        if found.is_empty() {
+            return Ok(());
+        }
+        let declared = self.source.map(|source| misdeclared(g, source)).unwrap_or_default();
+        match declared.first().filter(|_| found.iter().all(|f| declared.iter().any(|(violation, _)| violation == f))) {
+            Some((_, what)) => Err(PassError::unfit(what.clone())),
+            None => Err(PassError::Invalid { pass, found }),
+        }
     }
 }

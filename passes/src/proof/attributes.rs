@@ -51,7 +51,9 @@ impl<'g> Table<'g> {
                     Some(Attr::Tensor(t)) => AttrKey::Const(self.constants.of_tensor(t)),
                     _ => return None,
                 },
-                Attr::Opaque(a) => AttrKey::Bytes(subgraph::canonical(a, captured)?),
+                Attr::Opaque(a) => {
+                    AttrKey::Bytes(subgraph::canonical(a, captured).or_else(|| subgraph::as_written(a, captured))?)
+                }
             };
             out.push((name.to_string(), key));
         }

@@ -71,6 +71,11 @@ impl<'g> Side<'g> {
         }
     }
 
+    /// Is it an operator of the standard domain that means the same in both graphs?
+    pub(super) fn is_standard(&self, op: &Op) -> bool {
+        op.domain.is_empty() && !self.versions_differ && !self.local.contains(&(op.domain.clone(), op.name.clone()))
+    }
+
     /// The term of a value.
     pub(super) fn term(&self, v: ValueId) -> Option<TermId> {
         self.terms.get(&v).copied()

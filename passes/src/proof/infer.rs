@@ -1,7 +1,7 @@
 //! Types of terms: our own shape rules on the operands' types, then what the graph knows.
 
 use super::canonical::Side;
-use super::term::{Granted, Table, TermId};
+use super::term::{Granted, MadeUp, Table, TermId};
 use crate::ir::{DType, Dim, NodeId, Op, Shape, TensorType, ValueType};
 use crate::ops::eval::places::count;
 use crate::ops::eval::{Array, Domain, Poly};
@@ -50,6 +50,9 @@ pub(super) fn types(t: &mut Table, side: &Side, id: NodeId, op: &Op, args: &[Ter
     {
         undecided(t, &operand_types, fixed, ty);
     }
+    // The same operator on the same operands has the same extents in both graphs.
+    let plain = op.attrs.0.is_empty() && side.is_standard(op);
+    let axis = |slot: usize, axis: usize| MadeUp::Axis { op: op.name.clone(), args: args.into(), slot, axis };
     let mut out = Vec::with_capacity(g.node(id).results().len());
     let mut declared = false;
     for (slot, v) in g.results(id).enumerate() {
@@ -67,7 +70,9 @@ pub(super) fn types(t: &mut Table, side: &Side, id: NodeId, op: &Op, args: &[Ter
             (Some(own), _) => Some(own.clone()),
             (None, Some(fact)) => {
                 declared = true;
-                Some(fact.iter().map(|d| if is_solid(t, d) { d.clone() } else { t.fresh_dim() }).collect::<Shape>())
+                let made_up = |t: &mut Table, i| if plain { t.made_up(axis(slot, i)) } else { t.fresh_dim() };
+                let extent = |(i, d): (usize, &Dim)| if is_solid(t, d) { d.clone() } else { made_up(t, i) };
+                Some(fact.iter().enumerate().map(extent).collect::<Shape>())
             }
             (None, None) => None,
         };
@@ -104,22 +109,20 @@ fn is_solid(t: &Table, d: &Dim) -> bool {
 fn undecided(t: &mut Table, operands: &[Option<TensorType>], fixed: usize, ty: &mut TensorType) {
     let rank = ty.shape.len();
     for from_end in fixed + 1..=rank {
-        let mut seen: Option<&Dim> = None;
-        let mut clash = false;
+        let mut seen: Vec<Dim> = Vec::new();
         let mut known = false;
         for o in operands.iter().flatten() {
             let Some(d) = o.shape.len().checked_sub(from_end).map(|i| &o.shape[i]) else { continue };
             match d.known() {
                 Some(1) => {}
                 Some(_) => known = true,
-                None => {
-                    clash |= seen.is_some_and(|s| s != d);
-                    seen = Some(d);
-                }
+                None => seen.push(d.clone()),
             }
         }
-        if clash && !known {
-            ty.shape[rank - from_end] = t.fresh_dim();
+        seen.sort_unstable();
+        seen.dedup();
+        if seen.len() > 1 && !known {
+            ty.shape[rank - from_end] = t.made_up(MadeUp::Broadcast(seen));
         }
     }
 }

@@ -18,6 +18,15 @@ pub(super) fn canonical(a: &AttributeProto, captured: &[&str]) -> Option<Vec<u8>
     if names.lost { None } else { a.write_to_bytes().ok() }
 }
 
+/// An attribute whose names cannot be told apart, as the file has it, behind the names of the values that it reads.
+pub(super) fn as_written(a: &AttributeProto, captured: &[&str]) -> Option<Vec<u8>> {
+    // No message begins so.
+    let mut bytes = vec![0xff];
+    bytes.extend(captured.join("\0").bytes().chain([0]));
+    bytes.extend(a.write_to_bytes().ok()?);
+    Some(bytes)
+}
+
 /// The graphs in an attribute.
 pub(super) fn of(a: &AttributeProto) -> impl Iterator<Item = &GraphProto> {
     a.g.iter().chain(&a.graphs)

@@ -125,6 +125,19 @@ pub(super) struct Table<'g> {
     /// Terms that were multiplied by an exact zero.
     pub(super) zeroed: IndexSet<TermId>,
     fresh: u32,
+    /// Extents that have no name in the inputs' symbols, by what they are extents of.
+    made_up: IndexSet<MadeUp>,
+}
+
+/// An extent that is no polynomial of the inputs' symbols. Two that are extents of the same are one.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) enum MadeUp {
+    /// What these different extents broadcast to.
+    Broadcast(Vec<Dim>),
+    /// An axis of a result of a standard operator without attributes.
+    Axis { op: String, args: Args, slot: usize, axis: usize },
+    /// One of which nothing more is known.
+    Alone(u32),
 }
 
 /// Something the proof takes for granted.
@@ -158,6 +171,7 @@ impl<'g> Table<'g> {
             owned: HashSet::new(),
             zeroed: IndexSet::new(),
             fresh: 0,
+            made_up: IndexSet::new(),
         }
     }
 
@@ -219,10 +233,16 @@ impl<'g> Table<'g> {
         self.intern(Head::Unique(self.fresh), Args::new(), ty)
     }
 
+    /// The dimension that stands for an extent without a name.
+    pub(super) fn made_up(&mut self, of: MadeUp) -> Dim {
+        let (at, _) = self.made_up.insert_full(of);
+        Dim::symbol(&format!("?proof{}", at + 1))
+    }
+
     /// A dimension equal to no other.
     pub(super) fn fresh_dim(&mut self) -> Dim {
         self.fresh += 1;
-        Dim::symbol(&format!("?proof{}", self.fresh))
+        self.made_up(MadeUp::Alone(self.fresh))
     }
 
     pub(super) fn constant(&mut self, id: ConstId) -> TermId {

@@ -77,7 +77,11 @@ pub fn differentiate_past(
         b.steep = result_cts.iter().flatten().any(|ct| ct.steep);
         let wanted = |v: ValueId| active[v.node.index()];
         let mut p = Pullback { b: &mut b, node: id, rule, result_cts, wanted: &|v| wanted(v), cotangents: &mut cts };
-        rule.pullback(&mut p).map_err(|e| {
+        let built = match ops::unready(p.graph(), id) {
+            Some(e) => Err(p.unsupported(&format!("its rule cannot be applied: {e}"))),
+            None => rule.pullback(&mut p),
+        };
+        built.map_err(|e| {
             let untyped = b.graph.reads(id).any(|v| b.graph.tensor_type(v).is_none());
             match (control_flow::before(b.graph, id), e) {
                 (None, GradError::NoPullback { reason, hint, .. }) => no_pullback(b.graph, id, wrt, loss, &reason, hint),

@@ -9,6 +9,7 @@ use super::optimizer::StateTensor;
 use super::update::blend;
 use crate::contract::StateKind;
 use crate::ir::{ANCRE, Attrs, Graph, NodeId, Op, ValueId, ValueType};
+use crate::ops;
 use crate::ops::build::{BuildError, Builder};
 use indexmap::IndexMap;
 
@@ -55,8 +56,11 @@ fn convert(
     let stem = if name.is_empty() { g.name(g.result(id, 0)).to_string() } else { name };
     let old = g.result(id, 0);
     let ty = g.value(old).ty.clone();
-    let statistic = ValueType { dtype: g.value(scale).ty.dtype, ..g.value(mean).ty.clone() };
     let op = Op::in_domain(ANCRE, "BatchNormTrain", Attrs::new().with("epsilon", epsilon));
+    if let Some(Err(error)) = ops::result_types(&op, &[Some(x), Some(scale), Some(bias)], g) {
+        return Err(BuildError { op: "BatchNormalization".into(), prefix: stem, error });
+    }
+    let statistic = ValueType { dtype: g.value(scale).ty.dtype, ..g.value(mean).ty.clone() };
     let node = g.add_op(&stem, op, &[Some(x), Some(scale), Some(bias)]);
     let y =
         g.push_result(node, &format!("{stem}.train"), if ty == ValueType::default() { g.value(x).ty.clone() } else { ty });

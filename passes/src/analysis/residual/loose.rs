@@ -11,16 +11,17 @@
 //! resolutions are added to each other. A value that goes past the add then ends in the branch of a *partner*: an add around
 //! another state that the first add's branch reads as well. Partners are joins together, or none of them is. Where an
 //! add makes another join's state of a stream's message (from a virtual node to the nodes of a graph), the other stream begins.
+//! A stream whose first state is a constant is found from its second join on; its first is taken last.
 
-use super::branch::{Marks, Region};
+use super::branch::{self, Marks, Region};
 use super::classes::{Addend, addends};
 use super::flow::Flow;
-use super::join::{Finder, Refusal};
+use super::join::{AddNode, Finder, Refusal};
 use super::skip::{Start, identity_starts};
 use super::{JoinKind, Why};
 use crate::ir::{NodeId, ValueId};
 use crate::ops::Class;
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 /// Nodes of a branch looked at.
 const LARGEST: usize = 2048;
@@ -71,6 +72,32 @@ pub(super) fn recover(finder: &mut Finder) {
                 finder.adds[c.add].why = Some(Refusal::Branch(c.operand, Why::Crosses(c.start.state, join)));
             }
             None => finder.accept(c.add, c.start, c.operand, JoinKind::Identity, c.region),
+        }
+    }
+    begin_with_constants(finder, &mut sets);
+}
+
+/// Adds the joins by which a stream begins with a constant, such as the embedding of a virtual node. A constant may as well be a bias
+/// that is added more than once: the branch has to be that of the join that follows.
+fn begin_with_constants(finder: &mut Finder, sets: &mut Sets) {
+    let f = finder.f;
+    let followers = finder.joins.iter().flatten().filter(|j| j.kind == JoinKind::Identity);
+    let next: HashMap<NodeId, Vec<String>> = followers.map(|j| (j.state.node, j.signature.clone())).collect();
+    for i in 0..finder.adds.len() {
+        let AddNode { node, addends, .. } = &finder.adds[i];
+        let Some(signature) = next.get(node).filter(|_| !finder.is_taken(*node)) else { continue };
+        let sum = f.g.result(*node, 0);
+        let constant = |v: &ValueId| !f.is_live(*v) && f.may_agree(*v, sum) && f.active_readers(*v).count() > 1;
+        let operands = addends.iter().filter(|a| a.inner.is_none()).map(|a| a.operand);
+        let found = operands.filter(|o| f.g.operand(*node, *o).as_ref().is_some_and(constant)).find_map(|operand| {
+            let start = identity_starts(f, *node, operand).into_iter().find(|s| s.path.is_empty())?;
+            let (region, _) = region(finder, *node, &finder.adds[i].operands_but(operand), &start, sets).ok()?;
+            Some((operand, start, region))
+        });
+        if let Some((operand, start, region)) = found
+            && branch::signature(f, &region, None, &mut finder.marks) == *signature
+        {
+            finder.accept(i, start, operand, JoinKind::Identity, region);
         }
     }
 }

@@ -7,8 +7,11 @@ pub mod meaning;
 #[rustfmt::skip]
 mod table;
 
+use super::attributes::kind;
 use super::short_domain;
 use crate::ir::{Attr, DType, Op};
+use std::collections::HashMap;
+use std::sync::OnceLock;
 
 /// The newest operator set of the standard domain that is known.
 pub const NEWEST: i64 = table::NEWEST;
@@ -80,7 +83,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// Is an attribute one of this kind? Of those that the IR does not read nothing is said.
+    /// Is an attribute one of this kind? Of those that no operator has nothing is said.
     fn holds(self, a: &Attr) -> bool {
         match a {
             Attr::Int(_) => self == Kind::Int,
@@ -89,7 +92,7 @@ impl Kind {
             Attr::Ints(_) => self == Kind::Ints,
             Attr::Floats(_) => self == Kind::Floats,
             Attr::Tensor(_) => self == Kind::Tensor,
-            Attr::Opaque(_) => true,
+            Attr::Opaque(a) => kind(a).is_none_or(|kind| kind == self),
         }
     }
 }
@@ -199,11 +202,14 @@ fn nth(formals: &'static [Formal], i: usize) -> Option<&'static Formal> {
 
 /// Every version of an operator, the oldest first.
 pub fn versions(domain: &str, name: &str) -> &'static [Schema] {
-    let domain = short_domain(domain);
-    let key = |s: &Schema| (s.domain, s.name).cmp(&(domain, name));
-    let from = table::SCHEMAS.partition_point(|s| key(s).is_lt());
-    let len = table::SCHEMAS[from..].partition_point(|s| key(s).is_eq());
-    &table::SCHEMAS[from..from + len]
+    type Index = HashMap<(&'static str, &'static str), &'static [Schema]>;
+    // Rules ask for a default's schema at every node, and many times.
+    static INDEX: OnceLock<Index> = OnceLock::new();
+    let index = INDEX.get_or_init(|| {
+        let operators = table::SCHEMAS.chunk_by(|a, b| (a.domain, a.name) == (b.domain, b.name));
+        operators.map(|all| ((all[0].domain, all[0].name), all)).collect()
+    });
+    index.get(&(short_domain(domain), name)).copied().unwrap_or_default()
 }
 
 /// An operator as an operator set has it; `None` if that has none of the name.

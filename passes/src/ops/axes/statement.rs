@@ -105,7 +105,8 @@ fn moved(cx: &Infer, r: usize, ranks: &[Option<usize>], result: Option<&[Dim]>) 
                 format!("{} -> {}", all(r), perm.iter().map(|a| format!("a{a} ")).collect::<String>())
             }
             "Squeeze" => {
-                let listed: Option<Vec<usize>> = cx.listed("axes", 1)?.map(|list| axes_in(r, list).collect());
+                let listed = cx.listed("axes", 1)?.filter(|list| !list.is_empty());
+                let listed: Option<Vec<usize>> = listed.map(|list| axes_in(r, list).collect());
                 let ones = shape(0)?;
                 lacks(r, |a| listed.as_ref().map_or_else(|| ones[a].is_one(), |l| l.contains(&a)), false)
             }

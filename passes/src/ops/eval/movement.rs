@@ -96,7 +96,7 @@ impl<D: Domain> Call<'_, D> {
             }
             "Squeeze" => {
                 let one = |axis: &usize| x.dims[*axis] == 1;
-                let axes: Vec<usize> = match self.listed("axes", 1)? {
+                let axes: Vec<usize> = match self.listed("axes", 1)?.filter(|list| !list.is_empty()) {
                     Some(list) => list.iter().map(|a| axis_of(*a, rank).filter(one)).collect::<Option<_>>()?,
                     None => (0..rank).filter(one).collect(),
                 };

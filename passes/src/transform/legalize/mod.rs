@@ -156,8 +156,11 @@ fn replace_each(g: &mut Graph, from: i64, chosen: impl Fn(&Op) -> bool, applied:
 fn infer(g: &mut Graph, id: NodeId) {
     for (v, ty) in g.results(id).zip(infer_node(g, id, g).unwrap_or_default()) {
         let known = g.value(v).ty.clone();
-        let rank = known.shape.as_ref().map_or(ty.rank(), Vec::len);
-        if rank != ty.rank() || known.dtype.is_some_and(|t| t != ty.dtype) {
+        let agrees = match known.tensor() {
+            Some(known) => known.may_be(&ty),
+            None => known.dtype.is_none_or(|t| t == ty.dtype) && known.shape.as_ref().is_none_or(|s| s.len() == ty.rank()),
+        };
+        if !agrees {
             g.set_type(v, ty.into());
         } else if !is_resolved(&known) {
             g.set_type(v, merge(&ty.into(), known));

@@ -8,7 +8,7 @@
 //!
 //! Attributes that say nothing about inference (`consumed_inputs`, `is_test`) are removed.
 
-use super::upgrade::{Done, attrs, check_subgraphs, ints_to_operand};
+use super::upgrade::{Done, check_subgraphs, ints_to_operand};
 use super::{infer, set, stem, take, unfit};
 use crate::analysis::types::declared;
 use crate::ir::{Attr, Attrs, DType, Graph, NodeId, Op};
@@ -101,8 +101,8 @@ fn node(b: &mut Builder, id: NodeId, name: &str, from: i64) -> Done {
             write(b.graph, id, "axis", 0);
             if let Some(parts) = b.graph.operand(id, 1) {
                 let parts = constant(b, parts).ok_or_else(|| refused(b.graph, id, from, "its parts are computed"))?;
-                let (attrs, x) = (attrs(b.graph, id), b.graph.operand(id, 0));
-                b.graph.replace_op(id, Op::new("Split", attrs.with("split", parts)), &[x]);
+                write(b.graph, id, "split", parts);
+                b.graph.set_operand(id, 1, None);
             }
         }
         "Tile" if from < 6 => return tile(b, id, from),

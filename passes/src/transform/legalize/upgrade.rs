@@ -27,6 +27,9 @@ pub(super) fn upgrade(g: &mut Graph, from: i64, to: i64) -> Done {
                 return Err(unfit(&name, &b.prefix, &what));
             }
             node(&mut b, id, &name, from, to)?;
+            if let Some(what) = b.graph.op(id).and_then(|op| schema::misfit(op, types_of(b.graph, id))) {
+                return Err(unfit(&name, &b.prefix, &what));
+            }
         }
     }
     Ok(())
@@ -115,14 +118,16 @@ fn node(b: &mut Builder, id: NodeId, name: &str, from: i64, to: i64) -> Done {
     Ok(())
 }
 
-pub(super) fn attrs(g: &Graph, id: NodeId) -> Attrs {
+fn attrs(g: &Graph, id: NodeId) -> Attrs {
     g.op(id).map(|op| op.attrs.clone()).unwrap_or_default()
 }
 
-/// Makes an operand of an attribute that lists integers.
+/// Makes an operand of an attribute that lists integers. An empty list says nothing, unless the operator has to have one.
 pub(super) fn ints_to_operand(b: &mut Builder, id: NodeId, attr: &str, at: usize) {
+    let name = b.graph.op(id).map(|op| op.name.clone()).unwrap_or_default();
+    let optional = || schema::versions("", &name).last().and_then(|s| s.operand(at)).is_none_or(|f| f.optional);
     if let Some(Attr::Ints(values)) = take(b.graph, id, attr)
-        && !values.is_empty()
+        && !(values.is_empty() && optional())
     {
         let v = b.ints(&values);
         b.graph.set_operand(id, at, Some(v));

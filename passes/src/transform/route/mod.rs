@@ -264,8 +264,13 @@ fn route_chain(
     let several = blocks.states.len() > 2;
     // A router cannot be lowered without types. Nothing tells those of the results of fused operators of other domains.
     let unknown = blocks.states.iter().find(|s| g.tensor_type(**s).is_none());
+    let first = blocks.states.first().and_then(|s| g.tensor_type(*s));
+    let differs = |s: &&ValueId| g.tensor_type(**s).zip(first.as_ref()).is_some_and(|(ty, first)| !ty.may_be(first));
+    let other = blocks.states.iter().find(differs);
     if let Some(unknown) = unknown.filter(|_| several) {
         leave(g.untyped(*unknown), None);
+    } else if let Some(other) = other.filter(|_| several) {
+        leave(format!("its state `{}` is {}, another type than the first's", g.name(*other), g.value(*other).ty), None);
     } else if several || !blocks.sources.is_empty() {
         let id = RouterId(chain.id);
         if !blocks.notes.is_empty() {
@@ -362,6 +367,10 @@ fn not_adds_alone(g: &Graph, chain: &Chain, unit: usize) -> Option<String> {
 }
 
 fn build(g: &mut Graph, chain: &Chain, o: &RouteOptions, blocks: Blocks) -> Result<RouterSpec, RouteError> {
+    // The record of a router names its states, of which a fused operator may leave one nameless that nobody else reads.
+    for (k, state) in blocks.states.iter().enumerate().filter(|(_, s)| g.name(**s).is_empty()).collect::<Vec<_>>() {
+        g.rename(*state, &format!("ancre/{}/state_{k}", chain.id));
+    }
     let (logits, gate) = params::parameters(g, chain.id, blocks.states.len() - 1, blocks.sources.len(), o)?;
     let mut router = RouterSpec {
         form: o.form,

@@ -257,21 +257,38 @@ fn groups_with_a_skip_around_each_are_one_chain_and_their_blocks_another() {
 
 #[test]
 fn a_virtual_node_and_the_nodes_of_its_graph_are_two_streams() {
-    let mut text = String::from(
-        "pool = input f32 2x9\n spread = Transpose pool perm=1,0\n x = input f32 9x4\n v = input f32 2x4\n h0 = MatMul x wx:4x4\n v0 = MatMul v wv:4x4\n",
-    );
-    for k in 0..4 {
-        text += &format!(
-            "s{k} = MatMul spread v{k}\n m{k} = Add h{k} s{k}\n a{k} = MatMul m{k} a:4x4\n b{k} = Relu a{k}\n h{next} = Add b{k} m{k}\n
-            p{k} = MatMul pool m{k}\n t{k} = Add p{k} v{k}\n c{k} = MatMul t{k} c:4x4\n d{k} = Relu c{k}\n v{next} = Add v{k} d{k}\n",
-            next = k + 1
+    // The virtual node begins with what is computed of an input, or with a learned constant.
+    for constant in [false, true] {
+        let mut text = String::from(
+            "pool = input f32 2x9\n spread = Transpose pool perm=1,0\n x = input f32 9x4\n v = input f32 2x4\n h0 = MatMul x wx:4x4\n",
         );
+        if !constant {
+            text += "v0 = MatMul v wv:4x4\n";
+        }
+        for k in 0..4 {
+            let v = if constant && k == 0 { "v0:2x4".into() } else { format!("v{k}") };
+            text += &format!(
+                "s{k} = MatMul spread {v}\n m{k} = Add h{k} s{k}\n a{k} = MatMul m{k} a:4x4\n b{k} = Relu a{k}\n h{next} = Add b{k} m{k}\n
+                p{k} = MatMul pool m{k}\n t{k} = Add p{k} {v}\n c{k} = MatMul t{k} c:4x4\n d{k} = Relu c{k}\n v{next} = Add {v} d{k}\n",
+                next = k + 1
+            );
+        }
+        let end = "s4 = MatMul spread v4\n m4 = Add h4 s4\n f = MatMul m4 wf:4x4\n r = Relu f\n g = Add r m4\n y = MatMul pool g\n output y";
+        let g = net(&(text + end));
+        let s = find_residuals(&g);
+        assert_eq!(chains(&s), [5, 4]);
+        assert_eq!(states(&g, &s.chains[0]), ["m0", "m1", "m2", "m3", "m4", "g"]);
+        assert_eq!(states(&g, &s.chains[1]), ["v0", "v1", "v2", "v3", "v4"]);
+        assert!(s.chains.iter().all(|c| c.joins[0].inside.is_none()));
     }
-    let end = "s4 = MatMul spread v4\n m4 = Add h4 s4\n f = MatMul m4 wf:4x4\n r = Relu f\n g = Add r m4\n y = MatMul pool g\n output y";
-    let g = net(&(text + end));
+}
+
+#[test]
+fn a_bias_that_two_layers_share_begins_no_stream() {
+    let text = "x = input f32 2x4\n p0 = Add x b:2x4\n f = MatMul p0 w:4x4\n r = Relu f\n h = Add r b:2x4\n
+        g = MatMul h w:4x4\n i = MatMul g v:4x4\n s = Relu i\n y = Add s h\n z = MatMul y u:4x4\n output z";
+    let g = net(text);
     let s = find_residuals(&g);
-    assert_eq!(chains(&s), [5, 4]);
-    assert_eq!(states(&g, &s.chains[0]), ["m0", "m1", "m2", "m3", "m4", "g"]);
-    assert_eq!(states(&g, &s.chains[1]), ["v0", "v1", "v2", "v3", "v4"]);
-    assert!(s.chains.iter().all(|c| c.joins[0].inside.is_none()));
+    assert_eq!(chains(&s), [1]);
+    assert_eq!(states(&g, &s.chains[0])[0], "h");
 }
