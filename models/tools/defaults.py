@@ -52,14 +52,15 @@ DATA = {
     "a play": (None, 40_000, ["--window", WINDOW, "--epochs", 1]),
     "Rust": (None, 40_000, ["--window", WINDOW, "--epochs", 1]),
     "which language": (4, 240, ["--epochs", 5]),
-    "which module": (5, 240, ["--epochs", 5]),
+    "which format": (5, 240, ["--epochs", 5]),
 }
 CELLS = list(itertools.product(list(NETWORKS)[:6], ("Greek letters", "digits")))
-CELLS += [("GPT-2", "a play"), ("GPT-2", "Rust"), ("BERT", "which language"), ("BERT", "which module")]
+CELLS += [("GPT-2", "a play"), ("GPT-2", "Rust"), ("BERT", "which language"), ("BERT", "which format")]
 WAYS = {"default": []}
 WAYS |= {f"cosine {lr}": ["--schedule", "cosine", "--lr", lr] for lr in ("3e-4", "1e-3", "3e-3")}
 WAYS |= {"constant 1e-3": ["--schedule", "constant", "--lr", "1e-3"]}
-PACKAGES = ["asyncio", "email", "tkinter", "unittest", "multiprocessing", "json", "http", "idlelib", "xml", "logging", "ctypes", "urllib", "sqlite3"]
+PACKAGES = ["json", "http", "idlelib", "xml", "logging", "ctypes", "urllib", "sqlite3"]
+FORMATS = ["lock", "drawing", "graph", "documents", "rust"]
 
 
 @functools.cache
@@ -86,6 +87,7 @@ def text(name):
         return np.concatenate(parts).astype(np.uint8).tobytes()
     root, library = HERE.parent, Path(sysconfig.get_path("stdlib"))
     files = {"rust": root.glob("passes/src/**/*.rs"), "documents": root.glob("docs/*.md"), "library": library.glob("*.py")}
+    files |= {"lock": [root / "Cargo.lock"], "drawing": [root / "docs/topology.svg"], "graph": root.glob("passes/tests/text/*.onnxtxt")}
     return b"".join(f.read_bytes() for f in sorted(files.get(name) or (library / name).rglob("*.py")))
 
 
@@ -113,7 +115,7 @@ def make(data, seed, part, path, is_plain):
         whole = whole[begin:] if part == "val" else whole[begin : begin + n]
         return np.frombuffer(whole, np.uint8).astype("<u2").tofile(path)
     else:
-        names = ["play", "rust", "documents", "email"] if data == "which language" else PACKAGES[5:] if data == "packages" else PACKAGES[:5]
+        names = {"which language": ["play", "rust", "documents", "email"], "which format": FORMATS}.get(data, PACKAGES)
         texts = [text(name) for name in names]
         texts = [t[: len(t) * 2 // 3] if part == "train" else t[len(t) * 2 // 3 :] for t in texts]
         labels = [i % len(texts) for i in range(n)]

@@ -109,13 +109,13 @@ pub struct CourseOptions {
     /// as much for sgd]
     #[arg(long, allow_negative_numbers = true, value_name = "X|auto", help_heading = "Course")]
     pub lr: Option<RateChoice>,
-    /// How the rate goes down [default: constant]
+    /// How the rate goes down [default: wsd, or constant where --lr says a number]
     #[arg(long, value_enum, help_heading = "Course")]
     pub schedule: Option<ScheduleKind>,
     /// Steps over which the rate rises to the highest [default: a quarter of an epoch or of a shorter run, 4 to 100]
     #[arg(long, value_name = "N", help_heading = "Course")]
     pub warmup: Option<u64>,
-    /// Rate at which cosine and linear end [default: 0]
+    /// Rate at which cosine, linear and wsd end [default: 0]
     #[arg(long, allow_negative_numbers = true, value_name = "X", help_heading = "Course")]
     pub min_lr: Option<f64>,
     /// Part of the steps, at the beginning, in which a fresh head trains alone, at ten times the rate [default: 0]
@@ -311,16 +311,17 @@ impl FromStr for RateChoice {
 }
 
 /// How the rate goes down after the warm-up.
-#[derive(ValueEnum, Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ScheduleKind {
     /// It stays.
-    #[default]
     Constant,
     /// Half a cosine down to the least rate.
     Cosine,
     /// A straight line down to the least rate.
     Linear,
+    /// Warm-up, stable, decay: constant, and over the last two fifths a straight line down to the least rate.
+    Wsd,
 }
 
 impl ScheduleKind {
@@ -330,6 +331,7 @@ impl ScheduleKind {
             ScheduleKind::Constant => "constant",
             ScheduleKind::Cosine => "cosine",
             ScheduleKind::Linear => "linear",
+            ScheduleKind::Wsd => "wsd",
         }
     }
 }

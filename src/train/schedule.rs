@@ -7,7 +7,7 @@ use crate::cli::ScheduleKind;
 pub(super) struct Schedule {
     pub(super) kind: ScheduleKind,
     pub(super) lr: f64,
-    /// Where cosine and linear end.
+    /// Where all but a constant rate end.
     pub(super) min_lr: f64,
     /// Steps over which the rate rises in a straight line.
     pub(super) warmup: u64,
@@ -15,6 +15,9 @@ pub(super) struct Schedule {
     /// Steps, at the beginning, in which a fresh head trains alone.
     pub(super) head: u64,
 }
+
+/// Part of the steps after the warm-up over which `wsd` goes down.
+const DECAY: f64 = 0.4;
 
 /// The rate of a head that trains alone, relative to that of all.
 const HEAD: f64 = 10.0;
@@ -38,6 +41,7 @@ impl Schedule {
             ScheduleKind::Constant => 1.0,
             ScheduleKind::Cosine => 0.5 * (1.0 + (std::f64::consts::PI * done).cos()),
             ScheduleKind::Linear => 1.0 - done,
+            ScheduleKind::Wsd => ((1.0 - done) / DECAY).min(1.0),
         };
         self.min_lr + (self.lr - self.min_lr) * share
     }
@@ -57,6 +61,7 @@ mod tests {
         assert_eq!(rates(ScheduleKind::Constant, 2, 4), [0.5, 1.0, 1.0, 1.0]);
         assert_eq!(rates(ScheduleKind::Linear, 2, 6), [0.5, 1.0, 1.0, 0.75, 0.5, 0.25]);
         assert_eq!(rates(ScheduleKind::Cosine, 0, 3), [1.0, 0.625, 0.25]);
+        assert_eq!(rates(ScheduleKind::Wsd, 1, 7), [1.0, 1.0, 1.0, 1.0, 1.0, 0.625, 0.25]);
         // A warm-up longer than the run, a run of one step.
         assert_eq!(rates(ScheduleKind::Cosine, 4, 2), [0.25, 0.5]);
         assert_eq!(rates(ScheduleKind::Linear, 0, 1), [1.0]);

@@ -23,6 +23,7 @@ use crate::io::files;
 use crate::io::tensor::NpTensor;
 use ancre_passes::contract::{ClassWeights, StateKind};
 use ancre_passes::ir::DType;
+use clap::ValueEnum;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
@@ -162,7 +163,10 @@ impl Setup {
         };
         let lr = rate.lr;
         let warmup = o.warmup.or(then.map(|c| c.warmup)).unwrap_or((steps_per_epoch.min(total) / 4).clamp(4, 100));
-        let (kind, min_lr) = (o.schedule.unwrap_or_default(), o.min_lr.unwrap_or(0.0));
+        let kind = o.schedule.or(then.and_then(|c| ScheduleKind::from_str(&c.schedule, false).ok()));
+        let is_given = matches!(o.lr, Some(RateChoice::Rate(_)));
+        let kind = kind.unwrap_or(if is_given { ScheduleKind::Constant } else { ScheduleKind::Wsd });
+        let min_lr = o.min_lr.unwrap_or(0.0);
         let has_head = begins == Begins::FreshHead;
         let head = if has_head { (o.head_first.unwrap_or(0.0) * total as f64).round() as u64 } else { 0 };
         let schedule = Schedule { kind, lr, min_lr, warmup, total, head };
@@ -184,8 +188,8 @@ impl Setup {
             warmup,
             min_lr,
             head_first: head,
-            // A run at a constant rate may be prolonged.
-            steps: (kind != ScheduleKind::Constant).then_some(total),
+            // A run whose rate does not depend on the steps to come may be prolonged.
+            steps: matches!(kind, ScheduleKind::Cosine | ScheduleKind::Linear).then_some(total),
             environment: Environment {
                 device: engine.device.to_string(),
                 threads: engine.threads,

@@ -56,7 +56,7 @@ pub(super) fn trial(Ground { t, stepper, state, batches }: &mut Ground, rule: f6
     let first = state.tensors().map_err(fail)?;
     let mut loss_of = |exponent: i32| -> Result<Tried, Failure> {
         state.put_back(&first).map_err(fail)?;
-        let lr = rule * FACTOR.powi(exponent);
+        let lr = rounded(rule * FACTOR.powi(exponent));
         let schedule = Schedule::constant(lr, steps / 4, steps);
         let (mut batches, mut guard, mut losses) = (batches(), Guard::default(), Vec::new());
         for step in 0..steps {
@@ -81,6 +81,11 @@ pub(super) fn trial(Ground { t, stepper, state, batches }: &mut Ground, rule: f6
     let tried = climb(&mut loss_of)?;
     state.put_back(&first).map_err(fail)?;
     Ok(Trial { steps, tried })
+}
+
+/// To three digits: a rate that a person can write.
+fn rounded(lr: f64) -> f64 {
+    format!("{lr:.2e}").parse().unwrap_or(lr)
 }
 
 /// Goes from the middle rate up while that is better, else down while that is.
@@ -130,6 +135,7 @@ mod tests {
 
     #[test]
     fn a_run_of_a_few_steps_has_no_trial_and_a_long_ones_is_short() {
+        assert_eq!((rounded(3e-4 * FACTOR * FACTOR), rounded(1e-3 / FACTOR)), (2.7e-3, 3.33e-4));
         assert_eq!([17, 18, 60, 600, 1_000_000].map(steps), [None, Some(LEAST), Some(10), Some(100), Some(MOST)]);
     }
 }

@@ -127,8 +127,8 @@ fn only_the_same_run_is_resumed() {
 #[test]
 fn a_constant_rate_may_go_on_longer() {
     let f = Folder::new(None, &[]);
-    assert_eq!(f.train("parts", &["--steps", "7"]).status, 0);
+    assert_eq!(f.train("parts", &["--lr", "1e-3", "--steps", "7"]).status, 0);
     assert_eq!(f.train("parts", &["--steps", "12", "--resume"]).status, 0);
-    assert_eq!(f.train("whole", &["--steps", "12"]).status, 0);
+    assert_eq!(f.train("whole", &["--lr", "1e-3", "--steps", "12"]).status, 0);
     assert_eq!(f.last("parts"), f.last("whole"));
 }
