@@ -281,6 +281,27 @@ macro_rules! word_of {
     };
 }
 
+/// Which forward values the backward pass computes again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RecomputeChoice {
+    /// None.
+    Off,
+    /// The inside of blocks of so many residual adds.
+    Blocks(usize),
+}
+
+/// `off`, `blocks` or a number of adds.
+fn recompute(text: &str) -> Result<RecomputeChoice, String> {
+    match text {
+        "off" => Ok(RecomputeChoice::Off),
+        "blocks" => Ok(RecomputeChoice::Blocks(1)),
+        n => {
+            let adds = n.parse().ok().filter(|n| *n > 0).map(RecomputeChoice::Blocks);
+            adds.ok_or_else(|| "off, blocks or a number of residual adds was expected".into())
+        }
+    }
+}
+
 /// What compares the rewrite with its source.
 #[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)]
@@ -479,6 +500,10 @@ pub struct TrainingGraphArgs {
     /// Also write STEM.ancre.infer.onnx: the model, with its trained state as inputs
     #[arg(long, help_heading = "Training graph")]
     pub infer_graph: bool,
+    /// Less memory, more time: the backward pass computes the inside of residual blocks again. blocks: of each; N: of N blocks at once,
+    /// so that every N-th state is kept (a router reads all of them, and so they are kept) [default: off]
+    #[arg(long, value_name = "off|blocks|N", value_parser = recompute, help_heading = "Training graph")]
+    pub recompute: Option<RecomputeChoice>,
     /// Keep batch normalisation as in evaluation
     #[arg(long, help_heading = "Training graph")]
     pub frozen_bn: bool,

@@ -21,6 +21,7 @@ mod losses;
 mod mutations;
 mod opset;
 mod passes;
+mod precision;
 mod proof;
 mod recurrent;
 mod roundtrip;

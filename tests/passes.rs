@@ -99,6 +99,7 @@ fn every_pass_s_promise_is_tested() {
         ("append-loss", Contract::Extends),       // a_training_graph_extends_the_forward_graph
         ("append-cotangents", Contract::Extends), // grad::a_vector_jacobian_product_is_the_training_graph_s_gradient
         ("differentiate", Contract::Extends),     // a_training_graph_extends_the_forward_graph
+        ("recompute", Contract::Exact),           // precision::what_is_computed_again_is_the_same
         ("append-optimizer", Contract::Extends),  // the same
         ("declare-outputs", Contract::Extends),   // the same
         ("declare-gradients", Contract::Extends), // passes/tests/text/grad.onnxtxt

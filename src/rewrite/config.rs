@@ -1,7 +1,7 @@
 //! What the main job is to do. Arguments are resolved here once: presets and defaults are filled in, files of options are read,
 //! combinations are checked. Below, nothing that has a default is optional, and nothing knows of the command line.
 
-use crate::cli::{GroupArg, LossChoice, RewriteArgs, VerifyArg};
+use crate::cli::{GroupArg, LossChoice, RecomputeChoice, RewriteArgs, VerifyArg};
 use crate::engine::random_inputs::{self, Sizes};
 use crate::error::Failure;
 use crate::io::files;
@@ -17,6 +17,7 @@ use ancre_passes::transform::adapters::AdapterOptions;
 use ancre_passes::transform::loss::{LossKind, LossOptions};
 use ancre_passes::transform::optimizer::{OptimizerKind, OptimizerOptions, ParameterGroup};
 use ancre_passes::transform::rebatch::Batch;
+use ancre_passes::transform::recompute::Recompute;
 use ancre_passes::transform::route::{ChainChoice, Granularity, Init, Preset, RouteOptions};
 use std::path::{Path, PathBuf};
 
@@ -96,6 +97,13 @@ impl TrainingRequest {
         let mut o = self.options.clone();
         self.losses.choose(g, &mut o, self.teacher.as_ref(), Some(loss))?;
         Ok(o)
+    }
+
+    /// Says which states stand between the blocks whose inside is computed again.
+    pub(crate) fn divide_by(&mut self, chains: Vec<Vec<String>>) {
+        if let Some(again) = &mut self.options.recompute {
+            again.chains = chains;
+        }
     }
 
     /// Is the loss chosen by evidence in the model?
@@ -267,6 +275,10 @@ fn training(a: &RewriteArgs) -> Result<TrainingRequest, Failure> {
     options.grad_outputs = a.training.grad_outputs;
     options.frozen_bn = a.training.frozen_bn;
     options.bn_momentum = a.training.bn_momentum;
+    options.recompute = match a.training.recompute {
+        Some(RecomputeChoice::Blocks(adds)) => Some(Recompute::every(adds)),
+        Some(RecomputeChoice::Off) | None => None,
+    };
     options.target = a.target.unwrap_or(&target::CPU);
     Ok(TrainingRequest {
         losses: LossRequest::new(&a.training.losses)?,

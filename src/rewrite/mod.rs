@@ -22,7 +22,7 @@ pub(crate) use crate::rewrite::opening::{Opening, opened_by};
 use crate::rewrite::training_files::{FirstState, TrainingFiles};
 use crate::rewrite::verification::Verification;
 use crate::verify::{Subject, read_inputs};
-use ancre_passes::analysis::residual::{ResidualStructure, branch_nodes, find_residuals};
+use ancre_passes::analysis::residual::{Chain, ResidualStructure, branch_nodes, find_residuals};
 use ancre_passes::analysis::roles::initializer_roles;
 use ancre_passes::contract::{AdaptersRecord, Fresh, LossRecord, Record, Tie, Ties};
 use ancre_passes::ir::{Graph, NodeId, RouterId, RouterSpec, SharedBytes};
@@ -164,6 +164,10 @@ pub fn rewrite(a: &RewriteArgs) -> Result<Rewritten, Failure> {
     let changed = changed || rebuilt.is_some();
     clock.lap("batch");
     let structure = find_residuals(&source);
+    if let Some(training) = &mut config.training {
+        let names = |c: &Chain| c.states.iter().map(|v| source.name(*v).to_string()).collect();
+        training.divide_by(structure.chains.iter().map(names).collect());
+    }
     clock.lap("analyse");
 
     let dead: HashSet<NodeId> = source.nodes().filter(|n| source.results(*n).all(|v| !source.is_needed(v))).collect();

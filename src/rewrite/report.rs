@@ -8,9 +8,11 @@ use crate::rewrite::opening;
 use crate::rewrite::verification::{self, Verification};
 use ancre_passes::analysis::report as structure;
 use ancre_passes::contract::LossRecord;
-use ancre_passes::ir::{Form, Graph, RouterSpec, Scope};
+use ancre_passes::ir::{Dim, Form, Graph, RouterSpec, Scope};
 use ancre_passes::placement::Fallback;
+use ancre_passes::transform::recompute::Recomputed;
 use serde_json::{Map, Value, json};
+use std::collections::BTreeSet;
 
 /// The JSON report of the main job.
 pub fn json(o: &Rewritten) -> Value {
@@ -34,7 +36,7 @@ pub fn json(o: &Rewritten) -> Value {
             let losses = t.losses();
             let first = losses.first();
             let names: Vec<&str> = losses.iter().map(|l| l.kind.as_str()).collect();
-            json!({"loss": names.join(" + "), "losses": losses, "optimizer": t.optimizer, "batch": t.batch, "target": first.and_then(|l| l.target.clone()), "class_axis": first.and_then(|l| l.class_axis), "batch_change": t.rebuilt.as_ref().or(o.rebuilt.as_ref()).map(BatchFacts::json), "dropout": t.training.cx.dropouts.len(), "trainable": t.training.cx.trainable, "tied": o.ties,
+            json!({"loss": names.join(" + "), "losses": losses, "optimizer": t.optimizer, "batch": t.batch, "recompute": t.training.cx.recomputed.as_ref().map(recomputed_json), "target": first.and_then(|l| l.target.clone()), "class_axis": first.and_then(|l| l.class_axis), "batch_change": t.rebuilt.as_ref().or(o.rebuilt.as_ref()).map(BatchFacts::json), "dropout": t.training.cx.dropouts.len(), "trainable": t.training.cx.trainable, "tied": o.ties,
                    "frozen": t.training.cx.frozen.iter().map(|(n, _)| n).collect::<Vec<_>>()})
         }
         Err(why) => json!({"reason": why}),
@@ -202,6 +204,9 @@ fn training_text(out: &mut Lines, o: &Rewritten, verbose: bool) {
     if let Some(b) = &t.rebuilt {
         batch_text(out, b, " in the training graph");
     }
+    if let Some(r) = t.training.cx.recomputed.as_ref().filter(|r| r.blocks > 0) {
+        recomputed_text(out, r);
+    }
     if verbose {
         for (name, why) in &t.training.cx.frozen {
             put!(out, "", "fixed: {name} ({why})");
@@ -224,6 +229,33 @@ fn loss_text(losses: &[LossRecord], auto: &str) -> String {
         format!("{weight}{} of `{}`{}", l.kind, l.output.as_deref().unwrap_or_default(), on(l))
     });
     each.collect::<Vec<_>>().join(" + ")
+}
+
+/// Sizes are numbers, or polynomials of the symbolic extents as text.
+fn recomputed_json(r: &Recomputed) -> Value {
+    let size = |d: &Dim| d.known().map_or_else(|| json!(d.to_string()), |n| json!(n));
+    json!({"blocks": r.blocks, "nodes": r.nodes, "kept_bytes_before": size(&r.kept_before), "kept_bytes": size(&r.kept_after),
+           "forward_flops": size(&r.forward_flops), "flops": size(&r.flops)})
+}
+
+fn recomputed_text(out: &mut Lines, r: &Recomputed) {
+    let symbols: BTreeSet<&str> = [&r.kept_before, &r.kept_after].into_iter().flat_map(|d| d.symbols()).collect();
+    // Linear in the only symbol or not: one sample, one token.
+    let at = |d: &Dim| d.eval(&|_| Some(1)).unwrap_or_default().max(0) as u64;
+    let each = if symbols.is_empty() {
+        String::new()
+    } else {
+        format!(" where {} is 1", symbols.into_iter().collect::<Vec<_>>().join(" and "))
+    };
+    let share = 100.0 * at(&r.flops) as f64 / at(&r.forward_flops).max(1) as f64;
+    put!(
+        out,
+        "memory",
+        "the backward pass computes {} blocks again: {} of activations are kept instead of {}{each}; {share:.0}% of the forward pass' arithmetic is done twice",
+        r.blocks,
+        bytes(at(&r.kept_after)),
+        bytes(at(&r.kept_before))
+    );
 }
 
 fn batch_text(out: &mut Lines, b: &BatchFacts, whose: &str) {

@@ -114,6 +114,11 @@ pub fn build(
                 training.cx.widened
             ));
         }
+        if training.cx.recomputed.as_ref().is_some_and(|r| r.blocks == 0) {
+            notices.push(
+                "--recompute has no effect: there is no residual block whose inside the backward pass reads".to_string(),
+            );
+        }
         let first = match asked.state {
             StateFrom::Inline => FirstState::Inline,
             from => {

@@ -6,6 +6,8 @@
 //! Stock runtimes have no kernel for `BatchNormalization` in training mode, so it is lowered to plain operators. Its pullback
 //! reads d, var and s; d can take the memory of x, which nothing reads afterwards. Inference-mode `BatchNormalization` computes
 //! "times one number plus another, per channel" in one pass over the activations.
+//!
+//! A copy that computes the same again has the mean and the variance that were found as operands 3 and 4.
 
 use super::*;
 
@@ -56,16 +58,24 @@ pub(super) const BATCH_NORM_TRAIN: Row = Row {
         p.give(0, |b| formula(b, [ct, gain, removed], |[ct, gain, removed]| ct * gain.per_channel(x_ty.rank()) - removed))
     },
     lower: |b, node| {
-        let [Some(x), Some(scale), Some(bias)] = b.graph.operands(node)[..] else {
+        let operands = b.graph.operands(node);
+        let given = operands.get(3).copied().flatten().zip(operands.get(4).copied().flatten());
+        let [Some(x), Some(scale), Some(bias), ..] = operands[..] else {
             return Err(b.error("BatchNormTrain", TypeError("an operand is missing".into())));
         };
         let attrs = normalize_attrs(b, node);
         let epsilon = attrs.float("epsilon").unwrap_or_default() as f64;
         let rank = b.ty(x)?.rank();
-        let mean = channel_reduce(b, "ReduceMean", x)?;
+        let mean = match given {
+            Some((mean, _)) => mean,
+            None => channel_reduce(b, "ReduceMean", x)?,
+        };
         // The mean square of the deviations, not the difference of mean squares, which cancels.
         let deviations = formula(b, [x, mean], |[x, mean]| x - mean.per_channel(rank))?;
-        let var = formula(b, [deviations], |[d]| (d * d).by_channel("ReduceMean"))?;
+        let var = match given {
+            Some((_, var)) => var,
+            None => formula(b, [deviations], |[d]| (d * d).by_channel("ReduceMean"))?,
+        };
         // PyTorch computes y from x and its mean, not from the deviations. The same formula puts values near a kink (a ReLU after
         // it) on the same side as there.
         let y = b.op_with("BatchNormalization", attrs, &[x, scale, bias, mean, var])?;

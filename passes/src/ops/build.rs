@@ -418,12 +418,30 @@ impl<'g> Builder<'g> {
         }
     }
 
+    /// A graph input and its axis with the only symbolic extent among some axes, and the product of the others. A node that read the
+    /// extent off an activation would keep that in memory until it runs.
+    fn extent_of_input(&self, shape: &[Dim], axes: &[usize]) -> Option<(ValueId, usize, i64)> {
+        let mut symbolic = axes.iter().map(|i| &shape[*i]).filter(|d| d.known().is_none());
+        let (only, None) = (symbolic.next()?, symbolic.next()) else { return None };
+        let rest = axes.iter().filter_map(|i| shape[*i].known()).product();
+        self.graph.required_inputs().find_map(|v| {
+            let axis = self.graph.value(v).ty.shape.as_ref()?.iter().position(|d| d == only)?;
+            Some((v, axis, rest))
+        })
+    }
+
     /// The number of elements over some axes as a float scalar: a constant where they are known.
     pub fn extent(&mut self, a: ValueId, axes: &[usize], dtype: DType) -> Built {
         let ty = self.ty(a)?;
         let product = axes.iter().fold(Dim::from(1), |p, i| &p * &ty.shape[*i]);
         if let Some(n) = product.known() {
             return Ok(self.scalar(dtype, n as f64));
+        }
+        if let Some((input, axis, rest)) = self.extent_of_input(&ty.shape, axes) {
+            let extent = self.dim_of(input, axis)?;
+            let extent = self.cast(extent, dtype)?;
+            let extent = self.squeeze(extent, &[0])?;
+            return self.scale(extent, rest as f64);
         }
         let shape = self.op("Shape", &[a])?;
         let which = self.ints(&axes.iter().map(|a| *a as i64).collect::<Vec<_>>());

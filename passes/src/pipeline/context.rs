@@ -7,9 +7,11 @@ use crate::analysis::residual::Chain;
 use crate::contract::{LossRecord, StateKind, StateRecord};
 use crate::ir::{Graph, NodeId, ValueId};
 use crate::refusal::{Applied, Refusal};
+use crate::transform::Gradients;
 use crate::transform::adapters::AdapterOptions;
 use crate::transform::loss::teacher::Teacher;
 use crate::transform::optimizer::{StateTensor, Trained, Update};
+use crate::transform::recompute::Recomputed;
 use crate::transform::route::{RouteOptions, Routed};
 use indexmap::IndexMap;
 use std::collections::HashSet;
@@ -78,6 +80,10 @@ pub struct Cx {
     pub losses: Vec<(LossRecord, ValueId)>,
     /// Values through which no gradient goes.
     pub constant: Vec<ValueId>,
+    /// Cotangents of all values on the way from what trains to the loss.
+    pub cotangents_of: Gradients,
+    /// What the backward pass computes again.
+    pub recomputed: Option<Recomputed>,
     /// Tensors that train, with their gradients.
     pub trained: Vec<Trained>,
     /// The optimiser's part.

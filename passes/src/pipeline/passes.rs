@@ -11,6 +11,7 @@ use crate::ir::ValueId;
 use crate::ops::build::Builder;
 use crate::placement;
 use crate::refusal::Applied;
+use crate::transform::Gradients;
 use crate::transform::adapters::AdapterError;
 use crate::transform::fix_inputs::fix_inputs;
 use crate::transform::in_place::mark_in_place;
@@ -19,7 +20,7 @@ use crate::transform::optimizer::{Trained, append_optimizer};
 use crate::transform::rebatch::{self, Current};
 use crate::transform::{
     adapters, barrier, control_flow, differentiate_past, dropout, eliminate, fold, legalize, lower_abstract, lower_routes,
-    master, route, separate, tie, train_batch_norm, widen,
+    master, recompute, route, separate, tie, train_batch_norm, widen,
 };
 
 pub const ROUTE_SKIPS: Pass = Pass::new(
@@ -217,7 +218,8 @@ pub const DIFFERENTIATE: Pass = Pass::new(
             super::choose::choose(g, cx)?;
         }
         let wrt: Vec<ValueId> = cx.chosen.iter().map(|(v, _)| *v).collect();
-        let gradients = differentiate_past(g, cx.training.target, cx.loss(g)?, &wrt, &cx.constant)?;
+        cx.cotangents_of = differentiate_past(g, cx.training.target, cx.loss(g)?, &wrt, &cx.constant)?;
+        let gradients: Gradients = wrt.iter().filter_map(|v| Some((*v, *cx.cotangents_of.get(v)?))).collect();
         for &(v, kind) in &cx.chosen {
             match gradients.get(&v) {
                 Some(ct) => cx.trained.push(Trained { value: v, gradient: *ct, kind }),
@@ -245,6 +247,20 @@ pub const DIFFERENTIATE: Pass = Pass::new(
         }
         cx.trainable = cx.trained.iter().map(|t| g.name(t.value).to_string()).collect();
         Ok(Applied::of(cx.trained.len()))
+    },
+);
+
+pub const RECOMPUTE: Pass = Pass::new(
+    "recompute",
+    Exact,
+    "lets the backward pass compute the inside of blocks again; before the optimizer, whose updates wait for the last reader of a \
+     weight",
+    |g, cx| {
+        let Some(o) = &cx.training.recompute else { return Ok(Applied::default()) };
+        let made = recompute::recompute(g, cx.loss(g)?, &cx.cotangents_of, o)?;
+        let applied = Applied::of(made.nodes);
+        cx.recomputed = Some(made);
+        Ok(applied)
     },
 );
 

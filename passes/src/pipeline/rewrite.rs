@@ -5,7 +5,7 @@ use super::{Cx, FORWARD, PassError, PassManager, ROUTE};
 use crate::analysis::residual::{ResidualStructure, branch_nodes, find_residuals};
 use crate::analysis::types::resolve_types;
 use crate::contract::{Record, StateFrom, Ties};
-use crate::ir::{Graph, RouterId, RouterSpec, SharedBytes};
+use crate::ir::{Graph, RouterId, RouterSpec, SharedBytes, ValueId};
 use crate::onnx::{self, ImportError, inline::inline};
 use crate::ops::build::BuildError;
 use crate::transform::adapters::AdapterOptions;
@@ -160,7 +160,12 @@ pub fn rewrite(source: &Graph, o: &RewriteOptions) -> Result<Rewritten, PassErro
         first: Vec::new(),
         init: None,
     };
-    let Some(options) = &o.training else { return Ok(made) };
+    let Some(mut options) = o.training.clone() else { return Ok(made) };
+    if let Some(again) = options.recompute.as_mut().filter(|again| again.chains.is_empty()) {
+        let name = |v: &ValueId| source.name(*v).to_string();
+        again.chains = made.structure.chains.iter().map(|c| c.states.iter().map(name).collect()).collect();
+    }
+    let options = &options;
     let mut training = manager.training_graph(graph.clone(), options)?;
     let states = training.cx.states.clone();
     if o.evaluation {

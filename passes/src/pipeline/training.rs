@@ -10,6 +10,7 @@ use crate::transform::loss::teacher::Teacher;
 use crate::transform::loss::{LossError, LossKind, LossOptions, loss_output};
 use crate::transform::optimizer::{OptimizerKind, OptimizerOptions};
 use crate::transform::rebatch::{self, Batch, Current};
+use crate::transform::recompute::Recompute;
 
 /// Which initializers train.
 #[derive(Clone, Debug, Default)]
@@ -54,6 +55,8 @@ pub struct TrainingOptions {
     pub frozen_bn: bool,
     /// Part of the running statistics that a step keeps; `None`: what each node says, and 0.9 where that is 1.
     pub bn_momentum: Option<f32>,
+    /// Blocks whose inside the backward pass computes again; `None`: none.
+    pub recompute: Option<Recompute>,
     /// The machine whose costs choose among formulations.
     pub target: &'static Target,
 }
@@ -81,6 +84,7 @@ impl TrainingOptions {
             grad_outputs: false,
             frozen_bn: false,
             bn_momentum: None,
+            recompute: None,
             target: &target::CPU,
         }
     }

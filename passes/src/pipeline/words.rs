@@ -9,6 +9,7 @@ use crate::transform::adapters::AdapterOptions;
 use crate::transform::loss::{LossKind, LossOptions};
 use crate::transform::optimizer::{OptimizerKind, OptimizerOptions};
 use crate::transform::rebatch::Batch;
+use crate::transform::recompute::Recompute;
 use crate::transform::route::{ChainChoice, Form, Granularity, Init, Normalize, Rule, Scope};
 
 /// Why words do not name a run of a pass.
@@ -80,6 +81,11 @@ impl Cx {
                 self.opset = training.opset;
             }
             "target" => training.target = Target::of_name(value)?,
+            "recompute" => {
+                let mut o = Recompute::every(value.split(',').next()?.parse().ok()?);
+                o.chains = vec![names().split_off(1)];
+                training.recompute = Some(o);
+            }
             "seed" => training.seed = value.parse().ok()?,
             "of" => self.of = Some(value.into()),
             "ct" => self.cotangents = names().into_iter().map(|name| (name, Seed::Input)).collect(),

@@ -26,10 +26,12 @@ pub fn differentiate(
     loss: ValueId,
     wrt: &[ValueId],
 ) -> Result<Gradients, GradError> {
-    differentiate_past(g, target, loss, wrt, &[])
+    let all = differentiate_past(g, target, loss, wrt, &[])?;
+    Ok(wrt.iter().filter_map(|v| Some((*v, *all.get(v)?))).collect())
 }
 
-/// As [`differentiate`], with values that count as constants: no gradient goes through the nodes that give them.
+/// As [`differentiate`], with values that count as constants: no gradient goes through the nodes that give them. Gives the cotangents
+/// of the values between as well.
 ///
 /// # Errors
 /// As there.
@@ -40,6 +42,7 @@ pub fn differentiate_past(
     wrt: &[ValueId],
     constant: &[ValueId],
 ) -> Result<Gradients, GradError> {
+    let mut all = Gradients::new();
     let order = g.topological_order();
     let active = reached_from(g, &order, wrt, constant);
     let dtype = g.value(loss).ty.dtype.unwrap_or(crate::ir::DType::F32);
@@ -74,6 +77,7 @@ pub fn differentiate_past(
         b.prefix = format!("grad/{}", site.name);
         let result_cts =
             results.iter().map(|v| finish(&mut b, &mut cts, *v)).collect::<Result<Vec<_>, _>>().map_err(at(&site))?;
+        all.extend(results.iter().zip(&result_cts).filter_map(|(v, ct)| Some((*v, ct.as_ref()?.value))));
         b.steep = result_cts.iter().flatten().any(|ct| ct.steep);
         let wanted = |v: ValueId| active[v.node.index()];
         let mut p = Pullback { b: &mut b, node: id, rule, result_cts, wanted: &|v| wanted(v), cotangents: &mut cts };
@@ -94,13 +98,12 @@ pub fn differentiate_past(
             }
         })?;
     }
-    let mut gradients = Gradients::new();
     for v in wrt {
         if let Some(ct) = finish(&mut b, &mut cts, *v)? {
-            gradients.insert(*v, ct.value);
+            all.insert(*v, ct.value);
         }
     }
-    Ok(gradients)
+    Ok(all)
 }
 
 fn at(site: &NodeSite) -> impl Fn(GradError) -> GradError + '_ {

@@ -92,16 +92,17 @@ pub(super) struct Waits {
 }
 
 impl Waits {
-    /// The order of the gradients of a loss.
-    pub(super) fn of(g: &Graph, loss: ValueId, gradients: &[ValueId]) -> Waits {
+    /// The order of the gradients of a loss, each with the gradients that it is made of: it is there with the last of them.
+    pub(super) fn of(g: &Graph, loss: ValueId, gradients: &[(ValueId, Vec<ValueId>)]) -> Waits {
         let order = g.topological_order();
         let mut rank = vec![0; g.node_bound()];
         for (i, node) in order.iter().enumerate() {
             rank[node.index()] = i;
         }
-        let ranks: Vec<usize> = gradients.iter().map(|v| rank[v.node.index()]).collect();
+        let last = |parts: &Vec<ValueId>| parts.iter().map(|v| rank[v.node.index()]).max().unwrap_or_default();
+        let ranks: Vec<usize> = gradients.iter().map(|(_, parts)| last(parts)).collect();
         let mut earliest: Vec<Option<usize>> = vec![None; g.node_bound()];
-        for (i, v) in gradients.iter().enumerate() {
+        for (i, (v, _)) in gradients.iter().enumerate() {
             earliest[v.node.index()] = Some(i);
         }
         let mut forward = vec![false; g.node_bound()];

@@ -24,6 +24,7 @@ pub mod lower_routes;
 pub mod master;
 pub mod optimizer;
 pub mod rebatch;
+pub mod recompute;
 pub mod reinit;
 pub mod route;
 pub mod separate;

@@ -185,7 +185,7 @@ pub fn append_optimizer(
     // ONNX Runtime goes from outputs to what they need, the last output's node first. The gradients that come last are therefore
     // used first in the file. Otherwise the update that needs the whole backward pass would have all of it computed, and kept,
     // before the first weight's gradient.
-    let gradients: Vec<ValueId> = packs.iter().map(|p| p.gradient).collect();
+    let gradients: Vec<(ValueId, Vec<ValueId>)> = packs.iter().map(|p| (p.gradient, p.gradients())).collect();
     let waits = Waits::of(b.graph, loss, &gradients);
     let mut kept: Vec<Vec<StateTensor>> = packs.iter().map(|_| Vec::new()).collect();
     for i in waits.latest_first() {

@@ -6,6 +6,7 @@ use crate::contract::StateKind;
 use crate::ir::{Attrs, DType, Op, Tensor, ValueId};
 use crate::ops::build::{BuildError, Builder, Built};
 use indexmap::IndexMap;
+use std::collections::HashMap;
 
 /// Scalars that all updates share.
 pub(super) struct Scalars {
@@ -33,18 +34,26 @@ pub(super) struct Pack<'a> {
 }
 
 /// What the members of a pack have in common: are they the router's; their group of parameters; the type of small ones; the number of a
-/// large one.
-type Group = (bool, Option<usize>, Option<DType>, Option<usize>);
+/// large one, or of the part of the backward pass that computes the gradients of small ones.
+type Group = (bool, Option<usize>, Option<DType>, usize);
+
+/// So many small tensors are updated at once. Runtimes compute a gradient when its update asks for it, and keep the cotangents that it
+/// is computed from until then: one update for all small tensors would keep those of the whole network.
+const TOGETHER: usize = 32;
 
 /// The packs of all trained tensors, by the first member's place.
 pub(super) fn packs<'a>(b: &mut Builder, trained: &'a [Trained], o: &OptimizerOptions) -> Result<Vec<Pack<'a>>, BuildError> {
+    let types = trained.iter().map(|t| b.ty(t.value)).collect::<Result<Vec<_>, _>>()?;
+    let small = |i: usize| types[i].elements().known().is_some_and(|n| n <= b.target.small_update);
+    let ranks: HashMap<_, usize> = b.graph.topological_order().into_iter().enumerate().map(|(i, n)| (n, i)).collect();
+    let mut by_rank: Vec<usize> = (0..trained.len()).filter(|i| small(*i) && !trained[*i].kind.is_router()).collect();
+    by_rank.sort_by_key(|i| ranks.get(&trained[*i].gradient.node).copied());
+    let parts: HashMap<usize, usize> = by_rank.into_iter().enumerate().map(|(place, i)| (i, place / TOGETHER)).collect();
     let mut groups: IndexMap<Group, Vec<&Trained>> = IndexMap::new();
     for (i, t) in trained.iter().enumerate() {
-        let ty = b.ty(t.value)?;
-        let small = ty.elements().known().is_some_and(|n| n <= b.target.small_update);
+        let part = if small(i) { parts.get(&i).copied().unwrap_or(0) } else { i };
         let group = o.group_of(b.graph.name(t.value));
-        let key = (t.kind.is_router(), group, small.then_some(ty.dtype), (!small).then_some(i));
-        groups.entry(key).or_default().push(t);
+        groups.entry((t.kind.is_router(), group, small(i).then_some(types[i].dtype), part)).or_default().push(t);
     }
     let mut out = Vec::with_capacity(groups.len());
     for ((_, group, ..), members) in groups {
@@ -68,6 +77,11 @@ fn join(b: &mut Builder, values: &[ValueId]) -> Built {
 }
 
 impl Pack<'_> {
+    /// The gradients of its members.
+    pub(super) fn gradients(&self) -> Vec<ValueId> {
+        self.members.iter().map(|t| t.gradient).collect()
+    }
+
     /// The weight, if the pack is one large tensor.
     pub(super) fn large(&self) -> Option<ValueId> {
         match self.members.as_slice() {
