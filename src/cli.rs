@@ -221,6 +221,10 @@ pub struct FreezeArgs {
     /// Keep adapters beside their weights, trainable, instead of merging them
     #[arg(long)]
     pub keep_adapters: bool,
+    /// Write adapters beside an untouched base: FILE.safetensors and adapter_config.json as PEFT has them, FILE.onnx_adapter for ONNX
+    /// Runtime's LoraAdapter, and FILE.onnx, the base with its adapters as optional inputs
+    #[arg(long, value_name = "FILE", conflicts_with = "keep_adapters")]
+    pub adapter: Option<PathBuf>,
     /// Leave out weights below EPS in magnitude; 0 keeps all but zeros [default: the highest of 1e-2, 1e-3 … 1e-8 that moves the
     /// outputs by less than 1e-5 plus 1e-5 of their largest, on made-up inputs]
     #[arg(long, value_name = "EPS")]

@@ -19,8 +19,10 @@ use ancre_passes::transform::{bake, eliminate};
 use serde_json::json;
 use std::path::{Path, PathBuf};
 
+mod adapter;
 mod restore;
 
+use adapter::AdapterFiles;
 pub use restore::Restored;
 
 /// Inputs on which the drift of pruning is measured.
@@ -41,6 +43,8 @@ pub struct Frozen {
     pub(crate) topology: Option<Vec<Weights>>,
     /// What became of adapters, if there are any.
     pub(crate) merged: Option<Merged>,
+    /// Files of adapters beside the model.
+    pub(crate) written: Vec<PathBuf>,
     /// How far pruning moved the outputs, if anything was pruned.
     pub(crate) drift: Option<Drift>,
 }
@@ -63,7 +67,7 @@ impl Frozen {
             Err(why) => json!({"below": d.below, "engine": null, "reason": why}),
         });
         json!({"output": {"path": self.path.to_string_lossy(), "bytes": self.bytes, "nodes": self.nodes},
-               "restored": state.map_or(0, |s| s.tensors), "adapters": self.merged.as_ref().map(|m| json!({"merged": m.merged, "beside": m.beside})), "unused": state.map(|s| &s.unused), "kept": state.map(|s| &s.kept),
+               "restored": state.map_or(0, |s| s.tensors), "adapters": self.merged.as_ref().map(|m| json!({"merged": m.merged, "beside": m.beside})), "adapter_files": self.written, "unused": state.map(|s| &s.unused), "kept": state.map(|s| &s.kept),
                "router": self.baked.as_ref().map(|b| json!({"kept": b.kept, "dropped": b.dropped, "worst_dropped": b.worst_drop})),
                "topology": self.topology.as_deref().map(json_of), "drift": drift})
     }
@@ -93,7 +97,8 @@ pub(crate) fn freeze_with(a: &FreezeArgs, metadata: &[(&str, String)]) -> Result
     }
     let source = g.clone();
     let restored = a.state.as_deref().map(|path| restore::restore(&mut g, path)).transpose()?;
-    let merged = (adapted && !a.keep_adapters).then(|| merge_adapters(&mut g)).transpose();
+    let files = a.adapter.as_deref().map(|file| AdapterFiles::take(&mut g, file, &a.model)).transpose()?;
+    let merged = (adapted && !a.keep_adapters && files.is_none()).then(|| merge_adapters(&mut g)).transpose();
     let merged = merged.map_err(|e| Failure::input(e.to_string()).at(&a.model))?;
     let topology = weights::of_graph(&g).ok().flatten().map(|(_, weights)| weights);
     let (mut baked, mut drift) = (None, None);
@@ -131,7 +136,7 @@ pub(crate) fn freeze_with(a: &FreezeArgs, metadata: &[(&str, String)]) -> Result
         g.metadata.shift_remove(Fresh::KEY);
     }
     g.metadata.extend(metadata.iter().map(|(key, text)| (key.to_string(), text.clone())));
-    let path = a.out.clone().unwrap_or_else(|| {
+    let path = a.out.clone().or_else(|| files.as_ref().map(AdapterFiles::base)).unwrap_or_else(|| {
         let stem = a.model.file_stem().and_then(|s| s.to_str()).unwrap_or("model");
         a.model.with_file_name(format!("{}.frozen.onnx", stem.trim_end_matches(".ancre")))
     });
@@ -141,8 +146,9 @@ pub(crate) fn freeze_with(a: &FreezeArgs, metadata: &[(&str, String)]) -> Result
     let mut outputs = Outputs::sparing(&spared);
     let bytes = outputs.add_model(&emission, &path)?;
     let nodes = emission.nodes;
+    let written = files.map(|files| files.add(&mut outputs)).transpose()?.unwrap_or_default();
     outputs.commit()?;
-    Ok(Frozen { path, bytes, nodes, restored, baked, topology, merged, drift })
+    Ok(Frozen { path, bytes, nodes, restored, baked, topology, merged, written, drift })
 }
 
 fn bake_into(g: &mut Graph, prune: f64, model: &Path) -> Result<bake::Baked, Failure> {
@@ -197,7 +203,17 @@ pub fn text(f: &Frozen) -> String {
             );
         }
     }
-    put!(out, "frozen", "{}  ({}, {} nodes)", f.path.display(), bytes(f.bytes), f.nodes);
+    for path in &f.written {
+        put!(out, "adapter", "{}", path.display());
+    }
+    put!(
+        out,
+        if f.written.is_empty() { "frozen" } else { "base" },
+        "{}  ({}, {} nodes)",
+        f.path.display(),
+        bytes(f.bytes),
+        f.nodes
+    );
     out.text
 }
 

@@ -106,6 +106,7 @@ pub(super) fn run(setup: Setup, stop: &dyn Fn() -> bool, reporter: &mut dyn Repo
                 state: Some(from.clone()),
                 keep_router: false,
                 keep_adapters: false,
+                adapter: None,
                 prune: run.s.a.course.prune,
                 out: Some(path.clone()),
                 json: false,

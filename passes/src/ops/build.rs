@@ -323,6 +323,21 @@ impl<'g> Builder<'g> {
         self.reshape_dynamic(v, shape, &ty.shape)
     }
 
+    /// A weight made of integers, made again when `ct` is known: the forward pass need not keep its floats until then. Others as they are.
+    pub fn weight_again(&mut self, w: ValueId, ct: ValueId) -> Built {
+        let g = &self.graph;
+        let large = || g.tensor_type(w).and_then(|t| t.elements().known()).is_some_and(|n| n > 1 << 12);
+        let constant = || g.reads(w.node).all(|v| g.constant(v).is_some());
+        if !g.is_op(w.node, "DequantizeLinear") || !large() || !constant() {
+            return Ok(w);
+        }
+        let (op, mut operands) = (g.op(w.node).cloned(), g.operands(w.node).to_vec());
+        let (Some(op), Some(Some(scale))) = (op, operands.get(1).copied()) else { return Ok(w) };
+        operands[1] = Some(self.late(scale, ct)?);
+        let op = Op { source: None, ..op };
+        Ok(self.node(op, &operands)?[0])
+    }
+
     /// Reshapes to a shape computed in the graph; `shape` is the result's symbolic shape.
     pub fn reshape_dynamic(&mut self, a: ValueId, target: ValueId, shape: &[Dim]) -> Built {
         let dtype = self.ty(a)?.dtype;

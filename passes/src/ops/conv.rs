@@ -34,7 +34,10 @@ pub(super) const CONV: Row = Row {
         let ct = p.ct(0)?;
         let (x, w, group) = (p.operand(0)?, p.operand(1)?, p.op().int("group"));
         let window = p.told(|cx| Window::of(cx, Some(1))?.padded())?;
-        p.give(0, |b| input_gradient(b, ct, w, x, &window, group))?;
+        p.give(0, |b| {
+            let w = b.weight_again(w, ct)?;
+            input_gradient(b, ct, w, x, &window, group)
+        })?;
         p.give(1, |b| weight_cotangent(b, x, ct, w, &window, group))?;
         p.give(2, |b| channel_reduce(b, "ReduceSum", ct))
     },

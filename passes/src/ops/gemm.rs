@@ -26,7 +26,10 @@ pub(super) const GEMM: Row = Row {
         let alpha = op.float("alpha");
         let (ta, tb) = (op.int("transA") != 0, op.int("transB") != 0);
         let (lhs, rhs) = (p.operand(0)?, p.operand(1)?);
-        p.give(0, |b| if ta { gemm(b, rhs, ct, tb, true, alpha) } else { gemm(b, ct, rhs, false, !tb, alpha) })?;
+        p.give(0, |b| {
+            let rhs = b.weight_again(rhs, ct)?;
+            if ta { gemm(b, rhs, ct, tb, true, alpha) } else { gemm(b, ct, rhs, false, !tb, alpha) }
+        })?;
         p.give(1, |b| if tb { gemm(b, ct, lhs, true, ta, alpha) } else { gemm(b, lhs, ct, !ta, false, alpha) })?;
         let Some(c) = p.try_operand(2) else { return Ok(()) };
         p.give(2, |b| formula(b, [ct, c], |[ct, c]| ct.sum_to(c) * op.float("beta") as f64))

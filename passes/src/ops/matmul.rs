@@ -67,9 +67,11 @@ pub(super) const MATMUL: Row = Row {
 
 /// The pullback of x [.., M, K] · y [K, N].
 fn linear(p: &mut Pullback, [x, y]: [ValueId; 2], lhs: ValueId, rhs: ValueId, out: ValueId) -> Result<(), GradError> {
+    let ct = p.ct(0)?;
     let rows_ct = rows(p.b, out)?;
     p.give(0, |b| {
-        let term = gemm(b, rows_ct, rhs, false, true, 1.0)?;
+        let weight = b.weight_again(rhs, ct)?;
+        let term = gemm(b, rows_ct, weight, false, true, 1.0)?;
         b.reshape_like(term, x)
     })?;
     p.give(1, |b| {
