@@ -19,6 +19,7 @@ mod grad;
 mod guards;
 mod losses;
 mod mutations;
+mod objectives;
 mod opset;
 mod passes;
 mod precision;

@@ -7,8 +7,8 @@ use std::str::FromStr;
 /// The losses of a training graph.
 #[derive(Args, Debug, Default, PartialEq)]
 pub struct LossArgs {
-    /// Loss: auto (by evidence in the model), cross-entropy, next-token, mse, l1, huber, smooth-l1, bce, kl, focal, dice, distill,
-    /// distill-mse, output (a scalar that the model computes itself; also: own) or none (no training graph). Repeatable: losses on
+    /// Loss: auto (by evidence in the model), cross-entropy, next-token, mse, l1, huber, smooth-l1, bce, kl, focal, dice, ctc,
+    /// distill, distill-mse, output (a scalar that the model computes itself; also: own) or none (no training graph). Repeatable: losses on
     /// OUTPUT are added up with their WEIGHT [default: auto, on the only float output, of weight 1]
     #[arg(long, value_name = "NAME[:OUTPUT[:WEIGHT]]", help_heading = "Training graph")]
     pub loss: Vec<LossArg>,
@@ -34,6 +34,9 @@ pub struct LossArgs {
     /// What the Dice loss adds above and below, for what is nowhere [default: 1]
     #[arg(long, allow_negative_numbers = true, value_name = "X", help_heading = "Training graph")]
     pub dice_smooth: Option<f64>,
+    /// Class of the CTC loss that stands for no label [default: 0]
+    #[arg(long, value_name = "N", help_heading = "Training graph")]
+    pub ctc_blank: Option<u32>,
     /// Threshold of the Huber losses [default: 1]
     #[arg(long, allow_negative_numbers = true, value_name = "X", help_heading = "Training graph")]
     pub huber_delta: Option<f64>,

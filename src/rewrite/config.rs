@@ -396,7 +396,7 @@ fn check_combinations(a: &RewriteArgs) -> Result<(), Failure> {
 /// Lists the options that were given and have no effect beside the others, each with what it belongs to.
 fn without_effect(a: &RewriteArgs) -> Vec<String> {
     let losses = &a.training.losses;
-    let classes = losses.may_be(LossKind::takes_labels);
+    let classes = losses.may_be(LossKind::weights_classes);
     let axes = losses.may_be(LossKind::has_classes) || losses.distill.is_some();
     let smooth = losses.may_be(|k| matches!(k, LossKind::CrossEntropy | LossKind::NextToken));
     let asked = |kinds: &[LossKind]| losses.loss.iter().any(|l| kinds.iter().any(|k| l.choice == LossChoice::Kind(*k)));
@@ -412,6 +412,7 @@ fn without_effect(a: &RewriteArgs) -> Vec<String> {
         ("--ignore-index", losses.ignore_index.is_some() && !classes, "--loss cross-entropy or next-token"),
         ("--class-weights", losses.class_weights.is_some() && !classes, "--loss cross-entropy, next-token, focal or dice"),
         ("--class-axis", losses.class_axis.is_some() && !axes, "--loss cross-entropy or next-token"),
+        ("--ctc-blank", losses.ctc_blank.is_some() && !asked(&[LossKind::Ctc]), "--loss ctc"),
         ("--focal-gamma", losses.focal_gamma.is_some() && !asked(&[Focal, BinaryFocal]), "--loss focal"),
         ("--dice-smooth", losses.dice_smooth.is_some() && !asked(&[Dice, BinaryDice]), "--loss dice"),
         ("--bn-momentum", a.training.bn_momentum.is_some() && a.training.frozen_bn, "batch normalisation that trains"),

@@ -53,6 +53,7 @@ impl LossRequest {
         common.ignore_index = Some(a.ignore_index.unwrap_or(-100));
         common.huber_delta = a.huber_delta.unwrap_or(common.huber_delta);
         common.class_axis = a.class_axis;
+        common.blank = a.ctc_blank.map_or(common.blank, i64::from);
         common.gamma = a.focal_gamma.unwrap_or(common.gamma);
         common.dice_smooth = a.dice_smooth.unwrap_or(common.dice_smooth);
         common.class_weights = a.class_weights.as_deref().map(class_weights).transpose()?.unwrap_or_default();

@@ -234,6 +234,7 @@ fn options(term: &Term) -> LossOptions {
     loss.gamma = record.focal_gamma.unwrap_or(loss.gamma);
     loss.dice_smooth = record.dice_smooth.unwrap_or(loss.dice_smooth);
     loss.mask = record.mask.clone();
+    loss.blank = record.blank.unwrap_or(loss.blank);
     loss.class_weights = match &record.class_weights {
         None => loss.class_weights,
         Some(contract::ClassWeights::Given(all)) => ClassWeights::Given(all.clone()),

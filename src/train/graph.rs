@@ -214,7 +214,7 @@ impl TrainingGraph {
 /// The output that holds class scores, if targets are labels: the one that the loss names, or the only one with an axis more
 /// than the target.
 fn find_scores(g: &Graph, loss: &LossRecord, kind: LossKind, ours: &[&str], states: &[StateRecord]) -> Option<Scores> {
-    if !kind.takes_labels() {
+    if !kind.weights_classes() {
         return None;
     }
     let target = g.find(loss.target.as_deref()?)?;

@@ -78,7 +78,7 @@ impl Batch<'_> {
             None => None,
         };
         match (labels, mask) {
-            _ if term.kind == LossKind::Dice => self.samples(t) as f64,
+            _ if matches!(term.kind, LossKind::Dice | LossKind::Ctc) => self.samples(t) as f64,
             (Some(labels), mask) if record.ignore_index.is_some() || classes.is_some() || mask.is_some() => {
                 let mask = mask.filter(|m| m.len() == labels.len());
                 let of = |(at, label): (usize, &i64)| {
@@ -106,7 +106,7 @@ impl Batch<'_> {
         let (output, target) = self.of(t, i);
         if let (Some(s), Some(scores), Some(labels)) = (&term.scores, output, target)
             && let Some((shape, values)) = scores.f32s()
-            && let Some((right, all)) = count_right(values, &shape, s, &labels.to_i64(), term.record.ignore_index)
+            && let Some((right, all)) = count_right(&values, &shape, s, &labels.to_i64(), term.record.ignore_index)
         {
             (sums.right, sums.predictions) = (right, all);
         }
@@ -155,7 +155,7 @@ impl Sums {
 
 /// The class labels among what a batch feeds, without those that do not count, of the first loss that has some.
 pub(super) fn labels(t: &TrainingGraph, feeds: &Tensors) -> Vec<i64> {
-    let term = t.losses.iter().find(|term| term.kind.takes_labels());
+    let term = t.losses.iter().find(|term| term.kind.weights_classes());
     let labels = term.and_then(|term| Some((term, feeds.get(term.record.target.as_deref()?)?.to_i64())));
     let counted =
         |(term, labels): (&Term, Vec<i64>)| labels.into_iter().filter(|l| Some(*l) != term.record.ignore_index).collect();
@@ -255,7 +255,7 @@ impl Tally {
             let Some((shape, values)) = output.f32s() else { continue };
             match &term.scores {
                 Some(s) => {
-                    counts.judge(values, &shape, s, &target.to_i64(), term.record.ignore_index);
+                    counts.judge(&values, &shape, s, &target.to_i64(), term.record.ignore_index);
                 }
                 None => {
                     let targets = target.to_f64();

@@ -15,17 +15,17 @@ weights = {n: rng.standard_normal(s) * 0.5 for n, s in shapes.items()}
 X = rng.standard_normal((8, 5))
 nodes = [h.make_node("Gemm", ["x", "w1", "b1"], ["a"]), h.make_node("Tanh", ["a"], ["t"]), h.make_node("Gemm", ["t", "w2", "b2"], ["logits"]),
          h.make_node("MatMul", ["x", "w3"], ["aux"]), h.make_node("Reshape", ["logits", "grid_shape"], ["grid"]), h.make_node("Reshape", ["logits", "seq_shape"], ["seq"]),
-         h.make_node("Sigmoid", ["aux"], ["shares"]), h.make_node("Reshape", ["aux", "map_shape"], ["map"])]
+         h.make_node("Sigmoid", ["aux"], ["shares"]), h.make_node("Reshape", ["aux", "map_shape"], ["map"]), h.make_node("Reshape", ["logits", "frames_shape"], ["frames"])]
 inits = [nh.from_array(v, n) for n, v in weights.items()]
-inits += [nh.from_array(np.array(v, np.int64), n) for n, v in {"grid_shape": [-1, 2, 2], "seq_shape": [2, -1, 4], "map_shape": [-1, 1, 2, 2]}.items()]
-outputs = {"logits": ["batch", 4], "aux": ["batch", 4], "grid": ["batch", 2, 2], "seq": [2, "time", 4], "shares": ["batch", 4], "map": ["batch", 1, 2, 2]}
+inits += [nh.from_array(np.array(v, np.int64), n) for n, v in {"grid_shape": [-1, 2, 2], "seq_shape": [2, -1, 4], "map_shape": [-1, 1, 2, 2], "frames_shape": [-1, 4, 4]}.items()]
+outputs = {"logits": ["batch", 4], "aux": ["batch", 4], "grid": ["batch", 2, 2], "seq": [2, "time", 4], "shares": ["batch", 4], "map": ["batch", 1, 2, 2], "frames": ["sequences", 4, 4]}
 g = h.make_graph(nodes, "two", [h.make_tensor_value_info("x", T.DOUBLE, ["batch", 5])], [h.make_tensor_value_info(n, T.DOUBLE, s) for n, s in outputs.items()], inits)
 onnx.save(h.make_model(g, opset_imports=[h.make_opsetid("", 17)], ir_version=8), f"{here}/two.onnx")
 
 def net(p):
     x = torch.tensor(X)
     logits, aux = torch.tanh(x @ p["w1"] + p["b1"]) @ p["w2"] + p["b2"], x @ p["w3"]
-    return {"logits": logits, "aux": aux, "grid": logits.view(-1, 2, 2), "seq": logits.view(2, -1, 4), "map": aux.view(-1, 1, 2, 2)}
+    return {"logits": logits, "aux": aux, "grid": logits.view(-1, 2, 2), "seq": logits.view(2, -1, 4), "map": aux.view(-1, 1, 2, 2), "frames": logits.view(-1, 4, 4)}
 
 labels = rng.integers(0, 4, 8); labels[3] = -100
 grid = rng.integers(0, 2, (8, 2)); grid[2, 1] = -100
@@ -54,6 +54,10 @@ def grid_dice(y, axis, smooth=1.0, w=None):
     return each.mean() if w is None else (each * w).sum() / (w.sum() * 8)
 def distill(y, z, heat): return heat * heat * F.kl_div(F.log_softmax(y / heat, 1), F.log_softmax(z.detach() / heat, 1), log_target=True, reduction="batchmean")
 
+def ctc(y, l, frames, counts, **kw): return F.ctc_loss(F.log_softmax(y, 2).transpose(0, 1), t(l).clamp(min=0), t(frames), t(counts), zero_infinity=True, **kw)
+def ctc_feeds(l, frames, counts): return {"labels": np.array(l), "input_lengths": np.array(frames), "target_lengths": np.array(counts)}
+spelled, twice = ([[1, 1], [2, -100]], [4, 3], [2, 1]), ([[0, 2], [1, 1]], [4, 2], [2, 2])
+
 L, N, S = {"labels": labels}, {"target": numbers}, {"target": shares}
 CASES = {
     "cross-entropy:logits --class-weights 0.2,1,3,0.5": (L, lambda y: F.cross_entropy(y["logits"], t(labels), W)),
@@ -80,6 +84,10 @@ CASES = {
     "huber:aux --huber-delta 0.5": (N, lambda y: F.huber_loss(y["aux"], t(numbers), delta=0.5)),
     "kl:logits": ({"target": parts}, lambda y: F.kl_div(F.log_softmax(y["logits"], 1), t(parts), reduction="batchmean")),
     "kl:logits --reduction sum --mask mask": ({"target": parts, "mask": mask1}, lambda y: (F.kl_div(F.log_softmax(y["logits"], 1), t(parts), reduction="none").sum(1) * t(mask1)).sum()),
+    "ctc:frames": (ctc_feeds(*spelled), lambda y: ctc(y["frames"], *map(np.array, spelled))),
+    "ctc:frames --reduction sum --ctc-blank 3": (ctc_feeds(*twice), lambda y: ctc(y["frames"], *map(np.array, twice), blank=3, reduction="sum")),
+    "ctc:frames --mask mask": (ctc_feeds(*spelled) | {"mask": np.array([1, 0.25], np.float32)}, lambda y: mean(ctc(y["frames"], *map(np.array, spelled), reduction="none") / t([2.0, 1.0]), np.array([1, 0.25]))),
+    "ctc:frames --labels of_frames": ({"of_frames": np.zeros((2, 3), np.int64), "input_lengths": np.array([2, 4]), "target_lengths": np.array([0, 0])}, lambda y: ctc(y["frames"], np.zeros((2, 3), np.int64), np.array([2, 4]), np.array([0, 0]))),
     "distill:logits --distill output=aux:3": ({}, lambda y: distill(y["logits"], y["aux"], 3.0)),
     "distill-mse:logits --distill output=aux": ({}, lambda y: F.mse_loss(y["logits"], y["aux"].detach())),
     "distill-bce:logits --distill output=aux:2": ({}, lambda y: 4 * (F.binary_cross_entropy_with_logits(y["logits"] / 2, (y["aux"].detach() / 2).sigmoid()) - F.binary_cross_entropy_with_logits(y["aux"].detach() / 2, (y["aux"].detach() / 2).sigmoid()))),

@@ -480,9 +480,27 @@ function checkSizes({ inputs }, feeds) {
  * @param {Graph} graph
  * @param {Record<string, Tensor>} feeds
  */
-function checkClasses({ session, metadata, inputs }, feeds) {
-  /** @type {{ target?: string, output?: string, class_axis?: number, ignore_index?: number | null }} */
-  const { target, output, class_axis: axis, ignore_index: ignored } = JSON.parse(metadata["ancre.loss"] ?? "{}");
+function checkClasses(graph, feeds) {
+  for (const loss of losses(graph)) checkLabels(graph, loss, feeds);
+}
+
+/**
+ * The losses of a graph.
+ * @param {Graph} graph
+ * @returns {Loss[]}
+ */
+function losses({ metadata }) {
+  const record = JSON.parse(metadata["ancre.loss"] ?? "{}");
+  return record.terms ?? [record];
+}
+
+/**
+ * @typedef {{ target?: string | null, output?: string, class_axis?: number, ignore_index?: number | null }} Loss
+ * @param {Graph} graph
+ * @param {Loss} loss
+ * @param {Record<string, Tensor>} feeds
+ */
+function checkLabels({ session, inputs }, { target, output, class_axis: axis, ignore_index: ignored }, feeds) {
   if (!target || !inputs.has(target) || !/^u?int\d+$/.test(feeds[target].type) || feeds[target].location !== "cpu") return;
   /** @type {Port | undefined} */
   const scores = session.outputMetadata.find((/** @type {Port} */ o) => o.name === output);
@@ -505,14 +523,18 @@ const scalar = async (tensor) => floats(tensor.type, await tensor.getData())[0];
  * @param {Graph} graph
  * @param {Map<string, string>} state
  */
-function classesOf({ session, metadata, inputs }, state) {
-  /** @type {{ target?: string, output?: string, ignore_index?: number | null }} */
-  const record = JSON.parse(metadata["ancre.loss"] ?? "{}");
-  const labels = [...inputs.values()].filter((p) => !state.has(p.name) && /^u?int\d+$/.test(p.type) && p.shape.length === 1 && (record.target ?? p.name) === p.name);
+function classesOf(graph, state) {
+  const { session, inputs } = graph;
   /** @type {Port[]} */
   const outputs = session.outputMetadata;
-  const scores = outputs.filter((o) => o.type?.startsWith("float") && !o.name.endsWith(".next") && o.shape.length === 2 && (record.output ?? o.name) === o.name);
-  return labels.length === 1 && scores.length === 1 ? { labels: labels[0].name, scores: scores[0].name, ignored: record.ignore_index ?? undefined } : undefined;
+  for (const { target, output, ignore_index: ignored } of losses(graph)) {
+    // A loss without a target compares with a teacher.
+    if (target === null) continue;
+    const labels = [...inputs.values()].filter((p) => !state.has(p.name) && /^u?int\d+$/.test(p.type) && p.shape.length === 1 && (target ?? p.name) === p.name);
+    const scores = outputs.filter((o) => o.type?.startsWith("float") && !o.name.endsWith(".next") && o.shape.length === 2 && (output ?? o.name) === o.name);
+    if (labels.length === 1 && scores.length === 1) return { labels: labels[0].name, scores: scores[0].name, ignored: ignored ?? undefined };
+  }
+  return undefined;
 }
 
 /**

@@ -336,8 +336,8 @@ class Trainer:
                 raise TypeError(f"`{name}` is of type {array.dtype}, the graph takes {dtype}")
             array = array.astype(dtype)
         _check_shape(name, array.shape, wanted.shape)
-        if name == graph.target and array.dtype.kind in "iu":
-            graph.check_classes(array)
+        if array.dtype.kind in "iu":
+            graph.check_classes(name, array)
         return self._ort.OrtValue.ortvalue_from_numpy(numpy.ascontiguousarray(array).reshape(array.shape))
 
     def _run(self, graph: "_Graph", feeds: Mapping[str, Any], read: List[str], moves: bool = False) -> Dict[str, Any]:
@@ -391,22 +391,28 @@ class _Graph:
         self.inputs = {value.name: value for value in [*session.get_inputs(), *session.get_overridable_initializers()]}
         shapes = {value.name: value.shape for value in session.get_outputs()}
         self.outputs = list(shapes)
-        self._loss: Dict[str, Any] = json.loads(session.get_modelmeta().custom_metadata_map.get(_LOSS, "{}"))
-        #: The input that says what the outputs should be.
-        self.target: Optional[str] = self._loss.get("target")
-        axis, scores = self._loss.get("class_axis"), shapes.get(self._loss.get("output"), [])
-        self._classes = scores[axis] if axis is not None and axis < len(scores) else None
+        loss: Dict[str, Any] = json.loads(session.get_modelmeta().custom_metadata_map.get(_LOSS, "{}"))
+        #: The inputs that say what the outputs should be, each with its loss and the number of its classes, if that is fixed.
+        self.targets: Dict[str, Tuple[Dict[str, Any], Any]] = {}
+        for term in loss.get("terms", [loss]):
+            axis, scores = term.get("class_axis"), shapes.get(term.get("output"), [])
+            classes = scores[axis] if axis is not None and axis < len(scores) else None
+            if term.get("target"):
+                self.targets.setdefault(term["target"], (term, classes))
 
-    def check_classes(self, labels: "numpy.ndarray") -> None:
+    def check_classes(self, name: str, labels: "numpy.ndarray") -> None:
         """Are labels classes of the model, or the one that is ignored? The graph takes -1 for the last class, and fails at others."""
-        counted = labels[labels != self._loss.get("ignore_index")]
-        top = self._classes - 1 if isinstance(self._classes, int) else None
+        if name not in self.targets:
+            return
+        loss, classes = self.targets[name]
+        counted = labels[labels != loss.get("ignore_index")]
+        top = classes - 1 if isinstance(classes, int) else None
         wrong = counted[(counted < 0) | (counted > top)] if top is not None else counted[counted < 0]
         if wrong.size:
-            ignored = "" if self._loss.get("ignore_index") is None else f", {self._loss['ignore_index']} for what is ignored"
-            raise ValueError(f"`{self.target}` holds {wrong[0]}; classes are 0 to {'N - 1' if top is None else top}{ignored}")
+            ignored = "" if loss.get("ignore_index") is None else f", {loss['ignore_index']} for what is ignored"
+            raise ValueError(f"`{name}` holds {wrong[0]}; classes are 0 to {'N - 1' if top is None else top}{ignored}")
         if not labels.size:
-            raise ValueError(f"`{self.target}` is empty: a loss needs a sample")
+            raise ValueError(f"`{name}` is empty: a loss needs a sample")
 
     def own(self, name: str) -> str:
         """The name of an output of ours: where the model uses it itself, ours begins with ``ancre.``."""

@@ -264,6 +264,12 @@ pub struct LossRecord {
     /// The input that weights positions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mask: Option<String>,
+    /// CTC's class that stands for no label.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub blank: Option<i64>,
+    /// CTC's inputs of the numbers of frames and of labels.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lengths: Option<[String; 2]>,
     /// Temperature of a distillation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub temperature: Option<f64>,

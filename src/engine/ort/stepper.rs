@@ -9,6 +9,7 @@ use indexmap::IndexMap;
 use ort::memory::{AllocationDevice, MemoryInfo};
 use ort::session::IoBinding;
 use ort::value::{DynTensorValueType, DynValue};
+use std::borrow::Cow;
 
 /// What an output is to the loop.
 #[derive(Clone, Copy)]
@@ -41,13 +42,17 @@ pub(crate) struct Traffic {
 pub(crate) struct Read(DynValue);
 
 impl Read {
-    /// Shape and elements of a float32 output.
-    pub(crate) fn f32s(&self) -> Option<(Vec<usize>, &[f32])> {
+    /// Shape and elements of a float32 or float64 output.
+    pub(crate) fn f32s(&self) -> Option<(Vec<usize>, Cow<'_, [f32]>)> {
+        let dims = |shape: &[i64]| shape.iter().map(|d| *d as usize).collect();
+        if let Ok((shape, data)) = self.0.try_extract_tensor::<f64>() {
+            return Some((dims(shape), data.iter().map(|v| *v as f32).collect()));
+        }
         let (shape, data) = self.0.try_extract_tensor::<f32>().ok()?;
-        Some((shape.iter().map(|d| *d as usize).collect(), data))
+        Some((dims(shape), Cow::Borrowed(data)))
     }
 
-    /// The first element of a float32 output; NaN of any other.
+    /// The first element of such an output; NaN of any other.
     pub(crate) fn number(&self) -> f64 {
         self.f32s().and_then(|(_, data)| data.first().copied()).map_or(f64::NAN, f64::from)
     }
@@ -281,7 +286,7 @@ mod tests {
         // Another session reads the state and does not change it.
         let (mut reader, _) = Stepper::new(open(), Device::Cpu, &IndexMap::new(), &["y"]).unwrap();
         let y = reader.step(&feeds, &mut state).unwrap();
-        assert_eq!(y[0].f32s(), Some((vec![1, 2], &[14.0, 28.0][..])));
+        assert_eq!(y[0].f32s(), Some((vec![1, 2], Cow::Borrowed(&[14.0, 28.0][..]))));
         assert_eq!(state.tensors().unwrap()["w"].to_f32(), [13.0, 26.0]);
         state.set(&Tensors::from([("w".to_string(), NpTensor::f32s(&[1, 2], &[0.5, 0.5]).unwrap())])).unwrap();
         stepper.step(&feeds, &mut state).unwrap();

@@ -3,6 +3,7 @@
 //! | a loss reads | its target |
 //! |---|---|
 //! | labels of classes (cross-entropy, next-token, focal, dice) | `labels`, int64, the output's shape without the classes |
+//! | sequences of labels (ctc) | `labels`, int64 [N, S], with `input_lengths` and `target_lengths` |
 //! | numbers (mse, l1, huber, smooth-l1, bce, kl, binary-focal, binary-dice) | `target`, float, the output's shape |
 //! | a teacher (distill…), or nothing (own) | none |
 //!
@@ -10,6 +11,7 @@
 //! `OUTPUT.labels`, `OUTPUT.target`.
 
 mod classes;
+mod ctc;
 mod elements;
 mod reduce;
 mod squash;
@@ -18,7 +20,7 @@ pub mod teacher;
 use super::class_axis::class_axis;
 use super::master::is_half;
 use crate::ir::words;
-use crate::ir::{DType, Graph, Kind, Tensor, TensorType, ValueId, is_absurd};
+use crate::ir::{DType, Dim, Graph, Kind, Tensor, TensorType, ValueId, is_absurd};
 use crate::onnx::read_value_info;
 use crate::ops::build::{BuildError, Builder};
 use crate::refusal::Hint;
@@ -55,6 +57,8 @@ words! {
         Dice = "dice",
         /// Soft Dice of the sigmoid and targets of 0 to 1.
         BinaryDice = "binary-dice",
+        /// Connectionist temporal classification: sequences of labels without their places.
+        Ctc = "ctc",
         /// Kullback-Leibler divergence of the softmax from a teacher's.
         Distill = "distill",
         /// The same of independent logits.
@@ -69,6 +73,11 @@ words! {
 impl LossKind {
     /// Are its targets class indices (int64), not floats?
     pub fn takes_labels(self) -> bool {
+        self.weights_classes() || self == LossKind::Ctc
+    }
+
+    /// Has each position a label, whose class may have a weight?
+    pub fn weights_classes(self) -> bool {
         matches!(self, LossKind::CrossEntropy | LossKind::NextToken | LossKind::Focal | LossKind::Dice)
     }
 
@@ -137,6 +146,8 @@ pub struct LossOptions {
     pub mask: Option<String>,
     /// Temperature of a distillation.
     pub temperature: f64,
+    /// The class of CTC that stands for no label.
+    pub blank: i64,
 }
 
 impl LossOptions {
@@ -157,6 +168,7 @@ impl LossOptions {
             dice_smooth: 1.0,
             mask: None,
             temperature: 1.0,
+            blank: 0,
         }
     }
 }
@@ -180,6 +192,8 @@ pub struct Loss {
     pub mask: Option<ValueId>,
     /// The input of the classes' weights.
     pub class_weights: Option<ValueId>,
+    /// The inputs of CTC's numbers of frames and of labels.
+    pub lengths: Option<[ValueId; 2]>,
 }
 
 /// The losses of a graph.
@@ -206,6 +220,8 @@ pub enum LossError {
     WhichLoss(String),
     #[error("{0}")]
     WhichAxis(String),
+    #[error("{0}")]
+    OpenExtent(String),
     #[error(transparent)]
     Build(#[from] BuildError),
 }
@@ -217,6 +233,7 @@ impl LossError {
             LossError::WhichOutput(_) => Some(Hint::ChooseOutput),
             LossError::WhichLoss(_) => Some(Hint::ChooseLoss),
             LossError::WhichAxis(_) => Some(Hint::ChooseClassAxis),
+            LossError::OpenExtent(_) => Some(Hint::FixInput),
             _ => None,
         }
     }
@@ -263,6 +280,8 @@ struct Plan {
     target: Option<TensorType>,
     /// Type of what weights positions.
     positions: TensorType,
+    /// CTC: does time come before the samples?
+    time_first: bool,
 }
 
 /// Appends a loss on a model output; adds the target input. A trailing softmax or sigmoid is taken into the loss.
@@ -301,6 +320,7 @@ pub fn append_losses(
         None => teacher::Appended::default(),
     };
     let mut class_weights: Option<ValueId> = None;
+    let mut constant = std::mem::take(&mut teachers.constant);
     let mut terms = Vec::new();
     for (p, (_, o)) in plans.iter().zip(wanted) {
         if p.kind == LossKind::Own {
@@ -317,12 +337,13 @@ pub fn append_losses(
                 Some(logits_of(g, of, p.kind, p.axis)?)
             }
         };
-        if o.class_weights == ClassWeights::Fed && p.kind.takes_labels() && class_weights.is_none() {
+        if o.class_weights == ClassWeights::Fed && p.kind.weights_classes() && class_weights.is_none() {
             let classes = p.axis.and_then(|axis| g.tensor_type(p.output)?.shape.get(axis).cloned());
             let ty = TensorType::new(DType::F32, classes.into_iter().collect::<Vec<_>>());
             let name = if g.is_free("class_weights") { "class_weights" } else { "ancre.class_weights" };
             class_weights = Some(g.add_input(name, ty.into(), None));
         }
+        let mut lengths = None;
         let (name, kind) = (g.name(p.output).to_string(), p.kind.name());
         let mut b = Builder::new(g, &if several { format!("loss/{name}/{kind}") } else { "loss".into() });
         let counting = Counting {
@@ -332,6 +353,13 @@ pub fn append_losses(
             of_none: if several { 0.0 } else { f64::NAN },
         };
         let value = match (p.kind, against) {
+            (LossKind::Ctc, Some(labels)) => {
+                let [frames, counts] =
+                    ["input_lengths", "target_lengths"].map(|name| add_lengths(b.graph, p, name, several));
+                lengths = Some([frames, counts]);
+                let logits = if p.time_first { b.transpose(logits, &[1, 0, 2])? } else { logits };
+                ctc::ctc(&mut b, logits, &ctc::Sequences { labels, frames, counts }, o, &counting, &mut constant)?
+            }
             (kind, Some(labels)) if kind.takes_labels() => {
                 classes::of_labels(&mut b, logits, labels, p.axis.unwrap_or(1), kind, o, &counting)?
             }
@@ -344,7 +372,7 @@ pub fn append_losses(
         };
         let exact = value;
         let value = b.cast(exact, DType::F32)?;
-        let fed = class_weights.filter(|_| o.class_weights == ClassWeights::Fed && p.kind.takes_labels());
+        let fed = class_weights.filter(|_| o.class_weights == ClassWeights::Fed && p.kind.weights_classes());
         if several {
             let wanted = format!("{name}.{kind}");
             let free = if b.graph.is_free(&wanted) { wanted } else { format!("ancre.{wanted}") };
@@ -359,10 +387,11 @@ pub fn append_losses(
             class_axis: p.axis,
             mask,
             class_weights: fed,
+            lengths,
         });
     }
     let value = weighted_sum(g, &terms, wanted)?;
-    Ok(Losses { value, terms, constant: std::mem::take(&mut teachers.constant) })
+    Ok(Losses { value, terms, constant })
 }
 
 fn no_teacher(g: &Graph, p: &Plan) -> LossError {
@@ -408,7 +437,7 @@ fn plan(g: &Graph, output: ValueId, o: &LossOptions) -> Result<Plan, LossError> 
         return Err(LossError::Unfit(format!("output `{name}` has an absurd size, {ty}")));
     }
     let kind = fitting(g, output, &ty, o);
-    let whole = Plan { output, kind, axis: None, target: None, positions: ty.clone() };
+    let whole = Plan { output, kind, axis: None, target: None, positions: ty.clone(), time_first: false };
     if kind == LossKind::Own {
         if ty.rank() > 0 {
             return Err(LossError::Unfit(format!("output `{name}` is {ty}; a loss of the model's own is a scalar")));
@@ -428,7 +457,8 @@ fn plan(g: &Graph, output: ValueId, o: &LossOptions) -> Result<Plan, LossError> 
             format!("the file declares {} axes and its nodes give {ty}; a loss over classes must know them", said.len());
         return Err(LossError::Unfit(format!("output `{name}`: {why}")));
     }
-    let axis = if kind.has_classes() { Some(class_axis(g, output, kind, o.class_axis)?) } else { None };
+    let axis =
+        if kind.has_classes() && kind != LossKind::Ctc { Some(class_axis(g, output, kind, o.class_axis)?) } else { None };
     if let Some(axis) = axis.filter(|axis| ty.shape[*axis].known() == Some(1)) {
         let why = format!("has one class, on axis {axis}: its probability is always 1, and there is nothing to learn");
         let instead = match kind.has_teacher() {
@@ -436,6 +466,9 @@ fn plan(g: &Graph, output: ValueId, o: &LossOptions) -> Result<Plan, LossError> 
             false => "--loss bce is for one yes or no, --loss mse for one number",
         };
         return Err(LossError::Unfit(format!("output `{name}` {ty} {why}; {instead}")));
+    }
+    if kind == LossKind::Ctc {
+        return sequences(g, &ty, whole);
     }
     if kind == LossKind::NextToken && ty.rank() != 3 {
         let needs = format!("next-token needs token logits [N, T, V], it has type {ty}");
@@ -460,6 +493,34 @@ fn plan(g: &Graph, output: ValueId, o: &LossOptions) -> Result<Plan, LossError> 
     };
     let target = kind.has_target().then_some(target);
     Ok(Plan { axis, target, positions: TensorType::new(DType::F32, positions), ..whole })
+}
+
+/// The plan of a CTC loss: logits [N, T, C], or [T, N, C] where the inputs' first axis is the output's second.
+fn sequences(g: &Graph, ty: &TensorType, whole: Plan) -> Result<Plan, LossError> {
+    let name = g.name(whole.output);
+    if ty.rank() != 3 {
+        return Err(LossError::Unfit(format!("output `{name}`: ctc needs logits [N, T, C], it has type {ty}")));
+    }
+    let first = g.required_inputs().find_map(|v| g.tensor_type(v)?.shape.first().cloned());
+    let time_first = first.is_some_and(|n| n == ty.shape[1] && n != ty.shape[0]);
+    let (samples, frames) = if time_first { (1, 0) } else { (0, 1) };
+    if ty.shape[frames].known().is_none() {
+        return Err(LossError::OpenExtent(format!(
+            "output `{name}` {ty}: ctc is written out over the frames, whose number {} is open",
+            ty.shape[frames]
+        )));
+    }
+    let samples = ty.shape[samples].clone();
+    let target = TensorType::new(DType::I64, vec![samples.clone(), Dim::symbol("target_length")]);
+    let positions = TensorType::new(DType::F32, vec![samples]);
+    Ok(Plan { axis: Some(2), target: Some(target), positions, time_first, ..whole })
+}
+
+/// An input of CTC's lengths, [N].
+fn add_lengths(g: &mut Graph, p: &Plan, name: &str, several: bool) -> ValueId {
+    let wanted = if several { format!("{}.{name}", g.name(p.output)) } else { name.to_string() };
+    let name = if g.is_free(&wanted) { wanted } else { format!("ancre.{wanted}") };
+    g.add_input(&name, TensorType::new(DType::I64, p.positions.shape.clone()).into(), None)
 }
 
 /// The form of a loss that fits the output: focal, Dice and distillation on independent logits where a sigmoid or a single channel tells
@@ -531,7 +592,7 @@ fn weights_of_classes(
     o: &LossOptions,
     fed: Option<ValueId>,
 ) -> Result<Option<ValueId>, LossError> {
-    let Some(axis) = p.axis.filter(|_| p.kind.takes_labels()) else { return Ok(None) };
+    let Some(axis) = p.axis.filter(|_| p.kind.weights_classes()) else { return Ok(None) };
     let ty = b.ty(p.output)?;
     let wide = if ty.dtype == DType::F64 { DType::F64 } else { DType::F32 };
     match &o.class_weights {
@@ -580,6 +641,7 @@ fn own_loss(g: &mut Graph, output: ValueId, o: &LossOptions, several: bool) -> R
         class_axis: None,
         mask: None,
         class_weights: None,
+        lengths: None,
     })
 }
 
