@@ -312,7 +312,7 @@ fn gradients_of_losses_are_finite_differences() {
         let path = text(&path);
         let mut a = vec!["verify", "--gradient", path.as_str(), "--dim", "batch=8"];
         if flags[1].starts_with("next") {
-            a.extend(["--dim", "time=4"]);
+            a.extend(["--dim", "?seq_1=4"]);
         }
         let ran = tool(&a);
         assert_eq!(ran.status, 0, "{flags:?}: {}{}", ran.out, ran.err);
