@@ -119,6 +119,11 @@ impl Comparison {
         let mut course = m.course.clone();
         // What is trained decides the default, and a range test its result: the first run's holds for all.
         if let Some(lr) = m.lr {
+            let is_given = |option: &str| m.course.iter().any(|word| word.starts_with(option));
+            // Nor does a rate that is given change how it goes down.
+            if !is_given("--schedule=") && (!is_given("--lr=") || m.course.contains(&"--lr=auto".into())) {
+                course.push("--schedule=wsd".into());
+            }
             course.retain(|word| !word.starts_with("--lr="));
             course.push(format!("--lr={lr}"));
         }

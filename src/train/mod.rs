@@ -18,6 +18,7 @@ mod rates;
 mod run;
 mod schedule;
 mod setup;
+mod start;
 mod statistics;
 mod tensorboard;
 mod topology;

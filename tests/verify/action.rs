@@ -115,6 +115,18 @@ fn one_model_with_two_sources_has_two_reports() {
 }
 
 #[test]
+fn a_backslash_in_an_argument_stays() {
+    let same = small(1);
+    let dir = folder(&[("a.onnx", &same), ("b.onnx", &same), ("odd\\ list", b"a.onnx b.onnx"), ("c.onnx", &same)]);
+    let arguments = "--trials 1 --pairs \"odd\\ list\" # \"what follows";
+    let left = act(&dir, &[("INPUT_PAIRS", "a.onnx c.onnx"), ("INPUT_ARGUMENTS", arguments)]);
+    assert_eq!(left.status, 0, "{}", left.said);
+    assert_eq!(listing(&dir.path().join("ancre-verify")), ["b.onnx.xml", "c.onnx.xml"]);
+    let left = act(&dir, &[("INPUT_PAIRS", "a.onnx c.onnx"), ("INPUT_ARGUMENTS", "--engine 'tract")]);
+    assert!(left.status == 2 && left.said.contains("a quote does not end"), "{}", left.said);
+}
+
+#[test]
 fn a_tool_that_is_killed_could_not_check() {
     let same = small(1);
     let dir = folder(&[("a.onnx", &same), ("b.onnx", &same), ("killed", b"#!/bin/sh\nkill -9 $$\n")]);
