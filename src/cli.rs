@@ -16,7 +16,7 @@ pub use verify::{LimitArgs, VerifyArgs};
 
 use crate::engine::EngineChoice;
 use ancre_passes::contract::StateFrom;
-use ancre_passes::ir::{Form, Normalize, Rule, Scope};
+use ancre_passes::ir::{Form, Normalize, Rule, Scope, Sources};
 use ancre_passes::target::Target;
 use ancre_passes::transform::optimizer::OptimizerKind;
 use ancre_passes::transform::route::Preset;
@@ -359,6 +359,15 @@ pub struct RewriteArgs {
     /// Weights of a row
     #[arg(long, value_parser = word_of!(Rule), help_heading = "Router")]
     pub parametrization: Option<Rule>,
+    /// What a row sums up: the earlier states, or what each block added, h_i - h_(i-1), after the first state [default: states]
+    #[arg(long, value_parser = word_of!(Sources), help_heading = "Router")]
+    pub sources: Option<Sources>,
+    /// With free weights: a row reads every Nth state back from the nearest (DenseFormer) [default: 1]
+    #[arg(long, value_name = "N", help_heading = "Router", value_parser = clap::value_parser!(u32).range(1..))]
+    pub dilation: Option<u32>,
+    /// With free weights: every Nth block has a route, the others keep their skip [default: 1]
+    #[arg(long, value_name = "N", help_heading = "Router", value_parser = clap::value_parser!(u32).range(1..))]
+    pub period: Option<u32>,
     /// Softmax over a row's sources, or over a source's targets [default: incoming]
     #[arg(long, value_parser = word_of!(Normalize), help_heading = "Router")]
     pub normalize: Option<Normalize>,

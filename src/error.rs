@@ -99,9 +99,10 @@ fn advice(hint: &Hint) -> &'static str {
         Hint::LargerBlocks => "--granularity block, or a number of adds of 1 or more",
         Hint::SingleAdds => "--granularity add",
         Hint::Temperature => "--tau X with X above 0",
+        Hint::SparseRows => "--parametrization free --dilation N --period N, with N of at least 1 and --sources states",
         Hint::NormalizeIncoming => "--normalize incoming, or --scope stage",
         Hint::ChooseInit => {
-            "--init uniform, identity, file:PATH or, for softmax and gated, near-identity=EPS with 0 < EPS < 1; constant takes none"
+            "--init uniform, identity, file:PATH or, for softmax and gated, near-identity=EPS with 0 < EPS < 1; constant takes none, attention and weights of deltas (but for free) uniform or file:PATH"
         }
         Hint::FixInput => "--fix NAME=N gives an integer input or a symbolic extent one value in the training graph",
         Hint::ChooseAdapted => "--lora-on GLOB names weights or nodes (repeatable); `inspect MODEL` lists the residual adds",

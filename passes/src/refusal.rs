@@ -115,6 +115,8 @@ pub enum Hint {
     SingleAdds,
     /// Choose a temperature above zero.
     Temperature,
+    /// Leave out every so many states or rows of free weights.
+    SparseRows,
     /// Normalise over a row's sources.
     NormalizeIncoming,
     /// Choose a start that the parametrisation can have.

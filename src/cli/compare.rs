@@ -117,7 +117,7 @@ impl Verb for OfRewrite {
     }
 
     fn hands_on(id: &str) -> bool {
-        const OWN: [&str; 32] = [
+        const OWN: [&str; 35] = [
             "model",
             "out",
             "preset",
@@ -129,6 +129,9 @@ impl Verb for OfRewrite {
             "normalize",
             "init",
             "chains",
+            "sources",
+            "dilation",
+            "period",
             "no_train",
             "reinit",
             "verify",

@@ -183,6 +183,9 @@ fn route(a: &RewriteArgs) -> Result<RouteOptions, Failure> {
     options.rule = rule;
     options.normalize = a.normalize.unwrap_or(options.normalize);
     options.init = init(a.init.as_deref(), rule)?;
+    options.sources = a.sources.unwrap_or(options.sources);
+    options.dilation = a.dilation.map_or(options.dilation, |n| n as usize);
+    options.period = a.period.map_or(options.period, |n| n as usize);
     options.tau = a.tau.unwrap_or(options.tau);
     options.chains = chains(a.chains.as_deref())?;
     Ok(options)

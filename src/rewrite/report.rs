@@ -8,9 +8,10 @@ use crate::rewrite::opening;
 use crate::rewrite::verification::{self, Verification};
 use ancre_passes::analysis::report as structure;
 use ancre_passes::contract::LossRecord;
-use ancre_passes::ir::{Dim, Form, Graph, RouterSpec, Scope};
+use ancre_passes::ir::{Dim, Form, Graph, RouterSpec, Scope, Sources};
 use ancre_passes::placement::Fallback;
 use ancre_passes::transform::recompute::Recomputed;
+use ancre_passes::transform::route::RouteOptions;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeSet;
 
@@ -56,7 +57,8 @@ pub fn json(o: &Rewritten) -> Value {
         "chains": inspected["chains"],
         "router": {
             "form": o.route.form, "granularity": o.route.granularity.to_string(), "scope": o.route.scope, "parametrization": o.route.rule,
-            "init": o.route.init.to_string(), "tau": number(o.route.tau), "normalize": o.route.normalize, "coefficients": coefficients, "gates": gates,
+            "init": o.route.init.to_string(), "tau": number(o.route.tau), "normalize": o.route.normalize,
+            "sources": o.route.sources, "dilation": o.route.dilation, "period": o.route.period, "coefficients": coefficients, "gates": gates,
             "chains": routers,
         },
         "adapters": o.adapted.as_ref().map(|a| a.json(o.parameters)),
@@ -139,15 +141,25 @@ fn router_text(out: &mut Lines, o: &Rewritten) {
     put!(
         out,
         "",
-        "--form {} --granularity {} --scope {} --parametrization {} --normalize {} --init {} --tau {}",
+        "--form {} --granularity {} --scope {} --parametrization {} --normalize {} --init {} --tau {}{}",
         r.form.name(),
         r.granularity,
         r.scope.name(),
         r.rule.name(),
         r.normalize.name(),
         r.init,
-        r.tau
+        r.tau,
+        further(r)
     );
+}
+
+/// Options that few routers have.
+fn further(r: &RouteOptions) -> String {
+    let mut out = if r.sources == Sources::Deltas { " --sources deltas".to_string() } else { String::new() };
+    for (name, n) in [("dilation", r.dilation), ("period", r.period)].into_iter().filter(|(_, n)| *n > 1) {
+        out.push_str(&format!(" --{name} {n}"));
+    }
+    out
 }
 
 fn gates_of(o: &Rewritten) -> usize {
@@ -155,7 +167,7 @@ fn gates_of(o: &Rewritten) -> usize {
 }
 
 fn verified_text(out: &mut Lines, o: &Rewritten, v: &Verification, verbose: bool) {
-    let reassigns = o.route.form == Form::Reassign;
+    let reassigns = o.route.form == Form::Reassign && o.routers.values().all(RouterSpec::has_one_hot);
     let what = if reassigns { "router at one-hot equals the source" } else { "without its routes equals the source" };
     put!(out, "verified", "{what}: {}", verification::words(v, &v.one_hot));
     if let Some(rows) = &v.rows {

@@ -1,7 +1,7 @@
 //! Is the rewrite equal to its source? The question is asked of the forward graph as it lies on disk, before it gets its name.
 //!
-//! * `one_hot`: the router set to one-hot must give the source's outputs. Under `augment`, which adds to every block, it is two
-//!   things instead: the graph without its routes equals the source, and every route's weighted sum equals the one recomputed
+//! * `one_hot`: the router set to one-hot must give the source's outputs. Under `augment`, which adds to every block, and where no
+//!   parameters make a row one-hot (attention, softmaxes over deltas), it is two things instead: the graph without its routes equals the source, and every route's weighted sum equals the one recomputed
 //!   here, in f64, from the states' values.
 //! * `emitted`: the file as it is against the source.
 //!
@@ -14,9 +14,9 @@ use crate::io::tensor::NpTensor;
 use crate::verify::numeric;
 use crate::verify::report::engine_name;
 use crate::verify::{self, Comparison, Subject, Verdict, VerifyOptions};
-use ancre_passes::ir::{RouterId, RouterSpec, ValueId};
+use ancre_passes::ir::{RouterId, RouterSpec, Rule, ValueId};
 use ancre_passes::transform::bake;
-use ancre_passes::transform::route::{Form, RouteOptions};
+use ancre_passes::transform::route::{AttentionRow, Form, RouteOptions};
 use indexmap::IndexMap;
 use serde_json::{Value, json};
 
@@ -130,7 +130,7 @@ pub(super) fn verify(
     verdicts.iter().for_each(|v| found.take_run(v));
     found.emitted = verdicts.last().and_then(Finding::of);
     found.one_hot = Finding::of(&verdicts[0]).unwrap_or_default();
-    if let Some(routers) = routers.filter(|_| o.form == Form::Augment) {
+    if let Some(routers) = routers.filter(|r| o.form == Form::Augment || r.values().any(|r| !r.has_one_hot())) {
         let ran = compare_rows(&file, &routers, how).map(|v| {
             let notices = &mut found.notices;
             let again = |how: &VerifyOptions, v: &mut [Verdict]| compare_rows(&file, &routers, how).map(|w| v[0] = w);
@@ -232,12 +232,17 @@ impl Verification {
 fn compare_rows(file: &Subject, routers: &Routers, how: &VerifyOptions) -> Result<Verdict, Failure> {
     let mut g = file.graph.clone();
     let mut rows = Vec::new();
+    let unreadable = |e: bake::BakeError| Failure::input(e.to_string()).at(&file.path);
     for r in routers.values() {
-        let weights = bake::router_weights(&g, r).map_err(|e| Failure::input(e.to_string()).at(&file.path))?;
+        let attends = r.rule == Rule::Attention;
+        let weights = if attends { Vec::new() } else { bake::router_weights(&g, r).map_err(unreadable)? };
         let name = |v: ValueId| g.name(v).to_string();
         for &(row, route) in &r.rows {
             let (first, count) = (row * r.width(), r.reads(row));
-            let weights = weights[first..first + count].to_vec();
+            let weights = match attends {
+                true => Weights::Attention(bake::attention_row(&g, r, row).map_err(unreadable)?),
+                false => Weights::Fixed(weights[first..first + count].to_vec()),
+            };
             rows.push(Row { route: name(route), sources: r.columns().take(count).map(name).collect(), weights });
         }
         for v in r.columns().chain(r.rows.iter().map(|(_, v)| *v)) {
@@ -258,7 +263,14 @@ fn compare_rows(file: &Subject, routers: &Routers, how: &VerifyOptions) -> Resul
 struct Row {
     route: String,
     sources: Vec<String>,
-    weights: Vec<f64>,
+    weights: Weights,
+}
+
+/// What its weights are.
+#[derive(Clone)]
+enum Weights {
+    Fixed(Vec<f64>),
+    Attention(AttentionRow),
 }
 
 /// A run of the file whose outputs are the routes, recomputed.
@@ -279,11 +291,19 @@ impl Session for Recomputed {
         for row in &self.rows {
             let got = get(&row.route)?;
             let mut want = vec![0f64; got.len()];
-            for (w, source) in row.weights.iter().zip(&row.sources) {
+            for source in &row.sources {
                 if !floats.contains_key(source.as_str()) {
                     floats.insert(source, get(source)?.to_f64());
                 }
-                want.iter_mut().zip(&floats[source.as_str()]).for_each(|(x, h)| *x += w * h);
+            }
+            let sources = row.sources.iter().map(|s| floats[s.as_str()].as_slice());
+            match &row.weights {
+                Weights::Fixed(weights) => {
+                    for (w, source) in weights.iter().zip(sources) {
+                        want.iter_mut().zip(source).for_each(|(x, h)| *x += w * h);
+                    }
+                }
+                Weights::Attention(row) => want = row.sum(&sources.collect::<Vec<_>>(), got.shape()),
             }
             rows.extend(NpTensor::from_f64s(got.dtype(), got.shape(), &want).map(|t| (row.route.clone(), t)));
         }

@@ -121,6 +121,7 @@ mod tests {
             id: 0,
             blocks: 4,
             adds_per_block: 1,
+            axis: 0,
             logits: "l".into(),
             gate: None,
             sources: vec![],

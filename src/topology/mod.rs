@@ -24,7 +24,7 @@ use crate::io::files::Outputs;
 use crate::io::lines::{Lines, put};
 use crate::rewrite;
 use ancre_passes::contract::{CHECKPOINT_KEY, LossRecord, Record};
-use ancre_passes::ir::{Form, Normalize, Rule, Scope};
+use ancre_passes::ir::{Form, Normalize, Rule, Scope, Sources};
 use course::Course;
 use scene::Scene;
 use serde::Deserialize;
@@ -182,12 +182,19 @@ impl Topology {
             Rule::Softmax => "The weights are positive and sum to one for each block",
             Rule::Free => "The weights are free numbers",
             Rule::Constant => "The weights are equal and do not train",
+            Rule::Attention => "The weights depend on the states",
         };
         let shared = match (r.parametrization, r.normalize) {
             (Rule::Gated | Rule::Softmax, Normalize::Outgoing) => "; a softmax shares each state out among its readers",
             _ => "",
         };
-        format!("The network has {chains} of blocks. {takes} a weighted sum of {states}. {block}. {weights}{shared}.")
+        let learned = match r.sources {
+            Sources::States => "",
+            Sources::Deltas => "; they were learned for what each block added, and are shown for the states",
+        };
+        format!(
+            "The network has {chains} of blocks. {takes} a weighted sum of {states}. {block}. {weights}{shared}{learned}."
+        )
     }
 
     /// A chain's heading.

@@ -1,7 +1,7 @@
 //! The routers' weights as numbers, whoever holds the logits: a model, a checkpoint or a running session.
 
 use ancre_passes::contract::{ChainRecord, Record, RouterRecord};
-use ancre_passes::ir::Graph;
+use ancre_passes::ir::{Graph, Rule, Sources};
 use ancre_passes::transform::route::reference_weights;
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -105,7 +105,9 @@ pub fn shortcuts(all: &[Weights]) -> Vec<Shortcut> {
 
 /// The router's options in words.
 pub fn options(r: &RouterRecord) -> String {
-    [r.form.name(), &r.granularity, r.scope.name(), r.parametrization.name(), r.normalize.name()].join(", ")
+    let mut words = vec![r.form.name(), &r.granularity, r.scope.name(), r.parametrization.name(), r.normalize.name()];
+    words.extend((r.sources == Sources::Deltas).then_some("of deltas"));
+    words.join(", ")
 }
 
 /// The JSON of several chains.
@@ -118,6 +120,9 @@ pub fn json_of(all: &[Weights]) -> Value {
 /// # Errors
 /// The name that `read` does not know, or what is wrong with its tensor.
 pub fn weights(router: &RouterRecord, read: &dyn Fn(&str) -> Option<Vec<f32>>) -> Result<Vec<Weights>, String> {
+    if router.parametrization == Rule::Attention {
+        return Err("the weights of attention depend on the input: they are no numbers of the file".into());
+    }
     let get = |name: &String, len: usize| match read(name) {
         Some(values) if values.len() == len => Ok(values),
         Some(values) => Err(format!("the router's `{name}` has {} elements, {len} were expected", values.len())),
@@ -127,7 +132,7 @@ pub fn weights(router: &RouterRecord, read: &dyn Fn(&str) -> Option<Vec<f32>>) -
         let (blocks, width) = (chain.blocks, chain.width());
         let logits = get(&chain.logits, blocks * width)?;
         let gate = chain.gate.as_ref().map(|name| get(name, blocks)).transpose()?;
-        let all = reference_weights(&logits, gate.as_deref(), blocks, router.parametrization, router.normalize, router.tau);
+        let all = reference_weights(&logits, gate.as_deref(), blocks, router);
         let row = |r: usize| all[r * width..r * width + chain.reads(r)].iter().map(|w| *w as f32).collect();
         let columns = chain.sources.iter().map(|s| state_name(router, &s.state));
         let own = (0..blocks).map(|i| format!("h{i}"));
@@ -155,7 +160,7 @@ pub fn of_graph(g: &Graph) -> Result<Option<(RouterRecord, Vec<Weights>)>, Strin
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ancre_passes::ir::{Form, Normalize, Rule, Scope};
+    use ancre_passes::ir::{Form, Normalize, Scope};
 
     #[test]
     fn the_strongest_shortcut_comes_first() {
@@ -173,6 +178,7 @@ mod tests {
             blocks: 2,
             adds_per_block: 1,
             logits: format!("l{id}"),
+            axis: 0,
             gate: None,
             sources: sources
                 .iter()
@@ -189,6 +195,9 @@ mod tests {
             init: "uniform".into(),
             tau: 1.0,
             normalize: Normalize::Incoming,
+            sources: Sources::States,
+            dilation: 1,
+            period: 1,
             chains: vec![chain(0, &[]), chain(3, &["s01", "lost"])],
         };
         let read = |name: &str| match name {

@@ -1,7 +1,7 @@
 //! `ancre.router`: the routers of a graph, their values by name.
 
 use super::Absent;
-use crate::ir::{Form, Graph, Normalize, RouterId, RouterSpec, Rule, Scope, Source, ValueId};
+use crate::ir::{Form, Graph, Normalize, RouterId, RouterSpec, Rule, Scope, Source, Sources, ValueId};
 use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 
@@ -16,7 +16,36 @@ pub struct RouterRecord {
     pub init: String,
     pub tau: f32,
     pub normalize: Normalize,
+    /// What the columns of a chain's own states stand for.
+    #[serde(default = "states", skip_serializing_if = "is_states")]
+    pub sources: Sources,
+    /// A row reads its nearest state and every so many before it.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub dilation: usize,
+    /// Every so many rows have a route.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub period: usize,
     pub chains: Vec<ChainRecord>,
+}
+
+fn states() -> Sources {
+    Sources::States
+}
+
+fn is_states(s: &Sources) -> bool {
+    *s == Sources::States
+}
+
+fn one() -> usize {
+    1
+}
+
+fn is_one(n: &usize) -> bool {
+    *n == 1
+}
+
+fn is_zero(n: &usize) -> bool {
+    *n == 0
 }
 
 /// The router of one chain.
@@ -27,8 +56,11 @@ pub struct ChainRecord {
     #[serde(rename = "K")]
     pub blocks: usize,
     pub adds_per_block: usize,
-    /// Initializer of the logits (or weights), [K, S + K].
+    /// Initializer of the logits (or weights), [K, S + K]; under `attention` of the queries, [K, features].
     pub logits: String,
+    /// Axis of the features under `attention`.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub axis: usize,
     /// Initializer of the gate, K elements.
     pub gate: Option<String>,
     /// Earlier chains' states that all rows read, S of them; their columns come first.
@@ -71,6 +103,7 @@ impl RouterRecord {
             blocks: r.blocks(),
             adds_per_block: r.adds_per_block,
             logits: name(r.logits),
+            axis: r.axis,
             gate: r.gate.map(name),
             sources: r.sources.iter().map(|s| SourceRecord { state: name(s.state), value: name(s.value) }).collect(),
             states: r.states.iter().map(|v| name(*v)).collect(),
@@ -84,6 +117,9 @@ impl RouterRecord {
             init: first.init.clone(),
             tau: first.tau,
             normalize: first.normalize,
+            sources: first.taken,
+            dilation: first.dilation,
+            period: first.period,
             chains: g.routers.iter().map(chain).collect(),
         })
     }
@@ -104,6 +140,10 @@ impl RouterRecord {
                 rule: self.parametrization,
                 normalize: self.normalize,
                 tau: self.tau,
+                taken: self.sources,
+                dilation: self.dilation,
+                period: self.period,
+                axis: c.axis,
                 scope: self.scope,
                 granularity: self.granularity.clone(),
                 init: self.init.clone(),

@@ -53,6 +53,8 @@ words! {
         Free = "free",
         /// Frozen, uniform.
         Constant = "constant",
+        /// At each position softmax over ⟨q, s / rms(s)⟩ of the sources s, with a learned query q for each row (arXiv 2603.15031).
+        Attention = "attention",
     }
     /// Over what the softmax is taken.
     Normalize {
@@ -60,6 +62,13 @@ words! {
         Incoming = "incoming",
         /// Over the targets of a source.
         Outgoing = "outgoing",
+    }
+    /// What the columns of a chain's own states stand for.
+    Sources {
+        /// The states h_i.
+        States = "states",
+        /// What each block added: h_i − h_{i−1}, after h_0 (arXiv 2605.18855). The sum of all is the nearest state.
+        Deltas = "deltas",
     }
     /// Which states a row may read.
     Scope {
@@ -103,6 +112,14 @@ pub struct RouterSpec {
     pub normalize: Normalize,
     /// The softmax's temperature.
     pub tau: f32,
+    /// What the columns of the chain's own states stand for.
+    pub taken: Sources,
+    /// A row reads its nearest state and every so many before it.
+    pub dilation: usize,
+    /// Every so many rows have a route; the others keep their skip.
+    pub period: usize,
+    /// Axis of the features under `attention`.
+    pub axis: usize,
     /// Which states the rows were allowed to read.
     pub scope: Scope,
     /// How blocks were asked for: `add`, `block` or a number of adds.
@@ -111,7 +128,7 @@ pub struct RouterSpec {
     pub init: String,
     /// Residual adds in one block.
     pub adds_per_block: usize,
-    /// Logits [K, S + K]; the weights themselves under `constant` and `free`.
+    /// Logits [K, S + K]; the weights themselves under `constant` and `free`; queries [K, features] under `attention`.
     pub logits: ValueId,
     /// Gate, K elements.
     pub gate: Option<ValueId>,
@@ -149,10 +166,28 @@ impl RouterSpec {
         self.rule != Rule::Constant
     }
 
+    /// Is a row's weight of a column in use?
+    pub fn uses(&self, row: usize, column: usize) -> bool {
+        in_use(row, column, self.sources.len(), [self.dilation, self.period])
+    }
+
     /// Number of logits in use: row k competes among S + k sources.
     pub fn coefficients(&self) -> usize {
-        let blocks = self.blocks();
-        blocks * (blocks + 1) / 2 + blocks * self.sources.len()
+        let (blocks, width) = (self.blocks(), self.width());
+        if self.dilation == 1 && self.period == 1 {
+            return blocks * (blocks + 1) / 2 + blocks * self.sources.len();
+        }
+        (0..blocks * width).filter(|i| self.uses(i / width, i % width)).count()
+    }
+
+    /// Can its parameters make every row its nearest state alone? A softmax never sums its deltas with weight one each, and attention gives
+    /// every source some weight.
+    pub fn has_one_hot(&self) -> bool {
+        match self.rule {
+            Rule::Attention => false,
+            Rule::Softmax | Rule::Constant => self.taken == Sources::States,
+            Rule::Gated | Rule::Free => true,
+        }
     }
 
     /// Number of gates in use. A first row without a competitor has none.
@@ -174,6 +209,14 @@ impl RouterSpec {
         let all = own.chain(sources).chain(&mut self.states).chain(self.rows.iter_mut().map(|(_, v)| v));
         all.filter(|v| **v == old).for_each(|v| *v = new);
     }
+}
+
+/// Does a row's weight of a column count, after so many columns of earlier chains? Every `period`-th row has a route, from the first on. It
+/// reads every earlier chain's column, and of its own chain every `dilation`-th state back from the nearest (arXiv 2402.02622).
+pub fn in_use(row: usize, column: usize, foreign: usize, [dilation, period]: [usize; 2]) -> bool {
+    let nearest = foreign + row;
+    let read = column < foreign || (column <= nearest && (nearest - column).is_multiple_of(dilation.max(1)));
+    read && row.is_multiple_of(period.max(1))
 }
 
 impl Graph {

@@ -82,6 +82,7 @@ pub const PREPARE: &[Pass] = &[
     CHOOSE_PARAMETERS,
     MASTER_COPIES,
     FOLD_CONSTANTS,
+    LOWER_ATTENTION,
 ];
 
 /// From the prepared graph to the training graph.

@@ -19,8 +19,8 @@ use crate::transform::loss::{LossError, Losses, append_losses};
 use crate::transform::optimizer::{Trained, append_optimizer};
 use crate::transform::rebatch::{self, Current};
 use crate::transform::{
-    adapters, barrier, control_flow, differentiate_past, dropout, eliminate, fold, legalize, lower_abstract, lower_routes,
-    master, recompute, route, separate, tie, train_batch_norm, widen,
+    adapters, barrier, control_flow, differentiate_past, dropout, eliminate, fold, legalize, lower_abstract, lower_attention,
+    lower_routes, master, recompute, route, separate, tie, train_batch_norm, widen,
 };
 
 pub const ROUTE_SKIPS: Pass = Pass::new(
@@ -301,6 +301,14 @@ pub const DECLARE_GRADIENTS: Pass = Pass::new(
         cx.trained.iter().for_each(|t| g.set_overridable(t.value, false));
         Ok(Applied::of(cx.trained.len()))
     },
+);
+
+pub const LOWER_ATTENTION: Pass = Pass::new(
+    "lower-attention",
+    Rounding,
+    "replaces routes whose weights depend on the states by plain operators; before differentiation, because each of these has its \
+     derivative, and after folding, which leaves the queries alone",
+    |g, cx| Ok(Applied::of(lower_attention::lower_attention(g, cx.training.target)?)),
 );
 
 pub const LOWER_ROUTES: Pass = Pass::new(

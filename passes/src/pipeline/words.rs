@@ -10,7 +10,7 @@ use crate::transform::loss::{LossKind, LossOptions};
 use crate::transform::optimizer::{OptimizerKind, OptimizerOptions};
 use crate::transform::rebatch::Batch;
 use crate::transform::recompute::Recompute;
-use crate::transform::route::{ChainChoice, Form, Granularity, Init, Normalize, Rule, Scope};
+use crate::transform::route::{ChainChoice, Form, Granularity, Init, Normalize, Rule, Scope, Sources};
 
 /// Why words do not name a run of a pass.
 #[derive(Debug, thiserror::Error)]
@@ -52,6 +52,10 @@ impl Cx {
             "softmax" => route.rule = Rule::Softmax,
             "free" => route.rule = Rule::Free,
             "constant" => route.rule = Rule::Constant,
+            "attention" => route.rule = Rule::Attention,
+            "deltas" => route.sources = Sources::Deltas,
+            "dilation" => route.dilation = value.parse().ok()?,
+            "period" => route.period = value.parse().ok()?,
             "outgoing" => route.normalize = Normalize::Outgoing,
             "identity" => route.init = Init::Identity,
             "tau" => route.tau = value.parse().ok()?,

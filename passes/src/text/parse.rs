@@ -2,8 +2,8 @@
 
 use super::{inferred, is_bare_char};
 use crate::ir::{
-    Attr, Attrs, DType, Dim, Form, Graph, Normalize, Op, RouterId, RouterSpec, Rule, Scope, Source, Tensor, ValueId,
-    ValueType,
+    Attr, Attrs, DType, Dim, Form, Graph, Normalize, Op, RouterId, RouterSpec, Rule, Scope, Source, Sources, Tensor,
+    ValueId, ValueType,
 };
 use indexmap::IndexMap;
 use std::sync::Arc;
@@ -387,6 +387,10 @@ impl<'t> Parser<'t> {
             normalize,
             scope,
             tau: attrs.float("tau").unwrap_or(1.0),
+            taken: Sources::of_name(&word("sources")).unwrap_or(Sources::States),
+            dilation: attrs.int("dilation").unwrap_or(1).max(1) as usize,
+            period: attrs.int("period").unwrap_or(1).max(1) as usize,
+            axis: attrs.int("axis").unwrap_or(0).max(0) as usize,
             granularity: word("granularity"),
             init: word("init"),
             adds_per_block: attrs.int("adds_per_block").unwrap_or(1).max(0) as usize,

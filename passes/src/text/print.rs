@@ -1,7 +1,7 @@
 //! Graphs as text.
 
 use super::{inferred, is_bare};
-use crate::ir::{Attr, Attrs, DType, Dim, Graph, Kind, NodeId, Tensor, TensorType, ValueId, ValueType};
+use crate::ir::{Attr, Attrs, DType, Dim, Graph, Kind, NodeId, Sources, Tensor, TensorType, ValueId, ValueType};
 use std::fmt::Write;
 
 /// Tensors of more elements are elided where people read.
@@ -119,7 +119,7 @@ impl Printer<'_> {
             let _ = writeln!(out, "{indent}{label}{} = {}{attrs} {operands}", results.join(", "), name(&op.full_name()));
         }
         for (id, r) in &g.routers {
-            let attrs = Attrs::new()
+            let mut attrs = Attrs::new()
                 .with("form", r.form.name())
                 .with("rule", r.rule.name())
                 .with("normalize", r.normalize.name())
@@ -128,6 +128,14 @@ impl Printer<'_> {
                 .with("granularity", r.granularity.as_str())
                 .with("init", r.init.as_str())
                 .with("adds_per_block", r.adds_per_block as i64);
+            if r.taken != Sources::States {
+                attrs = attrs.with("sources", r.taken.name());
+            }
+            for (name, value, default) in [("dilation", r.dilation, 1), ("period", r.period, 1), ("axis", r.axis, 0)] {
+                if value != default {
+                    attrs = attrs.with(name, value as i64);
+                }
+            }
             let row = |k: usize| r.rows.iter().find(|(row, _)| *row == k).map(|(_, v)| *v);
             let lists: [Vec<Option<ValueId>>; 5] = [
                 vec![Some(r.logits), r.gate],

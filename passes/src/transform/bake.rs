@@ -2,9 +2,9 @@
 //! one costs nothing and a weight of zero drops its edge.
 
 use super::eliminate;
-use super::route::{Form, RouteOptions, one_hot_parameters, reference_weights};
+use super::route::{AttentionRow, Form, RouteOptions, one_hot_parameters, reference_weights};
 use crate::contract::{self, Record, RouterRecord};
-use crate::ir::{DType, Dim, Graph, Normalize, RouterId, RouterSpec, Rule, Tensor, ValueId};
+use crate::ir::{DType, Dim, Graph, Normalize, RouterId, RouterSpec, Rule, Sources, Tensor, ValueId};
 use crate::ops::build::{BuildError, Builder, Built};
 use indexmap::IndexMap;
 
@@ -39,14 +39,23 @@ pub fn read_routers(g: &Graph) -> Result<IndexMap<RouterId, RouterSpec>, BakeErr
     record.routers(g).map_err(|absent| BakeError::Missing(absent.0))
 }
 
-/// The graph that computes what the source does, if the rewrite is right. `reassign`: the graph with one-hot parameters; `augment`: with
-/// every route replaced by zero.
+/// The graph that computes what the source does, if the rewrite is right. `reassign`: the graph with one-hot parameters, or where there are
+/// none with the nearest state for every route; `augment`: with every route replaced by zero.
 ///
 /// # Errors
 /// When a state of `augment` is no sum with a route.
 pub fn at_one_hot(forward: &Graph, routers: &IndexMap<RouterId, RouterSpec>, o: &RouteOptions) -> Result<Graph, BakeError> {
     let mut g = forward.clone();
     for r in routers.values() {
+        if o.form == Form::Reassign && !r.has_one_hot() {
+            // Without its routes each block reads its nearest state again.
+            for (row, route) in &r.rows {
+                if let Some(nearest) = r.columns().nth(r.reads(*row) - 1) {
+                    g.redirect(*route, nearest);
+                }
+            }
+            continue;
+        }
         if o.form == Form::Reassign {
             let (matrix, gate) = one_hot_parameters(r.blocks(), r.sources.len(), o);
             let (k, width) = (r.blocks() as i64, r.width() as i64);
@@ -90,7 +99,23 @@ pub fn router_weights(g: &Graph, r: &RouterSpec) -> Result<Vec<f64>, BakeError> 
     {
         return wrong(v, format!("it has {} elements, K is {blocks}", gate.len()));
     }
-    Ok(reference_weights(&logits, gate.as_deref(), blocks, r.rule, r.normalize, r.tau))
+    Ok(reference_weights(&logits, gate.as_deref(), blocks, r))
+}
+
+/// A row of a router under `attention`, from the query in the file.
+///
+/// # Errors
+/// When it is missing or unreadable.
+pub fn attention_row(g: &Graph, r: &RouterSpec, row: usize) -> Result<AttentionRow, BakeError> {
+    let fail = |what: String| BakeError::Tensor(g.name(r.logits).into(), what);
+    let t = g.initializer(r.logits).ok_or_else(|| BakeError::Missing(g.name(r.logits).into()))?;
+    let queries = t.to_f32().map_err(|e| fail(e.to_string()))?;
+    let rows = r.blocks().max(1);
+    if queries.len() % rows != 0 || queries.is_empty() {
+        return Err(fail(format!("it has {} elements for {rows} rows", queries.len())));
+    }
+    let query = queries.chunks(queries.len() / rows).nth(row).into_iter().flatten().map(|q| f64::from(*q)).collect();
+    Ok(AttentionRow { query, axis: r.axis, foreign: r.sources.len(), sources: r.taken })
 }
 
 /// The edges of baked routers.
@@ -112,6 +137,11 @@ pub struct Baked {
 pub fn bake_router(g: &mut Graph, prune: f64) -> Result<Baked, BakeError> {
     let mut baked = Baked::default();
     for (id, router) in read_routers(g)? {
+        if router.rule == Rule::Attention {
+            // Its weights depend on the states: it stays as it is, in plain operators.
+            baked.kept += router.rows.iter().map(|(row, _)| router.reads(*row)).sum::<usize>();
+            continue;
+        }
         let weights = router_weights(g, &router)?;
         for &(row, old) in &router.rows {
             let mut terms = Vec::new();
@@ -127,7 +157,8 @@ pub fn bake_router(g: &mut Graph, prune: f64) -> Result<Baked, BakeError> {
                 }
                 terms.push((source, w));
             }
-            let sums_to_one = router.normalize == Normalize::Incoming && router.rule == Rule::Softmax;
+            let sums_to_one =
+                router.normalize == Normalize::Incoming && router.rule == Rule::Softmax && router.taken == Sources::States;
             let total: f64 = terms.iter().map(|(_, w)| w).sum();
             if prune > 0.0 && sums_to_one && total > 0.0 {
                 terms.iter_mut().for_each(|(_, w)| *w /= total);

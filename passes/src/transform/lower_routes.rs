@@ -12,7 +12,8 @@
 //! Under `gated` the one-hot part is a plain addition, so that the residual stream stays exact where matrix products are not
 //! (TF32): `route = h_near + Σ a (p − onehot) h`.
 
-use crate::ir::{ANCRE, Attrs, DType, Dim, Graph, NodeId, Normalize, RouterId, RouterSpec, Rule, Tensor, ValueId};
+use super::lower_attention;
+use crate::ir::{ANCRE, Attrs, DType, Dim, Graph, NodeId, Normalize, RouterId, RouterSpec, Rule, Sources, Tensor, ValueId};
 use crate::ops::build::{BuildError, Builder, Built, reshape_target};
 use crate::target::Target;
 use indexmap::{IndexMap, IndexSet};
@@ -74,6 +75,7 @@ struct Weights {
 /// # Errors
 /// When a node cannot be built; that is a fault of this tool.
 pub fn lower_routes(g: &mut Graph, target: &'static Target, lowering: Option<Lowering>) -> Result<(), BuildError> {
+    lower_attention::lower_attention(g, target)?;
     let specs = g.routers.clone();
     let mut routers: IndexMap<RouterId, RouterView> = IndexMap::new();
     for id in g.topological_order() {
@@ -154,7 +156,8 @@ fn extents(b: &Builder, view: &RouterView) -> Result<(usize, usize), BuildError>
 fn emit_weights(b: &mut Builder, view: &RouterView) -> Result<Weights, BuildError> {
     let spec = view.spec;
     if matches!(spec.rule, Rule::Free | Rule::Constant) {
-        return Ok(Weights { matrix: spec.logits, softmax: None, offset: None });
+        let matrix = of_states(b, view, spec.logits)?;
+        return Ok(Weights { matrix, softmax: None, offset: None });
     }
     let (r, c) = extents(b, view)?;
     // Columns before the chain's own (earlier chains' states) are read by every row.
@@ -172,12 +175,13 @@ fn emit_weights(b: &mut Builder, view: &RouterView) -> Result<Weights, BuildErro
     if outgoing {
         softmax = b.transpose(softmax, &[1, 0])?;
     }
+    let states = of_states(b, view, softmax)?;
     if spec.rule != Rule::Gated {
-        b.graph.rename(softmax, &format!("ancre/{}/weights", view.id));
-        return Ok(Weights { matrix: softmax, softmax: Some(softmax), offset: None });
+        b.graph.rename(states, &format!("ancre/{}/weights", view.id));
+        return Ok(Weights { matrix: states, softmax: Some(softmax), offset: None });
     }
     let hot = view.matrix(b, "onehot", [r, c], |row, column| (column == own + row) as u8 as f32);
-    let mut offset = b.sub(softmax, hot)?;
+    let mut offset = b.sub(states, hot)?;
     if outgoing {
         // Under `incoming` the first row's offset is 0 by itself.
         let rows = view.gated_rows(b, r);
@@ -192,6 +196,40 @@ fn emit_weights(b: &mut Builder, view: &RouterView) -> Result<Weights, BuildErro
     Ok(Weights { matrix, softmax: Some(softmax), offset: Some(offset) })
 }
 
+/// Weights of the states, which sum them up as these weights sum up what is taken of them: Σ_j w_j (h_j − h_{j−1}) = Σ_i (w_i − w_{i+1}) h_i.
+fn of_states(b: &mut Builder, view: &RouterView, weights: ValueId) -> Built {
+    match view.spec.taken {
+        Sources::States => Ok(weights),
+        Sources::Deltas => {
+            let next = shifted(b, view, weights, true)?;
+            b.sub(weights, next)
+        }
+    }
+}
+
+/// A router's matrix [R, C] with every own column's left or right neighbour in its place, and zeros where there is none.
+fn shifted(b: &mut Builder, view: &RouterView, m: ValueId, left: bool) -> Built {
+    let (r, c) = extents(b, view)?;
+    let (own, n) = (c - r, c as i64);
+    let zeros = view.matrix(b, "zero_column", [r, 1], |_, _| 0.0);
+    let moved = if c == 1 {
+        zeros
+    } else if left {
+        let rest = b.slice(m, 1, 1, n)?;
+        b.concat(&[rest, zeros], 1)?
+    } else {
+        let rest = b.slice(m, 1, 0, n - 1)?;
+        b.concat(&[zeros, rest], 1)?
+    };
+    if own == 0 {
+        return Ok(moved);
+    }
+    // Earlier chains' columns have no neighbours.
+    let first = if left { own } else { own + 1 };
+    let kept = view.matrix(b, if left { "own" } else { "after_first" }, [r, c], |_, column| (column >= first) as u8 as f32);
+    b.mul(moved, kept)
+}
+
 /// `target_t = Σ_{s < n_t} A[row_t, s] · source_s` for targets (row_t, n_t). The n_t do not decrease, and the rows ascend by one.
 fn triangular(
     b: &mut Builder,
@@ -204,6 +242,9 @@ fn triangular(
     let ty = b.ty(like)?;
     let a = b.cast(a, ty.dtype)?;
     let rows = b.ty(a)?.shape[0].known().unwrap_or(0);
+    // The blocks of sums need rows that follow one another.
+    let gaps = targets.windows(2).any(|t| t[0].0 + 1 != t[1].0);
+    let lowering = if gaps { Some(Lowering::Pairwise) } else { lowering };
     let size = match lowering.unwrap_or_else(|| Lowering::choose(b.target, sources.len())) {
         Lowering::Pairwise => return pairwise(b, a, targets, sources),
         Lowering::TwoLevel(size) => size,
@@ -311,15 +352,18 @@ fn lower_cotangents(
     by_row.reverse();
     columns.sort_by_key(|(column, ..)| std::cmp::Reverse(*column));
     let sources: Vec<ValueId> = by_row.values().copied().collect();
-    // A'[t, s] = W[last−s, c−1−t]: the rows present follow one another up to the last one that reaches the loss.
+    // A'[t, s] = W[last−s, c−1−t]: the rows present follow one another up to the last one that reaches the loss, unless they are sparse.
     let last = by_row.keys().next().copied().unwrap_or(0);
-    let reversed_rows = b.ints(&(0..=last).rev().collect::<Vec<_>>());
+    let sparse = view.spec.period > 1;
+    let present = if sparse { by_row.keys().copied().collect() } else { (0..=last).rev().collect::<Vec<_>>() };
+    let reversed_rows = b.ints(&present);
     let reversed_columns = b.ints(&(0..c as i64).rev().collect::<Vec<_>>());
     let m = b.op_with("Gather", Attrs::new().with("axis", 0), &[weights.matrix, reversed_rows])?;
     let m = b.op_with("Gather", Attrs::new().with("axis", 1), &[m, reversed_columns])?;
     let m = b.transpose(m, &[1, 0])?;
     let targets: Vec<(i64, usize)> = columns.iter().map(|(column, _, rows)| (c as i64 - 1 - column, rows.len())).collect();
-    let sums = triangular(b, view.lowering, m, &targets, &sources)?;
+    let lowering = if sparse { Some(Lowering::Pairwise) } else { view.lowering };
+    let sums = triangular(b, lowering, m, &targets, &sources)?;
     for ((column, node, _), mut sum) in columns.into_iter().zip(sums) {
         if weights.offset.is_some()
             && let Some(ct) = by_row.get(&(column - own))
@@ -352,10 +396,22 @@ fn lower_weights_cotangent(
     let after = r as i64 - first - rows.len() as i64;
     let unread = (c - count) as i64;
     inner = pad_zeros(b, inner, view.id, 1, [0, unread], [rows.len() as i64, c as i64])?;
-    inner = pad_zeros(b, inner, view.id, 0, [first, after], [r as i64, c as i64])?;
+    if view.spec.period > 1 {
+        let place = view.matrix(b, "place", [r, rows.len()], |row, i| (rows[i] == row as i64) as u8 as f32);
+        inner = b.matmul(place, inner)?;
+    } else {
+        inner = pad_zeros(b, inner, view.id, 0, [first, after], [r as i64, c as i64])?;
+    }
     let outgoing = view.spec.normalize == Normalize::Outgoing;
+    let deltas = view.spec.taken == Sources::Deltas;
+    // ⟨r̄, h_i − h_{i−1}⟩.
+    let of_taken = |b: &mut Builder, inner: ValueId| -> Built {
+        let before = shifted(b, view, inner, false)?;
+        b.sub(inner, before)
+    };
     let Some(p) = weights.softmax else {
-        let used = view.matrix(b, "used", [r, c], |row, column| (column <= c - r + row) as u8 as f32);
+        let used = view.matrix(b, "used", [r, c], |row, column| view.spec.uses(row, column) as u8 as f32);
+        let inner = if deltas { of_taken(b, inner)? } else { inner };
         return Ok((b.mul(inner, used)?, None));
     };
     let mut gate_ct = None;
@@ -368,6 +424,9 @@ fn lower_weights_cotangent(
             let rows = view.gated_rows(b, r);
             inner = b.mul(inner, rows)?;
         }
+    }
+    if deltas {
+        inner = of_taken(b, inner)?;
     }
     let weighted = b.mul(inner, p)?;
     let mean = b.reduce_sum(weighted, &[if outgoing { 0 } else { 1 }], true)?;

@@ -20,6 +20,7 @@ pub mod legalize;
 pub mod lift;
 pub mod loss;
 pub mod lower_abstract;
+pub mod lower_attention;
 pub mod lower_routes;
 pub mod master;
 pub mod optimizer;

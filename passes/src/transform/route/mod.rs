@@ -25,12 +25,13 @@ mod network;
 mod params;
 mod wire;
 
-pub use params::{one_hot_parameters, reference_weights};
+pub(crate) use params::RMS_EPSILON;
+pub use params::{AttentionRow, Weighing, one_hot_parameters, reference_weights};
 
 use crate::analysis::residual::Chain;
 use crate::contract::{ChainStates, Chains, Record, RouterRecord};
 use crate::ir::{ANCRE, Attrs, Graph, Op, ValueId, words};
-pub use crate::ir::{Form, Normalize, RouterId, RouterSpec, Rule, Scope, Source};
+pub use crate::ir::{Form, Normalize, RouterId, RouterSpec, Rule, Scope, Source, Sources};
 use crate::refusal::Hint;
 use indexmap::IndexMap;
 
@@ -112,6 +113,9 @@ pub struct RouteOptions {
     pub normalize: Normalize,
     pub init: Init,
     pub tau: f32,
+    pub sources: Sources,
+    pub dilation: usize,
+    pub period: usize,
     pub chains: ChainChoice,
 }
 
@@ -130,6 +134,9 @@ impl RouteOptions {
             normalize: Normalize::Incoming,
             init: Init::Uniform,
             tau: 0.01,
+            sources: Sources::States,
+            dilation: 1,
+            period: 1,
             chains: ChainChoice::All,
         }
     }
@@ -264,6 +271,7 @@ fn route_chain(
     let several = blocks.states.len() > 2;
     // A router cannot be lowered without types. Nothing tells those of the results of fused operators of other domains.
     let unknown = blocks.states.iter().find(|s| g.tensor_type(**s).is_none());
+    let features = if options.rule == Rule::Attention { network::features(g, chain) } else { Ok((0, 0)) };
     let first = blocks.states.first().and_then(|s| g.tensor_type(*s));
     let differs = |s: &&ValueId| g.tensor_type(**s).zip(first.as_ref()).is_some_and(|(ty, first)| !ty.may_be(first));
     let other = blocks.states.iter().find(differs);
@@ -271,12 +279,14 @@ fn route_chain(
         leave(g.untyped(*unknown), None);
     } else if let Some(other) = other.filter(|_| several) {
         leave(format!("its state `{}` is {}, another type than the first's", g.name(*other), g.value(*other).ty), None);
+    } else if let (Err(why), true) = (&features, several || !blocks.sources.is_empty()) {
+        leave(why.clone(), None);
     } else if several || !blocks.sources.is_empty() {
         let id = RouterId(chain.id);
         if !blocks.notes.is_empty() {
             routed.notes.insert(id, blocks.notes.join("; "));
         }
-        let router = build(g, chain, options, blocks)?;
+        let router = build(g, chain, options, blocks, features.unwrap_or_default())?;
         let states = router.states.clone();
         g.routers.insert(id, router);
         return Ok(Some(states));
@@ -315,6 +325,25 @@ fn check_options(o: &RouteOptions) -> Result<(), RouteError> {
     if o.scope == Scope::Network && o.normalize == Normalize::Outgoing {
         let what = "a router that reads the states of earlier chains normalises over a row's sources";
         return fail(what, Hint::NormalizeIncoming);
+    }
+    if o.rule == Rule::Attention && o.normalize == Normalize::Outgoing {
+        return fail("attention normalises over a row's sources", Hint::NormalizeIncoming);
+    }
+    if o.dilation == 0 || o.period == 0 {
+        return fail("dilation and period are numbers of at least 1", Hint::SparseRows);
+    }
+    if (o.dilation > 1 || o.period > 1) && (o.rule != Rule::Free || o.sources == Sources::Deltas) {
+        return fail("only free weights of states can be sparse", Hint::SparseRows);
+    }
+    let exact = matches!(o.init, Init::Identity | Init::NearIdentity(_));
+    if o.rule == Rule::Attention && exact {
+        return fail("attention starts at equal weights: no query makes a row its nearest source", Hint::ChooseInit);
+    }
+    if o.sources == Sources::Deltas && exact && o.rule != Rule::Free {
+        return fail(
+            "a softmax over deltas has no start at the identity, where the weight of each is one",
+            Hint::ChooseInit,
+        );
     }
     match (&o.rule, &o.init) {
         (Rule::Free, Init::NearIdentity(_)) => fail("free weights have no start near the identity", Hint::ChooseInit),
@@ -366,17 +395,28 @@ fn not_adds_alone(g: &Graph, chain: &Chain, unit: usize) -> Option<String> {
     None
 }
 
-fn build(g: &mut Graph, chain: &Chain, o: &RouteOptions, blocks: Blocks) -> Result<RouterSpec, RouteError> {
+/// Builds a chain's router; features: their axis and number, under `attention`.
+fn build(
+    g: &mut Graph,
+    chain: &Chain,
+    o: &RouteOptions,
+    blocks: Blocks,
+    (axis, features): (usize, usize),
+) -> Result<RouterSpec, RouteError> {
     // The record of a router names its states, of which a fused operator may leave one nameless that nobody else reads.
     for (k, state) in blocks.states.iter().enumerate().filter(|(_, s)| g.name(**s).is_empty()).collect::<Vec<_>>() {
         g.rename(*state, &format!("ancre/{}/state_{k}", chain.id));
     }
-    let (logits, gate) = params::parameters(g, chain.id, blocks.states.len() - 1, blocks.sources.len(), o)?;
+    let (logits, gate) = params::parameters(g, chain.id, blocks.states.len() - 1, blocks.sources.len(), features, o)?;
     let mut router = RouterSpec {
         form: o.form,
         rule: o.rule,
         normalize: o.normalize,
         tau: o.tau,
+        taken: o.sources,
+        dilation: o.dilation,
+        period: o.period,
+        axis,
         scope: o.scope,
         granularity: o.granularity.to_string(),
         init: o.init.to_string(),
@@ -387,7 +427,7 @@ fn build(g: &mut Graph, chain: &Chain, o: &RouteOptions, blocks: Blocks) -> Resu
         states: blocks.states,
         rows: Vec::new(),
     };
-    for (row, joins) in chain.joins.chunks(blocks.unit).enumerate() {
+    for (row, joins) in chain.joins.chunks(blocks.unit).enumerate().filter(|(row, _)| row.is_multiple_of(o.period)) {
         let single = row == 0 && router.sources.is_empty() && o.normalize == Normalize::Incoming && o.rule != Rule::Free;
         let route = if single { router.states[0] } else { add_route(g, &mut router, chain.id, row) };
         match o.form {

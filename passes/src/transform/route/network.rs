@@ -99,6 +99,24 @@ impl Earlier {
     }
 }
 
+/// The axis that holds a chain's features, and how many there are: axis 1 of images with their channels first, else the last.
+///
+/// # Errors
+/// Why it cannot be told.
+pub(super) fn features(g: &Graph, chain: &Chain) -> Result<(usize, usize), String> {
+    let refused = |what: &str| Err(format!("attention needs {what}, and its state is {}", chain.ty));
+    let Some(ty) = g.tensor_type(chain.states[0]) else { return refused("the state's type") };
+    let axis = match ty.rank() {
+        0 | 1 => return refused("states with features"),
+        4 if is_nchw(g, chain) => 1,
+        rank => rank - 1,
+    };
+    match ty.shape[axis].known() {
+        Some(n) if n > 0 => Ok((axis, n as usize)),
+        _ => refused("a known number of features"),
+    }
+}
+
 /// Does a node take axis 1 of an image for its channels, as convolutions, pooling and normalisation per channel do?
 fn is_channels_first(g: &Graph, node: NodeId) -> bool {
     let class = g.op(node).map(Class::of);

@@ -1,24 +1,32 @@
 //! Logits, gates and weights of a router: where they start and what they mean.
 
-use super::{Init, Normalize, RouteError, RouteOptions, Rule, router_name};
-use crate::ir::{Graph, Tensor, ValueId};
+use super::{Init, Normalize, RouteError, RouteOptions, RouterSpec, Rule, Sources, router_name};
+use crate::contract::RouterRecord;
+use crate::ir::{Graph, Tensor, ValueId, in_use};
 use crate::refusal::Hint;
 use indexmap::IndexMap;
 
 /// Arrays of a file of starting values: shape and values.
 type Given = IndexMap<String, (Vec<usize>, Vec<f32>)>;
 
-/// Adds a router's initializers: K rows over S earlier states and K own ones.
+/// Adds a router's initializers: K rows over S earlier states and K own ones, or under `attention` over so many features.
 pub(super) fn parameters(
     g: &mut Graph,
     chain: usize,
     k: usize,
     extra: usize,
+    features: usize,
     o: &RouteOptions,
 ) -> Result<(ValueId, Option<ValueId>), RouteError> {
-    let name = router_name(chain, if o.rule == Rule::Constant { "weights" } else { "logits" });
-    let gate_name = router_name(chain, "gate");
-    let width = extra + k;
+    let name = match o.rule {
+        Rule::Constant => "weights",
+        Rule::Attention => "query",
+        _ => "logits",
+    };
+    let (name, gate_name) = (router_name(chain, name), router_name(chain, "gate"));
+    let attends = o.rule == Rule::Attention;
+    let width = if attends { features } else { extra + k };
+    let sparse = [o.dilation, o.period];
     let given = |given: &Given, name: &str, want: &[usize]| -> Result<Option<Vec<f32>>, RouteError> {
         let fail = |what: String| Err(RouteError::Chain { chain, what, hint: Some(Hint::CorrectInitFile) });
         match given.get(name) {
@@ -39,7 +47,10 @@ pub(super) fn parameters(
                 return Err(RouteError::Chain { chain, what, hint: Some(Hint::CorrectInitFile) });
             };
             // Entries that no row reads are stored as 0, whatever the file has there.
-            matrix.iter_mut().enumerate().filter(|(i, _)| i % width > extra + i / width).for_each(|(_, v)| *v = 0.0);
+            if !attends {
+                let unused = |i: &usize| !in_use(i / width, i % width, extra, sparse);
+                (0..matrix.len()).filter(unused).for_each(|i| matrix[i] = skip(i / width, i % width, extra, sparse));
+            }
             let mut gates = if o.rule == Rule::Gated { given(file, &gate_name, &[k])? } else { None };
             if let Some(first) = gates.as_mut().and_then(|g| g.first_mut())
                 && extra == 0
@@ -48,6 +59,7 @@ pub(super) fn parameters(
             }
             (matrix, gates)
         }
+        _ if attends => (vec![0.0; k * width], None),
         _ => (initial_matrix(k, extra, o), None),
     };
     let logits = g.add_initializer(&name, Tensor::f32s(&[k as i64, width as i64], &matrix), false);
@@ -68,6 +80,11 @@ fn list(given: &Given) -> String {
     }
 }
 
+/// What stands where a weight is not in use: a row without a route reads its nearest state, which is told by a one.
+fn skip(row: usize, column: usize, extra: usize, sparse: [usize; 2]) -> f32 {
+    (!in_use(row, extra + row, extra, sparse) && column == extra + row) as u8 as f32
+}
+
 /// The K × (S + K) logits a router starts from (weights, for `free` and `constant`), row-major.
 fn initial_matrix(k: usize, extra: usize, o: &RouteOptions) -> Vec<f32> {
     let tau = o.tau as f64;
@@ -75,8 +92,17 @@ fn initial_matrix(k: usize, extra: usize, o: &RouteOptions) -> Vec<f32> {
     let mut m = vec![0f32; k * width];
     for row in 0..k {
         for column in 0..=extra + row {
-            let competing = if o.normalize == Normalize::Incoming { extra + row + 1 } else { k - column };
-            let nearest = column == extra + row;
+            let sparse = [o.dilation, o.period];
+            if !in_use(row, column, extra, sparse) {
+                m[row * width + column] = skip(row, column, extra, sparse);
+                continue;
+            }
+            let competing = match o.normalize {
+                Normalize::Incoming => (0..=extra + row).filter(|c| in_use(row, *c, extra, sparse)).count(),
+                Normalize::Outgoing => k - column,
+            };
+            // The nearest state is the sum of all own deltas.
+            let nearest = column == extra + row || (o.sources == Sources::Deltas && o.rule == Rule::Free && column >= extra);
             m[row * width + column] = match (o.rule, &o.init) {
                 (Rule::Constant, _) | (Rule::Free, Init::Uniform) => (1.0 / competing as f64) as f32,
                 (Rule::Free, _) => nearest as u8 as f32,
@@ -95,18 +121,79 @@ fn initial_matrix(k: usize, extra: usize, o: &RouteOptions) -> Vec<f32> {
 pub fn one_hot_parameters(k: usize, extra: usize, o: &RouteOptions) -> (Vec<f32>, Vec<f32>) {
     // The weights of the constant router are stored as the free one's are.
     let rule = if o.rule == Rule::Constant { Rule::Free } else { o.rule };
-    (initial_matrix(k, extra, &RouteOptions { init: Init::Identity, rule, ..o.clone() }), vec![1.0; k])
+    // A gate that is closed leaves the nearest state, whatever the softmax is over.
+    let gates = if o.sources == Sources::Deltas { 0.0 } else { 1.0 };
+    (initial_matrix(k, extra, &RouteOptions { init: Init::Identity, rule, ..o.clone() }), vec![gates; k])
 }
 
-/// The weights of a K × (S + K) router in f64, row-major, unused entries 0: the reference that lowerings are compared with.
-pub fn reference_weights(
-    logits: &[f32],
-    gate: Option<&[f32]>,
-    k: usize,
-    rule: Rule,
-    normalize: Normalize,
-    tau: f32,
-) -> Vec<f64> {
+/// What a router's weights are computed by.
+#[derive(Clone, Copy, Debug)]
+#[allow(missing_docs)]
+pub struct Weighing {
+    pub rule: Rule,
+    pub normalize: Normalize,
+    pub tau: f32,
+    pub sources: Sources,
+}
+
+impl From<&RouterSpec> for Weighing {
+    fn from(r: &RouterSpec) -> Weighing {
+        Weighing { rule: r.rule, normalize: r.normalize, tau: r.tau, sources: r.taken }
+    }
+}
+
+impl From<&RouterRecord> for Weighing {
+    fn from(r: &RouterRecord) -> Weighing {
+        Weighing { rule: r.parametrization, normalize: r.normalize, tau: r.tau, sources: r.sources }
+    }
+}
+
+/// A row under `attention`, in f64: the reference that its lowering is compared with.
+#[derive(Clone, Debug)]
+pub struct AttentionRow {
+    /// The row's query, an element a feature.
+    pub query: Vec<f64>,
+    /// Axis of the features.
+    pub axis: usize,
+    /// Columns of earlier chains, which come first.
+    pub foreign: usize,
+    /// What the chain's own columns stand for.
+    pub sources: Sources,
+}
+
+/// What is added to the mean of the squares before the root.
+pub(crate) const RMS_EPSILON: f64 = 1e-6;
+
+impl AttentionRow {
+    /// Σ α_i s_i with α = softmax_i ⟨q, s_i / √(mean s_i² + 1e-6)⟩ at each position, of states of this shape.
+    pub fn sum(&self, states: &[&[f64]], shape: &[usize]) -> Vec<f64> {
+        let count = states.first().map_or(0, |s| s.len());
+        let own = |i: usize| self.sources == Sources::Deltas && i > self.foreign;
+        let at = |i: usize, e: usize| if own(i) { states[i][e] - states[i - 1][e] } else { states[i][e] };
+        let (features, step) = (self.query.len(), shape[self.axis + 1..].iter().product::<usize>());
+        let mut out = vec![0.0; count];
+        for place in (0..count).filter(|e| e / step % features.max(1) == 0) {
+            let element = |f: usize| place + f * step;
+            let score = |i: usize| {
+                let squares: f64 = (0..features).map(|f| at(i, element(f)).powi(2)).sum();
+                let rms = (squares / features as f64 + RMS_EPSILON).sqrt();
+                (0..features).map(|f| self.query[f] * at(i, element(f)) / rms).sum::<f64>()
+            };
+            let scores: Vec<f64> = (0..states.len()).map(score).collect();
+            let top = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            let total: f64 = scores.iter().map(|s| (s - top).exp()).sum();
+            for f in 0..features {
+                out[element(f)] = (0..states.len()).map(|i| (scores[i] - top).exp() / total * at(i, element(f))).sum();
+            }
+        }
+        out
+    }
+}
+
+/// The weights of a K × (S + K) router in f64, row-major, unused entries 0: the reference that lowerings are compared with. They are
+/// weights of the states, where the router's own are of deltas too. The rule is not `attention`, whose weights depend on the states.
+pub fn reference_weights(logits: &[f32], gate: Option<&[f32]>, k: usize, how: impl Into<Weighing>) -> Vec<f64> {
+    let Weighing { rule, normalize, tau, sources } = how.into();
     let width = logits.len().checked_div(k).unwrap_or(0);
     let extra = width.saturating_sub(k);
     let at = |r: usize, c: usize| r * width + c;
@@ -116,7 +203,14 @@ pub fn reference_weights(
             w[at(row, column)] = logits[at(row, column)] as f64;
         }
     }
+    // Σ_j w_j (h_j − h_{j−1}) = Σ_i (w_i − w_{i+1}) h_i, from the left, where the next weight is still the delta's.
+    let of_states = |w: &mut [f64]| {
+        for row in (0..k).filter(|_| sources == Sources::Deltas) {
+            (extra..extra + row).for_each(|c| w[at(row, c)] -= w[at(row, c + 1)]);
+        }
+    };
     if matches!(rule, Rule::Free | Rule::Constant) {
+        of_states(&mut w);
         return w;
     }
     let groups: Vec<Vec<usize>> = match normalize {
@@ -130,6 +224,7 @@ pub fn reference_weights(
             w[i] = ((w[i] - top) / tau as f64).exp() / total;
         }
     }
+    of_states(&mut w);
     if let (Rule::Gated, Some(gate)) = (rule, gate) {
         for row in 0..k {
             // The first row's gate counts only where the row has competitors.
