@@ -27,6 +27,7 @@ mod proof;
 mod recurrent;
 mod roundtrip;
 mod router;
+mod rules;
 mod runtime;
 mod text;
 mod ties;

@@ -107,6 +107,7 @@ fn every_pass_s_promise_is_tested() {
         ("mark-in-place", Contract::Exact),       // the same: it changes no node
         ("describe", Contract::Exact),            // the same
         ("convert-opset", Contract::Rounding),    // opset::the_forward_graph_is_of_the_operator_set_asked_for
+        ("lower-attention", Contract::Rounding),  // rules::routes_and_their_gradients_are_those_of_the_formulas
         ("lower-routes", Contract::Rounding),     // routes_are_the_weighted_sums_of_the_formulas
         ("lower-abstract", Contract::Rounding),   // the goldens
         ("eliminate-dead", Contract::Exact),      // eliminating_keeps_the_function
@@ -348,6 +349,7 @@ fn weights(logits: &[f64], gate: Option<&[f64]>, k: usize, o: &RouteOptions) -> 
             Rule::Free | Rule::Constant => c(row, column),
             Rule::Softmax => soft(row, column),
             Rule::Gated if row == 0 => hot,
+            Rule::Attention => unreachable!("its weights depend on the states: rules.rs"),
             Rule::Gated => hot + gate.unwrap()[row] * (soft(row, column) - hot),
         }
     };

@@ -122,6 +122,7 @@ mod tests {
             blocks: 4,
             adds_per_block: 1,
             axis: 0,
+            features: 0,
             logits: "l".into(),
             gate: None,
             sources: vec![],

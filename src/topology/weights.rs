@@ -179,6 +179,7 @@ mod tests {
             adds_per_block: 1,
             logits: format!("l{id}"),
             axis: 0,
+            features: 0,
             gate: None,
             sources: sources
                 .iter()

@@ -61,6 +61,9 @@ pub struct ChainRecord {
     /// Axis of the features under `attention`.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub axis: usize,
+    /// Number of features under `attention`.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub features: usize,
     /// Initializer of the gate, K elements.
     pub gate: Option<String>,
     /// Earlier chains' states that all rows read, S of them; their columns come first.
@@ -104,6 +107,7 @@ impl RouterRecord {
             adds_per_block: r.adds_per_block,
             logits: name(r.logits),
             axis: r.axis,
+            features: r.features,
             gate: r.gate.map(name),
             sources: r.sources.iter().map(|s| SourceRecord { state: name(s.state), value: name(s.value) }).collect(),
             states: r.states.iter().map(|v| name(*v)).collect(),
@@ -144,6 +148,7 @@ impl RouterRecord {
                 dilation: self.dilation,
                 period: self.period,
                 axis: c.axis,
+                features: c.features,
                 scope: self.scope,
                 granularity: self.granularity.clone(),
                 init: self.init.clone(),

@@ -120,6 +120,8 @@ pub struct RouterSpec {
     pub period: usize,
     /// Axis of the features under `attention`.
     pub axis: usize,
+    /// Number of features under `attention`.
+    pub features: usize,
     /// Which states the rows were allowed to read.
     pub scope: Scope,
     /// How blocks were asked for: `add`, `block` or a number of adds.
@@ -171,9 +173,13 @@ impl RouterSpec {
         in_use(row, column, self.sources.len(), [self.dilation, self.period])
     }
 
-    /// Number of logits in use: row k competes among S + k sources.
+    /// Number of logits in use: row k competes among S + k sources. Under `attention` the elements of the queries in use.
     pub fn coefficients(&self) -> usize {
         let (blocks, width) = (self.blocks(), self.width());
+        if self.rule == Rule::Attention {
+            // A row that reads a single source weighs nothing.
+            return (blocks - self.sources.is_empty() as usize) * self.features;
+        }
         if self.dilation == 1 && self.period == 1 {
             return blocks * (blocks + 1) / 2 + blocks * self.sources.len();
         }

@@ -391,6 +391,7 @@ impl<'t> Parser<'t> {
             dilation: attrs.int("dilation").unwrap_or(1).max(1) as usize,
             period: attrs.int("period").unwrap_or(1).max(1) as usize,
             axis: attrs.int("axis").unwrap_or(0).max(0) as usize,
+            features: attrs.int("features").unwrap_or(0).max(0) as usize,
             granularity: word("granularity"),
             init: word("init"),
             adds_per_block: attrs.int("adds_per_block").unwrap_or(1).max(0) as usize,

@@ -131,7 +131,9 @@ impl Printer<'_> {
             if r.taken != Sources::States {
                 attrs = attrs.with("sources", r.taken.name());
             }
-            for (name, value, default) in [("dilation", r.dilation, 1), ("period", r.period, 1), ("axis", r.axis, 0)] {
+            let more =
+                [("dilation", r.dilation, 1), ("period", r.period, 1), ("axis", r.axis, 0), ("features", r.features, 0)];
+            for (name, value, default) in more {
                 if value != default {
                     attrs = attrs.with(name, value as i64);
                 }

@@ -417,6 +417,7 @@ fn build(
         dilation: o.dilation,
         period: o.period,
         axis,
+        features,
         scope: o.scope,
         granularity: o.granularity.to_string(),
         init: o.init.to_string(),

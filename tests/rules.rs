@@ -1,0 +1,206 @@
+//! The router's rules beside those of the paper (attention, deltas, sparse rows) against values that `rules/make.py` computed in float64 from
+//! the formulas, and as the tool writes, trains and freezes them.
+
+use crate::common::{emit, max_abs, model, runtime, text, tool, tool_ok};
+use ancre_passes::ir::{DType, Dim, Graph, Tensor, TensorType, ValueId};
+use ancre_passes::ops::build::Builder;
+use ancre_passes::target::CPU;
+use ancre_passes::text::parse;
+use ancre_passes::transform::differentiate;
+use ancre_passes::transform::lower_attention::lower_attention;
+use ancre_passes::transform::lower_routes::{Lowering, lower_routes};
+use ancre_rewrite::engine::{Tensors, tract};
+use ancre_rewrite::io::files::read_arrays;
+use ancre_rewrite::io::tensor::NpTensor;
+use indexmap::IndexMap;
+use std::path::Path;
+
+const BLOCKS: usize = 4;
+const RULES: [(&str, &str); 9] = [
+    ("free_deltas", r#"rule = "free", sources = "deltas""#),
+    ("softmax_deltas", r#"rule = "softmax", sources = "deltas""#),
+    ("gated_deltas", r#"rule = "gated", sources = "deltas""#),
+    ("constant_deltas", r#"rule = "constant", sources = "deltas""#),
+    ("attention_states", r#"rule = "attention", axis = 2"#),
+    ("attention_deltas", r#"rule = "attention", axis = 2, sources = "deltas""#),
+    ("free_dilation", r#"rule = "free", dilation = 2"#),
+    ("free_period", r#"rule = "free", period = 2"#),
+    ("free_dilation_period", r#"rule = "free", dilation = 2, period = 2"#),
+];
+
+type Golden = IndexMap<String, (Vec<usize>, Vec<f32>)>;
+
+/// A router over states that are inputs, with these parameters; the rows that have a golden route are outputs.
+fn routes(golden: &Golden, name: &str, attrs: &str) -> Graph {
+    let of = |what: &str| golden.get(&format!("{name}.{what}"));
+    let key = if of("query").is_some() { "query" } else { "logits" };
+    let columns = of(key).unwrap().0[1];
+    let gate = if of("gate").is_some() { "a" } else { "" };
+    let rows: Vec<usize> = (0..BLOCKS).filter(|row| of(&format!("r{row}")).is_some()).collect();
+    let states: Vec<String> = (0..BLOCKS).map(|i| format!("h{i}")).collect();
+    let route = |row: &usize| {
+        format!("r{row} = ancre.Route <router = 0, row = {row}> (p, {gate}, {})\n", states[..=*row].join(", "))
+    };
+    let of_row = |row: usize| if rows.contains(&row) { format!("r{row}") } else { String::new() };
+    let declared = if gate.is_empty() { String::new() } else { format!(", float[{BLOCKS}] a = {{…}}") };
+    let inputs: Vec<String> = states.iter().map(|h| format!("float[2, 3, 5] {h}")).collect();
+    let source = format!(
+        "g ({}) => ({}, h4) <float[{BLOCKS}, {columns}] p = {{…}}{declared}> {{\n{}h4 = Tanh (h3)\n@0 <form = \"reassign\", {attrs}, normalize = \"incoming\", scope = \"stage\", tau = 0.5> (p, {gate}) () () ({}, h4) ({})\n}}",
+        inputs.join(", "),
+        rows.iter().map(|r| format!("r{r}")).collect::<Vec<_>>().join(", "),
+        rows.iter().map(route).collect::<String>(),
+        states.join(", "),
+        (0..BLOCKS).map(of_row).collect::<Vec<_>>().join(", "),
+    );
+    let mut g = parse(&source).unwrap_or_else(|e| panic!("{source}: {e}"));
+    for (value, key) in [("p", key), ("a", "gate")] {
+        if let (Some(v), Some((shape, values))) = (g.find(value), of(key)) {
+            let dims: Vec<i64> = shape.iter().map(|d| *d as i64).collect();
+            g.set_initializer(v, Tensor::f32s(&dims, values), false);
+        }
+    }
+    g
+}
+
+/// Adds Σ ⟨c_k, r_k⟩ and its gradients as outputs.
+fn with_gradients(g: &mut Graph, golden: &Golden, name: &str) -> Vec<String> {
+    let rows: Vec<(usize, ValueId)> = g.routers[0].rows.clone();
+    let mut b = Builder::new(g, "loss");
+    let mut terms = Vec::new();
+    for (row, route) in rows {
+        let ty = TensorType::new(DType::F32, [2, 3, 5].map(Dim::from).to_vec());
+        let c = b.graph.add_input(&format!("c{row}"), ty.into(), None);
+        let product = b.mul(route, c).unwrap();
+        terms.push(b.reduce_all("ReduceSum", product).unwrap());
+    }
+    let loss = b.sum(&terms).unwrap();
+    let wanted = ["p", "a", "h0", "h1", "h2", "h3"];
+    let wrt: Vec<ValueId> = wanted.iter().filter_map(|n| g.find(n)).collect();
+    let wrt: Vec<ValueId> = wrt.into_iter().filter(|v| name != "constant_deltas" || g.name(*v) != "p").collect();
+    lower_attention(g, &CPU).unwrap();
+    let gradients = differentiate(g, &CPU, loss, &wrt).unwrap();
+    let mut out = Vec::new();
+    for (value, gradient) in gradients {
+        let key = format!("{}.grad", g.name(value));
+        g.rename(gradient, &key);
+        g.add_output(gradient, None);
+        out.push(key);
+    }
+    // A state that no row reads has no gradient here and a zero there.
+    let stored = |key: &str| key.replace("query", "p").replace("logits", "p").replace("gate", "a");
+    let own = golden.iter().filter_map(|(key, v)| Some((key.strip_prefix(name)?.strip_prefix('.')?, v)));
+    let wanted = own.filter(|(key, v)| key.ends_with(".grad") && v.1.iter().any(|v| *v != 0.0));
+    let missing: Vec<&str> = wanted.map(|(key, _)| key).filter(|key| !out.contains(&stored(key))).collect();
+    assert!(missing.is_empty(), "{name}: {missing:?}");
+    out
+}
+
+#[test]
+fn routes_and_their_gradients_are_those_of_the_formulas() {
+    let golden = read_arrays(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/rules/golden.npz")).unwrap();
+    for (name, attrs) in RULES {
+        for lowering in [None, Some(Lowering::TwoLevel(2))] {
+            let mut g = routes(&golden, name, attrs);
+            let rows: Vec<String> = g.routers[0].rows.iter().map(|(row, _)| format!("r{row}")).collect();
+            let gradients = with_gradients(&mut g, &golden, name);
+            lower_routes(&mut g, &CPU, lowering).unwrap();
+            let inputs = g.inputs().iter().map(|n| g.name(g.result(*n, 0)).to_string());
+            let fed = |input: String| {
+                let (shape, values) = &golden[&format!("{name}.{input}")];
+                (input, NpTensor::f32s(shape, values).unwrap())
+            };
+            let feeds: Tensors = inputs.map(fed).collect();
+            let found = tract().load(&emit(&g), None).unwrap().run(&feeds).unwrap();
+            for key in rows.iter().chain(&gradients) {
+                let stored = key.replace("p.grad", if name.starts_with("attention") { "query.grad" } else { "logits.grad" });
+                let want: Vec<f64> = golden[&format!("{name}.{}", stored.replace("a.grad", "gate.grad"))]
+                    .1
+                    .iter()
+                    .map(|v| f64::from(*v))
+                    .collect();
+                let largest = want.iter().fold(1.0, |m: f64, v| m.max(v.abs()));
+                let error = max_abs(&found[key].to_f64(), &want) / largest;
+                assert!(error < 2e-6, "{name}, {lowering:?}: {key} is off by {error:.1e}");
+            }
+        }
+    }
+}
+
+#[test]
+fn every_rule_is_written_verified_trained_and_frozen() {
+    runtime();
+    let dir = tempfile::tempdir().unwrap();
+    let file = |name: &str| text(&dir.path().join(name));
+    let net = text(&model("resnet_batch1"));
+    let base = ["--classes", "10", "--batch", "dynamic", "--eval-graph", "--json"];
+    let data = ["digits_train.npz", "digits_val.npz"]
+        .map(|f| text(&Path::new(env!("CARGO_MANIFEST_DIR")).join("models/data").join(f)));
+    // The function is kept at the start, or not.
+    let cases: [(&str, bool); 4] = [
+        ("--parametrization attention --scope network", false),
+        ("--parametrization attention --sources deltas", false),
+        ("--sources deltas", true),
+        ("--parametrization free --sources deltas", true),
+    ];
+    for (options, keeps) in cases {
+        let forward = file("m.onnx");
+        let words = [&[net.as_str(), "-o", &forward][..], &base, &options.split(' ').collect::<Vec<_>>()].concat();
+        let report = tool_ok(&words).json();
+        assert_eq!(report["verify"]["one_hot"]["equivalent"], true, "{options}");
+        assert_eq!(report["verify"]["emitted"]["equivalent"], keeps, "{options}");
+        let run = file("run");
+        let trained = tool_ok(&[
+            "train",
+            &file("m.train.onnx"),
+            "--data",
+            &data[0],
+            "--val",
+            &data[1],
+            "--steps",
+            "12",
+            "--device",
+            "cpu",
+            "--threads",
+            "1",
+            "--out",
+            &run,
+            "--overwrite",
+            "--json",
+        ])
+        .json();
+        let loss = |key: &str| trained["loss"][key].as_f64().unwrap();
+        assert!(loss("last_epoch") < loss("first"), "{options}: {trained}");
+        // The frozen model computes what the trained one does.
+        let state = text(&dir.path().join("run/last.safetensors"));
+        let (frozen, kept) = (file("frozen.onnx"), file("kept.onnx"));
+        tool_ok(&["freeze", &forward, "--state", &state, "--prune", "0", "-o", &frozen]);
+        tool_ok(&["freeze", &forward, "--state", &state, "--keep-router", "-o", &kept]);
+        let same = tool(&["verify", &kept, &frozen, "--atol", "1e-4"]);
+        assert_eq!(same.status, 0, "{options}: {}{}", same.out, same.err);
+        let shown = tool(&["topology", &run, "--json"]);
+        if options.contains("attention") {
+            assert!(shown.status == 2 && shown.err.contains("depend on the input"), "{}", shown.err);
+        } else {
+            let rows = shown.json()["chains"][0]["weights"].clone();
+            assert_eq!(rows.as_array().unwrap().len(), 3, "{rows}");
+        }
+        let inspected = tool_ok(&["inspect", &kept]).out;
+        assert!(inspected.contains("Routed by ancre-rewrite"), "{inspected}");
+    }
+}
+
+#[test]
+fn combinations_that_mean_nothing_are_refused() {
+    let net = text(&model("deep_mlp"));
+    for (options, said) in [
+        ("--parametrization attention --init identity", "no query makes a row its nearest source"),
+        ("--parametrization attention --normalize outgoing", "normalises over a row's sources"),
+        ("--sources deltas --init near-identity", "has no start at the identity"),
+        ("--dilation 2", "only free weights of states can be sparse"),
+        ("--parametrization free --sources deltas --period 2", "only free weights of states can be sparse"),
+    ] {
+        let words = [&[net.as_str(), "--no-train", "--dry-run"][..], &options.split(' ').collect::<Vec<_>>()].concat();
+        let ran = tool(&words);
+        assert!(ran.status == 2 && ran.err.contains(said) && ran.err.contains("try:"), "{options}: {}", ran.err);
+    }
+}
