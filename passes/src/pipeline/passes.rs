@@ -19,8 +19,8 @@ use crate::transform::loss::{LossError, Losses, append_losses};
 use crate::transform::optimizer::{Trained, append_optimizer};
 use crate::transform::rebatch::{self, Current};
 use crate::transform::{
-    adapters, barrier, control_flow, differentiate_past, dropout, eliminate, fold, legalize, lower_abstract, lower_attention,
-    lower_routes, master, recompute, route, separate, tie, train_batch_norm, widen,
+    adapters, barrier, control_flow, differentiate_past, dropout, eliminate, fold, legalize, lower_abstract,
+    lower_attention, lower_routes, master, recompute, route, separate, tie, train_batch_norm, widen,
 };
 
 pub const ROUTE_SKIPS: Pass = Pass::new(
