@@ -523,6 +523,13 @@ pub struct TrainingGraphArgs {
     /// Part of batch normalisation's running statistics that a step keeps [default: the model's, and 0.9 where that is 1]
     #[arg(long, value_name = "X", value_parser = momentum, help_heading = "Training graph")]
     pub bn_momentum: Option<f32>,
+    /// Train a quantised model: gradients go straight through rounding inside its range and are zero outside; weights stored as integers
+    /// train as float32 and are quantised again by freeze
+    #[arg(long, help_heading = "Training graph")]
+    pub qat: bool,
+    /// Also train the scales of quantised values (LSQ); implies --qat
+    #[arg(long, help_heading = "Training graph")]
+    pub qat_scales: bool,
     /// Train only the head (the last linear map before the output and what follows) and the router; implies --frozen-bn
     #[arg(long, conflicts_with = "trainable_from", help_heading = "Training graph")]
     pub freeze_backbone: bool,

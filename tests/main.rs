@@ -24,6 +24,7 @@ mod opset;
 mod passes;
 mod precision;
 mod proof;
+mod qat;
 mod recurrent;
 mod roundtrip;
 mod router;

@@ -59,7 +59,26 @@ const NO_KERNEL: [&str; 1] = ["SwiGLU"];
 const INLINED: [&str; 1] = ["CausalConvWithState"];
 
 /// Rules without samples: what no file has, what reads a sequence, and names that no kernel of the runtime goes by.
-const NO_SAMPLES: [&str; 6] = [
+const NO_SAMPLES: [&str; 24] = [
+    // Samples hold floats; tests/qat.rs runs these.
+    "ancre.FakeQuantize",
+    "ancre.Quantize",
+    "QLinearConv",
+    "com.microsoft.QLinearConv",
+    "QLinearMatMul",
+    "com.microsoft.QGemm",
+    "com.microsoft.MatMulIntegerToFloat",
+    "com.microsoft.DynamicQuantizeMatMul",
+    "com.microsoft.QLinearAdd",
+    "com.microsoft.QLinearMul",
+    "com.microsoft.QLinearAveragePool",
+    "com.microsoft.QLinearGlobalAveragePool",
+    "com.microsoft.QLinearLeakyRelu",
+    "com.microsoft.QLinearSigmoid",
+    "com.microsoft.QLinearSoftmax",
+    "com.microsoft.QLinearReduceMean",
+    "com.microsoft.QLinearConcat",
+    "com.microsoft.QLinearWhere",
     "ancre.Route",
     "ancre.RouteCotangent",
     "ancre.RouteWeightsCotangent",

@@ -115,6 +115,8 @@ fn every_pass_s_promise_is_tested() {
         ("tie-parameters", Contract::Exact),      // tying_keeps_the_function
         ("legalize", Contract::Rounding),         // zoo::preparing_keeps_the_function
         ("rebatch", Contract::EverySample),       // batch::every_sample_as_by_itself
+        ("float-weights", Contract::Rounding),    // qat::quantised_models_keep_their_function_and_deploy_as_they_came
+        ("fake-quantize", Contract::Exact),       // the same
         ("widen", Contract::Rounding),            // widening_keeps_the_function
     ];
     for pass in pipeline::passes() {

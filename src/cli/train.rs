@@ -105,8 +105,8 @@ pub struct CourseOptions {
     pub steps: Option<u64>,
     /// Highest learning rate, or auto: the one that a range test on a copy of the state finds [default: the best of a few that are
     /// tried for a sixth of the steps each, 6 to 100, around one that follows from what is trained: 0.001 from scratch, 0.0003 for
-    /// trained weights with a fresh head, 0.0005 for trained weights, 0.01 where only a fresh head or the router trains; ten times
-    /// as much for sgd]
+    /// trained weights with a fresh head, 0.0005 for trained weights, 0.0002 for quantised ones, 0.01 where only a fresh head
+    /// or the router trains; ten times as much for sgd]
     #[arg(long, allow_negative_numbers = true, value_name = "X|auto", help_heading = "Course")]
     pub lr: Option<RateChoice>,
     /// How the rate goes down [default: wsd, or constant where --lr says a number]

@@ -3,10 +3,11 @@
 use crate::error::Failure;
 use crate::io::arrays::{Array, read_arrays};
 use ancre_passes::analysis::roles::initializer_roles;
+use ancre_passes::analysis::stored::{Stored, product};
 use ancre_passes::contract::{ChainRecord, Record, RouterRecord, Ties};
-use ancre_passes::ir::{Graph, Rule, Tensor, ValueId};
-use ancre_passes::transform::{separate, tie};
-use std::collections::HashSet;
+use ancre_passes::ir::{DType, Graph, Rule, Tensor, TensorError, ValueId};
+use ancre_passes::transform::{fake_quantize, separate, tie};
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
 /// Suffixes of the optimiser's tensors, after the name of the parameter they belong to.
@@ -35,10 +36,24 @@ pub(super) fn restore(g: &mut Graph, path: &Path) -> Result<Restored, Failure> {
     let mut held: HashSet<&str> = names.iter().copied().collect();
     // Where the file does not say what is tied, equality of values does, so this comes before the values change.
     let ties = Ties::read(g).ok().flatten().map_or_else(|| tie::find_ties(g), |ties| ties.0);
+    // What integers stand for is told before scales change.
+    let stored: Vec<(Stored, Tensor)> = fake_quantize::trained_weights(g)
+        .into_iter()
+        .map(|w| w.dequantise(g).map(|floats| (w, floats)))
+        .collect::<Result<_, _>>()
+        .map_err(|e| fail(e.to_string()))?;
+    let mut floats: HashMap<ValueId, Vec<f32>> = HashMap::new();
     let mut done = Restored::default();
     let mut strange = Vec::new();
     for (array, name) in state.iter().zip(&names) {
         match g.find(name).filter(|v| g.initializer(*v).is_some()) {
+            Some(v) if let Some((w, _)) = stored.iter().find(|(w, _)| w.value == v && array.dtype == DType::F32) => {
+                let given = checked(array, &w.dims, DType::F32);
+                let given = given.and_then(|t| t.to_f32().map_err(|e| format!("cannot be read: {e}")));
+                let given = given.map_err(|e| fail(format!("tensor `{}` {e}", array.name)).help(ELSEWHERE))?;
+                floats.insert(v, given);
+                done.tensors += 1;
+            }
             Some(v) => {
                 write(g, v, array).map_err(|e| fail(format!("tensor `{}` {e}", array.name)).help(ELSEWHERE))?;
                 done.tensors += 1;
@@ -47,6 +62,7 @@ pub(super) fn restore(g: &mut Graph, path: &Path) -> Result<Restored, Failure> {
             None => strange.push(format!("`{}`", array.name)),
         }
     }
+    quantise(g, &stored, floats, &held).map_err(|e| fail(e.to_string()))?;
     if done.tensors == 0 {
         return Err(fail("holds no tensor of the model".into())
             .help("its names must be those of the training graph's state inputs, and it must come from this model's training graph"));
@@ -110,13 +126,48 @@ fn missing(g: &Graph, names: &[&str], held: &HashSet<&str>) -> Result<(), String
     }
 }
 
+/// Writes weights that are stored as integers: those of the state, and those whose scales changed.
+fn quantise(
+    g: &mut Graph,
+    stored: &[(Stored, Tensor)],
+    mut floats: HashMap<ValueId, Vec<f32>>,
+    held: &HashSet<&str>,
+) -> Result<(), TensorError> {
+    let changed = |g: &Graph, scales: &[ValueId]| scales.iter().any(|s| held.contains(g.name(*s)));
+    for (w, before) in stored {
+        // Kernels of integers take it for granted that a bias has the scale of the products it is added to.
+        let tied = w.tied.filter(|tied| changed(g, tied));
+        if let Some(tied) = tied
+            && let Some(own) = g.initializer(w.scale[0]).map(|t| t.dims().to_vec())
+        {
+            let product = product(g, &tied)?;
+            g.set_initializer(w.scale[0], Tensor::f32s(&own, &product), false);
+        }
+        let given = floats.remove(&w.value);
+        let given = match given {
+            Some(given) => given,
+            None if tied.is_some() || changed(g, &w.scale) => before.to_f32()?,
+            None => continue,
+        };
+        let integers = w.quantise(g, &given)?;
+        g.set_initializer(w.value, integers, false);
+    }
+    Ok(())
+}
+
 fn write(g: &mut Graph, v: ValueId, array: &Array) -> Result<(), String> {
     let Some(old) = g.initializer(v) else { return Ok(()) };
+    let new = checked(array, old.dims(), old.dtype())?;
+    g.set_initializer(v, new, false);
+    Ok(())
+}
+
+/// An array as a tensor of a shape and type.
+fn checked(array: &Array, expected: &[i64], dtype: DType) -> Result<Tensor, String> {
     let dims: Vec<i64> = array.shape.iter().map(|d| *d as i64).collect();
-    if old.dims() != dims {
-        return Err(format!("has shape {dims:?}, the model's tensor has {:?}", old.dims()));
+    if expected != dims {
+        return Err(format!("has shape {dims:?}, the model's tensor has {expected:?}"));
     }
-    let dtype = old.dtype();
     if dtype.is_float() != array.dtype.is_float() {
         return Err(format!("has element type {}, the model's tensor has {dtype}", array.dtype));
     }
@@ -126,14 +177,12 @@ fn write(g: &mut Graph, v: ValueId, array: &Array) -> Result<(), String> {
     if array.dtype.is_float() && !finite(&given)? {
         return Err("holds values that are no numbers (NaN or infinite): the run diverged; use an earlier checkpoint".into());
     }
-    let new = if array.dtype == dtype {
-        given
+    if array.dtype == dtype {
+        Ok(given)
     } else if dtype.is_float() {
         // A master copy in float32 of a tensor of 16 bits.
-        Tensor::floats(dtype, &dims, &given.to_f64().map_err(|e| format!("cannot be read: {e}"))?)
+        Ok(Tensor::floats(dtype, &dims, &given.to_f64().map_err(|e| format!("cannot be read: {e}"))?))
     } else {
-        return Err(format!("has element type {}, the model's tensor has {dtype}", array.dtype));
-    };
-    g.set_initializer(v, new, false);
-    Ok(())
+        Err(format!("has element type {}, the model's tensor has {dtype}", array.dtype))
+    }
 }

@@ -10,7 +10,7 @@ use crate::rewrite::losses::LossRequest;
 use crate::verify::{ProofMode, Tolerance, VerifyOptions};
 use ancre_passes::contract::StateFrom;
 use ancre_passes::ir::{Form, Graph, Rule};
-use ancre_passes::pipeline::training::TrainingOptions;
+use ancre_passes::pipeline::training::{Qat, TrainingOptions};
 use ancre_passes::pipeline::{Debugging, passes};
 use ancre_passes::target::{self, Target};
 use ancre_passes::transform::adapters::AdapterOptions;
@@ -104,6 +104,11 @@ impl TrainingRequest {
         if let Some(again) = &mut self.options.recompute {
             again.chains = chains;
         }
+    }
+
+    /// Is quantisation-aware training asked for?
+    pub fn is_quantisation_aware(&self) -> bool {
+        self.options.qat != Qat::Off
     }
 
     /// Is the loss chosen by evidence in the model?
@@ -282,6 +287,11 @@ fn training(a: &RewriteArgs) -> Result<TrainingRequest, Failure> {
         Some(RecomputeChoice::Blocks(adds)) => Some(Recompute::every(adds)),
         Some(RecomputeChoice::Off) | None => None,
     };
+    options.qat = match (a.training.qat, a.training.qat_scales) {
+        (_, true) => Qat::Scales,
+        (true, false) => Qat::Weights,
+        (false, false) => Qat::Off,
+    };
     options.target = a.target.unwrap_or(&target::CPU);
     Ok(TrainingRequest {
         losses: LossRequest::new(&a.training.losses)?,
@@ -389,6 +399,9 @@ fn check_combinations(a: &RewriteArgs) -> Result<(), Failure> {
     }
     if !a.training.losses.train() && (a.training.losses.loss.len() > 1 || a.training.losses.distill.is_some()) {
         return Err(Failure::input("--loss none asks for no training graph, and there are other losses"));
+    }
+    if a.lora.is_some() && (a.training.qat || a.training.qat_scales) {
+        return Err(Failure::input("--lora leaves the weights as they are stored, --qat trains them").help("one of the two"));
     }
     if a.require_equivalent && a.verify == Some(VerifyArg::None) {
         return Err(Failure::input("--require-equivalent asks for what --verify none leaves out"));

@@ -38,6 +38,7 @@ pub fn json(o: &Rewritten) -> Value {
             let first = losses.first();
             let names: Vec<&str> = losses.iter().map(|l| l.kind.as_str()).collect();
             json!({"loss": names.join(" + "), "losses": losses, "optimizer": t.optimizer, "batch": t.batch, "recompute": t.training.cx.recomputed.as_ref().map(recomputed_json), "target": first.and_then(|l| l.target.clone()), "class_axis": first.and_then(|l| l.class_axis), "batch_change": t.rebuilt.as_ref().or(o.rebuilt.as_ref()).map(BatchFacts::json), "dropout": t.training.cx.dropouts.len(), "trainable": t.training.cx.trainable, "tied": o.ties,
+                   "quantised": (!t.training.cx.quantised.is_empty()).then_some(&t.training.cx.quantised),
                    "frozen": t.training.cx.frozen.iter().map(|(n, _)| n).collect::<Vec<_>>()})
         }
         Err(why) => json!({"reason": why}),
@@ -209,6 +210,20 @@ fn training_text(out: &mut Lines, o: &Rewritten, verbose: bool) {
     for group in t.training.cx.groups() {
         let decay = group.weight_decay.map_or(String::new(), |d| format!(", decay {d}"));
         put!(out, "", "{} of them by `{}`: lr * {}{decay}", group.tensors.len(), group.pattern, group.lr_scale);
+    }
+    let quantised = &t.training.cx.quantised;
+    if !quantised.is_empty() {
+        let scales = match quantised.scales.len() {
+            0 => "scales stay as they are".to_string(),
+            n => format!("{n} scales train"),
+        };
+        put!(
+            out,
+            "quantised",
+            "{} tensors that are stored as integers train as float32, {} values are rounded as they are computed; {scales}",
+            quantised.weights.len(),
+            quantised.values
+        );
     }
     for tie in o.ties.iter().filter(|tie| t.training.cx.trainable.contains(&tie.name)) {
         put!(out, "", "`{}` and its transpose `{}` are one parameter (--untied: two)", tie.name, tie.transposed);

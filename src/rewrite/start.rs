@@ -3,6 +3,7 @@
 
 use crate::error::{Failure, sentence};
 use crate::rewrite::config::Start;
+use ancre_passes::analysis::stored::stored_weights;
 use ancre_passes::contract::{Fresh, Record};
 use ancre_passes::ir::Graph;
 use ancre_passes::transform::loss::loss_output;
@@ -27,6 +28,10 @@ pub(super) fn change(
         return Ok(false);
     }
     let fail = |e: String| Failure::input(e).at(model);
+    if start.reinit.is_some() && !stored_weights(g).is_empty() {
+        let what = "--reinit: the model's weights are stored as integers, in ranges that fit what they are";
+        return Err(fail(what.into()).help("train the float model from scratch and quantise the result"));
+    }
     let mut fresh = Fresh { all: start.reinit.is_some(), tensors: Vec::new() };
     if let Some(n) = start.classes {
         let output = loss_output(g, output).map_err(|e| fail(format!("--classes: {}", sentence(&e, e.hint()))))?;

@@ -7,6 +7,7 @@ use crate::io::tensor::NpTensor;
 use crate::rewrite::batch::{self, BatchFacts, dim_json};
 use crate::rewrite::config::{RewriteConfig, TrainingRequest};
 use ancre_passes::analysis::quantised::find_quantised;
+use ancre_passes::analysis::stored::stored_weights;
 use ancre_passes::contract::{AdaptersRecord, LossRecord, Record, StateFrom, States};
 use ancre_passes::ir::{Graph, Rule};
 use ancre_passes::pipeline::training::Training;
@@ -71,12 +72,19 @@ pub fn build(
     let quantised = find_quantised(&routed);
     let routes = !routed.routers.is_empty();
     let attempt = || -> Result<Result<TrainingFiles, String>, Failure> {
-        // Adapters leave a quantised base as it is.
-        if let Some(node) = quantised.filter(|_| !AdaptersRecord::is_in(&routed)) {
-            let site = routed.site(node);
-            return Ok(Err(format!(
-                "the model is quantised ({site}); it can be inspected and routed, not trained: train the float model and quantise the result"
-            )));
+        match quantised {
+            // Adapters leave a quantised base as it is.
+            Some(_) if AdaptersRecord::is_in(&routed) => {}
+            Some(node) if !asked.is_quantisation_aware() => {
+                let site = routed.site(node);
+                return Ok(Err(format!(
+                    "the model is quantised ({site}): --qat trains it as it is, with gradients straight through rounding; or train the float model and quantise the result"
+                )));
+            }
+            None if asked.is_quantisation_aware() && stored_weights(&routed).is_empty() => {
+                return Ok(Err("--qat trains a model that is quantised, and this one is not; quantise it first, with ranges from some of its data (onnxruntime.quantization.quantize_static with quant_format=QuantFormat.QDQ in Python)".into()));
+            }
+            _ => {}
         }
         let mut o = match asked.options(&routed) {
             Ok(o) => o,

@@ -9,7 +9,8 @@ use crate::error::Failure;
 use crate::io::files;
 use crate::io::tensor::NpTensor;
 use ancre_passes::contract::{
-    AdaptersRecord, Fresh, LossRecord, OptimizerRecord, Record, RouterRecord, StateKind, StateRecord, States, Unreadable,
+    AdaptersRecord, Fresh, LossRecord, OptimizerRecord, Quantised, Record, RouterRecord, StateKind, StateRecord, States,
+    Unreadable,
 };
 use ancre_passes::ir::{DType, Graph, Output, Shape, ValueId};
 use ancre_passes::onnx::read_value_info;
@@ -62,6 +63,8 @@ pub struct TrainingGraph {
     pub(super) fresh: Fresh,
     /// Names of the adapters' tensors.
     pub(super) adapted: HashSet<String>,
+    /// What is quantised, where that is trained.
+    pub(super) quantised: Option<Quantised>,
     pub(super) lr: String,
     pub(super) loss_output: String,
     /// Output of the gradients' norm.
@@ -113,6 +116,7 @@ impl TrainingGraph {
         let classes = |t: &Term| t.scores.as_ref().and_then(|s| s.classes);
         let wanted = Wanted::of(&graph, &losses.iter().map(|t| (&t.record, classes(t))).collect::<Vec<_>>())?;
         let router = RouterRecord::read(&graph).map_err(unread)?;
+        let quantised = Quantised::read(&graph).map_err(unread)?;
         let fresh = Fresh::read(&graph).map_err(unread)?.unwrap_or_default();
         let adapters = AdaptersRecord::read(&graph).map_err(unread)?;
         let adapted = adapters.iter().flat_map(AdaptersRecord::tensors).map(String::from).collect();
@@ -127,6 +131,7 @@ impl TrainingGraph {
             router,
             fresh,
             adapted,
+            quantised,
             lr,
             loss_output,
             norm_output,

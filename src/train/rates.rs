@@ -21,6 +21,8 @@ pub(super) enum Begins {
     Pretrained,
     /// Adapters of trained weights, perhaps with a fresh head.
     Adapters,
+    /// The weights are trained and quantised.
+    Quantised,
     /// Only what was made for this run trains: the last map, the router, or both.
     Probe,
 }
@@ -50,6 +52,8 @@ impl Begins {
             Begins::Scratch
         } else if trained.iter().any(|s| fresh(&s.name)) {
             Begins::FreshHead
+        } else if t.quantised.is_some() {
+            Begins::Quantised
         } else {
             Begins::Pretrained
         }
@@ -63,6 +67,8 @@ impl Begins {
             Begins::FreshHead => 3e-4,
             Begins::Pretrained => 5e-4,
             Begins::Adapters => 2e-3,
+            // A step of a weight of 8 bits is some thousandths.
+            Begins::Quantised => 2e-4,
             Begins::Probe => 1e-2,
         };
         if optimizer == "sgd" { 10.0 * adam } else { adam }
@@ -75,6 +81,7 @@ impl Begins {
             Begins::FreshHead => "trained weights, fresh head",
             Begins::Pretrained => "trained weights",
             Begins::Adapters => "adapters",
+            Begins::Quantised => "trained weights, quantised",
             Begins::Probe => "only fresh tensors train",
         }
     }

@@ -24,7 +24,7 @@ pub fn constant_origin(g: &Graph, mut v: ValueId) -> Option<ValueId> {
     loop {
         match &g.node(v.node).kind {
             Kind::Initializer { .. } => return Some(v),
-            Kind::Op(op) if keeps_elements(op) => v = g.operand(v.node, 0)?,
+            Kind::Op(op) if keeps_elements(op) || op.name == "FakeQuantize" => v = g.operand(v.node, 0)?,
             _ => return None,
         }
     }

@@ -9,4 +9,5 @@ pub mod quantised;
 pub mod report;
 pub mod residual;
 pub mod roles;
+pub mod stored;
 pub mod types;

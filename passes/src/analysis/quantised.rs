@@ -10,7 +10,9 @@ pub fn find_quantised(g: &Graph) -> Option<NodeId> {
 }
 
 fn computes_quantised(g: &Graph, id: NodeId) -> bool {
-    g.op(id).is_some_and(|op| op.name.contains("QuantizeLinear") || op.name.starts_with("QLinear"))
+    let products = ["QGemm", "MatMulInteger", "ConvInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "QAttention"];
+    let computes = |name: &str| name.contains("QuantizeLinear") || name.starts_with("QLinear") || products.contains(&name);
+    g.op(id).is_some_and(|op| computes(&op.name))
 }
 
 fn widens_weight(g: &Graph, id: NodeId) -> bool {

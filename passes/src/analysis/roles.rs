@@ -62,6 +62,9 @@ pub struct UseRoles<'g> {
 /// Operators that a role is looked for behind.
 const FARTHEST: usize = 8;
 
+/// Why the step of a quantisation is no parameter, unless it is asked for.
+pub(crate) const QUANTISATION_SCALE: &str = "quantisation scale";
+
 /// The role of a constant that nothing gave one yet.
 const UNUSED: Role = Role::Frozen("unused");
 
@@ -144,13 +147,20 @@ impl UseRoles<'_> {
         // A weight may be computed from parameters: a direction and its length, a normalised matrix.
         if matches!(name, "Mul" | "Div")
             && !fed
-            && let found @ (Role::Weight | Role::Embedding) = self.onward(node, depth)
+            && let found @ (Role::Weight | Role::Embedding | Role::Frozen(QUANTISATION_SCALE)) = self.onward(node, depth)
         {
             return found;
         }
         match (name, operand) {
             ("Gemm" | "MatMul", 0) if !fed && is_grid(g, v) => Role::Frozen("table of coordinates"),
+            ("FakeQuantize" | "Quantize", 1) => Role::Frozen(QUANTISATION_SCALE),
             ("Conv" | "ConvTranspose" | "FusedConv", 1) => Role::Weight,
+            ("QLinearConv" | "QLinearMatMul" | "QGemm", 3) => Role::Weight,
+            ("QLinearConv", 8) | ("QGemm", 6) | ("QLinearAdd", 0 | 3) => Role::Bias,
+            ("QLinearMul", 0 | 3) => Role::Scale,
+            ("MatMulInteger" | "MatMulIntegerToFloat" | "DynamicQuantizeMatMul" | "ConvInteger" | "MatMulNBits", 1) => {
+                Role::Weight
+            }
             ("Gemm" | "MatMul" | "FusedMatMul" | "Einsum", 0 | 1) => Role::Weight,
             ("Conv" | "ConvTranspose" | "FusedConv" | "Gemm", 2) => Role::Bias,
             ("LSTM" | "GRU" | "RNN", 1 | 2) => Role::Weight,
@@ -223,9 +233,12 @@ fn is_unit(t: &crate::ir::Tensor) -> bool {
     t.to_f64().is_ok_and(|values| values.iter().all(|v| *v == 1.0))
 }
 
-/// Functions through which a parameter is kept positive or within bounds.
+/// Functions through which a parameter is kept positive, within bounds or to what integers can say.
 fn reparametrises(name: &str) -> bool {
-    matches!(name, "Exp" | "Neg" | "Softplus" | "Sigmoid" | "Tanh" | "Clip")
+    matches!(
+        name,
+        "Exp" | "Neg" | "Softplus" | "Sigmoid" | "Tanh" | "Clip" | "DequantizeLinear" | "Quantize" | "FakeQuantize"
+    )
 }
 
 /// Do the same few numbers fill a constant, as coordinates fill the table of a grid? A trained parameter of several elements has

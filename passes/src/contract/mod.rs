@@ -10,6 +10,7 @@
 //! | `ancre.names` | [`Names`] | training |
 //! | `ancre.state` | [`States`] | training and evaluation |
 //! | `ancre.loss` | [`LossRecord`] | training and evaluation |
+//! | `ancre.quantised` | [`Quantised`] | training and evaluation, where quantised values train |
 //! | `ancre.optimizer` | [`OptimizerRecord`] | training |
 //! | [`CHECKPOINT_KEY`] | where a training run stood | none: the headers of checkpoints (.safetensors) |
 //!
@@ -99,6 +100,25 @@ keys! {
     States = "ancre.state",
     LossRecord = "ancre.loss",
     OptimizerRecord = "ancre.optimizer",
+    Quantised = "ancre.quantised",
+}
+
+/// What is quantised in a graph that trains it: its gradients go straight through rounding, and are no derivatives.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Quantised {
+    /// Names of the tensors that the source stores as integers and that are float32 here.
+    pub weights: Vec<String>,
+    /// Values that are quantised as they are computed.
+    pub values: usize,
+    /// Names of the scales that train.
+    pub scales: Vec<String>,
+}
+
+impl Quantised {
+    /// Is nothing quantised?
+    pub fn is_empty(&self) -> bool {
+        self.weights.is_empty() && self.values == 0
+    }
 }
 
 /// The residual chains of the source, routed or not.
@@ -180,6 +200,8 @@ words! {
         Logits = "logits",
         /// A router's gate.
         Gate = "gate",
+        /// The scale of quantised values.
+        Scale = "scale",
         /// A moment of the optimiser.
         Moment = "moment",
         /// A running statistic of a normalisation.
@@ -194,7 +216,7 @@ words! {
 impl StateKind {
     /// Is it trained?
     pub fn trains(self) -> bool {
-        self == StateKind::Parameter || self.is_router()
+        matches!(self, StateKind::Parameter | StateKind::Scale) || self.is_router()
     }
 
     /// Is it of the router's group, which has its own learning rate and does not decay?

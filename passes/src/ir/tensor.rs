@@ -214,6 +214,18 @@ impl Tensor {
         Tensor::from_bytes(dtype, dims, bytes)
     }
 
+    /// A constant of an integer type, those of less than a byte included, from numbers that it can hold.
+    pub fn integers(dtype: DType, dims: &[i64], values: &[i64]) -> Tensor {
+        let bits = match dtype {
+            DType::U4 | DType::I4 => 4,
+            DType::U2 | DType::I2 => 2,
+            _ => return Tensor::floats(dtype, dims, &values.iter().map(|v| *v as f64).collect::<Vec<_>>()),
+        };
+        let byte = |part: &[i64]| part.iter().rev().fold(0u8, |byte, v| byte << bits | (*v as u8) & ((1 << bits) - 1));
+        let bytes = values.chunks(8 / bits).map(byte).collect();
+        Tensor::from_parts(dtype, dims.to_vec(), Data::Raw(Arc::new(bytes)))
+    }
+
     /// Element type.
     pub fn dtype(&self) -> DType {
         self.dtype
@@ -300,7 +312,8 @@ impl Tensor {
             U32 => p.uint64_data.iter().flat_map(|v| (*v as u32).to_le_bytes()).collect(),
             I16 | U16 | F16 | BF16 => p.int32_data.iter().flat_map(|v| (*v as u16).to_le_bytes()).collect(),
             I8 | U8 | Bool | F8E4M3 | F8E4M3Z | F8E5M2 | F8E5M2Z | F8E8M0 => p.int32_data.iter().map(|v| *v as u8).collect(),
-            Str | C64 | C128 | U4 | I4 | F4 | U2 | I2 => {
+            U4 | I4 | U2 | I2 => p.int32_data.iter().map(|v| *v as u8).collect(),
+            Str | C64 | C128 | F4 => {
                 return Err(self.fail(format!("elements of type {} cannot be read", self.dtype)));
             }
         };
@@ -439,6 +452,8 @@ impl Tensor {
             DType::U16 => b.as_chunks::<2>().0.iter().map(|c| u16::from_le_bytes(*c) as i64).collect(),
             DType::I8 => b.iter().map(|v| *v as i8 as i64).collect(),
             DType::U8 | DType::Bool => b.iter().map(|v| *v as i64).collect(),
+            DType::U4 | DType::I4 => unpacked(&b, 4, self.dtype == DType::I4, self.len()),
+            DType::U2 | DType::I2 => unpacked(&b, 2, self.dtype == DType::I2, self.len()),
             other => return Err(self.fail(format!("has element type {other}, integers were expected"))),
         })
     }
@@ -447,6 +462,16 @@ impl Tensor {
     pub fn scalar(&self) -> Option<f64> {
         if self.len() == 1 && self.dtype.is_float() { self.to_f64().ok()?.first().copied() } else { None }
     }
+}
+
+/// Elements of less than a byte; the first lies in the lowest bits.
+fn unpacked(bytes: &[u8], bits: u32, signed: bool, len: usize) -> Vec<i64> {
+    let (mask, per) = ((1u8 << bits) - 1, 8 / bits as usize);
+    let at = |i: usize| {
+        let v = i64::from(bytes.get(i / per).copied().unwrap_or(0) >> (bits as usize * (i % per)) & mask);
+        if signed && v >> (bits - 1) == 1 { v - (1 << bits) } else { v }
+    };
+    (0..len).map(at).collect()
 }
 
 /// Is a file a Git LFS pointer?
@@ -599,6 +624,14 @@ mod tests {
         assert_eq!(half_bits(65520.0), 0x7c00);
         assert_eq!(half_bits(1.0 + 1.0 / 2048.0), 0x3c00);
         assert_eq!(bfloat_bits(1.0), 0x3f80);
+    }
+
+    #[test]
+    fn numbers_of_less_than_a_byte_are_packed_from_the_lowest_bits() {
+        let t = Tensor::integers(DType::I4, &[3], &[-8, 7, -1]);
+        assert_eq!((t.bytes().unwrap().as_ref(), t.to_i64().unwrap()), (&[0x78, 0x0f][..], vec![-8, 7, -1]));
+        let t = Tensor::integers(DType::U2, &[5], &[3, 0, 1, 2, 3]);
+        assert_eq!((t.bytes().unwrap().as_ref(), t.to_i64().unwrap()), (&[0b1001_0011, 3][..], vec![3, 0, 1, 2, 3]));
     }
 
     #[test]

@@ -95,7 +95,7 @@ impl<'g> Builder<'g> {
     }
 
     /// Adds an operator whose results have these types.
-    pub(super) fn node_of(&mut self, op: Op, operands: &[Option<ValueId>], results: Vec<TensorType>) -> Vec<ValueId> {
+    pub(crate) fn node_of(&mut self, op: Op, operands: &[Option<ValueId>], results: Vec<TensorType>) -> Vec<ValueId> {
         let stem = if self.prefix.is_empty() { op.name.clone() } else { format!("{}/{}", self.prefix, op.name) };
         let node = self.graph.add_op("", op, operands);
         let mut out = Vec::with_capacity(results.len());

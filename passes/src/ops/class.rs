@@ -79,15 +79,16 @@ impl Mixing {
 /// Names, separated by blanks. A name means the same in every operator set.
 #[rustfmt::skip]
 const CLASSES: &[(Class, &str)] = &[
-    (Class::Carry, "Identity Cast CastLike BitCast Dropout QuantizeLinear DequantizeLinear Contiguous"),
+    (Class::Carry, "Identity Cast CastLike BitCast Dropout QuantizeLinear DequantizeLinear Contiguous FakeQuantize \
+        Quantize"),
     (Class::Add, "Add Sum QLinearAdd"),
     (Class::Scale, "Mul Div QLinearMul"),
     (Class::Activation, "Relu LeakyRelu PRelu Elu Selu Celu Gelu FastGelu BiasGelu QuickGelu Sigmoid HardSigmoid HardSwish Swish SwiGLU \
         Mish Tanh Clip ThresholdedRelu Softplus Softsign Shrink QLinearSigmoid QLinearLeakyRelu"),
     (Class::Nonlinear, "Erf Exp Log Sin Cos Tan Asin Acos Atan Sinh Cosh Asinh Acosh Atanh Abs Max Min Sign Floor Ceil Round"),
     (Class::Elementwise, "Sub Neg Pow Mod Sqrt Reciprocal Where Mean IsNaN IsInf Equal Greater Less GreaterOrEqual LessOrEqual \
-        Not And Or Xor BitShift BitwiseNot BitwiseAnd BitwiseOr BitwiseXor"),
-    (Class::Rows, "Softmax LogSoftmax Hardmax"),
+        QLinearWhere Not And Or Xor BitShift BitwiseNot BitwiseAnd BitwiseOr BitwiseXor"),
+    (Class::Rows, "Softmax LogSoftmax Hardmax QLinearSoftmax"),
     (Class::Layout, "Reshape Transpose Squeeze Unsqueeze Flatten ReorderInput ReorderOutput"),
     (Class::Select, "Slice Pad Resize Upsample DepthToSpace SpaceToDepth Gather Split Expand Tile GatherElements GatherND \
         ScatterND ScatterElements Scatter Compress CenterCropPad Col2Im Trilu ReverseSequence TensorScatter SequenceAt"),
@@ -95,13 +96,14 @@ const CLASSES: &[(Class, &str)] = &[
     (Class::Norm, "BatchNormalization LayerNormalization InstanceNormalization GroupNormalization GroupNorm \
         RMSNormalization SimplifiedLayerNormalization LpNormalization MeanVarianceNormalization LRN BatchNormTrain"),
     (Class::Reduce, "ReduceSum ReduceMean ReduceMax ReduceMin ReduceProd ReduceL1 ReduceL2 ReduceSumSquare ReduceLogSum \
-        ReduceLogSumExp GlobalAveragePool GlobalMaxPool GlobalLpPool"),
+        ReduceLogSumExp GlobalAveragePool GlobalMaxPool GlobalLpPool QLinearGlobalAveragePool QLinearReduceMean"),
     (Class::Scan, "CumSum CumProd TopK ArgMax ArgMin NonZero OneHot Unique"),
     (Class::Mixing(Mixing::Conv), "Conv ConvTranspose ConvInteger QLinearConv FusedConv DeformConv CausalConvWithState \
         ConvWeightCotangent"),
-    (Class::Mixing(Mixing::MatMul), "MatMul FusedMatMul TransposeMatMul Gemm FusedGemm Einsum"),
+    (Class::Mixing(Mixing::MatMul), "MatMul FusedMatMul TransposeMatMul Gemm FusedGemm Einsum \
+        QLinearMatMul QGemm MatMulIntegerToFloat DynamicQuantizeMatMul MatMulNBits"),
     (Class::Mixing(Mixing::Attention), "Attention MultiHeadAttention GroupQueryAttention LinearAttention"),
-    (Class::Mixing(Mixing::Pool), "MaxPool AveragePool LpPool RoiAlign MaxRoiPool"),
+    (Class::Mixing(Mixing::Pool), "MaxPool AveragePool LpPool RoiAlign MaxRoiPool QLinearAveragePool"),
     (Class::Mixing(Mixing::Recurrent), "LSTM GRU RNN DynamicQuantizeLSTM"),
     (Class::Mixing(Mixing::Fourier), "DFT STFT Rfft Irfft"),
     (Class::Mixing(Mixing::Opaque), "Loop Scan MoE QMoE"),

@@ -28,6 +28,7 @@ pub use class::{Class, Mixing, is_random, keeps_elements, passes_through, reads_
 pub(crate) use class_losses::{Picked, pick, weighted_mean};
 pub(crate) use conv_transpose::explicit_padding;
 pub use decompose::{Decomposed, Source};
+pub(crate) use fake_quantize::range as integer_range;
 pub use place::sum_terms;
 pub use pullback::{Contribution, Cotangent, Cotangents, Deferred, GradError, Pullback};
 pub(crate) use recurrent::is_batch_first;
@@ -263,6 +264,8 @@ ops! {
     skip_normalization::LAYER, SIMPLIFIED, EMBED, PLAIN;
     softmax::SOFTMAX, LOG_SOFTMAX;
     prelu::PRELU;
+    qlinear::CONV, CONTRIBUTED_CONV, MATMUL, MATMUL_TO_FLOAT, DYNAMIC_MATMUL, GEMM, ADD, MUL, AVERAGE_POOL, GLOBAL_AVERAGE_POOL, LEAKY_RELU, SIGMOID, SOFTMAX,
+        REDUCE_MEAN, CONCAT, WHERE;
     gelu::GELU, SWISH, FUSED, BIAS_GELU, FAST_GELU, QUICK_GELU, SWIGLU;
     identity::IDENTITY;
     max::MAX, MIN;
@@ -284,6 +287,7 @@ ops! {
     flatten::FLATTEN;
     squeeze::SQUEEZE, UNSQUEEZE;
     expand::EXPAND;
+    fake_quantize::FAKE_QUANTIZE, QUANTIZE;
     concat::CONCAT;
     split::SPLIT;
     slice::SLICE;

@@ -33,9 +33,7 @@ fn standard(cx: &Infer, name: &str) -> Option<Types> {
             Ok(types)
         }),
         "ConvInteger" => convolved(cx, 1, |_| Ok(DType::I32)),
-        "QLinearConv" => convolved(cx, 3, |cx| Ok(cx.ty(7)?.dtype)),
         "MatMulInteger" => multiplied(cx, 1, |_| Ok(DType::I32)),
-        "QLinearMatMul" => multiplied(cx, 3, |cx| Ok(cx.ty(7)?.dtype)),
         "DeformConv" => convolved(cx, 1, |cx| Ok(cx.ty(0)?.dtype)),
         "RoiAlign" => regions(cx),
         "GridSample" => grid_sampled(cx),
@@ -45,11 +43,8 @@ fn standard(cx: &Infer, name: &str) -> Option<Types> {
 
 fn contributed(cx: &Infer, name: &str) -> Option<Types> {
     Some(match name {
-        "QLinearSigmoid" | "QLinearLeakyRelu" => like_first(cx),
         "QuantizeLinear" => quantized(cx),
         "DequantizeLinear" => like(cx, |_| Ok(cx.ty(1)?.dtype)),
-        "QLinearAdd" | "QLinearMul" => broadcast(&cx.ty(0).ok()?.shape, &cx.ty(3).ok()?.shape)
-            .and_then(|shape| Ok(vec![TensorType::new(cx.ty(0)?.dtype, shape)])),
         _ => return None,
     })
 }
@@ -108,13 +103,13 @@ fn quantized(cx: &Infer) -> Types {
 }
 
 /// A convolution whose kernel is operand `kernel`.
-fn convolved(cx: &Infer, kernel: usize, dtype: impl Fn(&Infer) -> Result<DType, TypeError>) -> Types {
+pub(super) fn convolved(cx: &Infer, kernel: usize, dtype: impl Fn(&Infer) -> Result<DType, TypeError>) -> Types {
     let shape = Window::of(cx, Some(kernel))?.result(&cx.ty(0)?.shape, &cx.ty(kernel)?.shape[0])?;
     Ok(vec![TensorType::new(dtype(cx)?, shape)])
 }
 
 /// A matrix product with operand `right`.
-fn multiplied(cx: &Infer, right: usize, dtype: impl Fn(&Infer) -> Result<DType, TypeError>) -> Types {
+pub(super) fn multiplied(cx: &Infer, right: usize, dtype: impl Fn(&Infer) -> Result<DType, TypeError>) -> Types {
     let (a, b) = (&cx.ty(0)?.shape, &cx.ty(right)?.shape);
     cx.require(a.len() >= 2 && b.len() >= 2, || "its operands are vectors or scalars; it multiplies matrices".into())?;
     let mut shape = broadcast(&a[..a.len() - 2], &b[..b.len() - 2])?;

@@ -5,7 +5,9 @@ use crate::ir::Op;
 const BODY: &str = "what constants and shapes decide takes its place; otherwise its body is a graph of its own, which is kept and not \
      differentiated";
 const PLACES: &str = "it reads at computed, fractional places, and stock runtimes have no operator for the adjoint";
-const QUANTISED: &str = "it computes with quantised numbers; train the float model and quantise afterwards";
+const QUANTISED: &str = "it computes with quantised numbers, which train only where what reads them dequantises them by the scale they were made with";
+const FUSED_QUANTISED: &str = "a fused operator on quantised numbers; save the model before the runtime's optimiser, or train the float model and \
+     quantise afterwards";
 const FOURIER: &str = "a short-time Fourier transform has no plain form here";
 const SELECTS: &str = "how many elements it selects depends on the data, so its adjoint has no static form";
 const SEQUENCE: &str = "it works on a sequence or optional, not on a tensor; export the model with plain tensors";
@@ -18,11 +20,7 @@ const BLOCKED: &str = "it works on channels in blocks that fit one processor, as
 const REASONS: &[(&str, &str, &str)] = &[
     ("", "If Loop Scan SequenceMap", BODY),
     ("", "GridSample RoiAlign MaxRoiPool DeformConv AffineGrid MaxUnpool", PLACES),
-    (
-        "",
-        "QuantizeLinear DequantizeLinear DynamicQuantizeLinear QLinearConv QLinearMatMul ConvInteger MatMulInteger",
-        QUANTISED,
-    ),
+    ("", "QuantizeLinear DequantizeLinear DynamicQuantizeLinear ConvInteger MatMulInteger", QUANTISED),
     ("", "STFT", FOURIER),
     ("", "Compress Unique NonMaxSuppression StringNormalizer TfIdfVectorizer", SELECTS),
     (
@@ -31,12 +29,8 @@ const REASONS: &[(&str, &str, &str)] = &[
          ConcatFromSequence Optional OptionalGetElement OptionalHasElement",
         SEQUENCE,
     ),
-    (
-        "com.microsoft",
-        "QLinearAdd QLinearMul QLinearConcat QLinearAveragePool QLinearGlobalAveragePool QLinearSigmoid \
-         QLinearLeakyRelu QAttention QGemm DynamicQuantizeMatMul",
-        QUANTISED,
-    ),
+    ("com.microsoft", "QuantizeLinear DequantizeLinear", QUANTISED),
+    ("com.microsoft", "QAttention GatherBlockQuantized", FUSED_QUANTISED),
     (
         "com.microsoft",
         "GroupQueryAttention NhwcFusedConv SkipGroupNorm PackedAttention DecoderMaskedMultiHeadAttention NhwcConv \

@@ -3,9 +3,9 @@
 use super::training::TrainableChoice;
 use super::{Choice, Cx, PassError};
 use crate::analysis::head::{find_head, head_initializers};
-use crate::analysis::roles::{Role, initializer_roles};
+use crate::analysis::roles::{QUANTISATION_SCALE, Role, initializer_roles};
 use crate::contract::{AdaptersRecord, Fresh, Record, StateKind, StateRecord};
-use crate::ir::{Graph, Kind, NodeId};
+use crate::ir::{DType, Graph, Kind, NodeId};
 use crate::refusal::Hint;
 use crate::transform::loss::loss_output;
 use crate::transform::{control_flow, glob};
@@ -19,7 +19,7 @@ pub(super) fn choose(g: &Graph, cx: &mut Cx) -> Result<(), PassError> {
             cx.chosen = names.iter().map(chosen).collect::<Result<_, PassError>>()?;
         }
         Choice::State(states) => {
-            let ours = [StateKind::Parameter, StateKind::Logits, StateKind::Gate, StateKind::Statistic];
+            let ours = [StateKind::Parameter, StateKind::Scale, StateKind::Logits, StateKind::Gate, StateKind::Statistic];
             for s in states.iter().filter(|s| ours.contains(&s.kind)) {
                 if let Some(v) = g.find(&s.name).filter(|v| g.initializer(*v).is_some()) {
                     cx.chosen.push((v, s.kind));
@@ -104,6 +104,17 @@ fn by_role(g: &Graph, cx: &mut Cx) -> Result<(), PassError> {
             (Some(head), _) => head.contains(&v) || is_fresh,
             (None, only_adapters) => !only_adapters || is_fresh,
         };
+        if role == Role::Frozen(QUANTISATION_SCALE)
+            && cx.training.qat.trains_scales()
+            && g.tensor_type(v).is_some_and(|t| t.dtype == DType::F32)
+            && !g
+                .uses(v)
+                .any(|(n, _)| g.op(n).is_some_and(|op| op.name.ends_with("quantizeLinear") || op.name == "QuantizeLinear"))
+            && !matches(&choice.frozen, name)
+        {
+            cx.chosen.push((v, StateKind::Scale));
+            continue;
+        }
         let by_role = match &choice.exactly {
             _ if of_adapters.contains(name) => true,
             Some(names) => both(name).iter().any(|n| names.contains(n)),

@@ -4,7 +4,7 @@ use super::PassError;
 use super::gradient::Seed;
 use super::training::TrainingOptions;
 use crate::analysis::residual::Chain;
-use crate::contract::{LossRecord, StateKind, StateRecord};
+use crate::contract::{LossRecord, Quantised, StateKind, StateRecord};
 use crate::ir::{Graph, NodeId, ValueId};
 use crate::refusal::{Applied, Refusal};
 use crate::transform::Gradients;
@@ -66,6 +66,8 @@ pub struct Cx {
     pub frozen: Vec<(String, String)>,
     /// Number of half-precision tensors that have a float32 master copy.
     pub masters: usize,
+    /// What is quantised, where that is trained.
+    pub quantised: Quantised,
     /// Names of the source's dropouts, which are active.
     pub dropouts: Vec<String>,
     /// Running statistics.

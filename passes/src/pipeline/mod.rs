@@ -78,7 +78,9 @@ pub const PREPARE: &[Pass] = &[
     SEPARATE_PARAMETERS,
     REBATCH,
     TIE_PARAMETERS,
+    FLOAT_WEIGHTS,
     LEGALIZE,
+    FAKE_QUANTIZE,
     CHOOSE_PARAMETERS,
     MASTER_COPIES,
     FOLD_CONSTANTS,
@@ -103,10 +105,10 @@ pub const TRAIN: &[Pass] = &[
 ];
 
 /// From the prepared graph to the evaluation graph: forward and loss, no updates.
-pub const EVAL: &[Pass] = &[APPEND_LOSS, DECLARE_OUTPUTS, LOWER_ROUTES, ELIMINATE_DEAD, DESCRIBE, WIDEN];
+pub const EVAL: &[Pass] = &[APPEND_LOSS, DECLARE_OUTPUTS, LOWER_ROUTES, LOWER_ABSTRACT, ELIMINATE_DEAD, DESCRIBE, WIDEN];
 
 /// From the prepared graph to the model with its state as inputs.
-pub const INFER: &[Pass] = &[LOWER_ROUTES, ELIMINATE_DEAD, DESCRIBE, WIDEN];
+pub const INFER: &[Pass] = &[LOWER_ROUTES, LOWER_ABSTRACT, ELIMINATE_DEAD, DESCRIBE, WIDEN];
 
 /// From a teacher's graph to one that can stand in a training graph, of the same batch and operator set.
 pub const PREPARE_TEACHER: &[Pass] = &[FIX_INPUTS, INLINE_CONTROL_FLOW, REBATCH, LEGALIZE, FOLD_CONSTANTS];

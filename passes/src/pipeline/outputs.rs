@@ -2,7 +2,8 @@
 
 use super::{Cx, PassError};
 use crate::contract::{
-    ClassWeights as Weights, GroupRecord, LossRecord, Names, OptimizerRecord, Record, StateFrom, StateRecord, States,
+    ClassWeights as Weights, GroupRecord, LossRecord, Names, OptimizerRecord, Record, StateFrom, StateKind, StateRecord,
+    States,
 };
 use crate::ir::{Attrs, Graph, Op, ValueId};
 use crate::transform::loss::{ClassWeights, Loss, LossKind, LossOptions};
@@ -119,15 +120,19 @@ impl Cx {
 }
 
 /// Writes the metadata of a graph with state: its loss and optimiser too, if it has them.
-pub(super) fn describe(g: &mut Graph, cx: &Cx) {
-    let o = &cx.training;
+pub(super) fn describe(g: &mut Graph, cx: &mut Cx) {
     States(cx.states.clone()).write(g);
+    if !cx.quantised.is_empty() {
+        cx.quantised.scales = cx.states.iter().filter(|s| s.kind == StateKind::Scale).map(|s| s.name.clone()).collect();
+        cx.quantised.write(g);
+    }
     if cx.loss.is_none() {
         return;
     }
     if let Some(first) = cx.record() {
         first.write(g);
     }
+    let o = &cx.training;
     if cx.update.is_none() {
         return;
     }

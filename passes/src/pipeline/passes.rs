@@ -5,6 +5,7 @@
 use super::Contract::{Changes, EqualAtOneHot, EverySample, Exact, Extends, Rounding};
 use super::gradient::append_cotangents;
 use super::outputs::{declare_gradients, declare_outputs, describe, record};
+use super::training::Qat;
 use super::{Choice, Pass, PassError, glob};
 use crate::analysis::residual::{branch_nodes, find_residuals};
 use crate::ir::ValueId;
@@ -19,7 +20,7 @@ use crate::transform::loss::{LossError, Losses, append_losses};
 use crate::transform::optimizer::{Trained, append_optimizer};
 use crate::transform::rebatch::{self, Current};
 use crate::transform::{
-    adapters, barrier, control_flow, differentiate_past, dropout, eliminate, fold, legalize, lower_abstract,
+    adapters, barrier, control_flow, differentiate_past, dropout, eliminate, fake_quantize, fold, legalize, lower_abstract,
     lower_attention, lower_routes, master, recompute, route, separate, tie, train_batch_norm, widen,
 };
 
@@ -106,6 +107,35 @@ pub const TIE_PARAMETERS: Pass = Pass::new(
         let ties = tie::tie_parameters(g)?;
         let applied = Applied::of(ties.len());
         cx.aliases.extend(ties.into_iter().map(|t| (t.name, t.transposed)));
+        Ok(applied)
+    },
+);
+
+pub const FLOAT_WEIGHTS: Pass = Pass::new(
+    "float-weights",
+    Rounding,
+    "makes float32 of weights that are stored as integers, quantised where they are read; before legalisation, while the nodes \
+     are those by which `freeze` finds what the integers stand for",
+    |g, cx| {
+        if cx.training.qat == Qat::Off {
+            return Ok(Applied::default());
+        }
+        cx.quantised.weights = fake_quantize::float_weights(g, cx.training.qat.trains_scales())?;
+        Ok(Applied::of(cx.quantised.weights.len()))
+    },
+);
+
+pub const FAKE_QUANTIZE: Pass = Pass::new(
+    "fake-quantize",
+    Exact,
+    "makes one operator with a gradient of what quantises and dequantises again; after legalisation, which writes operators \
+     on integers out, and before parameters are chosen",
+    |g, cx| {
+        let mut applied = cx.count();
+        if cx.training.qat != Qat::Off {
+            fake_quantize::pair_quantisers(g, &mut applied)?;
+            cx.quantised.values = fake_quantize::count(g);
+        }
         Ok(applied)
     },
 );

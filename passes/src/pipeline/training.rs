@@ -57,8 +57,29 @@ pub struct TrainingOptions {
     pub bn_momentum: Option<f32>,
     /// Blocks whose inside the backward pass computes again; `None`: none.
     pub recompute: Option<Recompute>,
+    /// Does a quantised model train, and what of it?
+    pub qat: Qat,
     /// The machine whose costs choose among formulations.
     pub target: &'static Target,
+}
+
+/// Quantisation-aware training.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Qat {
+    /// Quantised values have no gradient.
+    #[default]
+    Off,
+    /// Gradients go straight through rounding; weights that are stored as integers train as float32.
+    Weights,
+    /// So do the scales of quantised values.
+    Scales,
+}
+
+impl Qat {
+    /// Do scales train?
+    pub fn trains_scales(self) -> bool {
+        self == Qat::Scales
+    }
 }
 
 impl Default for TrainingOptions {
@@ -85,6 +106,7 @@ impl TrainingOptions {
             frozen_bn: false,
             bn_momentum: None,
             recompute: None,
+            qat: Qat::Off,
             target: &target::CPU,
         }
     }

@@ -1,6 +1,7 @@
 //! Passes and their options by word, for golden texts and for `examples/opt.rs`.
 
 use super::gradient::Seed;
+use super::training::Qat;
 use super::{Choice, Cx, PIPELINES, PassError, PassManager, passes};
 use crate::contract::{StateKind, StateRecord};
 use crate::ir::Graph;
@@ -73,6 +74,7 @@ impl Cx {
             "trainable" => training.trainable.also = names(),
             "frozen" => training.trainable.frozen = names(),
             "head-only" => training.trainable.head_only = true,
+            "qat" => training.qat = if value == "scales" { Qat::Scales } else { Qat::Weights },
             "frozen-bn" => training.frozen_bn = true,
             "batch" if value == "dynamic" => training.batch = Some(Batch::Dynamic),
             "batch" => training.batch = Some(Batch::Fixed(value.parse().ok()?)),

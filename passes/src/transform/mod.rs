@@ -10,6 +10,7 @@ pub mod coverage;
 mod differentiate;
 pub mod dropout;
 pub mod eliminate;
+pub mod fake_quantize;
 pub mod fix_inputs;
 pub mod fold;
 pub mod fresh;

@@ -33,13 +33,31 @@ pub(super) struct Pack<'a> {
     group: Option<usize>,
 }
 
-/// What the members of a pack have in common: are they the router's; their group of parameters; the type of small ones; the number of a
+/// What the members of a pack have in common: their kind; their group of parameters; the type of small ones; the number of a
 /// large one, or of the part of the backward pass that computes the gradients of small ones.
-type Group = (bool, Option<usize>, Option<DType>, usize);
+type Group = (Kind, Option<usize>, Option<DType>, usize);
 
 /// So many small tensors are updated at once. Runtimes compute a gradient when its update asks for it, and keep the cotangents that it
 /// is computed from until then: one update for all small tensors would keep those of the whole network.
 const TOGETHER: usize = 32;
+
+/// How a tensor is updated.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+enum Kind {
+    Weight,
+    Router,
+    Scale,
+}
+
+impl Kind {
+    fn of(kind: StateKind) -> Kind {
+        match kind {
+            StateKind::Scale => Kind::Scale,
+            kind if kind.is_router() => Kind::Router,
+            _ => Kind::Weight,
+        }
+    }
+}
 
 /// The packs of all trained tensors, by the first member's place.
 pub(super) fn packs<'a>(b: &mut Builder, trained: &'a [Trained], o: &OptimizerOptions) -> Result<Vec<Pack<'a>>, BuildError> {
@@ -53,7 +71,7 @@ pub(super) fn packs<'a>(b: &mut Builder, trained: &'a [Trained], o: &OptimizerOp
     for (i, t) in trained.iter().enumerate() {
         let part = if small(i) { parts.get(&i).copied().unwrap_or(0) } else { i };
         let group = o.group_of(b.graph.name(t.value));
-        groups.entry((t.kind.is_router(), group, small(i).then_some(types[i].dtype), part)).or_default().push(t);
+        groups.entry((Kind::of(t.kind), group, small(i).then_some(types[i].dtype), part)).or_default().push(t);
     }
     let mut out = Vec::with_capacity(groups.len());
     for ((_, group, ..), members) in groups {
@@ -90,14 +108,15 @@ impl Pack<'_> {
         }
     }
 
-    fn is_router(&self) -> bool {
-        self.members.first().is_some_and(|t| t.kind.is_router())
+    fn kind(&self) -> Kind {
+        self.members.first().map_or(Kind::Weight, |t| Kind::of(t.kind))
     }
 
     fn prefix(&self, b: &Builder) -> String {
         match self.members.as_slice() {
             [one] => format!("optimizer/{}", b.graph.name(one.value)),
-            _ if self.is_router() => "optimizer/router".into(),
+            _ if self.kind() == Kind::Router => "optimizer/router".into(),
+            _ if self.kind() == Kind::Scale => "optimizer/scales".into(),
             _ => "optimizer/small".into(),
         }
     }
@@ -197,26 +216,32 @@ impl Pack<'_> {
         let w = join(b, &values)?;
         let group = self.group.and_then(|i| o.groups.get(i));
         let scale = group.map_or(1.0, |g| g.lr_scale);
-        let usual = if self.is_router() { 0.0 } else { o.decay() };
-        let lambda = group.and_then(|g| g.decay).unwrap_or(usual);
+        let usual = if self.kind() == Kind::Weight { o.decay() } else { 0.0 };
+        let of_group = group.and_then(|g| g.decay).filter(|_| self.kind() != Kind::Scale);
+        let lambda = of_group.unwrap_or(usual);
         let mut g = self.gradient;
         if lambda != 0.0 && o.kind != OptimizerKind::AdamW {
             let pull = b.scale(w, lambda)?;
             g = b.add(g, pull)?;
         }
-        let size = b.scale(if self.is_router() { s.router_size } else { s.size }, scale)?;
+        let size = b.scale(if self.kind() == Kind::Router { s.router_size } else { s.size }, scale)?;
         let size = behind(b, first, size)?;
         let direction = match s.inverse_root {
             Some(inverse_root) => self.adam(b, g, inverse_root, s.boundary, o, states)?,
             None => self.sgd(b, g, s.boundary, o, states)?,
         };
-        let change = b.mul(direction, size)?;
+        let mut change = b.mul(direction, size)?;
+        if self.kind() == Kind::Scale && o.kind.is_adam() {
+            // Adam's steps have the learning rate's size, whatever the tensor's. Those of a scale are parts of it, which also keeps it
+            // above zero.
+            change = b.mul(change, w)?;
+        }
         let kept = match s.keep {
             _ if lambda == 0.0 || o.kind != OptimizerKind::AdamW => w,
             Some(keep) if group.is_none() => b.mul(w, keep)?,
             // 1 − lr·λ of the group's own rate.
             _ => {
-                let of_router = if self.is_router() { o.router_lr_scale } else { 1.0 };
+                let of_router = if self.kind() == Kind::Router { o.router_lr_scale } else { 1.0 };
                 let shrink = b.scale(s.lr, lambda * scale * of_router)?;
                 let keep = b.from_number_sub(1.0, shrink)?;
                 b.mul(w, keep)?

@@ -24,7 +24,9 @@ use crate::engine::{Engine, Session, Tensors};
 use crate::error::Failure;
 use crate::io::files;
 use crate::io::tensor::NpTensor;
-use ancre_passes::contract::{self, OptimizerRecord, Record, RouterRecord, StateKind, StateRecord, States, Unreadable};
+use ancre_passes::contract::{
+    self, OptimizerRecord, Quantised, Record, RouterRecord, StateKind, StateRecord, States, Unreadable,
+};
 use ancre_passes::random::Random;
 use formula::Optimizer;
 use losses::Losses;
@@ -123,6 +125,9 @@ pub(super) fn check(subject: &Subject, o: &VerifyOptions) -> Result<Vec<Gradient
         EngineChoice::Tract => &[(EngineChoice::Tract, EngineChoice::Ort)],
         EngineChoice::Both => &[(EngineChoice::Ort, EngineChoice::Tract), (EngineChoice::Tract, EngineChoice::Ort)],
     };
+    if let Some(refusal) = straight_through(subject) {
+        return Err(refusal);
+    }
     let mut reports = Vec::new();
     for (of_gradients, of_losses) in which {
         let one = |e| engines(e).map(|mut all| all.remove(0)).map_err(no_independent);
@@ -133,6 +138,12 @@ pub(super) fn check(subject: &Subject, o: &VerifyOptions) -> Result<Vec<Gradient
 
 fn no_independent(e: Failure) -> Failure {
     Failure { what: format!("gradients and losses are computed in two engines: {}", e.what), ..e }
+}
+
+/// Why the gradients of a graph are no derivatives; `None` if they are.
+fn straight_through(subject: &Subject) -> Option<Failure> {
+    let what = "trains quantised values: its gradients go straight through rounding, and are no derivatives of the loss that finite differences could show";
+    Quantised::is_in(&subject.graph).then(|| Failure::input(what).at(&subject.path))
 }
 
 fn check_with(
