@@ -5,7 +5,7 @@ use ancre_passes::onnx::NEWEST_OPSET;
 use ancre_passes::pipeline::training::TrainingOptions;
 use ancre_passes::random::Random;
 use ancre_passes::target::{CPU, CUDA, WASM};
-use ancre_passes::transform::loss::{LossKind, LossOptions};
+use ancre_passes::transform::loss::{ClassWeights, LossKind, LossOptions};
 use ancre_passes::transform::optimizer::{OptimizerKind, OptimizerOptions};
 use ancre_passes::transform::route::{Form, Granularity, Init, Normalize, RouteOptions, Scope};
 use std::io;
@@ -81,8 +81,18 @@ impl Plan {
         }
         route.init = [Init::Uniform, Init::Identity, Init::NearIdentity(0.1)][r.below(3) as usize].clone();
         use LossKind::*;
-        training.loss = LossOptions::of([Mse, Mse, CrossEntropy, NextToken, L1, Huber, Bce][r.below(7) as usize]);
+        training.loss = LossOptions::of(
+            [Mse, CrossEntropy, NextToken, L1, Huber, Bce, SmoothL1, Kl, Focal, BinaryFocal, Dice, Ctc]
+                [r.below(12) as usize],
+        );
         training.loss.sum = one_in(r, 4);
+        if one_in(r, 4) {
+            training.loss.mask = Some("mask".into());
+            training.loss.class_weights = ClassWeights::Fed;
+        }
+        if one_in(r, 4) {
+            training.more = vec![LossOptions::of([Mse, CrossEntropy, Dice][r.below(3) as usize])];
+        }
         use OptimizerKind::{Adam, AdamW, Sgd};
         training.optimizer = OptimizerOptions::of([Sgd, Adam, AdamW, OptimizerKind::None][r.below(4) as usize]);
         if one_in(r, 4) {

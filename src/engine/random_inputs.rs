@@ -2,6 +2,7 @@
 //!
 //! Floats are normal. An integer that is used as an index stays below the extent it indexes. Masks are ones up to a random
 //! length, then zeros, as padding makes them; their first column is always one, so no row of attention is empty.
+//! Weights of classes are positive.
 
 use crate::engine::Tensors;
 use crate::error::Failure;
@@ -124,6 +125,8 @@ pub fn random_input(g: &Graph, v: ValueId, sizes: &Sizes, seed: u64) -> Result<N
     let is_mask = name.to_ascii_lowercase().contains("mask");
     let values: Vec<f64> = if is_mask && !shape.is_empty() {
         mask(&mut random, &shape)
+    } else if ty.dtype.is_float() && name.ends_with("class_weights") {
+        (0..count).map(|_| 0.5 + random.normal().abs()).collect()
     } else if ty.dtype.is_float() {
         (0..count).map(|_| random.normal()).collect()
     } else if ty.dtype == DType::Bool {

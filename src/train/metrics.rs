@@ -10,6 +10,7 @@ use crate::error::Failure;
 use crate::io::tensor::NpTensor;
 use ancre_passes::contract::ClassWeights;
 use ancre_passes::transform::loss::LossKind;
+use indexmap::IndexMap;
 use std::collections::BTreeMap;
 
 /// Which outputs a session reads of a graph's losses, after those that every step reads.
@@ -153,6 +154,16 @@ impl Sums {
     }
 }
 
+/// Several losses, and the accuracies of several outputs, in a few words; nothing where there is one.
+pub(super) fn each(losses: &BTreeMap<String, f64>, accuracies: &BTreeMap<String, f64>) -> String {
+    let of = |all: &BTreeMap<String, f64>| all.iter().map(|(n, v)| format!("{n} {v:.4}")).collect::<Vec<_>>().join(", ");
+    match (losses.is_empty(), accuracies.len()) {
+        (true, _) => String::new(),
+        (false, 0..=1) => of(losses),
+        _ => format!("{}; accuracy {}", of(losses), of(accuracies)),
+    }
+}
+
 /// The class labels among what a batch feeds, without those that do not count, of the first loss that has some.
 pub(super) fn labels(t: &TrainingGraph, feeds: &Tensors) -> Vec<i64> {
     let term = t.losses.iter().find(|term| term.kind.weights_classes());
@@ -271,16 +282,13 @@ impl Tally {
     pub(super) fn figures(&self, m: &Sums, t: &TrainingGraph) -> Vec<(String, f64)> {
         let mut all = Vec::new();
         for metric in &self.asked {
-            let of: Vec<usize> = (0..t.losses.len()).filter(|i| has(*metric, &t.losses[*i]).0).collect();
-            let mut seen = Vec::new();
-            for i in of.iter().copied() {
-                let output = t.losses[i].record.output.clone().unwrap_or_default();
-                if seen.contains(&output) {
-                    continue;
-                }
+            let mut of: IndexMap<&str, usize> = IndexMap::new();
+            for (i, term) in t.losses.iter().enumerate().filter(|(_, term)| has(*metric, term).0) {
+                of.entry(term.record.output.as_deref().unwrap_or_default()).or_insert(i);
+            }
+            for (output, i) in &of {
                 let name = if of.len() > 1 { format!("{}/{output}", metric.name()) } else { metric.name().to_string() };
-                seen.push(output);
-                all.push((name, self.terms[i].figure(*metric, m.terms.get(i).unwrap_or(m))));
+                all.push((name, self.terms[*i].figure(*metric, m.terms.get(*i).unwrap_or(m))));
             }
         }
         all

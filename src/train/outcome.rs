@@ -2,7 +2,7 @@
 
 use super::checkpoint::{Best, Position, Sums};
 
-use super::metrics::Language;
+use super::metrics::{self, Language};
 use super::progress::{duration, percent, rate};
 use super::setup::Setup;
 use super::statistics::Recalibrated;
@@ -130,6 +130,10 @@ impl Outcome {
                 "{first:.4} at the first step, {last:.4} over the last epoch{}",
                 accuracy(self.epoch.accuracy())
             );
+            let each = metrics::each(&self.epoch.losses(&s.graph), &self.epoch.accuracies(&s.graph));
+            if !each.is_empty() {
+                put!(out, "", "{each}");
+            }
         }
         if let Some(v) = self.validation {
             let best = at

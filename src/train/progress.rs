@@ -35,6 +35,8 @@ pub(super) struct Step {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Epoch<'a> {
     pub(super) last: Step,
+    /// Several losses by themselves: of the validation, else of the epoch.
+    pub(super) each: &'a str,
     pub(super) validation: Option<(f64, Option<f64>)>,
     /// What the validation loss says about a language model.
     pub(super) language: Option<Language>,
@@ -187,7 +189,8 @@ impl Reporter for Terminal {
             format!("  val loss {loss:.4}{language}{accuracy}{others}{}", if e.best { "  best" } else { "" })
         });
         let name = self.epoch_name(e.last.epoch);
-        let validation = validation.unwrap_or_default();
+        let each = if e.each.is_empty() { String::new() } else { format!(" ({})", e.each) };
+        let validation = validation.unwrap_or_default() + &each;
         self.line(&format!("{name}  {}{validation}  {}  {}", figures(&e.last), rate(e.last.rate), duration(e.seconds)));
         if let Some(bar) = &self.bar {
             bar.set_position(e.last.step);

@@ -385,7 +385,11 @@ impl Run {
         let language = text.and_then(|((set, _), (loss, _))| Language::of(loss, &self.s.graph, set.as_ref()));
         entry.val_perplexity = language.map(|l| l.perplexity);
         entry.val_bits_per_byte = language.and_then(|l| l.bits_per_byte);
-        reporter.epoch(&Epoch { last: *told, validation, language, metrics: &self.metrics, best, seconds });
+        let each = match entry.val_losses.is_empty() {
+            true => metrics::each(&epoch.losses(&self.s.graph), &epoch.accuracies(&self.s.graph)),
+            false => metrics::each(&entry.val_losses, &entry.val_accuracies),
+        };
+        reporter.epoch(&Epoch { last: *told, each: &each, validation, language, metrics: &self.metrics, best, seconds });
         self.epoch_begun = Instant::now();
         self.last_epoch = std::mem::take(epoch);
         Ok(())

@@ -53,6 +53,18 @@ def mlp_batches():
 
 
 @pytest.fixture(scope="session")
+def two_outputs():
+    """A network with classes `y` and numbers `z`, points, labels and numbers."""
+    model = _mlp(seed=3)
+    rng = numpy.random.default_rng(4)
+    model.graph.initializer.append(numpy_helper.from_array(rng.normal(0, 0.5, (8, 2)).astype(numpy.float32), "second"))
+    model.graph.node.append(helper.make_node("MatMul", ["h2", "second"], ["z"], name="/second"))
+    model.graph.output.append(helper.make_tensor_value_info("z", TensorProto.FLOAT, ["N", 2]))
+    points = rng.normal(size=(16, 8)).astype(numpy.float32)
+    return model, points, rng.integers(0, 3, 16), rng.normal(size=(16, 2)).astype(numpy.float32)
+
+
+@pytest.fixture(scope="session")
 def parse():
     """A model from a line of text."""
 

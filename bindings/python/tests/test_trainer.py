@@ -299,3 +299,23 @@ def test_graphs_of_another_kind_are_named(graphs, mlp, mlp_batches, tmp_path):
         ancre.Trainer(done.training, done.init, infer=mlp).predict(x=mlp_batches[0]["x"])
     with pytest.raises(ancre.InputError, match="dry run"):
         ancre.rewrite(mlp, dry_run=True, loss="cross-entropy").trainer()
+
+
+def test_several_losses_have_a_target_each_whose_labels_are_checked(two_outputs):
+    model, x, labels, numbers = two_outputs
+    done = ancre.rewrite(model, loss=["cross-entropy:y", "mse:z:0.5"], eval_graph=True)
+    trainer = done.trainer(providers=["CPUExecutionProvider"], lr=1e-2)
+    batch = {"x": x, "y.labels": labels, "z.target": numbers}
+    losses = [trainer.step(**batch) for _ in range(5)]
+    assert losses[-1] < losses[0]
+    found = trainer.evaluate(batch)
+    each = found.outputs["y.cross-entropy"] + 0.5 * found.outputs["z.mse"]
+    assert found.loss == pytest.approx(float(each), rel=1e-5)
+    with pytest.raises(ValueError, match="`y.labels` holds 9"):
+        trainer.step(**{**batch, "y.labels": labels + 9 - labels.max()})
+
+
+def test_a_distillation_takes_no_labels(two_outputs):
+    model, x, *_ = two_outputs
+    trainer = ancre.rewrite(model, loss="distill:y", distill="source:2").trainer(providers=["CPUExecutionProvider"], lr=0.0)
+    assert abs(trainer.step(x=x)) < 1e-6
