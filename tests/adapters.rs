@@ -1,6 +1,7 @@
 //! Low-rank adapters: they start as nothing, train in the weights' place, and become part of the weights.
 
-use crate::common::{Random, emit, max_abs, open};
+use crate::common::{Random, data, emit, max_abs, model, open, open_file, read_npz, text, tool, tool_ok, write_npz};
+use crate::train_loop::python;
 use ancre_passes::contract::{AdaptersRecord, Record};
 use ancre_passes::ir::{DType, Graph, Tensor};
 use ancre_passes::pipeline::{Cx, PassManager, run_words};
@@ -10,7 +11,10 @@ use ancre_passes::transform::adapters::merge_adapters;
 use ancre_passes::verify;
 use ancre_rewrite::engine::random_inputs::{Sizes, random_inputs, sizes};
 use ancre_rewrite::engine::{Session, Tensors};
+use ancre_rewrite::io::files::read_model;
 use ancre_rewrite::io::tensor::NpTensor;
+use std::path::Path;
+use std::process::Command;
 
 /// Every form in which a node reads a weight.
 const FORMS: &str = "<opset_import: [\"\" : 18, \"com.microsoft\" : 1]>
@@ -111,4 +115,121 @@ fn adapters_of_a_half_precision_weight_are_of_its_type() {
     merge_adapters(&mut g).unwrap();
     assert_eq!(g.initializer(g.find("w").unwrap()).unwrap().dtype(), DType::F16);
     assert!(distance(&with, &run(&g, &feeds)) < 2e-3);
+}
+
+/// Against PyTorch's of `torch_numbers/lora.py`.
+#[test]
+fn gradients_of_adapters_are_pytorch_s() {
+    let numbers = read_npz(&data("torch_numbers/lora.npz"));
+    for (net, maps, tolerance) in [("lora", 4, 1e-12), ("lora_conv", 2, 2e-6)] {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, out) = (text(&data(&format!("torch_numbers/{net}.onnx"))), text(dir.path()) + "/");
+        let lora = ["--lora", "2", "--lora-alpha", "3", "--lora-on", "*"];
+        let rest = ["--loss", "mse", "--optimizer", "none", "--state", "inline", "--batch", "keep"];
+        tool_ok(&[&[path.as_str(), "-o", &out][..], &lora, &rest].concat());
+        let of = |n: &String| n.strip_prefix(net)?.strip_prefix('/').map(String::from);
+        let own: Tensors = numbers.iter().filter_map(|(n, t)| Some((of(n)?, t.clone()))).collect();
+        let fed = |n: &str| !n.ends_with(".grad") && n != "loss";
+        let feeds: Tensors = own.iter().filter(|(n, _)| fed(n)).map(|(n, t)| (n.clone(), t.clone())).collect();
+        let got = open_file(&dir.path().join(format!("{net}.ancre.train.onnx"))).bare().run(&feeds).unwrap();
+        let gradients: Vec<&String> = got.keys().filter(|n| n.ends_with(".grad")).collect();
+        assert_eq!(gradients.len(), 2 * maps, "{gradients:?}");
+        for name in gradients {
+            let (a, b) = (got[name].to_f64(), own[name].to_f64());
+            let largest = b.iter().fold(0.0, |m: f64, v| m.max(v.abs()));
+            let error = max_abs(&a, &b) / largest;
+            assert!(error <= tolerance, "{net} {name}: off by {error:.2e}");
+        }
+    }
+}
+
+/// A run of three steps on random numbers; the folder with the forward graph and the state.
+fn trained_mlp(dir: &Path, flags: &[&str]) {
+    let out = text(dir) + "/";
+    let lora = ["--lora", "2", "--lora-alpha", "4", "--loss", "mse"];
+    tool_ok(&[&[text(&model("deep_mlp")).as_str(), "-o", &out][..], &lora, flags].concat());
+    let mut random = Random(3);
+    let arrays = [("observation", 24), ("target", 6)].map(|(name, width)| {
+        (name.to_string(), vec![12, width], random.normals(12 * width).iter().map(|v| *v as f32).collect())
+    });
+    write_npz(&dir.join("data.npz"), &arrays);
+    let (train, data) = (text(&dir.join("deep_mlp.ancre.train.onnx")), text(&dir.join("data.npz")));
+    tool_ok(&[
+        "train",
+        &train,
+        "--data",
+        &data,
+        "--steps",
+        "3",
+        "--batch-size",
+        "4",
+        "--lr",
+        "0.1",
+        "--out",
+        &text(&dir.join("run")),
+    ]);
+}
+
+#[test]
+fn a_stock_session_loads_the_adapter_beside_an_untouched_base() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| text(&dir.path().join(name));
+    trained_mlp(dir.path(), &[]);
+    let (forward, state) = (path("deep_mlp.ancre.onnx"), path("run/last.safetensors"));
+    // The state holds adapters and the router, nothing of the base.
+    let names: Vec<String> = read_safetensors(&path("run/last.safetensors"));
+    let ours = |n: &String| n.contains(".lora_a") || n.contains(".lora_b") || n.starts_with("ancre.");
+    assert!(names.iter().all(ours) && names.len() > 100, "{names:?}");
+    tool_ok(&["freeze", &forward, "--state", &state, "--adapter", &path("mine.safetensors"), "--prune", "0"]);
+    tool_ok(&["freeze", &forward, "--state", &state, "-o", &path("merged.onnx"), "--prune", "0"]);
+    let script = text(&data("adapter.py"));
+    let arguments = [script, path("mine.onnx"), path("mine.onnx_adapter"), path("merged.onnx")];
+    let out = Command::new(python()).args(&arguments).output().unwrap();
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    let said: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
+    let [with, without] = ["with", "without"].map(|key| said[key].as_f64().unwrap());
+    assert!(with < 2e-6 && without > 1e-2, "{said}");
+    // What both formats hold.
+    let (base, _) = read_model(&dir.path().join("mine.onnx")).unwrap();
+    let record = AdaptersRecord::read(&base).unwrap().unwrap();
+    assert_eq!(record.adapters.len() * 2, said["tensors"].as_object().unwrap().len());
+    let config: serde_json::Value = serde_json::from_slice(&std::fs::read(path("adapter_config.json")).unwrap()).unwrap();
+    assert_eq!((config["r"].as_i64(), config["lora_alpha"].as_i64()), (Some(2), Some(4)));
+    let modules = config["target_modules"].as_array().unwrap();
+    assert_eq!(modules.len(), record.adapters.len());
+    let peft = read_safetensors(&path("mine.safetensors"));
+    for module in modules {
+        for part in ["A", "B"] {
+            let name = format!("base_model.model.{}.lora_{part}.weight", module.as_str().unwrap());
+            assert!(peft.contains(&name), "{name} is not among {peft:?}");
+        }
+    }
+    // The weights of the base are those before training.
+    let (source, _) = read_model(&dir.path().join("deep_mlp.ancre.onnx")).unwrap();
+    for a in &record.adapters {
+        let of = |g: &Graph| g.initializer(g.find(&a.weight).unwrap()).unwrap().to_f64().unwrap();
+        assert_eq!(of(&base), of(&source), "{}", a.weight);
+    }
+}
+
+fn read_safetensors(path: &str) -> Vec<String> {
+    let bytes = std::fs::read(path).unwrap();
+    safetensors::SafeTensors::deserialize(&bytes).unwrap().names().into_iter().map(String::from).collect()
+}
+
+#[test]
+fn what_gets_no_adapter_is_refused_by_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = text(dir.path()) + "/";
+    let said = |name: &str, glob: &str| {
+        let ran = tool(&[text(&model(name)).as_str(), "-o", &out, "--lora", "2", "--lora-on", glob, "--verify", "none"]);
+        assert_eq!(ran.status, 2, "{}", ran.out);
+        ran.err
+    };
+    let e = said("gpt2", "nothing-*");
+    assert!(e.contains("`nothing-*`") && e.contains("--lora-on GLOB"), "{e}");
+    // A convolution in groups.
+    let e = said("mobilenetv2", "*features.3/conv/conv.1/conv.1.0/Conv");
+    assert!(e.contains("groups"), "{e}");
+    assert!(std::fs::read_dir(dir.path()).unwrap().next().is_none());
 }

@@ -17,7 +17,7 @@ use std::sync::OnceLock;
 const STEPS: usize = 50;
 
 /// A Python that has numpy and onnxruntime: the one on the path, else one with a fresh environment below `target/`.
-fn python() -> &'static Path {
+pub(crate) fn python() -> &'static Path {
     static PYTHON: OnceLock<PathBuf> = OnceLock::new();
     PYTHON.get_or_init(|| {
         let able = |python: &Path| {
