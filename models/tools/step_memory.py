@@ -16,10 +16,12 @@ def resident():
         return int(f.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def measure(path, steps, batch, threads):
+def measure(path, steps, batch, threads, prepack):
     import onnxruntime as ort
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
+    if not prepack:
+        options.add_session_config_entry("session.disable_prepacking", "1")
     begin = resident()
     init = ort.InferenceSession(path.replace(".train.", ".init."), options)
     first = [o.name for o in init.get_outputs()]
@@ -66,14 +68,15 @@ if __name__ == "__main__":
     p.add_argument("--steps", type=int, default=4)
     p.add_argument("--batch", type=int, default=4)
     p.add_argument("--threads", type=int, default=1)
+    p.add_argument("--no-prepack", action="store_true", help="constant matrices are not copied into another layout")
     p.add_argument("--child", action="store_true")
     a = p.parse_args()
     if a.child:
-        print(json.dumps(measure(a.graphs[0], a.steps, a.batch, a.threads)))
+        print(json.dumps(measure(a.graphs[0], a.steps, a.batch, a.threads, not a.no_prepack)))
         sys.exit()
     print(f"{'graph':40} {'state MB':>9} {'opened MB':>10} {'peak MB':>9} {'s a step':>9}  losses")
     for path in a.graphs:
-        command = [sys.executable, __file__, "--child", "--steps", str(a.steps), "--batch", str(a.batch), "--threads", str(a.threads), path]
+        command = [sys.executable, __file__, "--child", "--steps", str(a.steps), "--batch", str(a.batch), "--threads", str(a.threads), *(["--no-prepack"] if a.no_prepack else []), path]
         r = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
         losses = " ".join(f"{v:.4f}" for v in r["losses"])
         print(f"{os.path.basename(path):40} {r['state'] / 1e6:9.1f} {(r['opened'] - r['begin']) / 1e6:10.1f} {(r['peak'] - r['begin']) / 1e6:9.1f} {r['seconds']:9.2f}  {losses}", flush=True)

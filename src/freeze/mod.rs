@@ -100,6 +100,8 @@ pub(crate) fn freeze_with(a: &FreezeArgs, metadata: &[(&str, String)]) -> Result
     let files = a.adapter.as_deref().map(|file| AdapterFiles::take(&mut g, file, &a.model)).transpose()?;
     let merged = (adapted && !a.keep_adapters && files.is_none()).then(|| merge_adapters(&mut g)).transpose();
     let merged = merged.map_err(|e| Failure::input(e.to_string()).at(&a.model))?;
+    // Baking the router forgets what the tool wrote. Adapters that are still there stay known.
+    let adapters = AdaptersRecord::read(&g).ok().flatten();
     let topology = weights::of_graph(&g).ok().flatten().map(|(_, weights)| weights);
     let (mut baked, mut drift) = (None, None);
     if routed && !a.keep_router {
@@ -134,6 +136,9 @@ pub(crate) fn freeze_with(a: &FreezeArgs, metadata: &[(&str, String)]) -> Result
     if !a.keep_router {
         g.metadata.shift_remove(Ties::KEY);
         g.metadata.shift_remove(Fresh::KEY);
+    }
+    if let Some(adapters) = adapters {
+        adapters.write(&mut g);
     }
     g.metadata.extend(metadata.iter().map(|(key, text)| (key.to_string(), text.clone())));
     let path = a.out.clone().or_else(|| files.as_ref().map(AdapterFiles::base)).unwrap_or_else(|| {

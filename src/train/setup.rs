@@ -402,6 +402,8 @@ fn open_session(a: &TrainArgs, t: &TrainingGraph, notices: &mut Vec<String>) -> 
         device,
         arena: !a.no_arena,
         memory_pattern: false,
+        // A frozen base is read forwards and backwards, which would be two copies of it.
+        prepack: t.adapted.is_empty(),
         tf32: a.tf32,
         gpu_memory: a.gpu_memory.map(|n| n as usize),
         ..OrtEngine::default()

@@ -60,6 +60,8 @@ pub struct OrtEngine {
     /// Lay a step's memory out in one block, by the step before. Beside what the arena keeps that takes the memory of the
     /// activations twice.
     pub memory_pattern: bool,
+    /// Copy constant matrices into the layout that the kernels like best, once for each operator that reads them.
+    pub prepack: bool,
     /// Let CUDA round the operands of products to TF32.
     pub tf32: bool,
     /// Most bytes of the GPU's memory to take.
@@ -75,6 +77,7 @@ impl Default for OrtEngine {
             device: Device::Cpu,
             arena: true,
             memory_pattern: true,
+            prepack: true,
             tf32: false,
             gpu_memory: None,
         }
@@ -123,6 +126,9 @@ impl OrtEngine {
                 .with_optimization_level(self.level.of_ort())?
                 .with_deterministic_compute(self.deterministic)?
                 .with_memory_pattern(self.memory_pattern)?;
+            if !self.prepack {
+                builder = builder.with_config_entry("session.disable_prepacking", "1")?;
+            }
             if let Some(threads) = self.threads {
                 builder = builder.with_intra_threads(threads)?;
             }
