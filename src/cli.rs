@@ -15,7 +15,7 @@ pub use train::{CourseOptions, DataOptions, Metric, RateChoice, Recalibrate, Sch
 pub use verify::{LimitArgs, VerifyArgs};
 
 use crate::engine::EngineChoice;
-use ancre_passes::contract::StateFrom;
+use ancre_passes::contract::{StateFrom, StepForm};
 use ancre_passes::ir::{Form, Normalize, Rule, Scope, Sources};
 use ancre_passes::target::Target;
 use ancre_passes::transform::optimizer::OptimizerKind;
@@ -503,6 +503,10 @@ pub struct TrainingGraphArgs {
     /// Output the gradient of every trained tensor as NAME.grad
     #[arg(long, help_heading = "Training graph")]
     pub grad_outputs: bool,
+    /// One training graph, or two: STEM.ancre.grad.onnx (from a batch to gradients) and STEM.ancre.update.onnx (from gradients to the next
+    /// state), between which gradients may be summed over batches or processes [default: whole]
+    #[arg(long, value_parser = word_of!(StepForm), value_name = "whole|split", help_heading = "Training graph")]
+    pub step: Option<StepForm>,
     /// Where the state starts from: STEM.ancre.init.onnx, a graph that gives it (init), defaults inside the graphs (inline), or
     /// STEM.ancre.state.safetensors (separate) [default: init]
     #[arg(long, value_parser = word_of!(StateFrom), help_heading = "Training graph")]

@@ -89,7 +89,10 @@ fn carry_out(cli: &Cli, program: Option<Program>) -> Result<(String, u8), Failur
         #[cfg(feature = "ort")]
         Some(Command::Train(a)) => {
             let done = train::train(a)?;
-            let text = chosen(a.json, a.quiet, || done.json(), || done.text(a.verbose));
+            let text = match done.is_told() {
+                true => chosen(a.json, a.quiet, || done.json(), || done.text(a.verbose)),
+                false => String::new(),
+            };
             return Ok((text, if done.interrupted { train::interrupt::STATUS } else { 0 }));
         }
         #[cfg(feature = "ort")]

@@ -30,6 +30,7 @@ mod roundtrip;
 mod router;
 mod rules;
 mod runtime;
+mod split;
 mod text;
 mod ties;
 mod topology;

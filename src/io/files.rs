@@ -110,11 +110,12 @@ fn other_kind(bytes: &[u8]) -> Option<(&'static str, &'static str)> {
     Some(found)
 }
 
-/// The file of another kind that the main job writes beside a training graph: `X.ancre.KIND.onnx` for `X.ancre.train.onnx`, and
-/// `X.ancre.onnx` for no kind.
+/// The file of another kind that the main job writes beside a training graph: `X.ancre.KIND.onnx` for `X.ancre.train.onnx` or one of its
+/// halves, and `X.ancre.onnx` for no kind.
 pub fn beside(train: &Path, kind: &str, suffix: &str) -> Option<PathBuf> {
     let name = train.file_name()?.to_str()?;
-    let stem = name.rsplit_once(".train").or_else(|| name.rsplit_once('.').filter(|_| !kind.is_empty()))?.0;
+    let before = [".train", ".grad.", ".update."].into_iter().filter_map(|mark| Some(name.rsplit_once(mark)?.0));
+    let stem = before.max_by_key(|s| s.len()).or_else(|| Some(name.rsplit_once('.').filter(|_| !kind.is_empty())?.0))?;
     let dot = if kind.is_empty() { "" } else { "." };
     Some(train.with_file_name(format!("{stem}{dot}{kind}{suffix}"))).filter(|path| path.is_file())
 }

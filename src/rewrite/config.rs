@@ -8,7 +8,7 @@ use crate::io::files;
 use crate::rewrite::batch::BatchRequest;
 use crate::rewrite::losses::LossRequest;
 use crate::verify::{ProofMode, Tolerance, VerifyOptions};
-use ancre_passes::contract::StateFrom;
+use ancre_passes::contract::{StateFrom, StepForm};
 use ancre_passes::ir::{Form, Graph, Rule};
 use ancre_passes::pipeline::training::{Qat, TrainingOptions};
 use ancre_passes::pipeline::{Debugging, passes};
@@ -281,6 +281,7 @@ fn training(a: &RewriteArgs) -> Result<TrainingRequest, Failure> {
     options.opset = a.opset;
     options.seed = a.seed.unwrap_or(0);
     options.grad_outputs = a.training.grad_outputs;
+    options.step = a.training.step.unwrap_or(StepForm::Whole);
     options.frozen_bn = a.training.frozen_bn;
     options.bn_momentum = a.training.bn_momentum;
     options.recompute = match a.training.recompute {
@@ -402,6 +403,11 @@ fn check_combinations(a: &RewriteArgs) -> Result<(), Failure> {
     }
     if a.lora.is_some() && (a.training.qat || a.training.qat_scales) {
         return Err(Failure::input("--lora leaves the weights as they are stored, --qat trains them").help("one of the two"));
+    }
+    if a.training.step == Some(StepForm::Split) && a.training.optimizer == Some(OptimizerKind::None) {
+        return Err(Failure::input(
+            "--step split needs an optimizer: with --optimizer none there is no update to split off",
+        ));
     }
     if a.require_equivalent && a.verify == Some(VerifyArg::None) {
         return Err(Failure::input("--require-equivalent asks for what --verify none leaves out"));

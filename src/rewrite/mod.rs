@@ -221,7 +221,13 @@ pub fn rewrite(a: &RewriteArgs) -> Result<Rewritten, Failure> {
     let mut written = Vec::new();
     let mut graphs = vec![("forward", path.clone(), &forward)];
     if let Ok(built) = &training {
-        graphs.push(("train", beside(&path, "train", None), &built.training.graph));
+        match &built.halves {
+            None => graphs.push(("train", beside(&path, "train", None), &built.training.graph)),
+            Some(halves) => {
+                graphs.push(("grad", beside(&path, "grad", None), &halves.gradients));
+                graphs.push(("update", beside(&path, "update", None), &halves.update));
+            }
+        }
         graphs.extend(built.evaluation.as_ref().map(|g| ("eval", beside(&path, "eval", None), g)));
         graphs.extend(built.inference.as_ref().map(|g| ("infer", beside(&path, "infer", None), g)));
         if let FirstState::Init(g) = &built.first {

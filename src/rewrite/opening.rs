@@ -108,6 +108,7 @@ fn graph_name(kind: &str) -> &'static str {
         "eval" => "evaluation graph",
         "infer" => "inference graph",
         "grad" => "gradient graph",
+        "update" => "update graph",
         "init" => "graph of the first state",
         _ => "graph",
     }

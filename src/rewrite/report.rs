@@ -97,7 +97,11 @@ pub fn text(o: &Rewritten, verbose: bool) -> String {
         put!(out, "note", "{notice}");
     }
     for (kind, path, size, nodes) in &o.outputs {
-        let name = if *kind == "train" { "training" } else { kind };
+        let name = match *kind {
+            "train" => "training",
+            "grad" => "gradients",
+            kind => kind,
+        };
         let nodes = if *nodes > 0 { format!(", {nodes} nodes{}", opening::words(o, kind)) } else { String::new() };
         put!(out, name, "{}  ({}{nodes})", path.display(), bytes(*size));
     }
@@ -317,7 +321,7 @@ fn reads_open_sequences(g: &Graph) -> bool {
 
 fn next_text(out: &mut Lines, o: &Rewritten) {
     let path = |kind: &str| o.outputs.iter().find(|(k, ..)| *k == kind).map(|(_, p, ..)| p.display().to_string());
-    if let (Ok(t), Some(train)) = (&o.training, path("train"))
+    if let (Ok(t), Some(train)) = (&o.training, path("train").or_else(|| path("grad")))
         && t.optimizer != "none"
     {
         out.text.push('\n');

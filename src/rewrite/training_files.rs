@@ -10,6 +10,7 @@ use ancre_passes::analysis::quantised::find_quantised;
 use ancre_passes::analysis::stored::stored_weights;
 use ancre_passes::contract::{AdaptersRecord, LossRecord, Record, StateFrom, States};
 use ancre_passes::ir::{Graph, Rule};
+use ancre_passes::pipeline::split::Halves;
 use ancre_passes::pipeline::training::Training;
 use ancre_passes::pipeline::{Debugging, PassError, PassManager};
 use ancre_passes::placement;
@@ -24,6 +25,8 @@ use std::collections::HashMap;
 pub struct TrainingFiles {
     /// The training graph.
     pub training: Training,
+    /// The same in two, where that is what is written.
+    pub(crate) halves: Option<Halves>,
     /// Forward and loss only.
     pub(crate) evaluation: Option<Graph>,
     /// The model with its state as inputs.
@@ -102,6 +105,7 @@ pub fn build(
             Ok(t) => t,
             Err(e) => return reason(e).map(Err),
         };
+        let mut halves = manager.halves(&training).map_err(|e| Failure::from(e).at(&config.model))?;
         let mut evaluation = None;
         if let Some(g) = for_evaluation {
             match manager.evaluation_graph(g, &training.cx.states, &o) {
@@ -130,7 +134,7 @@ pub fn build(
         let first = match asked.state {
             StateFrom::Inline => FirstState::Inline,
             from => {
-                let others = evaluation.iter_mut().chain(&mut inference);
+                let others = evaluation.iter_mut().chain(&mut inference).chain(halves.iter_mut().flat_map(Halves::graphs));
                 let first = require_state(&mut training.graph, others, &training.cx.states, from);
                 first_state(from, &training.graph, &first).map_err(Failure::input)?
             }
@@ -153,7 +157,7 @@ pub fn build(
             Current::Dynamic(d) => dim_json(&d),
         });
         let (auto, optimizer) = (asked.is_auto(), o.optimizer.kind.name());
-        Ok(Ok(TrainingFiles { training, evaluation, inference, first, auto, optimizer, batch, rebuilt, fallbacks }))
+        Ok(Ok(TrainingFiles { training, halves, evaluation, inference, first, auto, optimizer, batch, rebuilt, fallbacks }))
     };
     let built = attempt()?;
     if let Err(why) = &built {

@@ -3,6 +3,7 @@
 
 use super::course::Course;
 use super::guard::Guard;
+use super::ranks::NUMBERS;
 use crate::cli::CourseOptions;
 use crate::engine::Tensors;
 use crate::error::Failure;
@@ -67,6 +68,28 @@ pub(super) struct Sums {
     /// The same of each of several losses; its samples are none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) terms: Vec<Sums>,
+}
+
+/// Losses whose sums a message between ranks has room for.
+pub(super) const MOST_LOSSES: usize = 8;
+
+impl Sums {
+    /// As numbers that can be summed over ranks, those of several losses last.
+    pub(super) fn numbers(&self) -> [f64; NUMBERS] {
+        let four = |s: &Sums| [s.loss, s.weight, s.right as f64, s.predictions as f64];
+        let all = four(self).into_iter().chain([self.samples as f64]).chain(self.terms.iter().flat_map(four));
+        let mut numbers = [0.0; NUMBERS];
+        numbers.iter_mut().zip(all).for_each(|(n, v)| *n = v);
+        numbers
+    }
+
+    /// Sums of so many losses from their numbers.
+    pub(super) fn of_numbers(numbers: &[f64], losses: usize) -> Sums {
+        let of =
+            |n: &[f64]| Sums { loss: n[0], weight: n[1], right: n[2] as u64, predictions: n[3] as u64, ..Sums::default() };
+        let terms = if losses > 1 { numbers[5..].chunks_exact(4).take(losses).map(of).collect() } else { Vec::new() };
+        Sums { samples: numbers[4] as u64, terms, ..of(numbers) }
+    }
 }
 
 impl AddAssign for Sums {
@@ -155,8 +178,8 @@ pub(super) struct Checkpoints {
     keep: usize,
     /// The routed network, which each checkpoint describes so that it can be drawn by itself.
     pub(super) network: Option<Network>,
-    /// Held as long as the run lasts.
-    _lock: File,
+    /// Held as long as the run lasts. A rank that reads them only has none.
+    lock: Option<File>,
 }
 
 impl Checkpoints {
@@ -173,7 +196,12 @@ impl Checkpoints {
                 let _ = fs::remove_file(entry.path());
             }
         }
-        Ok(Checkpoints { dir: dir.to_path_buf(), keep: keep.max(1), network: None, _lock: lock })
+        Ok(Checkpoints { dir: dir.to_path_buf(), keep: keep.max(1), network: None, lock: Some(lock) })
+    }
+
+    /// The directory as a rank sees it that writes nothing there.
+    pub(super) fn of_another(dir: &Path) -> Checkpoints {
+        Checkpoints { dir: dir.to_path_buf(), keep: 1, network: None, lock: None }
     }
 
     /// The numbered checkpoints, oldest first.
@@ -197,7 +225,9 @@ impl Checkpoints {
         let position =
             position.ok_or_else(|| Failure::input("is no checkpoint: it does not say where the run stood").at(&path))?;
         // The run may have been killed after it wrote this checkpoint and before it named it.
-        self.name(&path, &position)?;
+        if self.lock.is_some() {
+            self.name(&path, &position)?;
+        }
         Ok(Some((state, position, path)))
     }
 

@@ -33,8 +33,15 @@ pub(super) struct Course {
 pub(super) struct Environment {
     pub(super) device: String,
     pub(super) threads: Option<usize>,
+    /// Processes that share a batch.
+    #[serde(default = "one")]
+    pub(super) ranks: usize,
     pub(super) runtime: String,
     pub(super) optimization: String,
+}
+
+fn one() -> usize {
+    1
 }
 
 impl Course {
@@ -103,6 +110,10 @@ impl Hash {
         self.0 = (self.0 ^ word).wrapping_mul(0x0000_0100_0000_01b3);
         // A product carries bits upwards only.
         self.0 ^= self.0 >> 32;
+    }
+
+    pub(super) fn number(&self) -> u64 {
+        self.0
     }
 
     pub(crate) fn text(self) -> String {

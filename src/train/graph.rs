@@ -1,6 +1,6 @@
 //! What a training graph's file says about itself: its inputs, its state, its loss.
 
-use super::checkpoint;
+use super::checkpoint::{self, MOST_LOSSES};
 use super::course::Hash;
 use super::data::Wanted;
 use crate::engine::Tensors;
@@ -9,8 +9,8 @@ use crate::error::Failure;
 use crate::io::files;
 use crate::io::tensor::NpTensor;
 use ancre_passes::contract::{
-    AdaptersRecord, Fresh, LossRecord, OptimizerRecord, Quantised, Record, RouterRecord, StateKind, StateRecord, States,
-    Unreadable,
+    AdaptersRecord, Fresh, GradientRecord, Half, HalfRecord, LossRecord, OptimizerRecord, Quantised, Record, RouterRecord,
+    StateKind, StateRecord, States, Unreadable,
 };
 use ancre_passes::ir::{DType, Graph, Output, Shape, ValueId};
 use ancre_passes::onnx::read_value_info;
@@ -46,12 +46,23 @@ impl Term {
     }
 }
 
+/// The graph from gradients to the next state, where a step is two graphs.
+pub(super) struct UpdateGraph {
+    pub(super) path: PathBuf,
+    graph: Graph,
+    /// The gradients that it takes, each with its tensor.
+    pub(super) gradients: Vec<GradientRecord>,
+}
+
 /// What the loop needs to know of a training graph.
 pub struct TrainingGraph {
     pub(super) path: PathBuf,
     /// Hash of the file's bytes.
     pub(super) hash: String,
+    /// The graph of the whole step, or of its gradients.
     pub(super) graph: Graph,
+    /// The other graph, where a step is two.
+    pub(super) update: Option<UpdateGraph>,
     pub(super) states: Vec<StateRecord>,
     /// Its losses, in order; `loss` is their weighted sum.
     pub(super) losses: Vec<Term>,
@@ -74,19 +85,47 @@ pub struct TrainingGraph {
 }
 
 impl TrainingGraph {
-    /// Reads the file of a training graph.
+    /// Reads the file of a training graph; of a step in two graphs either file names both.
     pub fn read(path: &Path) -> Result<TrainingGraph, Failure> {
         let (graph, bytes) = files::read_model(path)?;
         let mut hash = Hash::default();
         hash.add(&bytes);
-        TrainingGraph::of(graph, path, hash.text()).map_err(|e| e.at(path))
+        let record = HalfRecord::read(&graph).map_err(|e| Failure::input(e.to_string()).at(path))?;
+        let half = match record {
+            None => return TrainingGraph::of(graph, None, path, hash.text()).map_err(|e| e.at(path)),
+            Some(record) => record.half,
+        };
+        let kind = if half == Half::Update { "grad" } else { "update" };
+        let lost = || {
+            Failure::input(format!("is one of the two graphs of a step, and STEM.ancre.{kind}.onnx is not beside it"))
+                .help("rewrite the model with --step split anew, or bring both files together")
+                .at(path)
+        };
+        let other = files::beside(path, kind, ".onnx").ok_or_else(lost)?;
+        if half == Half::Update {
+            return TrainingGraph::read(&other);
+        }
+        let (update, bytes) = files::read_model(&other)?;
+        hash.add(&bytes);
+        let of_other = HalfRecord::read(&update).map_err(|e| Failure::input(e.to_string()).at(&other))?;
+        let fits = |r: &HalfRecord| r.half == Half::Update && record_of(&graph).is_some_and(|own| own == r.gradients);
+        let Some(of_other) = of_other.filter(fits) else {
+            return Err(Failure::input("is not the update that goes with the graph of the gradients beside it").at(&other));
+        };
+        let update = UpdateGraph { path: other, graph: update, gradients: of_other.gradients };
+        TrainingGraph::of(graph, Some(update), path, hash.text()).map_err(|e| e.at(path))
     }
 
-    fn of(graph: Graph, path: &Path, hash: String) -> Result<TrainingGraph, Failure> {
+    fn of(graph: Graph, update: Option<UpdateGraph>, path: &Path, hash: String) -> Result<TrainingGraph, Failure> {
         let help = "train takes the file STEM.ancre.train.onnx that `ancre-rewrite MODEL.onnx` writes";
         let unread = |e: Unreadable| Failure::input(e.to_string());
         let missing = |key: &str| Failure::input(format!("is no training graph: it has no `{key}` metadata")).help(help);
-        let states = States::read(&graph).map_err(unread)?.ok_or_else(|| missing(States::KEY))?.0;
+        let mut states = States::read(&graph).map_err(unread)?.ok_or_else(|| missing(States::KEY))?.0;
+        if let Some(update) = &update {
+            let of_update = States::read(&update.graph).map_err(unread)?.ok_or_else(|| missing(States::KEY))?.0;
+            states.retain(|s| !of_update.iter().any(|u| u.input == s.input));
+            states = of_update.into_iter().chain(states).collect();
+        }
         let loss = LossRecord::read(&graph).map_err(unread)?.ok_or_else(|| missing(LossRecord::KEY))?;
         let OptimizerRecord { kind: optimizer, .. } = OptimizerRecord::read(&graph)
             .map_err(unread)?
@@ -96,8 +135,9 @@ impl TrainingGraph {
                 .help("rewrite the model with --optimizer adamw, adam or sgd"));
         }
         // Where the model uses a name itself, ours begins with `ancre.`.
-        let inputs: Vec<&str> = graph.inputs().iter().map(|n| graph.name(graph.result(*n, 0))).collect();
-        let outputs: Vec<&str> = graph.outputs().iter().map(|o| graph.name(o.value)).collect();
+        let both = || [Some(&graph), update.as_ref().map(|u| &u.graph)].into_iter().flatten();
+        let inputs: Vec<&str> = both().flat_map(|g| g.inputs().iter().map(|n| g.name(g.result(*n, 0)))).collect();
+        let outputs: Vec<&str> = both().flat_map(|g| g.outputs().iter().map(|o| g.name(o.value))).collect();
         let ours = |name: &str, all: &[&str]| -> Result<String, Failure> {
             let second = format!("ancre.{name}");
             let found = [second.as_str(), name].into_iter().find(|n| all.contains(n));
@@ -136,19 +176,33 @@ impl TrainingGraph {
             loss_output,
             norm_output,
             wanted,
+            update,
             graph,
         })
     }
 
-    /// The state inputs, each with what becomes of it in a step.
-    pub(super) fn carried(&self) -> IndexMap<String, Carried> {
-        let carried = |s: &StateRecord| Carried { output: s.output.clone(), in_place: s.in_place };
-        self.states.iter().map(|s| (s.input.clone(), carried(s))).collect()
+    /// The graphs that a step runs, one after the other.
+    fn graphs(&self) -> impl Iterator<Item = &Graph> {
+        [Some(&self.graph), self.update.as_ref().map(|u| &u.graph)].into_iter().flatten()
+    }
+
+    /// The state inputs, each with what becomes of it in a step of one graph; then, if there are two, the gradients that pass from one to
+    /// the other. `on_host` are those that the processes of a run sum up.
+    pub(super) fn carried(&self, on_host: bool) -> IndexMap<String, Carried> {
+        let carried = |s: &StateRecord| Carried {
+            output: s.output.clone(),
+            in_place: s.in_place,
+            on_host: on_host && s.kind == StateKind::Statistic,
+        };
+        let states = self.states.iter().map(|s| (s.input.clone(), carried(s)));
+        let gradient = |r: &GradientRecord| Carried { output: Some(r.name.clone()), in_place: true, on_host };
+        let gradients = self.update.iter().flat_map(|u| &u.gradients).map(|r| (r.name.clone(), gradient(r)));
+        states.chain(gradients).collect()
     }
 
     /// State inputs that have no default in the file.
     pub(super) fn without_default(&self) -> Vec<&StateRecord> {
-        let required: Vec<&str> = self.graph.required_inputs().map(|v| self.graph.name(v)).collect();
+        let required: Vec<&str> = self.graphs().flat_map(|g| g.required_inputs().map(|v| g.name(v))).collect();
         self.states.iter().filter(|s| required.contains(&s.input.as_str())).collect()
     }
 
@@ -170,8 +224,13 @@ impl TrainingGraph {
     /// What a step is fed, with a learning rate.
     pub(super) fn with_rate(&self, feeds: Tensors, lr: f64) -> Tensors {
         let mut feeds = self.with_constants(feeds);
-        feeds.extend(NpTensor::from_f64s(DType::F32, &[], &[lr]).map(|v| (self.lr.clone(), v)));
+        feeds.extend(self.rate(lr));
         feeds
+    }
+
+    /// A learning rate, as the update takes it.
+    pub(super) fn rate(&self, lr: f64) -> Tensors {
+        NpTensor::from_f64s(DType::F32, &[], &[lr]).map(|v| (self.lr.clone(), v)).into_iter().collect()
     }
 
     /// What an evaluation is fed.
@@ -190,9 +249,43 @@ impl TrainingGraph {
         self.losses.iter().map(|t| t.record.kind.as_str()).collect::<Vec<_>>().join(" + ")
     }
 
+    /// Can several ranks sum up its gradients and statistics?
+    ///
+    /// # Errors
+    /// When a step is one graph, or one of these is not float32.
+    pub(super) fn can_be_summed(&self) -> Result<(), Failure> {
+        let Some(update) = &self.update else {
+            return Err(Failure::input(
+                "makes a step in one graph, between whose gradients and update several ranks cannot sum up",
+            )
+            .at(&self.path)
+            .help("rewrite the model with --step split, and give STEM.ancre.grad.onnx"));
+        };
+        if self.losses.len() > MOST_LOSSES {
+            return Err(
+                Failure::input(format!("has more than {MOST_LOSSES} losses, too many for several ranks")).at(&self.path)
+            );
+        }
+        let sums = self.losses.iter().filter(|term| term.record.reduction == "sum").count();
+        if sums != 0 && sums != self.losses.len() {
+            return Err(Failure::input("adds up some losses and averages others, which several ranks cannot").at(&self.path));
+        }
+        let statistics = self.statistics().filter_map(|s| s.output.as_deref());
+        let summed = update.gradients.iter().map(|r| r.name.as_str()).chain(statistics);
+        let wide = |name: &&str| self.graph.find(name).is_none_or(|v| self.graph.value(v).ty.dtype != Some(DType::F32));
+        match { summed }.find(wide) {
+            Some(name) => {
+                Err(Failure::input(format!("`{name}` is not float32; several ranks sum up float32 numbers only"))
+                    .at(&self.path))
+            }
+            None => Ok(()),
+        }
+    }
+
     /// The value that the file gives a state tensor.
     pub(super) fn default_of(&self, s: &StateRecord) -> Option<NpTensor> {
-        NpTensor::from_constant(self.graph.initializer(self.graph.find(&s.input)?)?).ok()
+        let held = self.graphs().find_map(|g| g.initializer(g.find(&s.input)?))?;
+        NpTensor::from_constant(held).ok()
     }
 
     /// The state that the file itself holds, as a checkpoint of no steps: the bytes of a .safetensors file. State inputs without a default
@@ -214,6 +307,11 @@ impl TrainingGraph {
     pub(super) fn beside(&self, kind: &str, suffix: &str) -> Option<PathBuf> {
         files::beside(&self.path, kind, suffix)
     }
+}
+
+/// The gradients that one of two graphs hands out.
+fn record_of(g: &Graph) -> Option<Vec<GradientRecord>> {
+    Some(HalfRecord::read(g).ok()??.gradients)
 }
 
 /// The output that holds class scores, if targets are labels: the one that the loss names, or the only one with an axis more

@@ -1,9 +1,10 @@
 //! Ctrl-C: the first asks the run to stop, the second ends the process.
 
 use signal_hook::consts::{SIGINT, SIGTERM};
-use signal_hook::flag;
+use signal_hook::{flag, low_level};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 /// Exit status of an interrupted run, as shells give it.
 pub const STATUS: u8 = 130;
@@ -21,6 +22,27 @@ pub fn watch() {
             let _ = flag::register(signal, Arc::clone(&came));
         }
         came
+    });
+}
+
+/// Watches as one of several processes of a run. `mpirun` hands SIGUSR1 on to all of them: they finish the step, write a checkpoint and end.
+/// With SIGTERM it ends those that are left when one has died; they wait for that one, so the message and the end do not wait for them.
+pub(super) fn watch_as_one_of_many(rank: usize, size: usize) {
+    #[cfg(unix)]
+    if let Some(came) = CAME.get() {
+        let _ = flag::register(signal_hook::consts::SIGUSR1, Arc::clone(came));
+    }
+    let terminated = Arc::new(AtomicBool::new(false));
+    let _ = flag::register(SIGTERM, Arc::clone(&terminated));
+    // A thread that cannot be started leaves it to `mpirun` to end this process without a word.
+    let _ = std::thread::Builder::new().name("terminate".into()).spawn(move || {
+        while !terminated.load(Ordering::SeqCst) {
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        eprintln!(
+            "error: rank {rank} of {size}: the run was ended from outside, as mpirun does when another rank has died; the last checkpoint is whole, and --resume goes on from it"
+        );
+        low_level::exit(i32::from(STATUS));
     });
 }
 

@@ -66,12 +66,18 @@ pub(super) struct Entry {
 
 pub(super) struct Log {
     path: PathBuf,
-    file: BufWriter<File>,
+    /// Nothing where another rank of the run writes it.
+    file: Option<BufWriter<File>>,
     /// The same for TensorBoard.
     pub(super) events: Option<Events>,
 }
 
 impl Log {
+    /// A log that another rank of the run writes.
+    pub(super) fn of_another(path: &Path) -> Log {
+        Log { path: path.to_path_buf(), file: None, events: None }
+    }
+
     /// Starts a log, or goes on with one after step `done`. Lines of later steps are dropped, since these steps are done again.
     pub(super) fn open(path: &Path, done: u64) -> Result<Log, Failure> {
         let fail = |e| cannot(path, e);
@@ -90,21 +96,25 @@ impl Log {
             }
         }
         let mut log =
-            Log { path: path.to_path_buf(), file: BufWriter::new(File::create(path).map_err(fail)?), events: None };
-        kept.iter().try_for_each(|line| writeln!(log.file, "{line}")).map_err(fail)?;
+            Log { path: path.to_path_buf(), file: Some(BufWriter::new(File::create(path).map_err(fail)?)), events: None };
+        kept.iter().try_for_each(|line| log.write(line)).map_err(fail)?;
         log.flush()?;
         Ok(log)
     }
 
     pub(super) fn add(&mut self, e: &Entry) -> Result<(), Failure> {
         let line = serde_json::to_string(e).unwrap_or_default();
-        writeln!(self.file, "{line}").map_err(|e| cannot(&self.path, e))?;
+        self.write(&line).map_err(|e| cannot(&self.path, e))?;
         self.events.as_mut().map_or(Ok(()), |events| events.add(e))
+    }
+
+    fn write(&mut self, line: &str) -> std::io::Result<()> {
+        self.file.as_mut().map_or(Ok(()), |file| writeln!(file, "{line}"))
     }
 
     /// Writes what was added.
     pub(super) fn flush(&mut self) -> Result<(), Failure> {
-        self.file.flush().map_err(|e| cannot(&self.path, e))?;
+        self.file.as_mut().map_or(Ok(()), Write::flush).map_err(|e| cannot(&self.path, e))?;
         self.events.as_mut().map_or(Ok(()), Events::flush)
     }
 }

@@ -86,7 +86,10 @@ impl Batch<'_> {
                     let class = |w: &Vec<f64>| usize::try_from(*label).ok().and_then(|l| w.get(l).copied()).unwrap_or(1.0);
                     mask.as_ref().map_or(1.0, |m| m[at]) * classes.as_ref().map_or(1.0, class)
                 };
-                let counted = labels.iter().enumerate().filter(|(_, l)| Some(**l) != record.ignore_index);
+                // No position predicts the first token of a text.
+                let row = self.of(t, i).1.map_or(1, |l| l.shape().iter().skip(1).product::<usize>().max(1));
+                let predicted = |at: usize| term.kind != LossKind::NextToken || !at.is_multiple_of(row);
+                let counted = labels.iter().enumerate().filter(|(at, l)| predicted(*at) && Some(**l) != record.ignore_index);
                 counted.map(of).sum()
             }
             (_, Some(mask)) => mask.iter().sum(),

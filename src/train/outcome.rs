@@ -58,9 +58,19 @@ pub struct Outcome {
 impl Outcome {
     /// Bytes that a step fed to ONNX Runtime, and bytes that it read.
     fn bytes_per_step(&self) -> (u64, u64) {
-        let traffic = self.setup.stepper.traffic();
+        let traffic = self.setup.steps.traffic();
         let runs = traffic.runs.max(1);
         (traffic.fed / runs, traffic.read / runs)
+    }
+
+    /// Bytes that a rank gives to the sums of a step.
+    fn summed_per_step(&self) -> u64 {
+        self.setup.steps.ranks.summed() / self.setup.steps.traffic().runs.max(1)
+    }
+
+    /// Is it this process that reports? Of several that train together it is the first.
+    pub fn is_told(&self) -> bool {
+        self.setup.steps.ranks.is_first()
     }
 
     /// What a validation loss says about a language model.
@@ -91,6 +101,7 @@ impl Outcome {
             "warmup": s.schedule.warmup, "jumps": at.guard.jumps,
             "seconds": self.seconds, "samples_per_second": self.samples_per_second, "waited_seconds": self.waited,
             "host_bytes_per_step": {"fed": fed, "read": read}, "peak_memory_bytes": memory::peak(),
+            "ranks": s.steps.ranks.size(), "summed_bytes_per_step": self.summed_per_step(), "sum_seconds": s.steps.ranks.spent().as_secs_f64(),
             "interrupted": self.interrupted, "stopped_early": self.stopped_early, "recalibrated": self.recalibrated,
             "metrics": self.metrics.iter().cloned().collect::<BTreeMap<_, _>>(), "verdicts": self.verdicts, "resumed": path(s.resumed.as_ref()),
             "checkpoints": {"last": path(self.last.as_ref()), "best": path(s.checkpoints.best().as_ref())},
@@ -178,6 +189,9 @@ impl Outcome {
             let (fed, read) = self.bytes_per_step();
             put!(out, "host", "{fed} bytes fed and {read} read a step; the state stayed in ONNX Runtime");
             put!(out, "", "steps waited {:.1} s for their batches", self.waited);
+            if !s.steps.ranks.is_alone() {
+                put!(out, "", "{} summed over {} ranks a step", bytes(self.summed_per_step()), s.steps.ranks.size());
+            }
         }
         if let Some((from, f)) = &self.export {
             let from = from.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
@@ -187,7 +201,7 @@ impl Outcome {
             }
             out.text.push_str(&freeze::router_text(f));
         } else if let (Some(last), false) = (best_file.as_ref().or(self.last.as_ref()), self.interrupted) {
-            let forward = s.graph.path.display().to_string().replace(".train.onnx", ".onnx");
+            let forward = s.graph.path.display().to_string().replace(".train.onnx", ".onnx").replace(".grad.onnx", ".onnx");
             put!(out, "next", "ancre-rewrite freeze {forward} --state {}", last.display());
         }
         if self.interrupted {

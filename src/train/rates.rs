@@ -2,9 +2,10 @@
 
 use super::data::Batches;
 use super::graph::TrainingGraph;
+use super::steps::Steps;
 use super::trial::{self, Trial};
 use crate::engine::EngineError;
-use crate::engine::ort::stepper::{DeviceState, Stepper};
+use crate::engine::ort::stepper::DeviceState;
 use crate::error::Failure;
 use ancre_passes::contract::{StateKind, StateRecord};
 use serde::Serialize;
@@ -175,7 +176,7 @@ impl Rate {
 /// Where rates are tried: on the run's own state, which is put back, and on its batches, which begin anew each time.
 pub(super) struct Ground<'a> {
     pub(super) t: &'a TrainingGraph,
-    pub(super) stepper: &'a mut Stepper,
+    pub(super) steps: &'a mut Steps,
     pub(super) state: &'a mut DeviceState,
     pub(super) batches: &'a dyn Fn() -> Batches,
 }
@@ -194,15 +195,17 @@ pub(super) struct Point {
 }
 
 /// Trains with rates from the least to the greatest until the loss rises, and puts the state back. Fails when a step or a batch does.
-fn range_test(Ground { t, stepper, state, batches }: &mut Ground) -> Result<Vec<Point>, Failure> {
+fn range_test(Ground { t, steps, state, batches }: &mut Ground) -> Result<Vec<Point>, Failure> {
     let fail = |e: EngineError| Failure::input(format!("--lr auto: {e}")).at(&t.path);
     let before = state.tensors().map_err(fail)?;
     let (mut curve, mut batches) = (Vec::new(), batches());
     for step in 0..RANGE {
         let Some(batch) = batches.next() else { break };
         let lr = range_rate(step);
-        let read = stepper.step(&t.with_rate(batch?.feeds, lr), state).map_err(fail)?;
-        curve.push(Point { lr, loss: read[0].number() });
+        let batch = batch?;
+        let done = steps.step(t, (&batch.feeds, batch.samples), lr, false, state);
+        let done = done.map_err(|e| Failure { what: format!("--lr auto: {}", e.what), ..e }.at(&t.path))?;
+        curve.push(Point { lr, loss: done.loss });
         if has_ended(&curve) {
             break;
         }

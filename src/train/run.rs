@@ -91,11 +91,16 @@ pub(super) fn run(setup: Setup, stop: &dyn Fn() -> bool, reporter: &mut dyn Repo
         epoch_begun: now,
     };
     let interrupted = run.steps(stop, reporter)?;
-    let verdicts = if interrupted { Vec::new() } else { run.verdicts()? };
+    let ranks = run.s.steps.ranks.clone();
+    if !ranks.is_alone() {
+        ranks.same(run.s.state_hash()?, "the state at the end")?;
+        ranks.leave();
+    }
+    let verdicts = if interrupted || !ranks.is_first() { Vec::new() } else { run.verdicts()? };
     let topology = topology::weights_now(&run.s.graph, &run.s.state);
     let seconds = now.elapsed().as_secs_f64();
     let export = match (&run.s.a.course.export, &run.s.forward) {
-        (Some(path), Some(forward)) if !interrupted => {
+        (Some(path), Some(forward)) if !interrupted && ranks.is_first() => {
             let best = run.s.validation.as_ref().and_then(|_| run.s.checkpoints.best());
             let from = best.unwrap_or_else(|| run.s.checkpoints.path(LAST));
             let how = run.s.set.preprocessing().map(|p| ("preprocessing", p.to_string()));
@@ -146,7 +151,8 @@ impl Run {
         }
         let Position { epoch, batch: from, .. } = self.position;
         let (set, seed) = (self.s.set.clone(), self.s.a.course.seed.unwrap_or(0));
-        let mut batches = Batches::start(set, seed, self.s.batch, epoch, from, self.s.drop_last, true);
+        let part = self.s.steps.ranks.part();
+        let mut batches = Batches::of_part(set, seed, self.s.batch, (epoch, from), self.s.drop_last, part);
         let mut epoch = self.position.sums.clone();
         while self.position.step < total {
             let begun = Instant::now();
@@ -160,7 +166,8 @@ impl Run {
                 None => return Err(Failure::input("the data ended before the run did; this is a fault of ancre-rewrite")),
             };
             self.hold_all_but_the_head();
-            let mut entry = self.step(&batch, begun, &mut epoch, reporter)?;
+            let asked = stop();
+            let (mut entry, agreed) = self.step(&batch, begun, asked, &mut epoch, reporter)?;
             let ends = batch.last_of_epoch;
             self.position.step += 1;
             (self.position.epoch, self.position.batch) =
@@ -178,7 +185,8 @@ impl Run {
             if entry.restored.is_none() && self.position.guard.keeps(ends) {
                 self.best = (self.state()?, self.position.step, self.position.guard.clone());
             }
-            let stopping = stop();
+            // Several ranks stop at the same step.
+            let stopping = if self.s.steps.ranks.is_alone() { stop() } else { agreed };
             if self.position.step == total && !stopping {
                 self.recalibrate(reporter)?;
             }
@@ -210,39 +218,38 @@ impl Run {
             let t = &self.s.graph;
             let stays = |s: &StateRecord| alone && s.trainable && !t.fresh.tensors.contains(&s.name);
             let held: HashSet<&str> = t.states.iter().filter(|s| stays(s)).map(|s| s.input.as_str()).collect();
-            self.s.stepper.hold(&self.s.state, |name| held.contains(name));
+            self.s.steps.hold(&self.s.state, |name| held.contains(name));
         }
     }
 
-    /// One step; its line of the log.
+    /// One step; its line of the log, and whether any rank was asked to stop.
     fn step(
         &mut self,
         batch: &Batch,
         begun: Instant,
+        stop: bool,
         epoch: &mut Sums,
         reporter: &mut dyn Reporter,
-    ) -> Result<Entry, Failure> {
+    ) -> Result<(Entry, bool), Failure> {
         let waited = begun.elapsed();
         let lr = self.rate_of(self.position.step);
         let due = self.position.step.is_multiple_of(self.s.schedule.total.div_ceil(topology::LOGGED));
         let topology = if due { topology::weights_now(&self.s.graph, &self.s.state) } else { None };
-        let feeds = self.s.graph.with_rate(batch.feeds.clone(), lr);
-        let read = self.s.stepper.step(&feeds, &mut self.s.state);
+        let s = &mut self.s;
+        let done = s.steps.step(&s.graph, (&batch.feeds, batch.samples), lr, stop, &mut s.state);
         let step = self.position.step + 1;
-        let read = read.map_err(|e| Failure::input(format!("step {step}: {e}")).at(&self.s.graph.path))?;
-        let (loss, grad_norm) = (read[0].number(), read[1].number());
+        let done = done.map_err(|e| Failure { what: format!("step {step}: {}", e.what), ..e }.at(&self.s.graph.path))?;
+        let (loss, grad_norm, of_batch) = (done.loss, done.grad_norm, done.sums);
+        let samples = if self.s.steps.ranks.is_alone() { batch.samples } else { of_batch.samples as usize };
         // Labels that are all ignored: the loss is no number, as in PyTorch, and its gradient is zero.
         let empty = loss.is_nan() && grad_norm == 0.0;
-        let seen = metrics::Batch { loss, read: &read, seats: &self.s.seats, feeds: &feeds };
         let jumped = if empty { None } else { self.position.guard.judge(loss, grad_norm) };
-        let mut of_batch = Sums::default();
-        of_batch.add(&seen, &self.s.graph);
         let (accuracy, mut restored) = (of_batch.accuracy(), None);
         let (losses, accuracies) = (of_batch.losses(&self.s.graph), of_batch.accuracies(&self.s.graph));
         match jumped {
             Some(what) => {
                 if !loss.is_finite() || !grad_norm.is_finite() {
-                    self.blame(step, &what, &feeds)?;
+                    self.blame(step, &what, &self.s.graph.with_rate(batch.feeds.clone(), lr))?;
                 }
                 restored = Some(self.go_back(step, batch.epoch, &what, lr, reporter)?);
             }
@@ -254,15 +261,15 @@ impl Run {
         let took = begun.elapsed();
         self.busy += took;
         self.waited += waited;
-        self.samples += batch.samples as u64;
+        self.samples += samples as u64;
         let seconds = took.as_secs_f64();
-        let samples_per_second = batch.samples as f64 / seconds.max(1e-9);
+        let samples_per_second = samples as f64 / seconds.max(1e-9);
         // A mean over about the last twenty steps.
         self.rate = if self.rate == 0.0 { samples_per_second } else { 1.0 / (0.95 / self.rate + 0.05 / samples_per_second) };
-        Ok(Entry {
+        let entry = Entry {
             step,
             epoch: batch.epoch + 1,
-            samples: batch.samples,
+            samples,
             loss,
             accuracy,
             lr,
@@ -274,7 +281,8 @@ impl Run {
             accuracies,
             restored,
             ..Entry::default()
-        })
+        };
+        Ok((entry, done.stopping))
     }
 
     /// The rate of a step, from 0.
@@ -307,7 +315,9 @@ impl Run {
         let subject = Subject::of_graph(graph, &t.path);
         let mut inputs = state.clone();
         inputs.extend(feeds.clone());
+        inputs.retain(|name, _| t.graph.find(name).is_some());
         let ends = [t.loss_output.as_str(), t.norm_output.as_str()];
+        let ends: Vec<&str> = ends.into_iter().filter(|name| t.graph.find(name).is_some()).collect();
         let found = engine::ort()
             .ok()
             .and_then(|e| undefined::origin(e.as_ref(), &subject, &inputs, &ends, &VerifyOptions::default()).ok().flatten());
@@ -395,8 +405,17 @@ impl Run {
         Ok(())
     }
 
-    /// Loss and accuracy on the validation data.
+    /// Loss and accuracy on the validation data, which the first rank has.
     fn validate(&mut self, reporter: &mut dyn Reporter) -> Result<Option<Sums>, Failure> {
+        if self.s.steps.ranks.is_alone() || !self.s.validates {
+            return self.validate_here(reporter);
+        }
+        let found = self.validate_here(reporter)?.unwrap_or_default();
+        let all = self.s.steps.ranks.of_first(found.numbers())?;
+        Ok(Some(Sums::of_numbers(&all, self.s.graph.losses.len())))
+    }
+
+    fn validate_here(&mut self, reporter: &mut dyn Reporter) -> Result<Option<Sums>, Failure> {
         let place = self.s.a.course.val.clone().unwrap_or_else(|| self.s.graph.path.clone());
         let Some((set, evaluator)) = &mut self.s.validation else { return Ok(None) };
         let (set, mut labels) = (set.clone(), HashMap::new());
@@ -421,10 +440,12 @@ impl Run {
         }
         let most = self.s.steps_per_epoch.min(MOST_BATCHES).min((self.s.schedule.total / 4).max(8));
         let (set, seed) = (self.s.set.clone(), self.s.a.course.seed.unwrap_or(0));
-        let mut batches = Batches::start(set, seed, self.s.batch, self.position.epoch, 0, self.s.drop_last, true);
+        // As many samples as a rank takes statistics of.
+        let batch = self.s.batch.div_ceil(self.s.steps.ranks.size());
+        let mut batches = Batches::start(set, seed, batch, self.position.epoch, 0, self.s.drop_last, true);
         let s = &mut self.s;
         let found =
-            statistics::recalibrate(&s.graph, &mut s.stepper, &mut s.state, &mut batches, most, how == Recalibrate::On)?;
+            statistics::recalibrate(&s.graph, &mut s.steps, &mut s.state, &mut batches, most, how == Recalibrate::On)?;
         if let Some(r) = found.filter(|r| r.replaced) {
             reporter.notice(&format!(
                 "running statistics are taken anew from {} batches: they lagged behind by {:.2} deviations on average",
@@ -480,6 +501,10 @@ impl Run {
     fn save(&mut self) -> Result<(), Failure> {
         let step = self.position.step;
         if step == 0 || self.saved == Some(step) {
+            return Ok(());
+        }
+        if !self.s.steps.ranks.is_first() {
+            (self.saved, self.saved_at) = (Some(step), Instant::now());
             return Ok(());
         }
         let state = self.state()?;

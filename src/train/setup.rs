@@ -4,21 +4,23 @@ use super::checkpoint::{self, Checkpoints, Position};
 use super::course::{Course, Environment, Hash};
 use super::data::{self, Batches, DataOptions, Dataset, batches_per_epoch};
 use super::evaluation::Evaluator;
-use super::graph::{Term, TrainingGraph};
+use super::graph::TrainingGraph;
 use super::log::Log;
-use super::metrics::Seats;
-use super::progress::{Beginning, Reporter, duration};
+use super::progress::Reporter;
+use super::ranks::Ranks;
 use super::rates::{Begins, Ground, Rate};
 use super::schedule::Schedule;
+use super::sessions::{engine_failure, graph_file, open_session};
 use super::start::{balance, put, start_state};
+use super::steps::Steps;
 use super::tensorboard::Events;
 use super::topology;
 use super::trial;
 use crate::cli::{CourseOptions, RateChoice, ScheduleKind, TrainArgs};
-use crate::engine::ort::device::{self, Device, DeviceChoice};
-use crate::engine::ort::stepper::{DeviceState, Stepper};
-use crate::engine::ort::{OrtEngine, OrtSession, environment, locate};
-use crate::engine::{EngineError, memory};
+use crate::engine::ort::device::Device;
+use crate::engine::ort::stepper::DeviceState;
+use crate::engine::ort::{OrtEngine, locate};
+use crate::engine::{Tensors, memory};
 use crate::error::Failure;
 use clap::ValueEnum;
 use std::path::{Path, PathBuf};
@@ -32,6 +34,7 @@ pub(super) struct Setup {
     pub(super) graph: TrainingGraph,
     pub(super) set: Arc<dyn Dataset>,
     pub(super) validation: Option<(Arc<dyn Dataset>, Evaluator)>,
+    /// Samples in a batch, those of all ranks together.
     pub(super) batch: usize,
     /// Does an epoch's last batch go when it is not full?
     pub(super) drop_last: bool,
@@ -40,9 +43,9 @@ pub(super) struct Setup {
     /// The highest rate.
     pub(super) rate: Rate,
     pub(super) steps_per_epoch: u64,
-    pub(super) stepper: Stepper,
-    /// Where the losses' outputs come back.
-    pub(super) seats: Seats,
+    pub(super) steps: Steps,
+    /// Is there a validation? The first rank alone has its data.
+    pub(super) validates: bool,
     pub(super) state: DeviceState,
     pub(super) device: Device,
     pub(super) checkpoints: Checkpoints,
@@ -59,7 +62,7 @@ pub(super) struct Setup {
 }
 
 /// The default batch of a set that has samples enough.
-const LARGEST_BATCH: usize = 32;
+pub(super) const LARGEST_BATCH: usize = 32;
 
 /// What a step costs, measured.
 #[derive(Clone, Copy, Debug)]
@@ -71,21 +74,26 @@ pub(super) struct Cost {
 
 impl Setup {
     /// Prepares a run. Errors: whatever would make it fail later, as far as that can be told.
-    pub(super) fn new(a: &TrainArgs, reporter: &mut dyn Reporter) -> Result<Setup, Failure> {
+    pub(super) fn new(a: &TrainArgs, ranks: &Ranks, reporter: &mut dyn Reporter) -> Result<Setup, Failure> {
         let dir = a.out.clone().unwrap_or_else(|| default_dir(&a.model));
         let before = if a.resume { checkpoint::peek(&dir)? } else { None };
+        // A run that goes on over another number of ranks keeps its batches, which are shared out anew.
+        let kept = before.as_ref().filter(|_| a.course.batch_size.is_none()).map(|p| p.course.batch_size);
         let course = before.as_ref().map_or_else(|| a.course.clone(), |p| a.course.over(&p.options));
         let a = TrainArgs { course, ..a.clone() };
         let o = &a.course;
         check_numbers(o)?;
-        let mut graph = TrainingGraph::read(&a.model)?;
+        let mut graph = TrainingGraph::read(&graph_file(&a.model, ranks))?;
+        if !ranks.is_alone() {
+            graph.can_be_summed()?;
+        }
         let forward = o.export.as_ref().map(|_| find_forward(o, &graph)).transpose()?;
         let mut notices = Vec::new();
 
         let given = Data::open(o, &graph)?;
         let set = given.set;
         notices.extend(set.notices().iter().cloned());
-        let (batch, drop_last) = batch_size(o, &graph, set.len())?;
+        let (batch, drop_last) = batch_size(o, &graph, set.len(), kept, ranks.size())?;
         let steps_per_epoch = batches_per_epoch(set.len(), batch, drop_last) as u64;
         if steps_per_epoch == 0 {
             return Err(Failure::input(format!("has {} samples, fewer than one batch of {batch}", set.len()))
@@ -95,28 +103,23 @@ impl Setup {
         notices.extend(balance(&mut graph, set.as_ref()).map_err(|e| e.at(&given.path))?);
         let total = o.steps.unwrap_or_else(|| o.epochs.unwrap_or(1) * steps_per_epoch);
 
-        let (engine, session) = open_session(&a, &graph, &mut notices)?;
-        let mut read = vec![graph.loss_output.as_str(), graph.norm_output.as_str()];
-        let small = |term: &Term| {
-            let target = graph.wanted.targets.iter().find(|t| Some(&t.slot.name) == term.record.target.as_ref());
-            target.is_some_and(|t| t.slot.shape.is_empty())
-        };
-        let on_cpu = engine.device == Device::Cpu;
-        let seats = Seats::of(&graph, &mut read, |term| {
-            term.scores.as_ref().filter(|_| on_cpu || small(term)).map(|s| s.output.as_str())
-        });
-        let wired = Stepper::new(session, engine.device, &graph.carried(), &read);
-        let (mut stepper, mut state) = wired.map_err(|e| engine_failure(e, &a.model))?;
-        let validation = match given.validation {
+        let (engine, session) = open_session(&a, &graph, ranks, &mut notices)?;
+        let update = graph.update.as_ref().map(|u| engine.open_file_safely(&u.path).map_err(|e| engine_failure(e, &u.path)));
+        let update = update.transpose()?;
+        let wired = Steps::new(&graph, session, update, engine.device, ranks);
+        let (mut steps, mut state) = wired.map_err(|e| engine_failure(e, &a.model))?;
+        let validates = given.validation.is_some();
+        let validation = match given.validation.filter(|_| ranks.is_first()) {
             None => None,
             Some(held_back) => Some(open_validation(o, held_back, &graph, &engine, batch, &mut notices)?),
         };
 
-        let mut checkpoints = Checkpoints::open(&dir, a.keep)?;
+        let mut checkpoints =
+            if ranks.is_first() { Checkpoints::open(&dir, a.keep)? } else { Checkpoints::of_another(&dir) };
         checkpoints.network = topology::network(&graph)?;
         // What is to go need not be readable.
         let going = a.overwrite && !checkpoints.all().is_empty();
-        let found = if going { None } else { checkpoints.newest()? };
+        let found = if going || !(ranks.is_first() || a.resume) { None } else { checkpoints.newest()? };
         let resumed = match found {
             Some((tensors, position, path)) if a.resume => {
                 put(&mut state, &graph, &tensors, true).map_err(|e| e.at(&path))?;
@@ -132,7 +135,7 @@ impl Setup {
                     notices.push(format!("there is no checkpoint in {}; the run starts at the beginning", dir.display()));
                 }
                 start_state(o, &graph, &mut state)?;
-                if going {
+                if going && ranks.is_first() {
                     checkpoints.clear()?;
                 }
                 None
@@ -146,8 +149,8 @@ impl Setup {
             (Some(RateChoice::Rate(lr)), _) => Rate::given(lr, "as asked for"),
             (_, Some(then)) => Rate::given(then.lr, "as the run had it"),
             (asked, None) => {
-                let batches = || Batches::start(set.clone(), seed, batch, 0, 0, drop_last, true);
-                let mut ground = Ground { t: &graph, stepper: &mut stepper, state: &mut state, batches: &batches };
+                let batches = || Batches::of_part(set.clone(), seed, batch, (0, 0), drop_last, ranks.part());
+                let mut ground = Ground { t: &graph, steps: &mut steps, state: &mut state, batches: &batches };
                 match trial::steps(total) {
                     _ if asked.is_some() => Rate::by_range_test(&mut ground, begins, &mut notices)?,
                     Some(steps) if o.head_first.is_none() => {
@@ -190,6 +193,7 @@ impl Setup {
             environment: Environment {
                 device: engine.device.to_string(),
                 threads: engine.threads,
+                ranks: ranks.size(),
                 runtime: locate().ok().and_then(|r| r.version).unwrap_or_default(),
                 optimization: format!("{:?}", engine.level).to_lowercase(),
             },
@@ -206,8 +210,8 @@ impl Setup {
             None => (Position { course, options, ..Position::default() }, None),
         };
         let log_path = o.log.clone().unwrap_or_else(|| dir.join("log.jsonl"));
-        let mut log = Log::open(&log_path, position.step)?;
-        log.events = o.log_dir.as_deref().map(Events::open).transpose()?;
+        let mut log = if ranks.is_first() { Log::open(&log_path, position.step)? } else { Log::of_another(&log_path) };
+        log.events = o.log_dir.as_deref().filter(|_| ranks.is_first()).map(Events::open).transpose()?;
         let device = engine.device;
         let mut setup = Setup {
             a,
@@ -220,8 +224,8 @@ impl Setup {
             begins,
             rate,
             steps_per_epoch,
-            stepper,
-            seats,
+            steps,
+            validates,
             state,
             device,
             checkpoints,
@@ -234,70 +238,36 @@ impl Setup {
             notices,
             cost: None,
         };
+        setup.agree()?;
         setup.cost = setup.try_a_step()?;
         reporter.begin(&setup.plan());
         setup.notices.iter().for_each(|n| reporter.notice(n));
         Ok(setup)
     }
 
-    fn plan(&self) -> Beginning {
-        let (a, g) = (&self.a, &self.graph);
-        let parameters = g.parameters();
-        let trained = g.states.iter().filter(|s| s.trainable).count();
-        let epochs = self.schedule.total.div_ceil(self.steps_per_epoch).max(1);
-        let mut lines = vec![
-            (
-                "model",
-                format!(
-                    "{}  ({trained} tensors train, {parameters} elements; {}, {})",
-                    a.model.display(),
-                    g.losses_text(),
-                    g.optimizer
-                ),
-            ),
-            ("data", self.set.describe()),
-        ];
-        if let Some((set, evaluator)) = &self.validation {
-            lines.push(("val", set.describe()));
-            if a.verbose {
-                lines.push(("", format!("evaluation graph: {}", evaluator.origin)));
-            }
+    /// Fails where ranks do not start from the same.
+    fn agree(&self) -> Result<(), Failure> {
+        let ranks = &self.steps.ranks;
+        if ranks.is_alone() {
+            return Ok(());
         }
-        let s = &self.schedule;
-        let warmup = if s.warmup > 0 { format!(", {} steps of warm-up", s.warmup) } else { String::new() };
-        lines.push((
-            "course",
-            format!(
-                "{} steps, {}; batch {}; lr {} ({}) {}{warmup}; on {}",
-                s.total,
-                passes(s.total, self.steps_per_epoch),
-                self.why_batch(),
-                s.lr,
-                self.rate.why,
-                s.kind.name(),
-                self.device,
-            ),
-        ));
-        if let Some(cost) = self.cost {
-            let left = s.total.saturating_sub(self.position.step);
-            let memory = cost.memory.map(|m| format!("; {} of memory", memory::bytes(m))).unwrap_or_default();
-            let each =
-                if cost.seconds < 1.0 { format!("{:.0} ms", 1e3 * cost.seconds) } else { format!("{:.1} s", cost.seconds) };
-            let held_back = if self.validation.is_some() { ", without validation" } else { "" };
-            lines.push((
-                "expected",
-                format!("about {} at {each} a step{held_back}{memory}", duration(left as f64 * cost.seconds)),
-            ));
+        let mut hash = Hash::default();
+        let course = Course { environment: Environment::default(), ..self.position.course.clone() };
+        hash.add(serde_json::to_string(&course).unwrap_or_default().as_bytes());
+        ranks.same(hash.number(), "what the run is to do (graph, data, options)")?;
+        ranks.same(self.state_hash()?, "the first state")
+    }
+
+    /// A hash of the state as it is.
+    pub(super) fn state_hash(&self) -> Result<u64, Failure> {
+        let mut state = self.state.tensors().map_err(|e| engine_failure(e, &self.graph.path))?;
+        state.sort_keys();
+        let mut hash = Hash::default();
+        for (name, t) in &state {
+            hash.add(name.as_bytes());
+            hash.add(t.bytes());
         }
-        if let Some(path) = &self.resumed {
-            lines.push(("resumed", format!("after step {}, from {}", self.position.step, path.display())));
-        }
-        if a.verbose {
-            let runtime = locate().map(|r| format!("{}, found by {}", r.path.display(), r.found)).unwrap_or_default();
-            lines.push(("runtime", runtime));
-            lines.push(("writes", format!("{}, {}", self.dir.display(), self.log_path.display())));
-        }
-        Beginning { lines, steps: s.total, done: self.position.step, epochs }
+        Ok(hash.number())
     }
 
     /// Runs the first batch twice, with all state held, and measures the second time.
@@ -307,39 +277,22 @@ impl Setup {
         }
         let order = data::order(self.position.course.seed, self.position.epoch, self.set.len());
         let rows: Vec<usize> = order.iter().take(self.batch).map(|r| *r as usize).collect();
-        let feeds = self.graph.with_rate(self.set.batch(&rows, self.position.epoch)?, 0.0);
-        self.stepper.hold(&self.state, |_| true);
+        let ranks = self.steps.ranks.clone();
+        let rows = &rows[ranks.share(rows.len())];
+        let feeds = if rows.is_empty() { Tensors::new() } else { self.set.batch(rows, self.position.epoch)? };
+        self.steps.hold(&self.state, |_| true);
         let mut seconds = f64::INFINITY;
         for _ in 0..2 {
             let begun = Instant::now();
-            self.stepper.step(&feeds, &mut self.state).map_err(|e| engine_failure(e, &self.graph.path))?;
+            let done = self.steps.step(&self.graph, (&feeds, rows.len()), 0.0, false, &mut self.state);
+            done.map_err(|e| e.at(&self.graph.path))?;
             seconds = seconds.min(begun.elapsed().as_secs_f64());
-            if seconds > 5.0 {
+            if seconds > 5.0 && ranks.is_alone() {
                 break;
             }
         }
-        self.stepper.hold(&self.state, |_| false);
+        self.steps.hold(&self.state, |_| false);
         Ok(Some(Cost { seconds, memory: memory::resident() }))
-    }
-
-    fn why_batch(&self) -> String {
-        let why = match (self.graph.wanted.batch, self.a.course.batch_size) {
-            (Some(_), _) => "fixed by the graph".into(),
-            (_, Some(_)) => return self.batch.to_string(),
-            _ if self.batch < LARGEST_BATCH => format!("default: there are {} samples, few", self.set.len()),
-            _ => "default".into(),
-        };
-        format!("{} ({why})", self.batch)
-    }
-}
-
-/// How much of the data a number of steps sees.
-fn passes(steps: u64, epoch: u64) -> String {
-    match (steps / epoch, steps % epoch) {
-        (0, _) => format!("{:.0}% of an epoch of {epoch} steps", 100.0 * steps as f64 / epoch as f64),
-        (1, 0) => format!("1 epoch of {epoch} steps"),
-        (n, 0) => format!("{n} epochs of {epoch} steps"),
-        _ => format!("{:.1} epochs of {epoch} steps", steps as f64 / epoch as f64),
     }
 }
 
@@ -368,7 +321,14 @@ fn check_numbers(a: &CourseOptions) -> Result<(), Failure> {
 
 /// A graph that fixes its batch takes full batches of that size only. A small set gets small batches, so that an epoch has steps.
 /// One sample by itself has no statistics, so a batch of one is left out where the graph takes any.
-fn batch_size(a: &CourseOptions, t: &TrainingGraph, samples: usize) -> Result<(usize, bool), Failure> {
+/// Each of several ranks takes batches of the size that is asked for; what comes back is that of all, or what an earlier run `kept`.
+fn batch_size(
+    a: &CourseOptions,
+    t: &TrainingGraph,
+    samples: usize,
+    kept: Option<usize>,
+    ranks: usize,
+) -> Result<(usize, bool), Failure> {
     let asked = a.batch_size.map(|n| n as usize);
     match (t.wanted.batch, asked) {
         (Some(fixed), Some(n)) if n != fixed => {
@@ -376,60 +336,14 @@ fn batch_size(a: &CourseOptions, t: &TrainingGraph, samples: usize) -> Result<(u
                 .at(&t.path)
                 .help(format!("leave --batch-size out, or rewrite the model with --batch dynamic or --batch {n}")))
         }
-        (Some(fixed), _) => Ok((fixed, true)),
+        (Some(fixed), _) => Ok((fixed * ranks, true)),
         (None, asked) => {
-            let batch = asked.unwrap_or((samples / 40).next_power_of_two().clamp(8, LARGEST_BATCH));
-            let alone = t.takes_statistics() && samples > batch && samples % batch == 1;
+            let each = asked.unwrap_or((samples / 40).next_power_of_two().clamp(8, LARGEST_BATCH));
+            let batch = kept.unwrap_or(each * ranks);
+            let alone = t.takes_statistics() && samples > batch && (1..2 * ranks).contains(&(samples % batch));
             Ok((batch, a.drop_last || alone))
         }
     }
-}
-
-fn engine_failure(e: EngineError, path: &Path) -> Failure {
-    match e {
-        EngineError::NoRuntime(_) => Failure::input(e.to_string()),
-        _ => Failure::input(e.to_string()).at(path),
-    }
-}
-
-/// Opens the training graph on the device asked for; `auto` falls back to the CPU and says why.
-fn open_session(a: &TrainArgs, t: &TrainingGraph, notices: &mut Vec<String>) -> Result<(OrtEngine, OrtSession), Failure> {
-    let fail = |e: EngineError| engine_failure(e, &t.path);
-    environment().map_err(fail)?;
-    let engine = |device| OrtEngine {
-        threads: a.threads.map(|n| n as usize),
-        level: a.optimization,
-        device,
-        arena: !a.no_arena,
-        memory_pattern: false,
-        // A frozen base is read forwards and backwards, which would be two copies of it.
-        prepack: t.adapted.is_empty(),
-        tf32: a.tf32,
-        gpu_memory: a.gpu_memory.map(|n| n as usize),
-        ..OrtEngine::default()
-    };
-    let cuda = |device: Device| -> Result<Result<(OrtEngine, OrtSession), String>, Failure> {
-        if let Some(why) = device::without_cuda().map_err(fail)? {
-            return Ok(Err(why));
-        }
-        let engine = engine(device);
-        Ok(engine.open_file_safely(&t.path).map(|session| (engine, session)).map_err(|e| e.to_string()))
-    };
-    match a.device {
-        DeviceChoice::Exactly(Device::Cpu) => {}
-        DeviceChoice::Exactly(device) => {
-            let help = "--device cpu, or --device auto to take CUDA only where it works";
-            return cuda(device)?
-                .map_err(|why| Failure::input(format!("--device {device} cannot be used: {why}")).help(help));
-        }
-        DeviceChoice::Auto => match cuda(Device::Cuda(0))? {
-            Ok(opened) => return Ok(opened),
-            Err(why) => notices.push(format!("runs on the CPU: {why}")),
-        },
-    }
-    let engine = engine(Device::Cpu);
-    let session = engine.open_file_safely(&t.path).map_err(fail)?;
-    Ok((engine, session))
 }
 
 /// The data sets of a run.
@@ -507,7 +421,8 @@ fn open_validation(
 /// Where a run writes without `--out`: `m.ancre.run` for `m.ancre.train.onnx`.
 fn default_dir(model: &Path) -> PathBuf {
     let stem = model.file_stem().and_then(|s| s.to_str()).unwrap_or("model");
-    model.with_file_name(format!("{}.run", stem.trim_end_matches(".train")))
+    let stem = [".train", ".grad", ".update"].into_iter().fold(stem, |s, kind| s.strip_suffix(kind).unwrap_or(s));
+    model.with_file_name(format!("{stem}.run"))
 }
 
 fn find_forward(a: &CourseOptions, t: &TrainingGraph) -> Result<PathBuf, Failure> {

@@ -6,7 +6,8 @@
 
 use super::data::Batches;
 use super::graph::TrainingGraph;
-use crate::engine::ort::stepper::{DeviceState, Stepper};
+use super::steps::Steps;
+use crate::engine::ort::stepper::DeviceState;
 use crate::engine::{EngineError, Tensors};
 use crate::error::Failure;
 use crate::io::tensor::NpTensor;
@@ -32,7 +33,7 @@ pub(super) struct Recalibrated {
 /// is `asked` for. `None` where the graph has none. Fails when a step or a batch does.
 pub(super) fn recalibrate(
     t: &TrainingGraph,
-    stepper: &mut Stepper,
+    steps: &mut Steps,
     state: &mut DeviceState,
     batches: &mut Batches,
     most: u64,
@@ -56,10 +57,10 @@ pub(super) fn recalibrate(
         moving.iter().filter_map(of).collect()
     };
     let (zeros, ones) = (constant(0.0), constant(1.0));
-    stepper.hold(state, |name| !is_moving(name));
+    steps.hold(state, |name| !is_moving(name));
     let mut see = |feeds: &Tensors, fed: &Tensors, state: &mut DeviceState| -> Result<Tensors, Failure> {
         state.set(fed).map_err(fail)?;
-        stepper.step(&t.with_rate(feeds.clone(), 0.0), state).map_err(fail)?;
+        steps.look(t, feeds, state).map_err(fail)?;
         state.some(is_moving).map_err(fail)
     };
     // By tensor: the part that is kept, and the sum over batches by their samples.
@@ -85,7 +86,7 @@ pub(super) fn recalibrate(
         }
         (seen, samples) = (seen + 1, samples + weight);
     }
-    stepper.hold(state, |_| false);
+    steps.hold(state, |_| false);
     let mean = |(s, (kept, sum)): (&&StateRecord, &(f64, Vec<f64>))| {
         let old = before.get(&s.input).cloned().or_else(|| t.default_of(s))?;
         let values: Vec<f64> = sum.iter().map(|v| v / samples).collect();
@@ -99,6 +100,7 @@ pub(super) fn recalibrate(
     let replaced = seen > 0 && (asked || lag > FAR);
     let put: Tensors = found.into_iter().map(|(name, old, new)| (name, if replaced { new } else { old })).collect();
     state.set(&put).map_err(fail)?;
+    steps.share(&put.keys().cloned().collect::<Vec<_>>(), state)?;
     Ok(Some(Recalibrated { batches: seen, lag, replaced }))
 }
 

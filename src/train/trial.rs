@@ -51,7 +51,11 @@ pub(super) fn steps(total: u64) -> Option<u64> {
 }
 
 /// Tries rates around `rule`. Fails when a step or a batch does.
-pub(super) fn trial(Ground { t, stepper, state, batches }: &mut Ground, rule: f64, steps: u64) -> Result<Trial, Failure> {
+pub(super) fn trial(
+    Ground { t, steps: made, state, batches }: &mut Ground,
+    rule: f64,
+    steps: u64,
+) -> Result<Trial, Failure> {
     let fail = |e: EngineError| Failure::input(format!("trying learning rates: {e}")).at(&t.path);
     let first = state.tensors().map_err(fail)?;
     let mut loss_of = |exponent: i32| -> Result<Tried, Failure> {
@@ -64,8 +68,10 @@ pub(super) fn trial(Ground { t, stepper, state, batches }: &mut Ground, rule: f6
                 return Err(Failure { status: interrupt::STATUS, ..Failure::input("interrupted before the first step") });
             }
             let Some(batch) = batches.next() else { break };
-            let read = stepper.step(&t.with_rate(batch?.feeds, schedule.rate(step)), state).map_err(fail)?;
-            let (loss, norm) = (read[0].number(), read[1].number());
+            let batch = batch?;
+            let done = made.step(t, (&batch.feeds, batch.samples), schedule.rate(step), false, state);
+            let done = done.map_err(|e| Failure { what: format!("trying learning rates: {}", e.what), ..e }.at(&t.path))?;
+            let (loss, norm) = (done.loss, done.grad_norm);
             // Labels that are all ignored tell nothing.
             if loss.is_nan() && norm == 0.0 {
                 continue;

@@ -12,6 +12,7 @@
 //! | `ancre.loss` | [`LossRecord`] | training and evaluation |
 //! | `ancre.quantised` | [`Quantised`] | training and evaluation, where quantised values train |
 //! | `ancre.optimizer` | [`OptimizerRecord`] | training |
+//! | `ancre.half` | [`HalfRecord`] | the two graphs of a split step |
 //! | [`CHECKPOINT_KEY`] | where a training run stood | none: the headers of checkpoints (.safetensors) |
 //!
 //! Other programs read the files: a key keeps its name, its meaning and its place in the text.
@@ -101,6 +102,7 @@ keys! {
     LossRecord = "ancre.loss",
     OptimizerRecord = "ancre.optimizer",
     Quantised = "ancre.quantised",
+    HalfRecord = "ancre.half",
 }
 
 /// What is quantised in a graph that trains it: its gradients go straight through rounding, and are no derivatives.
@@ -191,6 +193,21 @@ words! {
         Inline = "inline",
         /// A file of tensors beside it: `STEM.ancre.state.safetensors`.
         Separate = "separate",
+    }
+    /// Whether a step is one graph.
+    StepForm {
+        /// `STEM.ancre.train.onnx`: from a batch to the next state.
+        Whole = "whole",
+        /// `STEM.ancre.grad.onnx`, from a batch to gradients, and `STEM.ancre.update.onnx`, from gradients to the next state: what
+        /// stands between them may sum gradients over batches or processes.
+        Split = "split",
+    }
+    /// One of the graphs of a split step.
+    Half {
+        /// From a batch to loss, gradients and running statistics.
+        Gradients = "gradients",
+        /// From gradients to the next state.
+        Update = "update",
     }
     /// What a state tensor is.
     StateKind {
@@ -323,6 +340,24 @@ pub enum ClassWeights {
     Fed(String),
 }
 
+/// What one graph of a split step is to the other.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct HalfRecord {
+    /// Which of the two it is.
+    pub half: Half,
+    /// Outputs of the one and inputs of the other, in the order of the tensors that train.
+    pub gradients: Vec<GradientRecord>,
+}
+
+/// A gradient that one graph of a split step hands to the other.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct GradientRecord {
+    /// The tensor that trains.
+    pub tensor: String,
+    /// Output or input.
+    pub name: String,
+}
+
 /// The optimiser of a training graph. Numbers that its kind does not have are left out.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
@@ -405,6 +440,7 @@ mod tests {
         same::<LossRecord>(
             r#"{"kind":"mse","reduction":"mean","target":"t","output":"y","label_smoothing":0.0,"ignore_index":null,"huber_delta":1.0}"#,
         );
+        same::<HalfRecord>(r#"{"half":"gradients","gradients":[{"tensor":"w","name":"w.grad"}]}"#);
         same::<OptimizerRecord>(r#"{"kind":"none"}"#);
         same::<OptimizerRecord>(
             r#"{"kind":"sgd","momentum":0.9,"nesterov":false,"lr":"lr","weight_decay":0.0,"clip_norm":1.0,"accumulate":1,"router_lr_scale":1.0}"#,

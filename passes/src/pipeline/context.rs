@@ -4,7 +4,7 @@ use super::PassError;
 use super::gradient::Seed;
 use super::training::TrainingOptions;
 use crate::analysis::residual::Chain;
-use crate::contract::{LossRecord, Quantised, StateKind, StateRecord};
+use crate::contract::{GradientRecord, LossRecord, Quantised, StateKind, StateRecord};
 use crate::ir::{Graph, NodeId, ValueId};
 use crate::refusal::{Applied, Refusal};
 use crate::transform::Gradients;
@@ -88,6 +88,8 @@ pub struct Cx {
     pub recomputed: Option<Recomputed>,
     /// Tensors that train, with their gradients.
     pub trained: Vec<Trained>,
+    /// The outputs that are their gradients, where there are such outputs.
+    pub gradients: Vec<GradientRecord>,
     /// The optimiser's part.
     pub update: Option<Update>,
     /// Names of the tensors that train.

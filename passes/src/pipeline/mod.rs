@@ -11,6 +11,7 @@ mod manager;
 mod outputs;
 mod passes;
 pub mod rewrite;
+pub mod split;
 pub mod training;
 mod words;
 

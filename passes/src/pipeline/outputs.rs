@@ -2,8 +2,8 @@
 
 use super::{Cx, PassError};
 use crate::contract::{
-    ClassWeights as Weights, GroupRecord, LossRecord, Names, OptimizerRecord, Record, StateFrom, StateKind, StateRecord,
-    States,
+    ClassWeights as Weights, GradientRecord, GroupRecord, LossRecord, Names, OptimizerRecord, Record, StateFrom, StateKind,
+    StateRecord, States, StepForm,
 };
 use crate::ir::{Attrs, Graph, Op, ValueId};
 use crate::transform::loss::{ClassWeights, Loss, LossKind, LossOptions};
@@ -32,7 +32,8 @@ pub(super) fn declare_outputs(g: &mut Graph, cx: &mut Cx) -> Result<(), PassErro
         let output = s.next.map(|next| publish_as(g, next, &format!("{}.next", record.name)));
         cx.states.push(StateRecord { output, ..record });
     }
-    if cx.training.grad_outputs || cx.training.optimizer.kind == OptimizerKind::None {
+    let split = cx.training.step == StepForm::Split;
+    if split || cx.training.grad_outputs || cx.training.optimizer.kind == OptimizerKind::None {
         declare_gradients(g, cx);
     }
     declare_moments(g, &states);
@@ -40,10 +41,11 @@ pub(super) fn declare_outputs(g: &mut Graph, cx: &mut Cx) -> Result<(), PassErro
 }
 
 /// Declares the gradient of everything that trains.
-pub(super) fn declare_gradients(g: &mut Graph, cx: &Cx) {
+pub(super) fn declare_gradients(g: &mut Graph, cx: &mut Cx) {
     for t in &cx.trained {
-        let name = format!("{}.grad", g.name(t.value));
-        publish_as(g, t.gradient, &name);
+        let tensor = g.name(t.value).to_string();
+        let name = publish_as(g, t.gradient, &format!("{tensor}.grad"));
+        cx.gradients.push(GradientRecord { tensor, name });
     }
 }
 

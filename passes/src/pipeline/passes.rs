@@ -6,8 +6,9 @@ use super::Contract::{Changes, EqualAtOneHot, EverySample, Exact, Extends, Round
 use super::gradient::append_cotangents;
 use super::outputs::{declare_gradients, declare_outputs, describe, record};
 use super::training::Qat;
-use super::{Choice, Pass, PassError, glob};
+use super::{Choice, Pass, PassError, glob, split};
 use crate::analysis::residual::{branch_nodes, find_residuals};
+use crate::contract::StepForm;
 use crate::ir::ValueId;
 use crate::ops::build::Builder;
 use crate::placement;
@@ -305,6 +306,9 @@ pub const APPEND_OPTIMIZER: Pass =
                 );
                 return Err(PassError::unfit(what));
             }
+        }
+        if cx.training.step == StepForm::Split {
+            split::part_gradients(g, &mut cx.trained);
         }
         cx.update = Some(append_optimizer(g, cx.loss(g)?, &cx.trained, &cx.training.optimizer, cx.training.target)?);
         Ok(Applied::of(cx.trained.len()))

@@ -1,5 +1,6 @@
 //! The whole rewrite in one call: from a model's graph to the graphs of its files.
 
+use super::split::Halves;
 use super::training::{Training, TrainingOptions};
 use super::{Cx, FORWARD, PassError, PassManager, ROUTE};
 use crate::analysis::residual::{ResidualStructure, branch_nodes, find_residuals};
@@ -90,6 +91,8 @@ pub struct Rewritten {
     pub forward: Graph,
     /// The training graph.
     pub training: Option<Training>,
+    /// The training graph in two, where its options ask for that.
+    pub halves: Option<Halves>,
     /// Forward and loss, without updates.
     pub evaluation: Option<Graph>,
     /// The model with its state as inputs.
@@ -155,6 +158,7 @@ pub fn rewrite(source: &Graph, o: &RewriteOptions) -> Result<Rewritten, PassErro
         untyped,
         forward,
         training,
+        halves: None,
         evaluation: None,
         inference: None,
         first: Vec::new(),
@@ -167,6 +171,7 @@ pub fn rewrite(source: &Graph, o: &RewriteOptions) -> Result<Rewritten, PassErro
     }
     let options = &options;
     let mut training = manager.training_graph(graph.clone(), options)?;
+    let mut halves = manager.halves(&training)?;
     let states = training.cx.states.clone();
     if o.evaluation {
         evaluation = Some(manager.evaluation_graph(graph.clone(), &states, options)?);
@@ -175,12 +180,12 @@ pub fn rewrite(source: &Graph, o: &RewriteOptions) -> Result<Rewritten, PassErro
         inference = Some(manager.inference_graph(graph, &states, options)?);
     }
     if o.state != StateFrom::Inline {
-        let others = evaluation.iter_mut().chain(&mut inference);
+        let others = evaluation.iter_mut().chain(&mut inference).chain(halves.iter_mut().flat_map(Halves::graphs));
         made.first = require_state(&mut training.graph, others, &states, o.state);
     }
     if o.state == StateFrom::Init {
         let init = init_graph(&training.graph, &made.first).map_err(|e| PassError::unfit(e.to_string()))?;
         made.init = Some(init);
     }
-    Ok(Rewritten { training: Some(training), evaluation, inference, ..made })
+    Ok(Rewritten { training: Some(training), halves, evaluation, inference, ..made })
 }

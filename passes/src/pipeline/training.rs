@@ -1,7 +1,7 @@
 //! Builds training and evaluation graphs. docs/training.md lists their inputs and outputs.
 
 use super::{APPEND_LOSS, Choice, Cx, EVAL, INFER, PREPARE, PREPARE_TEACHER, Pass, PassError, PassManager, TRAIN};
-use crate::contract::StateRecord;
+use crate::contract::{StateRecord, StepForm};
 use crate::ir::{Graph, NodeId, Op, ValueId};
 use crate::onnx::schema::{self, meaning::Use};
 use crate::ops;
@@ -51,6 +51,8 @@ pub struct TrainingOptions {
     /// Another batch than the graph's number; the caller has seen that the source can be rebuilt for it.
     pub batch: Option<Batch>,
     pub grad_outputs: bool,
+    /// Is the graph to be split between gradients and update? Every gradient is an output then.
+    pub step: StepForm,
     /// Keep batch normalisation as in evaluation.
     pub frozen_bn: bool,
     /// Part of the running statistics that a step keeps; `None`: what each node says, and 0.9 where that is 1.
@@ -103,6 +105,7 @@ impl TrainingOptions {
             fixed: Vec::new(),
             batch: None,
             grad_outputs: false,
+            step: StepForm::Whole,
             frozen_bn: false,
             bn_momentum: None,
             recompute: None,

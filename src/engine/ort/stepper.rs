@@ -28,6 +28,17 @@ pub(crate) struct Carried {
     pub output: Option<String>,
     /// May that be written over it? So says the graph's `ancre.state`.
     pub in_place: bool,
+    /// Is it to lie in the host's memory, whatever the device?
+    pub on_host: bool,
+}
+
+impl std::ops::Add for Traffic {
+    type Output = Traffic;
+
+    /// Of two sessions that make one step.
+    fn add(self, other: Traffic) -> Traffic {
+        Traffic { fed: self.fed + other.fed, read: self.read + other.read, runs: self.runs.max(other.runs) }
+    }
 }
 
 /// Bytes that crossed between the host's memory and ONNX Runtime's, all steps together.
@@ -63,6 +74,8 @@ impl Read {
 pub(crate) struct DeviceState {
     /// By the name of the input; nothing while the default in the graph holds.
     values: IndexMap<String, Option<Held>>,
+    /// Those after the first so many only pass from one session to another.
+    passing: Option<usize>,
 }
 
 struct Held {
@@ -77,9 +90,19 @@ impl DeviceState {
         self.some(|_| true)
     }
 
+    /// From now on those after the first `own` only pass from one session to another: what is said of the state leaves them out.
+    pub(crate) fn owns(&mut self, own: usize) {
+        self.passing = Some(own);
+    }
+
+    fn own(&self) -> usize {
+        self.passing.unwrap_or(self.values.len())
+    }
+
     /// Those that are wanted.
     pub(crate) fn some(&self, wanted: impl Fn(&str) -> bool) -> Result<Tensors, EngineError> {
-        let there = self.values.iter().filter_map(|(n, v)| Some((n, v.as_ref()?))).filter(|(n, _)| wanted(n));
+        let own = self.values.iter().take(self.own());
+        let there = own.filter_map(|(n, v)| Some((n, v.as_ref()?))).filter(|(n, _)| wanted(n));
         there.map(|(n, held)| Ok((n.clone(), on_host(n, &held.value)?))).collect()
     }
 
@@ -109,8 +132,49 @@ impl DeviceState {
 
     /// Takes the state back to what [`DeviceState::tensors`] gave; a tensor that was not there has the graph's default again.
     pub(crate) fn put_back(&mut self, tensors: &Tensors) -> Result<(), EngineError> {
-        self.values.values_mut().for_each(|v| *v = None);
+        let own = self.own();
+        self.values.values_mut().take(own).for_each(|v| *v = None);
         self.set(tensors)
+    }
+
+    /// Hands the elements of float32 tensors that lie on the host, end to end, to `change`, as many tensors at once as fit into so many
+    /// elements, and puts back what it made of them. A tensor that is not there yet is left out.
+    pub(crate) fn in_buckets(
+        &mut self,
+        names: &[String],
+        elements: usize,
+        bucket: &mut Vec<f32>,
+        change: &mut dyn FnMut(&mut [f32]),
+    ) -> Result<(), EngineError> {
+        let mut from = 0;
+        while from < names.len() {
+            bucket.clear();
+            let mut to = from;
+            while let Some(name) = names.get(to) {
+                let value = self.values.get_mut(name).and_then(Option::as_mut);
+                let Some(held) = value else {
+                    to += 1;
+                    continue;
+                };
+                let (_, data) = held.value.try_extract_tensor::<f32>().map_err(run_error)?;
+                if to > from && bucket.len() + data.len() > elements {
+                    break;
+                }
+                bucket.extend_from_slice(data);
+                to += 1;
+            }
+            change(bucket);
+            let mut rest = bucket.as_slice();
+            for name in &names[from..to] {
+                let Some(held) = self.values.get_mut(name).and_then(Option::as_mut) else { continue };
+                let (_, data) = held.value.try_extract_tensor_mut::<f32>().map_err(run_error)?;
+                let (own, left) = rest.split_at(data.len());
+                data.copy_from_slice(own);
+                rest = left;
+            }
+            from = to;
+        }
+        Ok(())
     }
 
     fn get(&self, name: &str) -> Option<&DynValue> {
@@ -136,6 +200,8 @@ pub(crate) struct Stepper {
     read: usize,
     /// By their place in the state: are they overwritten?
     in_place: Vec<bool>,
+    /// By their place in the state: are they to lie on the host?
+    on_host: Vec<bool>,
     /// By their place in the state: do they stay as they are, whatever a step computes?
     held: Vec<bool>,
     /// What was fed last: an output that is an input as it came shares its memory.
@@ -165,10 +231,11 @@ impl Stepper {
             (None, None) => OutputUse::Unused,
         };
         let uses = outputs.iter().map(use_of).collect();
-        let state = DeviceState { values: carried.keys().map(|n| (n.clone(), None)).collect() };
+        let state = DeviceState { values: carried.keys().map(|n| (n.clone(), None)).collect(), passing: None };
         let in_place = carried.values().map(|c| c.in_place).collect();
+        let on_host = carried.values().map(|c| c.on_host).collect();
         let (read, traffic, held) = (read.len(), Traffic::default(), vec![false; carried.len()]);
-        Ok((Stepper { session, device, uses, outputs, read, in_place, held, alive: Vec::new(), traffic }, state))
+        Ok((Stepper { session, device, uses, outputs, read, in_place, on_host, held, alive: Vec::new(), traffic }, state))
     }
 
     /// From now on a state of which `stays` is true is not changed by a step. States are named by their inputs.
@@ -186,6 +253,8 @@ impl Stepper {
     pub(crate) fn step(&mut self, feeds: &Tensors, state: &mut DeviceState) -> Result<Vec<Read>, EngineError> {
         self.feed(feeds)?;
         let inputs = self.session.required.iter().chain(&self.session.optional);
+        // What is fed comes before the state.
+        let inputs = inputs.filter(|n| !feeds.contains_key(n.as_str()));
         let inputs: Vec<(&str, &DynValue)> = inputs.filter_map(|n| Some((n.as_str(), state.get(n)?))).collect();
         let mut binding = self.bind(feeds, inputs)?;
         let mut bound = Vec::with_capacity(self.outputs.len());
@@ -200,6 +269,7 @@ impl Stepper {
             }
             match (used, overwritten) {
                 (_, Some(held)) => binding.bind_output(name.as_str(), &mut held.value),
+                (OutputUse::State(i), None) if self.on_host[*i] => binding.bind_output_to_device(name.as_str(), &host),
                 (OutputUse::State(_), None) => binding.bind_output_to_device(name.as_str(), &device),
                 (OutputUse::Read(_), None) => binding.bind_output_to_device(name.as_str(), &host),
                 (OutputUse::Unused, None) => continue,
@@ -267,7 +337,8 @@ mod tests {
         let feeds = Tensors::from([("x".to_string(), NpTensor::f32s(&[1, 2], &[1.0, 2.0]).unwrap())]);
         let place = |s: &DeviceState| s.get("w").unwrap().try_extract_tensor::<f32>().unwrap().1.as_ptr();
         let run = |in_place| {
-            let carried = IndexMap::from([("w".to_string(), Carried { output: Some("y".to_string()), in_place })]);
+            let carried =
+                IndexMap::from([("w".to_string(), Carried { output: Some("y".to_string()), in_place, on_host: false })]);
             let (mut stepper, mut state) = Stepper::new(open(), Device::Cpu, &carried, &[]).unwrap();
             assert!(state.tensors().unwrap().is_empty());
             let places: Vec<_> = (0..3)

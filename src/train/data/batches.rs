@@ -3,6 +3,7 @@
 use super::Dataset;
 use crate::engine::Tensors;
 use crate::error::Failure;
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -62,6 +63,20 @@ pub struct Batches {
 }
 
 impl Batches {
+    /// Starts at batch `from` of epoch `epoch` and goes on over the epochs, shuffled; of each batch the rows that `part` gives of so many.
+    /// A batch may have none.
+    pub(in crate::train) fn of_part(
+        set: Arc<dyn Dataset>,
+        seed: u64,
+        batch: usize,
+        (epoch, from): (u64, usize),
+        drop_last: bool,
+        part: impl Fn(usize) -> Range<usize> + Send + 'static,
+    ) -> Batches {
+        let plan = BatchMaker { set, seed, batch: batch.max(1), drop_last, shuffle: true, part: Box::new(part) };
+        plan.start(epoch, from)
+    }
+
     /// Starts at batch `from` of epoch `epoch` and goes on over the epochs.
     pub fn start(
         set: Arc<dyn Dataset>,
@@ -72,16 +87,8 @@ impl Batches {
         drop_last: bool,
         shuffle: bool,
     ) -> Batches {
-        let (sender, queue) = sync_channel(QUEUE);
-        let plan = BatchMaker { set, seed, batch: batch.max(1), drop_last, shuffle };
-        let thread = std::thread::Builder::new().name("batches".into()).spawn(move || {
-            let done = catch_unwind(AssertUnwindSafe(|| plan.run(epoch, from, &sender)));
-            if done.is_err() {
-                let _ = sender.send(Err(Failure::input("reading the data set failed; this is a fault of ancre-rewrite")
-                    .help("report it with the lines above")));
-            }
-        });
-        Batches { queue: Some(queue), thread: thread.ok() }
+        let plan = BatchMaker { set, seed, batch: batch.max(1), drop_last, shuffle, part: Box::new(|rows| 0..rows) };
+        plan.start(epoch, from)
     }
 
     /// The next batch. An error is the last item.
@@ -107,9 +114,23 @@ struct BatchMaker {
     batch: usize,
     drop_last: bool,
     shuffle: bool,
+    /// Of so many rows those that are taken.
+    part: Box<dyn Fn(usize) -> Range<usize> + Send>,
 }
 
 impl BatchMaker {
+    fn start(self, epoch: u64, from: usize) -> Batches {
+        let (sender, queue) = sync_channel(QUEUE);
+        let thread = std::thread::Builder::new().name("batches".into()).spawn(move || {
+            let done = catch_unwind(AssertUnwindSafe(|| self.run(epoch, from, &sender)));
+            if done.is_err() {
+                let _ = sender.send(Err(Failure::input("reading the data set failed; this is a fault of ancre-rewrite")
+                    .help("report it with the lines above")));
+            }
+        });
+        Batches { queue: Some(queue), thread: thread.ok() }
+    }
+
     fn run(&self, epoch: u64, from: usize, sender: &SyncSender<Result<Batch, Failure>>) {
         let samples = self.set.len();
         let count = batches_per_epoch(samples, self.batch, self.drop_last);
@@ -123,14 +144,12 @@ impl BatchMaker {
             let order = self.shuffle.then(|| order(self.seed, epoch, samples));
             for index in from..count {
                 let range = index * self.batch..samples.min((index + 1) * self.batch);
+                let part = (self.part)(range.len());
+                let range = range.start + part.start..range.start + part.end;
                 let rows: Vec<usize> = range.map(|i| order.as_ref().map_or(i, |o| o[i] as usize)).collect();
-                let made = self.set.batch(&rows, epoch).map(|feeds| Batch {
-                    epoch,
-                    index,
-                    last_of_epoch: index + 1 == count,
-                    samples: rows.len(),
-                    feeds,
-                });
+                let feeds = if rows.is_empty() { Ok(Tensors::new()) } else { self.set.batch(&rows, epoch) };
+                let made =
+                    feeds.map(|feeds| Batch { epoch, index, last_of_epoch: index + 1 == count, samples: rows.len(), feeds });
                 let failed = made.is_err();
                 if sender.send(made).is_err() || failed {
                     return;
