@@ -123,7 +123,8 @@ pub struct GradArgs {
     /// OUTPUT alone where it is no scalar: its cotangent is an input, OUTPUT.ct [default: the only float output]
     #[arg(long, value_name = "OUTPUT[=sum|ct]")]
     pub of: Vec<String>,
-    /// Float inputs and initializers that match, each of which gets an output NAME.grad (repeatable) [default: every float input]
+    /// Float inputs and parameters that match, each of which gets an output NAME.grad (repeatable); other constants by name, or by a pattern
+    /// that matches nothing else [default: every float input]
     #[arg(long, value_name = "NAME|GLOB")]
     pub wrt: Vec<String>,
     /// Output directory (existing, or ending in /) or file [default: STEM.grad.onnx next to the model]

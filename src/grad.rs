@@ -7,6 +7,7 @@ use crate::io::files::Outputs;
 use crate::io::lines::{Lines, put};
 use crate::rewrite::{self, Opening};
 use crate::verify::{self, ProofMode, Subject, VerifyOptions};
+use ancre_passes::analysis::roles::initializer_roles;
 use ancre_passes::ir::{Graph, Kind, ValueId};
 use ancre_passes::onnx;
 use ancre_passes::pipeline::gradient::{GradientOptions, Seed};
@@ -129,7 +130,8 @@ fn outputs(g: &Graph, given: &[String]) -> Result<Vec<(String, Seed)>, Failure> 
     Ok(of)
 }
 
-/// The float inputs and initializers that match, in the model's order; without patterns every float input.
+/// The float inputs and initializers that match, in the model's order; without patterns every float input. A pattern takes inputs and
+/// parameters; constants, such as the scalars that an exporter folded, only where it matches nothing else.
 fn chosen(g: &Graph, patterns: &[String]) -> Result<Vec<String>, Failure> {
     let values = g.nodes().filter(|n| !matches!(g.node(*n).kind, Kind::Op(_))).map(|n| g.result(n, 0));
     let floats: Vec<ValueId> = values.filter(|v| g.is_float(*v)).collect();
@@ -144,11 +146,28 @@ fn chosen(g: &Graph, patterns: &[String]) -> Result<Vec<String>, Failure> {
     if let Some(p) = patterns.iter().find(|p| !floats.iter().any(|v| glob(p, g.name(*v)))) {
         let inputs: Vec<&str> = floats.iter().filter(|v| is_input(v)).map(|v| g.name(*v)).collect();
         let others = floats.len() - inputs.len();
+        let near = near(p, floats.iter().map(|v| g.name(*v)));
+        let near = near.map(|name| format!("did you mean `{name}`? ")).unwrap_or_default();
         return Err(Failure::input(format!("--wrt {p}: no float input or initializer matches"))
-            .help(format!("float inputs: {}; and {others} float initializers", listed(&inputs))));
+            .help(format!("{near}float inputs: {}; and {others} float initializers", listed(&inputs))));
     }
-    let matches = |v: &&ValueId| patterns.iter().any(|p| glob(p, g.name(**v)));
-    Ok(floats.iter().filter(matches).map(|v| g.name(*v).to_string()).collect())
+    let parameters: HashSet<ValueId> =
+        initializer_roles(g).into_iter().filter(|(_, role)| role.trains()).map(|(v, _)| v).collect();
+    let mut matched = HashSet::new();
+    for p in patterns {
+        let all = floats.iter().copied().filter(|v| glob(p, g.name(*v)));
+        let (proper, others): (Vec<_>, Vec<_>) = all.partition(|v| is_input(v) || parameters.contains(v) || p == g.name(*v));
+        matched.extend(if proper.is_empty() { others } else { proper });
+    }
+    Ok(floats.iter().filter(|v| matched.contains(*v)).map(|v| g.name(*v).to_string()).collect())
+}
+
+/// The name that is most like what was asked for, if one is.
+fn near<'n>(asked: &str, names: impl Iterator<Item = &'n str>) -> Option<&'n str> {
+    const ALIKE: f64 = 0.6;
+    let alike = |name: &'n str| (strsim::normalized_damerau_levenshtein(asked, name), name);
+    let best = names.map(alike).max_by(|a, b| a.0.total_cmp(&b.0))?;
+    (best.0 >= ALIKE).then_some(best.1)
 }
 
 fn listed(names: &[&str]) -> String {

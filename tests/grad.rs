@@ -1,6 +1,6 @@
 //! `grad`: gradients of any model's outputs.
 
-use crate::common::{emit, floats, max_abs, model, open_file, random_data, text, tool, tool_ok};
+use crate::common::{data, emit, floats, max_abs, model, open_file, random_data, read_npz, text, tool, tool_ok};
 use ancre_passes::ir::DType;
 use ancre_passes::text::parse;
 use ancre_rewrite::engine::{Session, Tensors};
@@ -56,6 +56,53 @@ fn a_vector_jacobian_product_is_the_training_graph_s_gradient() {
         }
         assert!(count > 15, "{name}: {count} gradients");
         assert!(report["gradients"].as_array().unwrap().len() >= count, "{name}");
+    }
+}
+
+/// The gradients of inputs and of all parameters, and of a gradient (an energy's, whose first are forces), as PyTorch computes them in
+/// float64 of the same modules: `torch_numbers/gradients.py`. An error is in parts of the gradient's largest element.
+#[test]
+fn gradients_are_pytorch_s() {
+    for (name, second) in [
+        ("resnet", None),
+        ("convnext", Some("x")),
+        ("transformer", Some("x")),
+        ("recurrent", None),
+        ("unet", None),
+        ("energy", Some("positions")),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let numbers = read_npz(&data(&format!("torch_numbers/gradients/{name}.npz")));
+        let part = |prefix: &str| -> Tensors {
+            numbers.iter().filter_map(|(k, t)| Some((k.strip_prefix(prefix)?.to_string(), t.clone()))).collect()
+        };
+        // Writes a gradient graph and compares what it gives with what PyTorch does.
+        let check = |from: &str, to: &str, of: &str, feeds: &Tensors, want: &Tensors| {
+            let wrt: Vec<&str> = want.keys().flat_map(|n| ["--wrt", n]).collect();
+            let report = tool_ok(&[&["grad", from, "-o", to, "--of", of, "--json"][..], &wrt].concat()).json();
+            let got = open_file(to.as_ref()).run(feeds).unwrap();
+            let listed = report["gradients"].as_array().unwrap();
+            assert_eq!(listed.len(), want.len());
+            let norm = |v: &[f64]| v.iter().fold(0.0, |m: f64, x| m.max(x.abs()));
+            let top = want.values().map(|t| norm(&t.to_f64())).fold(0.0, f64::max);
+            for g in listed {
+                let (of, output) = (g["name"].as_str().unwrap(), g["output"].as_str().unwrap());
+                let (have, want) = (got[output].to_f64(), want[of].to_f64());
+                let error = max_abs(&have, &want) / norm(&want).max(1e-3 * top);
+                assert!(error < 1e-5, "{name}: `{output}` is off by {error:.1e}");
+            }
+            got
+        };
+        let (once, twice) = (text(&dir.path().join("once.onnx")), text(&dir.path().join("twice.onnx")));
+        let mut feeds = part("in/");
+        feeds.insert("y.ct".into(), numbers["ct/y"].clone());
+        let got =
+            check(&text(&data(&format!("torch_numbers/gradients/{name}.onnx"))), &once, "y=ct", &feeds, &part("grad/"));
+        assert!(max_abs(&got["y"].to_f64(), &numbers["out/y"].to_f64()) < 1e-5, "{name}");
+        if let Some(by) = second {
+            feeds.insert(format!("{by}.grad.ct"), numbers[&format!("ct2/{by}")].clone());
+            check(&once, &twice, &format!("{by}.grad=ct"), &feeds, &part("second/"));
+        }
     }
 }
 
@@ -162,4 +209,23 @@ fn what_has_no_gradient_is_named() {
     refused(&["--of", "y", "--wrt", "i"], "no float input or initializer matches");
     refused(&["--of", "v"], "every gradient is zero");
     assert!(!dir.path().join("m.grad.onnx").exists());
+}
+
+/// An exporter folds scalars into initializers beside the parameters; a pattern means the parameters.
+#[test]
+fn a_pattern_takes_parameters_and_a_name_takes_any_constant() {
+    let (_dir, path) = file(
+        "g (float[2, 3] x) => (float[2, 3] y) <float[3, 3] layer.weight = {…}, float half = {0.5}, float[3] layer.bias = {1, 2, 3}> {
+            m = MatMul (x, layer.weight) b = Add (m, layer.bias) y = Mul (b, half)
+        }",
+    );
+    let chosen = |wrt: &str| -> Vec<String> {
+        let report = tool_ok(&["grad", &text(&path), "--wrt", wrt, "--json"]).json();
+        report["gradients"].as_array().unwrap().iter().map(|g| g["name"].as_str().unwrap().to_string()).collect()
+    };
+    assert_eq!(chosen("*"), ["x", "layer.weight", "layer.bias"]);
+    assert_eq!(chosen("half"), ["half"]);
+    assert_eq!(chosen("h*"), ["half"], "nothing else matches");
+    let said = tool(&["grad", &text(&path), "--wrt", "layer.wieght"]).err;
+    assert!(said.contains("did you mean `layer.weight`?"), "{said}");
 }
