@@ -151,5 +151,7 @@ pub fn caught<T>(run: impl FnOnce() -> T) -> Result<T, (String, String)> {
     BEAT.fetch_add(1, Relaxed);
     let done = catch_unwind(AssertUnwindSafe(run));
     BEAT.fetch_add(1, Relaxed);
+    // What the search itself keeps of its inputs has no limit.
+    LIMIT.set(usize::MAX);
     done.map_err(|_| PANIC.with(|p| p.borrow_mut().take()).unwrap_or_default())
 }

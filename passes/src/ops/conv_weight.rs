@@ -13,6 +13,8 @@ use super::*;
 
 /// Most cells of a mask that is written out for every row.
 const LARGE_MASK: i64 = 16384;
+/// Cells of the largest mask that is written: no image that is trained on has rows like that.
+const LARGEST_MASK: usize = 1 << 24;
 
 pub(super) const CONV_WEIGHT_COTANGENT: Row = Row {
     domain: ANCRE,
@@ -200,7 +202,9 @@ fn without_wrapped(b: &mut Builder, x: ValueId, window: &Window, offset: &[i64])
     if eval::places::count(&extents, LARGE_MASK as usize).is_none() {
         dims[2] = 1;
     }
-    let count = dims.iter().product::<i64>() as usize;
+    let Some(count) = eval::places::count(&dims, LARGEST_MASK) else {
+        return Err(b.error("Mul", TypeError(format!("images of {ty} need a mask of more than {LARGEST_MASK} cells"))));
+    };
     let mask: Vec<f64> = (0..count).map(|cell| f64::from(stays(cell) as u8)).collect();
     let mask = b.constant("const/mask", Tensor::floats(ty.dtype, &dims, &mask));
     b.mul(x, mask)

@@ -141,7 +141,7 @@ impl<'g> Constants<'g> {
     }
 
     pub(super) fn len(&self, id: ConstId) -> usize {
-        self.dims(id).iter().product::<i64>() as usize
+        self.dims(id).iter().fold(1i64, |n, d| n.saturating_mul(*d)) as usize
     }
 
     /// Little-endian elements, if they can be read.

@@ -235,8 +235,14 @@ impl<'g> Table<'g> {
 
     /// The dimension that stands for an extent without a name.
     pub(super) fn made_up(&mut self, of: MadeUp) -> Dim {
+        let is_one = !matches!(of, MadeUp::Alone(_));
         let (at, _) = self.made_up.insert_full(of);
-        Dim::symbol(&format!("?proof{}", at + 1))
+        let name = format!("?proof{}", at + 1);
+        // It is a function of the operands from the start, in the second graph as in the first.
+        if is_one {
+            self.owned.insert(name.clone());
+        }
+        Dim::symbol(&name)
     }
 
     /// A dimension equal to no other.

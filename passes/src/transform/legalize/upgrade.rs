@@ -26,8 +26,12 @@ pub(super) fn upgrade(g: &mut Graph, from: i64, to: i64) -> Done {
             if let Some(what) = b.graph.op(id).and_then(|op| schema::misfit(op, types_of(b.graph, id))) {
                 return Err(unfit(&name, &b.prefix, &what));
             }
+            if schema::at("", &name, to).is_none() {
+                return Err(unfit(&name, &b.prefix, &format!("it is no operator of opset {to}")));
+            }
             node(&mut b, id, &name, from, to)?;
-            if let Some(what) = b.graph.op(id).and_then(|op| schema::misfit(op, types_of(b.graph, id))) {
+            let rebuilt = b.graph.op(id).is_some_and(|op| op.source.is_none());
+            if let Some(what) = Use::of(b.graph, id).filter(|_| rebuilt).and_then(|node| node.unfit(to)) {
                 return Err(unfit(&name, &b.prefix, &what));
             }
         }
