@@ -13,7 +13,7 @@ use std::path::PathBuf;
   cascaded              the network as it is, trained by the same loop; the others are compared with it, and it is always there
   default, finetune     the router that keeps the function at the start
   paper                 ANCRe as published
-  softmax, gated, free, …   the words of --parametrization, everything else by default
+  softmax, gated, free, attention, …   the words of --parametrization, everything else by default
   NAME=OPTIONS          any options of the router that the main job takes
 
 Examples:

@@ -199,7 +199,14 @@ impl Manifest {
             lr: None,
         };
         let path = out.join(MANIFEST);
-        let Ok(kept) = std::fs::read_to_string(&path) else { return Ok(manifest) };
+        let Ok(kept) = std::fs::read_to_string(&path) else {
+            if a.resume && a.course.words.is_empty() {
+                return Err(Failure::input("holds no comparison to go on with")
+                    .at(out)
+                    .help("give --data, or another --out"));
+            }
+            return Ok(manifest);
+        };
         let kept: Manifest = serde_json::from_str(&kept)
             .map_err(|e| Failure::input(format!("is no manifest of a comparison: {e}")).at(&path))?;
         if a.overwrite {

@@ -113,6 +113,8 @@ fn a_comparison_that_cannot_be_made_leaves_nothing_and_says_why() {
     let ran = tool(&missing);
     assert!(ran.status == 2 && ran.err.contains("variant `cascaded`, seed 0") && ran.err.contains("--loss"), "{}", ran.err);
     assert!(!f.path("out").exists());
+    let ran = tool(&["compare", &text(&f.path("net.onnx")), "--resume", "--out", &out]);
+    assert!(ran.status == 2 && ran.err.contains("no comparison to go on with") && !f.path("out").exists(), "{}", ran.err);
     let ran = f.compare(&["--variants", "papr"]);
     assert!(ran.status == 2 && ran.err.contains("`papr` is no variant"), "{}", ran.err);
 

@@ -1,7 +1,7 @@
 //! Runs that are stopped: by a signal that gives no time, by Ctrl-C, by the end of another run; and what goes on from there.
 
-use super::{Folder, samples, write_samples};
-use crate::common::{Random, text};
+use super::{Folder, samples, strings, write_samples};
+use crate::common::{Random, text, tool};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -131,4 +131,43 @@ fn a_constant_rate_may_go_on_longer() {
     assert_eq!(f.train("parts", &["--steps", "12", "--resume"]).status, 0);
     assert_eq!(f.train("whole", &["--lr", "1e-3", "--steps", "12"]).status, 0);
     assert_eq!(f.last("parts"), f.last("whole"));
+}
+
+#[cfg(unix)]
+#[test]
+fn a_comparison_that_is_stopped_goes_on_to_the_same_end() {
+    let f = Folder::new(None, &[]);
+    let arguments = |out: &str, more: &[&str]| {
+        let (net, data, val) = (f.path("net.onnx"), f.path("train.safetensors"), f.path("val.safetensors"));
+        let files = ["compare".into(), text(&net), "--data".into(), text(&data), "--val".into(), text(&val)];
+        let own = ["--loss", "cross-entropy", "--steps", "400", "--seeds", "1", "--variants", "free", "--device", "cpu"];
+        let place = ["--threads", "1", "--out", out].map(String::from);
+        [&files[..], &strings(&own), &place, &strings(more)].concat()
+    };
+    let (stopped, whole) = (text(&f.path("stopped")), text(&f.path("whole")));
+    let mut child = start(&arguments(&stopped, &[]));
+    wait_for_progress(&f.path("stopped/cascaded/seed-0/run"), 0, &mut child);
+    assert!(Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap().success());
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    assert!(!f.path("stopped/cascaded/seed-0/result.json").exists() && !f.path("stopped/free").exists());
+
+    let losses = |report: serde_json::Value| -> Vec<f64> {
+        let of = |v: &serde_json::Value| ["train_loss", "val_loss"].map(|m| v[m]["mean"].as_f64().unwrap());
+        report["variants"].as_array().unwrap().iter().flat_map(of).collect()
+    };
+    // Nothing needs to be said again but where it lies.
+    let resumed = tool(&[
+        "compare",
+        &text(&f.path("net.onnx")),
+        "--out",
+        &stopped,
+        "--seeds",
+        "1",
+        "--variants",
+        "free",
+        "--resume",
+        "--json",
+    ]);
+    let all = tool(&arguments(&whole, &["--json"]));
+    assert_eq!(losses(resumed.json()), losses(all.json()));
 }
