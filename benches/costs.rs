@@ -184,7 +184,8 @@ fn small_updates(b: Bencher, case: &Case) {
         })
         .collect();
     let loss = find(&g, "x".into());
-    let update = append_optimizer(&mut g, loss, &trained, &OptimizerOptions::of(OptimizerKind::AdamW), target).unwrap();
+    let update =
+        append_optimizer(&mut g, loss, &trained, &OptimizerOptions::of(OptimizerKind::AdamW), None, target).unwrap();
     g.clear_outputs();
     update.states.iter().filter_map(|s| s.next).for_each(|v| g.add_output(v, None));
     run(b, g);

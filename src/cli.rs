@@ -18,6 +18,7 @@ use crate::engine::EngineChoice;
 use ancre_passes::contract::{StateFrom, StepForm};
 use ancre_passes::ir::{Form, Normalize, Rule, Scope, Sources};
 use ancre_passes::target::Target;
+use ancre_passes::transform::narrow::Precision;
 use ancre_passes::transform::optimizer::OptimizerKind;
 use ancre_passes::transform::route::Preset;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
@@ -518,6 +519,10 @@ pub struct TrainingGraphArgs {
     /// Also write STEM.ancre.infer.onnx: the model, with its trained state as inputs
     #[arg(long, help_heading = "Training graph")]
     pub infer_graph: bool,
+    /// Type of products and convolutions; parameters, normalisations, softmaxes and losses stay float32. fp16 has a loss scale in its state
+    /// [default: fp32]
+    #[arg(long, value_parser = word_of!(Precision), help_heading = "Training graph")]
+    pub precision: Option<Precision>,
     /// Less memory, more time: the backward pass computes the inside of residual blocks again. blocks: of each; N: of N blocks at once,
     /// so that every N-th state is kept (a router reads all of them, and so they are kept) [default: off]
     #[arg(long, value_name = "off|blocks|N", value_parser = recompute, help_heading = "Training graph")]

@@ -99,6 +99,7 @@ fn every_pass_s_promise_is_tested() {
         ("append-loss", Contract::Extends),       // a_training_graph_extends_the_forward_graph
         ("append-cotangents", Contract::Extends), // grad::a_vector_jacobian_product_is_the_training_graph_s_gradient
         ("differentiate", Contract::Extends),     // a_training_graph_extends_the_forward_graph
+        ("narrow-products", Contract::Changes),   // precision::narrow_products_have_…
         ("recompute", Contract::Exact),           // precision::what_is_computed_again_is_the_same
         ("append-optimizer", Contract::Extends),  // the same
         ("declare-outputs", Contract::Extends),   // the same
@@ -322,7 +323,7 @@ fn a_training_graph_extends_the_forward_graph() {
             .map(|(value, gradient)| Trained { value: *value, gradient: *gradient, kind: StateKind::Parameter })
             .collect();
         let update =
-            append_optimizer(&mut g, loss.value, &trained, &OptimizerOptions::of(OptimizerKind::Sgd), &CPU).unwrap();
+            append_optimizer(&mut g, loss.value, &trained, &OptimizerOptions::of(OptimizerKind::Sgd), None, &CPU).unwrap();
         assert!(trained.len() == wrt.len() && update.states.len() >= trained.len(), "{what}");
         for s in update.states.iter().filter_map(|s| s.next) {
             g.add_output(s, None);

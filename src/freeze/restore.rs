@@ -99,7 +99,8 @@ fn key(array: &Array) -> &str {
 fn is_of_training(g: &Graph, name: &str) -> bool {
     let of_known =
         |suffix: &str| name.strip_suffix(suffix).is_some_and(|n| g.find(n).is_some_and(|v| g.initializer(v).is_some()));
-    name == "ancre.step" || MOMENTS.iter().any(|suffix| of_known(suffix))
+    ["ancre.step", "ancre.loss_scale", "ancre.good_steps", "ancre.skipped_steps"].contains(&name)
+        || MOMENTS.iter().any(|suffix| of_known(suffix))
 }
 
 /// Checks that the state holds the router's tensors, and every parameter whose moments it holds. A chain that the loss does not

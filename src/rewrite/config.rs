@@ -284,6 +284,7 @@ fn training(a: &RewriteArgs) -> Result<TrainingRequest, Failure> {
     options.step = a.training.step.unwrap_or(StepForm::Whole);
     options.frozen_bn = a.training.frozen_bn;
     options.bn_momentum = a.training.bn_momentum;
+    options.precision = a.training.precision.unwrap_or(options.precision);
     options.recompute = match a.training.recompute {
         Some(RecomputeChoice::Blocks(adds)) => Some(Recompute::every(adds)),
         Some(RecomputeChoice::Off) | None => None,

@@ -37,7 +37,7 @@ pub fn json(o: &Rewritten) -> Value {
             let losses = t.losses();
             let first = losses.first();
             let names: Vec<&str> = losses.iter().map(|l| l.kind.as_str()).collect();
-            json!({"loss": names.join(" + "), "losses": losses, "optimizer": t.optimizer, "batch": t.batch, "recompute": t.training.cx.recomputed.as_ref().map(recomputed_json), "target": first.and_then(|l| l.target.clone()), "class_axis": first.and_then(|l| l.class_axis), "batch_change": t.rebuilt.as_ref().or(o.rebuilt.as_ref()).map(BatchFacts::json), "dropout": t.training.cx.dropouts.len(), "trainable": t.training.cx.trainable, "tied": o.ties,
+            json!({"loss": names.join(" + "), "losses": losses, "optimizer": t.optimizer, "batch": t.batch, "precision": t.training.cx.training.precision, "recompute": t.training.cx.recomputed.as_ref().map(recomputed_json), "target": first.and_then(|l| l.target.clone()), "class_axis": first.and_then(|l| l.class_axis), "batch_change": t.rebuilt.as_ref().or(o.rebuilt.as_ref()).map(BatchFacts::json), "dropout": t.training.cx.dropouts.len(), "trainable": t.training.cx.trainable, "tied": o.ties,
                    "quantised": (!t.training.cx.quantised.is_empty()).then_some(&t.training.cx.quantised),
                    "frozen": t.training.cx.frozen.iter().map(|(n, _)| n).collect::<Vec<_>>()})
         }

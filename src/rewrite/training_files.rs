@@ -16,6 +16,7 @@ use ancre_passes::pipeline::{Debugging, PassError, PassManager};
 use ancre_passes::placement;
 use ancre_passes::transform::initial_state::{FirstValue, init_graph, require_state};
 use ancre_passes::transform::loss::LossKind;
+use ancre_passes::transform::narrow::Precision;
 use ancre_passes::transform::rebatch::{self, Batch, Current};
 use ancre_passes::transform::route::Init;
 use serde_json::{Value, json};
@@ -125,6 +126,20 @@ pub fn build(
                 "{} operators of the training graph have no bfloat16 kernel and compute in float32, between casts",
                 training.cx.widened
             ));
+        }
+        if let Some(n) = &training.cx.narrowed {
+            let dtype = o.precision.name();
+            notices.push(match n.left.first() {
+                Some(first) => format!(
+                    "--precision {dtype}: {} products are narrow; {} convolutions ({first}, for one) stay float32, as they take bfloat16 from --opset 22 on, at which other operators lose their CUDA kernels; --precision fp16 has no such gap",
+                    n.products,
+                    n.left.len()
+                ),
+                None => format!("--precision {dtype}: {} products and convolutions are narrow", n.products),
+            });
+            if o.precision == Precision::Brain && config.target.name != "cuda" {
+                notices.push("the CPU has no bfloat16 products: here they compute in float32 on operands and results rounded to bfloat16; --target cuda writes them as they are".into());
+            }
         }
         if training.cx.recomputed.as_ref().is_some_and(|r| r.blocks == 0) {
             notices.push(

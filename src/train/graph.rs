@@ -211,6 +211,11 @@ impl TrainingGraph {
         self.states.iter().filter(|s| s.kind == StateKind::Statistic && s.output.is_some())
     }
 
+    /// Does a step without finite gradients change nothing but the loss scale?
+    pub(super) fn has_loss_scale(&self) -> bool {
+        self.states.iter().any(|s| s.kind == StateKind::LossScale)
+    }
+
     /// Does a step take statistics of its batch?
     pub(super) fn takes_statistics(&self) -> bool {
         self.statistics().next().is_some()

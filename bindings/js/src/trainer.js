@@ -411,7 +411,7 @@ async function open(ort, name, source, { executionProviders, sessionOptions, onP
 async function stateOnDevice(metadata) {
   /** @type {{ output: string, kind: string }[]} */
   const records = JSON.parse(metadata["ancre.state"] ?? "[]");
-  return Object.fromEntries(records.filter((s) => s.output && s.kind !== "counter").map((s) => [s.output, "gpu-buffer"]));
+  return Object.fromEntries(records.filter((s) => s.output && !["counter", "loss-scale"].includes(s.kind)).map((s) => [s.output, "gpu-buffer"]));
 }
 
 /**

@@ -227,6 +227,8 @@ words! {
         Accumulator = "accumulator",
         /// The number of steps done.
         Counter = "counter",
+        /// The loss scale of float16 (`ancre.loss_scale`), and its counters of good and of skipped updates.
+        LossScale = "loss-scale",
     }
 }
 

@@ -10,6 +10,8 @@ use crate::refusal::{Applied, Refusal};
 use crate::transform::Gradients;
 use crate::transform::adapters::AdapterOptions;
 use crate::transform::loss::teacher::Teacher;
+use crate::transform::loss_scale::LossScale;
+use crate::transform::narrow::Narrowed;
 use crate::transform::optimizer::{StateTensor, Trained, Update};
 use crate::transform::recompute::Recomputed;
 use crate::transform::route::{RouteOptions, Routed};
@@ -82,6 +84,10 @@ pub struct Cx {
     pub losses: Vec<(LossRecord, ValueId)>,
     /// Values through which no gradient goes.
     pub constant: Vec<ValueId>,
+    /// What computes in a narrow type.
+    pub narrowed: Option<Narrowed>,
+    /// The loss scale.
+    pub loss_scale: Option<LossScale>,
     /// Cotangents of all values on the way from what trains to the loss.
     pub cotangents_of: Gradients,
     /// What the backward pass computes again.

@@ -9,7 +9,7 @@ use super::training::Qat;
 use super::{Choice, Pass, PassError, glob, split};
 use crate::analysis::residual::{branch_nodes, find_residuals};
 use crate::contract::StepForm;
-use crate::ir::ValueId;
+use crate::ir::{DType, ValueId};
 use crate::ops::build::Builder;
 use crate::placement;
 use crate::refusal::Applied;
@@ -18,11 +18,13 @@ use crate::transform::adapters::AdapterError;
 use crate::transform::fix_inputs::fix_inputs;
 use crate::transform::in_place::mark_in_place;
 use crate::transform::loss::{LossError, Losses, append_losses};
+use crate::transform::loss_scale::LossScale;
+use crate::transform::narrow::Precision;
 use crate::transform::optimizer::{Trained, append_optimizer};
 use crate::transform::rebatch::{self, Current};
 use crate::transform::{
     adapters, barrier, control_flow, differentiate_past, dropout, eliminate, fake_quantize, fold, legalize, lower_abstract,
-    lower_attention, lower_routes, master, recompute, route, separate, tie, train_batch_norm, widen,
+    lower_attention, lower_routes, master, narrow, recompute, route, separate, tie, train_batch_norm, widen,
 };
 
 pub const ROUTE_SKIPS: Pass = Pass::new(
@@ -249,7 +251,11 @@ pub const DIFFERENTIATE: Pass = Pass::new(
             super::choose::choose(g, cx)?;
         }
         let wrt: Vec<ValueId> = cx.chosen.iter().map(|(v, _)| *v).collect();
-        cx.cotangents_of = differentiate_past(g, cx.training.target, cx.loss(g)?, &wrt, &cx.constant)?;
+        let mut loss = cx.loss(g)?;
+        if let Some(scale) = &cx.loss_scale {
+            loss = scale.scaled(g, loss)?;
+        }
+        cx.cotangents_of = differentiate_past(g, cx.training.target, loss, &wrt, &cx.constant)?;
         let gradients: Gradients = wrt.iter().filter_map(|v| Some((*v, *cx.cotangents_of.get(v)?))).collect();
         for &(v, kind) in &cx.chosen {
             match gradients.get(&v) {
@@ -265,6 +271,11 @@ pub const DIFFERENTIATE: Pass = Pass::new(
                 }
             }
         }
+        if let Some(scale) = &cx.loss_scale {
+            let mut gradients: Vec<ValueId> = cx.trained.iter().map(|t| t.gradient).collect();
+            scale.unscaled(g, &mut gradients)?;
+            cx.trained.iter_mut().zip(gradients).for_each(|(t, gradient)| t.gradient = gradient);
+        }
         if cx.trained.is_empty() {
             let named = matches!(cx.choice, Choice::Named(_));
             let why = match barrier(g, &wrt, cx.loss(g)?) {
@@ -278,6 +289,26 @@ pub const DIFFERENTIATE: Pass = Pass::new(
         }
         cx.trainable = cx.trained.iter().map(|t| g.name(t.value).to_string()).collect();
         Ok(Applied::of(cx.trained.len()))
+    },
+);
+
+pub const NARROW_PRODUCTS: Pass = Pass::new(
+    "narrow-products",
+    Changes,
+    "lets products and convolutions compute in float16 or bfloat16; before differentiation, so that their gradients do too",
+    |g, cx| {
+        let Some(dtype) = cx.training.precision.narrow() else { return Ok(Applied::default()) };
+        if cx.chosen.is_empty() {
+            super::choose::choose(g, cx)?;
+        }
+        let trained: Vec<ValueId> = cx.chosen.iter().map(|(v, _)| *v).collect();
+        let made = narrow::narrow_products(g, dtype, &trained);
+        if dtype == DType::F16 {
+            cx.loss_scale = Some(LossScale::add(g));
+        }
+        let applied = Applied::of(made.products);
+        cx.narrowed = Some(made);
+        Ok(applied)
     },
 );
 
@@ -310,7 +341,8 @@ pub const APPEND_OPTIMIZER: Pass =
         if cx.training.step == StepForm::Split {
             split::part_gradients(g, &mut cx.trained);
         }
-        cx.update = Some(append_optimizer(g, cx.loss(g)?, &cx.trained, &cx.training.optimizer, cx.training.target)?);
+        let scale = cx.loss_scale.as_ref();
+        cx.update = Some(append_optimizer(g, cx.loss(g)?, &cx.trained, &cx.training.optimizer, scale, cx.training.target)?);
         Ok(Applied::of(cx.trained.len()))
     });
 
@@ -404,6 +436,11 @@ pub const WIDEN: Pass = Pass::new(
      the operators that are emitted",
     |g, cx| {
         let mut applied = cx.count();
+        let emulated = cx.training.precision == Precision::Brain && cx.training.target.name != "cuda";
+        if emulated {
+            let products = widen::everywhere(g);
+            widen::compute_in_float32(g, &products);
+        }
         let mut gaps = placement::bfloat16_gaps(g);
         gaps.retain(|n| applied.allows(&g.site(*n)));
         cx.widened = widen::compute_in_float32(g, &gaps);

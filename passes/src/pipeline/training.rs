@@ -8,6 +8,7 @@ use crate::ops;
 use crate::target::{self, Target};
 use crate::transform::loss::teacher::Teacher;
 use crate::transform::loss::{LossError, LossKind, LossOptions, loss_output};
+use crate::transform::narrow::Precision;
 use crate::transform::optimizer::{OptimizerKind, OptimizerOptions};
 use crate::transform::rebatch::{self, Batch, Current};
 use crate::transform::recompute::Recompute;
@@ -57,6 +58,8 @@ pub struct TrainingOptions {
     pub frozen_bn: bool,
     /// Part of the running statistics that a step keeps; `None`: what each node says, and 0.9 where that is 1.
     pub bn_momentum: Option<f32>,
+    /// The type of products and convolutions.
+    pub precision: Precision,
     /// Blocks whose inside the backward pass computes again; `None`: none.
     pub recompute: Option<Recompute>,
     /// Does a quantised model train, and what of it?
@@ -108,6 +111,7 @@ impl TrainingOptions {
             step: StepForm::Whole,
             frozen_bn: false,
             bn_momentum: None,
+            precision: Precision::Single,
             recompute: None,
             qat: Qat::Off,
             target: &target::CPU,

@@ -8,6 +8,7 @@ use crate::ir::Graph;
 use crate::target::Target;
 use crate::transform::adapters::AdapterOptions;
 use crate::transform::loss::{LossKind, LossOptions};
+use crate::transform::narrow::Precision;
 use crate::transform::optimizer::{OptimizerKind, OptimizerOptions};
 use crate::transform::rebatch::Batch;
 use crate::transform::recompute::Recompute;
@@ -87,6 +88,7 @@ impl Cx {
                 self.opset = training.opset;
             }
             "target" => training.target = Target::of_name(value)?,
+            "precision" => training.precision = Precision::of_name(value)?,
             "recompute" => {
                 let mut o = Recompute::every(value.split(',').next()?.parse().ok()?);
                 o.chains = vec![names().split_off(1)];

@@ -3,6 +3,7 @@
 use super::dropout;
 use super::glob;
 use super::in_place::Waits;
+use super::loss_scale::LossScale;
 use super::update::{Pack, Scalars, packs};
 use crate::contract::StateKind;
 use crate::ir::words;
@@ -132,6 +133,7 @@ pub fn append_optimizer(
     loss: ValueId,
     trained: &[Trained],
     o: &OptimizerOptions,
+    scale: Option<&LossScale>,
     target: &'static Target,
 ) -> Result<Update, BuildError> {
     let mut b = Builder::on(g, "optimizer", target);
@@ -145,6 +147,9 @@ pub fn append_optimizer(
             // Dropout masks follow the counter.
             states.push(counter(&mut b, step)?.0);
         }
+        if let Some(scale) = scale {
+            scale.judge(&mut b, grad_norm, None, &mut states)?;
+        }
         return Ok(Update { grad_norm, states });
     }
     let mut states = Vec::new();
@@ -153,24 +158,32 @@ pub fn append_optimizer(
     let step = dropout::step(b.graph);
     let (state, next) = counter(&mut b, step)?;
     states.push(state);
-    let s = scalars(&mut b, lr, next, o, DType::F32)?;
+    let skipped = scale.map(|s| s.skipped);
+    let mut s = scalars(&mut b, lr, next, skipped, o, DType::F32)?;
     let double = packs.iter().any(|p| is_double(&b, p));
-    let in_double = if double { Some(scalars(&mut b, lr, next, o, DType::F64)?) } else { None };
+    let mut in_double = if double { Some(scalars(&mut b, lr, next, skipped, o, DType::F64)?) } else { None };
 
     if let Some(boundary) = s.boundary {
         for pack in &mut packs {
             pack.accumulate(&mut b, o.accumulate, boundary, &mut states)?;
         }
     }
-    if let Some(limit) = o.clip_norm {
+    b.prefix = "optimizer".into();
+    let waits_for_norm = o.clip_norm.is_some() || scale.is_some();
+    let norm = match s.boundary.filter(|_| waits_for_norm) {
+        Some(_) => {
+            let squares = self::squares(&mut b, &packs)?;
+            norm(&mut b, &squares)?
+        }
+        None => grad_norm,
+    };
+    if let Some(scale) = scale {
+        let counts = scale.judge(&mut b, norm, s.boundary, &mut states)?;
+        s.boundary = Some(counts);
+        in_double.iter_mut().for_each(|s| s.boundary = Some(counts));
         b.prefix = "optimizer".into();
-        let norm = match s.boundary {
-            Some(_) => {
-                let squares = self::squares(&mut b, &packs)?;
-                norm(&mut b, &squares)?
-            }
-            None => grad_norm,
-        };
+    }
+    if let Some(limit) = o.clip_norm {
         // PyTorch: limit / (norm + 1e-6), at most 1.
         let safe = b.shift(norm, 1e-6)?;
         let ratio = b.from_number_div(limit, safe)?;
@@ -190,10 +203,10 @@ pub fn append_optimizer(
     let mut kept: Vec<Vec<StateTensor>> = packs.iter().map(|_| Vec::new()).collect();
     for i in waits.latest_first() {
         // The gradient's square comes with its update, or every gradient would wait until the norm is computed. The update also waits
-        // for a gradient behind all nodes that read the weight, so that a loop may overwrite the weight. Under clipping all updates
-        // wait for each other anyway.
+        // for a gradient behind all nodes that read the weight, so that a loop may overwrite the weight. Under clipping and under a loss
+        // scale all updates wait for each other anyway.
         let mut first = Vec::new();
-        if o.clip_norm.is_none() {
+        if !waits_for_norm {
             first.push(squares[i]);
             let behind = packs[i].large().map(|w| waits.behind_readers(b.graph, w)).unwrap_or_default();
             first.extend(behind.into_iter().filter(|j| *j != i).map(|j| squares[j]));
@@ -247,6 +260,7 @@ fn scalars(
     b: &mut Builder,
     lr: ValueId,
     next_step: ValueId,
+    skipped: Option<ValueId>,
     o: &OptimizerOptions,
     dtype: DType,
 ) -> Result<Scalars, BuildError> {
@@ -272,6 +286,11 @@ fn scalars(
             b.div(next_step, n)?
         } else {
             next_step
+        };
+        // A skipped update does not count.
+        let t = match skipped {
+            Some(skipped) => b.sub(t, skipped)?,
+            None => t,
         };
         let mut t = b.cast(t, wide)?;
         if o.accumulate > 1 {

@@ -6,7 +6,7 @@
 //! ```
 
 use super::master::is_half;
-use crate::ir::{Attrs, DType, Graph, NodeId, Op, ValueId};
+use crate::ir::{Attrs, DType, Graph, NodeId, Op, Tensor, ValueId, ValueType};
 use std::collections::{HashMap, HashSet};
 
 /// Makes nodes compute in float32; returns how many. Nodes that state their result's type themselves, and nodes whose result a
@@ -57,6 +57,34 @@ fn cast(g: &mut Graph, node: NodeId, v: ValueId, to: DType) -> ValueId {
     let result = g.push_result(id, &stem, ty);
     g.node_mut(id).name = g.name(result).to_string();
     result
+}
+
+/// Operators with a bfloat16 kernel on the CPU.
+const ON_THE_CPU: &str = "Cast Identity Reshape Transpose Slice Concat Squeeze Unsqueeze Flatten Shape Size";
+
+/// The nodes that touch bfloat16 and have no kernel for it on the CPU. Constant fills are written as casts.
+pub fn everywhere(g: &mut Graph) -> Vec<NodeId> {
+    let brain = |g: &Graph, v: ValueId| g.value(v).ty.dtype == Some(DType::BF16);
+    let mut found = Vec::new();
+    for node in g.topological_order() {
+        let Some(op) = g.op(node).filter(|op| op.domain.is_empty()) else { continue };
+        let named = ON_THE_CPU.split(' ').any(|name| name == op.name);
+        if named || !g.results(node).chain(g.reads(node)).any(|v| brain(g, v)) {
+            continue;
+        }
+        let fill = op.is("ConstantOfShape").then(|| op.attrs.tensor("value").and_then(|t| t.to_f64().ok())).flatten();
+        let Some(value) = fill else {
+            found.push(node);
+            continue;
+        };
+        let v = g.result(node, 0);
+        g.edit_attrs(node, |attrs| *attrs = std::mem::take(attrs).with("value", Tensor::floats(DType::F32, &[1], &value)));
+        let ty = ValueType { dtype: Some(DType::F32), ..g.value(v).ty.clone() };
+        g.set_type(v, ty);
+        let back = cast(g, node, v, DType::BF16);
+        g.replace_uses(v, back, |n| n != back.node);
+    }
+    found
 }
 
 #[cfg(test)]
