@@ -23,7 +23,7 @@ state under the names of the graph's state inputs: `ancre-rewrite freeze MODEL.a
 
 Exit status: 0 success, 1 the run diverged, 2 bad usage or bad input, 130 interrupted.")]
 pub struct TrainArgs {
-    /// The training graph that ancre-rewrite wrote (STEM.ancre.train.onnx)
+    /// The training graph that ancre-rewrite wrote (STEM.ancre.train.onnx; of a step in two graphs, STEM.ancre.grad.onnx)
     #[arg(value_name = "TRAIN.onnx")]
     pub model: PathBuf,
     /// What decides the run.
@@ -87,7 +87,7 @@ pub struct CourseOptions {
     /// Hold back this part of the training data for validation, such as 0.1 (of a token file: its end)
     #[arg(long, value_name = "X", conflicts_with = "val", help_heading = "Data")]
     pub val_split: Option<f64>,
-    /// Samples in a batch [default: what the graph fixes, else 8 to 32, by the number of samples]
+    /// Samples in a batch, for each rank under mpirun [default: what the graph fixes, else 8 to 32, by the number of samples]
     #[arg(long, value_name = "N", help_heading = "Data", value_parser = clap::value_parser!(u32).range(1..))]
     pub batch_size: Option<u32>,
     /// Leave out an epoch's last batch if it is not full
