@@ -3,7 +3,7 @@
     python models/tools/quantised.py DIR [--tool target/release/ancre-rewrite] [--threads N] [--only PART]
     python models/tools/quantised.py DIR --table
 
-Each network is trained in float from fresh weights, quantised (with 128 training samples for ranges), and trained two epochs more with --qat. What is deployed is
+Each network is trained in float from fresh weights, quantised (with 128 training samples for ranges), and trained one epoch more with --qat. What is deployed is
 measured: top-1 of the 360 held-back digits, by ONNX Runtime at its highest optimisation level. `kernels` says whether its optimised graph has the
 same operators as that of the quantised file. DIR/results.jsonl gets a line for each file, and what stands there is not run again. Needs numpy, onnx,
 onnx_ir and onnxruntime.
@@ -25,11 +25,11 @@ HERE = Path(__file__).resolve().parent.parent
 Q = QuantType
 # Name: file, options of the main job, options of train.
 NETWORKS = {
-    "ResNet-8, 8x8": ("resnet_batch1", ["--classes", 10, "--batch", "dynamic"], ["--epochs", 12, "--lr", 4e-3]),
-    "ResNet-20": ("resnet_cifar", [], ["--epochs", 6, "--lr", 2e-3]),
-    "MobileNetV2": ("mobilenetv2", [], ["--epochs", 8, "--lr", 2e-3]),
-    "ViT": ("vit", [], ["--epochs", 10, "--lr", 1e-3]),
-    "MLP-Mixer": ("mixer", [], ["--epochs", 10, "--lr", 1e-3]),
+    "ResNet-8, 8x8": ("resnet_batch1", ["--classes", 10, "--batch", "dynamic"], ["--epochs", 4, "--lr", 4e-3]),
+    "ResNet-20": ("resnet_cifar", [], ["--epochs", 3, "--lr", 3e-3]),
+    "MobileNetV2": ("mobilenetv2", [], ["--epochs", 5, "--lr", 3e-3]),
+    "ViT": ("vit", [], ["--epochs", 5, "--lr", 1e-3]),
+    "MLP-Mixer": ("mixer", [], ["--epochs", 5, "--lr", 1e-3]),
 }
 
 
@@ -172,7 +172,7 @@ class Run:
         if not quantised.exists():
             name = session(folded).get_inputs()[0].name
             quantise(str(folded), str(quantised), Samples(name, data(network)["train"][0]))
-        qat = self.trained(quantised, stem, network, ["--qat", *self.a.qat], ["--epochs", 2, *self.a.train])
+        qat = self.trained(quantised, stem, network, ["--qat", *self.a.qat], ["--epochs", 1, "--lr", 5e-4, *self.a.train])
         same = kernels(quantised, self.folder) == kernels(qat, self.folder)
         return {
             "network": network, "way": way, "float": accuracy(path, x, labels), "quantised": accuracy(quantised, x, labels),

@@ -37,17 +37,20 @@ pub(super) fn restore(g: &mut Graph, path: &Path) -> Result<Restored, Failure> {
     // Where the file does not say what is tied, equality of values does, so this comes before the values change.
     let ties = Ties::read(g).ok().flatten().map_or_else(|| tie::find_ties(g), |ties| ties.0);
     // What integers stand for is told before scales change.
-    let stored: Vec<(Stored, Tensor)> = fake_quantize::trained_weights(g)
-        .into_iter()
-        .map(|w| w.dequantise(g).map(|floats| (w, floats)))
-        .collect::<Result<_, _>>()
-        .map_err(|e| fail(e.to_string()))?;
+    let moved = |values: &[ValueId]| values.iter().any(|v| held.contains(g.name(*v)));
+    let mut stored = fake_quantize::trained_weights(g);
+    stored.iter_mut().for_each(|w| w.tied = w.tied.filter(|tied| moved(tied)));
+    stored.retain(|w| moved(&[w.value]) || moved(&w.scale) || w.tied.is_some());
     let mut floats: HashMap<ValueId, Vec<f32>> = HashMap::new();
+    for w in stored.iter().filter(|w| !moved(&[w.value])) {
+        let before = w.dequantise(g).and_then(|t| t.to_f32()).map_err(|e| fail(e.to_string()))?;
+        floats.insert(w.value, before);
+    }
     let mut done = Restored::default();
     let mut strange = Vec::new();
     for (array, name) in state.iter().zip(&names) {
         match g.find(name).filter(|v| g.initializer(*v).is_some()) {
-            Some(v) if let Some((w, _)) = stored.iter().find(|(w, _)| w.value == v && array.dtype == DType::F32) => {
+            Some(v) if let Some(w) = stored.iter().find(|w| w.value == v && array.dtype == DType::F32) => {
                 let given = checked(array, &w.dims, DType::F32);
                 let given = given.and_then(|t| t.to_f32().map_err(|e| format!("cannot be read: {e}")));
                 let given = given.map_err(|e| fail(format!("tensor `{}` {e}", array.name)).help(ELSEWHERE))?;
@@ -62,7 +65,7 @@ pub(super) fn restore(g: &mut Graph, path: &Path) -> Result<Restored, Failure> {
             None => strange.push(format!("`{}`", array.name)),
         }
     }
-    quantise(g, &stored, floats, &held).map_err(|e| fail(e.to_string()))?;
+    quantise(g, &stored, &floats).map_err(|e| fail(e.to_string()))?;
     if done.tensors == 0 {
         return Err(fail("holds no tensor of the model".into())
             .help("its names must be those of the training graph's state inputs, and it must come from this model's training graph"));
@@ -127,30 +130,18 @@ fn missing(g: &Graph, names: &[&str], held: &HashSet<&str>) -> Result<(), String
     }
 }
 
-/// Writes weights that are stored as integers: those of the state, and those whose scales changed.
-fn quantise(
-    g: &mut Graph,
-    stored: &[(Stored, Tensor)],
-    mut floats: HashMap<ValueId, Vec<f32>>,
-    held: &HashSet<&str>,
-) -> Result<(), TensorError> {
-    let changed = |g: &Graph, scales: &[ValueId]| scales.iter().any(|s| held.contains(g.name(*s)));
-    for (w, before) in stored {
+/// Writes weights that are stored as integers, of which the state holds the floats, or another scale.
+fn quantise(g: &mut Graph, stored: &[Stored], floats: &HashMap<ValueId, Vec<f32>>) -> Result<(), TensorError> {
+    for w in stored {
+        let Some(given) = floats.get(&w.value) else { continue };
         // Kernels of integers take it for granted that a bias has the scale of the products it is added to.
-        let tied = w.tied.filter(|tied| changed(g, tied));
-        if let Some(tied) = tied
+        if let Some(tied) = w.tied
             && let Some(own) = g.initializer(w.scale[0]).map(|t| t.dims().to_vec())
         {
             let product = product(g, &tied)?;
             g.set_initializer(w.scale[0], Tensor::f32s(&own, &product), false);
         }
-        let given = floats.remove(&w.value);
-        let given = match given {
-            Some(given) => given,
-            None if tied.is_some() || changed(g, &w.scale) => before.to_f32()?,
-            None => continue,
-        };
-        let integers = w.quantise(g, &given)?;
+        let integers = w.quantise(g, given)?;
         g.set_initializer(w.value, integers, false);
     }
     Ok(())

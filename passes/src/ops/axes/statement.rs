@@ -213,7 +213,7 @@ fn computed(cx: &Infer, opset: i64, r: usize) -> Stated {
         |axis: Option<i64>| axis.and_then(|a| cx.ty(0).ok()?.axis(a)).ok_or_else(|| TypeError("its axis is unknown".into()));
     let statement = || -> Result<Option<String>, TypeError> {
         Ok(Some(match cx.op.name.as_str() {
-            "QuantizeLinear" | "DequantizeLinear" => {
+            "QuantizeLinear" | "DequantizeLinear" | "FakeQuantize" => {
                 // A scale of the operand's rank belongs to blocks along the axis.
                 let axis = cx.attrs().int("axis").unwrap_or(1);
                 let (axis, scale) = (counted(Some(axis)).unwrap_or(0), cx.ty(1)?.rank());
