@@ -119,7 +119,7 @@ fn distance(a: &NpTensor, b: &NpTensor) -> f64 {
 #[test]
 fn quantised_models_keep_their_function_and_deploy_as_they_came() {
     let files = quantised_models();
-    assert_eq!(files.len(), 16);
+    assert_eq!(files.len(), 17);
     for source in files {
         for flag in ["--qat", "--qat-scales"] {
             let what = format!("{} {flag}", source.display());

@@ -52,5 +52,6 @@ quantize_dynamic(image(), out("dynamic_image"), weight_type=QuantType.QUInt8)
 # As the runtime saves what it has optimised.
 o = onnxruntime.SessionOptions(); o.graph_optimization_level, o.optimized_model_filepath = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED, out("dynamic_fused")
 onnxruntime.InferenceSession(out("dynamic_channels"), o, providers=["CPUExecutionProvider"])
-for name, symmetric, form in [("nbits", False, QuantFormat.QOperator), ("nbits_symmetric", True, QuantFormat.QOperator), ("nbits_qdq", False, QuantFormat.QDQ)]:
-    q = MatMulNBitsQuantizer(onnx.load(tokens(21)), block_size=16, is_symmetric=symmetric, quant_format=form); q.process(); q.model.save_model_to_file(out(name))
+# Of 48 numbers blocks of 32 leave the last one half full.
+for name, symmetric, form, block in [("nbits", False, QuantFormat.QOperator, 16), ("nbits_symmetric", True, QuantFormat.QOperator, 16), ("nbits_qdq", False, QuantFormat.QDQ, 16), ("nbits_ragged", False, QuantFormat.QDQ, 32)]:
+    q = MatMulNBitsQuantizer(onnx.load(tokens(21)), block_size=block, is_symmetric=symmetric, quant_format=form); q.process(); q.model.save_model_to_file(out(name))

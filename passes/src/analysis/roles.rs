@@ -151,6 +151,12 @@ impl UseRoles<'_> {
         {
             return found;
         }
+        if name == "Gather"
+            && !fed
+            && let found @ Role::Frozen(QUANTISATION_SCALE) = self.onward(node, depth)
+        {
+            return found;
+        }
         match (name, operand) {
             ("Gemm" | "MatMul", 0) if !fed && is_grid(g, v) => Role::Frozen("table of coordinates"),
             ("FakeQuantize" | "Quantize", 1) => Role::Frozen(QUANTISATION_SCALE),

@@ -2,7 +2,8 @@
 //!
 //! `QuantizeLinear` and `DequantizeLinear` compute it one after the other. Operands: x, the scale s, the zero point z (0 where it is
 //! missing). Both have one element, or one for each place along `axis`, or, without `axis`, a shape that broadcasts into x's; z then is of
-//! x's type. `to` is the number of the integer type, whose range clamps. Ties round to even.
+//! x's type. `to` is the number of the integer type, whose range clamps; `block_size` says how many numbers share a scale, where its
+//! shape does not. Ties round to even.
 //!
 //! The gradient goes straight through the rounding (arXiv 1308.3432) and is zero where the clamp cut: as in
 //! `torch.fake_quantize_per_tensor_affine` that is where the rounded value lies outside. The scale's gradient is that of
@@ -60,7 +61,8 @@ pub(super) const FAKE_QUANTIZE: Row = Row {
             None => unbroadcast(p.b, slope, q.scale)?,
         };
         let weight = p.graph().initializer(x).is_some() || !p.graph().fed().contains(&x.node);
-        let sharing = sharing(&ty, &p.b.ty(q.scale)?, q.axis, weight);
+        let block = p.attrs().int("block_size").filter(|n| *n > 0).map(|n| n as f64);
+        let sharing = block.unwrap_or(sharing(&ty, &p.b.ty(q.scale)?, q.axis, weight));
         let above = q.zero_number(p.b).map_or(high, |z| (high - z).max(1.0));
         let factor = 1.0 / (sharing * above).sqrt();
         p.give(1, |b| {

@@ -353,33 +353,38 @@ impl Pairs<'_> {
     }
 }
 
-/// Blocks along an axis become an axis of their own, over which scales broadcast.
+/// Blocks along an axis become an axis of their own, over which scales broadcast. Where the last block is not full, each number gets its
+/// scale.
 fn in_blocks(b: &mut Builder, by: &Affine, to: Attrs) -> Built {
     let x = b.ty(by.x)?;
     let axis = usize::try_from(by.axis).unwrap_or(0);
     let extent = b.number(x.shape.get(axis).unwrap_or(&Dim::from(0)))?;
+    let mut zero = None;
+    if let Some(v) = by.zero {
+        let floats = b.graph.constant(v).and_then(|t| Some(Tensor::floats(DType::F32, t.dims(), &t.to_f64().ok()?)));
+        let computed = || b.error("FakeQuantize", TypeError("its zero points are no constants".into()));
+        let floats = floats.ok_or_else(computed)?;
+        zero = Some(b.constant("const/zero_point", floats));
+    }
+    let fake = |b: &mut Builder, x: ValueId, scale: ValueId, zero: Option<ValueId>| -> Built {
+        let attrs = to.clone().with("block_size", by.block);
+        Ok(b.node(Op::in_domain(ANCRE, "FakeQuantize", attrs), &[Some(x), Some(scale), zero])?[0])
+    };
     if extent % by.block != 0 {
-        return Err(b.error(
-            "FakeQuantize",
-            TypeError(format!("the last of its blocks of {} along {extent} is not full", by.block)),
-        ));
+        let of: Vec<i64> = (0..extent).map(|i| i / by.block).collect();
+        let of = b.ints(&of);
+        let each = |b: &mut Builder, v: ValueId| b.op_with("Gather", Attrs::new().with("axis", axis as i64), &[v, of]);
+        let scale = each(b, by.scale)?;
+        let zero = zero.map(|z| each(b, z)).transpose()?;
+        return fake(b, by.x, scale, zero);
     }
     let mut dims = x.shape.clone();
     dims.splice(axis..=axis, [Dim::from(extent / by.block), Dim::from(by.block)]);
     let target = b.numbers(&dims)?;
     let blocks = b.reshape(by.x, &target, &dims)?;
     let scale = b.unsqueeze(by.scale, &[axis as i64 + 1])?;
-    let zero = match by.zero {
-        None => None,
-        Some(zero) => {
-            let floats = b.graph.constant(zero).and_then(|t| Some(Tensor::floats(DType::F32, t.dims(), &t.to_f64().ok()?)));
-            let floats =
-                floats.ok_or_else(|| b.error("FakeQuantize", TypeError("its zero points are no constants".into())))?;
-            let zero = b.constant("const/zero_point", floats);
-            Some(b.unsqueeze(zero, &[axis as i64 + 1])?)
-        }
-    };
-    let blocks = b.node(Op::in_domain(ANCRE, "FakeQuantize", to), &[Some(blocks), Some(scale), zero])?[0];
+    let zero = zero.map(|z| b.unsqueeze(z, &[axis as i64 + 1])).transpose()?;
+    let blocks = fake(b, blocks, scale, zero)?;
     let target = b.numbers(&x.shape)?;
     b.reshape(blocks, &target, &x.shape)
 }
