@@ -9,6 +9,9 @@ use std::time::Duration;
 /// Exit status of an interrupted run, as shells give it.
 pub const STATUS: u8 = 130;
 
+/// Has this process a message of its own to end with?
+static ENDING: AtomicBool = AtomicBool::new(false);
+
 static CAME: OnceLock<Arc<AtomicBool>> = OnceLock::new();
 
 /// Watches for interrupts and requests to terminate from now on. A hang-up is not watched: under `nohup` it is ignored.
@@ -39,11 +42,19 @@ pub(super) fn watch_as_one_of_many(rank: usize, size: usize) {
         while !terminated.load(Ordering::SeqCst) {
             std::thread::sleep(Duration::from_millis(50));
         }
+        if ENDING.load(Ordering::SeqCst) {
+            return;
+        }
         eprintln!(
             "error: rank {rank} of {size}: the run was ended from outside, as mpirun does when another rank has died; the last checkpoint is whole, and --resume goes on from it"
         );
         low_level::exit(i32::from(STATUS));
     });
+}
+
+/// This process ends by itself from now on, with a message of its own.
+pub(super) fn is_ending() {
+    ENDING.store(true, Ordering::SeqCst);
 }
 
 /// Has an interrupt come?

@@ -68,6 +68,8 @@ fn train_as(a: &TrainArgs, ranks: &Ranks) -> Result<Outcome, Failure> {
     let done = setup::Setup::new(a, ranks, reporter.as_mut())
         .and_then(|setup| run::run(setup, &interrupt::came, reporter.as_mut()));
     done.map_err(|e| {
+        // The rank that is the first to leave has the others ended.
+        interrupt::is_ending();
         ranks.fail();
         ranks.named(e)
     })
