@@ -149,7 +149,10 @@ pub fn tie_parameters(g: &mut Graph) -> Result<Vec<Tie>, BuildError> {
     let mut done = Vec::new();
     for tie in Ties::read(g).ok().flatten().unwrap_or_default().0 {
         let (Some(own), Some(other)) = (g.find(&tie.name), g.find(&tie.transposed)) else { continue };
-        if own == other || g.initializer(own).is_none() || !fits(g, other) {
+        // The metadata of a damaged file may tie what has other extents.
+        let turned = g.initializer(own).map(|t| (t.dtype(), t.dims().iter().rev().copied().collect::<Vec<_>>()));
+        let same = turned.zip(g.initializer(other)).is_some_and(|(own, t)| own == (t.dtype(), t.dims().to_vec()));
+        if own == other || !same || !fits(g, other) {
             continue;
         }
         let transposed = Builder::new(g, &tie.transposed).transpose(own, &[1, 0])?;
