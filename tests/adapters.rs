@@ -1,6 +1,9 @@
 //! Low-rank adapters: they start as nothing, train in the weights' place, and become part of the weights.
 
-use crate::common::{Random, data, emit, max_abs, model, open, open_file, read_npz, text, tool, tool_ok, write_npz};
+use crate::common::{
+    Random, advance, data, emit, floats, max_abs, model, open, open_file, random_data, read_npz, text, tool, tool_ok,
+    write_npz,
+};
 use crate::train_loop::python;
 use ancre_passes::contract::{AdaptersRecord, Record};
 use ancre_passes::ir::{DType, Graph, Tensor};
@@ -232,4 +235,31 @@ fn what_gets_no_adapter_is_refused_by_name() {
     let e = said("mobilenetv2", "*features.3/conv/conv.1/conv.1.0/Conv");
     assert!(e.contains("groups"), "{e}");
     assert!(std::fs::read_dir(dir.path()).unwrap().next().is_none());
+}
+
+#[test]
+fn a_quantised_base_keeps_its_integers() {
+    let dir = tempfile::tempdir().unwrap();
+    let (source, out) = (model("resnet_cifar_qdq"), text(dir.path()) + "/");
+    tool_ok(&[text(&source).as_str(), "-o", &out, "--lora", "2", "--verify", "none", "--state", "inline"]);
+    let path = dir.path().join("resnet_cifar_qdq.ancre.train.onnx");
+    let mut feeds = random_data(&path);
+    feeds.insert("lr".into(), floats(DType::F32, &[], &[2e-3]));
+    let (mut session, mut state) = (open_file(&path), Tensors::new());
+    let mut step = || advance(&mut session, feeds.clone(), &mut state)["loss"].to_f64()[0];
+    let losses = [step(), step(), step(), step()];
+    assert!(losses[3] < losses[0], "{losses:?}");
+    assert!(state.keys().all(|n| n.contains(".lora_") || n.starts_with("ancre.")), "{:?}", state.keys());
+    // Frozen, the adapters stay beside the integers, which are the source's.
+    let (forward, frozen) = (text(&dir.path().join("resnet_cifar_qdq.ancre.onnx")), text(&dir.path().join("frozen.onnx")));
+    let report = tool_ok(&["freeze", &forward, "-o", &frozen, "--json"]).json();
+    assert_eq!(
+        (report["adapters"]["merged"].as_u64(), report["adapters"]["beside"].as_array().unwrap().len()),
+        (Some(0), 18)
+    );
+    let (source, frozen) = (read_model(&source).unwrap().0, read_model(Path::new(&frozen)).unwrap().0);
+    for a in AdaptersRecord::read(&frozen).unwrap().unwrap().adapters {
+        let of = |g: &Graph| g.initializer(g.find(&a.weight).unwrap()).unwrap().to_i64().unwrap();
+        assert!(a.quantised && of(&frozen) == of(&source), "{}", a.weight);
+    }
 }

@@ -121,7 +121,9 @@ pub const FLOAT_WEIGHTS: Pass = Pass::new(
      are those by which `freeze` finds what the integers stand for",
     |g, cx| {
         if cx.training.qat == Qat::Off {
-            return Ok(Applied::default());
+            // Adapters' gradients pass through products of integers, whose weights stay as they are stored.
+            let passed = cx.training.trainable.adapters_only;
+            return if passed { Ok(Applied::of(fake_quantize::write_products_out(g)?)) } else { Ok(Applied::default()) };
         }
         cx.quantised.weights = fake_quantize::float_weights(g, cx.training.qat.trains_scales())?;
         Ok(Applied::of(cx.quantised.weights.len()))
@@ -135,7 +137,7 @@ pub const FAKE_QUANTIZE: Pass = Pass::new(
      on integers out, and before parameters are chosen",
     |g, cx| {
         let mut applied = cx.count();
-        if cx.training.qat != Qat::Off {
+        if cx.training.qat != Qat::Off || cx.training.trainable.adapters_only {
             fake_quantize::pair_quantisers(g, &mut applied)?;
             cx.quantised.values = fake_quantize::count(g);
         }

@@ -24,7 +24,7 @@ use std::collections::{HashMap, HashSet};
 /// When a constant cannot be read, or a node cannot be built.
 pub fn float_weights(g: &mut Graph, scales: bool) -> Result<Vec<String>, BuildError> {
     let trained = trained_weights(g);
-    let products: Vec<IntegerProduct> = g.topological_order().into_iter().filter_map(|id| product_at(g, id)).collect();
+    let products = products(g);
     for w in &trained {
         if w.packed {
             unpack(g, w)?;
@@ -32,11 +32,30 @@ pub fn float_weights(g: &mut Graph, scales: bool) -> Result<Vec<String>, BuildEr
             quantise(g, w, scales)?;
         }
     }
-    for p in &products {
+    write_out_all(g, &products)?;
+    Ok(trained.into_iter().map(|w| g.name(w.value).to_string()).collect())
+}
+
+/// Writes products of integers out as products of the floats that they stand for; returns how many.
+///
+/// # Errors
+/// When a node cannot be built.
+pub fn write_products_out(g: &mut Graph) -> Result<usize, BuildError> {
+    let products = products(g);
+    write_out_all(g, &products)?;
+    Ok(products.len())
+}
+
+fn products(g: &Graph) -> Vec<IntegerProduct> {
+    g.topological_order().into_iter().filter_map(|id| product_at(g, id)).collect()
+}
+
+fn write_out_all(g: &mut Graph, products: &[IntegerProduct]) -> Result<(), BuildError> {
+    for p in products {
         write_out(g, *p)?;
     }
-    sweep(g, products.into_iter().map(|p| p.scaled).collect());
-    Ok(trained.into_iter().map(|w| g.name(w.value).to_string()).collect())
+    sweep(g, products.iter().map(|p| p.scaled).collect());
+    Ok(())
 }
 
 /// The weights stored as integers that train by their role.
