@@ -12,7 +12,7 @@
 
 use crate::ir::{Attrs, DType, Graph, Kind, NodeId, NodeSite, Op, TensorType, ValueId, words};
 use crate::ops::{Class, Mixing};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 words! {
     /// The type of products and convolutions.
@@ -50,7 +50,7 @@ pub struct Narrowed {
 /// Lets products and convolutions that depend on what trains compute in a narrow type.
 pub fn narrow_products(g: &mut Graph, dtype: DType, trained: &[ValueId]) -> Narrowed {
     let active = g.descendants(trained.iter().map(|v| v.node));
-    let mut pass = Narrow { dtype, narrow: HashMap::new() };
+    let mut pass = Narrow { dtype, narrow: HashMap::new(), wide: Vec::new() };
     let mut made = Narrowed::default();
     for node in g.topological_order().into_iter().filter(|n| active.contains(n)) {
         if is_product(g, node) && floats_are_single(g, node) {
@@ -64,6 +64,7 @@ pub fn narrow_products(g: &mut Graph, dtype: DType, trained: &[ValueId]) -> Narr
             pass.node(g, node);
         }
     }
+    pass.remove_unread(g);
     made
 }
 
@@ -93,6 +94,8 @@ struct Narrow {
     dtype: DType,
     /// Float32 values that are there in the narrow type too.
     narrow: HashMap<ValueId, ValueId>,
+    /// Those that are casts of narrow results, with these.
+    wide: Vec<(ValueId, ValueId)>,
 }
 
 impl Narrow {
@@ -154,7 +157,23 @@ impl Narrow {
             let name = format!("ancre/{}/{}", self.dtype.name(), g.name(wide));
             g.rename(v, &name);
             self.narrow.insert(wide, v);
+            self.wide.push((wide, v));
         }
+    }
+
+    /// Removes casts to float32 that nobody reads. Their names are the narrow results' then.
+    fn remove_unread(self, g: &mut Graph) {
+        let of_routers: HashSet<ValueId> = g.routers.values().flat_map(|r| r.values()).collect();
+        let mut renamed = HashSet::new();
+        for (wide, narrow) in self.wide.into_iter().rev() {
+            if !g.is_needed(wide) && !of_routers.contains(&wide) {
+                g.swap_names(wide, narrow);
+                g.remove(wide.node);
+                renamed.insert(narrow);
+            }
+        }
+        // The source declares them float32.
+        g.forget_declarations(&renamed);
     }
 }
 
