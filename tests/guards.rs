@@ -71,6 +71,25 @@ fn a_row_of_attention_with_nothing_to_look_at_has_no_gradient() {
     assert!(max_abs(&got, &[0.0, 0.0, -0.149_146, 0.149_146]) < 1e-5, "{got:?}");
 }
 
+/// A choice among the results of an operator that mixes elements says nothing of its operands, whatever their shape.
+#[test]
+fn a_choice_behind_a_product_or_a_softmax_does_not_choose_among_operands() {
+    let network = |body: &str| {
+        format!(
+            "net (float[2, 2] x) => (y) <float[2, 2] w = {{1.0, 2.0, 3.0, 4.0}}, float[2, 2] c = {{1.0, 3.0, 1.0, 2.0}},
+             bool[2, 2] p = {{1, 0, 0, 1}}, float zero = {{0.0}}> {{ a = Add (x, w) {body} }}"
+        )
+    };
+    let feeds = [("x", floats(DType::F32, &[2, 2], &[0.0; 4])), ("target", floats(DType::F32, &[2, 2], &[-99.0; 4]))];
+    // The chosen places have the cotangent 1; its product with c transposed is (1 1; 3 2).
+    let product = trained(&network("b = MatMul (a, c) y = Where (p, b, zero)"), sum_of_outputs(), &feeds);
+    assert_eq!(product["w.grad"].to_f64(), [1.0, 1.0, 3.0, 2.0]);
+    // s (1 - s) at the chosen places, and its negative beside them.
+    let softmax = trained(&network("s = Softmax <axis = -1> (a) y = Where (p, s, zero)"), sum_of_outputs(), &feeds);
+    let slope = 0.196_612;
+    assert!(max_abs(&softmax["w.grad"].to_f64(), &[slope, -slope, -slope, slope]) < 1e-5, "{:?}", softmax["w.grad"]);
+}
+
 #[test]
 fn labels_that_are_all_ignored_have_a_gradient_of_zero() {
     let network = "net (float[2, 2] x) => (y) <float[2] w = {1.0, 2.0}> { y = Add (x, w) }";

@@ -258,9 +258,17 @@ impl Pullback<'_, '_> {
         Ok(())
     }
 
-    /// The guard of the first result's cotangent, if it also holds for a value: the condition does not spread it.
+    /// The guard of the first result's cotangent, if it also holds for a value: the condition does not spread it, and the operator keeps
+    /// elements apart. One that does not has a cotangent where its result has none, unless the result is no number there.
     fn guard(&self, v: ValueId) -> Option<Guard> {
         let guard = self.result_cts.first().copied().flatten()?.guard?;
+        let g = &*self.b.graph;
+        let of_nan = g.is_op(guard.condition.node, "IsNaN")
+            && g.operand(guard.condition.node, 0) == Some(self.result(0))
+            && guard.zero_where;
+        if !of_nan && !Class::of(&self.op()).is_elementwise() {
+            return None;
+        }
         let (condition, shape) = (self.b.ty(guard.condition).ok()?.shape, self.b.ty(v).ok()?.shape);
         broadcast(&condition, &shape).is_ok_and(|both| both == shape).then_some(guard)
     }
