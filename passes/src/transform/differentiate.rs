@@ -82,7 +82,12 @@ pub fn differentiate_past(
         let wanted = |v: ValueId| active[v.node.index()];
         let mut p = Pullback { b: &mut b, node: id, rule, result_cts, wanted: &|v| wanted(v), cotangents: &mut cts };
         let built = match ops::unready(p.graph(), id) {
-            Some(e) => Err(p.unsupported(&format!("its rule cannot be applied: {e}"))),
+            Some(e) => {
+                // The node that lost a type is to be named.
+                let lost = p.graph().reads(id).find(|v| p.graph().tensor_type(*v).is_none());
+                let lost = lost.map(|v| format!("; {}", p.graph().untyped(v))).unwrap_or_default();
+                Err(p.unsupported(&format!("its rule cannot be applied: {e}{lost}")))
+            }
             None => rule.pullback(&mut p),
         };
         built.map_err(|e| {
