@@ -88,7 +88,9 @@ pub fn sentence(what: &dyn fmt::Display, hint: Option<Hint>) -> String {
 fn advice(hint: &Hint) -> &'static str {
     match hint {
         Hint::ChooseOutput => "choose one with --output NAME",
-        Hint::ChooseClassAxis => "say which with --class-axis N",
+        Hint::ChooseClassAxis => {
+            "say which with --class-axis N; where it holds none: --loss mse, and distill-mse with a teacher"
+        }
         Hint::ChooseLoss => {
             "choose with --loss cross-entropy (int64 class labels), next-token (language models), mse, l1, huber, bce or own (a scalar output of the model)"
         }

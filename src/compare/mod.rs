@@ -60,6 +60,7 @@ pub fn compare(a: &CompareArgs) -> Result<Comparison, Failure> {
     interrupt::watch();
     let asked = variants(&a.variants)?;
     let out = a.out.clone().unwrap_or_else(|| default_dir(&a.model));
+    let is_new = !out.join(MANIFEST).exists();
     let manifest = Manifest::open(a, &asked, &out)?;
     manifest.write(&out)?;
     let seeds: Vec<u64> = (0..a.seeds).map(|i| a.seed.wrapping_add(i)).collect();
@@ -89,7 +90,9 @@ pub fn compare(a: &CompareArgs) -> Result<Comparison, Failure> {
                     break;
                 }
                 Err(e) => {
-                    found.forget(variant, seed);
+                    if is_new {
+                        found.forget(variant, seed);
+                    }
                     return Err(e);
                 }
             },

@@ -42,7 +42,12 @@ impl AdapterFiles {
             for (name, t) in
                 peft_tensors(adapter, &a, &b, &shape).ok_or_else(|| fail(format!("`{}` is no matrix", adapter.a)))?
             {
-                peft.insert(name, t);
+                if peft.insert(name.clone(), t).is_some() {
+                    return Err(fail(format!(
+                        "two adapters are both `{name}` in PEFT's names, since their modules have one name"
+                    ))
+                    .help("name other weights with --lora-on, or merge the adapters: freeze without --adapter"));
+                }
             }
             ours.insert(adapter.a.clone(), a);
             ours.insert(adapter.b.clone(), b);

@@ -106,6 +106,9 @@ impl LossRequest {
         let mut chosen = Vec::new();
         for t in &self.terms {
             let (output, weight) = on_output(g, t.on.as_deref());
+            if let Some(w) = weight.filter(|w| !(*w >= 0.0 && w.is_finite())) {
+                return Err(format!("--loss …:{w}: a weight of 0 or more was expected"));
+            }
             let output = output.or_else(|| self.output.clone());
             let kind = match t.kind.or(instead) {
                 Some(kind) => kind,

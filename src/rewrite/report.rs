@@ -262,9 +262,13 @@ fn loss_text(losses: &[LossRecord], auto: &str) -> String {
     each.collect::<Vec<_>>().join(" + ")
 }
 
-/// Sizes are numbers, or polynomials of the symbolic extents as text.
+/// Sizes are numbers, or polynomials of the symbolic extents as text; null where an extent has no name.
 fn recomputed_json(r: &Recomputed) -> Value {
-    let size = |d: &Dim| d.known().map_or_else(|| json!(d.to_string()), |n| json!(n));
+    let size = |d: &Dim| match d.known() {
+        Some(n) => json!(n),
+        None if d.symbols().any(|s| s.starts_with('?')) => Value::Null,
+        None => json!(d.to_string()),
+    };
     json!({"blocks": r.blocks, "nodes": r.nodes, "kept_bytes_before": size(&r.kept_before), "kept_bytes": size(&r.kept_after),
            "forward_flops": size(&r.forward_flops), "flops": size(&r.flops)})
 }
@@ -275,6 +279,8 @@ fn recomputed_text(out: &mut Lines, r: &Recomputed) {
     let at = |d: &Dim| d.eval(&|_| Some(1)).unwrap_or_default().max(0) as u64;
     let each = if symbols.is_empty() {
         String::new()
+    } else if symbols.iter().any(|s| s.starts_with('?')) {
+        " where every open extent is 1".to_string()
     } else {
         format!(" where {} is 1", symbols.into_iter().collect::<Vec<_>>().join(" and "))
     };

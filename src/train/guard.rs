@@ -18,6 +18,8 @@ const KEEPS: f64 = 0.9;
 const KEEP_EVERY: u64 = 20;
 /// Factor by which the gradients' norm grows in a jump.
 const NORM: f64 = 30.0;
+/// A loss scale of 2¹⁶ that halves this often is below 2⁻²⁴, the least number of float16: then it is not the scale that overflows.
+const SKIPS: u32 = 40;
 
 /// What the guard knows of a run; checkpoints hold it.
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
@@ -28,6 +30,9 @@ pub(super) struct Guard {
     pub(super) jumps: Vec<Jump>,
     /// Jumps since a state was kept last.
     in_row: u32,
+    /// Steps in a row that a loss scale has skipped.
+    #[serde(default)]
+    skipped: u32,
     seen: Seen,
 }
 
@@ -64,11 +69,18 @@ struct Seen {
 
 impl Default for Guard {
     fn default() -> Guard {
-        Guard { scale: 1.0, jumps: Vec::new(), in_row: 0, seen: Seen::default() }
+        Guard { scale: 1.0, jumps: Vec::new(), in_row: 0, skipped: 0, seen: Seen::default() }
     }
 }
 
 impl Guard {
+    /// May a step be passed over? A step under a loss scale that overflows changes nothing and lowers the scale.
+    pub(super) fn skips(&mut self, loss: f64, norm: f64, has_scale: bool) -> bool {
+        let is_skipped = has_scale && loss.is_finite() && !norm.is_finite();
+        self.skipped = if is_skipped { self.skipped + 1 } else { 0 };
+        is_skipped && self.skipped <= SKIPS
+    }
+
     /// Looks at a step; says what jumped.
     pub(super) fn judge(&mut self, loss: f64, norm: f64) -> Option<String> {
         if !loss.is_finite() {
@@ -156,6 +168,16 @@ mod tests {
     fn jumps_at(losses: impl IntoIterator<Item = f64>) -> Option<usize> {
         let mut guard = Guard::default();
         losses.into_iter().position(|l| guard.judge(l, 1.0).is_some()).map(|i| i + 1)
+    }
+
+    #[test]
+    fn a_gradient_that_overflows_at_every_loss_scale_jumps() {
+        let mut guard = Guard::default();
+        let skips = |guard: &mut Guard, norm| guard.skips(1.0, norm, true);
+        assert!((0..SKIPS).all(|_| skips(&mut guard, f64::INFINITY)));
+        assert!(!skips(&mut guard, f64::INFINITY));
+        assert!(!skips(&mut guard, 1.0) && skips(&mut guard, f64::NAN), "a good step begins the count anew");
+        assert!(!guard.skips(1.0, f64::NAN, false) && !guard.skips(f64::NAN, f64::NAN, true));
     }
 
     #[test]

@@ -79,12 +79,14 @@ impl Batch<'_> {
             None => None,
         };
         match (labels, mask) {
-            _ if matches!(term.kind, LossKind::Dice | LossKind::Ctc) => self.samples(t) as f64,
+            _ if matches!(term.kind, LossKind::Dice | LossKind::BinaryDice) => self.samples(t) as f64,
+            (_, mask) if term.kind == LossKind::Ctc => mask.map_or(self.samples(t) as f64, |m| m.iter().sum()),
             (Some(labels), mask) if record.ignore_index.is_some() || classes.is_some() || mask.is_some() => {
-                let mask = mask.filter(|m| m.len() == labels.len());
+                // A mask of the leading axes weighs all positions below it.
+                let mask = mask.filter(|m| !m.is_empty() && labels.len().is_multiple_of(m.len()));
                 let of = |(at, label): (usize, &i64)| {
                     let class = |w: &Vec<f64>| usize::try_from(*label).ok().and_then(|l| w.get(l).copied()).unwrap_or(1.0);
-                    mask.as_ref().map_or(1.0, |m| m[at]) * classes.as_ref().map_or(1.0, class)
+                    mask.as_ref().map_or(1.0, |m| m[at * m.len() / labels.len()]) * classes.as_ref().map_or(1.0, class)
                 };
                 // No position predicts the first token of a text.
                 let row = self.of(t, i).1.map_or(1, |l| l.shape().iter().skip(1).product::<usize>().max(1));

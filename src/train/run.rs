@@ -243,8 +243,7 @@ impl Run {
         let samples = if self.s.steps.ranks.is_alone() { batch.samples } else { of_batch.samples as usize };
         // Labels that are all ignored: the loss is no number, as in PyTorch, and its gradient is zero.
         let empty = loss.is_nan() && grad_norm == 0.0;
-        // Under a loss scale such a step changed nothing and lowered the scale.
-        let skipped = loss.is_finite() && !grad_norm.is_finite() && self.s.graph.has_loss_scale();
+        let skipped = self.position.guard.skips(loss, grad_norm, self.s.graph.has_loss_scale());
         let jumped = if empty || skipped { None } else { self.position.guard.judge(loss, grad_norm) };
         let (accuracy, mut restored) = (of_batch.accuracy(), None);
         let (losses, accuracies) = (of_batch.losses(&self.s.graph), of_batch.accuracies(&self.s.graph));

@@ -76,6 +76,9 @@ pub(super) fn trial(
             if loss.is_nan() && norm == 0.0 {
                 continue;
             }
+            if guard.skips(loss, norm, t.has_loss_scale()) {
+                continue;
+            }
             if guard.judge(loss, norm).is_some() {
                 return Ok(Tried { lr, loss: None });
             }

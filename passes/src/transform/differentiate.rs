@@ -120,14 +120,14 @@ fn at(site: &NodeSite) -> impl Fn(GradError) -> GradError + '_ {
 
 /// Which nodes have a float value that depends on `wrt` through differentiable operators.
 fn reached_from(g: &Graph, order: &[NodeId], wrt: &[ValueId], constant: &[ValueId]) -> Vec<bool> {
+    let constant: HashSet<NodeId> = constant.iter().map(|v| v.node).collect();
     let mut active = vec![false; g.node_bound()];
     for v in wrt {
         active[v.node.index()] = true;
     }
     for id in order {
         let Kind::Op(op) = &g.node(*id).kind else { continue };
-        let stops =
-            ops::rule(op).is_some_and(|r| r.derivative() == Derivative::Zero) || constant.iter().any(|v| v.node == *id);
+        let stops = ops::rule(op).is_some_and(|r| r.derivative() == Derivative::Zero) || constant.contains(id);
         let carries = g.results(*id).any(|v| g.value(v).ty.dtype.is_none_or(|t| t.is_float()));
         if !stops && carries && g.reads(*id).any(|v| active[v.node.index()]) {
             active[id.index()] = true;

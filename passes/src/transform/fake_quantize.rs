@@ -343,7 +343,8 @@ impl Pairs<'_> {
         let plain = Op { source: None, ..op };
         let types = self.b.graph.results(node).map(|r| self.b.graph.tensor_type(r)).collect::<Option<Vec<_>>>();
         let Some(types) = types else { return Ok(Err(Why::UnknownType(self.b.graph.untyped(v)))) };
-        let floats = types.into_iter().map(|ty| crate::ir::TensorType::new(DType::F32, ty.shape)).collect();
+        let dtype = operands.first().copied().flatten().and_then(|v| self.b.graph.value(v).ty.dtype).unwrap_or(DType::F32);
+        let floats = types.into_iter().map(|ty| crate::ir::TensorType::new(dtype, ty.shape)).collect();
         let made = self.b.node_of(plain, &operands, floats);
         for (slot, float) in made.iter().enumerate() {
             let old = self.b.graph.result(node, slot as u32);

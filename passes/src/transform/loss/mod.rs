@@ -320,6 +320,7 @@ pub fn append_losses(
         None => teacher::Appended::default(),
     };
     let mut class_weights: Option<ValueId> = None;
+    let mut balanced: Option<ValueId> = None;
     let mut constant = std::mem::take(&mut teachers.constant);
     let mut terms = Vec::new();
     for (p, (_, o)) in plans.iter().zip(wanted) {
@@ -334,14 +335,27 @@ pub fn append_losses(
             false => target,
             true => {
                 let of = teachers.outputs.get(&p.output).copied().ok_or_else(|| no_teacher(g, p))?;
-                Some(logits_of(g, of, p.kind, p.axis)?)
+                let logits = logits_of(g, of, p.kind, p.axis)?;
+                // The operand of a softmax or sigmoid that is taken away lies before the teacher's own stop.
+                let ty = g.value(logits).ty.clone();
+                let stop = g.add_op("loss/teacher", Op::new("Identity", Attrs::new()), &[Some(logits)]);
+                let stopped = g.push_result(stop, "loss/teacher", ty);
+                constant.push(stopped);
+                Some(stopped)
             }
         };
+        if o.class_weights == ClassWeights::Fed && p.kind.weights_classes() && balanced.is_some_and(|of| of != p.output) {
+            let name = g.name(p.output);
+            return Err(LossError::Unfit(format!(
+                "output `{name}`: weights that balance classes are counted for one output only; give each loss its own numbers"
+            )));
+        }
         if o.class_weights == ClassWeights::Fed && p.kind.weights_classes() && class_weights.is_none() {
             let classes = p.axis.and_then(|axis| g.tensor_type(p.output)?.shape.get(axis).cloned());
             let ty = TensorType::new(DType::F32, classes.into_iter().collect::<Vec<_>>());
             let name = if g.is_free("class_weights") { "class_weights" } else { "ancre.class_weights" };
             class_weights = Some(g.add_input(name, ty.into(), None));
+            balanced = Some(p.output);
         }
         let mut lengths = None;
         let (name, kind) = (g.name(p.output).to_string(), p.kind.name());
@@ -468,7 +482,7 @@ fn plan(g: &Graph, output: ValueId, o: &LossOptions) -> Result<Plan, LossError> 
         return Err(LossError::Unfit(format!("output `{name}` {ty} {why}; {instead}")));
     }
     if kind == LossKind::Ctc {
-        return sequences(g, &ty, whole);
+        return sequences(g, &ty, whole, o.blank);
     }
     if kind == LossKind::NextToken && ty.rank() != 3 {
         let needs = format!("next-token needs token logits [N, T, V], it has type {ty}");
@@ -496,10 +510,13 @@ fn plan(g: &Graph, output: ValueId, o: &LossOptions) -> Result<Plan, LossError> 
 }
 
 /// The plan of a CTC loss: logits [N, T, C], or [T, N, C] where the inputs' first axis is the output's second.
-fn sequences(g: &Graph, ty: &TensorType, whole: Plan) -> Result<Plan, LossError> {
+fn sequences(g: &Graph, ty: &TensorType, whole: Plan, blank: i64) -> Result<Plan, LossError> {
     let name = g.name(whole.output);
     if ty.rank() != 3 {
         return Err(LossError::Unfit(format!("output `{name}`: ctc needs logits [N, T, C], it has type {ty}")));
+    }
+    if ty.shape[2].known().is_some_and(|classes| !(0..classes).contains(&blank)) {
+        return Err(LossError::Unfit(format!("output `{name}` {ty}: ctc's blank, {blank}, is none of its classes")));
     }
     let first = g.required_inputs().find_map(|v| g.tensor_type(v)?.shape.first().cloned());
     let time_first = first.is_some_and(|n| n == ty.shape[1] && n != ty.shape[0]);
