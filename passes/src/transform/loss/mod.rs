@@ -20,7 +20,7 @@ pub mod teacher;
 use super::class_axis::class_axis;
 use super::master::is_half;
 use crate::ir::words;
-use crate::ir::{DType, Dim, Graph, Kind, Tensor, TensorType, ValueId, is_absurd};
+use crate::ir::{Attrs, DType, Dim, Graph, Kind, Op, Tensor, TensorType, ValueId, is_absurd};
 use crate::onnx::read_value_info;
 use crate::ops::build::{BuildError, Builder};
 use crate::refusal::Hint;
@@ -677,7 +677,6 @@ fn nearest_input(g: &Graph, v: ValueId) -> Option<ValueId> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ir::{Attrs, Op};
 
     fn network(last: &str) -> (Graph, ValueId) {
         let mut g = Graph::default();
@@ -732,6 +731,23 @@ mod tests {
         let e = append_loss(&mut g, y, &LossOptions::of(LossKind::CrossEntropy)).err().unwrap().to_string();
         assert!(e.contains("has one class, on axis 1") && e.contains("--loss bce"), "{e}");
         assert!(append_loss(&mut g, y, &LossOptions::of(LossKind::Bce)).is_ok());
+    }
+
+    /// The softmax of the teacher's output is taken away, and what it read is the teacher's still.
+    #[test]
+    fn a_teacher_behind_a_softmax_gets_no_gradient() {
+        let source = "net (float[2, 3] x) => (float[2, 3] y, float[2, 3] aux) <float[3, 3] v = {1, 2, 3, 4, 5, 6, 7, 8, 9}, float[3, 3] w = {1, 0, 2, 0, 1, 0, 3, 0, 1}>
+            { a = MatMul (x, v) y = Softmax (a) b = MatMul (x, w) aux = Softmax (b) }";
+        let mut g = crate::text::parse(source).unwrap();
+        let (y, [v, w]) = (g.outputs()[0].value, ["v", "w"].map(|n| g.find(n).unwrap()));
+        let teacher = Teacher::Output("aux".into());
+        let o = LossOptions { temperature: 2.0, ..LossOptions::of(LossKind::Distill) };
+        let losses = append_losses(&mut g, &[(y, &o)], Some(&teacher)).unwrap();
+        let wrt = [v, w];
+        let target = &crate::target::CPU;
+        let all = super::super::differentiate::differentiate_past(&mut g, target, losses.value, &wrt, &losses.constant);
+        let all = all.unwrap();
+        assert!(all.contains_key(&v) && !all.contains_key(&w));
     }
 
     #[test]
