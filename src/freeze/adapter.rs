@@ -75,8 +75,11 @@ impl AdapterFiles {
     }
 }
 
-/// The name without the suffix of one of the files.
+/// The name without the suffix of one of the files; PEFT's own in a directory.
 fn stem(file: &Path) -> PathBuf {
+    if file.is_dir() || file.as_os_str().as_encoded_bytes().ends_with(b"/") {
+        return file.join("adapter_model");
+    }
     let known = ["safetensors", "onnx_adapter", "onnx"];
     if file.extension().is_some_and(|e| known.iter().any(|k| e == *k)) {
         file.with_extension("")

@@ -201,8 +201,10 @@ fn adapters(a: &RewriteArgs) -> Result<Option<AdapterOptions>, Failure> {
     let Some(rank) = a.lora else { return Ok(None) };
     let mut options = AdapterOptions::of(i64::from(rank));
     options.alpha = a.lora_alpha.unwrap_or(options.alpha);
-    if options.alpha == 0.0 || !options.alpha.is_finite() {
-        return Err(Failure::input(format!("--lora-alpha {}: a number other than 0 was expected", options.alpha)));
+    let alpha = options.alpha as f32;
+    if alpha == 0.0 || !alpha.is_finite() {
+        let what = "a finite number other than 0 was expected, as float32";
+        return Err(Failure::input(format!("--lora-alpha {}: {what}", options.alpha)));
     }
     options.on = a.lora_on.clone();
     options.seed = a.seed.unwrap_or(0);

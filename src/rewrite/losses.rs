@@ -106,7 +106,7 @@ impl LossRequest {
         let mut chosen = Vec::new();
         for t in &self.terms {
             let (output, weight) = on_output(g, t.on.as_deref());
-            if let Some(w) = weight.filter(|w| !(*w >= 0.0 && w.is_finite())) {
+            if let Some(w) = weight.filter(|w| !(*w >= 0.0 && (*w as f32).is_finite())) {
                 return Err(format!("--loss …:{w}: a weight of 0 or more was expected"));
             }
             let output = output.or_else(|| self.output.clone());
@@ -176,7 +176,12 @@ fn named(all: &[String], flag: &str) -> Result<Vec<(Option<String>, String)>, Fa
         None if !text.is_empty() => Ok((None, text.clone())),
         _ => Err(Failure::input(format!("--{flag} needs a name"))),
     };
-    all.iter().map(pair).collect()
+    let pairs: Vec<(Option<String>, String)> = all.iter().map(pair).collect::<Result<_, _>>()?;
+    match pairs.iter().enumerate().find(|(i, (on, _))| pairs[..*i].iter().any(|(earlier, _)| earlier == on)) {
+        Some((_, (_, name))) => Err(Failure::input(format!("--{flag} {name}: one output has two"))
+            .help(format!("give --{flag} OUTPUT=NAME once for each output"))),
+        None => Ok(pairs),
+    }
 }
 
 /// Reads `source|FILE|output=NAME[:T[:WEIGHT]]`.

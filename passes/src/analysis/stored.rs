@@ -2,7 +2,6 @@
 
 use crate::ir::{DType, Graph, NodeId, Tensor, TensorError, ValueId};
 use crate::ops::integer_range;
-use std::collections::HashSet;
 
 /// A constant of integers that stand for floats: (integer − zero point) · scale.
 #[derive(Clone, Debug, PartialEq)]
@@ -311,20 +310,6 @@ impl Stored {
 fn numbers(bytes: &[u8], dtype: DType, n: usize) -> Vec<f64> {
     let nibble = |i: usize| (bytes[i / 2] >> (4 * (i % 2))) & 15;
     (0..n).map(|i| f64::from(if dtype == DType::U4 { nibble(i) } else { bytes[i] })).collect()
-}
-
-/// The scales of `QuantizeLinear` and `DequantizeLinear` and of the operators that hold both.
-pub fn quantisation_scales(g: &Graph) -> HashSet<ValueId> {
-    let of = |id: NodeId| -> Vec<Option<ValueId>> {
-        let at = |places: &[usize]| places.iter().map(|i| g.operand(id, *i)).collect();
-        match g.op(id).map(|op| op.name.as_str()) {
-            Some("QuantizeLinear" | "DequantizeLinear") => at(&[1]),
-            Some("QLinearConv" | "QLinearMatMul" | "QLinearAdd" | "QLinearMul") => at(&[1, 4, 6]),
-            Some("QGemm") => at(&[1, 4, 7]),
-            _ => Vec::new(),
-        }
-    };
-    g.nodes().flat_map(of).flatten().filter(|v| g.initializer(*v).is_some()).collect()
 }
 
 #[cfg(test)]

@@ -134,11 +134,10 @@ fn split(b: &mut Builder, v: ValueId, axis: i64, count: usize) -> Result<Vec<Val
     if count == 1 {
         return Ok(vec![v]);
     }
-    let (attrs, sizes) = (Attrs::new().with("axis", axis), vec![1; count]);
     // The sizes became an operand in opset 13.
     if b.opset() < 13 {
-        return b.node(Op::new("Split", attrs.with("split", sizes)), &[Some(v)]);
+        return (0..count as i64).map(|i| b.slices(v, &[axis], &[i], &[i + 1])).collect();
     }
-    let sizes = b.ints(&sizes);
-    b.node(Op::new("Split", attrs), &[Some(v), Some(sizes)])
+    let sizes = b.ints(&vec![1; count]);
+    b.node(Op::new("Split", Attrs::new().with("axis", axis)), &[Some(v), Some(sizes)])
 }

@@ -330,7 +330,7 @@ pub fn append_losses(
         }
         let logits = logits_of(g, p.output, p.kind, p.axis)?;
         let target = p.target.as_ref().map(|ty| Input::add(&mut targets, g, p.output, ty));
-        let mask = o.mask.as_ref().map(|name| Input::mask(&mut masks, g, p, name)).transpose()?;
+        let mask = o.mask.as_ref().map(|name| Input::mask(&mut masks, g, p, target, name)).transpose()?;
         let against = match p.kind.has_teacher() {
             false => target,
             true => {
@@ -387,7 +387,7 @@ pub fn append_losses(
         let exact = value;
         let value = b.cast(exact, DType::F32)?;
         let fed = class_weights.filter(|_| o.class_weights == ClassWeights::Fed && p.kind.weights_classes());
-        if several {
+        if several || o.weight != 1.0 {
             let wanted = format!("{name}.{kind}");
             let free = if b.graph.is_free(&wanted) { wanted } else { format!("ancre.{wanted}") };
             b.graph.rename(value, &free);
@@ -586,7 +586,13 @@ impl Input {
     }
 
     /// What weights the positions of a loss: an input of the model that has the name, or a new one.
-    fn mask(all: &mut [Input], g: &mut Graph, p: &Plan, name: &str) -> Result<ValueId, LossError> {
+    fn mask(all: &mut [Input], g: &mut Graph, p: &Plan, target: Option<ValueId>, name: &str) -> Result<ValueId, LossError> {
+        if p.target.is_some() && g.find(name).is_some_and(|v| Some(v) == target) {
+            return Err(LossError::Unfit(format!(
+                "output `{}`: `{name}` is its target; a mask needs another name",
+                g.name(p.output)
+            )));
+        }
         let own = g.required_inputs().find(|v| g.name(*v) == name && !all.iter().any(|i| i.value == Some(*v)));
         let Some(own) = own else { return Ok(Input::add(all, g, p.output, &p.positions)) };
         let rank = g.tensor_type(own).map(|ty| ty.rank());
