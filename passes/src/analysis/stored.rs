@@ -86,6 +86,17 @@ fn reading(g: &Graph, value: ValueId, node: NodeId, operand: usize) -> Option<St
             let tied = bias_of(g, g.result(node, 0));
             Stored { block: op.attrs.int("block_size").unwrap_or(0), tied, ..stored }
         }
+        ("Cast", 0) => {
+            let (_, scale) = scaled_by_hand(g, node)?;
+            let extents = g.initializer(scale)?.dims();
+            let mut long = (0..extents.len()).filter(|a| extents[*a] != 1);
+            let (axis, other) = (long.next(), long.next());
+            let missing = rank.checked_sub(extents.len())?;
+            if other.is_some() || g.single_use(value).is_none() {
+                return None;
+            }
+            plain(vec![scale], None, axis.map_or(0, |a| a + missing))
+        }
         ("QLinearConv", 3) => plain(vec![at(4)?], at(5), 0),
         ("QLinearConv", 8) => plain(vec![at(1)?, at(4)?], None, 0),
         ("QLinearMatMul", 3) => plain(vec![at(4)?], at(5), rank.checked_sub(1)?),
@@ -123,6 +134,15 @@ fn reading(g: &Graph, value: ValueId, node: NodeId, operand: usize) -> Option<St
     // What is no number of the file cannot be written back.
     let known = |v: &ValueId| g.initializer(*v).is_some();
     (found.scale.iter().all(known) && found.zero.iter().all(known) && found.fits(g)).then_some(found)
+}
+
+/// Integers that a `Cast` makes float32 and a `Mul` scales, as exporters without `DequantizeLinear` write it: the `Mul` and the scale.
+pub fn scaled_by_hand(g: &Graph, cast: NodeId) -> Option<(NodeId, ValueId)> {
+    let floats = g.result(cast, 0);
+    let (scaled, operand) = g.single_use(floats).filter(|(n, _)| g.is_op(*n, "Mul") && g.is_op(cast, "Cast"))?;
+    let scale = g.operand(scaled, 1 - operand)?;
+    let is_single = g.tensor_type(floats).is_some_and(|ty| ty.dtype == DType::F32);
+    (is_single && g.initializer(scale).is_some()).then_some((scaled, scale))
 }
 
 /// The scales of the values whose products a bias, dequantised from integers, is added to, if it has the product of these as its own:

@@ -10,7 +10,7 @@
 //! The scale of a bias is the product of two others. Where scales train it is computed.
 
 use crate::analysis::roles::UseRoles;
-use crate::analysis::stored::{IntegerProduct, Stored, integer_product, stored_weights};
+use crate::analysis::stored::{IntegerProduct, Stored, integer_product, scaled_by_hand, stored_weights};
 use crate::ir::{ANCRE, Attrs, DType, Dim, Graph, NodeId, Op, Tensor, ValueId};
 use crate::ops::build::{BuildError, Builder, Built};
 use crate::ops::{TypeError, integer_range};
@@ -25,6 +25,7 @@ use std::collections::{HashMap, HashSet};
 pub fn float_weights(g: &mut Graph, scales: bool) -> Result<Vec<String>, BuildError> {
     let trained = trained_weights(g);
     let products = products(g);
+    let by_hand = trained.iter().filter_map(|w| scaled_by_hand(g, w.reader.0)).map(|(scaled, _)| scaled).collect();
     for w in &trained {
         if w.packed {
             unpack(g, w)?;
@@ -33,6 +34,7 @@ pub fn float_weights(g: &mut Graph, scales: bool) -> Result<Vec<String>, BuildEr
         }
     }
     write_out_all(g, &products)?;
+    sweep(g, by_hand);
     Ok(trained.into_iter().map(|w| g.name(w.value).to_string()).collect())
 }
 
@@ -104,8 +106,24 @@ fn quantise(g: &mut Graph, w: &Stored, scales: bool) -> Result<(), BuildError> {
     if w.block > 0 {
         attrs = attrs.with("block_size", w.block);
     }
+    let by_hand = scaled_by_hand(b.graph, w.reader.0);
+    if by_hand.is_some() {
+        // A product broadcasts its scale; quantisers take a number, or one for each place along the axis.
+        let ty = b.ty(scale)?;
+        let count: Vec<i64> = if attrs.int("axis").is_some() { vec![w.dims[w.axis]] } else { vec![] };
+        if ty.rank() != count.len() {
+            let shape: Vec<Dim> = count.iter().map(|n| Dim::from(*n)).collect();
+            scale = b.reshape(scale, &count, &shape)?;
+        }
+    }
+    let along = attrs.int("axis").map_or(Attrs::new(), |axis| Attrs::new().with("axis", axis));
     let numbers = b.node(Op::in_domain(ANCRE, "Quantize", attrs), &[Some(w.value), Some(scale), w.zero])?[0];
-    g.replace_uses(w.value, numbers, |n| n != numbers.node);
+    b.graph.replace_uses(w.value, numbers, |n| n != numbers.node);
+    if let Some((scaled, _)) = by_hand {
+        let y = b.graph.result(scaled, 0);
+        let floats = b.node(Op::new("DequantizeLinear", along), &[Some(numbers), Some(scale)])?[0];
+        b.graph.supplant(y, floats);
+    }
     Ok(())
 }
 
