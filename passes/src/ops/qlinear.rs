@@ -53,7 +53,7 @@ pub(super) const GEMM: Row = Row {
     decompose: |b, s| {
         let alpha = s.op.float("alpha");
         refuse_if(alpha != 1.0, Why::Attribute { attribute: "alpha", value: alpha.to_string() })?;
-        let columns = 1 - s.op.int("transB");
+        let columns = 1 - (s.op.int("transB") & 1);
         let (x, w) = (operand(b, s, 0, 0)?, operand(b, s, 3, columns)?);
         let last = s.get(6).map(|c| type_of(b, c)).transpose()?.map_or(0, |c| c.rank() as i64 - 1);
         let c = sum_operand(b, s, 6, last)?;

@@ -51,7 +51,8 @@ pub(super) fn root_mean_square(b: &mut Builder, x: ValueId, scale: ValueId, axis
     let ty = b.ty(x)?;
     let rank = ty.rank() as i64;
     let axis = if axis < 0 { axis + rank } else { axis };
-    let axes: Vec<i64> = (axis..rank).collect();
+    // A damaged file may name an axis that is not there.
+    let axes: Vec<i64> = (axis.clamp(0, rank)..rank).collect();
     let wide = wide(stash, ty.dtype);
     formula(b, [x, scale], |[x, scale]| {
         let exact = x.cast(wide);
