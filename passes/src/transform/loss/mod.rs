@@ -10,168 +10,27 @@
 //! Losses on one output that read the same kind of target share it. Where there are several targets, each is called after its output:
 //! `OUTPUT.labels`, `OUTPUT.target`.
 
+mod choice;
 mod classes;
 mod ctc;
 mod elements;
+mod inputs;
+mod plan;
 mod reduce;
 mod squash;
 pub mod teacher;
 
-use super::class_axis::class_axis;
-use super::master::is_half;
-use crate::ir::words;
-use crate::ir::{Attrs, DType, Dim, Graph, Kind, Op, Tensor, TensorType, ValueId, is_absurd};
-use crate::onnx::read_value_info;
+use crate::ir::{Attrs, DType, Graph, Kind, Op, Tensor, TensorType, ValueId};
 use crate::ops::build::{BuildError, Builder};
 use crate::refusal::Hint;
+pub use choice::{ClassWeights, LossKind, LossOptions};
+use inputs::{Input, add_lengths};
+use plan::{Plan, plan};
 use reduce::Counting;
 use squash::logits_of;
 pub use squash::{Squash, Squashed, squashed};
-use std::collections::{HashSet, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use teacher::Teacher;
-
-words! {
-    /// Which loss.
-    LossKind {
-        /// Softmax cross-entropy with int64 class labels.
-        CrossEntropy = "cross-entropy",
-        /// Softmax cross-entropy of each position's logits with the next position's token.
-        NextToken = "next-token",
-        /// Mean squared error.
-        Mse = "mse",
-        /// Mean absolute error.
-        L1 = "l1",
-        /// Huber: quadratic below `delta`, linear above.
-        Huber = "huber",
-        /// Huber divided by `delta`, as PyTorch's `smooth_l1_loss`.
-        SmoothL1 = "smooth-l1",
-        /// Binary cross-entropy on logits.
-        Bce = "bce",
-        /// Kullback-Leibler divergence of the softmax from a distribution.
-        Kl = "kl",
-        /// Focal: the cross-entropy, times (1 − p)^γ of the label's probability.
-        Focal = "focal",
-        /// Focal on independent logits.
-        BinaryFocal = "binary-focal",
-        /// Soft Dice over classes, of the softmax and labels.
-        Dice = "dice",
-        /// Soft Dice of the sigmoid and targets of 0 to 1.
-        BinaryDice = "binary-dice",
-        /// Connectionist temporal classification: sequences of labels without their places.
-        Ctc = "ctc",
-        /// Kullback-Leibler divergence of the softmax from a teacher's.
-        Distill = "distill",
-        /// The same of independent logits.
-        DistillBce = "distill-bce",
-        /// Mean squared difference from a teacher's output.
-        DistillMse = "distill-mse",
-        /// A scalar output of the model, which computes its loss itself.
-        Own = "own",
-    }
-}
-
-impl LossKind {
-    /// Are its targets class indices (int64), not floats?
-    pub fn takes_labels(self) -> bool {
-        self.weights_classes() || self == LossKind::Ctc
-    }
-
-    /// Has each position a label, whose class may have a weight?
-    pub fn weights_classes(self) -> bool {
-        matches!(self, LossKind::CrossEntropy | LossKind::NextToken | LossKind::Focal | LossKind::Dice)
-    }
-
-    /// Does it read a softmax over classes?
-    pub fn has_classes(self) -> bool {
-        self.takes_labels() || matches!(self, LossKind::Kl | LossKind::Distill)
-    }
-
-    /// Does it read independent logits, whose probabilities are their sigmoids?
-    pub fn is_binary(self) -> bool {
-        matches!(self, LossKind::Bce | LossKind::BinaryFocal | LossKind::BinaryDice | LossKind::DistillBce)
-    }
-
-    /// Does it compare with a teacher?
-    pub fn has_teacher(self) -> bool {
-        matches!(self, LossKind::Distill | LossKind::DistillBce | LossKind::DistillMse)
-    }
-
-    /// Does it read a target that is fed?
-    pub fn has_target(self) -> bool {
-        !self.has_teacher() && self != LossKind::Own
-    }
-}
-
-/// Weights of classes.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub enum ClassWeights {
-    /// All are one.
-    #[default]
-    Even,
-    /// These, one a class.
-    Given(Vec<f64>),
-    /// An input of the graph, `class_weights`: what is fed follows the training data.
-    Fed,
-}
-
-/// A loss and its options.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub struct LossOptions {
-    /// Which loss.
-    pub kind: LossKind,
-    /// The output it reads; the training graph's own choice when absent.
-    pub output: Option<String>,
-    /// Its factor in a sum of several.
-    pub weight: f64,
-    /// Sum instead of mean.
-    pub sum: bool,
-    /// Label smoothing ε of the cross-entropies.
-    pub smoothing: f64,
-    /// The label of positions that do not count.
-    pub ignore_index: Option<i64>,
-    /// Huber's threshold.
-    pub huber_delta: f64,
-    /// Name of the target input; `labels` or `target` when absent.
-    pub labels: Option<String>,
-    /// Axis of the classes, counted from the end where negative; by evidence when absent.
-    pub class_axis: Option<i64>,
-    /// Weights of the classes, where targets are labels.
-    pub class_weights: ClassWeights,
-    /// The focal losses' γ.
-    pub gamma: f64,
-    /// What Dice adds above and below.
-    pub dice_smooth: f64,
-    /// Name of an input that weights positions.
-    pub mask: Option<String>,
-    /// Temperature of a distillation.
-    pub temperature: f64,
-    /// The class of CTC that stands for no label.
-    pub blank: i64,
-}
-
-impl LossOptions {
-    /// The mean of a loss over everything.
-    pub fn of(kind: LossKind) -> LossOptions {
-        LossOptions {
-            kind,
-            output: None,
-            weight: 1.0,
-            sum: false,
-            smoothing: 0.0,
-            ignore_index: None,
-            huber_delta: 1.0,
-            labels: None,
-            class_axis: None,
-            class_weights: ClassWeights::Even,
-            gamma: 2.0,
-            dice_smooth: 1.0,
-            mask: None,
-            temperature: 1.0,
-            blank: 0,
-        }
-    }
-}
 
 /// A loss that was built.
 #[derive(Clone, Debug)]
@@ -272,18 +131,6 @@ pub fn loss_output(g: &Graph, wanted: Option<&str>) -> Result<ValueId, LossError
     }
 }
 
-/// What a loss reads of an output, before anything is built.
-struct Plan {
-    output: ValueId,
-    kind: LossKind,
-    axis: Option<usize>,
-    target: Option<TensorType>,
-    /// Type of what weights positions.
-    positions: TensorType,
-    /// CTC: does time come before the samples?
-    time_first: bool,
-}
-
 /// Appends a loss on a model output; adds the target input. A trailing softmax or sigmoid is taken into the loss.
 ///
 /// # Errors
@@ -315,13 +162,13 @@ pub fn append_losses(
             Input::want(&mut masks, p.output, &p.positions, name.clone(), false);
         }
     }
-    let mut teachers = match teacher {
+    let teachers = match teacher {
         Some(teacher) => teacher::append(g, teacher, &plans.iter().map(|p| p.output).collect::<Vec<_>>())?,
-        None => teacher::Appended::default(),
+        None => HashMap::new(),
     };
-    let mut class_weights: Option<ValueId> = None;
-    let mut balanced: Option<ValueId> = None;
-    let mut constant = std::mem::take(&mut teachers.constant);
+    // Weights that follow the data, and the output whose classes they are of.
+    let mut balanced: Option<(ValueId, ValueId)> = None;
+    let mut constant = Vec::new();
     let mut terms = Vec::new();
     for (p, (_, o)) in plans.iter().zip(wanted) {
         if p.kind == LossKind::Own {
@@ -334,28 +181,21 @@ pub fn append_losses(
         let against = match p.kind.has_teacher() {
             false => target,
             true => {
-                let of = teachers.outputs.get(&p.output).copied().ok_or_else(|| no_teacher(g, p))?;
+                let of = teachers.get(&p.output).copied().ok_or_else(|| no_teacher(g, p))?;
                 let logits = logits_of(g, of, p.kind, p.axis)?;
-                // The operand of a softmax or sigmoid that is taken away lies before the teacher's own stop.
-                let ty = g.value(logits).ty.clone();
-                let stop = g.add_op("loss/teacher", Op::new("Identity", Attrs::new()), &[Some(logits)]);
-                let stopped = g.push_result(stop, "loss/teacher", ty);
-                constant.push(stopped);
-                Some(stopped)
+                Some(if matches!(teacher, Some(Teacher::Output(_))) { stopped(g, logits, &mut constant) } else { logits })
             }
         };
-        if o.class_weights == ClassWeights::Fed && p.kind.weights_classes() && balanced.is_some_and(|of| of != p.output) {
-            let name = g.name(p.output);
-            return Err(LossError::Unfit(format!(
-                "output `{name}`: weights that balance classes are counted for one output only; give each loss its own numbers"
-            )));
-        }
-        if o.class_weights == ClassWeights::Fed && p.kind.weights_classes() && class_weights.is_none() {
-            let classes = p.axis.and_then(|axis| g.tensor_type(p.output)?.shape.get(axis).cloned());
-            let ty = TensorType::new(DType::F32, classes.into_iter().collect::<Vec<_>>());
-            let name = if g.is_free("class_weights") { "class_weights" } else { "ancre.class_weights" };
-            class_weights = Some(g.add_input(name, ty.into(), None));
-            balanced = Some(p.output);
+        let mut fed = None;
+        if o.class_weights == ClassWeights::Fed && p.kind.weights_classes() {
+            let (weights, of) = *balanced.get_or_insert_with(|| (add_class_weights(g, p), p.output));
+            if of != p.output {
+                return Err(LossError::Unfit(format!(
+                    "output `{}`: weights that balance classes are counted for one output only; give each loss its own numbers",
+                    g.name(p.output)
+                )));
+            }
+            fed = Some(weights);
         }
         let mut lengths = None;
         let (name, kind) = (g.name(p.output).to_string(), p.kind.name());
@@ -363,7 +203,7 @@ pub fn append_losses(
         let counting = Counting {
             sum: o.sum,
             mask,
-            classes: weights_of_classes(&mut b, p, o, class_weights)?,
+            classes: weights_of_classes(&mut b, p, o, fed)?,
             of_none: if several { 0.0 } else { f64::NAN },
         };
         let value = match (p.kind, against) {
@@ -386,7 +226,6 @@ pub fn append_losses(
         };
         let exact = value;
         let value = b.cast(exact, DType::F32)?;
-        let fed = class_weights.filter(|_| o.class_weights == ClassWeights::Fed && p.kind.weights_classes());
         if several || o.weight != 1.0 {
             let wanted = format!("{name}.{kind}");
             let free = if b.graph.is_free(&wanted) { wanted } else { format!("ancre.{wanted}") };
@@ -406,6 +245,22 @@ pub fn append_losses(
     }
     let value = weighted_sum(g, &terms, wanted)?;
     Ok(Losses { value, terms, constant })
+}
+
+/// A value through which no gradient goes. It is the logits of a teacher, since they may lie before its output.
+fn stopped(g: &mut Graph, v: ValueId, constant: &mut Vec<ValueId>) -> ValueId {
+    let ty = g.value(v).ty.clone();
+    let node = g.add_op("teacher", Op::new("Identity", Attrs::new()), &[Some(v)]);
+    let stopped = g.push_result(node, "teacher", ty);
+    constant.push(stopped);
+    stopped
+}
+
+/// The input of weights that follow the data, [C].
+fn add_class_weights(g: &mut Graph, p: &Plan) -> ValueId {
+    let classes = p.axis.and_then(|axis| g.tensor_type(p.output)?.shape.get(axis).cloned());
+    let name = if g.is_free("class_weights") { "class_weights" } else { "ancre.class_weights" };
+    g.add_input(name, TensorType::new(DType::F32, classes.into_iter().collect::<Vec<_>>()).into(), None)
 }
 
 fn no_teacher(g: &Graph, p: &Plan) -> LossError {
@@ -436,176 +291,6 @@ fn weighted_sum(g: &mut Graph, terms: &[Loss], wanted: &[(ValueId, &LossOptions)
         b.graph.rename(value, free);
     }
     Ok(value)
-}
-
-/// Checks the output of a loss and tells its target. Nothing is built.
-fn plan(g: &Graph, output: ValueId, o: &LossOptions) -> Result<Plan, LossError> {
-    let name = g.name(output).to_string();
-    let ty = g.tensor_type(output).ok_or_else(|| {
-        LossError::Unfit(format!("output `{name}`: a loss needs a float tensor of known rank; {}", g.untyped(output)))
-    })?;
-    if !ty.dtype.is_float() {
-        return Err(LossError::WhichOutput(format!("output `{name}` has type {ty}; a loss needs a float output")));
-    }
-    if is_absurd(&ty.shape) {
-        return Err(LossError::Unfit(format!("output `{name}` has an absurd size, {ty}")));
-    }
-    let kind = fitting(g, output, &ty, o);
-    let whole = Plan { output, kind, axis: None, target: None, positions: ty.clone(), time_first: false };
-    if kind == LossKind::Own {
-        if ty.rank() > 0 {
-            return Err(LossError::Unfit(format!("output `{name}` is {ty}; a loss of the model's own is a scalar")));
-        }
-        return match &o.mask {
-            Some(mask) => Err(LossError::Unfit(format!(
-                "output `{name}` is a loss of the model's own, whose positions no mask `{mask}` can reach"
-            ))),
-            None => Ok(whole),
-        };
-    }
-    let said = g.outputs().iter().find(|v| v.value == output).and_then(|v| read_value_info(v.info.as_deref()?)?.shape);
-    if kind.has_classes()
-        && let Some(said) = said.filter(|said| said.len() != ty.rank())
-    {
-        let why =
-            format!("the file declares {} axes and its nodes give {ty}; a loss over classes must know them", said.len());
-        return Err(LossError::Unfit(format!("output `{name}`: {why}")));
-    }
-    let axis =
-        if kind.has_classes() && kind != LossKind::Ctc { Some(class_axis(g, output, kind, o.class_axis)?) } else { None };
-    if let Some(axis) = axis.filter(|axis| ty.shape[*axis].known() == Some(1)) {
-        let why = format!("has one class, on axis {axis}: its probability is always 1, and there is nothing to learn");
-        let instead = match kind.has_teacher() {
-            true => "--loss distill-mse compares numbers",
-            false => "--loss bce is for one yes or no, --loss mse for one number",
-        };
-        return Err(LossError::Unfit(format!("output `{name}` {ty} {why}; {instead}")));
-    }
-    if kind == LossKind::Ctc {
-        return sequences(g, &ty, whole, o.blank);
-    }
-    if kind == LossKind::NextToken && ty.rank() != 3 {
-        let needs = format!("next-token needs token logits [N, T, V], it has type {ty}");
-        return Err(LossError::Unfit(format!("output `{name}`: {needs}")));
-    }
-    let wide = if is_half(ty.dtype) { DType::F32 } else { ty.dtype };
-    let without = |axis: usize| {
-        let mut shape = ty.shape.clone();
-        shape.remove(axis);
-        shape
-    };
-    let target = match axis {
-        Some(axis) if kind.takes_labels() => TensorType::new(DType::I64, without(axis)),
-        _ => TensorType::new(wide, ty.shape.clone()),
-    };
-    // The features of numbers are no positions of their own: the last axis of three, the channels of images.
-    let positions = match (axis, ty.rank()) {
-        (Some(axis), _) => without(axis),
-        (None, 0..=2) => ty.shape.clone(),
-        (None, 3) => without(2),
-        (None, _) => without(1),
-    };
-    let target = kind.has_target().then_some(target);
-    Ok(Plan { axis, target, positions: TensorType::new(DType::F32, positions), ..whole })
-}
-
-/// The plan of a CTC loss: logits [N, T, C], or [T, N, C] where the inputs' first axis is the output's second.
-fn sequences(g: &Graph, ty: &TensorType, whole: Plan, blank: i64) -> Result<Plan, LossError> {
-    let name = g.name(whole.output);
-    if ty.rank() != 3 {
-        return Err(LossError::Unfit(format!("output `{name}`: ctc needs logits [N, T, C], it has type {ty}")));
-    }
-    if ty.shape[2].known().is_some_and(|classes| !(0..classes).contains(&blank)) {
-        return Err(LossError::Unfit(format!("output `{name}` {ty}: ctc's blank, {blank}, is none of its classes")));
-    }
-    let first = g.required_inputs().find_map(|v| g.tensor_type(v)?.shape.first().cloned());
-    let time_first = first.is_some_and(|n| n == ty.shape[1] && n != ty.shape[0]);
-    let (samples, frames) = if time_first { (1, 0) } else { (0, 1) };
-    if ty.shape[frames].known().is_none() {
-        return Err(LossError::OpenExtent(format!(
-            "output `{name}` {ty}: ctc is written out over the frames, whose number {} is open",
-            ty.shape[frames]
-        )));
-    }
-    let samples = ty.shape[samples].clone();
-    let target = TensorType::new(DType::I64, vec![samples.clone(), Dim::symbol("target_length")]);
-    let positions = TensorType::new(DType::F32, vec![samples]);
-    Ok(Plan { axis: Some(2), target: Some(target), positions, time_first, ..whole })
-}
-
-/// An input of CTC's lengths, [N].
-fn add_lengths(g: &mut Graph, p: &Plan, name: &str, several: bool) -> ValueId {
-    let wanted = if several { format!("{}.{name}", g.name(p.output)) } else { name.to_string() };
-    let name = if g.is_free(&wanted) { wanted } else { format!("ancre.{wanted}") };
-    g.add_input(&name, TensorType::new(DType::I64, p.positions.shape.clone()).into(), None)
-}
-
-/// The form of a loss that fits the output: focal, Dice and distillation on independent logits where a sigmoid or a single channel tells
-/// that they are.
-fn fitting(g: &Graph, output: ValueId, ty: &TensorType, o: &LossOptions) -> LossKind {
-    let binary = match o.kind {
-        LossKind::Focal => LossKind::BinaryFocal,
-        LossKind::Dice => LossKind::BinaryDice,
-        LossKind::Distill => LossKind::DistillBce,
-        kind => return kind,
-    };
-    let sigmoid = squashed(g, output).is_some_and(|s| s.squash == Squash::Sigmoid);
-    let axis = o.class_axis.and_then(|a| ty.axis(a)).or((ty.rank() > 1).then_some(1));
-    let single = o.kind != LossKind::Distill && axis.is_some_and(|a| ty.shape[a].is_one());
-    if sigmoid || single { binary } else { o.kind }
-}
-
-/// An input that losses share.
-struct Input {
-    output: ValueId,
-    ty: TensorType,
-    name: String,
-    /// Is the name the user's?
-    named: bool,
-    value: Option<ValueId>,
-}
-
-impl Input {
-    fn want(all: &mut Vec<Input>, output: ValueId, ty: &TensorType, name: String, named: bool) {
-        if !all.iter().any(|i| i.output == output && i.ty == *ty) {
-            all.push(Input { output, ty: ty.clone(), name, named, value: None });
-        }
-    }
-
-    /// Its value; it becomes an input of the graph the first time. A value of the model keeps its name.
-    fn add(all: &mut [Input], g: &mut Graph, output: ValueId, ty: &TensorType) -> ValueId {
-        let several = all.len() > 1;
-        let made = all.iter().position(|i| i.output == output && i.ty == *ty);
-        let Some(input) = made.map(|i| &mut all[i]) else { return output };
-        if let Some(v) = input.value {
-            return v;
-        }
-        let wanted = if several && !input.named { format!("{}.{}", g.name(output), input.name) } else { input.name.clone() };
-        let name = if g.is_free(&wanted) { wanted } else { format!("ancre.{wanted}") };
-        *input.value.insert(g.add_input(&name, ty.clone().into(), None))
-    }
-
-    /// What weights the positions of a loss: an input of the model that has the name, or a new one.
-    fn mask(all: &mut [Input], g: &mut Graph, p: &Plan, target: Option<ValueId>, name: &str) -> Result<ValueId, LossError> {
-        if p.target.is_some() && g.find(name).is_some_and(|v| Some(v) == target) {
-            return Err(LossError::Unfit(format!(
-                "output `{}`: `{name}` is its target; a mask needs another name",
-                g.name(p.output)
-            )));
-        }
-        let own = g.required_inputs().find(|v| g.name(*v) == name && !all.iter().any(|i| i.value == Some(*v)));
-        let Some(own) = own else { return Ok(Input::add(all, g, p.output, &p.positions)) };
-        let rank = g.tensor_type(own).map(|ty| ty.rank());
-        if rank.is_none_or(|rank| rank > p.positions.rank()) {
-            return Err(LossError::Unfit(format!(
-                "input `{name}` {} cannot weight the positions {} of output `{}`",
-                g.value(own).ty,
-                p.positions,
-                g.name(p.output)
-            )));
-        }
-        Ok(own)
-    }
 }
 
 /// The vector of the classes' weights, if there is one.

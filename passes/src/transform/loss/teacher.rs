@@ -7,7 +7,7 @@
 //! ```
 
 use super::LossError;
-use crate::ir::{Attrs, Graph, Kind, NodeId, Op, Tensor, ValueId, ValueType};
+use crate::ir::{Graph, Kind, NodeId, Tensor, ValueId, ValueType};
 use crate::ops;
 use std::collections::HashMap;
 
@@ -20,33 +20,20 @@ pub enum Teacher {
     Output(String),
 }
 
-/// A teacher's outputs in the student's graph.
-#[derive(Default)]
-pub(super) struct Appended {
-    /// The teacher's value for an output of the student.
-    pub(super) outputs: HashMap<ValueId, ValueId>,
-    /// Values through which no gradient goes.
-    pub(super) constant: Vec<ValueId>,
-}
-
-/// Appends a teacher's values for outputs of the student.
+/// The teacher's values for outputs of the student; another graph is appended.
 ///
 /// # Errors
 /// When the teacher reads what the model is not fed, has no such output, or one of another type.
-pub(super) fn append(g: &mut Graph, teacher: &Teacher, wanted: &[ValueId]) -> Result<Appended, LossError> {
-    let mut appended = Appended::default();
+pub(super) fn append(g: &mut Graph, teacher: &Teacher, wanted: &[ValueId]) -> Result<HashMap<ValueId, ValueId>, LossError> {
+    let mut values = HashMap::new();
     match teacher {
         Teacher::Output(name) => {
             let unknown = || LossError::Unfit(format!("the model has no output `{name}` to learn from"));
             let of = g.outputs().iter().map(|o| o.value).find(|v| g.name(*v) == name).ok_or_else(unknown)?;
-            let (stem, ty) = (format!("teacher/{name}"), g.value(of).ty.clone());
-            let node = g.add_op(&stem, Op::new("Identity", Attrs::new()), &[Some(of)]);
-            let v = g.push_result(node, &stem, ty);
             for output in wanted.iter().filter(|output| **output != of) {
-                fits(g, *output, v)?;
-                appended.outputs.insert(*output, v);
+                fits(g, *output, of)?;
+                values.insert(*output, of);
             }
-            appended.constant.push(v);
         }
         Teacher::Graph(t) => {
             let mut of = Vec::new();
@@ -61,11 +48,11 @@ pub(super) fn append(g: &mut Graph, teacher: &Teacher, wanted: &[ValueId]) -> Re
             for (output, v) in wanted.iter().zip(of) {
                 let v = map[&v];
                 fits(g, *output, v)?;
-                appended.outputs.insert(*output, v);
+                values.insert(*output, v);
             }
         }
     }
-    Ok(appended)
+    Ok(values)
 }
 
 /// A teacher's output has the student's shape.
