@@ -5,10 +5,7 @@ use super::*;
 pub(super) const CLIP: Row = Row {
     name: "Clip",
     infer: |cx| {
-        for i in 1..cx.types.len() {
-            let many = cx.types[i].as_ref().filter(|ty| ty.elements().known().is_some_and(|n| n != 1));
-            cx.require(many.is_none(), || format!("its bound, operand {i}, is no single number"))?;
-        }
+        cx.single_from(1)?;
         like_first(cx)
     },
     // x̄ = ȳ ⊙ [low < x < high]: 0 at both bounds. A bound gets the sum of ȳ over the elements that it cut off.

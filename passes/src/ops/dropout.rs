@@ -9,10 +9,7 @@ pub(super) const DROPOUT: Row = Row {
     name: "Dropout",
     infer: |cx| {
         let x = cx.ty(0)?;
-        for i in 1..cx.types.len() {
-            let many = cx.types[i].as_ref().filter(|ty| ty.elements().known().is_some_and(|n| n != 1));
-            cx.require(many.is_none(), || format!("operand {i} is no single number"))?;
-        }
+        cx.single_from(1)?;
         Ok(vec![x.clone(), TensorType::new(DType::Bool, x.shape.clone())])
     },
     // x̄ = ȳ in inference form, else ȳ ⊙ mask / (1 − ratio).

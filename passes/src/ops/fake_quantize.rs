@@ -78,9 +78,7 @@ pub(super) const FAKE_QUANTIZE: Row = Row {
             return Ok(vec![b.node(Op::new("DequantizeLinear", Attrs::new()), &operands)?[0]]);
         }
         if q.has_kernels(b) {
-            let attrs = q.axis.map_or_else(Attrs::new, |axis| Attrs::new().with("axis", axis as i64));
-            let zero = q.typed_zero(b)?;
-            let numbers = b.node(Op::new("QuantizeLinear", attrs.clone()), &[Some(x), Some(q.scale), Some(zero)])?[0];
+            let (numbers, attrs, zero) = q.integers(b)?;
             let operands = [Some(numbers), Some(q.scale), Some(zero)];
             return Ok(vec![b.node(Op::new("DequantizeLinear", attrs), &operands)?[0]]);
         }
@@ -119,9 +117,7 @@ pub(super) const QUANTIZE: Row = Row {
             let numbers = b.op("Round", &[numbers])?;
             return Ok(vec![b.cast(numbers, q.to)?]);
         }
-        let attrs = q.axis.map_or_else(Attrs::new, |axis| Attrs::new().with("axis", axis as i64));
-        let zero = q.typed_zero(b)?;
-        Ok(vec![b.node(Op::new("QuantizeLinear", attrs), &[Some(q.x), Some(q.scale), Some(zero)])?[0]])
+        Ok(vec![q.integers(b)?.0])
     },
     ..ROW
 };
@@ -208,6 +204,14 @@ impl Quantiser {
                 Ok(b.constant("const/zero_point", Tensor::integers(self.to, &dims, &zeros)))
             }
         }
+    }
+
+    /// The integers by the standard operator, and the attributes and the zero point that it has.
+    fn integers(&self, b: &mut Builder) -> Result<(ValueId, Attrs, ValueId), BuildError> {
+        let attrs = self.axis.map_or_else(Attrs::new, |axis| Attrs::new().with("axis", axis as i64));
+        let zero = self.typed_zero(b)?;
+        let numbers = b.node(Op::new("QuantizeLinear", attrs.clone()), &[Some(self.x), Some(self.scale), Some(zero)])?[0];
+        Ok((numbers, attrs, zero))
     }
 
     /// Have the standard operators kernels for it in the graph's operator set? Then two passes do what else takes five.

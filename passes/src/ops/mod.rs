@@ -136,6 +136,13 @@ impl Infer<'_> {
         self.require(wide.may_be(ty), || format!("operand {i}, {own}, does not broadcast into {ty}"))
     }
 
+    /// Fails if an operand from `first` on has more or fewer elements than one, as far as types tell.
+    fn single_from(&self, first: usize) -> Result<(), TypeError> {
+        let single = |ty: &TensorType| ty.elements().known().is_none_or(|n| n == 1);
+        let other = (first..self.types.len()).find(|i| self.types[*i].as_ref().is_some_and(|ty| !single(ty)));
+        other.map_or(Ok(()), |i| Err(TypeError(format!("operand {i} is no single number"))))
+    }
+
     /// Fails unless `condition` holds.
     pub fn require(&self, condition: bool, what: impl FnOnce() -> String) -> Result<(), TypeError> {
         if condition { Ok(()) } else { Err(TypeError(what())) }

@@ -2,6 +2,7 @@
 //! The runtime's kernels compute with the integers and round once, so results differ by a step where the plain form is near a tie.
 
 use super::global_pool::infer as pooled_to_one;
+use super::listed::reduced;
 use super::typed::{convolved, multiplied};
 use super::window::pooled;
 use super::*;
@@ -165,15 +166,7 @@ pub(super) const SOFTMAX: Row = Row {
 pub(super) const REDUCE_MEAN: Row = Row {
     domain: MICROSOFT,
     name: "QLinearReduceMean",
-    infer: |cx| {
-        let mut ty = cx.ty(0)?.clone();
-        let axes: Vec<usize> = cx.attrs().ints("axes").unwrap_or_default().iter().filter_map(|a| ty.axis(*a)).collect();
-        axes.iter().for_each(|a| ty.shape[*a] = Dim::from(1));
-        if cx.op.int("keepdims") == 0 {
-            ty.shape = (0..ty.rank()).filter(|a| !axes.contains(a)).map(|a| ty.shape[a].clone()).collect();
-        }
-        Ok(vec![ty])
-    },
+    infer: reduced,
     derivative: Derivative::Decompose("DequantizeLinear, ReduceMean, QuantizeLinear"),
     decompose: |b, s| {
         let x = operand(b, s, 0, 0)?;

@@ -7,7 +7,6 @@ use crate::analysis::roles::{QUANTISATION_SCALE, Role, initializer_roles};
 use crate::contract::{AdaptersRecord, Fresh, Record, StateKind, StateRecord};
 use crate::ir::{DType, Graph, Kind, NodeId};
 use crate::refusal::Hint;
-use crate::transform::loss::loss_output;
 use crate::transform::{control_flow, glob};
 use std::collections::HashSet;
 
@@ -82,7 +81,7 @@ fn by_role(g: &Graph, cx: &mut Cx) -> Result<(), PassError> {
     let of_adapters: HashSet<&str> = adapters.iter().flat_map(AdaptersRecord::tensors).collect();
     let fresh = Fresh::read(g).ok().flatten().filter(|_| choice.adapters_only).unwrap_or_default();
     let head = if choice.head_only || fresh.all {
-        let output = loss_output(g, cx.training.output.as_deref())?;
+        let output = cx.training.output_of(g, &cx.training.loss)?;
         let head = find_head(g, output).ok_or_else(|| PassError::Unfit {
             what: format!(
                 "no linear map (Gemm, MatMul, Conv) lies before output `{}`: there is no head to train",
@@ -109,7 +108,7 @@ fn by_role(g: &Graph, cx: &mut Cx) -> Result<(), PassError> {
             && g.tensor_type(v).is_some_and(|t| t.dtype == DType::F32)
             && !g
                 .uses(v)
-                .any(|(n, _)| g.op(n).is_some_and(|op| op.name.ends_with("quantizeLinear") || op.name == "QuantizeLinear"))
+                .any(|(n, _)| g.op(n).is_some_and(|op| matches!(op.name.as_str(), "QuantizeLinear" | "DequantizeLinear")))
             && !matches(&choice.frozen, name)
         {
             cx.chosen.push((v, StateKind::Scale));

@@ -14,8 +14,9 @@ mod read;
 mod visit;
 
 use super::attr::Attrs;
+use super::external::Home;
 use super::router::{RouterId, RouterSpec};
-use super::tensor::{Home, Tensor};
+use super::tensor::Tensor;
 use super::types::ValueType;
 use indexmap::IndexMap;
 use onnx_protobuf::{GraphProto, ModelProto, NodeProto, ValueInfoProto};
