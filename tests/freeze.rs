@@ -1,13 +1,14 @@
 //! `freeze` against its contract: states of every kind of router go back into the forward graph, what comes out runs in both
 //! engines and bears no trace of training; a state that does not fit is refused.
 
-use crate::common::{Random, emit, first_state, max_abs, model, open, open_file, text, tool, tool_ok, write_npz};
+use crate::common::{
+    Random, emit, first_state, max_abs, model, open, open_file, text, tool, tool_ok, write_npz, write_safetensors,
+};
 use ancre_passes::ir::{Attrs, DType, Dim, Graph, Kind, Op, Tensor, TensorType, ValueId};
 use ancre_rewrite::engine::random_inputs::{Sizes, random_inputs, sizes};
 use ancre_rewrite::engine::{Session, Tensors, tract};
 use ancre_rewrite::io::files::read_model;
 use ancre_rewrite::io::tensor::NpTensor;
-use safetensors::tensor::{Dtype, TensorView};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
@@ -93,12 +94,7 @@ fn disturbed(train: &Graph, first: &Tensors) -> Tensors {
 
 /// As a checkpoint is: with metadata besides the tensors.
 fn write_state(path: &Path, state: &Tensors) {
-    let views = state.iter().map(|(name, t)| {
-        let dtype = if t.dtype() == DType::I64 { Dtype::I64 } else { Dtype::F32 };
-        (name.clone(), TensorView::new(dtype, t.shape().to_vec(), t.bytes()).unwrap())
-    });
-    let metadata = Some([("ancre.train".to_string(), "{\"step\": 7}".to_string())].into());
-    safetensors::serialize_to_file(views.collect::<Vec<_>>(), metadata, path).unwrap();
+    write_safetensors(path, state, Some(("ancre.train", "{\"step\": 7}")));
 }
 
 fn inputs_of(g: &Graph) -> Tensors {

@@ -242,10 +242,7 @@ fn a_rank_that_fails_tells_the_others() {
     // The second rank has other data, or none.
     let lost = folder.path("lost.safetensors").to_string_lossy().into_owned();
     let other = folder.path("net.onnx").to_string_lossy().into_owned();
-    for (data, own, told) in [
-        (lost, "rank 1 of 2: ", "rank 0 of 2: rank 1 failed, which ends the run on all ranks"),
-        (other, "rank 1 of 2: ", "rank 0 of 2: rank 1 failed, which ends the run on all ranks"),
-    ] {
+    for data in [lost, other] {
         let mut command = mpirun(1);
         command.args(folder.arguments("run", &["--steps", "3"])).args([":", "-n", "1", TOOL]);
         let mut second = folder.arguments("run", &["--steps", "3"]);
@@ -254,7 +251,8 @@ fn a_rank_that_fails_tells_the_others() {
         let out = command.args(second).output().unwrap();
         let said = said(&out);
         assert!(!out.status.success() && begun.elapsed() < Duration::from_secs(60), "{said}");
-        assert!(said.contains(own) && said.contains(told), "{said}");
+        let told = "rank 0 of 2: rank 1 failed, which ends the run on all ranks";
+        assert!(said.contains("rank 1 of 2: ") && said.contains(told), "{said}");
     }
     // Another course.
     let mut command = mpirun(1);

@@ -2,12 +2,12 @@
 
 use crate::common::{
     Random, advance, data, emit, floats, model, open_file, random_data, read_npz, text, tool, tool_ok, write_npz,
+    write_safetensors,
 };
 use ancre_passes::ir::{Attrs, DType, Dim, Graph, Op, Tensor, TensorType};
 use ancre_rewrite::engine::{Session, Tensors};
 use ancre_rewrite::io::files::read_model;
 use ancre_rewrite::io::tensor::NpTensor;
-use safetensors::tensor::{Dtype, TensorView};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 
@@ -30,16 +30,6 @@ fn trained(graph: &Path, arrays: &Path, flags: &[&str]) -> (Value, Vec<Value>) {
     let report = tool_ok(&[&["train", &g, "--data", &d], &common[..], flags].concat()).json();
     let log = std::fs::read_to_string(dir.join("log.jsonl")).unwrap();
     (report, log.lines().map(|l| serde_json::from_str(l).unwrap()).collect())
-}
-
-fn write_set(path: &Path, arrays: &[(&str, &NpTensor)]) {
-    let of = |t: DType| match t {
-        DType::F64 => Dtype::F64,
-        DType::I64 => Dtype::I64,
-        _ => Dtype::F32,
-    };
-    let views = arrays.iter().map(|(n, t)| (*n, TensorView::new(of(t.dtype()), t.shape().to_vec(), t.bytes()).unwrap()));
-    std::fs::write(path, safetensors::serialize(views, None).unwrap()).unwrap();
 }
 
 /// A rewritten network computes what its source does, so the distance from the source is zero until a weight moves.
@@ -149,7 +139,11 @@ fn several_losses_are_reported_each() {
         NpTensor::from_f64s(t.dtype(), shape, &t.to_f64().repeat(4)).unwrap()
     };
     let (x, labels, numbers) = (four("x", &[32, 5]), four("logits.labels", &[32]), four("aux.target", &[32, 4]));
-    write_set(&set, &[("x", &x), ("logits.labels", &labels), ("aux.target", &numbers)]);
+    write_safetensors(
+        &set,
+        &[("x", x), ("logits.labels", labels), ("aux.target", numbers)].map(|(n, t)| (n.to_string(), t)).into(),
+        None,
+    );
     let (report, log) = trained(
         &path,
         &set,
@@ -189,7 +183,7 @@ fn classes_are_balanced_by_the_training_data() {
     let labels: Vec<i64> = [(0, 12), (1, 6), (2, 4), (3, 2)].into_iter().flat_map(|(c, n)| vec![c; n]).collect();
     let set = dir.path().join("set.safetensors");
     let (x, labels) = (NpTensor::f32s(&[24, 24], &x).unwrap(), NpTensor::i64s(&[24], &labels).unwrap());
-    write_set(&set, &[("observation", &x), ("labels", &labels)]);
+    write_safetensors(&set, &[("observation", x), ("labels", labels)].map(|(n, t)| (n.to_string(), t)).into(), None);
     let run = |weights: &str| {
         let out = dir.path().join(weights.replace(',', "_"));
         let path = train(&model("deep_mlp"), &out, &["--loss", "cross-entropy", "--class-weights", weights]);

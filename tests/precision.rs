@@ -1,22 +1,34 @@
 //! Less memory: what the backward pass computes again; narrow products and the loss scale.
 
-use crate::common::{Opened, advance, first_state, floats, model, open_file, random_data, text, tool_ok};
+use crate::common::{advance, first_state, floats, model, open_file, random_data, text, tool_ok};
 use ancre_passes::ir::DType;
 use ancre_rewrite::engine::Tensors;
+use ancre_rewrite::engine::ort::OrtSession;
 use ancre_rewrite::io::tensor::NpTensor;
 use std::path::Path;
 
-/// The outputs of the second step of a model's training graph.
-fn second_step(name: &str, dir: &Path, flags: &[&str]) -> (Tensors, serde_json::Value) {
+/// A model's training graph, opened, with its random data and first state.
+struct Prepared {
+    session: OrtSession,
+    feeds: Tensors,
+    state: Tensors,
+    report: serde_json::Value,
+}
+
+fn prepared(name: &str, dir: &Path, flags: &[&str]) -> Prepared {
     std::fs::create_dir_all(dir).unwrap();
     let out = text(dir) + "/";
     let source = text(&model(name));
-    let run = tool_ok(&[&[source.as_str(), "-o", &out, "--verify", "none", "--json"], flags].concat());
+    let report = tool_ok(&[&[source.as_str(), "-o", &out, "--verify", "none", "--json"], flags].concat()).json();
     let path = dir.join(format!("{name}.ancre.train.onnx"));
-    let (feeds, mut state) = (random_data(&path), first_state(&path));
-    let mut session = open_file(&path).bare();
-    advance(&mut session, feeds.clone(), &mut state);
-    (advance(&mut session, feeds, &mut state), run.json())
+    Prepared { session: open_file(&path).bare(), feeds: random_data(&path), state: first_state(&path), report }
+}
+
+/// The outputs of the second step of a model's training graph.
+fn second_step(name: &str, dir: &Path, flags: &[&str]) -> (Tensors, serde_json::Value) {
+    let mut p = prepared(name, dir, flags);
+    advance(&mut p.session, p.feeds.clone(), &mut p.state);
+    (advance(&mut p.session, p.feeds, &mut p.state), p.report)
 }
 
 /// Losses, norms and every next state are the same to the bit: batch normalisations, router and all.
@@ -48,17 +60,6 @@ fn what_is_computed_again_is_the_same() {
     }
 }
 
-/// A model's training graph, opened, with its first state and random data.
-fn prepared(name: &str, dir: &Path, flags: &[&str]) -> (Opened, Tensors, Tensors) {
-    std::fs::create_dir_all(dir).unwrap();
-    let out = text(dir) + "/";
-    let source = text(&model(name));
-    tool_ok(&[&[source.as_str(), "-o", &out, "--verify", "none"], flags].concat());
-    let path = dir.join(format!("{name}.ancre.train.onnx"));
-    let (feeds, state) = (random_data(&path), first_state(&path));
-    (open_file(&path), feeds, state)
-}
-
 /// Gradients of float32 master parameters, within the narrow type's rounding. bfloat16 has 8 bits, float16 has 11.
 #[test]
 fn narrow_products_have_the_gradients_of_float32_but_for_rounding() {
@@ -66,8 +67,8 @@ fn narrow_products_have_the_gradients_of_float32_but_for_rounding() {
     for name in ["resnet_cifar", "gpt2"] {
         let gradients = |precision: &str| {
             let flags = ["--optimizer", "none", "--grad-outputs", "--precision", precision];
-            let (session, feeds, mut state) = prepared(name, &dir.path().join(precision), &flags);
-            advance(&mut session.bare(), feeds, &mut state)
+            let mut p = prepared(name, &dir.path().join(precision), &flags);
+            advance(&mut p.session, p.feeds, &mut p.state)
         };
         let want = gradients("fp32");
         for (precision, least, most) in [("fp16", 0.0, 4e-3), ("bf16", 1e-4, 3e-2)] {
@@ -91,8 +92,8 @@ fn narrow_products_have_the_gradients_of_float32_but_for_rounding() {
 #[test]
 fn a_step_that_overflows_is_skipped_and_the_scale_moves() {
     let dir = tempfile::tempdir().unwrap();
-    let (session, feeds, start) = prepared("resnet_cifar", dir.path(), &["--precision", "fp16", "--clip-norm", "1"]);
-    let mut session = session.bare();
+    let flags = ["--precision", "fp16", "--clip-norm", "1"];
+    let Prepared { mut session, feeds, state: start, .. } = prepared("resnet_cifar", dir.path(), &flags);
     let scalar = |v: f64| floats(DType::F32, &[], &[v]);
     let count = |v: i64| NpTensor::i64s(&[], &[v]).unwrap();
     let number = |state: &Tensors, name: &str| state[name].to_f64()[0];

@@ -1,7 +1,9 @@
 //! Quantisation-aware training: gradients against PyTorch's numbers (`qat/make.py`), and networks as ONNX Runtime's own tools quantise them
 //! (`qat/quantise.py`), which keep their function in training and are quantised as they were once they are frozen.
 
-use crate::common::{Random, data, first_state, max_abs, model, onnx_files, open_file, read_npz, text, tool, tool_ok};
+use crate::common::{
+    Random, data, first_state, max_abs, model, onnx_files, open_file, read_npz, text, tool, tool_ok, write_safetensors,
+};
 use ancre_passes::contract::{Quantised, Record, StateKind, States};
 use ancre_passes::ir::{Graph, Kind};
 use ancre_rewrite::engine::ort::device::Optimization;
@@ -10,7 +12,6 @@ use ancre_rewrite::engine::random_inputs::{Sizes, random_inputs, sizes};
 use ancre_rewrite::engine::{Session, Tensors};
 use ancre_rewrite::io::files::read_model;
 use ancre_rewrite::io::tensor::NpTensor;
-use safetensors::tensor::{Dtype, TensorView};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
@@ -83,14 +84,6 @@ fn moved(train: &Path) -> Tensors {
     state
 }
 
-fn write_state(path: &Path, state: &Tensors) {
-    let views = state.iter().map(|(name, t)| {
-        let dtype = if t.dtype() == ancre_passes::ir::DType::I64 { Dtype::I64 } else { Dtype::F32 };
-        (name.clone(), TensorView::new(dtype, t.shape().to_vec(), t.bytes()).unwrap())
-    });
-    safetensors::serialize_to_file(views.collect::<Vec<_>>(), None, path).unwrap();
-}
-
 /// How often each operator, and each type of constant, occurs.
 fn contents(g: &Graph) -> BTreeMap<String, usize> {
     let mut count = BTreeMap::new();
@@ -146,7 +139,7 @@ fn quantised_models_keep_their_function_and_deploy_as_they_came() {
             let start = distance(&evaluated(&first_state(&path("m.train.onnx")))[&output], &of_source[&output]);
             assert!(start <= 1e-6, "{what}: training begins {start:.1e} away from the source");
             let state = moved(&path("m.train.onnx"));
-            write_state(&path("state.safetensors"), &state);
+            write_safetensors(&path("state.safetensors"), &state, None);
             let (m, s, o) = (text(&path("m.onnx")), text(&path("state.safetensors")), text(&path("frozen.onnx")));
             tool_ok(&["freeze", &m, "--state", &s, "-o", &o]);
             let deployed = unoptimised(&path("frozen.onnx")).run(&inputs).unwrap();

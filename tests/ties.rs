@@ -1,12 +1,11 @@
 //! A head tied to its embedding, whose transpose the exporter stored as a second tensor: one parameter, whose gradient is the sum
 //! of both and whose trained value goes to both.
 
-use crate::common::{floats, max_abs, model, open_file, random_data, text, tool_ok};
+use crate::common::{floats, max_abs, model, open_file, random_data, text, tool_ok, write_safetensors};
 use ancre_passes::ir::DType;
 use ancre_rewrite::engine::{Session, Tensors};
 use ancre_rewrite::io::files::read_model;
 use ancre_rewrite::io::tensor::NpTensor;
-use safetensors::tensor::{Dtype, TensorView};
 use serde_json::Value;
 use std::path::Path;
 
@@ -79,11 +78,7 @@ fn a_trained_tie_is_deployed_to_both_tensors() {
     evaluated.extend(state.iter().filter(|(n, _)| *n != "ancre.step").map(|(n, t)| (n.clone(), t.clone())));
     let want = open_file(&at("gpt2.ancre.eval.onnx")).run(&evaluated).unwrap();
 
-    let views = state.iter().map(|(name, t)| {
-        let dtype = if t.dtype() == DType::I64 { Dtype::I64 } else { Dtype::F32 };
-        (name.clone(), TensorView::new(dtype, t.shape().to_vec(), t.bytes()).unwrap())
-    });
-    safetensors::serialize_to_file(views.collect::<Vec<_>>(), None, &at("s.safetensors")).unwrap();
+    write_safetensors(&at("s.safetensors"), &state, None);
     // Into the forward graph, which says what is tied, and into the source, where equality says it.
     for forward in [at("gpt2.ancre.onnx"), model("gpt2")] {
         let frozen = at("frozen.onnx");

@@ -1,14 +1,13 @@
 //! The whole way: a training graph trained by the documented Python loop and by the Rust one, its state written back by
 //! `freeze`, the result run in both engines.
 
-use crate::common::{Random, advance, data, floats, max_abs, open_file, runtime, text, tool_ok};
+use crate::common::{Random, advance, data, floats, max_abs, open_file, runtime, text, tool_ok, write_safetensors};
 use crate::golden::{Exporter, Family};
 use ancre_passes::ir::{DType, Graph};
 use ancre_passes::onnx;
 use ancre_rewrite::engine::{Session, Tensors, tract};
 use ancre_rewrite::io::files::read_model;
 use ancre_rewrite::io::tensor::NpTensor;
-use safetensors::tensor::{Dtype, TensorView};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -48,18 +47,6 @@ fn rows(t: &NpTensor, which: &[usize]) -> NpTensor {
     let bytes = which.iter().flat_map(|r| t.bytes()[r * size..(r + 1) * size].to_vec()).collect();
     let shape: Vec<usize> = [which.len()].into_iter().chain(t.shape()[1..].iter().copied()).collect();
     NpTensor::new(t.dtype(), &shape, bytes).unwrap()
-}
-
-fn write_state(path: &Path, state: &Tensors) {
-    let views = state.iter().map(|(name, t)| {
-        let dtype = match t.dtype() {
-            DType::F32 => Dtype::F32,
-            DType::I64 => Dtype::I64,
-            other => panic!("state of type {other}"),
-        };
-        (name.clone(), TensorView::new(dtype, t.shape().to_vec(), t.bytes()).unwrap())
-    });
-    safetensors::serialize_to_file(views.collect::<Vec<_>>(), None, path).unwrap();
 }
 
 /// The forward graph with the state put in by hand.
@@ -142,7 +129,7 @@ fn check(family: &str, rate: &str, normalises: bool, flags: &[&str]) {
 
     // The state goes back into the forward graph, all of it.
     let checkpoint = dir.path().join("trained.safetensors");
-    write_state(&checkpoint, &state);
+    write_safetensors(&checkpoint, &state, None);
     let frozen = dir.path().join("deployed.onnx");
     let kept = dir.path().join("kept.onnx");
     let given = ["freeze".into(), text(&forward), "--state".into(), text(&checkpoint), "--json".into()];

@@ -8,46 +8,40 @@ numpy and onnxruntime.
 """
 
 import argparse
-import json
 import re
-import subprocess
 import tempfile
 from pathlib import Path
 
-from trains import HERE, open_session, random_batch, steps
+from trains import HERE, Refused, emit, line, open_session, random_batch, steps
 
 RATE = 1e-3
 
 
-def emit(tool, model, folder, rank, on, *more):
-    command = [tool, model, "-o", folder + "/", "--lora", rank, "--state", "inline", "--batch", "keep", "--json"]
-    command += [word for glob in on for word in ("--lora-on", glob)] + list(more)
-    run = subprocess.run([str(word) for word in command], capture_output=True, text=True)
-    return json.loads(run.stdout) if run.returncode == 0 else run.stderr.strip().splitlines()[0].split(": ", 2)[-1]
-
-
 def row(tool, model, rank, on, threads):
+    flags = ["--lora", rank, "--state", "inline", "--batch", "keep", *(word for glob in on for word in ("--lora-on", glob))]
     with tempfile.TemporaryDirectory() as folder:
-        report = emit(tool, model, folder, rank, on)
-        more, note = [], ""
-        if isinstance(report, str) and "--output" in report:
-            # The first of the outputs that it lists.
-            more = ["--output", re.search(r"`([^`]+)` f", report)[1]]
-            report = emit(tool, model, folder, rank, on, *more)
-        if isinstance(report, str) and "--loss" in report:
-            report, note = emit(tool, model, folder, rank, on, *more, "--loss", "mse"), " (mse)"
-        if isinstance(report, str):
-            return f"| {Path(model).stem} | refused: {report} |"
+        while True:
+            try:
+                report, path = emit(tool, model, folder, *flags)
+                break
+            except Refused as refused:
+                why = str(refused).splitlines()[0].split(": ", 2)[-1]
+            if "--output" in why and "--output" not in flags:
+                # The first of the outputs that it lists.
+                flags += ["--output", re.search(r"`([^`]+)` f", why)[1]]
+            elif "--loss" in why and "--loss" not in flags:
+                flags += ["--loss", "mse"]
+            else:
+                return line([Path(model).stem, f"refused: {why}"])
         adapters = report["adapters"]
-        path = next(o["path"] for o in report["outputs"] if o["kind"] == "train")
         session = open_session(path, threads)
         losses, _ = steps(session, random_batch(session, 4, 100), RATE, 3)
         proved = report["verify"]["emitted"]["proved"]
-        cells = [
+        note = " (mse)" if "--loss" in flags else ""
+        return line([
             Path(model).stem, len(adapters["adapters"]), len(adapters["refused"]), adapters["elements"], f"{100 * adapters['share']:.2f}%",
             "proved" if proved else "compared", " ".join(f"{v:.4f}" for v in losses) + note,
-        ]  # fmt: skip
-        return f"| {' | '.join(map(str, cells))} |"
+        ])  # fmt: skip
 
 
 def main():

@@ -1,6 +1,6 @@
 """Residual MLPs of any depth, with the blocks of the paper's reinforcement learning networks: four times Dense, LayerNorm, Swish.
 
-    python models/tools/residual_mlp.py BLOCKS [--width 48] [--inputs 64] [--outputs 10] [-o mlp16.onnx]
+    python models/tools/residual_mlp.py BLOCKS [--width 48] [--shape 1,8,8] [--outputs 10] [-o mlp16.onnx]
 
 Needs numpy and onnx. The weights are random (torch's defaults for a Linear); `ancre-rewrite compare --from-scratch` makes them anew.
 """
@@ -12,7 +12,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 
-def build(blocks, width, inputs, outputs, name="input"):
+def build(blocks, width, inputs, outputs):
     random = np.random.default_rng(0)
     nodes, initializers = [], []
 
@@ -27,7 +27,7 @@ def build(blocks, width, inputs, outputs, name="input"):
         nodes.append(helper.make_node("Gemm", [x, w, b], [stem], stem, transB=1))
         return stem
 
-    nodes.append(helper.make_node("Flatten", [name], ["flat"], "flat", axis=1))
+    nodes.append(helper.make_node("Flatten", ["input"], ["flat"], "flat", axis=1))
     h = dense("flat", "stem", inputs, width)
     for k in range(blocks):
         x = h

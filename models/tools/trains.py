@@ -121,6 +121,10 @@ def measure(tool, model, batch=4, loss=None, threads=1, ids=100, inspect=lambda 
     }
 
 
+def line(cells):
+    return f"| {' | '.join(map(str, cells))} |"
+
+
 def row(model, m):
     training = m["report"]["training"]
     if not isinstance(training["batch"], str):
@@ -129,11 +133,10 @@ def row(model, m):
         batch = m["batch"] if m["batch"] == "dynamic" else f"{m['batch']:.1e}" if m["batch"] else "0"
     losses = " ".join(f"{v:.3f}" for v in m["losses"])
     fallbacks = len(m["report"]["placement"]["fallbacks"])
-    cells = [
+    return line([
         Path(model).stem, len(training["trainable"]), training["loss"], batch, losses, f"{m['rate']:g}",
         f"{m['slope']:.3f}", fallbacks,
-    ]  # fmt: skip
-    return f"| {' | '.join(map(str, cells))} |"
+    ])  # fmt: skip
 
 
 def main():

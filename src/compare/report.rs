@@ -240,12 +240,13 @@ impl Comparison {
         };
         let first = self.runs.iter().find(|r| r.end == End::Finished);
         json!({
-            "model": self.manifest.model, "against": BASE, "from_scratch": self.manifest.from_scratch, "seeds": self.seeds,
+            "model": self.manifest.model.to_string_lossy(), "against": BASE, "from_scratch": self.manifest.from_scratch, "seeds": self.seeds,
             "steps": first.map(|r| r.steps), "batch_size": first.map(|r| r.batch_size), "lr": self.manifest.lr,
             "options": {"network": self.manifest.network, "train": self.manifest.course},
             "variants": self.variants.iter().map(|v| variant(&v.name, &v.flags)).collect::<Vec<_>>(),
             "confidence": CONFIDENCE, "interval": FORMULA, "says": self.sentence(), "notices": self.notices(),
-            "interrupted": self.interrupted, "out": self.out, "pages": self.pages,
+            "interrupted": self.interrupted, "out": self.out.to_string_lossy(),
+            "pages": self.pages.iter().map(|p| p.to_string_lossy()).collect::<Vec<_>>(),
         })
     }
 

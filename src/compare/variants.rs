@@ -4,17 +4,21 @@ use crate::cli::Cli;
 use crate::error::Failure;
 use ancre_passes::ir::Rule;
 use ancre_passes::transform::route::Preset;
-use clap::Parser;
+use clap::parser::ValueSource;
+use clap::{Arg, CommandFactory};
 use serde::{Deserialize, Serialize};
 
 /// The variant that the others are compared with.
 pub(super) const BASE: &str = "cascaded";
 
+/// The heading of the router's options in the main job's help.
+const ROUTER: &str = "Router";
+
 /// A variant of the network.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Variant {
     pub(super) name: String,
-    /// Options of the main job.
+    /// Options of the router.
     pub(super) flags: Vec<String>,
 }
 
@@ -91,15 +95,19 @@ impl Variant {
         }
         let flags: Vec<String> = options.split_whitespace().map(String::from).collect();
         let line = ["ancre-rewrite", "model.onnx"].into_iter().chain(flags.iter().map(String::as_str));
-        match Cli::try_parse_from(line) {
-            Ok(cli) if cli.command.is_none() => Ok(Variant { name: name.into(), flags }),
-            Ok(_) => Err(Failure::input(format!("--variants: `{options}` of `{name}` are no options of the main job"))),
-            Err(e) => {
-                let why = e.to_string();
-                let why = why.lines().next().unwrap_or_default().trim_start_matches("error: ");
-                Err(Failure::input(format!("--variants: the options of `{name}`: {why}"))
-                    .help("options as `ancre-rewrite --help` lists them"))
-            }
+        let mut command = Cli::command();
+        let read = command.try_get_matches_from_mut(line);
+        let fail = |why: &str| {
+            Failure::input(format!("--variants: the options of `{name}`: {why}"))
+                .help("options of the router, as `ancre-rewrite --help` lists them; what is said outside of --variants holds for all")
+        };
+        let read = read.map_err(|e| fail(e.to_string().lines().next().unwrap_or_default().trim_start_matches("error: ")))?;
+        let given = |a: &&Arg| read.value_source(a.get_id().as_str()) == Some(ValueSource::CommandLine);
+        let others = command.get_arguments().filter(|a| a.get_help_heading() != Some(ROUTER) && a.get_id() != "model");
+        match others.filter(given).find_map(Arg::get_long) {
+            Some(other) => Err(fail(&format!("--{other} is none of the router's"))),
+            None if read.subcommand_name().is_some() => Err(fail("a verb is no option")),
+            None => Ok(Variant { name: name.into(), flags }),
         }
     }
 }
@@ -134,6 +142,8 @@ mod tests {
             ("papr", "`papr` is no variant"),
             ("a/b=--tau 1", "is no variant"),
             ("x=--tua 1", "the options of `x`: unexpected argument '--tua' found"),
+            ("x=--scope network --lora 4", "the options of `x`: --lora is none of the router's"),
+            ("x=-o y", "the options of `x`: --out is none of the router's"),
             ("x=--tau 1,x=--tau 2", "`x` is the name of two variants"),
             ("paper=--tau 1", "is the name of a variant already"),
         ] {

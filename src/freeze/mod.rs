@@ -67,7 +67,7 @@ impl Frozen {
             Err(why) => json!({"below": d.below, "engine": null, "reason": why}),
         });
         json!({"output": {"path": self.path.to_string_lossy(), "bytes": self.bytes, "nodes": self.nodes},
-               "restored": state.map_or(0, |s| s.tensors), "adapters": self.merged.as_ref().map(|m| json!({"merged": m.merged, "beside": m.beside})), "adapter_files": self.written, "unused": state.map(|s| &s.unused), "kept": state.map(|s| &s.kept),
+               "restored": state.map_or(0, |s| s.tensors), "adapters": self.merged.as_ref().map(|m| json!({"merged": m.merged, "beside": m.beside})), "adapter_files": self.written.iter().map(|p| p.to_string_lossy()).collect::<Vec<_>>(), "unused": state.map(|s| &s.unused), "kept": state.map(|s| &s.kept),
                "router": self.baked.as_ref().map(|b| json!({"kept": b.kept, "dropped": b.dropped, "worst_dropped": b.worst_drop})),
                "topology": self.topology.as_deref().map(json_of), "drift": drift})
     }

@@ -71,8 +71,6 @@ pub struct Start {
 #[derive(Clone, Debug)]
 pub struct TrainingRequest {
     losses: LossRequest,
-    /// The graph that distillations learn from.
-    teacher: Option<Graph>,
     /// Is it an error if there can be no training graph? It is when any option of the training graph was given.
     pub(crate) required: bool,
     /// Where the state starts from.
@@ -84,18 +82,11 @@ pub struct TrainingRequest {
 }
 
 impl TrainingRequest {
-    /// The passes' options, with the losses that were asked for or that the model gives evidence of. The error says why there is
-    /// no evidence.
-    pub fn options(&self, g: &Graph) -> Result<TrainingOptions, String> {
+    /// The passes' options, with the losses that were asked for or that the model gives evidence of; `instead` is a loss in place of
+    /// evidence. The error says why there is none.
+    pub fn options(&self, g: &Graph, instead: Option<LossKind>) -> Result<TrainingOptions, String> {
         let mut o = self.options.clone();
-        self.losses.choose(g, &mut o, self.teacher.as_ref(), None)?;
-        Ok(o)
-    }
-
-    /// The options with a loss in place of what evidence decides.
-    pub fn options_with(&self, g: &Graph, loss: LossKind) -> Result<TrainingOptions, String> {
-        let mut o = self.options.clone();
-        self.losses.choose(g, &mut o, self.teacher.as_ref(), Some(loss))?;
+        self.losses.choose(g, &mut o, instead)?;
         Ok(o)
     }
 
@@ -123,8 +114,7 @@ impl TrainingRequest {
 
     /// Reads the teacher, if there is one beside the model. `source` is the model as it was before anything changed it.
     pub(crate) fn read_teacher(&mut self, source: &Graph) -> Result<(), Failure> {
-        self.teacher = self.losses.teacher(source)?;
-        Ok(())
+        self.losses.read_teacher(source)
     }
 }
 
@@ -299,7 +289,6 @@ fn training(a: &RewriteArgs) -> Result<TrainingRequest, Failure> {
     options.target = a.target.unwrap_or(&target::CPU);
     Ok(TrainingRequest {
         losses: LossRequest::new(&a.training.losses)?,
-        teacher: None,
         required: a.training.are_given() || a.lora.is_some(),
         state: a.training.state.unwrap_or(StateFrom::Init),
         evaluation: a.training.eval_graph,

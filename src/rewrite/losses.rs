@@ -23,7 +23,10 @@ pub(super) struct LossRequest {
     masks: Vec<(Option<String>, String)>,
     /// What all have in common.
     common: LossOptions,
-    teacher: Option<TeacherRequest>,
+    /// `--distill`. Names of outputs may hold colons, which only the model's outputs tell apart.
+    distill: Option<String>,
+    /// Whom distillations learn from, once it was read.
+    teacher: Option<Teacher>,
 }
 
 #[derive(Clone, Debug)]
@@ -32,7 +35,14 @@ struct Term {
     kind: Option<LossKind>,
     /// `OUTPUT[:WEIGHT]`.
     on: Option<String>,
-    weight: f64,
+    /// Of the loss that `--distill` adds, which is 1 or the option's own; else `on` may hold one.
+    weight: Option<f64>,
+}
+
+impl Term {
+    fn has_teacher(&self) -> bool {
+        self.kind.is_some_and(LossKind::has_teacher)
+    }
 }
 
 /// Whom distillations learn from.
@@ -64,24 +74,16 @@ impl LossRequest {
                 LossChoice::Kind(kind) => Some(kind),
                 LossChoice::None => continue,
             };
-            terms.push(Term { kind, on: l.on.clone(), weight: 1.0 });
+            terms.push(Term { kind, on: l.on.clone(), weight: None });
         }
-        let has_teacher = |t: &Term| t.kind.is_some_and(LossKind::has_teacher);
-        let mut teacher = terms.iter().any(has_teacher).then_some(TeacherRequest::Source);
-        if let Some(text) = &a.distill {
-            let (of, temperature, weight) = distillation(text)?;
-            (teacher, common.temperature) = (Some(of), temperature);
-            if !terms.iter().any(has_teacher) {
-                terms.push(Term { kind: Some(LossKind::Distill), on: None, weight: weight.unwrap_or(1.0) });
-            } else if weight.is_some() {
-                return Err(Failure::input(format!("--distill {text}: the weight belongs to --loss distill:OUTPUT:WEIGHT")));
-            }
+        if a.distill.is_some() && !terms.iter().any(Term::has_teacher) {
+            terms.push(Term { kind: Some(LossKind::Distill), on: None, weight: Some(1.0) });
         }
         if terms.is_empty() {
-            terms.push(Term { kind: None, on: None, weight: 1.0 });
+            terms.push(Term { kind: None, on: None, weight: None });
         }
         let (output, labels, masks) = (a.output.clone(), named(&a.labels, "labels")?, named(&a.mask, "mask")?);
-        Ok(LossRequest { terms, output, labels, masks, common, teacher })
+        Ok(LossRequest { terms, output, labels, masks, common, distill: a.distill.clone(), teacher: None })
     }
 
     /// Is the loss the model's own evidence?
@@ -96,13 +98,7 @@ impl LossRequest {
     }
 
     /// Fills in the losses for a model; `instead` is a loss for those that evidence decides. The error says why there is no evidence.
-    pub(super) fn choose(
-        &self,
-        g: &Graph,
-        o: &mut TrainingOptions,
-        teacher: Option<&Graph>,
-        instead: Option<LossKind>,
-    ) -> Result<(), String> {
+    pub(super) fn choose(&self, g: &Graph, o: &mut TrainingOptions, instead: Option<LossKind>) -> Result<(), String> {
         let mut chosen = Vec::new();
         for t in &self.terms {
             let (output, weight) = on_output(g, t.on.as_deref());
@@ -115,7 +111,7 @@ impl LossRequest {
                 None => auto_loss::choose(g, output.as_deref()).map_err(|e| sentence(&e, e.hint()))?,
             };
             let mut loss = self.common.clone();
-            (loss.kind, loss.weight) = (kind, weight.unwrap_or(t.weight));
+            (loss.kind, loss.weight) = (kind, weight.or(t.weight).unwrap_or(1.0));
             let read = loss_output(g, output.as_deref()).ok().map(|v| g.name(v).to_string());
             let of = |all: &[(Option<String>, String)]| {
                 let own = all.iter().find(|(on, _)| on.is_some() && *on == read);
@@ -135,36 +131,47 @@ impl LossRequest {
         o.loss = chosen.remove(0);
         o.more = chosen;
         o.output = o.loss.output.clone();
-        o.teacher = match &self.teacher {
-            None => None,
-            Some(TeacherRequest::Output(name)) => Some(Teacher::Output(name.clone())),
-            Some(_) => teacher.map(|t| Teacher::Graph(Box::new(t.clone()))),
-        };
+        o.teacher = self.teacher.clone();
         Ok(())
     }
 
-    /// The graph to learn from, if there is one; the source is that of the call.
-    pub(super) fn teacher(&self, source: &Graph) -> Result<Option<Graph>, Failure> {
-        match &self.teacher {
-            None | Some(TeacherRequest::Output(_)) => Ok(None),
-            Some(TeacherRequest::Source) => Ok(Some(source.clone())),
-            Some(TeacherRequest::File(path)) => {
-                let (mut g, ..) = load_inlined(path)?;
-                lift::lift_constants(&mut g);
-                ancre_passes::transform::dropout::evaluation_mode(&mut g);
-                Ok(Some(g))
+    /// Reads `--distill`, and the teacher if there is one. `source` is the model as it was before anything changed it.
+    pub(super) fn read_teacher(&mut self, source: &Graph) -> Result<(), Failure> {
+        let mut of = self.terms.iter().any(Term::has_teacher).then_some(TeacherRequest::Source);
+        if let Some(text) = &self.distill {
+            let (given, temperature, weight) = distillation(source, text)?;
+            (of, self.common.temperature) = (Some(given), temperature);
+            if let Some(weight) = weight {
+                let own = self.terms.iter_mut().find_map(|t| t.weight.as_mut());
+                let what = || format!("--distill {text}: the weight belongs to --loss distill:OUTPUT:WEIGHT");
+                *own.ok_or_else(|| Failure::input(what()))? = weight;
             }
         }
+        self.teacher = match of {
+            None => None,
+            Some(TeacherRequest::Output(name)) => Some(Teacher::Output(name)),
+            Some(TeacherRequest::Source) => Some(Teacher::Graph(Box::new(source.clone()))),
+            Some(TeacherRequest::File(path)) => {
+                let (mut g, ..) = load_inlined(&path)?;
+                lift::lift_constants(&mut g);
+                ancre_passes::transform::dropout::evaluation_mode(&mut g);
+                Some(Teacher::Graph(Box::new(g)))
+            }
+        };
+        Ok(())
     }
+}
+
+fn is_output(g: &Graph, name: &str) -> bool {
+    g.outputs().iter().any(|o| g.name(o.value) == name)
 }
 
 /// Takes `OUTPUT[:WEIGHT]` apart. The names of the model's outputs may hold colons.
 fn on_output(g: &Graph, text: Option<&str>) -> (Option<String>, Option<f64>) {
     let Some(text) = text.filter(|t| !t.is_empty()) else { return (None, None) };
-    let is_output = |name: &str| g.outputs().iter().any(|o| g.name(o.value) == name);
     let split = text.rsplit_once(':').and_then(|(name, w)| Some((name, w.parse::<f64>().ok()?)));
     match split {
-        Some((name, weight)) if !is_output(text) => ((!name.is_empty()).then(|| name.to_string()), Some(weight)),
+        Some((name, weight)) if !is_output(g, text) => ((!name.is_empty()).then(|| name.to_string()), Some(weight)),
         _ => (Some(text.to_string()), None),
     }
 }
@@ -184,14 +191,15 @@ fn named(all: &[String], flag: &str) -> Result<Vec<(Option<String>, String)>, Fa
     }
 }
 
-/// Reads `source|FILE|output=NAME[:T[:WEIGHT]]`.
-fn distillation(text: &str) -> Result<(TeacherRequest, f64, Option<f64>), Failure> {
-    let cut = |text: &str| {
-        let (rest, number) = text.rsplit_once(':')?;
-        Some((rest.to_string(), number.parse::<f64>().ok()?))
-    };
-    let (mut of, mut numbers) = (text.to_string(), Vec::new());
-    while let Some((rest, number)) = cut(&of).filter(|_| numbers.len() < 2) {
+/// Reads `source|FILE|output=NAME[:T[:WEIGHT]]`. The names of the model's outputs may hold colons.
+fn distillation(g: &Graph, text: &str) -> Result<(TeacherRequest, f64, Option<f64>), Failure> {
+    let names_output = |of: &str| of.strip_prefix("output=").is_some_and(|name| is_output(g, name));
+    let (mut of, mut numbers) = (text, Vec::new());
+    while numbers.len() < 2
+        && !names_output(of)
+        && let Some((rest, number)) = of.rsplit_once(':')
+        && let Ok(number) = number.parse::<f64>()
+    {
         of = rest;
         numbers.insert(0, number);
     }
@@ -200,7 +208,7 @@ fn distillation(text: &str) -> Result<(TeacherRequest, f64, Option<f64>), Failur
         let what = "a temperature above 0 and a weight of 0 or more were expected";
         return Err(Failure::input(format!("--distill {text}: {what}")));
     }
-    let teacher = match (of.as_str(), of.strip_prefix("output=")) {
+    let teacher = match (of, of.strip_prefix("output=")) {
         ("source", _) => TeacherRequest::Source,
         (_, Some(name)) if !name.is_empty() => TeacherRequest::Output(name.to_string()),
         _ => TeacherRequest::File(PathBuf::from(of)),
@@ -255,9 +263,13 @@ mod tests {
     use super::*;
     use ancre_passes::text::parse;
 
+    fn colons() -> Graph {
+        parse("net (float[n, 2] x) => (\"Identity:0\", y) { \"Identity:0\" = Relu (x) y = Relu (x) }").unwrap()
+    }
+
     #[test]
     fn an_output_s_name_may_hold_colons() {
-        let g = parse("net (float[n, 2] x) => (\"Identity:0\", y) { \"Identity:0\" = Relu (x) y = Relu (x) }").unwrap();
+        let g = colons();
         for (text, output, weight) in [
             ("Identity:0", Some("Identity:0"), None),
             ("Identity:0:0.5", Some("Identity:0"), Some(0.5)),
@@ -270,13 +282,18 @@ mod tests {
     }
 
     #[test]
-    fn a_teacher_s_file_may_hold_colons() {
-        let of = |text: &str| distillation(text).ok();
+    fn a_teacher_s_name_may_hold_colons() {
+        let g = colons();
+        let of = |text: &str| distillation(&g, text).ok();
+        let output = |name: &str| TeacherRequest::Output(name.into());
         assert_eq!(of("source"), Some((TeacherRequest::Source, 1.0, None)));
         assert_eq!(of("source:4:0.5"), Some((TeacherRequest::Source, 4.0, Some(0.5))));
         assert_eq!(of("C:\\t.onnx:2"), Some((TeacherRequest::File("C:\\t.onnx".into()), 2.0, None)));
-        assert_eq!(of("output=aux:3"), Some((TeacherRequest::Output("aux".into()), 3.0, None)));
-        assert_eq!(of("source:0"), None);
+        assert_eq!(of("output=aux:3"), Some((output("aux"), 3.0, None)));
+        assert_eq!(of("output=Identity:0"), Some((output("Identity:0"), 1.0, None)));
+        assert_eq!(of("output=Identity:0:2:0.5"), Some((output("Identity:0"), 2.0, Some(0.5))));
+        assert_eq!(of("output=y:3"), Some((output("y"), 3.0, None)));
+        assert_eq!((of("source:0"), of("output=y:0")), (None, None));
     }
 
     #[test]

@@ -90,7 +90,7 @@ pub fn build(
             }
             _ => {}
         }
-        let mut o = match asked.options(&routed) {
+        let mut o = match asked.options(&routed, None) {
             Ok(o) => o,
             Err(why) => return Ok(Err(other_obstacle(&routed, asked).unwrap_or(why))),
         };
@@ -201,7 +201,7 @@ fn other_obstacle(routed: &Graph, asked: &TrainingRequest) -> Option<String> {
     if !asked.is_auto() {
         return None;
     }
-    let instead = asked.options_with(routed, LossKind::Mse).ok()?;
+    let instead = asked.options(routed, Some(LossKind::Mse)).ok()?;
     let debugging = Debugging { stop_after: Some("differentiate".into()), ..Debugging::default() };
     match PassManager::new(debugging, &|_| ()).training_graph(routed.clone(), &instead) {
         // Another loss may fit where this one does not.

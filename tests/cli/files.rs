@@ -186,6 +186,8 @@ fn reports_of_files_whose_names_are_no_utf_8_are_json() {
     json(&["inspect", "net.onnx"]);
     json(&["verify", "net.onnx", "net.ancre.onnx"]);
     json(&["freeze", "net.ancre.onnx"]);
+    json(&["net.onnx", "--loss", "mse", "--lora", "2"]);
+    json(&["freeze", "net.ancre.onnx", "--adapter", "net.safetensors"]);
     json(&["topology", "net.ancre.onnx"]);
     json(&["grad", "net.onnx", "--of", "y=sum"]);
     json(&["tokenize", "text.txt", "--tokenizer", "bytes"]);

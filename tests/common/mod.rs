@@ -13,6 +13,7 @@ use ancre_rewrite::io::files;
 use ancre_rewrite::io::tensor::NpTensor;
 use ndarray::{ArrayD, OwnedRepr};
 use ndarray_npy::{NpzReader, NpzWriter};
+use safetensors::tensor::{Dtype, TensorView};
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -294,4 +295,19 @@ pub fn write_npz(path: &Path, arrays: &[(String, Vec<usize>, Vec<f32>)]) {
         npz.add_array(name.as_str(), &array).unwrap();
     }
     npz.finish().unwrap();
+}
+
+/// Writes a `.safetensors` file, with metadata if there is any.
+pub fn write_safetensors(path: &Path, tensors: &Tensors, metadata: Option<(&str, &str)>) {
+    let views = tensors.iter().map(|(name, t)| {
+        let dtype = match t.dtype() {
+            DType::F32 => Dtype::F32,
+            DType::F64 => Dtype::F64,
+            DType::I64 => Dtype::I64,
+            other => panic!("`{name}` is of type {other}"),
+        };
+        (name, TensorView::new(dtype, t.shape().to_vec(), t.bytes()).unwrap())
+    });
+    let metadata = metadata.map(|(key, value)| [(key.to_string(), value.to_string())].into());
+    safetensors::serialize_to_file(views.collect::<Vec<_>>(), metadata, path).unwrap();
 }

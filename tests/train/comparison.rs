@@ -1,7 +1,7 @@
 //! `compare`: what it trains, what it says, and that runs which are over are never made again.
 
-use super::{network, samples, strings, write_samples};
-use crate::common::{Ran, emit, runtime, text, tool};
+use super::{network, samples, strings};
+use crate::common::{Ran, emit, runtime, text, tool, write_safetensors};
 use serde_json::Value;
 use std::path::PathBuf;
 use tempfile::TempDir;
@@ -15,8 +15,8 @@ impl Folder {
         runtime();
         let f = Folder { dir: tempfile::tempdir().unwrap() };
         std::fs::write(f.path("net.onnx"), emit(&network(None))).unwrap();
-        write_samples(&f.path("train.safetensors"), &samples(90, 1));
-        write_samples(&f.path("val.safetensors"), &samples(30, 2));
+        write_safetensors(&f.path("train.safetensors"), &samples(90, 1), None);
+        write_safetensors(&f.path("val.safetensors"), &samples(30, 2), None);
         f
     }
 
@@ -127,4 +127,13 @@ fn a_comparison_that_cannot_be_made_leaves_nothing_and_says_why() {
     let ran = tool(&words);
     assert!(ran.status == 0 && ran.out.contains("With one seed nothing can be said"), "{}{}", ran.out, ran.err);
     assert!(ran.out.contains("training loss") && !ran.out.contains("validation"), "{}", ran.out);
+    // Linux alone lets a name be any bytes.
+    #[cfg(target_os = "linux")]
+    {
+        use std::os::unix::ffi::OsStrExt;
+        let odd = f.dir.path().join(std::ffi::OsStr::from_bytes(b"od\xffd.html"));
+        let again = words.iter().chain(&["--resume", "--json", "--html"]).map(std::ffi::OsStr::new);
+        let report = tool(&again.chain([odd.as_os_str()]).collect::<Vec<_>>()).json();
+        assert!(report["pages"][1].as_str().unwrap().ends_with("od\u{fffd}d.html") && odd.exists(), "{report}");
+    }
 }

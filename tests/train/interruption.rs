@@ -1,7 +1,7 @@
 //! Runs that are stopped: by a signal that gives no time, by Ctrl-C, by the end of another run; and what goes on from there.
 
-use super::{Folder, samples, strings, write_samples};
-use crate::common::{Random, text, tool};
+use super::{Folder, samples, strings};
+use crate::common::{Random, text, tool, write_safetensors};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -118,7 +118,7 @@ fn only_the_same_run_is_resumed() {
     a[1] = text(&other.path("net.ancre.train.onnx"));
     let ran = crate::common::tool(&a);
     assert!(ran.status == 2 && ran.err.contains("the training graph is another one"), "{}", ran.err);
-    write_samples(&f.path("train.safetensors"), &samples(90, 7));
+    write_safetensors(&f.path("train.safetensors"), &samples(90, 7), None);
     let ran = f.train("run", &[&first[..], &["--resume"]].concat());
     assert!(ran.status == 2 && ran.err.contains("the data are others"), "{}", ran.err);
     assert_eq!(f.train("run", &[&first[..], &["--overwrite"]].concat()).status, 0);

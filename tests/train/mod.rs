@@ -3,15 +3,14 @@
 mod comparison;
 mod interruption;
 
-use crate::common::{Ran, Random, emit, open_file, runtime, text, tool, tool_ok};
+use crate::common::{Ran, Random, emit, open_file, runtime, text, tool, tool_ok, write_safetensors};
 use ancre_passes::ir::{DType, Dim, Graph, Tensor, TensorType, ValueId};
 use ancre_passes::ops::build::Builder;
 use ancre_rewrite::engine::{Session, Tensors, tract};
 use ancre_rewrite::io::tensor::NpTensor;
 use ancre_rewrite::train::checkpoint;
-use safetensors::tensor::{Dtype, TensorView};
 use serde_json::Value;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use tempfile::TempDir;
 
 const FEATURES: usize = 6;
@@ -68,14 +67,6 @@ fn samples(count: usize, seed: u64) -> Tensors {
     Tensors::from([("x".to_string(), x), ("labels".to_string(), NpTensor::i64s(&[count], &labels).unwrap())])
 }
 
-fn write_samples(path: &Path, set: &Tensors) {
-    let views = set.iter().map(|(name, t)| {
-        let dtype = if t.dtype() == DType::I64 { Dtype::I64 } else { Dtype::F32 };
-        (name.clone(), TensorView::new(dtype, t.shape().to_vec(), t.bytes()).unwrap())
-    });
-    safetensors::serialize_to_file(views.collect::<Vec<_>>(), None, path).unwrap();
-}
-
 /// A folder with a model's graphs and data.
 struct Folder {
     dir: TempDir,
@@ -89,8 +80,8 @@ impl Folder {
         std::fs::write(&model, emit(&network(batch))).unwrap();
         let own = ["--verify", "none", "--loss", "cross-entropy"];
         tool_ok(&[&[text(&model)], strings(&own).as_slice(), strings(flags).as_slice()].concat());
-        write_samples(&folder.path("train.safetensors"), &samples(90, 1));
-        write_samples(&folder.path("val.safetensors"), &samples(30, 2));
+        write_safetensors(&folder.path("train.safetensors"), &samples(90, 1), None);
+        write_safetensors(&folder.path("val.safetensors"), &samples(30, 2), None);
         folder
     }
 
@@ -355,7 +346,7 @@ fn a_graph_without_state_takes_it_from_the_file_beside_it() {
 fn what_cannot_work_is_refused_before_the_first_step() {
     let f = Folder::new(None, &["--optimizer", "sgd"]);
     let empty = f.path("empty.safetensors");
-    write_samples(&empty, &samples(0, 1));
+    write_safetensors(&empty, &samples(0, 1), None);
     let (val, export) = (text(&f.path("val.safetensors")), text(&f.path("net.ancre.onnx")));
     let refused: [(&[&str], &str); 8] = [
         (&["--epochs", "0"], "nothing to do"),
