@@ -313,11 +313,32 @@ impl<'g> Builder<'g> {
         self.reshape_dynamic(a, target, shape)
     }
 
+    /// Parts of these sizes along an axis.
+    pub fn split(&mut self, v: ValueId, axis: i64, sizes: &[i64]) -> Result<Vec<ValueId>, BuildError> {
+        let attrs = Attrs::new().with("axis", axis);
+        // The sizes became an operand in opset 13.
+        if self.opset() < 13 {
+            return self.node(Op::new("Split", attrs.with("split", sizes.to_vec())), &[Some(v)]);
+        }
+        let sizes = self.ints(sizes);
+        self.node(Op::new("Split", attrs), &[Some(v), Some(sizes)])
+    }
+
+    /// Reshapes to known extents.
+    pub fn reshape_to(&mut self, a: ValueId, dims: &[i64]) -> Built {
+        self.reshape(a, dims, &dims.iter().map(|d| Dim::from(*d)).collect::<Vec<_>>())
+    }
+
     /// The same numbers, known to a runtime only when `ct` is: it does not fold what is made of them into constants, nor takes them for
     /// equal to what the forward pass made. Each zero of the shape copies an extent; a size times zero is zero.
     pub fn late(&mut self, v: ValueId, ct: ValueId) -> Built {
-        let ty = self.ty(v)?;
         let size = self.op("Size", &[ct])?;
+        self.late_by(v, size)
+    }
+
+    /// The same, where the cotangent's size is there already.
+    pub fn late_by(&mut self, v: ValueId, size: ValueId) -> Built {
+        let ty = self.ty(v)?;
         let zeros = self.ints(&vec![0; ty.rank()]);
         let shape = self.mul(size, zeros)?;
         self.reshape_dynamic(v, shape, &ty.shape)
@@ -334,8 +355,7 @@ impl<'g> Builder<'g> {
         let (op, mut operands) = (g.op(w.node).cloned(), g.operands(w.node).to_vec());
         let (Some(op), Some(Some(scale))) = (op, operands.get(1).copied()) else { return Ok(w) };
         operands[1] = Some(self.late(scale, ct)?);
-        let op = Op { source: None, ..op };
-        Ok(self.node(op, &operands)?[0])
+        Ok(self.node(Op { source: None, ..op }, &operands)?[0])
     }
 
     /// Reshapes to a shape computed in the graph; `shape` is the result's symbolic shape.

@@ -89,7 +89,7 @@ fn weight(b: &mut Builder, node: NodeId, ct: ValueId) -> Result<Option<ValueId>,
     let dtype = b.ty(ct)?.dtype;
     let codes = b.late(codes, ct)?;
     let mut w = digits(b, codes, dtype, bits)?;
-    w = shaped(b, w, &[n, blocks, block])?;
+    w = b.reshape_to(w, &[n, blocks, block])?;
     w = match zeros {
         None => b.shift(w, -f64::from(1 << (bits - 1)))?,
         Some(z) => {
@@ -98,16 +98,16 @@ fn weight(b: &mut Builder, node: NodeId, ct: ValueId) -> Result<Option<ValueId>,
             if packed {
                 let per_byte = 8 / bits;
                 let padded = (blocks + per_byte - 1) / per_byte * per_byte;
-                z = shaped(b, z, &[n, padded])?;
+                z = b.reshape_to(z, &[n, padded])?;
                 z = b.slice(z, 1, 0, blocks)?;
             }
-            let z = shaped(b, z, &[n, blocks, 1])?;
+            let z = b.reshape_to(z, &[n, blocks, 1])?;
             b.sub(w, z)?
         }
     };
-    let scales = shaped(b, scales, &[n, blocks, 1])?;
+    let scales = b.reshape_to(scales, &[n, blocks, 1])?;
     w = b.mul(w, scales)?;
-    w = shaped(b, w, &[n, blocks * block])?;
+    w = b.reshape_to(w, &[n, blocks * block])?;
     if blocks * block > k { b.slice(w, 1, 0, k).map(Some) } else { Ok(Some(w)) }
 }
 
@@ -126,8 +126,4 @@ fn digits(b: &mut Builder, bytes: ValueId, dtype: DType, bits: i64) -> Built {
     parts.push(rest);
     let parts: Vec<ValueId> = parts.into_iter().map(|v| b.unsqueeze(v, &[-1])).collect::<Result<_, _>>()?;
     b.concat(&parts, -1)
-}
-
-fn shaped(b: &mut Builder, v: ValueId, dims: &[i64]) -> Built {
-    b.reshape(v, dims, &dims.iter().map(|d| Dim::from(*d)).collect::<Vec<_>>())
 }

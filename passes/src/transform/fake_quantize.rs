@@ -112,8 +112,7 @@ fn quantise(g: &mut Graph, w: &Stored, scales: bool) -> Result<(), BuildError> {
         let ty = b.ty(scale)?;
         let count: Vec<i64> = if attrs.int("axis").is_some() { vec![w.dims[w.axis]] } else { vec![] };
         if ty.rank() != count.len() {
-            let shape: Vec<Dim> = count.iter().map(|n| Dim::from(*n)).collect();
-            scale = b.reshape(scale, &count, &shape)?;
+            scale = b.reshape_to(scale, &count)?;
         }
     }
     let along = attrs.int("axis").map_or(Attrs::new(), |axis| Attrs::new().with("axis", axis));
@@ -142,14 +141,14 @@ fn unpack(g: &mut Graph, w: &Stored) -> Result<(), BuildError> {
     let name = g.name(w.value).to_string();
     let mut b = Builder::new(g, &name);
     let blocks = [w.dims[0], w.dims[1] / w.block, w.block];
-    let rows = b.reshape(w.value, &blocks, &blocks.map(Dim::from))?;
+    let rows = b.reshape_to(w.value, &blocks)?;
     let per_block = [w.dims[0], w.dims[1] / w.block, 1];
-    let scale = b.reshape(w.scale[0], &per_block, &per_block.map(Dim::from))?;
+    let scale = b.reshape_to(w.scale[0], &per_block)?;
     let dims = if zero.len() == 1 { vec![] } else { per_block.to_vec() };
     let zero = b.constant("const/zero_point", Tensor::floats(DType::F32, &dims, &zero));
     let attrs = Attrs::new().with("to", i64::from(w.dtype.onnx()));
     let rows = b.node(Op::in_domain(ANCRE, "FakeQuantize", attrs), &[Some(rows), Some(scale), Some(zero)])?[0];
-    let matrix = b.reshape(rows, &w.dims, &[w.dims[0].into(), w.dims[1].into()])?;
+    let matrix = b.reshape_to(rows, &w.dims)?;
     let matrix = b.transpose(matrix, &[1, 0])?;
     for node in readers {
         let (x, bias, y) = (b.graph.operand(node, 0), b.graph.operand(node, 5), b.graph.result(node, 0));
@@ -192,7 +191,7 @@ fn write_out(g: &mut Graph, p: IntegerProduct) -> Result<(), BuildError> {
 pub fn pair_quantisers(g: &mut Graph, applied: &mut Applied) -> Result<(), BuildError> {
     let readers: Vec<NodeId> = g.topological_order().into_iter().filter(|id| is_named(g, *id, "DequantizeLinear")).collect();
     let mut pairs = Pairs { b: Builder::new(g, ""), made: HashMap::new() };
-    let (mut unread, mut replaced) = (Vec::new(), Vec::new());
+    let (mut unread, mut replaced) = (HashSet::new(), Vec::new());
     for id in readers {
         let Some(by) = Affine::of(pairs.b.graph, id) else { continue };
         let y = pairs.b.graph.result(id, 0);
@@ -207,7 +206,7 @@ pub fn pair_quantisers(g: &mut Graph, applied: &mut Applied) -> Result<(), Build
                 } else {
                     pairs.b.graph.supplant(y, v);
                 }
-                unread.push(v);
+                unread.insert(v);
                 replaced.push(id);
             }
             Err(why) => applied.refused.push(why.at(pairs.b.graph.site(id))),

@@ -10,7 +10,7 @@
 //! Scores and norms are in float32.
 
 use super::route::RMS_EPSILON;
-use crate::ir::{ANCRE, Attrs, DType, Graph, NodeId, Op, RouterId, RouterSpec, Rule, Sources, ValueId};
+use crate::ir::{ANCRE, Attrs, DType, Graph, NodeId, RouterId, RouterSpec, Rule, Sources, ValueId};
 use crate::ops::build::{BuildError, Builder, Built};
 use crate::target::Target;
 use indexmap::IndexMap;
@@ -134,10 +134,8 @@ fn split(b: &mut Builder, v: ValueId, axis: i64, count: usize) -> Result<Vec<Val
     if count == 1 {
         return Ok(vec![v]);
     }
-    // The sizes became an operand in opset 13.
     if b.opset() < 13 {
         return (0..count as i64).map(|i| b.slices(v, &[axis], &[i], &[i + 1])).collect();
     }
-    let sizes = b.ints(&vec![1; count]);
-    b.node(Op::new("Split", Attrs::new().with("axis", axis)), &[Some(v), Some(sizes)])
+    b.split(v, axis, &vec![1; count])
 }

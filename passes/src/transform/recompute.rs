@@ -13,7 +13,7 @@
 //! of dropouts. Copies of batch normalisations read the statistics that the originals found.
 
 use super::Gradients;
-use crate::ir::{ANCRE, Attrs, Dim, Graph, Kind, NodeId, Op, TensorType, ValueId};
+use crate::ir::{ANCRE, Attrs, Dim, Graph, Kind, NodeId, Op, ValueId};
 use crate::ops::build::{BuildError, Builder, Built};
 use crate::ops::{self, Class, Mixing};
 use indexmap::IndexMap;
@@ -70,8 +70,12 @@ pub fn recompute(g: &mut Graph, loss: ValueId, cotangents: &Gradients, o: &Recom
     let kept_before = kept(g, &forward);
     let forward_flops = flops(g, forward.iter().copied());
     let (mut blocks, mut copies) = (0, Vec::new());
-    for block in blocks_of(g, cotangents, o) {
-        let made = recompute_block(g, &forward, &block)?;
+    // Copies change nothing in the forward pass: its order stays.
+    let order = Order::of(g);
+    let of_routers: HashSet<ValueId> = g.routers.values().flat_map(|r| r.values()).collect();
+    for block in blocks_of(g, &order, cotangents, o) {
+        let inside = inside(g, &order, &forward, &block);
+        let made = recompute_block(g, &forward, &of_routers, &block, inside)?;
         blocks += usize::from(!made.is_empty());
         copies.extend(made);
     }
@@ -80,33 +84,49 @@ pub fn recompute(g: &mut Graph, loss: ValueId, cotangents: &Gradients, o: &Recom
     Ok(Recomputed { blocks, nodes: copies.len(), kept_before, kept_after, forward_flops, flops })
 }
 
+/// The nodes of the graph without copies, and each one's place.
+struct Order {
+    nodes: Vec<NodeId>,
+    rank: HashMap<NodeId, usize>,
+}
+
+impl Order {
+    fn of(g: &Graph) -> Order {
+        let nodes = g.topological_order();
+        let rank = nodes.iter().enumerate().map(|(i, n)| (*n, i)).collect();
+        Order { nodes, rank }
+    }
+}
+
 /// Neighbouring states, in the order of the graph; what lies between two chains is a block too. The last block of a chain may be
 /// shorter than the others.
-fn blocks_of(g: &Graph, cotangents: &Gradients, o: &Recompute) -> Vec<Block> {
-    let rank: HashMap<NodeId, usize> = g.topological_order().into_iter().enumerate().map(|(i, n)| (n, i)).collect();
+fn blocks_of(g: &Graph, order: &Order, cotangents: &Gradients, o: &Recompute) -> Vec<Block> {
     let mut states: Vec<ValueId> = Vec::new();
     for chain in &o.chains {
         let ends = chain.len().saturating_sub(1);
         let taken = chain.iter().enumerate().filter(|(i, _)| i % o.every == 0 || *i == ends);
         states.extend(taken.filter_map(|(_, name)| g.find(name)));
     }
-    states.sort_by_key(|v| rank.get(&v.node).copied());
+    states.sort_by_key(|v| order.rank.get(&v.node).copied());
     states.dedup();
     let pair = |w: &[ValueId]| Some(Block { input: w[0], end: w[1], ct: *cotangents.get(&w[1])? });
     states.windows(2).filter_map(pair).collect()
 }
 
 /// Copies what the backward pass reads of a block's inside; returns the copies.
-fn recompute_block(g: &mut Graph, forward: &HashSet<NodeId>, block: &Block) -> Result<Vec<NodeId>, BuildError> {
-    let order = g.topological_order();
-    let inside = inside(g, &order, forward, block);
+fn recompute_block(
+    g: &mut Graph,
+    forward: &HashSet<NodeId>,
+    of_routers: &HashSet<ValueId>,
+    block: &Block,
+    inside: Vec<NodeId>,
+) -> Result<Vec<NodeId>, BuildError> {
     if inside.is_empty() {
         return Ok(Vec::new());
     }
-    let late = late(g, &order, forward, block.ct.node);
+    let late = late(g, forward, block.ct.node);
     let size = |v: ValueId| g.tensor_type(v).and_then(|ty| ty.elements().eval(&|_| Some(TYPICAL_EXTENT)));
     let block_size = size(block.input);
-    let of_routers: HashSet<ValueId> = g.routers.values().flat_map(|r| r.values()).collect();
     let stays = |v: ValueId| {
         let small = size(v).zip(block_size).is_none_or(|(n, of)| n.saturating_mul(SMALL) <= of);
         let elsewhere = |n: NodeId| !forward.contains(&n) && !late.contains(&n) && !reads_shape_only(g, n);
@@ -148,13 +168,13 @@ const TYPICAL_EXTENT: i64 = 64;
 const SMALL: i64 = 16;
 
 /// The nodes strictly between a block's input and its end, in order.
-fn inside(g: &Graph, order: &[NodeId], forward: &HashSet<NodeId>, block: &Block) -> Vec<NodeId> {
-    let rank: HashMap<NodeId, usize> = order.iter().enumerate().map(|(i, n)| (*n, i)).collect();
-    let Some((first, last)) = rank.get(&block.input.node).zip(rank.get(&block.end.node)) else { return Vec::new() };
+fn inside(g: &Graph, order: &Order, forward: &HashSet<NodeId>, block: &Block) -> Vec<NodeId> {
+    let place = |v: ValueId| order.rank.get(&v.node);
+    let Some((first, last)) = place(block.input).zip(place(block.end)) else { return Vec::new() };
     if first >= last {
         return Vec::new();
     }
-    let between = &order[first + 1..*last];
+    let between = &order.nodes[first + 1..*last];
     let mut from = HashSet::new();
     for node in between.iter().filter(|n| forward.contains(n)) {
         if g.reads(*node).any(|v| v == block.input || from.contains(&v.node)) {
@@ -176,14 +196,17 @@ fn inside(g: &Graph, order: &[NodeId], forward: &HashSet<NodeId>, block: &Block)
 }
 
 /// What runs after a cotangent is there, whatever the order: what depends on it, and what only such nodes read (masks, for one).
-fn late(g: &Graph, order: &[NodeId], forward: &HashSet<NodeId>, ct: NodeId) -> HashSet<NodeId> {
+fn late(g: &Graph, forward: &HashSet<NodeId>, ct: NodeId) -> HashSet<NodeId> {
     let mut late = g.descendants([ct]);
     late.remove(&ct);
-    for node in order.iter().rev().filter(|n| !forward.contains(n) && **n != ct) {
-        let mut uses = g.results(*node).flat_map(|v| g.uses(v)).peekable();
-        let published = g.results(*node).any(|v| g.is_output(v));
-        if !published && uses.peek().is_some() && g.op(*node).is_some() && uses.all(|(n, _)| late.contains(&n)) {
-            late.insert(*node);
+    let mut open: Vec<NodeId> = late.iter().copied().collect();
+    while let Some(reader) = open.pop() {
+        for node in g.reads(reader).map(|v| v.node).filter(|n| *n != ct && !forward.contains(n)) {
+            let is_late = |v: ValueId| !g.is_output(v) && g.uses(v).all(|(n, _)| late.contains(&n));
+            if !late.contains(&node) && g.op(node).is_some() && g.results(node).all(is_late) {
+                late.insert(node);
+                open.push(node);
+            }
         }
     }
     late
@@ -256,14 +279,11 @@ impl Copier {
         if let Some(guarded) = self.guarded.get(&v) {
             return Ok(*guarded);
         }
-        let ty: TensorType = b.ty(v)?;
         let size = match self.size {
             Some(size) => size,
             None => *self.size.insert(b.op("Size", &[self.ct])?),
         };
-        let zeros = b.ints(&vec![0; ty.rank()]);
-        let shape = b.mul(size, zeros)?;
-        let late = b.reshape_dynamic(v, shape, &ty.shape)?;
+        let late = b.late_by(v, size)?;
         self.guarded.insert(v, late);
         Ok(late)
     }

@@ -3,7 +3,7 @@
 
 use super::optimizer::{OptimizerKind, OptimizerOptions, StateTensor, Trained};
 use crate::contract::StateKind;
-use crate::ir::{Attrs, DType, Op, Tensor, ValueId};
+use crate::ir::{DType, Tensor, ValueId};
 use crate::ops::build::{BuildError, Builder, Built};
 use indexmap::IndexMap;
 use std::collections::HashMap;
@@ -128,9 +128,7 @@ impl Pack<'_> {
         }
         let types = self.members.iter().map(|t| b.ty(t.value)).collect::<Result<Vec<_>, _>>()?;
         let sizes = types.iter().map(|t| b.number(&t.elements())).collect::<Result<Vec<i64>, _>>()?;
-        let sizes = b.ints(&sizes);
-        let parts = b.node(Op::new("Split", Attrs::new().with("axis", 0)), &[Some(joined), Some(sizes)])?;
-        parts
+        b.split(joined, 0, &sizes)?
             .into_iter()
             .zip(types)
             .map(|(part, ty)| {

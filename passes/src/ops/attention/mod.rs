@@ -161,6 +161,5 @@ fn repeat_heads(b: &mut Builder, x: ValueId, times: i64) -> Built {
 /// Parts of the last axis.
 fn split_last(b: &mut Builder, x: ValueId, sizes: &[i64]) -> Result<Vec<ValueId>, Why> {
     let axis = b.ty(x)?.rank() as i64 - 1;
-    let sizes = b.ints(sizes);
-    Ok(b.node(Op::new("Split", Attrs::new().with("axis", axis)), &[Some(x), Some(sizes)])?)
+    Ok(b.split(x, axis, sizes)?)
 }

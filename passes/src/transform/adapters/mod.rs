@@ -19,7 +19,7 @@ use super::fresh::{Fresh, constant};
 use crate::analysis::head::find_head;
 use crate::analysis::roles::{Role, initializer_roles};
 use crate::contract::{AdapterKind, AdapterRecord, AdaptersRecord, Record};
-use crate::ir::{Attrs, DType, Dim, Graph, NodeId, ValueId};
+use crate::ir::{Attrs, DType, Graph, NodeId, ValueId};
 use crate::ops::TypeError;
 use crate::ops::build::{BuildError, Builder, Built};
 use crate::refusal::{Applied, Hint, Why};
@@ -127,6 +127,7 @@ fn choose(
             Some(Ok(s)) => all.push(s),
         }
     }
+    let all = whole(g, all, &mut refused);
     let named =
         |pattern: &String, g: &Graph, s: &Site| matches(pattern, g.name(s.weight)) || matches(pattern, &g.node(s.node).name);
     for pattern in &o.on {
@@ -143,7 +144,6 @@ fn choose(
     let linear = |s: &Site| s.kind != AdapterKind::Embedding;
     let inside = |n: &NodeId| branches.contains(n);
     let any_inside = all.iter().any(|s| linear(s) && inside(&s.node));
-    let mut of_choice: Vec<Site> = Vec::new();
     let wanted: HashSet<ValueId> = all
         .iter()
         .filter(|s| match (o.on.is_empty(), any_inside) {
@@ -155,7 +155,7 @@ fn choose(
         .map(|s| s.weight)
         .collect();
     // Whoever else reads a chosen weight reads it with its adapter.
-    of_choice.extend(all.into_iter().filter(|s| wanted.contains(&s.weight)));
+    let of_choice: Vec<Site> = all.into_iter().filter(|s| wanted.contains(&s.weight)).collect();
     let meant = |n: &NodeId| o.on.is_empty() && (inside(n) || !any_inside);
     applied.refused.extend(refused.into_iter().filter(|(n, _)| meant(n)).map(|(n, why)| Why::Form(why).at(g.site(n))));
     if of_choice.is_empty() {
@@ -163,6 +163,28 @@ fn choose(
         return Err(AdapterError::Nothing(first));
     }
     Ok(of_choice)
+}
+
+/// Leaves out the sites of weights that others read as well: these would train with the old weight and run with the merged one. An adapter
+/// of integers is never merged.
+fn whole(g: &Graph, sites: Vec<Site>, refused: &mut Vec<(NodeId, String)>) -> Vec<Site> {
+    let known: HashSet<(NodeId, ValueId)> = sites.iter().map(|s| (s.node, s.weight)).collect();
+    let mut others: HashMap<ValueId, Option<NodeId>> = HashMap::new();
+    let mut other = |s: &Site| {
+        let is_site = |n| known.contains(&(n, s.weight));
+        *others.entry(s.weight).or_insert_with(|| sites::other_reader(g, s.weight, is_site))
+    };
+    let mut left = Vec::new();
+    for s in sites {
+        match other(&s).filter(|_| !s.quantised) {
+            None => left.push(s),
+            Some(n) => {
+                let why = format!("shares the weight `{}` with {}, which can have no adapter", g.name(s.weight), g.site(n));
+                refused.push((s.node, why));
+            }
+        }
+    }
+    left
 }
 
 fn is_weight(roles: &HashMap<ValueId, Role>, s: &Site) -> bool {
@@ -232,10 +254,10 @@ fn delta(b: &mut Builder, f: &Factors, rank: i64, s: &Site, reversed: bool) -> B
             let weight = b.graph.initializer(s.weight).map(|t| t.dims().to_vec()).unwrap_or_default();
             let turned = b.transpose(f.a, &[1, 0])?;
             let shape: Vec<i64> = [rank].into_iter().chain(weight[1..].iter().copied()).collect();
-            let down = shaped(b, turned, &shape)?;
+            let down = b.reshape_to(turned, &shape)?;
             let turned = b.transpose(f.b, &[1, 0])?;
             let shape: Vec<i64> = [weight[0], rank].into_iter().chain(weight[2..].iter().map(|_| 1)).collect();
-            let up = shaped(b, turned, &shape)?;
+            let up = b.reshape_to(turned, &shape)?;
             let attrs = b.graph.op(s.node).map(|op| op.attrs.clone()).unwrap_or_default();
             let narrow = b.op_with("Conv", attrs, &[x, down])?;
             b.op_with("Conv", Attrs::new(), &[narrow, up])
@@ -256,6 +278,39 @@ fn delta(b: &mut Builder, f: &Factors, rank: i64, s: &Site, reversed: bool) -> B
     }
 }
 
-fn shaped(b: &mut Builder, v: ValueId, dims: &[i64]) -> Built {
-    b.reshape(v, dims, &dims.iter().map(|d| Dim::from(*d)).collect::<Vec<_>>())
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::text::parse;
+    use crate::transform::glob;
+
+    /// The number of adapters on the weight of a product or a convolution of a network that has one more node that reads it.
+    fn adapted(ty: &str, more: &str) -> Result<usize, String> {
+        let text = format!(
+            "net (float[2, 4] x, float[1, 4, 3, 3] images, float[1, 8, 3, 3] wide) => (float[2, 4] y, float[1, 4, 3, 3] z, {ty} other)
+            <float[4, 4] w = {{…}}, float[4, 4, 1, 1] k = {{…}}> {{ y = MatMul (x, w) z = Conv (images, k) {more} }}"
+        );
+        let mut g = parse(&text).unwrap();
+        let on = if more.contains("k)") { "k" } else { "w" };
+        let options = AdapterOptions { on: vec![on.into()], ..AdapterOptions::of(1) };
+        add_adapters(&mut g, &options, &HashSet::new(), glob).map(|a| a.changed).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn a_weight_that_is_read_without_its_adapter_too_is_refused() {
+        for (ty, more, why) in [
+            ("float[1, 4, 3, 3]", "other = Conv <group = 2> (wide, k)", "convolves in 2 groups"),
+            ("float[2, 4]", "other = Einsum <equation = \"ij,jk->ik\"> (x, w)", "Einsum"),
+            ("float[1, 1]", "other = ReduceL2 (w)", "shares the weight `w` with"),
+            ("float[4, 4]", "t = Transpose <perm = [1, 0]> (w) other = Neg (t)", "shares the weight `w` with"),
+        ] {
+            let e = adapted(ty, more).unwrap_err();
+            assert!(e.contains(why), "{more}: {e}");
+        }
+        for (ty, more) in
+            [("int64[2]", "other = Shape (w)"), ("float[2, 4]", "t = Transpose <perm = [1, 0]> (w) other = MatMul (x, t)")]
+        {
+            assert_eq!(adapted(ty, more), Ok(1), "{more}");
+        }
+    }
 }

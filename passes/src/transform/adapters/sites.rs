@@ -2,7 +2,7 @@
 
 use crate::contract::{AdapterKind, Layout};
 use crate::ir::{Graph, NodeId, Op, ValueId};
-use crate::ops::permutation;
+use crate::ops::{permutation, reads_values};
 
 /// A node that reads a weight.
 pub(super) struct Site {
@@ -69,6 +69,21 @@ pub(super) fn site(g: &Graph, node: NodeId) -> Option<Result<Site, String>> {
         ("", "MatMulInteger") => integers(g, node),
         _ => other(g, node, op),
     }
+}
+
+/// A node that reads the numbers of a weight, or of a copy or transpose of it, and is no site.
+pub(super) fn other_reader(g: &Graph, weight: ValueId, is_site: impl Fn(NodeId) -> bool) -> Option<NodeId> {
+    let mut open = vec![weight];
+    while let Some(v) = open.pop() {
+        for (n, operand) in g.uses_in_order(v) {
+            match g.op(n) {
+                Some(op) if matches!(op.name.as_str(), "Identity" | "Cast" | "Transpose") => open.extend(g.results(n)),
+                Some(op) if is_site(n) || !reads_values(op, operand) => {}
+                _ => return Some(n),
+            }
+        }
+    }
+    None
 }
 
 /// A weight as an operand reads it.

@@ -1,7 +1,7 @@
 //! `Loop` and `Scan` of a known number of steps as that many copies of their bodies.
 
 use super::{Inliner, MOST_NODES, body, undecided};
-use crate::ir::{Attrs, NodeId, Op, Tensor, ValueId};
+use crate::ir::{NodeId, Tensor, ValueId};
 use crate::ops::build::{BuildError, Builder, Built};
 use crate::refusal::Why;
 use onnx_protobuf::GraphProto;
@@ -144,15 +144,6 @@ fn bounded(body: &GraphProto, steps: i64) -> Result<(), Why> {
 
 /// The slices of a value along an axis, which they no longer have.
 fn parted(b: &mut Builder, v: ValueId, axis: i64, steps: i64) -> Result<Vec<ValueId>, BuildError> {
-    let sizes = vec![1; steps as usize];
-    let attrs = Attrs::new().with("axis", axis);
-    let parts = match steps {
-        1 => vec![v],
-        _ if b.opset() < 13 => b.node(Op::new("Split", attrs.with("split", sizes)), &[Some(v)])?,
-        _ => {
-            let sizes = b.ints(&sizes);
-            b.node(Op::new("Split", attrs), &[Some(v), Some(sizes)])?
-        }
-    };
+    let parts = if steps == 1 { vec![v] } else { b.split(v, axis, &vec![1; steps as usize])? };
     parts.into_iter().map(|part| -> Built { b.squeeze(part, &[axis]) }).collect()
 }

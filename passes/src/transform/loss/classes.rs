@@ -3,11 +3,12 @@
 use super::reduce::{Counting, product};
 use super::{LossKind, LossOptions};
 use crate::ir::{Attrs, DType, Dim, Tensor, TensorType, ValueId};
-use crate::ops::build::{Builder, Built};
+use crate::ops::build::{BuildError, Builder, Built};
 use crate::ops::formula::formula;
 use crate::ops::{Picked, pick};
 
-/// A loss of logits and labels; `axis` holds the classes.
+/// A loss of logits and labels; `axis` holds the classes. All but Dice are −w[label] log softmax(logits)[label], over all positions; focal
+/// multiplies by (1 − p[label])^γ.
 pub(super) fn of_labels(
     b: &mut Builder,
     logits: ValueId,
@@ -17,14 +18,49 @@ pub(super) fn of_labels(
     o: &LossOptions,
     counting: &Counting,
 ) -> Built {
-    match kind {
-        LossKind::NextToken => next_token(b, logits, labels, o, counting),
-        LossKind::Dice => dice(b, logits, labels, axis, o, counting),
-        _ => cross_entropy(b, logits, labels, axis, kind, o, counting),
+    if kind == LossKind::Dice {
+        return dice(b, logits, labels, axis, o, counting);
     }
+    let (mut logits, mut labels, mut counting) = (logits, labels, *counting);
+    if kind == LossKind::NextToken {
+        (logits, labels, counting) = of_next(b, logits, labels, &counting)?;
+    }
+    let x = rows(b, logits, axis)?;
+    let ty = b.ty(x)?;
+    let mask = counting.flat(b, labels, ty.dtype)?;
+    let labels = b.reshape(labels, &[-1], std::slice::from_ref(&ty.shape[0]))?;
+    let log_p = b.op_with("LogSoftmax", Attrs::new().with("axis", 1), &[x])?;
+    let Picked { log_p: mut each, counted, labels } = pick(b, log_p, labels, o.ignore_index)?;
+    let own = match counting.classes {
+        None => None,
+        Some(weights) => Some(b.op_with("Gather", Attrs::new().with("axis", 0), &[weights, labels])?),
+    };
+    if kind == LossKind::Focal {
+        each = focal(b, each, o.gamma)?;
+    }
+    if let Some(own) = own {
+        each = b.mul(each, own)?;
+    }
+    if o.smoothing > 0.0 && kind != LossKind::Focal {
+        let weighted = counting.classes.map_or(Ok(log_p), |weights| b.mul(log_p, weights))?;
+        let mean = b.reduce("ReduceMean", weighted, &[1], false)?;
+        let (hard, soft) = (b.scale(each, 1.0 - o.smoothing)?, b.scale(mean, o.smoothing)?);
+        each = b.add(hard, soft)?;
+    }
+    let counted = product(b, counted, mask)?;
+    // As in PyTorch the mean is over the weights of the labels; a focal one is over the positions.
+    let over = if kind == LossKind::Focal { counted } else { product(b, counted, own)? };
+    let total = counting.reduce(b, each, counted, over)?;
+    b.neg(total)
 }
 
-fn next_token(b: &mut Builder, logits: ValueId, labels: ValueId, o: &LossOptions, counting: &Counting) -> Built {
+/// Logits [N, T, V] but for the last of each sequence, with the labels and weights of what follows.
+fn of_next(
+    b: &mut Builder,
+    logits: ValueId,
+    labels: ValueId,
+    counting: &Counting,
+) -> Result<(ValueId, ValueId, Counting), BuildError> {
     let ty = b.ty(logits)?;
     let shorter = &ty.shape[1] - &Dim::from(1);
     let x = b.slices(logits, &[1], &[0], &[-1])?;
@@ -35,8 +71,7 @@ fn next_token(b: &mut Builder, logits: ValueId, labels: ValueId, o: &LossOptions
         Some(mask) if b.ty(mask)?.rank() == 2 => Some(later(b, mask, &shorter)?),
         mask => mask,
     };
-    let counting = Counting { mask, ..*counting };
-    cross_entropy(b, x, y, 2, LossKind::NextToken, o, &counting)
+    Ok((x, y, Counting { mask, ..*counting }))
 }
 
 /// All but the first of each sequence, [N, T − 1].
@@ -76,45 +111,6 @@ pub(super) fn in_float(b: &mut Builder, x: ValueId) -> Built {
     b.cast(x, wide)
 }
 
-/// −w[label] log softmax(logits)[label], over all positions; focal multiplies by (1 − p[label])^γ.
-fn cross_entropy(
-    b: &mut Builder,
-    logits: ValueId,
-    labels: ValueId,
-    axis: usize,
-    kind: LossKind,
-    o: &LossOptions,
-    counting: &Counting,
-) -> Built {
-    let x = rows(b, logits, axis)?;
-    let ty = b.ty(x)?;
-    let mask = counting.flat(b, labels, ty.dtype)?;
-    let labels = b.reshape(labels, &[-1], std::slice::from_ref(&ty.shape[0]))?;
-    let log_p = b.op_with("LogSoftmax", Attrs::new().with("axis", 1), &[x])?;
-    let Picked { log_p: mut each, counted, labels } = pick(b, log_p, labels, o.ignore_index)?;
-    let own = match counting.classes {
-        None => None,
-        Some(weights) => Some(b.op_with("Gather", Attrs::new().with("axis", 0), &[weights, labels])?),
-    };
-    if kind == LossKind::Focal {
-        each = focal(b, each, o.gamma)?;
-    }
-    if let Some(own) = own {
-        each = b.mul(each, own)?;
-    }
-    if o.smoothing > 0.0 && kind != LossKind::Focal {
-        let weighted = counting.classes.map_or(Ok(log_p), |weights| b.mul(log_p, weights))?;
-        let mean = b.reduce("ReduceMean", weighted, &[1], false)?;
-        let (hard, soft) = (b.scale(each, 1.0 - o.smoothing)?, b.scale(mean, o.smoothing)?);
-        each = b.add(hard, soft)?;
-    }
-    let counted = product(b, counted, mask)?;
-    // As in PyTorch the mean is over the weights of the labels; a focal one is over the positions.
-    let over = if kind == LossKind::Focal { counted } else { product(b, counted, own)? };
-    let total = counting.reduce(b, each, counted, over)?;
-    b.neg(total)
-}
-
 /// (1 − p)^γ log p of a log p.
 pub(super) fn focal(b: &mut Builder, log_p: ValueId, gamma: f64) -> Built {
     formula(b, [log_p], |[log_p]| {
@@ -146,7 +142,7 @@ fn dice(b: &mut Builder, logits: ValueId, labels: ValueId, axis: usize, o: &Loss
     let numbers = b.constant("loss/classes", Tensor::i64s(&each_class, &numbers));
     let hit = b.op("Equal", &[column, numbers])?;
     let mut t = b.cast(hit, ty.dtype)?;
-    let mut counted = counting.spread(b, labels, ty.dtype)?;
+    let mut counted = counting.spread(b, labels, ty.dtype, None)?;
     if let Some(index) = o.ignore_index {
         let index = b.int(index);
         let ignored = b.op("Equal", &[labels, index])?;

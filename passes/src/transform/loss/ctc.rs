@@ -12,7 +12,7 @@
 use super::LossOptions;
 use super::classes::in_float;
 use super::reduce::Counting;
-use crate::ir::{Attrs, DType, Op, Tensor, ValueId};
+use crate::ir::{Attrs, DType, Tensor, ValueId};
 use crate::ops::build::{BuildError, Builder, Built};
 use crate::ops::formula::formula;
 
@@ -74,10 +74,9 @@ pub(super) fn ctc(
     let repeat = b.ints(&[1, frames, 1]);
     let index = b.op("Tile", &[index, repeat])?;
     let emitted = b.op_with("GatherElements", Attrs::new().with("axis", 2), &[log_p, index])?;
-    let sizes = b.ints(&vec![1; usize::try_from(frames).unwrap_or(0)]);
     let parts = match frames {
         1 => vec![emitted],
-        _ => b.node(Op::new("Split", Attrs::new().with("axis", 1)), &[Some(emitted), Some(sizes)])?,
+        _ => b.split(emitted, 1, &vec![1; usize::try_from(frames).unwrap_or(0)])?,
     };
 
     // Where a blank may be left out.

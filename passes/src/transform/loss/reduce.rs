@@ -5,6 +5,7 @@ use crate::ops::build::{BuildError, Builder, Built};
 use crate::ops::weighted_mean;
 
 /// What counts, and how much.
+#[derive(Clone, Copy)]
 pub(super) struct Counting {
     /// Sum instead of mean.
     pub(super) sum: bool,
@@ -41,29 +42,31 @@ impl Counting {
         like: ValueId,
         feature: Option<usize>,
     ) -> Result<Option<ValueId>, BuildError> {
-        let Some(mask) = self.mask else { return Ok(None) };
-        let ty = b.ty(like)?;
-        let mask = b.cast(mask, ty.dtype)?;
-        let rank = b.ty(mask)?.rank();
-        // [N, T] weights [N, T, D] along D, [N, H, W] weights [N, C, H, W] along C.
-        let mut missing: Vec<i64> = feature.filter(|_| rank < ty.rank()).into_iter().map(|a| a as i64).collect();
-        missing.extend((rank + missing.len()..ty.rank()).map(|a| a as i64));
-        let mask = b.unsqueeze(mask, &missing)?;
-        b.expand_like(mask, like).map(Some)
+        let dtype = b.ty(like)?.dtype;
+        self.spread(b, like, dtype, feature)
     }
 
-    /// The weights of positions in an element type and in the shape of `like`, which the positions have.
-    pub(super) fn spread(&self, b: &mut Builder, like: ValueId, dtype: DType) -> Result<Option<ValueId>, BuildError> {
+    /// The same in an element type.
+    pub(super) fn spread(
+        &self,
+        b: &mut Builder,
+        like: ValueId,
+        dtype: DType,
+        feature: Option<usize>,
+    ) -> Result<Option<ValueId>, BuildError> {
         let Some(mask) = self.mask else { return Ok(None) };
         let mask = b.cast(mask, dtype)?;
-        let missing: Vec<i64> = (b.ty(mask)?.rank()..b.ty(like)?.rank()).map(|a| a as i64).collect();
+        let (rank, of) = (b.ty(mask)?.rank(), b.ty(like)?.rank());
+        // [N, T] weights [N, T, D] along D, [N, H, W] weights [N, C, H, W] along C.
+        let mut missing: Vec<i64> = feature.filter(|_| rank < of).into_iter().map(|a| a as i64).collect();
+        missing.extend((rank + missing.len()..of).map(|a| a as i64));
         let mask = b.unsqueeze(mask, &missing)?;
         b.expand_like(mask, like).map(Some)
     }
 
-    /// The same end to end, `[P]`.
+    /// The weights of positions, which `like` has the shape of, end to end: `[P]`.
     pub(super) fn flat(&self, b: &mut Builder, like: ValueId, dtype: DType) -> Result<Option<ValueId>, BuildError> {
-        let Some(mask) = self.spread(b, like, dtype)? else { return Ok(None) };
+        let Some(mask) = self.spread(b, like, dtype, None)? else { return Ok(None) };
         let all = b.ty(like)?.elements();
         b.reshape(mask, &[-1], &[all]).map(Some)
     }
