@@ -67,10 +67,13 @@ pub struct CompareArgs {
 
 /// A verb whose options another verb hands on.
 pub trait Verb {
-    /// Its arguments.
-    fn arguments() -> Command;
     /// Those that are handed on.
-    fn hands_on(id: &str) -> bool;
+    fn options() -> Vec<Arg>;
+}
+
+/// Options of a verb without its own.
+fn without(own: &[&str], verb: Command) -> Vec<Arg> {
+    verb.get_arguments().filter(|a| !own.contains(&a.get_id().as_str())).cloned().collect()
 }
 
 /// Options of `train`, but for those that say where a run begins, when it ends early, and what it writes.
@@ -78,11 +81,7 @@ pub trait Verb {
 pub struct OfTrain;
 
 impl Verb for OfTrain {
-    fn arguments() -> Command {
-        TrainArgs::augment_args(Command::new("train"))
-    }
-
-    fn hands_on(id: &str) -> bool {
+    fn options() -> Vec<Arg> {
         const OWN: [&str; 18] = [
             "model",
             "out",
@@ -103,7 +102,7 @@ impl Verb for OfTrain {
             "prune",
             "forward",
         ];
-        !OWN.contains(&id)
+        without(&OWN, TrainArgs::augment_args(Command::new("train")))
     }
 }
 
@@ -112,11 +111,7 @@ impl Verb for OfTrain {
 pub struct OfRewrite;
 
 impl Verb for OfRewrite {
-    fn arguments() -> Command {
-        RewriteArgs::augment_args(Command::new("rewrite"))
-    }
-
-    fn hands_on(id: &str) -> bool {
+    fn options() -> Vec<Arg> {
         const OWN: [&str; 35] = [
             "model",
             "out",
@@ -155,7 +150,10 @@ impl Verb for OfRewrite {
             "grad_outputs",
         ];
         // An option that both verbs have goes to `train`.
-        !OWN.contains(&id) && !OfTrain::arguments().get_arguments().any(|a| a.get_id() == id && OfTrain::hands_on(id))
+        let of_train = OfTrain::options();
+        let mut options = without(&OWN, RewriteArgs::augment_args(Command::new("rewrite")));
+        options.retain(|a| of_train.iter().all(|t| t.get_id() != a.get_id()));
+        options
     }
 }
 
@@ -167,15 +165,9 @@ pub struct Words<V> {
     of: PhantomData<V>,
 }
 
-impl<V: Verb> Words<V> {
-    fn options() -> impl Iterator<Item = Arg> {
-        V::arguments().get_arguments().filter(|a| V::hands_on(a.get_id().as_str())).cloned().collect::<Vec<_>>().into_iter()
-    }
-}
-
 impl<V: Verb> Args for Words<V> {
     fn augment_args(command: Command) -> Command {
-        Self::options().fold(command, Command::arg)
+        V::options().into_iter().fold(command, Command::arg)
     }
 
     fn augment_args_for_update(command: Command) -> Command {
@@ -186,7 +178,7 @@ impl<V: Verb> Args for Words<V> {
 impl<V: Verb> FromArgMatches for Words<V> {
     fn from_arg_matches(found: &ArgMatches) -> Result<Self, clap::Error> {
         let mut words = Vec::new();
-        for option in Self::options() {
+        for option in V::options() {
             let (id, Some(name)) = (option.get_id().as_str(), option.get_long()) else { continue };
             if found.value_source(id) != Some(ValueSource::CommandLine) {
                 continue;

@@ -73,6 +73,9 @@ pub(super) struct Sums {
 /// Losses whose sums a message between ranks has room for.
 pub(super) const MOST_LOSSES: usize = 8;
 
+/// A step's message has two more numbers, at the end.
+const _: () = assert!(5 + 4 * MOST_LOSSES + 2 <= NUMBERS);
+
 impl Sums {
     /// As numbers that can be summed over ranks, those of several losses last.
     pub(super) fn numbers(&self) -> [f64; NUMBERS] {

@@ -111,7 +111,7 @@ impl Evaluator {
         state: &mut DeviceState,
         m: &mut Sums,
     ) -> Result<(), Failure> {
-        let feeds = &t.with_constants(feeds.clone());
+        let feeds: &Tensors = &t.with_constants(feeds);
         let read = self.stepper.step(feeds, state).map_err(cannot)?;
         let loss = read[0].number();
         if let Some(what) = if loss.is_finite() { None } else { undefined::fed(feeds) } {

@@ -16,6 +16,7 @@ use ancre_passes::ir::{DType, Graph, Output, Shape, ValueId};
 use ancre_passes::onnx::read_value_info;
 use ancre_passes::transform::loss::LossKind;
 use indexmap::IndexMap;
+use std::borrow::Cow;
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
@@ -91,24 +92,23 @@ impl TrainingGraph {
         let mut hash = Hash::default();
         hash.add(&bytes);
         let record = HalfRecord::read(&graph).map_err(|e| Failure::input(e.to_string()).at(path))?;
-        let half = match record {
-            None => return TrainingGraph::of(graph, None, path, hash.text()).map_err(|e| e.at(path)),
-            Some(record) => record.half,
+        let Some(own) = record else {
+            return TrainingGraph::of(graph, None, path, hash.text()).map_err(|e| e.at(path));
         };
-        let kind = if half == Half::Update { "grad" } else { "update" };
+        let kind = if own.half == Half::Update { "grad" } else { "update" };
         let lost = || {
             Failure::input(format!("is one of the two graphs of a step, and STEM.ancre.{kind}.onnx is not beside it"))
                 .help("rewrite the model with --step split anew, or bring both files together")
                 .at(path)
         };
         let other = files::beside(path, kind, ".onnx").ok_or_else(lost)?;
-        if half == Half::Update {
+        if own.half == Half::Update {
             return TrainingGraph::read(&other);
         }
         let (update, bytes) = files::read_model(&other)?;
         hash.add(&bytes);
         let of_other = HalfRecord::read(&update).map_err(|e| Failure::input(e.to_string()).at(&other))?;
-        let fits = |r: &HalfRecord| r.half == Half::Update && record_of(&graph).is_some_and(|own| own == r.gradients);
+        let fits = |r: &HalfRecord| r.half == Half::Update && r.gradients == own.gradients;
         let Some(of_other) = of_other.filter(fits) else {
             return Err(Failure::input("is not the update that goes with the graph of the gradients beside it").at(&other));
         };
@@ -227,8 +227,8 @@ impl TrainingGraph {
     }
 
     /// What a step is fed, with a learning rate.
-    pub(super) fn with_rate(&self, feeds: Tensors, lr: f64) -> Tensors {
-        let mut feeds = self.with_constants(feeds);
+    pub(super) fn with_rate(&self, feeds: &Tensors, lr: f64) -> Tensors {
+        let mut feeds = self.with_constants(feeds).into_owned();
         feeds.extend(self.rate(lr));
         feeds
     }
@@ -239,9 +239,12 @@ impl TrainingGraph {
     }
 
     /// What an evaluation is fed.
-    pub(super) fn with_constants(&self, mut feeds: Tensors) -> Tensors {
-        feeds.extend(self.constants.iter().map(|(name, t)| (name.clone(), t.clone())));
-        feeds
+    pub(super) fn with_constants<'f>(&self, feeds: &'f Tensors) -> Cow<'f, Tensors> {
+        if self.constants.is_empty() {
+            return Cow::Borrowed(feeds);
+        }
+        let constants = self.constants.iter().map(|(name, t)| (name.clone(), t.clone()));
+        Cow::Owned(feeds.clone().into_iter().chain(constants).collect())
     }
 
     /// The only loss, if there is no other.
@@ -312,11 +315,6 @@ impl TrainingGraph {
     pub(super) fn beside(&self, kind: &str, suffix: &str) -> Option<PathBuf> {
         files::beside(&self.path, kind, suffix)
     }
-}
-
-/// The gradients that one of two graphs hands out.
-fn record_of(g: &Graph) -> Option<Vec<GradientRecord>> {
-    Some(HalfRecord::read(g).ok()??.gradients)
 }
 
 /// The output that holds class scores, if targets are labels: the one that the loss names, or the only one with an axis more

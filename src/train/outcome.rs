@@ -1,7 +1,6 @@
 //! The result of a run, for people and as JSON.
 
 use super::checkpoint::{Best, Position, Sums};
-
 use super::metrics::{self, Language};
 use super::progress::{duration, percent, rate};
 use super::setup::Setup;

@@ -250,7 +250,7 @@ impl Run {
         match jumped {
             Some(what) => {
                 if !loss.is_finite() || !grad_norm.is_finite() {
-                    self.blame(step, &what, &self.s.graph.with_rate(batch.feeds.clone(), lr))?;
+                    self.blame(step, &what, &self.s.graph.with_rate(&batch.feeds, lr))?;
                 }
                 restored = Some(self.go_back(step, batch.epoch, &what, lr, reporter)?);
             }

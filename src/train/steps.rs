@@ -12,6 +12,7 @@ use crate::error::Failure;
 use crate::io::tensor::NpTensor;
 use ancre_passes::contract::StateKind;
 use ancre_passes::ir::DType;
+use std::borrow::Cow;
 use std::collections::HashSet;
 
 /// What makes a run's steps.
@@ -97,15 +98,15 @@ impl Steps {
         let zero = |g: &ancre_passes::contract::GradientRecord| {
             let s = t.states.iter().find(|s| s.name == g.tensor)?;
             let shape: Vec<usize> = s.shape.iter().map(|d| *d as usize).collect();
-            Some((g.name.clone(), NpTensor::from_f64s(DType::F32, &shape, &vec![0.0; shape.iter().product()])?))
+            Some((g.name.clone(), NpTensor::zeros(DType::F32, &shape)?))
         };
         gradients.filter_map(zero).collect()
     }
 
     /// From now on a state of which `stays` is true is not changed by a step. States are named by their inputs.
     pub(super) fn hold(&mut self, state: &DeviceState, stays: impl Fn(&str) -> bool) {
-        let passing: HashSet<&String> = self.second.iter().flat_map(|s| &s.gradients).collect();
-        self.first.hold(state, |name| stays(name) && !passing.contains(&name.to_string()));
+        let passing: HashSet<&str> = self.second.iter().flat_map(|s| &s.gradients).map(String::as_str).collect();
+        self.first.hold(state, |name| stays(name) && !passing.contains(name));
         if let Some(second) = &mut self.second {
             second.update.hold(state, stays);
         }
@@ -130,30 +131,31 @@ impl Steps {
     ) -> Result<Done, Failure> {
         let (feeds, samples) = batch;
         let seats = &self.seats;
-        let seen = |loss, read: &[Read]| {
+        let seen = |loss, read: &[Read], feeds: &Tensors| {
             let mut sums = Sums::default();
-            sums.add(&Batch { loss, read, seats, feeds: &t.with_constants(feeds.clone()) }, t);
+            sums.add(&Batch { loss, read, seats, feeds }, t);
             sums
         };
         let Some(second) = &mut self.second else {
-            let read = self.first.step(&t.with_rate(feeds.clone(), lr), state).map_err(failure)?;
+            let feeds = t.with_rate(feeds, lr);
+            let read = self.first.step(&feeds, state).map_err(failure)?;
             let (loss, grad_norm) = (read[0].number(), read[1].number());
-            return Ok(Done { loss, grad_norm, sums: seen(loss, &read), stopping: stop });
+            return Ok(Done { loss, grad_norm, sums: seen(loss, &read, &feeds), stopping: stop });
         };
         let alone = self.ranks.is_alone();
         let mut sums = Sums::default();
         let mut loss = f64::NAN;
         if samples > 0 {
-            let mut own = t.with_constants(feeds.clone());
+            let mut own = t.with_constants(feeds);
             if let Some(counter) = second.counter.as_ref().filter(|_| !alone) {
                 // Every rank draws masks of its own.
                 let now = state.tensor(counter).map_or(0, |t| t.to_i64()[0]);
                 let own_count = now.wrapping_mul(self.ranks.size() as i64) + self.ranks.rank() as i64;
-                own.extend(NpTensor::i64s(&[], &[own_count]).map(|t| (counter.clone(), t)));
+                own.to_mut().extend(NpTensor::i64s(&[], &[own_count]).map(|t| (counter.clone(), t)));
             }
             let read = self.first.step(&own, state).map_err(failure)?;
             loss = read[0].number();
-            sums = seen(loss, &read);
+            sums = seen(loss, &read, &own);
         }
         let mut stopping = stop;
         if !alone {
@@ -197,7 +199,10 @@ impl Steps {
     /// # Errors
     /// When it cannot be run.
     pub(super) fn look(&mut self, t: &TrainingGraph, feeds: &Tensors, state: &mut DeviceState) -> Result<(), EngineError> {
-        let feeds = if self.second.is_some() { t.with_constants(feeds.clone()) } else { t.with_rate(feeds.clone(), 0.0) };
+        let feeds = match self.second {
+            Some(_) => t.with_constants(feeds),
+            None => Cow::Owned(t.with_rate(feeds, 0.0)),
+        };
         self.first.step(&feeds, state).map(drop)
     }
 

@@ -75,7 +75,7 @@ pub(crate) struct DeviceState {
     /// By the name of the input; nothing while the default in the graph holds.
     values: IndexMap<String, Option<Held>>,
     /// Those after the first so many only pass from one session to another.
-    passing: Option<usize>,
+    own: usize,
 }
 
 struct Held {
@@ -92,16 +92,12 @@ impl DeviceState {
 
     /// From now on those after the first `own` only pass from one session to another: what is said of the state leaves them out.
     pub(crate) fn owns(&mut self, own: usize) {
-        self.passing = Some(own);
-    }
-
-    fn own(&self) -> usize {
-        self.passing.unwrap_or(self.values.len())
+        self.own = own;
     }
 
     /// Those that are wanted.
     pub(crate) fn some(&self, wanted: impl Fn(&str) -> bool) -> Result<Tensors, EngineError> {
-        let own = self.values.iter().take(self.own());
+        let own = self.values.iter().take(self.own);
         let there = own.filter_map(|(n, v)| Some((n, v.as_ref()?))).filter(|(n, _)| wanted(n));
         there.map(|(n, held)| Ok((n.clone(), on_host(n, &held.value)?))).collect()
     }
@@ -132,8 +128,7 @@ impl DeviceState {
 
     /// Takes the state back to what [`DeviceState::tensors`] gave; a tensor that was not there has the graph's default again.
     pub(crate) fn put_back(&mut self, tensors: &Tensors) -> Result<(), EngineError> {
-        let own = self.own();
-        self.values.values_mut().take(own).for_each(|v| *v = None);
+        self.values.values_mut().take(self.own).for_each(|v| *v = None);
         self.set(tensors)
     }
 
@@ -231,7 +226,7 @@ impl Stepper {
             (None, None) => OutputUse::Unused,
         };
         let uses = outputs.iter().map(use_of).collect();
-        let state = DeviceState { values: carried.keys().map(|n| (n.clone(), None)).collect(), passing: None };
+        let state = DeviceState { values: carried.keys().map(|n| (n.clone(), None)).collect(), own: carried.len() };
         let in_place = carried.values().map(|c| c.in_place).collect();
         let on_host = carried.values().map(|c| c.on_host).collect();
         let (read, traffic, held) = (read.len(), Traffic::default(), vec![false; carried.len()]);
