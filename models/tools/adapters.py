@@ -18,7 +18,7 @@ RATE = 1e-3
 
 
 def row(tool, model, rank, on, threads):
-    flags = ["--lora", rank, "--state", "inline", "--batch", "keep", *(word for glob in on for word in ("--lora-on", glob))]
+    flags = ["--lora", rank, "--batch", "keep", *(word for glob in on for word in ("--lora-on", glob))]
     with tempfile.TemporaryDirectory() as folder:
         while True:
             try:

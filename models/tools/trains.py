@@ -36,7 +36,7 @@ class Refused(Exception):
 
 
 def emit(tool, model, folder, *flags):
-    command = [tool, model, "-o", f"{folder}/", "--json", *flags]
+    command = [tool, model, "-o", f"{folder}/", "--state", "inline", "--json", *flags]
     done = subprocess.run([str(c) for c in command], capture_output=True, text=True)
     if done.returncode != 0:
         raise Refused(done.stderr.strip())
