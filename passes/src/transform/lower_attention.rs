@@ -134,8 +134,5 @@ fn split(b: &mut Builder, v: ValueId, axis: i64, count: usize) -> Result<Vec<Val
     if count == 1 {
         return Ok(vec![v]);
     }
-    if b.opset() < 13 {
-        return (0..count as i64).map(|i| b.slices(v, &[axis], &[i], &[i + 1])).collect();
-    }
     b.split(v, axis, &vec![1; count])
 }
