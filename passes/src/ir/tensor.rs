@@ -74,7 +74,7 @@ impl Tensor {
     /// Takes a message over. Its `raw_data` was left in the source's bytes.
     pub fn from_slice(head: TensorProto, bytes: SharedBytes) -> Result<Tensor, TensorError> {
         let (dtype, elements) = described(&head)?;
-        let (have, want) = (bytes.len(), dtype.size().map_or(bytes.len(), |s| s * elements));
+        let (have, want) = (bytes.len(), dtype.bytes_of(elements).unwrap_or(bytes.len()));
         let tensor = Tensor::from_parts(dtype, head.dims.clone(), Data::Mapped(Arc::new(head), bytes));
         if have == want { Ok(tensor) } else { Err(tensor.wrong_size(have, "bytes", want)) }
     }
@@ -115,9 +115,12 @@ impl Tensor {
             _ => p.int32_data.len(),
         };
         let per_element = if matches!(self.dtype, DType::C64 | DType::C128) { 2 } else { 1 };
-        let (have, unit, want) = match self.dtype.size() {
-            None if self.dtype != DType::Str || !p.raw_data.is_empty() || typed == 0 => return Ok(()),
-            Some(size) if !p.raw_data.is_empty() || typed == 0 => (p.raw_data.len(), "bytes", size * elements),
+        let raw = !p.raw_data.is_empty() || typed == 0;
+        let (have, unit, want) = match (self.dtype.size(), self.dtype.bytes_of(elements)) {
+            (_, None) if raw => return Ok(()),
+            (_, Some(bytes)) if raw => (p.raw_data.len(), "bytes", bytes),
+            // Packed bytes are in fields of one each.
+            (None, Some(bytes)) => (typed, "bytes", bytes),
             _ => (typed, "elements", elements * per_element),
         };
         if have == want { Ok(()) } else { Err(self.wrong_size(have, unit, want)) }
@@ -210,7 +213,7 @@ impl Tensor {
 
     /// Size in the file that holds it, in bytes.
     pub fn byte_len(&self) -> usize {
-        self.dtype.size().unwrap_or(1) * self.len()
+        self.dtype.bytes_of(self.len()).unwrap_or(self.len())
     }
 
     /// What it is written from.
@@ -297,10 +300,7 @@ impl Tensor {
     pub fn external_range(&self) -> Result<(PathBuf, Range<u64>), TensorError> {
         let place = self.external().ok_or_else(|| self.fail("is not external".into()))?;
         let path = self.external_path()?;
-        let want = match self.dtype.size() {
-            Some(s) => (s * self.len()) as u64,
-            None => place.length.unwrap_or(0),
-        };
+        let want = self.dtype.bytes_of(self.len()).map_or(place.length.unwrap_or(0), |n| n as u64);
         if let Some(length) = place.length.filter(|l| *l != want) {
             return Err(self.fail(format!(
                 "its external data has {length} bytes where its type {} and shape {:?} need {want}",

@@ -24,6 +24,15 @@ macro_rules! element_types {
                 (size > 0).then_some(size)
             }
 
+            /// Bytes of so many elements in `raw_data`; those of less than a byte are packed. `None` for strings.
+            pub fn bytes_of(self, elements: usize) -> Option<usize> {
+                match self {
+                    DType::U4 | DType::I4 | DType::F4 => Some(elements.div_ceil(2)),
+                    DType::U2 | DType::I2 => Some(elements.div_ceil(4)),
+                    _ => self.size().map(|s| s * elements),
+                }
+            }
+
             /// Short name for people and reports: `f32`, `i64`, `bool`, …
             pub fn name(self) -> &'static str {
                 match self { $(DType::$variant => $name,)+ }

@@ -296,8 +296,7 @@ fn misstated(g: &Graph, id: NodeId, model: &ModelProto) -> Option<ImportError> {
         return None;
     }
     let opset = *g.opsets.get(&op.domain)?;
-    // An operator that is too new for the graph is taken for its first version.
-    let schema = schema::at(&op.domain, &op.name, opset).or_else(|| schema::versions(&op.domain, &op.name).first())?;
+    let schema = schema::at_or_first(&op.domain, &op.name, opset)?;
     let operands = g.operands(id).iter().rposition(Option::is_some).map_or(0, |last| last + 1);
     let results = g.results(id).filter(|v| !g.name(*v).is_empty()).last().map_or(0, |v| v.slot as usize + 1);
     if let Some(what) = schema.miscounted(operands, |i| g.operand(id, i).is_some(), results) {

@@ -164,7 +164,7 @@ impl<'f> Checks<'f> {
         let schema = |n: &NodeProto| {
             let known = version(&f.opset_import, &n.domain);
             let version = if short_domain(&n.domain).is_empty() { known? } else { known.unwrap_or(1) };
-            schema::at(&n.domain, &n.op_type, version).filter(|_| !self.bodies.contains_key(&key(n)))
+            schema::at_or_first(&n.domain, &n.op_type, version).filter(|_| !self.bodies.contains_key(&key(n)))
         };
         for n in &f.node {
             let captured = captured_names(n).unwrap_or_default();
@@ -214,9 +214,23 @@ impl<'f> Checks<'f> {
             }
             let given: Vec<bool> = (0..f.input.len()).map(|i| n.input.get(i).is_some_and(there)).collect();
             self.body(f, &given)?;
+            let bound: HashSet<&str> = n.attribute.iter().chain(&f.attribute_proto).map(|a| a.name.as_str()).collect();
+            if let Some((op, what)) = f.node.iter().find_map(|n| unbound(n, &bound)) {
+                return Err(InlineError::Body(f.name.clone(), op, what));
+            }
         }
         Ok(())
     }
+}
+
+/// An attribute that a node of a body needs, and that a call leaves out; with the node's operator.
+fn unbound(n: &NodeProto, bound: &HashSet<&str>) -> Option<(String, String)> {
+    let required = |a: &&AttributeProto| {
+        schema::versions(&n.domain, &n.op_type).iter().any(|s| s.attribute(&a.name).is_some_and(|a| a.required))
+    };
+    let left_out = |a: &&AttributeProto| !a.ref_attr_name.is_empty() && !bound.contains(a.ref_attr_name.as_str());
+    let a = n.attribute.iter().filter(left_out).find(required)?;
+    Some((n.op_type.clone(), format!("lacks the attribute `{}`, as a call leaves `{}` out", a.name, a.ref_attr_name)))
 }
 
 /// The number of names up to the last that is there.

@@ -217,6 +217,11 @@ pub fn at(domain: &str, name: &str, opset: i64) -> Option<&'static Schema> {
     versions(domain, name).iter().rev().find(|s| s.since <= opset)
 }
 
+/// The same, or the operator's first version where the set is older than that: an operator that is too new is read so.
+pub fn at_or_first(domain: &str, name: &str, opset: i64) -> Option<&'static Schema> {
+    at(domain, name, opset).or_else(|| versions(domain, name).first())
+}
+
 /// What of a node no version of its operator has: an element type among those of its operands, or what an attribute holds.
 pub fn misfit(op: &Op, operands: impl Iterator<Item = Option<DType>>) -> Option<String> {
     let newest = versions(&op.domain, &op.name).last()?;

@@ -71,7 +71,9 @@ impl<D: Domain> Call<'_, D> {
         let n = dims[axis].max(0) as usize;
         let part = |dims: &[i64]| count(dims, usize::MAX).unwrap_or(0);
         let (outer, inner) = (part(&dims[..axis]), part(&dims[axis + 1..]));
-        (0..outer * inner).map(move |l| (0..n).map(|i| (l / inner * n + i) * inner + l % inner).collect())
+        // Without elements there are no lines, however many the other extents say.
+        let lines = if n == 0 { 0 } else { outer * inner };
+        (0..lines).map(move |l| (0..n).map(|i| (l / inner * n + i) * inner + l % inner).collect())
     }
 
     pub(super) fn running_sum(&self) -> Option<Array<D>> {

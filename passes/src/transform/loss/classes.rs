@@ -5,7 +5,10 @@ use super::{LossKind, LossOptions};
 use crate::ir::{Attrs, DType, Dim, Tensor, TensorType, ValueId};
 use crate::ops::build::{BuildError, Builder, Built};
 use crate::ops::formula::formula;
-use crate::ops::{Picked, pick};
+use crate::ops::{Picked, TypeError, pick};
+
+/// The most classes of a Dice loss, which numbers them in a constant.
+const MOST_CLASSES: i64 = 1 << 20;
 
 /// A loss of logits and labels; `axis` holds the classes. All but Dice are −w[label] log softmax(logits)[label], over all positions; focal
 /// multiplies by (1 − p[label])^γ.
@@ -135,6 +138,12 @@ fn dice(b: &mut Builder, logits: ValueId, labels: ValueId, axis: usize, o: &Loss
     let mut p = b.op_with("Softmax", Attrs::new().with("axis", 1), &[x])?;
     let ty = b.ty(p)?;
     let classes = b.number(&ty.shape[1])?;
+    if classes > MOST_CLASSES {
+        return Err(b.error(
+            "Softmax",
+            TypeError(format!("a Dice loss of {classes} classes is not made; {MOST_CLASSES} are the most")),
+        ));
+    }
     let column = b.unsqueeze(labels, &[1])?;
     let mut each_class = vec![1; rank];
     each_class[1] = classes;
