@@ -1,0 +1,134 @@
+"""Depth: residual MLPs of 4 to 128 blocks, with and without learned skips, at equal steps and at equal parameters.
+
+    python models/reproduce/depth.py DIR [--tool target/release/ancre-rewrite] [--only PART] [--tables]
+
+The protocol stands in docs/evidence.md. Parts, in the order in which they run: 16, 64, tau, equal, teacher, others, rates, 4, 128.
+Prints the tables and draws docs/depth.svg. About an hour of processor time.
+"""
+
+import json
+import subprocess
+import sys
+
+import common
+import numpy as np
+
+STEPS, WIDTH, THRESHOLD = 460, 48, 0.25
+COURSE = ["--steps", STEPS, "--batch-size", 32, "--schedule", "cosine"]
+MAIN = {"default": "", "paper": "", "softmax": "", "free": ""}
+OTHERS = {"deltas": "--parametrization free --sources deltas", "dense": "--parametrization free --dilation 4 --period 4"}
+TAUS = {f"{rule}-{tau}": f"{o} --tau {tau}" for rule, o in (("softmax", "--parametrization softmax"), ("paper", "--preset paper")) for tau in (0.1, 1)}
+TAUS |= {"default-1": "--tau 1"}
+
+
+def model(given, blocks, width=WIDTH, shape="1,8,8", outputs=10):
+    path = given.dir / f"mlp{blocks}-{width}-{outputs}.onnx"
+    if not path.exists():
+        given.dir.mkdir(parents=True, exist_ok=True)
+        command = [common.MODELS / "tools/residual_mlp.py", blocks, "--width", width, "--shape", shape, "--outputs", outputs, "-o", path]
+        subprocess.run([sys.executable, *map(str, command)], check=True)
+    return path
+
+
+def digits(given, name, blocks, variants, seeds, lr=1e-3, **sizes):
+    data = [x for part, option in (("train", "--data"), ("val", "--val")) for x in (option, common.MODELS / f"data/digits_{part}.npz")]
+    options = ["--loss", "cross-entropy", *data, *COURSE, "--lr", lr]
+    return common.compare(given, name, model(given, blocks, **sizes), variants, seeds, options)
+
+
+def teacher(given):
+    """Points of 16 normal numbers, and 4 numbers that a random network makes of each; 4096 to train on, 1024 held back."""
+    random = np.random.default_rng(17)
+    layers = [random.normal(0, 2 / n**0.5, (n, m)) for n, m in ((16, 32), (32, 32), (32, 4))]
+    paths = [given.dir / f"teacher-{part}.npz" for part in ("train", "val")]
+    shift = scale = None
+    for path, n in zip(paths, (4096, 1024)):
+        y = x = random.normal(size=(n, 16))
+        for w in layers[:-1]:
+            y = np.tanh(y @ w)
+        y = y @ layers[-1]
+        shift, scale = (y.mean(0), y.std(0)) if shift is None else (shift, scale)
+        np.savez(path, input=x.astype(np.float32), target=((y - shift) / scale).astype(np.float32))
+    return paths
+
+
+def regression(given, blocks, seeds):
+    data, val = teacher(given)
+    options = ["--loss", "mse", "--data", data.resolve(), "--val", val.resolve(), *COURSE, "--lr", 1e-3]
+    return common.compare(given, f"teacher-{blocks}", model(given, blocks, shape="16", outputs=4), MAIN, seeds, options)
+
+
+def parts(given):
+    """What is run: {part: a function that gives its reports as {name: report}}."""
+    return {
+        "16": lambda: {"digits-16": digits(given, "digits-16", 16, MAIN | OTHERS | {"attention": ""}, 5)},
+        "64": lambda: {"digits-64": digits(given, "digits-64", 64, MAIN, 5)},
+        "tau": lambda: {"tau": digits(given, "digits-64", 64, TAUS, 3)},
+        "equal": lambda: {"equal-16": digits(given, "equal-16", 16, {v: "" for v in ("paper", "softmax", "free")}, 5, width=97)},
+        "teacher": lambda: {f"teacher-{n}": regression(given, n, 3) for n in (16, 64)},
+        "others": lambda: {"others": digits(given, "digits-64", 64, OTHERS, 5), "attention": digits(given, "digits-64", 64, {"attention": ""}, 3)},
+        "rates": lambda: {f"rate-{lr}": digits(given, f"rate-{lr}", 64, {"softmax": "", "free": ""}, 3, lr) for lr in ("3e-4", "3e-3")},
+        "4": lambda: {"digits-4": digits(given, "digits-4", 4, MAIN | {"deltas": OTHERS["deltas"], "attention": ""}, 3)},
+        "128": lambda: {"digits-128": digits(given, "digits-128", 128, {v: "" for v in ("paper", "softmax", "free")}, 3)},
+    }
+
+
+def steps_to(given, name, report):
+    """Steps until the training loss, in means over 20 steps, is below the threshold: {variant: text}."""
+    out = {}
+    for v in report["variants"]:
+        runs = [common.smooth(common.log(given, name, v["name"], r["seed"])) for r in v["runs"] if r["end"] == "finished"]
+        found = [next((s for s, loss in run if loss < THRESHOLD), None) for run in runs]
+        reached = [s for s in found if s]
+        missed = f", {len(found) - len(reached)} of {len(found)} never" if len(reached) < len(found) else ""
+        out[v["name"]] = (common.spread(reached) if reached else "–") + missed
+    return out
+
+
+def main():
+    options = common.parser(__doc__)
+    options.add_argument("--tables", action="store_true", help="run nothing; tables and the figure of what was run")
+    given = options.parse_args()
+    given.dir = given.dir.resolve()
+    kept = given.dir / "reports.json"
+    reports = json.loads(kept.read_text()) if kept.exists() else {}
+    for part, run in parts(given).items():
+        if not given.tables and part in (given.only or parts(given)):
+            reports |= run()
+            kept.write_text(json.dumps(reports))
+    found = {n: r for n, r in reports.items() if n not in ("tau", "others", "attention")}
+    if "digits-64" in found:
+        found["digits-64"] = common.join(*[reports[n] for n in ("digits-64", "tau", "others", "attention") if n in reports])
+    for name, report in found.items():
+        metrics = () if name.startswith("teacher") else ("accuracy",)
+        more = {} if name.startswith("teacher") else {f"steps to {THRESHOLD}": steps_to(given, name, report)}
+        print(f"\n{name}\n\n{common.table(report, metrics=metrics, more=more)}")
+    for task, others in (("digits", ("digits-16", "equal-16")), ("teacher", ("teacher-16",))):
+        if deep := found.get(f"{task}-64"):
+            for other in filter(found.get, others):
+                for v in (v["name"] for v in found[other]["variants"]):
+                    texts = [common.paired(*[common.values(r, n, key) for r, n in ((found[other], v), (deep, "cascaded"))]) for key in ("val_loss", "train_loss")]
+                    print(f"{other} {v} less {task}-64 cascaded: validation {texts[0]}, training {texts[1]}")
+    draw(given, found)
+
+
+def draw(given, found):
+    """docs/depth.svg: losses at the end against depth, and the training loss of 64 blocks against steps."""
+    depths = [n for n in (4, 16, 64, 128) if f"digits-{n}" in found]
+    panels = []
+    for key, title in (("train_loss", "training loss at the end"), ("val_loss", "validation loss at the end")):
+        lines = {}
+        for v in ("cascaded", *MAIN):
+            known = [(n, list(common.values(found[f"digits-{n}"], v, key).values())) for n in depths if any(w["name"] == v for w in found[f"digits-{n}"]["variants"])]
+            known = [(n, k) for n, k in known if k]
+            lines[v] = [n for n, _ in known], [np.mean(k) for _, k in known], [np.std(k, ddof=1) if len(k) > 1 else 0 for _, k in known]
+        panels.append({"title": title, "x": "blocks", "y": "loss", "log": "xy" if key == "train_loss" else "x", "ticks": depths, "lines": lines})
+    if "digits-64" in found:
+        lines = {v: common.curve(given, "digits-64", v, common.values(found["digits-64"], v)) for v in ("cascaded", *MAIN)}
+        panels.append({"title": "64 blocks: training", "x": "steps", "y": "loss", "log": "y", "lines": lines, "limits": (None, 10)})
+    if panels:
+        common.figure(common.DOCS / "depth.svg", panels, 3.4)
+
+
+if __name__ == "__main__":
+    main()
