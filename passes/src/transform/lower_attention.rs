@@ -134,5 +134,9 @@ fn split(b: &mut Builder, v: ValueId, axis: i64, count: usize) -> Result<Vec<Val
     if count == 1 {
         return Ok(vec![v]);
     }
+    // A graph of an older operator set is converted after this, and what passes build is taken for the target's.
+    if b.opset() < 13 {
+        return (0..count as i64).map(|i| b.slices(v, &[axis], &[i], &[i + 1])).collect();
+    }
     b.split(v, axis, &vec![1; count])
 }
