@@ -109,7 +109,7 @@ fn batch_product_cases() -> Vec<Case> {
         ("512x512@7", conv(8, 512, 512, 7, 1, 1, 1)),
     ];
     let ways =
-        [("long", Target { long_product: 0, ..CPU.clone() }), ("batch", Target { long_product: 1 << 40, ..CPU.clone() })];
+        [("long", Target { long_product: 1 << 32, ..CPU.clone() }), ("batch", Target { long_product: 0, ..CPU.clone() })];
     cases(&sizes, &ways)
 }
 
@@ -146,14 +146,25 @@ fn conv_weight_cases() -> Vec<Case> {
         ("144@28", conv(8, 144, 144, 28, 3, 1, 144)),
         ("144k5@28", conv(8, 144, 144, 28, 5, 1, 144)),
     ];
-    let by = |joined, taps| Target {
-        conv_weight: ConvWeight { joined_channels: joined, depthwise_taps: taps, strided_taps: taps, shifted_copies: taps },
-        ..CPU.clone()
+    let never = ConvWeight {
+        few_channels: 0,
+        depthwise_taps: i64::MAX,
+        depthwise_copies: 0,
+        strided_taps: i64::MAX,
+        shifted_copies: i64::MAX,
+        transposed_samples: 0,
     };
-    let ways = [("joined", by(i64::MAX, i64::MAX)), ("shifted or taps", by(0, i64::MAX)), ("one convolution", by(0, 0))];
+    let by = |conv_weight: ConvWeight| Target { conv_weight, ..CPU.clone() };
+    let ways = [
+        ("taps or shifts", by(never.clone())),
+        ("columns", by(ConvWeight { few_channels: 1 << 20, transposed_samples: 1 << 20, ..never.clone() })),
+        ("shifts by channel", by(ConvWeight { depthwise_taps: 0, depthwise_copies: 64, ..never.clone() })),
+        ("one convolution", by(ConvWeight { depthwise_taps: 0, strided_taps: 0, shifted_copies: 0, ..never })),
+    ];
     cases(&sizes, &ways)
 }
 
+/// Beside each size the floor, which is the convolution itself: it takes as many products and sums.
 #[divan::bench(args = conv_weight_cases(), max_time = 2)]
 fn conv_weight(b: Bencher, case: &Case) {
     gradient(b, case, "w");

@@ -16,7 +16,9 @@ use ancre_passes::transform::optimizer::{OptimizerKind, OptimizerOptions, Traine
 use ancre_passes::transform::route::{
     ChainChoice, Form, Granularity, Init, Normalize, RouteOptions, RouterSpec, Rule, Scope, one_hot_parameters,
 };
-use ancre_passes::transform::{differentiate, eliminate, fold, lower_routes, separate, tie, widen};
+use ancre_passes::transform::{
+    align_scalars::align_scalars, differentiate, eliminate, fold, lower_routes, separate, tie, widen,
+};
 use ancre_passes::verify;
 use ancre_rewrite::engine::random_inputs::{Sizes, random_inputs, sizes};
 use ancre_rewrite::engine::{self, Session, Tensors, tract};
@@ -112,6 +114,7 @@ fn every_pass_s_promise_is_tested() {
         ("lower-routes", Contract::Rounding),     // routes_are_the_weighted_sums_of_the_formulas
         ("lower-abstract", Contract::Rounding),   // the goldens
         ("eliminate-dead", Contract::Exact),      // eliminating_keeps_the_function
+        ("align-scalars", Contract::Exact),       // aligning_keeps_the_function
         ("separate-parameters", Contract::Exact), // separating_keeps_the_function
         ("tie-parameters", Contract::Exact),      // tying_keeps_the_function
         ("legalize", Contract::Rounding),         // zoo::preparing_keeps_the_function
@@ -125,6 +128,25 @@ fn every_pass_s_promise_is_tested() {
         let (_, contract) = known.unwrap_or_else(|| panic!("the promise of `{}` has no test", pass.name));
         assert_eq!(*contract, pass.contract, "`{}` promises something else than is tested", pass.name);
     }
+}
+
+/// A number has as many axes as the tensor beside it, on either side, whether stored or computed.
+#[test]
+fn aligning_keeps_the_function() {
+    let mut g = ancre_passes::text::parse(
+        "g (float[300, 1] x, float n) => (float[300, 1] y, float[300, 1] z) <float two = {2}> {
+            a = Sub (two, x) y = Mul (a, n) z = Div (x, two) }",
+    )
+    .unwrap();
+    let mut random = Random(6);
+    let feeds = Tensors::from([
+        ("x".to_string(), floats(DType::F32, &[300, 1], &random.normals(300))),
+        ("n".to_string(), floats(DType::F32, &[], &[0.3])),
+    ]);
+    let before = open(&emit(&g)).unwrap().run(&feeds).unwrap();
+    assert_eq!(align_scalars(&mut g).unwrap(), 3);
+    verified(&g, verify::Stage::Legal, "aligned");
+    same(&before, &open(&emit(&g)).unwrap().run(&feeds).unwrap(), 0.0, "aligned");
 }
 
 /// Between casts to float32 and back, a half-precision network is what it was but for its roundings.

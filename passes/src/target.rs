@@ -14,7 +14,7 @@ pub struct Target {
     pub ones_columns: i64,
     /// The same for the sum over a batch of matrix products. Benchmark `row_sum`, with 16 and 64 rows.
     pub ones_products: i64,
-    /// A batch of products [M, P] · [P, K] is gathered into one long product once M · K exceeds so many times P · (M + K). The batch
+    /// A batch of products [M, P] · [P, K] is gathered into one long product once so many times M · K exceeds P · (M + K). The batch
     /// writes M · K numbers for each sample, the long product moves P · (M + K). Benchmark `batch_product`.
     pub long_product: i64,
     /// A convolution's input gradient is a `Conv` with the reversed weight where the weight has at most one part in so many of
@@ -35,14 +35,19 @@ pub struct Target {
 /// How the gradient of a convolution's weight is computed. Benchmark `conv_weight`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ConvWeight {
-    /// With fewer input channels the taps' slices are joined into one product.
-    pub joined_channels: i64,
+    /// With fewer input channels windows are always laid out as columns, if the target has those.
+    pub few_channels: i64,
     /// Groups of single channels with more taps than this, or strided, are one convolution, the others products of slices.
     pub depthwise_taps: i64,
+    /// Those at stride 1 that need up to so many shifted copies of the operands are products of those instead.
+    pub depthwise_copies: i64,
     /// Strided windows with more taps than this are one convolution, the others products of slices.
     pub strided_taps: i64,
     /// Windows at stride 1 that need more shifted copies of the operands than this are one convolution.
     pub shifted_copies: i64,
+    /// As long as writing a product's result for so many samples takes transposing it once, which laying the windows out as columns
+    /// saves; strided windows always are. 0: never.
+    pub transposed_samples: i64,
 }
 
 /// How a router's sums are computed. Benchmark `lowering` of `pipeline`.
@@ -63,15 +68,24 @@ pub static CPU: Target = Target {
     ones_columns: 64,
     // Below two thousand elements the two ways differ by ten microseconds, at 36 thousand by a factor of two to ten.
     ones_products: 2048,
-    long_product: 6,
+    long_product: 2,
     // With batches of 8 to 64 the reversed copy costs more than the transposed convolution's serial scatter once the weight has
     // some half of the activations' elements.
     reversed_weight: 2,
     batch: 8,
     // A convolution with batch and channels exchanged takes twice as long as the products of shifted copies for 3 x 3 taps, half
-    // as much again for 7 x 7, the same from 8 x 8 or 16 in a row on. Against strided slices it wins from some 16 taps on (7 x 7
-    // over 3 channels: 0.6 to 0.8 of their time). Narrow products (few channels) waste the matrix kernel.
-    conv_weight: ConvWeight { joined_channels: 8, depthwise_taps: 9, strided_taps: 16, shifted_copies: 15 },
+    // as much again for 7 x 7, the same from 8 x 8 or 16 in a row on; channel by channel 7 x 7 takes it twice as long. Against strided
+    // slices it wins from some 16 taps on (7 x 7 over 3 channels: 0.6 to 0.8 of their time). Narrow products (few channels) waste the
+    // matrix kernel. Columns move nine copies of x for 3 x 3 taps where shifts move six of x and y, but what the product gives is
+    // smaller and needs no transposing, which decides for small images of many channels (512 channels of 7 x 7: a third of the time).
+    conv_weight: ConvWeight {
+        few_channels: 8,
+        depthwise_taps: 9,
+        depthwise_copies: 15,
+        strided_taps: 16,
+        shifted_copies: 15,
+        transposed_samples: 8,
+    },
     // Over states of 16 k to 780 k floats, K = 8 … 64, blocks of 4 are best or near it up to K = 16, blocks of 8 above. Up to 4
     // states the stacking costs more than the pairs.
     router: Router { pairs: 4, blocks: &[(16, 4), (usize::MAX, 8)], large_sample: 4096 },
@@ -99,7 +113,14 @@ const CUDA_COSTS: Target = Target {
     batch: 32,
     // Slices for each tap are avoided where they can be: dense windows are one product of shifted copies, groups of single channels
     // are one grouped convolution.
-    conv_weight: ConvWeight { joined_channels: 0, depthwise_taps: 0, strided_taps: 9, shifted_copies: 15 },
+    conv_weight: ConvWeight {
+        few_channels: 0,
+        depthwise_taps: 0,
+        depthwise_copies: 0,
+        strided_taps: 9,
+        shifted_copies: 15,
+        transposed_samples: 0,
+    },
     // Pairs are two kernels each, K² of them; a block's product is one. Blocks of about √K move the least.
     router: Router { pairs: 2, blocks: &[(usize::MAX, 8)], large_sample: i64::MAX },
     // Nine copies of 65 thousand numbers take five microseconds, a dozen kernels some fifty.
@@ -114,11 +135,18 @@ pub static WASM: Target = Target {
     // Three nodes against one, where the one is a slow kernel.
     ones_columns: 2048,
     ones_products: 2048,
-    long_product: 6,
+    long_product: 2,
     // The scatter of a transposed convolution is serial everywhere, so one thread loses less by it.
     reversed_weight: 4,
     batch: 1,
-    conv_weight: ConvWeight { joined_channels: 8, depthwise_taps: 0, strided_taps: 16, shifted_copies: 15 },
+    conv_weight: ConvWeight {
+        few_channels: 8,
+        depthwise_taps: 0,
+        depthwise_copies: 15,
+        strided_taps: 16,
+        shifted_copies: 15,
+        transposed_samples: 8,
+    },
     router: Router { pairs: 2, blocks: &[(usize::MAX, 16)], large_sample: i64::MAX },
     small_update: 8192,
     float64: true,

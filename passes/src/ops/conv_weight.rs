@@ -15,6 +15,8 @@ use super::*;
 const LARGE_MASK: i64 = 16384;
 /// Cells of the largest mask that is written: no image that is trained on has rows like that.
 const LARGEST_MASK: usize = 1 << 24;
+/// Numbers of the largest filters that lay windows out as columns: 9 taps over 26 thousand channels.
+const LARGEST_FILTERS: usize = 1 << 21;
 
 pub(super) const CONV_WEIGHT_COTANGENT: Row = Row {
     domain: ANCRE,
@@ -61,25 +63,42 @@ pub(super) fn weight_cotangent(b: &mut Builder, x: ValueId, ct: ValueId, w: Valu
 
 /// The cotangent of a convolution's weight in plain operators.
 ///
-/// At stride 1 the taps' shifts are shared out between the operands (see [`shifted`]). Few input channels make narrow products,
-/// so the slices of all taps are joined into one. Groups of single channels are element-wise products of slices. Other windows
-/// that are not too large, and extents that are not known, take a slice and a product a tap. Large windows take one convolution
-/// (see [`swapped`]), whose nodes do not grow with the taps.
+/// At stride 1 the taps' shifts are shared out between the operands (see [`shifted`]), if the image is large beside the channels.
+/// Other windows that are not too large take one product with the windows' columns (see [`columns`]), where the target has those, else
+/// a slice and a product a tap; so do windows over few input channels, which make narrow products. Groups of single
+/// channels are element-wise products of slices. Large windows take one convolution (see [`swapped`]), whose nodes do not grow with
+/// the taps.
 fn weight_gradient(b: &mut Builder, x: ValueId, ct: ValueId, w: ValueId, window: &Window, group: i64) -> Built {
     let costs = &b.target.conv_weight;
     let (x_ty, ct_ty, w_ty) = (b.ty(x)?, b.ty(ct)?, b.ty(w)?);
     let single = w_ty.shape[1].is_one() && group > 1;
     let fixed = x_ty.shape[2..].iter().chain(&ct_ty.shape[2..]).all(|d| d.known().is_some());
-    let few = group == 1 && w_ty.shape[1].known().is_some_and(|c| c < costs.joined_channels);
+    let few = group == 1 && w_ty.shape[1].known().is_some_and(|c| c < costs.few_channels);
+    let copies = window.kernel[0] + window.kernel[1..].iter().product::<i64>();
+    let shifts = fixed && !window.is_strided() && window.taps() > 1 && copies <= costs.shifted_copies;
+    let shifts = shifts && (!single || window.taps() > costs.depthwise_taps && copies <= costs.depthwise_copies);
     let many = match (single, window.is_strided()) {
-        (true, strided) => strided || window.taps() > costs.depthwise_taps,
+        (true, strided) => !shifts && (strided || window.taps() > costs.depthwise_taps),
         (false, true) => window.taps() > costs.strided_taps,
-        (false, false) => window.kernel[0] + window.kernel[1..].iter().product::<i64>() > costs.shifted_copies,
+        (false, false) => copies > costs.shifted_copies,
     };
     if many && (fixed || group == 1) {
         return swapped(b, x, ct, w, window, group);
     }
-    if !few && !single && fixed && !window.is_strided() && window.taps() > 1 {
+    // Columns move N · P numbers for each that the products of shifts write N times and transpose.
+    let batch = x_ty.shape[0].known().unwrap_or(b.target.batch);
+    let small_image = match (product(&ct_ty.shape[2..]).known(), ct_ty.shape[1].known()) {
+        (Some(windows), Some(channels)) => 3 * batch * windows < 2 * channels * (batch + costs.transposed_samples),
+        _ => true,
+    };
+    if group == 1 && window.taps() > 1 && costs.transposed_samples > 0 && (few || small_image || !shifts) {
+        let taps = window.taps();
+        let filters = w_ty.shape[1].known().map(|c| [vec![c * taps, 1], window.kernel.clone()].concat());
+        if let Some(filters) = filters.filter(|dims| eval::places::count(dims, LARGEST_FILTERS).is_some()) {
+            return columns(b, x, ct, w, window, &filters);
+        }
+    }
+    if shifts {
         return shifted(b, x, ct, w, window, group);
     }
     let windows = ct_ty.shape[2..].to_vec();
@@ -90,14 +109,6 @@ fn weight_gradient(b: &mut Builder, x: ValueId, ct: ValueId, w: ValueId, window:
     }
     if single && w_ty.shape[0] == x_ty.shape[1] {
         return depthwise(b, &seen, ct, w);
-    }
-    if few && seen.len() > 1 {
-        let joined = b.concat(&seen, 1)?;
-        // The product has columns (tap, channel), the weight has (channel, tap).
-        let product = channel_products(b, joined, ct, 1)?;
-        let spread = split_axis(b, product, 1, seen.len() as i64)?;
-        let ordered = b.transpose(spread, &[0, 2, 1])?;
-        return b.reshape_like(ordered, w);
     }
     if group == 1 && seen.len() > 1 && !ct_ty.shape[0].is_one() {
         let area = product(&ct_ty.shape[2..]);
@@ -112,6 +123,23 @@ fn weight_gradient(b: &mut Builder, x: ValueId, ct: ValueId, w: ValueId, window:
     }
     let joined = b.concat(&products, -1)?;
     b.reshape_like(joined, w)
+}
+
+/// The windows of x as columns, [N, C · taps, windows], by a convolution whose filters have a one at a single tap; then one product with
+/// ȳ, whose result is in the weight's order.
+fn columns(b: &mut Builder, x: ValueId, ct: ValueId, w: ValueId, window: &Window, filters: &[i64]) -> Built {
+    let (taps, cells) = (window.taps(), filters.iter().product::<i64>());
+    let ones: Vec<f64> = (0..cells).map(|i| f64::from(u8::from(i % taps == i / taps % taps))).collect();
+    let dtype = b.ty(x)?.dtype;
+    let ones = b.constant("const/taps", Tensor::floats(dtype, filters, &ones));
+    let columns = b.op_with("Conv", window.attrs(filters[0] / taps), &[x, ones])?;
+    // The windows' extents, where the rule cannot tell them, are those of ȳ.
+    let windows = b.ty(ct)?.shape[2..].to_vec();
+    let mut shape = b.ty(columns)?.shape;
+    shape.splice(2.., windows);
+    let columns = b.state(columns, TensorType::new(dtype, shape));
+    let product = channel_products(b, columns, ct, 1)?;
+    b.reshape_like(product, w)
 }
 
 /// At stride 1: w̄[d, e] = Σ ȳ[i, j] x[i + d, j + e]. ȳ takes the shifts d along the first axis: copies of ȳ laid end to end with

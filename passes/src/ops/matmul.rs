@@ -148,7 +148,7 @@ pub(super) fn gemm(b: &mut Builder, x: ValueId, y: ValueId, trans_x: bool, trans
 /// Is one long product cheaper than the sum of a batch of products [M, P] · [P, K]?
 pub(super) fn is_long(b: &Builder, m: &Dim, k: &Dim, inner: &Dim) -> bool {
     match (m.known(), k.known(), inner.known()) {
-        (Some(m), Some(k), Some(p)) => m * k > b.target.long_product * p * (m + k),
+        (Some(m), Some(k), Some(p)) => b.target.long_product * m * k > p * (m + k),
         _ => false,
     }
 }

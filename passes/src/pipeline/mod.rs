@@ -101,6 +101,7 @@ pub const TRAIN: &[Pass] = &[
     LOWER_ROUTES,
     LOWER_ABSTRACT,
     ELIMINATE_DEAD,
+    ALIGN_SCALARS,
     MARK_IN_PLACE,
     DESCRIBE,
     WIDEN,
@@ -119,8 +120,16 @@ pub const PREPARE_TEACHER: &[Pass] = &[FIX_INPUTS, INLINE_CONTROL_FLOW, REBATCH,
 pub const PREPARE_GRADIENT: &[Pass] = &[INLINE_CONTROL_FLOW, LEGALIZE, CHOOSE_PARAMETERS, FOLD_CONSTANTS];
 
 /// From the prepared graph to one that also gives gradients of its own outputs.
-pub const GRAD: &[Pass] =
-    &[APPEND_COTANGENTS, DIFFERENTIATE, DECLARE_GRADIENTS, LOWER_ROUTES, LOWER_ABSTRACT, ELIMINATE_DEAD, WIDEN];
+pub const GRAD: &[Pass] = &[
+    APPEND_COTANGENTS,
+    DIFFERENTIATE,
+    DECLARE_GRADIENTS,
+    LOWER_ROUTES,
+    LOWER_ABSTRACT,
+    ELIMINATE_DEAD,
+    ALIGN_SCALARS,
+    WIDEN,
+];
 
 /// All pipelines by name.
 pub const PIPELINES: &[(&str, &[Pass])] = &[

@@ -23,8 +23,8 @@ use crate::transform::narrow::Precision;
 use crate::transform::optimizer::{Trained, append_optimizer};
 use crate::transform::rebatch::{self, Current};
 use crate::transform::{
-    adapters, barrier, control_flow, differentiate_past, dropout, eliminate, fake_quantize, fold, legalize, lower_abstract,
-    lower_attention, lower_routes, master, narrow, recompute, route, separate, tie, train_batch_norm, widen,
+    adapters, align_scalars, barrier, control_flow, differentiate_past, dropout, eliminate, fake_quantize, fold, legalize,
+    lower_abstract, lower_attention, lower_routes, master, narrow, recompute, route, separate, tie, train_batch_norm, widen,
 };
 
 pub const ROUTE_SKIPS: Pass = Pass::new(
@@ -403,6 +403,14 @@ pub const LOWER_ABSTRACT: Pass = Pass::new(
 pub const ELIMINATE_DEAD: Pass = Pass::new("eliminate-dead", Exact, "removes what nobody reads", |g, cx| {
     Ok(Applied::of(eliminate::eliminate_dead(g, |_, id| cx.keep.contains(&id))))
 });
+
+pub const ALIGN_SCALARS: Pass = Pass::new(
+    "align-scalars",
+    Exact,
+    "gives numbers that meet tensors with trailing axes of extent 1 as many axes, for kernels that are slow otherwise; late, \
+     because lowering and the optimizer write most of them",
+    |g, _| Ok(Applied::of(align_scalars::align_scalars(g)?)),
+);
 
 pub const CONVERT_OPSET: Pass = Pass::new(
     "convert-opset",

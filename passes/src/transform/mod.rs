@@ -1,6 +1,7 @@
 //! Passes that change a graph, and the parts of training graphs.
 
 pub mod adapters;
+pub mod align_scalars;
 pub mod auto_loss;
 pub mod bake;
 mod class_axis;
