@@ -138,7 +138,9 @@ pub fn append_optimizer(
 ) -> Result<Update, BuildError> {
     let mut b = Builder::on(g, "optimizer", target);
     let mut packs = packs(&mut b, trained, o)?;
-    let squares = squares(&mut b, &packs)?;
+    // Where all updates wait for the norm, all squares would stay until then.
+    let waits_for_norm = o.clip_norm.is_some() || scale.is_some();
+    let squares = squares(&mut b, &mut packs, o.kind.is_adam() && !waits_for_norm)?;
     let grad_norm = norm(&mut b, &squares)?;
     if o.kind == OptimizerKind::None {
         let kept = |t: &Trained| StateTensor { value: t.value, next: None, kind: t.kind };
@@ -169,10 +171,9 @@ pub fn append_optimizer(
         }
     }
     b.prefix = "optimizer".into();
-    let waits_for_norm = o.clip_norm.is_some() || scale.is_some();
     let norm = match s.boundary.filter(|_| waits_for_norm) {
         Some(_) => {
-            let squares = self::squares(&mut b, &packs)?;
+            let squares = self::squares(&mut b, &mut packs, false)?;
             norm(&mut b, &squares)?
         }
         None => grad_norm,
@@ -229,23 +230,28 @@ fn is_double(b: &Builder, pack: &Pack) -> bool {
     b.graph.value(pack.gradient).ty.dtype == Some(DType::F64)
 }
 
-/// Σ g² of every pack's gradient.
-fn squares(b: &mut Builder, packs: &[Pack]) -> Result<Vec<ValueId>, BuildError> {
-    packs.iter().map(|p| sum_of_squares(b, p.gradient)).collect()
+/// Σ g² of every pack's gradient; with `keep` its update has g² too.
+fn squares(b: &mut Builder, packs: &mut [Pack], keep: bool) -> Result<Vec<ValueId>, BuildError> {
+    let sum = |p: &mut Pack| {
+        let square = p.square(b, keep)?;
+        sum(b, square)
+    };
+    packs.iter_mut().map(sum).collect()
 }
 
-/// Σ g², of a large tensor row by row: one running sum in float32 over millions of elements loses the last of them.
-fn sum_of_squares(b: &mut Builder, gradient: ValueId) -> Built {
+/// The sum of all elements in float32, of a large tensor row by row: one running sum over millions of elements loses the last of them.
+/// ONNX Runtime's `ReduceSumSquare` along rows takes longer than a product and `ReduceSum`.
+fn sum(b: &mut Builder, values: ValueId) -> Built {
     const LARGE: i64 = 1 << 14;
-    let n: i64 = b.ty(gradient)?.known_dims().map_or(0, |dims| dims.iter().product());
+    let n: i64 = b.ty(values)?.known_dims().map_or(0, |dims| dims.iter().product());
     let width = n.isqrt();
     let width = (1..=width).rev().find(|k| n % k == 0).filter(|k| n > LARGE && *k >= 16);
     let Some(width) = width else {
-        let sum = b.reduce_all("ReduceSumSquare", gradient)?;
+        let sum = b.reduce_all("ReduceSum", values)?;
         return b.cast(sum, DType::F32);
     };
-    let rows = b.reshape(gradient, &[-1, width], &[Dim::from(n / width), Dim::from(width)])?;
-    let each = b.reduce("ReduceSumSquare", rows, &[1], false)?;
+    let rows = b.reshape(values, &[-1, width], &[Dim::from(n / width), Dim::from(width)])?;
+    let each = b.reduce("ReduceSum", rows, &[1], false)?;
     let sum = b.reduce_all("ReduceSum", each)?;
     b.cast(sum, DType::F32)
 }

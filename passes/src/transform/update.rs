@@ -29,6 +29,8 @@ pub(super) struct Pack<'a> {
     members: Vec<&'a Trained>,
     /// Their gradient, in the pack's shape.
     pub(super) gradient: ValueId,
+    /// A gradient and its square, which the norm and Adam's second moment both read.
+    square: Option<(ValueId, ValueId)>,
     /// Their group of parameters, by number.
     group: Option<usize>,
 }
@@ -76,7 +78,7 @@ pub(super) fn packs<'a>(b: &mut Builder, trained: &'a [Trained], o: &OptimizerOp
     let mut out = Vec::with_capacity(groups.len());
     for ((_, group, ..), members) in groups {
         let gradients: Vec<ValueId> = members.iter().map(|t| t.gradient).collect();
-        out.push(Pack { gradient: join(b, &gradients)?, members, group });
+        out.push(Pack { gradient: join(b, &gradients)?, square: None, members, group });
     }
     Ok(out)
 }
@@ -98,6 +100,13 @@ impl Pack<'_> {
     /// The gradients of its members.
     pub(super) fn gradients(&self) -> Vec<ValueId> {
         self.members.iter().map(|t| t.gradient).collect()
+    }
+
+    /// g² of the gradient as it is now; with `keep` the update has it too.
+    pub(super) fn square(&mut self, b: &mut Builder, keep: bool) -> Built {
+        let square = b.mul(self.gradient, self.gradient)?;
+        self.square = keep.then_some((self.gradient, square));
+        Ok(square)
     }
 
     /// The weight, if the pack is one large tensor.
@@ -268,7 +277,10 @@ impl Pack<'_> {
             let next = blend(b, m, g, o.beta1)?;
             Ok((next, held(b, boundary, next, m)?))
         })?;
-        let square = b.mul(g, g)?;
+        let square = match self.square {
+            Some((of, square)) if of == g => square,
+            _ => b.mul(g, g)?,
+        };
         let v = self.state(b, "exp_avg_sq", StateKind::Moment, states, |b, v| {
             let next = blend(b, v, square, o.beta2)?;
             Ok((next, held(b, boundary, next, v)?))
