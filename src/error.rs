@@ -95,6 +95,7 @@ fn advice(hint: &Hint) -> &'static str {
             "choose with --loss cross-entropy (int64 class labels), next-token (language models), mse, l1, huber, bce or own (a scalar output of the model)"
         }
         Hint::NameTrainable => "name some with --trainable GLOB",
+        Hint::FreezeLess => "let --frozen GLOB match fewer, or --trainable-from name more",
         Hint::CorrectTrainableList => "the file of --trainable-from has one initializer's name a line",
         Hint::TrainBackbone => "leave out --freeze-backbone",
         Hint::SkipVerification => "--verify none leaves verification out",

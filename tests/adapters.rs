@@ -192,6 +192,14 @@ fn a_stock_session_loads_the_adapter_beside_an_untouched_base() {
     let said: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
     let [with, without] = ["with", "without"].map(|key| said[key].as_f64().unwrap());
     assert!(with < 2e-6 && without > 1e-2, "{said}");
+    // PEFT's description has one name: that of another adapter stays, one's own is written again.
+    let other = path("other");
+    tool_ok(&[text(&model("deep_mlp")).as_str(), "-o", &path("other/"), "--lora", "3", "--loss", "mse", "--verify", "none"]);
+    let other_forward = format!("{other}/deep_mlp.ancre.onnx");
+    let ran = tool(&["freeze", &other_forward, "--adapter", &path("other.safetensors")]);
+    assert!(ran.status == 2 && ran.err.contains("describes another adapter"), "{}", ran.err);
+    tool_ok(&["freeze", &other_forward, "--adapter", &(other + "/mine.safetensors")]);
+    tool_ok(&["freeze", &forward, "--state", &state, "--adapter", &path("mine.safetensors"), "--prune", "0"]);
     // What both formats hold.
     let (base, _) = read_model(&dir.path().join("mine.onnx")).unwrap();
     let record = AdaptersRecord::read(&base).unwrap().unwrap();

@@ -335,6 +335,18 @@ fn states_that_do_not_fit_are_refused() {
 
     let ran = tool(&["freeze", &text(&t.path("m.train.onnx"))]);
     assert!(ran.status == 2 && ran.err.contains("is a training graph"), "{}", ran.err);
+    tool_ok(&[
+        text(&model("deep_mlp")).as_str(),
+        "--loss",
+        "mse",
+        "--infer-graph",
+        "--verify",
+        "none",
+        "-o",
+        &text(&t.path("n.onnx")),
+    ]);
+    let ran = tool(&["freeze", &text(&t.path("n.infer.onnx"))]);
+    assert!(ran.status == 2 && ran.err.contains("is an inference graph"), "{}", ran.err);
     std::fs::write(t.path("cut.safetensors"), &std::fs::read(t.path("bad.safetensors")).unwrap()[..100]).unwrap();
     let ran = tool(&["freeze", &text(&t.path("m.onnx")), "--state", &text(&t.path("cut.safetensors"))]);
     assert!(ran.status == 2 && ran.err.contains("no readable .safetensors"), "{}", ran.err);

@@ -61,6 +61,26 @@ fn a_rewritten_network_starts_at_its_source() {
     }
 }
 
+/// A loss that begins at zero does not jump, at a rate that is given and without one; rates cannot be told by it.
+#[test]
+fn a_network_that_is_its_own_teacher_trains() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = train(&model("deep_mlp"), dir.path(), &["--distill", "source"]);
+    let npz = dir.path().join("x.npz");
+    let x = Random(1).normals(256 * 24);
+    write_npz(&npz, &[("observation".into(), vec![256, 24], x.iter().map(|v| *v as f32).collect())]);
+    for flags in [&["--lr", "1e-3"][..], &[]] {
+        let (report, log) = trained(&path, &npz, &[&["--steps", "40", "--batch-size", "32"], flags].concat());
+        assert_eq!((report["steps"].as_u64(), report["jumps"].as_array().unwrap().len()), (Some(40), 0), "{report}");
+        let losses: Vec<f64> = log.iter().map(|l| l["loss"].as_f64().unwrap()).collect();
+        assert!(losses[0].abs() < 1e-6 && losses[39] < 0.05, "{losses:?}");
+        assert!(
+            flags.len() == 2 || report["lr"]["trial"]["tried"].as_array().unwrap().iter().all(|t| t["loss"].is_null()),
+            "{report}"
+        );
+    }
+}
+
 /// Data without labels are enough: a network with fresh weights learns what its source says.
 #[test]
 fn a_fresh_network_learns_from_its_source_without_labels() {
@@ -91,6 +111,10 @@ fn a_teacher_that_does_not_fit_is_refused() {
         (vec!["--loss".into(), "mse:nothing:0.5".into()], "the model has no output `nothing`"),
         (vec!["--loss".into(), "nothing".into()], "cross-entropy, next-token"),
         (vec!["--loss".into(), "mse:logits:nan".into()], "a weight of 0 or more"),
+        (
+            ["--loss", "focal", "--loss", "focal:logits:0.5"].map(String::from).into(),
+            "the loss focal of output `logits` is asked for twice",
+        ),
         (vec!["--mask".into(), "labels".into()], "a mask needs another name"),
         (vec!["--mask".into(), "m".into(), "--mask".into(), "n".into()], "one output has two"),
         (vec!["--class-weights".into(), "1,2".into()], "has 10 classes, and there are 2 class weights"),
@@ -175,6 +199,60 @@ fn several_losses_are_reported_each() {
 }
 
 /// `train` weights classes by how seldom they are: as if the weights had been given.
+/// The validation of a CTC loss tells how far what the frames spell is from the labels, whichever axis holds the frames.
+#[test]
+fn spellings_have_an_error_rate() {
+    let (samples, frames, classes) = (12, 6, 4);
+    let x: Vec<f64> = Random(5).normals(samples * frames * 5);
+    for time_first in [false, true] {
+        let turn = if time_first { "y = Transpose <perm = [1, 0, 2]> (m)" } else { "y = Identity (m)" };
+        let shape = if time_first { "6, n, 4" } else { "n, 6, 4" };
+        let net = format!(
+            "net (float[n, 6, 5] x) => (float[{shape}] y) <float[5, 4] w = {{0.5, -1, 2, 0.25, -0.75, 1.5, -2, 1, 1, 0.5, -0.5, -1, 2, -2, 0.125, 0.75, -1.25, 0.5, 1, -0.25}}> {{ m = MatMul (x, w) {turn} }}"
+        );
+        let g = ancre_passes::text::parse(&net).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let source = dir.path().join("net.onnx");
+        std::fs::write(&source, emit(&g)).unwrap();
+        let feeds = Tensors::from([("x".to_string(), floats(DType::F32, &[samples, frames, 5], &x))]);
+        let y = open_file(&source).run(&feeds).unwrap()["y"].to_f64();
+        let of = |n: usize, t: usize| (if time_first { t * samples + n } else { n * frames + t }) * classes;
+        // What the frames spell; 0 is the blank.
+        let best = |at: usize| (0..classes).fold(0, |b, c| if y[at + c] > y[at + b] { c } else { b });
+        let spelt: Vec<Vec<f64>> = (0..samples)
+            .map(|n| {
+                let mut all: Vec<usize> = (0..frames - n % 2).map(|t| best(of(n, t))).collect();
+                all.dedup();
+                all.into_iter().filter(|c| *c != 0).map(|c| c as f64).collect()
+            })
+            .collect();
+        let path = train(&source, dir.path(), &["--loss", "ctc"]);
+        // One label too many in every third sample.
+        for more in [0, 1] {
+            let labels: Vec<Vec<f64>> = spelt
+                .iter()
+                .enumerate()
+                .map(|(n, s)| [s.as_slice(), &vec![1.0; if n % 3 == 0 { more } else { 0 }]].concat())
+                .collect();
+            let padded = |l: &Vec<f64>| [l.as_slice(), &vec![-100.0; 8 - l.len()]].concat();
+            let ints = |shape: &[usize], v: Vec<f64>| NpTensor::from_f64s(DType::I64, shape, &v).unwrap();
+            let set = Tensors::from([
+                ("x".to_string(), feeds["x"].clone()),
+                ("labels".into(), ints(&[samples, 8], labels.iter().flat_map(padded).collect())),
+                ("input_lengths".into(), ints(&[samples], (0..samples).map(|n| (frames - n % 2) as f64).collect())),
+                ("target_lengths".into(), ints(&[samples], labels.iter().map(|l| l.len() as f64).collect())),
+            ]);
+            let file = dir.path().join("set.safetensors");
+            write_safetensors(&file, &set, None);
+            let val = self::text(&file);
+            let (report, _) = trained(&path, &file, &["--val", &val, "--steps", "1", "--lr", "1e-12", "--batch-size", "4"]);
+            let count: usize = labels.iter().map(Vec::len).sum();
+            let want = (4 * more) as f64 / count as f64;
+            assert_eq!(report["metrics"]["label-error-rate"].as_f64(), Some(want), "{time_first} {more}: {report}");
+        }
+    }
+}
+
 #[test]
 fn classes_are_balanced_by_the_training_data() {
     let dir = tempfile::tempdir().unwrap();

@@ -191,4 +191,10 @@ fn what_cannot_be_trained_so_is_refused_with_advice() {
     assert!(of_floats.contains("this one is not") && of_floats.contains("quantize_static"), "{of_floats}");
     let unasked = refused(&model("resnet_cifar_qdq"), &["--loss", "cross-entropy"]);
     assert!(unasked.contains("is quantised") && unasked.contains("--qat trains it"), "{unasked}");
+    let fresh = refused(&model("resnet_cifar_qdq"), &["--qat", "--classes", "3"]);
+    assert!(fresh.contains("`node_linear` (Gemm)") && fresh.contains("then quantise it"), "{fresh}");
+    for source in quantised_models() {
+        let fresh = refused(&source, &["--classes", "3"]);
+        assert!(fresh.contains("the last linear map, has a quantised weight"), "{}: {fresh}", source.display());
+    }
 }

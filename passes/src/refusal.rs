@@ -103,6 +103,8 @@ pub enum Hint {
     ChooseLoss,
     /// Name parameters that are to train.
     NameTrainable,
+    /// Freeze fewer parameters.
+    FreezeLess,
     /// Correct the list of what trains.
     CorrectTrainableList,
     /// Train more than the head.

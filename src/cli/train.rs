@@ -262,6 +262,9 @@ pub enum Metric {
     Perplexity,
     /// Mean distance of output and target.
     Mae,
+    /// What has to be inserted, deleted or replaced in the spelling with the best class of each frame, as a share of the labels. Reported
+    /// for every CTC loss, asked for or not.
+    LabelErrorRate,
 }
 
 impl Metric {
@@ -273,6 +276,7 @@ impl Metric {
             Metric::F1 => "f1",
             Metric::Perplexity => "perplexity",
             Metric::Mae => "mae",
+            Metric::LabelErrorRate => "label-error-rate",
         }
     }
 }

@@ -64,13 +64,15 @@ impl AdapterFiles {
         named(&self.stem, "onnx")
     }
 
-    /// Adds the files to what is written; their names.
+    /// Adds the files to what is written; their names. Fails where PEFT's description of another adapter would go.
     pub(super) fn add(&self, outputs: &mut Outputs) -> Result<Vec<PathBuf>, Failure> {
-        let files = [
-            (named(&self.stem, "safetensors"), &self.peft),
-            (self.stem.with_file_name("adapter_config.json"), &self.config),
-            (named(&self.stem, "onnx_adapter"), &self.runtime),
-        ];
+        let (peft, config) = (named(&self.stem, "safetensors"), self.stem.with_file_name("adapter_config.json"));
+        if std::fs::read(&config).is_ok_and(|there| there != self.config) && !is_alone(&peft) {
+            return Err(Failure::input("describes another adapter, and PEFT looks for no other name")
+                .at(&config)
+                .help("give each adapter a directory of its own, or remove the file"));
+        }
+        let files = [(peft, &self.peft), (config, &self.config), (named(&self.stem, "onnx_adapter"), &self.runtime)];
         files.into_iter().map(|(path, bytes)| outputs.add_bytes(bytes, &path).map(|()| path)).collect()
     }
 }
@@ -86,6 +88,14 @@ fn stem(file: &Path) -> PathBuf {
     } else {
         file.to_path_buf()
     }
+}
+
+/// Is a file there, and no other of its kind beside it?
+fn is_alone(file: &Path) -> bool {
+    let folder = file.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|e| e.file_name());
+    let alike: Vec<_> = entries.filter(|name| Path::new(name).extension() == file.extension()).collect();
+    alike.len() == 1 && Some(alike[0].as_os_str()) == file.file_name()
 }
 
 fn named(stem: &Path, suffix: &str) -> PathBuf {

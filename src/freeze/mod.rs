@@ -10,7 +10,7 @@ use crate::topology::Weights;
 use crate::topology::weights::{self, json_of};
 use crate::verify::report::engine_name;
 use crate::verify::{Comparison, Subject, Tolerance, VerifyOptions, numeric};
-use ancre_passes::contract::{AdaptersRecord, Fresh, LossRecord, Record, RouterRecord, Ties};
+use ancre_passes::contract::{AdaptersRecord, Fresh, LossRecord, Record, RouterRecord, States, Ties};
 use ancre_passes::ir::Graph;
 use ancre_passes::onnx;
 use ancre_passes::pipeline;
@@ -84,8 +84,10 @@ pub(crate) fn freeze_with(a: &FreezeArgs, metadata: &[(&str, String)]) -> Result
         return Err(Failure::input(format!("--prune {eps} is out of range [0, 1)")));
     }
     let (mut g, _) = rewrite::load(&a.model)?;
-    if LossRecord::is_in(&g) {
-        return Err(Failure::input("is a training graph")
+    if LossRecord::is_in(&g) || States::is_in(&g) {
+        let what =
+            if LossRecord::is_in(&g) { "is a training graph" } else { "is an inference graph, which state is fed to" };
+        return Err(Failure::input(what)
             .help("give the forward graph that ancre-rewrite wrote beside it, STEM.ancre.onnx")
             .at(&a.model));
     }

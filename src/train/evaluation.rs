@@ -20,7 +20,7 @@ use ancre_passes::ir::{DType, Graph, Kind, TensorType, ValueId};
 use ancre_passes::onnx;
 use ancre_passes::pipeline::PassManager;
 use ancre_passes::pipeline::training::TrainingOptions;
-use ancre_passes::transform::loss::{ClassWeights, LossOptions};
+use ancre_passes::transform::loss::{ClassWeights, LossKind, LossOptions};
 use ancre_passes::transform::optimizer::{OptimizerKind, OptimizerOptions};
 use ancre_passes::transform::{eliminate, rebatch, separate};
 use indexmap::IndexMap;
@@ -171,7 +171,9 @@ fn behaves_otherwise(t: &TrainingGraph) -> Option<&'static str> {
 
 /// The loss, and of each loss the scores and its value.
 fn read_outputs(t: &TrainingGraph) -> Vec<ValueId> {
-    let of = |term: &'_ Term| [term.scores.as_ref().map(|s| s.output.clone()), term.record.value.clone()];
+    let spelt = |term: &Term| term.record.output.clone().filter(|_| term.kind == LossKind::Ctc);
+    let scored = |term: &Term| term.scores.as_ref().map(|s| s.output.clone()).or_else(|| spelt(term));
+    let of = |term: &'_ Term| [scored(term), term.record.value.clone()];
     let names = std::iter::once(t.loss_output.clone()).chain(t.losses.iter().flat_map(of).flatten());
     let mut values: Vec<ValueId> = Vec::new();
     for v in names.filter_map(|n| t.graph.find(&n)) {

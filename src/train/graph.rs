@@ -86,6 +86,13 @@ pub struct TrainingGraph {
 }
 
 impl TrainingGraph {
+    /// The shape of an input or output, as far as the file tells it.
+    pub(super) fn shape(&self, name: &str) -> Option<Shape> {
+        let v = self.graph.find(name)?;
+        let output = self.graph.outputs().iter().find(|o| o.value == v);
+        output.map_or_else(|| self.graph.value(v).ty.shape.clone(), |o| declared(&self.graph, o))
+    }
+
     /// Reads the file of a training graph; of a step in two graphs either file names both.
     pub fn read(path: &Path) -> Result<TrainingGraph, Failure> {
         let (graph, bytes) = files::read_model(path)?;

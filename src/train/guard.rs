@@ -1,7 +1,8 @@
 //! The guard: a loss that jumps takes the run back to its best state, at a lower rate. After a few times in a row it gives up.
 //!
 //! A jump is judged by the run itself. The measures are the loss of the first step, the running mean of the losses and their mean
-//! distance from it. A single batch that is far off is no jump; three in a row are, or one beyond any measure.
+//! distance from it. A single batch that is far off is no jump; three in a row are, or one beyond any measure. A loss that begins at zero,
+//! as that of a network that is its own teacher, can only rise: the highest loss of its first steps is the measure then.
 
 use super::progress::percent;
 use serde::{Deserialize, Serialize};
@@ -18,6 +19,10 @@ const KEEPS: f64 = 0.9;
 const KEEP_EVERY: u64 = 20;
 /// Factor by which the gradients' norm grows in a jump.
 const NORM: f64 = 30.0;
+/// A first loss below it is zero but for rounding.
+const ZERO: f64 = 1e-5;
+/// Steps in which a loss that begins at zero finds its level. Adam moves every weight by the whole rate, also where gradients are rounding.
+const LEVEL: u64 = 10;
 /// A loss scale of 2¹⁶ that halves this often is below 2⁻²⁴, the least number of float16: then it is not the scale that overflows.
 const SKIPS: u32 = 40;
 
@@ -54,6 +59,9 @@ pub(super) struct Jump {
 struct Seen {
     steps: u64,
     first: f64,
+    /// Was the first loss zero?
+    #[serde(default)]
+    from_zero: bool,
     mean: f64,
     deviation: f64,
     /// The lowest running mean.
@@ -81,6 +89,11 @@ impl Guard {
         is_skipped && self.skipped <= SKIPS
     }
 
+    /// Did the loss begin at zero? Then it tells nothing of rates.
+    pub(super) fn begins_at_zero(&self) -> bool {
+        self.seen.from_zero
+    }
+
     /// Looks at a step; says what jumped.
     pub(super) fn judge(&mut self, loss: f64, norm: f64) -> Option<String> {
         if !loss.is_finite() {
@@ -94,6 +107,14 @@ impl Guard {
         s.steps += 1;
         if s.steps == 1 {
             (s.first, s.mean, s.best, s.kept_mean, s.norm, s.first_norm) = (loss, loss, loss, loss, ln, ln);
+            s.from_zero = loss.abs() < ZERO;
+            return None;
+        }
+        if s.from_zero && s.steps <= LEVEL {
+            let level = s.first.abs().max(loss.abs());
+            (s.first, s.mean, s.best, s.kept_mean) = (level, level, level, level);
+            s.first_norm = s.first_norm.max(ln);
+            s.norm = s.first_norm;
             return None;
         }
         if s.steps <= WINDOW as u64 {
@@ -203,6 +224,18 @@ mod tests {
         assert_eq!(jumps_at((0..500).map(|i| 5.0 / f64::from(1 + i * 37 % 101))), None);
         assert_eq!(jumps_at((0..200).map(|i| 1.0 - 0.1 * f64::from(i))), None);
         assert_eq!(jumps_at([0.0; 50]), None);
+    }
+
+    #[test]
+    fn a_loss_that_begins_at_zero_is_measured_by_where_it_settles() {
+        // A network that is its own teacher, at 5e-4 and at 2e-2.
+        let calm = [-1.5e-9, 4e-9, 4.7e-6, 8.1e-6, 2e-6, 5e-6, 3e-6, 2e-6, 4e-6, 2e-6];
+        let settled = (0..90).map(|i| 2e-6 * 0.97f64.powi(i) * (1.0 + f64::from(i % 3)));
+        assert_eq!(jumps_at(calm.into_iter().chain(settled.clone())), None);
+        let leap = calm.into_iter().chain(settled.take(20)).chain([3e-4]);
+        assert_eq!(jumps_at(leap), Some(31));
+        assert_eq!(jumps_at([0.0, 1e-6, f64::INFINITY]), Some(3));
+        assert_eq!(jumps_at([1e-3, 19.7]), Some(2));
     }
 
     #[test]

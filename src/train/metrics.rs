@@ -9,6 +9,7 @@ use crate::engine::ort::stepper::Read;
 use crate::error::Failure;
 use crate::io::tensor::NpTensor;
 use ancre_passes::contract::ClassWeights;
+use ancre_passes::ir::Shape;
 use ancre_passes::transform::loss::LossKind;
 use indexmap::IndexMap;
 use std::collections::BTreeMap;
@@ -227,6 +228,8 @@ struct Counts {
     /// Sum of the distances of outputs and targets.
     distance: f64,
     values: u64,
+    /// Changes that spellings need, and the labels that they should have.
+    spelling: [u64; 2],
 }
 
 /// Does a loss have a figure? Otherwise what it needs.
@@ -236,6 +239,7 @@ fn has(m: Metric, term: &Term) -> (bool, &'static str) {
         Metric::Top1 | Metric::Top5 | Metric::F1 => (term.scores.is_some(), "class labels and an output of scores"),
         Metric::Perplexity => (matches!(term.kind, LossKind::CrossEntropy | LossKind::NextToken), "a cross-entropy"),
         Metric::Mae => (numbers, "a float target and the output that goes with it"),
+        Metric::LabelErrorRate => (term.kind == LossKind::Ctc, "a CTC loss"),
     }
 }
 
@@ -254,7 +258,17 @@ impl Tally {
                 return Err(Failure::input(what).at(&t.path));
             }
         }
-        Ok(Tally { asked: asked.to_vec(), terms: vec![Counts::default(); t.losses.len()] })
+        let mut asked = asked.to_vec();
+        // The loss of a spelling says little, and it has no accuracy.
+        if !asked.contains(&Metric::LabelErrorRate) && t.losses.iter().any(|term| term.kind == LossKind::Ctc) {
+            asked.push(Metric::LabelErrorRate);
+        }
+        Ok(Tally { asked, terms: vec![Counts::default(); t.losses.len()] })
+    }
+
+    /// Are there any figures?
+    pub(super) fn is_empty(&self) -> bool {
+        self.asked.is_empty()
     }
 
     /// Forgets the batches.
@@ -270,6 +284,7 @@ impl Tally {
             let (Some(output), Some(target)) = b.of(t, i) else { continue };
             let Some((shape, values)) = output.f32s() else { continue };
             match &term.scores {
+                _ if term.kind == LossKind::Ctc => counts.spell(&values, &shape, b, term, t),
                 Some(s) => {
                     counts.judge(&values, &shape, s, &target.to_i64(), term.record.ignore_index);
                 }
@@ -317,6 +332,38 @@ impl Counts {
         })
     }
 
+    /// Compares what the frames spell with the labels: the best class of each frame, repetitions once, blanks left out.
+    fn spell(&mut self, values: &[f32], shape: &[usize], b: &Batch, term: &Term, t: &TrainingGraph) {
+        let record = &term.record;
+        let fed = |name: Option<&str>| name.and_then(|name| b.feeds.get(name));
+        let names = record.lengths.as_ref();
+        let labels = fed(record.target.as_deref());
+        let lengths = [0, 1].map(|i| fed(names.map(|n| n[i].as_str())));
+        let (Some(labels), [Some(frames), Some(counts)], &[first, second, classes]) = (labels, lengths, shape) else {
+            return;
+        };
+        // Logits [T, N, C] where the graph gives the labels' samples to their second axis.
+        let extents = |name: Option<&str>| t.shape(name?);
+        let (of_output, of_labels) = (extents(record.output.as_deref()), extents(record.target.as_deref()));
+        let is_second = |(y, l): (Shape, Shape)| l.first() == y.get(1) && l.first() != y.first();
+        let time_first = of_output.zip(of_labels).is_some_and(is_second);
+        let (samples, times) = if time_first { (second, first) } else { (first, second) };
+        let (labels, frames, counts) = (labels.to_i64(), frames.to_i64(), counts.to_i64());
+        let width = labels.len().checked_div(samples).unwrap_or(0);
+        let blank = record.blank.unwrap_or(0);
+        for (n, (frames, count)) in frames.iter().zip(&counts).enumerate().take(samples) {
+            let at = |frame: usize| (if time_first { frame * samples + n } else { n * times + frame }) * classes;
+            let within = |n: i64, most: usize| usize::try_from(n).unwrap_or(0).min(most);
+            let classes = (0..within(*frames, times)).map(|frame| best(classes, &|c| values[at(frame) + c]));
+            let mut spelt: Vec<i64> = classes.collect();
+            spelt.dedup();
+            spelt.retain(|c| *c != blank);
+            let own = &labels[n * width..][..within(*count, width)];
+            self.spelling[0] += strsim::generic_levenshtein(&spelt, &own.to_vec()) as u64;
+            self.spelling[1] += own.len() as u64;
+        }
+    }
+
     fn figure(&self, metric: Metric, m: &Sums) -> f64 {
         let share = |n: u64, of: u64| n as f64 / of.max(1) as f64;
         match metric {
@@ -324,6 +371,7 @@ impl Counts {
             Metric::Top5 => share(self.in_five, self.predictions),
             Metric::Perplexity => m.loss().unwrap_or(f64::NAN).exp(),
             Metric::Mae => self.distance / self.values.max(1) as f64,
+            Metric::LabelErrorRate => share(self.spelling[0], self.spelling[1]),
             Metric::F1 => {
                 let there = self.classes.values().filter(|c| c[2] > 0);
                 let all: Vec<f64> = there.map(|[right, said, there]| share(2 * right, said + there)).collect();

@@ -167,8 +167,12 @@ impl Rate {
     pub(super) fn by_trial(ground: &mut Ground, begins: Begins, steps: u64) -> Result<Rate, Failure> {
         let rule = Rate::by_rule(ground.t, begins);
         let trial = trial::trial(ground, rule.lr, steps)?;
-        let lr = trial.best().unwrap_or(rule.lr);
-        let why = format!("{}, the best of {} tried for {steps} steps", rule.why, trial.tried.len());
+        let n = trial.tried.len();
+        let (lr, found) = match trial.lr {
+            Some(lr) => (lr, format!("the best of {n} tried for {steps} steps")),
+            None => (rule.lr, format!("since the loss of {n} that were tried begins at zero or jumps")),
+        };
+        let why = format!("{}, {found}", rule.why);
         Ok(Rate { trial: Some(trial), ..Rate::given(lr, &why) })
     }
 }

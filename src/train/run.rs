@@ -385,7 +385,7 @@ impl Run {
             self.validation = Some(this);
             (entry.val_loss, entry.val_accuracy) = (Some(loss), this.accuracy);
             (entry.val_losses, entry.val_accuracies) = (m.losses(&self.s.graph), m.accuracies(&self.s.graph));
-            if let Some((_, evaluator)) = self.s.validation.as_ref().filter(|_| !self.s.a.course.metric.is_empty()) {
+            if let Some((_, evaluator)) = self.s.validation.as_ref().filter(|(_, evaluator)| !evaluator.tally.is_empty()) {
                 self.metrics = evaluator.tally.figures(&m, &self.s.graph);
                 entry.val_metrics = Some(self.metrics.iter().cloned().collect());
             }

@@ -1,6 +1,6 @@
 //! The head of a network: the last linear map before an output, and what belongs to it.
 
-use crate::ir::{Graph, Kind, NodeId, ValueId};
+use crate::ir::{Graph, Kind, NodeId, Op, ValueId};
 use crate::ops::keeps_elements;
 use std::collections::HashSet;
 
@@ -35,6 +35,47 @@ pub fn find_head(g: &Graph, output: ValueId) -> Option<Head> {
     let before = g.ancestors([output.node]);
     let order = g.topological_order();
     order.into_iter().rev().filter(|n| before.contains(n)).find_map(|n| linear_map(g, n))
+}
+
+/// The last product on the way to `output`, where its weight is stored as integers: a fresh one would have no scale.
+pub fn quantised_head(g: &Graph, output: ValueId) -> Option<NodeId> {
+    let before = g.ancestors([output.node]);
+    let order = g.topological_order();
+    let mut nodes = order.into_iter().rev().filter(|n| before.contains(n));
+    nodes.find(|n| is_quantised(g, *n) || linear_map(g, *n).is_some()).filter(|n| is_quantised(g, *n))
+}
+
+/// Is it a product with integers, or with floats that are made of a constant's?
+fn is_quantised(g: &Graph, node: NodeId) -> bool {
+    const OF_INTEGERS: [&str; 8] = [
+        "QLinearConv",
+        "QLinearMatMul",
+        "QGemm",
+        "MatMulInteger",
+        "ConvInteger",
+        "MatMulIntegerToFloat",
+        "DynamicQuantizeMatMul",
+        "MatMulNBits",
+    ];
+    let is = |op: &Op, names: &[&str]| names.contains(&op.name.as_str());
+    let is_constant = |v: Option<ValueId>| v.is_some_and(|v| constant_origin(g, v).is_some());
+    let dequantised = |mut v: ValueId| loop {
+        let (Some(op), Some(of)) = (g.op(v.node), g.operand(v.node, 0)) else { return false };
+        match op.name.as_str() {
+            "DequantizeLinear" => return is_constant(Some(of)),
+            // Scaled by hand.
+            "Mul" => {
+                let mut casts = g.operands(v.node).iter().flatten().filter(|c| g.is_op(c.node, "Cast"));
+                return casts.any(|c| is_constant(g.operand(c.node, 0)));
+            }
+            _ if keeps_elements(op) => v = of,
+            _ => return false,
+        }
+    };
+    g.op(node).is_some_and(|op| {
+        is(op, &OF_INTEGERS)
+            || is(op, &["Gemm", "MatMul", "Conv"]) && (0..2).any(|i| g.operand(node, i).is_some_and(dequantised))
+    })
 }
 
 fn linear_map(g: &Graph, node: NodeId) -> Option<Head> {
@@ -91,7 +132,7 @@ pub fn head_initializers(g: &Graph, head: &Head) -> HashSet<ValueId> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ir::{Attrs, DType, Op, Tensor, TensorType};
+    use crate::ir::{Attrs, DType, Tensor, TensorType};
 
     /// `y = Softmax(Add(MatMul(Relu(MatMul(x, a)), w), b))`
     fn network() -> Graph {

@@ -33,14 +33,21 @@ pub(super) fn choose(g: &Graph, cx: &mut Cx) -> Result<(), PassError> {
                 cx.chosen.extend(r.gate.map(|gate| (gate, StateKind::Gate)));
             }
             if cx.chosen.is_empty() {
-                return Err(nothing_trains(g));
+                return Err(nothing_trains(g, cx));
             }
         }
     }
     Ok(())
 }
 
-fn nothing_trains(g: &Graph) -> PassError {
+/// Why a parameter does not train that would without an option.
+const BY_OPTION: &str = "frozen by option";
+
+fn nothing_trains(g: &Graph, cx: &Cx) -> PassError {
+    if let Some((name, _)) = cx.frozen.iter().find(|(_, why)| why == BY_OPTION) {
+        let what = format!("nothing would train: all parameters that could (`{name}`, for one) are frozen by option");
+        return PassError::Unfit { what, hint: Some(Hint::FreezeLess) };
+    }
     let reads_weights = |id: &NodeId| g.reads(*id).any(|v| g.is_float(v) && g.initializer(v).is_some());
     let inside =
         g.topological_order().into_iter().filter(reads_weights).find_map(|id| Some((id, control_flow::refusal(g, id)?)));
@@ -125,7 +132,7 @@ fn by_role(g: &Graph, cx: &mut Cx) -> Result<(), PassError> {
             let why = match (role.trains(), in_head) {
                 (true, false) if choice.adapters_only => "base of adapters",
                 (true, false) => "backbone",
-                (true, true) => "frozen by option",
+                (true, true) => BY_OPTION,
                 (false, _) => role.name(),
             };
             cx.frozen.push((name.to_string(), why.to_string()));

@@ -10,7 +10,7 @@
 //! reason to refuse.
 
 use super::fresh::Fresh;
-use crate::analysis::head::{constant_origin, find_head};
+use crate::analysis::head::{constant_origin, find_head, quantised_head};
 use crate::analysis::types::{infer_node, is_resolved};
 use crate::ir::{DType, Dim, Graph, NodeId, NodeSite, Tensor, TensorType, ValueId, ValueType};
 use crate::ops::{Along, axes_of, constant_ints};
@@ -41,6 +41,10 @@ pub struct Replaced {
 pub enum ClassifierError {
     #[error("no linear map (Gemm, MatMul, Conv) lies before output `{0}`")]
     NoMap(String),
+    #[error(
+        "{0}, the last linear map, has a quantised weight, and a fresh one has no scale yet: change the classes of the float model, then quantise it"
+    )]
+    Quantised(NodeSite),
     #[error("{0}, the last linear map, {1}")]
     Map(NodeSite, String),
     #[error("{0} would have a weight {1:?} of more than {MOST_ELEMENTS} elements")]
@@ -59,6 +63,9 @@ pub enum ClassifierError {
 /// When there is no such map, or something after it depends on the number of classes.
 pub fn replace_classifier(g: &mut Graph, output: ValueId, classes: i64, seed: u64) -> Result<Replaced, ClassifierError> {
     let out_name = g.name(output).to_string();
+    if let Some(node) = quantised_head(g, output) {
+        return Err(ClassifierError::Quantised(g.site(node)));
+    }
     let head = find_head(g, output).ok_or_else(|| ClassifierError::NoMap(out_name.clone()))?;
     let site = g.site(head.node);
     let unfit = |what: &str| ClassifierError::Map(site.clone(), what.to_string());

@@ -143,13 +143,22 @@ pub fn append_loss(g: &mut Graph, output: ValueId, o: &LossOptions) -> Result<Lo
 /// loss. A loss of several of which nothing counts (all labels ignored) is zero in the sum.
 ///
 /// # Errors
-/// When an output's type does not fit its loss, or a distillation has no teacher.
+/// When an output's type does not fit its loss, a distillation has no teacher, or an output has the same loss twice.
 pub fn append_losses(
     g: &mut Graph,
     wanted: &[(ValueId, &LossOptions)],
     teacher: Option<&Teacher>,
 ) -> Result<Losses, LossError> {
     let plans = wanted.iter().map(|(output, o)| plan(g, *output, o)).collect::<Result<Vec<_>, _>>()?;
+    for (i, p) in plans.iter().enumerate() {
+        if plans[..i].iter().any(|q| (q.output, q.kind) == (p.output, p.kind)) {
+            return Err(LossError::Unfit(format!(
+                "the loss {} of output `{}` is asked for twice; once, with a weight, does the same",
+                p.kind.name(),
+                g.name(p.output)
+            )));
+        }
+    }
     let several = plans.len() > 1;
     let mut targets: Vec<Input> = Vec::new();
     let mut masks: Vec<Input> = Vec::new();
