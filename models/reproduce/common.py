@@ -6,6 +6,7 @@ onnxruntime (which the tool finds by itself or by ORT_DYLIB_PATH) and matplotlib
 
 import argparse
 import json
+import re
 import statistics
 import subprocess
 import time
@@ -156,5 +157,9 @@ def figure(path, panels, width=4.2, height=3.2):
         if "limits" in panel:
             axis.set_ylim(*panel["limits"])
     drawing.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=min(len(labels), 2 + 2 * len(panels)), frameon=False)
-    drawing.savefig(path, metadata={"Date": None} if str(path).endswith("svg") else None)
+    is_svg = str(path).endswith("svg")
+    drawing.savefig(path, metadata={"Date": None} if is_svg else None)
     plt.close(drawing)
+    if is_svg:
+        # Hundredths of a point are more than anyone sees.
+        Path(path).write_text(re.sub(r"(\d\.\d\d)\d+", r"\1", Path(path).read_text()))

@@ -2,7 +2,7 @@
 
     python models/reproduce/depth.py DIR [--tool target/release/ancre-rewrite] [--only PART] [--tables]
 
-The protocol stands in docs/evidence.md. Parts, in the order in which they run: 16, 64, tau, equal, teacher, others, rates, 4, 128.
+The protocol stands in docs/evidence.md. Parts, in the order in which they run: 16, 64, norm, tau, equal, teacher, others, rates, 4, 128.
 Prints the tables and draws docs/depth.svg. About an hour of processor time.
 """
 
@@ -17,15 +17,15 @@ STEPS, WIDTH, THRESHOLD = 460, 48, 0.25
 COURSE = ["--steps", STEPS, "--batch-size", 32, "--schedule", "cosine"]
 MAIN = {"default": "", "paper": "", "softmax": "", "free": ""}
 OTHERS = {"deltas": "--parametrization free --sources deltas", "dense": "--parametrization free --dilation 4 --period 4"}
-TAUS = {f"{rule}-{tau}": f"{o} --tau {tau}" for rule, o in (("softmax", "--parametrization softmax"), ("paper", "--preset paper")) for tau in (0.1, 1)}
-TAUS |= {"default-1": "--tau 1"}
+TAUS = {f"softmax-{tau}": f"--parametrization softmax --tau {tau}" for tau in (0.1, 1)}
 
 
-def model(given, blocks, width=WIDTH, shape="1,8,8", outputs=10):
-    path = given.dir / f"mlp{blocks}-{width}-{outputs}.onnx"
+def model(given, blocks, width=WIDTH, shape="1,8,8", outputs=10, norm=False):
+    path = given.dir / f"mlp{blocks}-{width}-{outputs}{'-norm' if norm else ''}.onnx"
     if not path.exists():
         given.dir.mkdir(parents=True, exist_ok=True)
         command = [common.MODELS / "tools/residual_mlp.py", blocks, "--width", width, "--shape", shape, "--outputs", outputs, "-o", path]
+        command += ["--norm"] if norm else []
         subprocess.run([sys.executable, *map(str, command)], check=True)
     return path
 
@@ -33,7 +33,7 @@ def model(given, blocks, width=WIDTH, shape="1,8,8", outputs=10):
 def digits(given, name, blocks, variants, seeds, lr=1e-3, **sizes):
     data = [x for part, option in (("train", "--data"), ("val", "--val")) for x in (option, common.MODELS / f"data/digits_{part}.npz")]
     options = ["--loss", "cross-entropy", *data, *COURSE, "--lr", lr]
-    return common.compare(given, name, model(given, blocks, **sizes), variants, seeds, options)
+    return common.compare(given, name, model(given, blocks, **sizes), variants, min(seeds, given.seeds), options)
 
 
 def teacher(given):
@@ -55,7 +55,7 @@ def teacher(given):
 def regression(given, blocks, seeds):
     data, val = teacher(given)
     options = ["--loss", "mse", "--data", data.resolve(), "--val", val.resolve(), *COURSE, "--lr", 1e-3]
-    return common.compare(given, f"teacher-{blocks}", model(given, blocks, shape="16", outputs=4), MAIN, seeds, options)
+    return common.compare(given, f"teacher-{blocks}", model(given, blocks, shape="16", outputs=4), MAIN, min(seeds, given.seeds), options)
 
 
 def parts(given):
@@ -63,6 +63,7 @@ def parts(given):
     return {
         "16": lambda: {"digits-16": digits(given, "digits-16", 16, MAIN | OTHERS | {"attention": ""}, 5)},
         "64": lambda: {"digits-64": digits(given, "digits-64", 64, MAIN, 5)},
+        "norm": lambda: {f"norm-{n}": digits(given, f"norm-{n}", n, {v: "" for v in ("paper", "softmax", "free")}, 3, norm=True) for n in (64,)},
         "tau": lambda: {"tau": digits(given, "digits-64", 64, TAUS, 3)},
         "equal": lambda: {"equal-16": digits(given, "equal-16", 16, {v: "" for v in ("paper", "softmax", "free")}, 5, width=97)},
         "teacher": lambda: {f"teacher-{n}": regression(given, n, 3) for n in (16, 64)},
@@ -80,13 +81,14 @@ def steps_to(given, name, report):
         runs = [common.smooth(common.log(given, name, v["name"], r["seed"])) for r in v["runs"] if r["end"] == "finished"]
         found = [next((s for s, loss in run if loss < THRESHOLD), None) for run in runs]
         reached = [s for s in found if s]
-        missed = f", {len(found) - len(reached)} of {len(found)} never" if len(reached) < len(found) else ""
-        out[v["name"]] = (common.spread(reached) if reached else "–") + missed
+        missed = f", {len(found) - len(reached)} of {len(found)} never" if 0 < len(reached) < len(found) else ""
+        out[v["name"]] = (common.spread(reached) if reached else "never") + missed
     return out
 
 
 def main():
     options = common.parser(__doc__)
+    options.add_argument("--seeds", type=int, default=5, help="at most; more go on from there")
     options.add_argument("--tables", action="store_true", help="run nothing; tables and the figure of what was run")
     given = options.parse_args()
     given.dir = given.dir.resolve()

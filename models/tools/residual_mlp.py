@@ -1,6 +1,6 @@
 """Residual MLPs of any depth, with the blocks of the paper's reinforcement learning networks: four times Dense, LayerNorm, Swish.
 
-    python models/tools/residual_mlp.py BLOCKS [--width 48] [--shape 1,8,8] [--outputs 10] [-o mlp16.onnx]
+    python models/tools/residual_mlp.py BLOCKS [--width 48] [--shape 1,8,8] [--outputs 10] [--norm] [-o mlp16.onnx]
 
 Needs numpy and onnx. The weights are random (torch's defaults for a Linear); `ancre-rewrite compare --from-scratch` makes them anew.
 """
@@ -12,7 +12,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 
-def build(blocks, width, inputs, outputs):
+def build(blocks, width, inputs, outputs, norm):
     random = np.random.default_rng(0)
     nodes, initializers = [], []
 
@@ -27,6 +27,11 @@ def build(blocks, width, inputs, outputs):
         nodes.append(helper.make_node("Gemm", [x, w, b], [stem], stem, transB=1))
         return stem
 
+    def layer_norm(x, stem):
+        scale, bias = tensor(f"{stem}.norm.weight", np.ones(width)), tensor(f"{stem}.norm.bias", np.zeros(width))
+        nodes.append(helper.make_node("LayerNormalization", [x, scale, bias], [f"{stem}.norm"], f"{stem}.norm", axis=-1))
+        return f"{stem}.norm"
+
     nodes.append(helper.make_node("Flatten", ["input"], ["flat"], "flat", axis=1))
     h = dense("flat", "stem", inputs, width)
     for k in range(blocks):
@@ -34,13 +39,13 @@ def build(blocks, width, inputs, outputs):
         for j in range(4):
             stem = f"blocks.{k}.{j}"
             x = dense(x, stem, width, width)
-            scale, bias = tensor(f"{stem}.norm.weight", np.ones(width)), tensor(f"{stem}.norm.bias", np.zeros(width))
-            nodes.append(helper.make_node("LayerNormalization", [x, scale, bias], [f"{stem}.norm"], f"{stem}.norm", axis=-1))
+            layer_norm(x, stem)
             nodes.append(helper.make_node("Sigmoid", [f"{stem}.norm"], [f"{stem}.gate"], f"{stem}.gate"))
             nodes.append(helper.make_node("Mul", [f"{stem}.norm", f"{stem}.gate"], [f"{stem}.swish"], f"{stem}.swish"))
             x = f"{stem}.swish"
         nodes.append(helper.make_node("Add", [h, x], [f"blocks.{k}.add"], f"blocks.{k}.add"))
         h = f"blocks.{k}.add"
+    h = layer_norm(h, "last") if norm else h
     nodes.append(helper.make_node("Identity", [dense(h, "head", width, outputs)], ["scores"], "scores"))
     return nodes, initializers
 
@@ -51,10 +56,11 @@ def main():
     parser.add_argument("--width", type=int, default=48)
     parser.add_argument("--outputs", type=int, default=10)
     parser.add_argument("--shape", default="1,8,8", help="of a sample")
+    parser.add_argument("--norm", action="store_true", help="normalise the last state before the head")
     parser.add_argument("-o", "--out")
     given = parser.parse_args()
     shape = [int(n) for n in given.shape.split(",")]
-    nodes, initializers = build(given.blocks, given.width, int(np.prod(shape)), given.outputs)
+    nodes, initializers = build(given.blocks, given.width, int(np.prod(shape)), given.outputs, given.norm)
     x = helper.make_tensor_value_info("input", TensorProto.FLOAT, ["batch", *shape])
     y = helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["batch", given.outputs])
     graph = helper.make_graph(nodes, f"residual_mlp_{given.blocks}", [x], [y], initializers)

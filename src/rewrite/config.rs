@@ -134,7 +134,7 @@ impl TryFrom<&RewriteArgs> for RewriteConfig {
             start: Start {
                 classes: a.classes,
                 reinit: a.reinit,
-                from_scratch: a.reinit.is_some() || a.preset == Some(Preset::Paper),
+                from_scratch: a.reinit.is_some() || matches!(a.preset, Some(Preset::Deep | Preset::Paper)),
                 trains: !a.no_train && a.training.losses.train(),
                 untied: a.training.untied,
             },
@@ -158,10 +158,9 @@ impl TryFrom<&RewriteArgs> for RewriteConfig {
 
 /// The router's options: preset first, then what was given.
 fn route(a: &RewriteArgs) -> Result<RouteOptions, Failure> {
-    let paper = a.preset == Some(Preset::Paper);
     // Without a preset the form decides.
-    let published = paper || (a.preset.is_none() && a.form == Some(Form::Augment));
-    let base = RouteOptions::preset(if published { Preset::Paper } else { Preset::Finetune });
+    let of_form = if a.form == Some(Form::Augment) { Preset::Paper } else { Preset::Finetune };
+    let base = RouteOptions::preset(a.preset.unwrap_or(of_form));
     let rule = a.parametrization.unwrap_or(base.rule);
     let granularity = match a.granularity.as_deref() {
         None => base.granularity,

@@ -121,7 +121,7 @@ pub fn json_of(all: &[Weights]) -> Value {
 /// The name that `read` does not know, or what is wrong with its tensor.
 pub fn weights(router: &RouterRecord, read: &dyn Fn(&str) -> Option<Vec<f32>>) -> Result<Vec<Weights>, String> {
     if router.parametrization == Rule::Attention {
-        return Err("the weights of attention depend on the input: they are no numbers of the file".into());
+        return Err("the weights of attention depend on the input: they are no numbers of the file; make the values `ancre/CHAIN/attention_ROW` of the routed graph its outputs and run it on your data".into());
     }
     let get = |name: &String, len: usize| match read(name) {
         Some(values) if values.len() == len => Ok(values),

@@ -15,12 +15,14 @@ from ._call import Model
 from ._errors import CheckFailed, Error, InputError, Notice
 from ._trainer import Evaluation, Trainer
 from ._verbs import (
+    Comparison,
     File,
     Frozen,
     Gradients,
     Rewritten,
     Topology,
     Verdict,
+    compare,
     freeze,
     grad,
     inspect,
@@ -34,6 +36,7 @@ __version__ = _version("ancre-rewrite")
 
 __all__ = [
     "CheckFailed",
+    "Comparison",
     "Error",
     "Evaluation",
     "File",
@@ -46,6 +49,7 @@ __all__ = [
     "Topology",
     "Trainer",
     "Verdict",
+    "compare",
     "freeze",
     "grad",
     "inspect",

@@ -8,6 +8,7 @@ import importlib.util
 import json
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
 import warnings
@@ -157,6 +158,37 @@ def report(verb: Optional[str], words: List[str]) -> Tuple[Dict[str, Any], int]:
     """The report of a command line, and its exit status."""
     text, status = call(verb, words + ["--json"])
     return json.loads(text), status
+
+
+def carry_out_apart(verb: str, words: List[str], quiet: bool) -> None:
+    """Carries out a command line in a process of its own, which stops when the wait for it is ended: for what takes long and watches for
+    Ctrl-C by itself. Its progress goes to standard error, what it would print nowhere."""
+    program = interpreter()
+    if program is None:
+        raise Error(f"{verb} needs a Python interpreter to start")
+    line = [program[0], *program[1], verb, *words, *(["--quiet"] if quiet else [])]
+    # In a session of its own: a terminal's Ctrl-C beside the request to stop would end it at once.
+    process = subprocess.Popen(
+        line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, encoding="utf-8", start_new_session=True
+    )
+    assert process.stderr is not None
+    said = ""
+    try:
+        for text in process.stderr:
+            if said or text.startswith("error: "):
+                said += text
+            else:
+                sys.stderr.write(text)
+        status = process.wait()
+    except BaseException:
+        process.terminate()
+        process.wait()
+        raise
+    if status == 130:
+        raise KeyboardInterrupt
+    if status != 0:
+        what, _, help = said.split("\n\nFor more information")[0].strip().partition("\n  try: ")
+        raise error((status, what.replace("error: ", "", 1), help or None, None, None, None))
 
 
 def error(fault: Tuple[int, str, Optional[str], Optional[str], Optional[str], Optional[str]]) -> Error:

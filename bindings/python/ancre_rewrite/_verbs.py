@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 import html
+import json
 import os
 from inspect import Parameter, signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, Dict, List, Mapping, Optional, TypeVar, Union
 
-from ._call import Model, Workspace, call, report
+from ._call import Model, Workspace, call, carry_out_apart, report
 from ._call import options as options_of
 from ._errors import Error, InputError
 
@@ -174,6 +175,28 @@ class Frozen:
         return f"Frozen({str(self.model)!r})"
 
 
+class Comparison:
+    """What :func:`compare` found. Notebooks show its page, with curves and intervals."""
+
+    def __init__(self, out: Path, workspace: Workspace) -> None:
+        #: The report, as ``ancre-rewrite compare --json`` gives it.
+        self.report: Dict[str, Any] = json.loads((out / "report.json").read_text(encoding="utf-8"))
+        #: The page.
+        self.page = File(out / "compare.html", workspace)
+
+    @property
+    def says(self) -> str:
+        """The sentence that the numbers allow."""
+        return str(self.report["says"])
+
+    def __repr__(self) -> str:
+        return f"Comparison({self.says!r})"
+
+    def _repr_html_(self) -> str:
+        page = html.escape(self.page.path.read_text(encoding="utf-8"))
+        return f'<iframe style="width: 100%; height: 40em; border: 0" srcdoc="{page}"></iframe>'
+
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -271,6 +294,19 @@ def grad(model: Model, out: Optional[Place] = None, **options: Any) -> Gradients
     space = Workspace()
     words = [space.model(model), f"--out={os.fspath(space.file('.onnx') if out is None else out)}"]
     return Gradients(report("grad", words + space.words("grad", "grad", options))[0], space)
+
+
+@_with_options("compare")
+def compare(model: Model, out: Optional[Place] = None, quiet: bool = False, **options: Any) -> Comparison:
+    """Does the router help on this model and this data? Trains the network with and without it over seeds, in processes of their own.
+
+    ``data="train.npz"`` names files, as on the command line; ``variants`` is a list, or a dictionary of options: ``{"wide": "--scope network"}``.
+    Without ``out`` the runs live as long as the object; ``out="runs", resume=True`` goes on with them. ``quiet=True`` shows no progress.
+    """
+    space = Workspace()
+    place = Path(space.file("") if out is None else out)
+    carry_out_apart("compare", [space.model(model), f"--out={place}"] + space.words("compare", "compare", options), quiet)
+    return Comparison(place, space)
 
 
 @_with_options("freeze")

@@ -60,7 +60,7 @@ def test_engines_have_processes_of_their_own(tmp_path, killer):
         assert ran.returncode == 2 and "ort died" in ran.stderr, ran.stderr
 
 
-@pytest.mark.parametrize("verb", [None, "inspect", "verify", "freeze", "grad", "topology"])
+@pytest.mark.parametrize("verb", [None, "inspect", "verify", "freeze", "grad", "topology", "compare"])
 def test_every_long_option_of_the_help_is_a_keyword(verb):
     text = run(TOOL, *([verb] if verb else []), "--help").stdout.split("Examples:")[0]
     flags = set(re.findall(r"^\s+(?:-\w, )?--([a-z0-9-]+)", text, re.M)) - {"help", "version", "out", "json", "quiet", "verbose"}

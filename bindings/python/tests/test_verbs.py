@@ -105,6 +105,25 @@ def test_gradients_stand_beside_the_outputs(mlp):
     assert gradient.shape == x.shape and gradient[1, 2] == pytest.approx((high - low) / 2e-2, abs=5e-3)
 
 
+def test_a_comparison_is_a_report_with_a_sentence(mlp, mlp_batches, tmp_path, capfd):
+    data = {name: numpy.concatenate([b[name] for b in mlp_batches]) for name in ("x", "labels")}
+    numpy.savez(tmp_path / "data.npz", **data)
+    given = {"data": tmp_path / "data.npz", "loss": "cross-entropy", "batch_size": 16, "steps": 3, "lr": 1e-3, "device": "cpu"}
+    found = ancre.compare(mlp, tmp_path / "runs", seeds=1, variants={"wide": "--tau 0.1"}, from_scratch=True, **given)
+    assert [v["name"] for v in found.report["variants"]] == ["cascaded", "wide"] and found.report["steps"] == 3
+    assert "With one seed nothing can be said" in found.says and "<iframe" in found._repr_html_()
+    assert "[2/2] wide, seed 0" in capfd.readouterr().err
+    variants = ["default", "free"]
+    found = ancre.compare(mlp, tmp_path / "runs", seeds=1, variants=variants, from_scratch=True, quiet=True, resume=True, **given)
+    assert [v["name"] for v in found.report["variants"]] == ["cascaded", "default", "free"] and found.page.path.exists()
+    assert capfd.readouterr().err == ""
+    with pytest.raises(ancre.InputError, match="`papr` is no variant") as e:
+        ancre.compare(mlp, variants=["papr"], **given)
+    assert e.value.status == 2 and "paper" in e.value.help
+    with pytest.raises(ancre.InputError, match="invalid value 'none' for '--seeds <N>'"):
+        ancre.compare(mlp, seeds="none", **given)
+
+
 def test_errors_have_the_fields_of_the_report(mlp, parse, tmp_path):
     with pytest.raises(ancre.InputError) as e:
         ancre.inspect(tmp_path / "absent.onnx")
@@ -131,7 +150,7 @@ def test_options_are_those_of_the_command_line(mlp):
         ancre.rewrite(mlp, no_train="yes")
     with pytest.raises(TypeError, match="unexpected option 'json'"):
         ancre.inspect(mlp, json=True)
-    with pytest.raises(ancre.InputError, match="possible values: finetune, paper"):
+    with pytest.raises(ancre.InputError, match="possible values: finetune, deep, paper"):
         ancre.rewrite(mlp, preset="papre")
     done = ancre.rewrite(mlp, loss="cross-entropy", frozen=["w0", "w1"], ignore_index=-1)
     assert {"w0", "w1"} <= set(done.report["training"]["frozen"])

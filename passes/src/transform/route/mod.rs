@@ -61,6 +61,8 @@ words! {
     Preset {
         /// For a trained network: every skip reassigned, gated, uniform.
         Finetune = "finetune",
+        /// For deep networks from scratch, by docs/evidence.md: every skip reassigned, free weights that start as the network.
+        Deep = "deep",
         /// As published, for training from scratch: a route added to each block, softmax, uniform.
         Paper = "paper",
     }
@@ -122,9 +124,10 @@ pub struct RouteOptions {
 impl RouteOptions {
     /// The options of a preset.
     pub fn preset(preset: Preset) -> RouteOptions {
-        let (form, granularity, rule) = match preset {
-            Preset::Finetune => (Form::Reassign, Granularity::Add, Rule::Gated),
-            Preset::Paper => (Form::Augment, Granularity::Block, Rule::Softmax),
+        let (form, granularity, rule, init) = match preset {
+            Preset::Finetune => (Form::Reassign, Granularity::Add, Rule::Gated, Init::Uniform),
+            Preset::Deep => (Form::Reassign, Granularity::Add, Rule::Free, Init::Identity),
+            Preset::Paper => (Form::Augment, Granularity::Block, Rule::Softmax, Init::Uniform),
         };
         RouteOptions {
             form,
@@ -132,7 +135,7 @@ impl RouteOptions {
             scope: Scope::Stage,
             rule,
             normalize: Normalize::Incoming,
-            init: Init::Uniform,
+            init,
             tau: 0.01,
             sources: Sources::States,
             dilation: 1,
