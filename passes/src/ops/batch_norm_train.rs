@@ -27,7 +27,7 @@ pub(super) const BATCH_NORM_TRAIN: Row = Row {
         Ok(vec![x.clone(), channels.clone(), channels.clone(), channels, x.clone()])
     },
     // With n elements a channel, r = Σ ȳ (the bias' cotangent) and q = s Σ ȳ ⊙ d (the scale's):
-    // x̄ = scale · s · (ȳ − r / n − d s q / n).
+    // x̄ = (ȳ − r / n − d s q / n) · scale · s, with the product last, so that a convolution before this node can take it into its weight.
     pullback: |p| {
         let ct = p.ct(0)?;
         if (1..5).any(|i| p.try_ct(i).is_some()) {
@@ -48,14 +48,14 @@ pub(super) const BATCH_NORM_TRAIN: Row = Row {
         let others: Vec<usize> = other_axes(x_ty.rank()).iter().map(|a| *a as usize).collect();
         let count = p.b.extent(x, &others, x_ty.dtype)?;
         let gain = p.b.mul(scale, inverse)?;
-        // One normalisation of d, which supplies one factor s, computes what is subtracted: d · (scale q s² / n) + gain r / n.
-        let slope = formula(p.b, [gain, scale_ct, count], |[gain, q, n]| gain * q / n)?;
-        let shift = formula(p.b, [gain, sum, count], |[gain, r, n]| gain * r / n)?;
+        // One normalisation of d, which supplies one factor s, computes what is subtracted: d · (q s / n) + r / n.
+        let slope = formula(p.b, [scale_ct, count], |[q, n]| q / n)?;
+        let shift = formula(p.b, [sum, count], |[r, n]| r / n)?;
         let node = p.node();
         let attrs = normalize_attrs(p.b, node);
         let zero = zeros(p.b, var)?;
         let removed = p.b.op_with("BatchNormalization", attrs, &[deviations, slope, shift, zero, var])?;
-        p.give(0, |b| formula(b, [ct, gain, removed], |[ct, gain, removed]| ct * gain.per_channel(x_ty.rank()) - removed))
+        p.give(0, |b| formula(b, [ct, gain, removed], |[ct, gain, removed]| (ct - removed) * gain.per_channel(x_ty.rank())))
     },
     lower: |b, node| {
         let operands = b.graph.operands(node);

@@ -29,17 +29,35 @@ pub(super) const CONV: Row = Row {
         }
         Ok(vec![TensorType::new(x.dtype, shape)])
     },
-    // x̄ = ȳ ∗ᵀ w (see [`input_gradient`]), w̄ = Σ_n correlation of x and ȳ (see [`weight_cotangent`]), bias: Σ ȳ.
+    // x̄ = ȳ ∗ᵀ w (see [`input_gradient`]), w̄ = Σ_n correlation of x and ȳ (see [`weight_cotangent`]), bias: Σ ȳ. Where ȳ is
+    // z · g with a number g for each channel, they are z ∗ᵀ (w · g), (Σ_n correlation of x and z) · g and g Σ z.
     pullback: |p| {
-        let ct = p.ct(0)?;
         let (x, w, group) = (p.operand(0)?, p.operand(1)?, p.op().int("group"));
+        let whole = p.ct(0)?;
+        let (ct, gain) = channel_gain(p.b, whole, w)?.map_or((whole, None), |(ct, gain)| (ct, Some(gain)));
+        let scaled = |b: &mut Builder, v: ValueId| -> Built {
+            let Some(gain) = gain else { return Ok(v) };
+            let last = b.ty(gain)?.rank() as i64;
+            let gain = b.unsqueeze(gain, &[last])?;
+            b.mul(v, gain)
+        };
         let window = p.told(|cx| Window::of(cx, Some(1))?.padded())?;
         p.give(0, |b| {
             let w = b.weight_again(w, ct)?;
+            let w = scaled(b, w)?;
             input_gradient(b, ct, w, x, &window, group)
         })?;
-        p.give(1, |b| weight_cotangent(b, x, ct, w, &window, group))?;
-        p.give(2, |b| channel_reduce(b, "ReduceSum", ct))
+        p.give(1, |b| {
+            let term = weight_cotangent(b, x, ct, w, &window, group)?;
+            scaled(b, term)
+        })?;
+        p.give(2, |b| {
+            let sum = channel_reduce(b, "ReduceSum", ct)?;
+            let Some(gain) = gain else { return Ok(sum) };
+            let axes: Vec<i64> = (1..b.ty(gain)?.rank() as i64).collect();
+            let gain = b.squeeze(gain, &axes)?;
+            b.mul(sum, gain)
+        })
     },
     samples: || {
         let of = |attrs: Attrs, x: &[i64], w: &[i64]| sample(attrs, vec![floats(x), floats(w)]);
@@ -116,6 +134,19 @@ pub(super) fn input_gradient(b: &mut Builder, ct: ValueId, w: ValueId, like: Val
         return b.op_with("Conv", attrs, &[ct, reversed]);
     }
     transposed(b, ct, w, like, window, group)
+}
+
+/// The factors z [N, O, ..] and g [O, 1, ..] of a convolution's cotangent, if it is such a product and the weight, which g then multiplies
+/// twice, is smaller. A normalisation behind the convolution leaves one.
+fn channel_gain(b: &Builder, ct: ValueId, w: ValueId) -> Result<Option<(ValueId, ValueId)>, BuildError> {
+    let operands = b.graph.op(ct.node).filter(|op| op.is("Mul")).map(|_| b.graph.operands(ct.node));
+    let Some([Some(z), Some(gain)]) = operands else { return Ok(None) };
+    let (ty, w_ty) = (b.ty(ct)?, b.ty(w)?);
+    let channels: Vec<Dim> = [ty.shape[1].clone()].into_iter().chain(vec![Dim::from(1); ty.rank() - 2]).collect();
+    let batch = ty.shape[0].known().unwrap_or(b.target.batch);
+    let elements = ty.shape[1..].iter().try_fold(batch, |n, d| n.checked_mul(d.known()?));
+    let smaller = elements.zip(w_ty.elements().known()).is_some_and(|(ct, w)| w < ct / 2);
+    Ok((smaller && b.ty(*z)? == ty && b.ty(*gain)?.shape == channels).then_some((*z, *gain)))
 }
 
 /// Is a weight small beside the operand and the result of its convolution?

@@ -329,6 +329,16 @@ fn depthwise(b: &mut Builder, seen: &[ValueId], ct: ValueId, w: ValueId) -> Buil
     b.reshape_like(joined, w)
 }
 
+/// The padding after each axis without the cells that no window covers, which a convolution with x would compute positions for.
+fn used_padding(b: &Builder, x: ValueId, ct: ValueId, window: &Window) -> Result<Vec<i64>, BuildError> {
+    let (x_ty, ct_ty) = (b.ty(x)?, b.ty(ct)?);
+    let unused = |i: usize| {
+        let (n, windows) = (x_ty.shape[2 + i].known()?, ct_ty.shape[2 + i].known()?);
+        Some(n + window.begin[i] + window.end[i] - window.reach(i) - (windows - 1) * window.strides[i])
+    };
+    Ok((0..window.rank()).map(|i| window.end[i] - unused(i).unwrap_or(0).clamp(0, window.end[i].max(0))).collect())
+}
+
 /// x as [C/G, G·N, ..], ȳ as a weight [O, N, ..], stride and dilation exchanged: a convolution whose output is [C/G, O, k..].
 fn swapped(b: &mut Builder, x: ValueId, ct: ValueId, w: ValueId, window: &Window, group: i64) -> Built {
     let rank = window.rank() as i64;
@@ -346,10 +356,10 @@ fn swapped(b: &mut Builder, x: ValueId, ct: ValueId, w: ValueId, window: &Window
     let attrs = Attrs::new()
         .with("strides", window.dilations.clone())
         .with("dilations", window.strides.clone())
-        .with("pads", [window.begin.clone(), window.end.clone()].concat())
+        .with("pads", [window.begin.clone(), used_padding(b, x, ct, window)?].concat())
         .with("group", group);
     let wide = b.op_with("Conv", attrs, &[moved, kernel])?;
-    // If the stride leaves cells of x unused, the result has more positions than taps.
+    // If the stride leaves cells of x itself unused, the result has more positions than taps.
     let extents = &b.ty(wide)?.shape[2..];
     let taps: Vec<Dim> = window.kernel.iter().map(|k| Dim::from(*k)).collect();
     let cut = if *extents == taps {
