@@ -164,6 +164,10 @@ impl Outcome {
                 last.lr
             );
         }
+        for v in &self.verdicts {
+            put!(out, "verdict", "{}", v.text);
+            put!(out, "try", "{}", v.advice);
+        }
         if let Some(all) = self.topology.as_deref().map(shortcuts) {
             if all.is_empty() {
                 put!(out, "topology", "no block has an earlier state to read but its skip's");

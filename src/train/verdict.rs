@@ -46,6 +46,9 @@ pub(super) enum Kind {
 /// Training is ahead of validation by so much that it is worth a look.
 pub(super) const AHEAD: f64 = 0.2;
 
+/// What to do about a run that learned nothing, whose rate may be too high or too low.
+const ANOTHER: &str = "another --lr (without one a few are tried), more epochs";
+
 impl Facts {
     /// The verdicts, the gravest first.
     pub(super) fn judge(&self) -> Vec<Verdict> {
@@ -61,12 +64,8 @@ impl Facts {
                     Kind::Text => "more steps (a language model from scratch needs thousands), --lr auto; and check that the text is cut \
                                    into tokens by the model's own tokenizer"
                         .into(),
-                    Kind::Images => format!(
-                        "{lower}, --lr auto, more epochs; and check that images and labels are read as the model was trained"
-                    ),
-                    Kind::Other => format!(
-                        "{lower}, --lr auto, more epochs; and check that inputs and labels are made as the model was trained"
-                    ),
+                    Kind::Images => format!("{ANOTHER}; and check that images and labels are read as the model was trained"),
+                    Kind::Other => format!("{ANOTHER}; and check that inputs and labels are made as the model was trained"),
                 };
                 say(
                     "no-better-than-chance",
@@ -128,7 +127,7 @@ impl Facts {
             say(
                 "learned-nothing",
                 format!("the training loss did not fall: {first:.4} at the first step, {last:.4} over the last epoch"),
-                format!("{lower}, --lr auto, more epochs"),
+                ANOTHER.into(),
             );
         }
         all
