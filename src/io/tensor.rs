@@ -22,6 +22,19 @@ macro_rules! with_type {
 #[cfg(any(feature = "tract", feature = "ort"))]
 pub(crate) use with_type;
 
+/// The little-endian bytes of numbers. As arrays of bytes they are copied at the memory's speed, through an iterator of bytes one by one.
+macro_rules! le_bytes {
+    ($t:ty, $values:expr) => {{
+        let values: &[$t] = $values;
+        let mut bytes = vec![0u8; size_of_val(values)];
+        let (places, _) = bytes.as_chunks_mut::<{ size_of::<$t>() }>();
+        places.iter_mut().zip(values).for_each(|(place, v)| *place = v.to_le_bytes());
+        bytes
+    }};
+}
+#[cfg(feature = "ort")]
+pub(crate) use le_bytes;
+
 /// Tensors by name, of inputs or outputs.
 pub type Tensors = IndexMap<String, NpTensor>;
 
@@ -42,12 +55,12 @@ impl NpTensor {
 
     /// From float32 numbers; `None` when they are not as many as the shape asks for.
     pub fn f32s(shape: &[usize], values: &[f32]) -> Option<NpTensor> {
-        NpTensor::new(DType::F32, shape, values.iter().flat_map(|v| v.to_le_bytes()).collect())
+        NpTensor::new(DType::F32, shape, le_bytes!(f32, values))
     }
 
     /// From int64 numbers; `None` when they are not as many as the shape asks for.
     pub fn i64s(shape: &[usize], values: &[i64]) -> Option<NpTensor> {
-        NpTensor::new(DType::I64, shape, values.iter().flat_map(|v| v.to_le_bytes()).collect())
+        NpTensor::new(DType::I64, shape, le_bytes!(i64, values))
     }
 
     /// From numbers that are rounded to a float, integer or boolean element type; `None` for other types or a wrong count.

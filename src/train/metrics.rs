@@ -318,9 +318,9 @@ impl Tally {
 impl Counts {
     fn judge(&mut self, values: &[f32], shape: &[usize], s: &Scores, labels: &[i64], ignored: Option<i64>) -> Option<()> {
         let classes = *shape.get(s.axis)?;
-        each_prediction(shape, s, labels, ignored, |at, label| {
-            let score = |c: usize| values[at(c)];
-            let best = best(classes, &score);
+        each_prediction(values, shape, s, labels, ignored, |scores, step, label| {
+            let score = |c: usize| scores[c * step];
+            let best = best(scores, step, classes);
             self.predictions += 1;
             self.classes.entry(best).or_default()[1] += 1;
             self.classes.entry(label).or_default()[2] += 1;
@@ -354,7 +354,7 @@ impl Counts {
         for (n, (frames, count)) in frames.iter().zip(&counts).enumerate().take(samples) {
             let at = |frame: usize| (if time_first { frame * samples + n } else { n * times + frame }) * classes;
             let within = |n: i64, most: usize| usize::try_from(n).unwrap_or(0).min(most);
-            let classes = (0..within(*frames, times)).map(|frame| best(classes, &|c| values[at(frame) + c]));
+            let classes = (0..within(*frames, times)).map(|frame| best(&values[at(frame)..], 1, classes));
             let mut spelt: Vec<i64> = classes.collect();
             spelt.dedup();
             spelt.retain(|c| *c != blank);
@@ -381,34 +381,50 @@ impl Counts {
     }
 }
 
-/// The class of the highest score. Of equal scores the first counts, as in NumPy.
-fn best(classes: usize, score: &impl Fn(usize) -> f32) -> i64 {
-    (1..classes).fold(0, |best, c| if score(c) > score(best) { c } else { best }) as i64
+/// The class of the highest of scores that lie `step` apart. Of equal scores the first counts, as in NumPy.
+fn best(scores: &[f32], step: usize, classes: usize) -> i64 {
+    let Some(first) = scores.first().copied() else { return 0 };
+    let higher = |high: f32, v: &f32| if *v > high { *v } else { high };
+    let highest = match scores.get(..classes).filter(|_| step == 1) {
+        // A vocabulary has some fifty thousand classes: the highest of each of several lanes, then of those.
+        Some(row) => {
+            let (chunks, rest) = row.as_chunks::<16>();
+            let mut lanes = [first; 16];
+            for chunk in chunks {
+                lanes.iter_mut().zip(chunk).for_each(|(lane, v)| *lane = higher(*lane, v));
+            }
+            lanes.iter().chain(rest).fold(first, higher)
+        }
+        None => scores.iter().step_by(step).take(classes).fold(first, higher),
+    };
+    scores.iter().step_by(step).take(classes).position(|v| *v == highest).unwrap_or(0) as i64
 }
 
 /// The numbers of right predictions and of all.
 fn count_right(scores: &[f32], shape: &[usize], s: &Scores, labels: &[i64], ignored: Option<i64>) -> Option<(u64, u64)> {
     let classes = *shape.get(s.axis)?;
     let (mut right, mut all) = (0, 0);
-    each_prediction(shape, s, labels, ignored, |at, label| {
-        right += u64::from(best(classes, &|c| scores[at(c)]) == label);
+    each_prediction(scores, shape, s, labels, ignored, |scores, step, label| {
+        right += u64::from(best(scores, step, classes) == label);
         all += 1;
     })?;
     Some((right, all))
 }
 
-/// Goes through the predictions that count: where each class's score lies, and the label. `None` where labels and scores do not fit.
+/// Goes through the predictions that count: the scores from the first class's on, how far they lie apart, and the label. `None` where labels
+/// and scores do not fit.
 fn each_prediction(
+    scores: &[f32],
     shape: &[usize],
     s: &Scores,
     labels: &[i64],
     ignored: Option<i64>,
-    mut seen: impl FnMut(&dyn Fn(usize) -> usize, i64),
+    mut seen: impl FnMut(&[f32], usize, i64),
 ) -> Option<()> {
     let classes = *shape.get(s.axis)?;
     let outer: usize = shape[..s.axis].iter().product();
     let inner: usize = shape[s.axis + 1..].iter().product();
-    if labels.len() != outer * inner || classes == 0 {
+    if labels.len() != outer * inner || classes == 0 || scores.len() < outer * classes * inner {
         return None;
     }
     // Next-token logits [N, T, V]: position t predicts the label of t + 1.
@@ -421,7 +437,7 @@ fn each_prediction(
             }
             let label = labels[position + usize::from(s.shifted)];
             if Some(label) != ignored {
-                seen(&|c: usize| (o * classes + c) * inner + i, label);
+                seen(&scores[o * classes * inner + i..], inner, label);
             }
         }
     }
@@ -452,6 +468,22 @@ mod tests {
         // [1, 2 classes, 3 positions]
         assert_eq!(count_right(&values, &[1, 2, 3], &scores(1, false), &[1, 1, 0], None), Some((2, 3)));
         assert_eq!(count_right(&values, &[3, 2], &scores(1, false), &[1, 0], None), None);
+    }
+
+    #[test]
+    fn the_first_of_the_highest_scores_counts_in_every_lane() {
+        let by_hand = |v: &[f32]| (1..v.len()).fold(0, |best, c| if v[c] > v[best] { c } else { best }) as i64;
+        for classes in [1, 15, 16, 17, 40] {
+            for high in 0..classes {
+                let mut row: Vec<f32> = (0..classes).map(|c| -((c % 3) as f32)).collect();
+                row[high] = 1.0;
+                row[classes - 1] = 1.0;
+                let apart: Vec<f32> = row.iter().flat_map(|v| [*v, 2.0]).collect();
+                assert_eq!((best(&row, 1, classes), best(&apart, 2, classes)), (high as i64, high as i64), "{row:?}");
+                row[classes / 2] = f32::NAN;
+                assert_eq!(best(&row, 1, classes), by_hand(&row), "{row:?}");
+            }
+        }
     }
 
     #[test]

@@ -12,7 +12,7 @@ pub(crate) use library::{About, about};
 
 use self::device::{Device, Optimization};
 use super::{Engine, EngineError, ExternalData, Session, Tensors, child};
-use crate::io::tensor::{NpTensor, with_type};
+use crate::io::tensor::{NpTensor, le_bytes, with_type};
 use ancre_passes::ir::DType;
 use onnx_protobuf::{Message, ModelProto};
 use ort::environment::Environment;
@@ -280,7 +280,7 @@ pub(super) fn from_ort(name: &str, v: &DynValue) -> Result<NpTensor, EngineError
     macro_rules! read {
         ($t:ty, $dtype:ident) => {{
             let (shape, data) = v.try_extract_tensor::<$t>().map_err(|e| fail(e.to_string()))?;
-            (DType::$dtype, shape, data.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>())
+            (DType::$dtype, shape, le_bytes!($t, data))
         }};
     }
     let (dtype, shape, data) = match ty {
