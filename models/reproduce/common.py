@@ -35,7 +35,7 @@ def compare(given, name, model, variants, seeds, options, scratch=True):
     stand for a name that the tool knows."""
     words = ",".join(f"{v}={o}" if o else v for v, o in variants.items())
     command = [given.tool.resolve(), "compare", Path(model).resolve(), "--variants", words, "--seeds", seeds, "--out", name, "--resume"]
-    command += ["--json", "--device", "cpu", "--threads", given.threads, *(["--from-scratch"] if scratch else []), *options]
+    command += ["--json", "--device", getattr(given, "device", "cpu"), "--threads", given.threads, *(["--from-scratch"] if scratch else []), *options]
     given.dir.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
     said = subprocess.run([str(w) for w in command], cwd=given.dir, stdout=subprocess.PIPE, text=True, check=True)

@@ -1,0 +1,95 @@
+"""Residual convolutional networks of 20, 56 and 110 layers, with and without learned skips, on letters of Debian's fonts.
+
+    python models/reproduce/convolutional.py DIR [--tool target/release/ancre-rewrite] [--only 20|56|110] [--seeds N] [--tables]
+
+The protocol stands in docs/evidence.md. Prints the tables and draws docs/convolutional.svg. Needs torch and torchvision, which make the models,
+pillow, and the fonts of fonts-dejavu, fonts-liberation and fonts-freefont-ttf, besides what common.py needs.
+"""
+
+import json
+import random
+import sys
+
+import common
+import numpy as np
+from PIL import Image
+
+sys.path.insert(0, str(common.MODELS / "tools"))
+
+VARIANTS = {"default": "", "paper": "", "free": ""}
+SEEDS = {20: 3, 56: 3, 110: 3}
+STEPS, SIZE, WIDTHS = 300, 16, (8, 16, 32)
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+
+def letters(given):
+    """Grey images of 16 x 16: 6500 letters to train on, 1300 held back, each of 26 as often."""
+    from defaults import draw
+
+    paths = [given.dir / f"letters-{part}.npz" for part in ("train", "val")]
+    for seed, (path, n) in enumerate(zip(paths, (6500, 1300)), 1):
+        if not path.exists():
+            rng, labels = random.Random(seed), np.arange(n) % 26
+            images = [Image.fromarray(draw(LETTERS[c], rng)).convert("L").resize((SIZE, SIZE), Image.BILINEAR) for c in labels]
+            np.savez(path, input=np.stack([np.asarray(i) for i in images])[:, None], labels=labels)
+    return paths
+
+
+def model(given, layers):
+    """A ResNet for small images: three stages of (layers - 2) / 6 blocks of two convolutions; batch norms stay nodes."""
+    path = given.dir / f"resnet{layers}.onnx"
+    if not path.exists():
+        import torch
+        from export import CifarResNet
+
+        torch.manual_seed(0)
+        net, image = CifarResNet((layers - 2) // 6, WIDTHS, len(LETTERS), 1), torch.zeros(2, 1, SIZE, SIZE)
+        names = {"input_names": ["input"], "output_names": ["scores"], "dynamic_axes": {"input": {0: "batch"}, "scores": {0: "batch"}}}
+        mode = torch.onnx.TrainingMode.PRESERVE
+        torch.onnx.export(net.eval(), (image,), path, dynamo=False, opset_version=17, training=mode, do_constant_folding=False, **names)
+    return path
+
+
+def run(given, layers):
+    data, val = letters(given)
+    course = ["--steps", STEPS, "--batch-size", 32, "--lr", 2e-3, "--schedule", "cosine", "--warmup", 30]
+    options = ["--loss", "cross-entropy", "--data", data, "--val", val, *course]
+    common.compare(given, f"resnet-{layers}", model(given, layers), VARIANTS, min(SEEDS[layers], given.seeds), options)
+
+
+def show(given):
+    """The tables, and docs/convolutional.svg: training loss against steps, and validation loss against layers."""
+    panels, ends = [], {}
+    for layers in SEEDS:
+        path = given.dir / f"resnet-{layers}/report.json"
+        if not path.exists():
+            continue
+        report = json.loads(path.read_text())
+        print(f"\n{layers} layers\n\n{common.table(report, metrics=('accuracy', 'step_seconds'))}")
+        lines = {}
+        for variant in [v["name"] for v in report["variants"]]:
+            losses = common.values(report, variant)
+            lines[variant] = common.curve(given, f"resnet-{layers}", variant, losses, window=15)
+            ends.setdefault(variant, []).append((layers, np.mean(list(losses.values())), np.std(list(losses.values()), ddof=len(losses) > 1)))
+        panels.append({"title": f"{layers} layers: training", "x": "steps", "y": "loss", "log": "y", "lines": lines})
+    if panels:
+        ticks = [layers for layers, _, _ in ends["cascaded"]]
+        lines = {v: tuple(map(list, zip(*at))) for v, at in ends.items()}
+        panels.append({"title": "validation at the end", "x": "layers", "y": "loss", "log": "x", "ticks": ticks, "lines": lines})
+        common.figure(common.DOCS / "convolutional.svg", panels, 3)
+
+
+def main():
+    options = common.parser(__doc__)
+    options.add_argument("--seeds", type=int, default=99, help="at most so many of the planned seeds")
+    options.add_argument("--tables", action="store_true", help="run nothing; tables and the figure of what was run")
+    given = options.parse_args()
+    given.dir, given.tool = given.dir.resolve(), given.tool.resolve()
+    given.dir.mkdir(parents=True, exist_ok=True)
+    for part in [] if given.tables else map(int, given.only or SEEDS):
+        run(given, part)
+    show(given)
+
+
+if __name__ == "__main__":
+    main()
