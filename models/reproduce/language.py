@@ -15,7 +15,7 @@ import common
 
 VARIANTS = {"default": "", "paper": "", "free": "", "attention": ""}
 # Layers: steps, seeds. All have width 48 and 3 heads.
-SIZES = {8: (2000, 3), 24: (400, 3)}
+SIZES = {8: (1200, 3), 24: (300, 3)}
 WINDOW, BATCH, VOCABULARY = 64, 8, 512
 TRANSLATIONS = ("perlcn", "perljp", "perlko", "perltw")
 
