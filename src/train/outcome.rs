@@ -123,10 +123,14 @@ impl Outcome {
         let what = if self.interrupted { "stopped" } else { "trained" };
         let size = |p: &PathBuf| std::fs::metadata(p).map_or(String::new(), |m| format!(" ({})", bytes(m.len())));
         let of = if at.step < total { format!(" of {total}") } else { String::new() };
+        let enough = match self.stopped_early {
+            true => format!("; {} validations in a row brought nothing better", at.unimproved),
+            false => String::new(),
+        };
         put!(
             out,
             what,
-            "{}{of} steps on {} in {} ({})",
+            "{}{of} steps on {} in {} ({}){enough}",
             at.step,
             s.device,
             duration(self.seconds),

@@ -286,6 +286,21 @@ fn what_a_run_came_to_is_said_with_what_to_try() {
 }
 
 #[test]
+fn a_run_stops_when_validations_bring_nothing_better() {
+    let f = Folder::new(None, &[]);
+    let val = text(&f.path("val.safetensors"));
+    // At this rate no weight moves: the first validation stays the best.
+    let more = ["--val", &val, "--epochs", "9", "--batch-size", "30", "--lr", "1e-30", "--patience", "2"];
+    let ran = f.train("run", &more);
+    assert_eq!((ran.status, f.log("run").len()), (0, 9), "{}", ran.err);
+    assert!(
+        ran.out.contains("9 of 27 steps") && ran.out.contains("2 validations in a row brought nothing better"),
+        "{}",
+        ran.out
+    );
+}
+
+#[test]
 fn without_a_rate_a_few_are_tried_and_the_state_is_as_it_was() {
     let f = Folder::new(None, &[]);
     let report = f.train("tried", &["--steps", "20", "--json"]).json();
