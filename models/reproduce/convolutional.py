@@ -65,7 +65,7 @@ def show(given):
         if not path.exists():
             continue
         report = json.loads(path.read_text())
-        print(f"\n{layers} layers\n\n{common.table(report, metrics=('accuracy', 'step_seconds'))}")
+        print(f"\n{layers} layers\n\n{common.table(report, metrics=('accuracy',))}")
         lines = {}
         for variant in [v["name"] for v in report["variants"]]:
             losses = common.values(report, variant)

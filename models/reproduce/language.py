@@ -1,6 +1,6 @@
 """Language: LLaMAs of 8 and of 24 layers, with and without learned skips, on the manual of Perl.
 
-    python models/reproduce/language.py DIR [--tool target/release/ancre-rewrite] [--only 8] [--only 24] [--seeds N] [--tables]
+    python models/reproduce/language.py DIR [--tool target/release/ancre-rewrite] [--only 8|24|attention] [--seeds N] [--tables]
     python models/reproduce/language.py DIR --only 60M --text FILE|DIR --tokenizer tokenizer.json --device cuda
 
 The protocol stands in docs/evidence.md. The text is Debian's package perl-doc (`apt-get download`; GPL-1+ or Artistic), the tokenizer is trained
@@ -13,9 +13,9 @@ import subprocess
 
 import common
 
-VARIANTS = {"default": "", "paper": "", "free": "", "attention": ""}
-# Layers: steps, seeds. All have width 48 and 3 heads.
-SIZES = {8: (1200, 3), 24: (300, 3)}
+VARIANTS = {"default": "", "paper": "", "free": ""}
+# Part: layers, steps, seeds, variants. All have width 48 and 3 heads. Attention's steps take longer, and it has one seed.
+PARTS = {"8": (8, 600, 3, VARIANTS), "24": (24, 300, 3, VARIANTS), "attention": (24, 300, 1, VARIANTS | {"attention": ""})}
 WINDOW, BATCH, VOCABULARY = 64, 8, 512
 TRANSLATIONS = ("perlcn", "perljp", "perlko", "perltw")
 
@@ -76,13 +76,14 @@ def llama(path, layers, width, inner, heads, vocabulary, window, batch):
     return path
 
 
-def small(given, layers):
-    steps, seeds = SIZES[layers]
+def small(given, part):
+    layers, steps, seeds, variants = PARTS[part]
     train, val = tokens(given)
     model = llama(given.dir / f"llama{layers}.onnx", layers, 48, 128, 3, VOCABULARY, WINDOW, BATCH)
     course = ["--steps", steps, "--batch-size", BATCH, "--window", WINDOW, "--lr", 3e-3, "--schedule", "cosine", "--warmup", steps // 20]
     options = ["--loss", "next-token", "--clip-norm", 1, "--data", train.resolve(), "--val", val.resolve(), *course]
-    common.compare(given, f"llama-{layers}", model, VARIANTS, min(seeds, given.seeds), options)
+    report = common.compare(given, f"llama-{layers}", model, variants, min(seeds, given.seeds), options)
+    (given.dir / f"report-{part}.json").write_text(json.dumps(report))
 
 
 def large(given):
@@ -99,12 +100,13 @@ def large(given):
 def show(given):
     """The tables, and docs/language.svg: perplexity of the training's batches, which are new to the network, against steps."""
     panels = []
-    for layers, (steps, _) in SIZES.items():
-        path = given.dir / f"llama-{layers}/report.json"
-        if not path.exists():
+    for layers in (8, 24):
+        of = [(given.dir / f"report-{part}.json", steps) for part, (n, steps, _, _) in PARTS.items() if n == layers]
+        reports = [json.loads(path.read_text()) for path, _ in of if path.exists()]
+        if not reports:
             continue
-        report = json.loads(path.read_text())
-        print(f"\n{layers} layers\n\n{common.table(report, metrics=('perplexity', 'step_seconds', 'peak_memory_bytes'))}")
+        report, steps = common.join(*reports), of[0][1]
+        print(f"\n{layers} layers\n\n{common.table(report, metrics=('perplexity',))}")
         lines = {}
         for variant in [v["name"] for v in report["variants"]]:
             at, losses = common.curve(given, f"llama-{layers}", variant, common.values(report, variant), window=steps // 40)
@@ -124,8 +126,8 @@ def main():
     given = options.parse_args()
     given.dir, given.tool = given.dir.resolve(), given.tool.resolve()
     given.dir.mkdir(parents=True, exist_ok=True)
-    for part in [] if given.tables else given.only or list(map(str, SIZES)):
-        large(given) if part == "60M" else small(given, int(part))
+    for part in [] if given.tables else given.only or PARTS:
+        large(given) if part == "60M" else small(given, part)
     show(given)
 
 
