@@ -1,6 +1,6 @@
 """Residual convolutional networks of 20, 56 and 110 layers, with and without learned skips, on letters of Debian's fonts.
 
-    python models/reproduce/convolutional.py DIR [--tool target/release/ancre-rewrite] [--only 20|56|110] [--seeds N] [--tables]
+    python models/reproduce/convolutional.py DIR [--tool target/release/ancre-rewrite] [--only 20|56|110|rates] [--seeds N] [--tables]
 
 The protocol stands in docs/evidence.md. Prints the tables and draws docs/convolutional.svg. Needs torch and torchvision, which make the models,
 pillow, and the fonts of fonts-dejavu, fonts-liberation and fonts-freefont-ttf, besides what common.py needs.
@@ -18,6 +18,8 @@ sys.path.insert(0, str(common.MODELS / "tools"))
 
 VARIANTS = {"default": "", "paper": "", "free": ""}
 SEEDS = {20: 3, 56: 3, 110: 3}
+# At these rates the network of 20 layers is trained again.
+LR, RATES = "2e-3", ("6e-3", "2e-2")
 STEPS, SIZE, WIDTHS = 300, 16, (8, 16, 32)
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
@@ -50,11 +52,12 @@ def model(given, layers):
     return path
 
 
-def run(given, layers):
+def run(given, layers, lr=LR, variants=VARIANTS):
     data, val = letters(given)
-    course = ["--steps", STEPS, "--batch-size", 32, "--lr", 2e-3, "--schedule", "cosine", "--warmup", 30]
+    course = ["--steps", STEPS, "--batch-size", 32, "--lr", lr, "--schedule", "cosine", "--warmup", 30]
     options = ["--loss", "cross-entropy", "--data", data, "--val", val, *course]
-    common.compare(given, f"resnet-{layers}", model(given, layers), VARIANTS, min(SEEDS[layers], given.seeds), options)
+    name = f"resnet-{layers}" + (f"-rate-{lr}" if lr != LR else "")
+    common.compare(given, name, model(given, layers), variants, min(SEEDS[layers], given.seeds), options)
 
 
 def show(given):
@@ -67,11 +70,15 @@ def show(given):
         report = json.loads(path.read_text())
         print(f"\n{layers} layers\n\n{common.table(report, metrics=('accuracy',))}")
         lines = {}
-        for variant in [v["name"] for v in report["variants"]]:
+        for variant in [v["name"] for v in report["variants"] if common.values(report, v["name"])]:
             losses = common.values(report, variant)
             lines[variant] = common.curve(given, f"resnet-{layers}", variant, losses, window=15)
             ends.setdefault(variant, []).append((layers, np.mean(list(losses.values())), np.std(list(losses.values()), ddof=len(losses) > 1)))
         panels.append({"title": f"{layers} layers: training", "x": "steps", "y": "loss", "log": "y", "lines": lines})
+    for lr in RATES:
+        path = given.dir / f"resnet-20-rate-{lr}/report.json"
+        if path.exists():
+            print(f"\n20 layers, rate {lr}\n\n{common.table(json.loads(path.read_text()))}")
     if panels:
         ticks = [layers for layers, _, _ in ends["cascaded"]]
         lines = {v: tuple(map(list, zip(*at))) for v, at in ends.items()}
@@ -86,8 +93,12 @@ def main():
     given = options.parse_args()
     given.dir, given.tool = given.dir.resolve(), given.tool.resolve()
     given.dir.mkdir(parents=True, exist_ok=True)
-    for part in [] if given.tables else map(int, given.only or SEEDS):
-        run(given, part)
+    for part in [] if given.tables else given.only or [*SEEDS, "rates"]:
+        if part == "rates":
+            for lr in RATES:
+                run(given, 20, lr, {"paper": ""})
+        else:
+            run(given, int(part))
     show(given)
 
 
