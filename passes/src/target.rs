@@ -74,13 +74,14 @@ pub static CPU: Target = Target {
     reversed_weight: 2,
     batch: 8,
     // A convolution with batch and channels exchanged takes twice as long as the products of shifted copies for 3 x 3 taps, half
-    // as much again for 7 x 7, the same from 8 x 8 or 16 in a row on; channel by channel 7 x 7 takes it twice as long. Against strided
-    // slices it wins from some 16 taps on (7 x 7 over 3 channels: 0.6 to 0.8 of their time). Narrow products (few channels) waste the
-    // matrix kernel. Columns move nine copies of x for 3 x 3 taps where shifts move six of x and y, but what the product gives is
-    // smaller and needs no transposing, which decides for small images of many channels (512 channels of 7 x 7: a third of the time).
+    // as much again for 7 x 7, the same from 8 x 8 or 16 in a row on; channel by channel twice as long for both. Against strided
+    // slices it wins from some 16 taps on (7 x 7 over 3 channels: 0.6 to 0.8 of their time). Narrow products (few channels) waste
+    // the matrix kernel. Columns move nine copies of x for 3 x 3 taps where shifts move six of x and y, but what the product gives
+    // is smaller and needs no transposing, which decides for small images of many channels (512 channels of 7 x 7: a third of the
+    // time).
     conv_weight: ConvWeight {
         few_channels: 8,
-        depthwise_taps: 9,
+        depthwise_taps: 8,
         depthwise_copies: 15,
         strided_taps: 16,
         shifted_copies: 15,

@@ -89,6 +89,7 @@ pub(super) const CONV: Row = Row {
             of(a().with("group", 4).with("pads", four(1)).with("strides", two(2)), &[2, 4, 5, 6], &[4, 1, 3, 3]),
             of(a().with("group", 3).with("pads", four(1)), &[2, 3, 5, 5], &[6, 1, 3, 3]),
             of(a().with("group", 4).with("pads", four(2)), &[1, 4, 6, 6], &[4, 1, 5, 5]),
+            of(a().with("group", 4), &[2, 4, 5, 4], &[4, 1, 2, 2]),
             of(a().with("pads", vec![1, 1]), &[2, 3, 7], &[4, 3, 3]),
             of(a().with("strides", vec![2]), &[2, 3, 8], &[4, 3, 3]),
             of(a().with("pads", vec![1; 6]), &[1, 2, 3, 4, 3], &[2, 2, 3, 3, 3]),
