@@ -42,6 +42,7 @@ pub(super) fn open_session(
         memory_pattern: false,
         // A frozen base is read forwards and backwards, which would be two copies of it.
         prepack: t.adapted.is_empty(),
+        denormals: false,
         tf32: a.tf32,
         gpu_memory: a.gpu_memory.map(|n| n as usize),
         ..OrtEngine::default()

@@ -345,6 +345,24 @@ fn a_resumed_run_remembers_its_options() {
     assert_eq!(resume(&dir).json()["steps_here"].as_u64(), Some(0));
 }
 
+/// 0.9 times the least numbers is rounded to them again: a moment without gradients would stay among the subnormal numbers, which kernels
+/// are slow at.
+#[test]
+fn moments_of_weights_without_gradients_become_zero() {
+    let folder = Folder::new(None, &[]);
+    let mut data = samples(90, 1);
+    let x: Vec<f32> = data["x"].to_f32().iter().enumerate().map(|(i, v)| if i % FEATURES == 0 { 0.0 } else { *v }).collect();
+    data["x"] = NpTensor::f32s(&[90, FEATURES], &x).unwrap();
+    write_safetensors(&folder.path("train.safetensors"), &data, None);
+    let moment = NpTensor::f32s(&[FEATURES, 12], &[1e-39; FEATURES * 12]).unwrap();
+    write_safetensors(&folder.path("state.safetensors"), &[("stem.weight.exp_avg".to_string(), moment)].into(), None);
+    let state = text(&folder.path("state.safetensors"));
+    let ran = folder.train("run", &["--state", &state, "--epochs", "1", "--batch-size", "30", "--lr", "1e-3"]);
+    assert_eq!(ran.status, 0, "{}", ran.err);
+    let after = folder.last("run")["stem.weight.exp_avg"].to_f32();
+    assert!(after[..12].iter().all(|v| *v == 0.0) && after[12..].iter().all(|v| *v != 0.0), "{after:?}");
+}
+
 #[test]
 fn a_fixed_batch_is_kept_to() {
     let f = Folder::new(Some(8), &["--batch", "keep", "--eval-graph"]);

@@ -62,6 +62,8 @@ pub struct OrtEngine {
     pub memory_pattern: bool,
     /// Copy constant matrices into the layout that the kernels like best, once for each operator that reads them.
     pub prepack: bool,
+    /// Keep numbers below float32's normal ones. Moments of weights without gradients decay to such, stay there, and slow kernels down.
+    pub denormals: bool,
     /// Let CUDA round the operands of products to TF32.
     pub tf32: bool,
     /// Most bytes of the GPU's memory to take.
@@ -78,6 +80,7 @@ impl Default for OrtEngine {
             arena: true,
             memory_pattern: true,
             prepack: true,
+            denormals: true,
             tf32: false,
             gpu_memory: None,
         }
@@ -128,6 +131,9 @@ impl OrtEngine {
                 .with_memory_pattern(self.memory_pattern)?;
             if !self.prepack {
                 builder = builder.with_config_entry("session.disable_prepacking", "1")?;
+            }
+            if !self.denormals {
+                builder = builder.with_config_entry("session.set_denormal_as_zero", "1")?;
             }
             if let Some(threads) = self.threads {
                 builder = builder.with_intra_threads(threads)?;
