@@ -55,7 +55,7 @@ def join(*reports):
 
 def values(report, variant, key="val_loss"):
     """A figure of a variant's finished runs: {seed: value}."""
-    runs = next(v["runs"] for v in report["variants"] if v["name"] == variant)
+    runs = [r for v in report["variants"] if v["name"] == variant for r in v["runs"]]
     return {r["seed"]: r.get(key, r["metrics"].get(key)) for r in runs if r["end"] == "finished"}
 
 
@@ -131,7 +131,8 @@ MARKS, COLOURS = "osD^vPX*", ["#000000", "#0072b2", "#d55e00", "#009e73", "#cc79
 
 
 def figure(path, panels, width=4.2, height=3.2):
-    """Draws panels beside one another: {title, x, y (labels), log: "", "x", "y" or "xy", lines: {label: (xs, ys) or (xs, ys, errors)}}. One legend."""
+    """Draws panels beside one another, with one legend: {title, x, y (labels), log: "", "x", "y" or "xy", lines: {label: (xs, ys) or
+    (xs, ys, errors)}}."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -2,7 +2,7 @@
 
     python models/reproduce/depth.py DIR [--tool target/release/ancre-rewrite] [--only PART] [--tables]
 
-The protocol stands in docs/evidence.md. Parts, in the order in which they run: 16, 64, norm, tau, equal, teacher, others, rates, 4, 128.
+The protocol stands in docs/evidence.md. Parts, in the order in which they run: 16, 64, norm, tau, equal, teacher, rest, others, rates, 4, 128.
 Prints the tables and draws docs/depth.svg. About an hour of processor time.
 """
 
@@ -62,11 +62,12 @@ def parts(given):
     """What is run: {part: a function that gives its reports as {name: report}}."""
     return {
         "16": lambda: {"digits-16": digits(given, "digits-16", 16, MAIN | OTHERS | {"attention": ""}, 5)},
-        "64": lambda: {"digits-64": digits(given, "digits-64", 64, MAIN, 5)},
+        "64": lambda: {"digits-64": digits(given, "digits-64", 64, {"softmax": "", "free": ""}, 5)},
         "norm": lambda: {f"norm-{n}": digits(given, f"norm-{n}", n, {v: "" for v in ("paper", "softmax", "free")}, 3, norm=True) for n in (64,)},
         "tau": lambda: {"tau": digits(given, "digits-64", 64, TAUS, 3)},
         "equal": lambda: {"equal-16": digits(given, "equal-16", 16, {v: "" for v in ("paper", "softmax", "free")}, 5, width=97)},
         "teacher": lambda: {f"teacher-{n}": regression(given, n, 3) for n in (16, 64)},
+        "rest": lambda: {"rest": digits(given, "digits-64", 64, {"default": "", "paper": ""}, 5)},
         "others": lambda: {"others": digits(given, "digits-64", 64, OTHERS, 5), "attention": digits(given, "digits-64", 64, {"attention": ""}, 3)},
         "rates": lambda: {f"rate-{lr}": digits(given, f"rate-{lr}", 64, {"softmax": "", "free": ""}, 3, lr) for lr in ("3e-4", "3e-3")},
         "4": lambda: {"digits-4": digits(given, "digits-4", 4, MAIN | {"deltas": OTHERS["deltas"], "attention": ""}, 3)},
@@ -92,15 +93,14 @@ def main():
     options.add_argument("--tables", action="store_true", help="run nothing; tables and the figure of what was run")
     given = options.parse_args()
     given.dir = given.dir.resolve()
-    kept = given.dir / "reports.json"
-    reports = json.loads(kept.read_text()) if kept.exists() else {}
     for part, run in parts(given).items():
         if not given.tables and part in (given.only or parts(given)):
-            reports |= run()
-            kept.write_text(json.dumps(reports))
-    found = {n: r for n, r in reports.items() if n not in ("tau", "others", "attention")}
+            for name, report in run().items():
+                (given.dir / f"{name}.report.json").write_text(json.dumps(report))
+    reports = {f.name.removesuffix(".report.json"): json.loads(f.read_text()) for f in sorted(given.dir.glob("*.report.json"))}
+    found = {n: r for n, r in reports.items() if n not in ("tau", "rest", "others", "attention")}
     if "digits-64" in found:
-        found["digits-64"] = common.join(*[reports[n] for n in ("digits-64", "tau", "others", "attention") if n in reports])
+        found["digits-64"] = common.join(*[reports[n] for n in ("digits-64", "rest", "tau", "others", "attention") if n in reports])
     for name, report in found.items():
         metrics = () if name.startswith("teacher") else ("accuracy",)
         more = {} if name.startswith("teacher") else {f"steps to {THRESHOLD}": steps_to(given, name, report)}
@@ -109,8 +109,9 @@ def main():
         if deep := found.get(f"{task}-64"):
             for other in filter(found.get, others):
                 for v in (v["name"] for v in found[other]["variants"]):
-                    texts = [common.paired(*[common.values(r, n, key) for r, n in ((found[other], v), (deep, "cascaded"))]) for key in ("val_loss", "train_loss")]
-                    print(f"{other} {v} less {task}-64 cascaded: validation {texts[0]}, training {texts[1]}")
+                    pairs = [(common.values(found[other], v, key), common.values(deep, "cascaded", key)) for key in ("val_loss", "train_loss")]
+                    validation, training = (common.paired(*pair) for pair in pairs)
+                    print(f"{other} {v} less {task}-64 cascaded: validation {validation}, training {training}")
     draw(given, found)
 
 
@@ -120,11 +121,15 @@ def draw(given, found):
     panels = []
     for key, title in (("train_loss", "training loss at the end"), ("val_loss", "validation loss at the end")):
         lines = {}
-        for v in ("cascaded", *MAIN):
-            known = [(n, list(common.values(found[f"digits-{n}"], v, key).values())) for n in depths if any(w["name"] == v for w in found[f"digits-{n}"]["variants"])]
+        for i, v in enumerate(("cascaded", *MAIN)):
+            # Beside one another, not on top of one another.
+            beside = 1.06 ** (i - 2)
+            known = [(n, list(common.values(found[f"digits-{n}"], v, key).values())) for n in depths]
             known = [(n, k) for n, k in known if k]
-            lines[v] = [n for n, _ in known], [np.mean(k) for _, k in known], [np.std(k, ddof=1) if len(k) > 1 else 0 for _, k in known]
+            lines[v] = [n * beside for n, _ in known], [np.mean(k) for _, k in known], [np.std(k, ddof=1) if len(k) > 1 else 0 for _, k in known]
         panels.append({"title": title, "x": "blocks", "y": "loss", "log": "xy" if key == "train_loss" else "x", "ticks": depths, "lines": lines})
+        # What diverged is far above.
+        panels[-1]["limits"] = (2e-3, 5e-2) if key == "train_loss" else (0.2, 0.8)
     if "digits-64" in found:
         lines = {v: common.curve(given, "digits-64", v, common.values(found["digits-64"], v)) for v in ("cascaded", *MAIN)}
         panels.append({"title": "64 blocks: training", "x": "steps", "y": "loss", "log": "y", "lines": lines, "limits": (None, 10)})

@@ -38,8 +38,9 @@ def network(path, depth, edges):
         value = f"h{k}" if not parts else f"z{k}"
         nodes.append(helper.make_node("MatMul", [state[-1], f"w{k}"], [value], f"layer{k}"))
         for n, i in enumerate(parts):
-            nodes.append(helper.make_node("Add", [value, state[i]], [f"h{k}" if n == len(parts) - 1 else f"z{k}.{n}"], f"skip{i}.{k}"))
-            value = nodes[-1].output[0]
+            total = f"h{k}" if n == len(parts) - 1 else f"z{k}.{n}"
+            nodes.append(helper.make_node("Add", [value, state[i]], [total], f"skip{i}.{k}"))
+            value = total
         state.append(f"h{k}")
     nodes.append(helper.make_node("Identity", [state[-1]], ["y"], "y"))
     # Numbers that differ, so that no two layers are one tensor.
@@ -214,7 +215,8 @@ def tables(cases, curves):
 
 def draw(curves):
     panels = []
-    for case, target, title in (("3", "full", "K = 3, full rank"), ("3", "low rank", "K = 3, rank 6"), ("8", "full", "K = 8, full rank"), ("adversarial", "adversarial", "K = 3, adversarial")):
+    shown = ("3", "full", "K = 3, full rank"), ("3", "low rank", "K = 3, rank 6"), ("8", "full", "K = 8, full rank")
+    for case, target, title in (*shown, ("adversarial", "adversarial", "K = 3, adversarial")):
         lines = {}
         for key, run in curves.items():
             at, of, name, seed = key.split("|")

@@ -12,7 +12,7 @@ use std::path::PathBuf;
 #[command(after_help = "Variants:
   cascaded              the network as it is, trained by the same loop; the others are compared with it, and it is always there
   default, finetune     the router that keeps the function at the start
-  deep                  free weights, for deep networks from scratch
+  deep                  softmax in the place of every skip, for deep networks from scratch
   paper                 ANCRe as published
   softmax, gated, free, attention, …   the words of --parametrization, everything else by default
   NAME=OPTIONS          any options of the router that the main job takes

@@ -61,7 +61,7 @@ words! {
     Preset {
         /// For a trained network: every skip reassigned, gated, uniform.
         Finetune = "finetune",
-        /// For deep networks from scratch, by docs/evidence.md: every skip reassigned, free weights that start as the network.
+        /// For deep networks from scratch, by docs/evidence.md: every skip reassigned, softmax, uniform.
         Deep = "deep",
         /// As published, for training from scratch: a route added to each block, softmax, uniform.
         Paper = "paper",
@@ -124,10 +124,10 @@ pub struct RouteOptions {
 impl RouteOptions {
     /// The options of a preset.
     pub fn preset(preset: Preset) -> RouteOptions {
-        let (form, granularity, rule, init) = match preset {
-            Preset::Finetune => (Form::Reassign, Granularity::Add, Rule::Gated, Init::Uniform),
-            Preset::Deep => (Form::Reassign, Granularity::Add, Rule::Free, Init::Identity),
-            Preset::Paper => (Form::Augment, Granularity::Block, Rule::Softmax, Init::Uniform),
+        let (form, granularity, rule) = match preset {
+            Preset::Finetune => (Form::Reassign, Granularity::Add, Rule::Gated),
+            Preset::Deep => (Form::Reassign, Granularity::Add, Rule::Softmax),
+            Preset::Paper => (Form::Augment, Granularity::Block, Rule::Softmax),
         };
         RouteOptions {
             form,
@@ -135,7 +135,7 @@ impl RouteOptions {
             scope: Scope::Stage,
             rule,
             normalize: Normalize::Incoming,
-            init,
+            init: Init::Uniform,
             tau: 0.01,
             sources: Sources::States,
             dilation: 1,
