@@ -20,7 +20,7 @@ const KEEP_EVERY: u64 = 20;
 /// Factor by which the gradients' norm grows in a jump.
 const NORM: f64 = 30.0;
 /// A first loss below it is zero but for rounding.
-const ZERO: f64 = 1e-5;
+pub(super) const ZERO: f64 = 1e-5;
 /// Steps in which a loss that begins at zero finds its level. Adam moves every weight by the whole rate, also where gradients are rounding.
 const LEVEL: u64 = 10;
 /// A loss scale of 2¹⁶ that halves this often is below 2⁻²⁴, the least number of float16: then it is not the scale that overflows.

@@ -1,5 +1,6 @@
 //! What a run came to, in words: a validation that is no better than a guess, or far worse than training.
 
+use super::guard;
 use super::progress::percent;
 use serde::Serialize;
 
@@ -123,6 +124,8 @@ impl Facts {
         }
         if let (Some(first), (Some(last), _)) = (self.first_loss, self.training)
             && last >= first
+            // Of a network that is its own teacher it can only rise.
+            && first.abs() >= guard::ZERO
         {
             say(
                 "learned-nothing",
@@ -182,6 +185,8 @@ mod tests {
         assert_eq!(kinds(gap.clone()), ["worse-than-training"]);
         assert_eq!(kinds(Facts { has_statistics: true, evaluated: Some(0.5), ..gap.clone() }), ["statistics-do-not-fit"]);
         assert_eq!(kinds(Facts { has_statistics: true, evaluated: Some(0.9), ..gap }), ["worse-than-training"]);
+        let own_teacher = Facts { first_loss: Some(-1e-9), training: (Some(1e-6), None), ..Facts::default() };
+        assert_eq!(kinds(own_teacher), Vec::<&str>::new());
         let regression = Facts { validation: Some((5.0, None)), training: (Some(0.1), None), ..good };
         assert_eq!(kinds(regression), ["worse-than-training"]);
     }
