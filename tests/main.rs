@@ -13,6 +13,7 @@ mod data;
 mod dropout;
 mod engines;
 mod eval;
+mod exports;
 mod freeze;
 mod golden;
 mod grad;

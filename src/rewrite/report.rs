@@ -238,7 +238,19 @@ fn training_text(out: &mut Lines, o: &Rewritten, verbose: bool) {
             quantised.values
         );
     }
-    for tie in o.ties.iter().filter(|tie| t.training.cx.trainable.contains(&tie.name)) {
+    let (copies, transposes): (Vec<_>, Vec<_>) =
+        o.ties.iter().filter(|tie| t.training.cx.trainable.contains(&tie.name)).partition(|tie| tie.copy);
+    if let [tie, ..] = copies[..] {
+        let n = copies.len();
+        put!(
+            out,
+            "",
+            "{n} tensors (`{}`, …) are copies of weights that several calls share, such as `{}` (--untied: parameters of their own)",
+            tie.transposed,
+            tie.name
+        );
+    }
+    for tie in transposes {
         put!(out, "", "`{}` and its transpose `{}` are one parameter (--untied: two)", tie.name, tie.transposed);
     }
     if let Some(b) = &t.rebuilt {

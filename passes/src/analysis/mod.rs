@@ -3,7 +3,7 @@
 pub mod dot;
 pub mod explain;
 pub mod head;
-mod origin;
+pub(crate) mod origin;
 pub mod picture;
 pub mod quantised;
 pub mod report;

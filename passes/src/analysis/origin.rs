@@ -52,6 +52,13 @@ fn call(g: &Graph, node: NodeId) -> Option<&str> {
     source.metadata_props.iter().find(|p| p.key == CALL).map(|p| p.value.as_str())
 }
 
+/// The parameter that a linear map was called with as its weight, by the name that PyTorch's newer exporter gave it (`p_h_0_mlp_weight`).
+pub(crate) fn weight_of_call(g: &Graph, node: NodeId) -> Option<&str> {
+    let (_, arguments) = call(g, node)?.split_once("torch.ops.aten.linear.default](args = (%")?;
+    let name = arguments.split_once(", %")?.1.split([',', ')']).next()?;
+    name.starts_with("p_").then_some(name)
+}
+
 /// Was a normalisation called without this parameter? `None`: the call is not of a normalisation, or cannot be read.
 fn is_none(call: &str, part: Part) -> Option<bool> {
     let (_, rest) = call.split_once("torch.ops.aten.")?;

@@ -157,6 +157,13 @@ impl UseRoles<'_> {
         {
             return found;
         }
+        // A standardised weight.
+        if matches!(name, "BatchNormTrain" | "BatchNormalization" | "InstanceNormalization" | "LayerNormalization")
+            && operand == 0
+            && !fed
+        {
+            return self.onward(node, depth);
+        }
         match (name, operand) {
             ("Gemm" | "MatMul", 0) if !fed && is_grid(g, v) => Role::Frozen("table of coordinates"),
             ("FakeQuantize" | "Quantize", 1) => Role::Frozen(QUANTISATION_SCALE),

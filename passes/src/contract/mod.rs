@@ -151,6 +151,9 @@ pub struct Tie {
     pub name: String,
     /// The tensor that holds its transpose.
     pub transposed: String,
+    /// It holds the parameter as it is, not its transpose.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub copy: bool,
 }
 
 /// Tensors that start afresh, untrained.
@@ -434,7 +437,7 @@ mod tests {
         same::<AdaptersRecord>(
             r#"{"rank":4,"alpha":8.0,"adapters":[{"weight":"w","a":"w.lora_a","b":"w.lora_b","node":"n","kind":"conv","layout":"out-in","quantised":false}]}"#,
         );
-        same::<Ties>(r#"[{"name":"a","transposed":"b"}]"#);
+        same::<Ties>(r#"[{"name":"a","transposed":"b"},{"name":"c","transposed":"d","copy":true}]"#);
         same::<Fresh>(r#"{"all":false,"tensors":["fc.weight"]}"#);
         same::<States>(
             r#"[{"name":"w","input":"w","output":"w.next","kind":"parameter","trainable":true,"shape":[2],"in_place":true}]"#,

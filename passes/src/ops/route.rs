@@ -23,12 +23,23 @@ impl OpRule for Route {
         ANCRE
     }
     fn infer(&self, cx: &Infer) -> Types {
-        let first = cx.ty(ROUTE_SOURCES)?.clone();
+        let first = cx.ty(ROUTE_SOURCES)?;
+        let mut ty = first.clone();
         for i in ROUTE_SOURCES..cx.types.len() {
             let other = cx.ty(i)?;
-            cx.require(*other == first, || format!("source {} has type {other}, the first has {first}", i - ROUTE_SOURCES))?;
+            let agree = |(d, o): (&Dim, &Dim)| d.known().zip(o.known()).is_none_or(|(d, o)| d == o);
+            let fits = other.dtype == ty.dtype && other.rank() == ty.rank();
+            cx.require(fits && ty.shape.iter().zip(&other.shape).all(agree), || {
+                format!("source {} has type {other}, the first has {first}", i - ROUTE_SOURCES)
+            })?;
+            // An exporter that writes an extent as a number in one block and as a symbol in others means the number.
+            for (d, o) in ty.shape.iter_mut().zip(&other.shape) {
+                if d.known().is_none() && o.known().is_some() {
+                    *d = o.clone();
+                }
+            }
         }
-        Ok(vec![first])
+        Ok(vec![ty])
     }
     /// h̄_i += w[row, i] · r̄, and w̄[row, i] = ⟨r̄, h_i⟩. Both are deferred to the whole router's operators.
     fn pullback(&self, p: &mut Pullback) -> Result<(), GradError> {

@@ -34,7 +34,20 @@ impl Table<'_> {
     /// May a product of the value with zero be taken for zero? The proof assumes, and says, that a value computed from an input is
     /// finite. A constant must be finite.
     fn may_vanish(&mut self, x: TermId) -> bool {
-        !self.is_float(x) || matches!(self.head(x), Head::Zero(..)) || self.info(x).fed || self.known(x).is_some()
+        if !self.is_float(x) || matches!(self.head(x), Head::Zero(..)) || self.info(x).fed || self.known(x).is_some() {
+            return true;
+        }
+        // A class token for each sample, positions for a length that the input decides: constants that are only moved.
+        let args = match self.head(x) {
+            Head::Expand(_) | Head::Reshape(_) | Head::Transpose(_) | Head::Slice { .. } | Head::Concat(_) => {
+                self.term(x).args.clone()
+            }
+            Head::Op(k) if matches!(k.name.as_str(), "Expand" | "Gather" | "Reshape" | "Slice" | "Tile") => {
+                Args::from_slice(&self.term(x).args[..1])
+            }
+            _ => return false,
+        };
+        args.iter().all(|a| self.may_vanish(*a))
     }
 
     /// Notes that a value, assumed finite, was multiplied by zero. Of a value that only moves elements, the operands are noted.

@@ -1,4 +1,4 @@
-//! One parameter where an exporter wrote two: a tied weight beside its own transpose.
+//! One parameter where an exporter wrote several: a tied weight beside its own transpose, a weight for each call that reads it.
 //!
 //! ```text
 //!   source    h = Gather(wte, ids)   logits = MatMul(y, val_7)            wte [V, D], val_7 [D, V] = wteᵀ, bit for bit
@@ -9,13 +9,15 @@
 //! second initializer. Trained apart, the two would drift from one another, and neither would get the sum of both gradients.
 //!
 //! The evidence is equality of all bits, for matrices that are no pattern (zeros and ones, a ramp: see `is_irregular`), in one
-//! pair only: where three tensors agree, nothing says which belong together. Equal tensors of one layout are left as they are:
-//! no exporter is known to store one parameter so, while networks whose layers were cloned before training (`TransformerEncoder`)
-//! start with many that are equal and yet apart.
+//! pair only: where three tensors agree, nothing says which belong together. Networks whose layers were cloned before training
+//! (`TransformerEncoder`) start with many tensors that are equal, of one layout, and yet apart. PyTorch's newer exporter writes the
+//! weight of a linear map that is called several times (ALBERT's layers) as often, each time transposed. It also notes the parameter
+//! that each call was given; equal tensors with one such note are one parameter.
 //!
 //! The forward graph keeps both tensors. What is tied is recorded there ([`Ties`]), so that whoever writes a trained value into it
 //! writes both.
 
+use crate::analysis::origin::weight_of_call;
 use crate::analysis::roles::{Role, initializer_roles};
 use crate::contract::{Record, Tie, Ties};
 use crate::ir::{Graph, Kind, Tensor, ValueId};
@@ -56,9 +58,28 @@ pub fn find_ties(g: &Graph) -> Vec<Tie> {
     let tie = |(a, b): (usize, usize)| {
         // An embedding is the parameter: it is read by rows.
         let (a, b) = if matrices[b].1 == Role::Embedding && matrices[a].1 != Role::Embedding { (b, a) } else { (a, b) };
-        Tie { name: g.name(matrices[a].0).to_string(), transposed: g.name(matrices[b].0).to_string() }
+        Tie { name: g.name(matrices[a].0).to_string(), transposed: g.name(matrices[b].0).to_string(), copy: false }
     };
-    pairs.into_iter().map(tie).collect()
+    let copies = find_copies(g, matrices.iter().map(|(v, _)| *v));
+    pairs.into_iter().map(tie).chain(copies).collect()
+}
+
+/// Equal matrices that calls with one parameter read.
+fn find_copies(g: &Graph, matrices: impl Iterator<Item = ValueId>) -> Vec<Tie> {
+    let mut first: HashMap<&str, ValueId> = HashMap::new();
+    let mut copies = Vec::new();
+    for v in matrices {
+        let mut notes = g.uses(v).map(|(n, _)| weight_of_call(g, n));
+        let Some(note) = notes.next().flatten().filter(|first| notes.all(|n| n == Some(*first))) else { continue };
+        let own = *first.entry(note).or_insert(v);
+        let equal = |a: &Tensor, b: &Tensor| {
+            (a.dtype(), a.dims()) == (b.dtype(), b.dims()) && a.bytes().ok().zip(b.bytes().ok()).is_some_and(|(a, b)| a == b)
+        };
+        if own != v && g.initializer(own).zip(g.initializer(v)).is_some_and(|(a, b)| equal(a, b)) {
+            copies.push(Tie { name: g.name(own).to_string(), transposed: g.name(v).to_string(), copy: true });
+        }
+    }
+    copies
 }
 
 /// A matrix that could stand for another one: nothing but operands of operators read it.
@@ -150,9 +171,19 @@ pub fn tie_parameters(g: &mut Graph) -> Result<Vec<Tie>, BuildError> {
     for tie in Ties::read(g).ok().flatten().unwrap_or_default().0 {
         let (Some(own), Some(other)) = (g.find(&tie.name), g.find(&tie.transposed)) else { continue };
         // The metadata of a damaged file may tie what has other extents.
-        let turned = g.initializer(own).map(|t| (t.dtype(), t.dims().iter().rev().copied().collect::<Vec<_>>()));
+        let turned = |t: &Tensor| match tie.copy {
+            true => t.dims().to_vec(),
+            false => t.dims().iter().rev().copied().collect(),
+        };
+        let turned = g.initializer(own).map(|t| (t.dtype(), turned(t)));
         let same = turned.zip(g.initializer(other)).is_some_and(|(own, t)| own == (t.dtype(), t.dims().to_vec()));
         if own == other || !same || !fits(g, other) {
+            continue;
+        }
+        if tie.copy {
+            g.replace_uses(other, own, |_| true);
+            g.remove(other.node);
+            done.push(tie);
             continue;
         }
         let transposed = Builder::new(g, &tie.transposed).transpose(own, &[1, 0])?;
@@ -167,7 +198,9 @@ pub fn tie_parameters(g: &mut Graph) -> Result<Vec<Tie>, BuildError> {
 /// Writes the parameter's value to the tensor that holds its transpose.
 pub fn follow(g: &mut Graph, tie: &Tie) -> bool {
     let (Some(own), Some(other)) = (g.find(&tie.name), g.find(&tie.transposed)) else { return false };
-    let Some(value) = g.initializer(own).and_then(transpose) else { return false };
+    let Some(value) = g.initializer(own).and_then(|t| if tie.copy { Some(t.clone()) } else { transpose(t) }) else {
+        return false;
+    };
     let fits = g.initializer(other).is_some_and(|t| t.dims() == value.dims() && t.dtype() == value.dtype());
     if fits {
         g.set_initializer(other, value, false);
@@ -178,8 +211,8 @@ pub fn follow(g: &mut Graph, tie: &Tie) -> bool {
 /// Makes both tensors equal again after each got a fresh value. The linear map's value is kept: its scale keeps the results in bounds,
 /// while the readers of an embedding take any scale.
 pub fn begin(g: &mut Graph, tie: &Tie) {
-    let back = Tie { name: tie.transposed.clone(), transposed: tie.name.clone() };
-    follow(g, &back);
+    let back = Tie { name: tie.transposed.clone(), transposed: tie.name.clone(), copy: false };
+    follow(g, if tie.copy { tie } else { &back });
 }
 
 #[cfg(test)]
@@ -187,6 +220,8 @@ mod tests {
     use super::*;
     use crate::ir::{Attrs, DType, Op, TensorType};
     use crate::verify::{Stage, verify};
+    use onnx_protobuf::{NodeProto, StringStringEntryProto};
+    use std::sync::Arc;
 
     fn values(seed: usize) -> Vec<f32> {
         (0..96).map(|i| ((i * 37 + seed) as f32 * 0.71).sin()).collect()
@@ -198,6 +233,11 @@ mod tests {
 
     /// `MatMul(Gather(table, ids), map)`, of 12 words and width 8, and further maps of that kind.
     fn language_model(table: &[f32], maps: &[Vec<f32>]) -> Graph {
+        called(table, maps, &[])
+    }
+
+    /// The same with what an exporter noted of the maps' calls.
+    fn called(table: &[f32], maps: &[Vec<f32>], calls: &[String]) -> Graph {
         let mut g = Graph::default();
         let ids = g.add_input("ids", TensorType::fixed(DType::I64, &[5]).into(), None);
         // The map comes first in the file: which of the two is the parameter does not hang on that.
@@ -211,7 +251,13 @@ mod tests {
         let n = g.add_op("", Op::new("Gather", Attrs::new()), &[Some(table), Some(ids)]);
         let h = g.push_result(n, "h", ty(&[5, 8]));
         for (i, map) in maps.into_iter().enumerate() {
-            let n = g.add_op("", Op::new("MatMul", Attrs::new()), &[Some(h), Some(map)]);
+            let mut op = Op::new("MatMul", Attrs::new());
+            if let Some(call) = calls.get(i) {
+                let value = call.clone();
+                let note = StringStringEntryProto { key: "pkg.torch.onnx.fx_node".into(), value, ..Default::default() };
+                op.source = Some(Arc::new(NodeProto { metadata_props: vec![note], ..Default::default() }));
+            }
+            let n = g.add_op("", op, &[Some(h), Some(map)]);
             let y = g.push_result(n, &format!("y{i}"), ty(&[5, 12]));
             g.add_output(y, None);
         }
@@ -223,7 +269,7 @@ mod tests {
         let v = values(1);
         let mut g = language_model(&v, &[turned(12, 8, &v)]);
         let ties = find_ties(&g);
-        assert_eq!(ties, [Tie { name: "table".into(), transposed: "map0".into() }]);
+        assert_eq!(ties, [Tie { name: "table".into(), transposed: "map0".into(), copy: false }]);
         Ties(ties.clone()).write(&mut g);
         assert_eq!(tie_parameters(&mut g).unwrap(), ties);
         verify(&g, Stage::Open).unwrap();
@@ -259,5 +305,33 @@ mod tests {
     fn equal_tensors_of_one_layout_are_two_parameters() {
         let v = values(1);
         assert!(find_ties(&language_model(&values(3), &[v.clone(), v])).is_empty());
+    }
+
+    /// ALBERT's layers are one layer, called several times; PyTorch's newer exporter writes its weights for each call.
+    #[test]
+    fn albert_a_weight_that_was_written_for_every_call_is_one_parameter() {
+        let v = values(1);
+        let noted = |parameters: [&str; 2]| {
+            let call = |p: &str| {
+                format!(
+                    "%linear : [num_users=1] = call_function[target=torch.ops.aten.linear.default](args = (%h, %{p}, %p_b), kwargs = {{}})"
+                )
+            };
+            called(&values(3), &[v.clone(), v.clone()], &parameters.map(call))
+        };
+        let mut g = noted(["p_ffn_weight", "p_ffn_weight"]);
+        let ties = find_ties(&g);
+        assert_eq!(ties, [Tie { name: "map0".into(), transposed: "map1".into(), copy: true }]);
+        Ties(ties.clone()).write(&mut g);
+        let mut trained = g.clone();
+        assert_eq!(tie_parameters(&mut trained).unwrap(), ties);
+        verify(&trained, Stage::Open).unwrap();
+        assert!(trained.find("map1").is_none());
+        assert_eq!(trained.uses(trained.find("map0").unwrap()).count(), 2);
+        let own = g.find("map0").unwrap();
+        g.set_initializer(own, Tensor::f32s(&[8, 12], &values(9)), false);
+        assert!(follow(&mut g, &ties[0]));
+        assert_eq!(g.initializer(g.find("map1").unwrap()).unwrap().to_f32().unwrap(), values(9));
+        assert!(find_ties(&noted(["p_layers_0_weight", "p_layers_1_weight"])).is_empty());
     }
 }

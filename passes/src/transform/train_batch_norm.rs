@@ -52,6 +52,36 @@ fn convert(
 ) -> Result<(), BuildError> {
     let Some((epsilon, own)) = g.op(id).map(|op| (op.float("epsilon"), op.float("momentum"))) else { return Ok(()) };
     let momentum = momentum.unwrap_or(if own == 1.0 { USUAL_MOMENTUM } else { own });
+    let (stem, [x, batch_mean, batch_var]) = with_batch_statistics(g, id, [x, scale, bias, mean], epsilon)?;
+
+    let mut b = Builder::new(g, &format!("{stem}/running"));
+    let rank = b.ty(x)?.rank();
+    let axes: Vec<usize> = (0..rank).filter(|a| *a != 1).collect();
+    let dtype = b.ty(mean)?.dtype;
+    let n = b.extent(x, &axes, dtype)?;
+    // A single element has no deviation. Its variance stays 0 and does not become 0 / 0.
+    let less = b.shift(n, -1.0)?;
+    let one = b.scalar(dtype, 1.0);
+    let less = b.op("Max", &[less, one])?;
+    let unbias = b.div(n, less)?;
+    let (batch_mean, batch_var) = (b.cast(batch_mean, dtype)?, b.cast(batch_var, dtype)?);
+    let unbiased = b.mul(batch_var, unbias)?;
+    for (stored, batch) in [(mean, batch_mean), (var, unbiased)] {
+        // A statistic that two nodes share follows both batches, one after the other.
+        let before = next.get(&stored).copied().unwrap_or(stored);
+        next.insert(stored, blend(&mut b, before, batch, momentum as f64)?);
+    }
+    Ok(())
+}
+
+/// Puts `ancre.BatchNormTrain` in the place of a batch normalisation; returns the start of its names, its operand and the batch's
+/// mean and variance.
+fn with_batch_statistics(
+    g: &mut Graph,
+    id: NodeId,
+    [x, scale, bias, mean]: [ValueId; 4],
+    epsilon: f32,
+) -> Result<(String, [ValueId; 3]), BuildError> {
     let name = g.node(id).name.clone();
     let stem = if name.is_empty() { g.name(g.result(id, 0)).to_string() } else { name };
     let old = g.result(id, 0);
@@ -72,25 +102,38 @@ fn convert(
     g.place_after(node, id);
     g.supplant(old, y);
     g.remove(id);
+    Ok((stem, [x, batch_mean, batch_var]))
+}
 
-    let mut b = Builder::new(g, &format!("{stem}/running"));
-    let rank = b.ty(x)?.rank();
-    let axes: Vec<usize> = (0..rank).filter(|a| *a != 1).collect();
-    let dtype = b.ty(mean)?.dtype;
-    let n = b.extent(x, &axes, dtype)?;
-    // A single element has no deviation. Its variance stays 0 and does not become 0 / 0.
-    let less = b.shift(n, -1.0)?;
-    let one = b.scalar(dtype, 1.0);
-    let less = b.op("Max", &[less, one])?;
-    let unbias = b.div(n, less)?;
-    let (batch_mean, batch_var) = (b.cast(batch_mean, dtype)?, b.cast(batch_var, dtype)?);
-    let unbiased = b.mul(batch_var, unbias)?;
-    for (stored, batch) in [(mean, batch_mean), (var, unbiased)] {
-        // A statistic that two nodes share follows both batches, one after the other.
-        let before = next.get(&stored).copied().unwrap_or(stored);
-        next.insert(stored, blend(&mut b, before, batch, momentum as f64)?);
+/// Gives every batch normalisation that the source itself runs in training mode, on statistics that it computes, its batch's own ones.
+/// Exporters write so what standardises a weight (`F.batch_norm` of a convolution's kernel); the statistics they pass along decide nothing.
+///
+/// # Errors
+/// When a node cannot be built because types are unknown.
+pub(super) fn normalize_by_batch(g: &mut Graph) -> Result<(), BuildError> {
+    for id in g.topological_order() {
+        let Some(epsilon) = g.op(id).filter(|op| op.is("BatchNormalization") && op.int("training_mode") != 0) else {
+            continue;
+        };
+        let epsilon = epsilon.float("epsilon");
+        let [Some(x), Some(scale), Some(bias), Some(mean), Some(var)] = g.operands(id)[..] else { continue };
+        let stored = [mean, var].iter().all(|v| g.initializer(master::through(g, *v)).is_some());
+        if !stored && !g.results(id).skip(1).any(|v| g.is_needed(v)) {
+            with_batch_statistics(g, id, [x, scale, bias, mean], epsilon)?;
+            remove_unread(g, vec![mean, var]);
+        }
     }
     Ok(())
+}
+
+/// Removes operators that nobody reads, and what only they read: a second copy of the weight would be trained to no effect.
+fn remove_unread(g: &mut Graph, mut open: Vec<ValueId>) {
+    while let Some(v) = open.pop() {
+        if g.contains(v) && g.op(v.node).is_some() && g.results(v.node).all(|r| !g.is_needed(r)) {
+            open.extend(g.operands(v.node).iter().flatten());
+            g.remove(v.node);
+        }
+    }
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! Routes in whatever form come down to the state they read, where their weights are one-hot.
 
-use super::{equal, graph, of_x, prove};
+use super::{differ, equal, graph, of_x, prove};
 use crate::ir::{DType, Graph, Tensor};
 
 const STATES: &str = "float[n, 4]";
@@ -125,4 +125,15 @@ fn overridable_logits_count_with_their_defaults() {
     let proof = prove(&g, &of_x(STATES, "", "y = Identity (x)"));
     assert!(proof.proved && proof.assumptions.iter().any(|a| a.contains("defaults")), "{proof:?}");
     assert_eq!(g.tensor_type(one).unwrap().dtype, DType::F32);
+}
+
+/// A class token for each sample is a constant that is broadcast as far as the batch says: its product with a zero is zero too.
+#[test]
+fn an_expanded_constant_times_zero() {
+    let constants = |token: &str| format!("float[1, 1, 2] token = {token}, float[1] none = {{0}}, int64[2] rest = {{1, 2}}");
+    let states = "s = Shape <start = 0, end = 1> (x) to = Concat <axis = 0> (s, rest) h = Expand (token, to)";
+    let (plain, routed) =
+        (format!("{states} y = Add (h, x)"), format!("{states} p = Mul (h, none) r = Add (h, p) y = Add (r, x)"));
+    equal("float[n, 1, 2]", &constants("{1, 2}"), &plain, &routed);
+    differ("float[n, 1, 2]", &constants("{1, inf}"), &plain, &routed);
 }

@@ -26,6 +26,7 @@ use crate::onnx::schema::{self, meaning::Use};
 use crate::ops::build::{BuildError, Builder};
 use crate::ops::{self, Decomposed, Derivative, MICROSOFT, OpRule, Source, TypeError};
 use crate::refusal::{Applied, Why};
+use crate::transform::train_batch_norm;
 
 /// Operator set that training graphs are built for where the source allows it. No training graph has a lower one, and no newer
 /// graph is taken down to a lower one.
@@ -48,6 +49,7 @@ pub fn to_opset(g: &mut Graph, target: i64, applied: &mut Applied) -> Result<i64
     needs::respell(g, from, reached);
     g.opsets.insert(String::new(), reached);
     g.raise_ir(schema::ir_version_of(reached));
+    train_batch_norm::normalize_by_batch(g)?;
     for id in g.topological_order() {
         if let Some(padded) = ops::explicit_padding(g, id) {
             g.edit_attrs(id, |a| *a = padded);
