@@ -34,7 +34,7 @@ pub(super) fn is_of_exporter(g: &Graph, node: NodeId, operand: usize, v: ValueId
 fn is_normalisation(g: &Graph, node: NodeId) -> bool {
     const ALL: &[&str] =
         &["BatchNormalization", "LayerNormalization", "InstanceNormalization", "GroupNormalization", "RMSNormalization"];
-    g.op(node).is_some_and(|op| op.domain.is_empty() && ALL.contains(&op.name.as_str()))
+    g.op(node).is_some_and(|op| op.name == "BatchNormTrain" || op.domain.is_empty() && ALL.contains(&op.name.as_str()))
 }
 
 /// Which part an operand would be: of a normalisation, or of the product and the sum at the end of a decomposed normalisation.

@@ -185,7 +185,14 @@ impl UseRoles<'_> {
             ("Attention" | "MultiHeadAttention", 5) if op.domain == "com.microsoft" => Role::Position,
             ("BatchNormalization", 3 | 4) => Role::Statistic,
             ("RMSNormalization" | "SimplifiedLayerNormalization", 1) => Role::NormScale,
-            ("BatchNormalization" | "LayerNormalization" | "InstanceNormalization" | "GroupNormalization", 1 | 2) => {
+            (
+                "BatchNormalization"
+                | "BatchNormTrain"
+                | "LayerNormalization"
+                | "InstanceNormalization"
+                | "GroupNormalization",
+                1 | 2,
+            ) => {
                 if operand == 1 {
                     Role::NormScale
                 } else {

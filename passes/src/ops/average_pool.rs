@@ -21,13 +21,13 @@ pub(super) const AVERAGE_POOL: Row = Row {
         let include = op.int("count_include_pad") != 0;
         let mut share = 1.0 / window.taps() as f64;
         if window.ceil || (window.is_padded() && !include) {
-            let extents: Option<Vec<i64>> = x_ty.shape[2..].iter().map(Dim::known).collect();
-            let Some(extents) = extents else {
-                return Err(
-                    p.unsupported("its windows hold different numbers of cells and the spatial extents are symbolic")
-                );
+            // The result's own type may still say a symbol.
+            let known = |ty: &TensorType| ty.shape[2..].iter().map(Dim::known).collect::<Option<Vec<i64>>>();
+            let Some((extents, windows)) = known(&x_ty).zip(known(&p.told(pooled)?)) else {
+                return Err(p.unsupported(
+                    "its windows hold different numbers of cells and the spatial extents are symbolic; --fix NAME=N gives a symbol its value",
+                ));
             };
-            let windows: Vec<i64> = p.b.ty(ct)?.shape[2..].iter().filter_map(Dim::known).collect();
             let shares = shares(&window, &extents, &windows, include);
             let dims: Vec<i64> = [1, 1].into_iter().chain(windows.iter().copied()).collect();
             let shares = p.b.constant("const/shares", Tensor::floats(x_ty.dtype, &dims, &shares));

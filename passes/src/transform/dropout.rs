@@ -14,6 +14,7 @@
 //! A mask costs five integer operators over the tensor. The same step gives the same mask in every session and on every provider.
 
 use super::fresh::Fresh;
+use super::train_batch_norm;
 use crate::ir::{DType, Dim, Graph, Kind, NodeId, Tensor, TensorType, ValueId};
 use crate::ops::build::{BuildError, Builder, Built};
 
@@ -41,7 +42,7 @@ pub fn step(g: &mut Graph) -> ValueId {
 }
 
 /// Turns a file exported for training into one exported after `model.eval()`: an active dropout becomes the identity, batch
-/// normalisation reads its stored statistics. Returns how many nodes were changed.
+/// normalisation reads its stored statistics (one that computes them from a weight was in training mode for good). Returns how many nodes were changed.
 pub fn evaluation_mode(g: &mut Graph) -> usize {
     let mut changed = 0;
     for id in g.nodes().collect::<Vec<_>>() {
@@ -53,6 +54,7 @@ pub fn evaluation_mode(g: &mut Graph) -> usize {
         } else if op.is("BatchNormalization")
             && op.int("training_mode") == 1
             && g.results(id).skip(1).all(|v| !g.is_needed(v))
+            && !train_batch_norm::computes_statistics(g, id)
         {
             g.edit_attrs(id, |a| _ = a.0.shift_remove("training_mode"));
             g.drop_results(id, 1);

@@ -117,13 +117,18 @@ pub(super) fn normalize_by_batch(g: &mut Graph) -> Result<(), BuildError> {
         };
         let epsilon = epsilon.float("epsilon");
         let [Some(x), Some(scale), Some(bias), Some(mean), Some(var)] = g.operands(id)[..] else { continue };
-        let stored = [mean, var].iter().all(|v| g.initializer(master::through(g, *v)).is_some());
-        if !stored && !g.results(id).skip(1).any(|v| g.is_needed(v)) {
+        if computes_statistics(g, id) && !g.results(id).skip(1).any(|v| g.is_needed(v)) {
             with_batch_statistics(g, id, [x, scale, bias, mean], epsilon)?;
             remove_unread(g, vec![mean, var]);
         }
     }
     Ok(())
+}
+
+/// Are the statistics that a batch normalisation is given computed in the graph, rather than stored?
+pub(super) fn computes_statistics(g: &Graph, id: NodeId) -> bool {
+    let computed = |v: ValueId| g.op(master::through(g, v).node).is_some_and(|op| !op.is("Constant"));
+    [3, 4].into_iter().all(|i| g.operand(id, i).is_some_and(computed))
 }
 
 /// Removes operators that nobody reads, and what only they read: a second copy of the weight would be trained to no effect.
