@@ -67,3 +67,17 @@ fn nfnet_kernels_that_a_batch_normalisation_standardises_train() {
         assert_eq!(trainable, ["w", "gain", "zero"]);
     }
 }
+
+/// `--fix` gives the operand's extents numbers, while the result's type still says `(length+1)/2`.
+#[test]
+fn funnel_a_pool_over_an_extent_that_is_fixed() {
+    let w = weights("w", [4, 4], &mut Random(3));
+    let source = format!(
+        "g (float[batch, length, 4] x) => (float[batch, m, 4] y) <{w}, int64[1] one = {{1}}> {{
+            a = MatMul (x, w) u = Unsqueeze (a, one)
+            p = AveragePool <ceil_mode = 1, count_include_pad = 1, kernel_shape = [2, 1], strides = [2, 1]> (u)
+            y = Squeeze (p, one)
+        }}"
+    );
+    trained(&source, &["--loss", "mse", "--fix", "length=7", "--dim", "length=7"], &[]);
+}
