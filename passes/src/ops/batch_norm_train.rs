@@ -49,8 +49,9 @@ pub(super) const BATCH_NORM_TRAIN: Row = Row {
         let count = p.b.extent(x, &others, x_ty.dtype)?;
         let gain = p.b.mul(scale, inverse)?;
         // One normalisation of d, which supplies one factor s, computes what is subtracted: d · (q s / n) + r / n.
-        let slope = formula(p.b, [scale_ct, count], |[q, n]| q / n)?;
-        let shift = formula(p.b, [sum, count], |[r, n]| r / n)?;
+        let share = p.b.op("Reciprocal", &[count])?;
+        let slope = p.b.mul(scale_ct, share)?;
+        let shift = p.b.mul(sum, share)?;
         let node = p.node();
         let attrs = normalize_attrs(p.b, node);
         let zero = zeros(p.b, var)?;
