@@ -186,6 +186,15 @@ impl Comparison {
                     runs.len()
                 ));
             }
+            let guesses = runs.iter().filter(|r| r.guesses).count();
+            if guesses > 0 {
+                let advice = "its differences tell nothing; another --lr or more steps may";
+                out.push(format!(
+                    "{}: in {guesses} of {} runs the validation is no better than always naming the commonest label: {advice}",
+                    v.name,
+                    runs.len()
+                ));
+            }
             if runs.iter().any(|r| !routes(r)) {
                 out.push(format!("{}: no chain was routed, so it is the network as it is", v.name));
             }

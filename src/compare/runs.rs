@@ -51,6 +51,9 @@ pub(super) struct Run {
     pub(super) coefficients: u64,
     pub(super) gates: u64,
     pub(super) notices: Vec<String>,
+    /// Is the last validation no better than a guess?
+    #[serde(default)]
+    pub(super) guesses: bool,
 }
 
 /// What came of the order to make a run.
@@ -191,6 +194,7 @@ impl Order<'_> {
             coefficients: router["coefficients"].as_u64().unwrap_or(0),
             gates: router["gates"].as_u64().unwrap_or(0),
             notices,
+            guesses: trained["verdicts"].as_array().into_iter().flatten().any(|v| v["kind"] == "no-better-than-chance"),
         })
     }
 

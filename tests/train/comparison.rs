@@ -106,6 +106,20 @@ fn variants_are_compared_pair_by_pair_and_runs_are_made_once() {
 }
 
 #[test]
+fn a_comparison_of_networks_that_only_guess_says_so() {
+    let f = Folder::new();
+    let of = |name: &str, lr: &str, steps: &str| {
+        let out = text(&f.path(name));
+        f.compare(&["--lr", lr, "--steps", steps, "--seeds", "1", "--variants", "free", "--out", &out]).out
+    };
+    let says = "in 1 of 1 runs the validation is no better than always naming the commonest label";
+    let idle = of("idle", "1e-9", "2");
+    assert!(idle.contains(&format!("cascaded: {says}")) && idle.contains(&format!("free: {says}")), "{idle}");
+    let learned = of("learned", "1e-2", "120");
+    assert!(!learned.contains(says), "{learned}");
+}
+
+#[test]
 fn a_comparison_that_cannot_be_made_leaves_nothing_and_says_why() {
     let f = Folder::new();
     let out = text(&f.path("out"));
