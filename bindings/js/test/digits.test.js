@@ -168,5 +168,6 @@ for (const [name, ort] of [["onnxruntime-node", node], ["onnxruntime-web", web]]
 
 test("both runtimes see the same losses, up to what rounding grows to", () => {
   const [a, b] = Object.values(losses);
-  a.forEach((v, i) => assert.ok(Math.abs(v - b[i]) < (i < 3 ? 1e-4 : 2e-2) * v, `step ${i + 1}: ${v} and ${b[i]}`));
+  // The first two losses differ by single roundings. Adam makes whole steps of gradients that are rounding alone, so that each step multiplies the difference by 3 to 40.
+  a.forEach((v, i) => assert.ok(Math.abs(v - b[i]) < (i < 2 ? 1e-5 : 5e-2) * v, `step ${i + 1}: ${v} and ${b[i]}`));
 });
