@@ -251,8 +251,9 @@ impl Manifest {
         }
         let scratch = |m: &Manifest| if m.from_scratch { vec!["--from-scratch".to_string()] } else { Vec::new() };
         for (then, now) in [(&self.network, &now.network), (&self.course, &now.course), (&scratch(self), &scratch(now))] {
-            let only =
-                |a: &[String], b: &[String]| a.iter().filter(|w| !b.contains(w)).cloned().collect::<Vec<_>>().join(" ");
+            let only = |a: &[String], b: &[String]| {
+                a.iter().filter(|w| !b.iter().any(|b| is_same(w, b))).cloned().collect::<Vec<_>>().join(" ")
+            };
             match (only(then, now), only(now, then)) {
                 (then, now) if then.is_empty() && now.is_empty() => {}
                 (then, now) if now.is_empty() => out.push(format!("{then} is missing")),
@@ -275,6 +276,12 @@ impl Manifest {
         files.add_bytes(&text, &out.join(MANIFEST))?;
         files.commit()
     }
+}
+
+/// Are two options the same, up to how a number is written?
+fn is_same(a: &str, b: &str) -> bool {
+    let parts = |w: &str| w.split_once('=').and_then(|(name, v)| Some((name.to_string(), v.parse::<f64>().ok()?)));
+    a == b || parts(a).is_some_and(|a| parts(b) == Some(a))
 }
 
 fn text(words: &[OsString]) -> Result<Vec<String>, Failure> {

@@ -117,6 +117,12 @@ fn a_comparison_of_networks_that_only_guess_says_so() {
     assert!(idle.contains(&format!("cascaded: {says}")) && idle.contains(&format!("free: {says}")), "{idle}");
     let learned = of("learned", "1e-2", "120");
     assert!(!learned.contains(says), "{learned}");
+
+    // The same rate in other digits is no other option.
+    let again =
+        ["--lr", "1E-9", "--steps", "2", "--seeds", "1", "--variants", "free", "--resume", "--out", &text(&f.path("idle"))];
+    let again = f.compare(&again);
+    assert!(again.status == 0 && again.err.matches("(kept)").count() == 2, "{}", again.err);
 }
 
 #[test]
