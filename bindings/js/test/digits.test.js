@@ -16,6 +16,8 @@ const graphs = makeGraphs("init");
 const separate = makeGraphs("separate");
 const inline = makeGraphs("inline");
 const losses = {};
+// Of one batch again and again, as docs/bindings.md has them: other batches let rounding grow faster.
+const repeated = {};
 
 /** The model without its metadata, as another tool may leave it. */
 function withoutMetadata(path) {
@@ -57,6 +59,13 @@ for (const [name, ort] of [["onnxruntime-node", node], ["onnxruntime-web", web]]
       assert.ok(end.loss < start.loss && end.accuracy > start.accuracy + 0.2, JSON.stringify([start, end]));
       assert.equal(trainer.steps, 10);
       assert.deepEqual(opened, ["train", "init", "eval"]);
+    });
+
+    test("ten steps on one batch bring its loss down", async () => {
+      const own = await Trainer.load({ train: graphs.train, init: graphs.init, ort, lr: 2e-3, ...quiet });
+      repeated[name] = await firstLosses(own, data, { stride: 0 });
+      await own.release();
+      assert.ok(repeated[name][9] < 0.1 * repeated[name][0], `${repeated[name]}`);
     });
 
     test("a saved state goes on with the same bits, and predicts the same", async () => {
@@ -167,7 +176,6 @@ for (const [name, ort] of [["onnxruntime-node", node], ["onnxruntime-web", web]]
 }
 
 test("both runtimes see the same losses, up to what rounding grows to", () => {
-  const [a, b] = Object.values(losses);
-  // The first two losses differ by single roundings. Adam makes whole steps of gradients that are rounding alone, so that each step multiplies the difference by 3 to 40.
-  a.forEach((v, i) => assert.ok(Math.abs(v - b[i]) < (i < 2 ? 1e-5 : 5e-2) * v, `step ${i + 1}: ${v} and ${b[i]}`));
+  const [a, b] = Object.values(repeated);
+  a.forEach((v, i) => assert.ok(Math.abs(v - b[i]) < (i < 3 ? 1e-4 : 2e-2) * v, `step ${i + 1}: ${v} and ${b[i]}`));
 });
