@@ -19,15 +19,26 @@ STUDENT = {1: 12.7062, 2: 4.30265, 3: 3.18245, 4: 2.77645, 5: 2.57058, 6: 2.4469
 TITLES = {"val_loss": "validation loss", "train_loss": "training loss", "step_seconds": "time a step", "peak_memory_bytes": "peak memory"}
 
 
-def parser(doc):
-    """The options of all scripts: DIR, --tool, --threads, --only PART."""
+def parser(doc, seeds=None):
+    """The options of all scripts: DIR, --tool, --threads, --only PART; with a number of seeds also --seeds and --tables."""
     first, _, rest = doc.partition("\n")
     found = argparse.ArgumentParser(description=first, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter)
     found.add_argument("dir", type=Path, help="where the runs lie")
     found.add_argument("--tool", type=Path, default=MODELS.parent / "target/release/ancre-rewrite")
     found.add_argument("--threads", type=int, default=1)
     found.add_argument("--only", action="append", metavar="PART", help="make these parts only (repeatable)")
+    if seeds:
+        found.add_argument("--seeds", type=int, default=seeds, help="at most so many of the planned seeds; more go on from there")
+        found.add_argument("--tables", action="store_true", help="run nothing; tables and the figure of what was run")
     return found
+
+
+def parsed(options):
+    """What was given, with whole paths and a directory that is there."""
+    given = options.parse_args()
+    given.dir, given.tool = given.dir.resolve(), given.tool.resolve()
+    given.dir.mkdir(parents=True, exist_ok=True)
+    return given
 
 
 def compare(given, name, model, variants, seeds, options, scratch=True):

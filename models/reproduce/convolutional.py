@@ -87,12 +87,8 @@ def show(given):
 
 
 def main():
-    options = common.parser(__doc__)
-    options.add_argument("--seeds", type=int, default=99, help="at most so many of the planned seeds")
-    options.add_argument("--tables", action="store_true", help="run nothing; tables and the figure of what was run")
-    given = options.parse_args()
-    given.dir, given.tool = given.dir.resolve(), given.tool.resolve()
-    given.dir.mkdir(parents=True, exist_ok=True)
+    options = common.parser(__doc__, seeds=99)
+    given = common.parsed(options)
     for part in [] if given.tables else given.only or [*SEEDS, "rates"]:
         if part == "rates":
             for lr in RATES:

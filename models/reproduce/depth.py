@@ -88,11 +88,8 @@ def steps_to(given, name, report):
 
 
 def main():
-    options = common.parser(__doc__)
-    options.add_argument("--seeds", type=int, default=5, help="at most; more go on from there")
-    options.add_argument("--tables", action="store_true", help="run nothing; tables and the figure of what was run")
-    given = options.parse_args()
-    given.dir = given.dir.resolve()
+    options = common.parser(__doc__, seeds=5)
+    given = common.parsed(options)
     for part, run in parts(given).items():
         if not given.tables and part in (given.only or parts(given)):
             for name, report in run().items():

@@ -79,12 +79,8 @@ def draw(found):
 
 
 def main():
-    options = common.parser(__doc__)
-    options.add_argument("--seeds", type=int, default=99, help="at most so many of the planned seeds")
-    options.add_argument("--tables", action="store_true", help="run nothing; table and figure of what was run")
-    given = options.parse_args()
-    given.dir, given.tool = given.dir.resolve(), given.tool.resolve()
-    given.dir.mkdir(parents=True, exist_ok=True)
+    options = common.parser(__doc__, seeds=99)
+    given = common.parsed(options)
     for network, data in [] if given.tables else CELLS:
         if not given.only or any(part in network for part in given.only):
             run(given, network, data)

@@ -117,15 +117,11 @@ def show(given):
 
 
 def main():
-    options = common.parser(__doc__)
-    options.add_argument("--seeds", type=int, default=99, help="at most so many of the planned seeds")
+    options = common.parser(__doc__, seeds=99)
     options.add_argument("--text", type=common.Path, help="of 60M")
     options.add_argument("--tokenizer", type=common.Path, help="of 60M")
     options.add_argument("--device", default="cpu", help="where to train")
-    options.add_argument("--tables", action="store_true", help="run nothing; tables and the figure of what was run")
-    given = options.parse_args()
-    given.dir, given.tool = given.dir.resolve(), given.tool.resolve()
-    given.dir.mkdir(parents=True, exist_ok=True)
+    given = common.parsed(options)
     for part in [] if given.tables else given.only or PARTS:
         large(given) if part == "60M" else small(given, part)
     show(given)

@@ -173,8 +173,7 @@ def check(given):
 def main():
     options = common.parser(__doc__)
     options.add_argument("--check", help="curves to compare with; nothing else is run")
-    given = options.parse_args()
-    given.dir, given.tool = given.dir.resolve(), given.tool.resolve()
+    given = common.parsed(options)
     if given.check:
         return check(given)
     kept = given.dir / "curves.json"
