@@ -16,7 +16,7 @@ from PIL import Image
 
 sys.path.insert(0, str(common.MODELS / "tools"))
 
-VARIANTS = {"default": "", "paper": "", "free": ""}
+VARIANTS = {"default": "", "paper": "", "free": "", "softmax": "", **common.OTHERS}
 SEEDS = {20: 3, 56: 3, 110: 3}
 # At these rates the network of 20 layers is trained again.
 LR, RATES = "2e-3", ("6e-3", "2e-2")

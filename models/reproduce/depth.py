@@ -16,7 +16,6 @@ import numpy as np
 STEPS, WIDTH, THRESHOLD = 460, 48, 0.25
 COURSE = ["--steps", STEPS, "--batch-size", 32, "--schedule", "cosine"]
 MAIN = {"default": "", "paper": "", "softmax": "", "free": ""}
-OTHERS = {"deltas": "--parametrization free --sources deltas", "dense": "--parametrization free --dilation 4 --period 4"}
 TAUS = {f"softmax-{tau}": f"--parametrization softmax --tau {tau}" for tau in (0.1, 1)}
 
 
@@ -61,16 +60,16 @@ def regression(given, blocks, seeds):
 def parts(given):
     """What is run: {part: a function that gives its reports as {name: report}}."""
     return {
-        "16": lambda: {"digits-16": digits(given, "digits-16", 16, MAIN | OTHERS | {"attention": ""}, 5)},
+        "16": lambda: {"digits-16": digits(given, "digits-16", 16, MAIN | common.OTHERS, 5)},
         "64": lambda: {"digits-64": digits(given, "digits-64", 64, {"softmax": "", "free": ""}, 5)},
         "norm": lambda: {f"norm-{n}": digits(given, f"norm-{n}", n, {v: "" for v in ("paper", "softmax", "free")}, 3, norm=True) for n in (64,)},
         "tau": lambda: {"tau": digits(given, "digits-64", 64, TAUS, 3)},
         "equal": lambda: {"equal-16": digits(given, "equal-16", 16, {v: "" for v in ("paper", "softmax", "free")}, 5, width=97)},
         "teacher": lambda: {f"teacher-{n}": regression(given, n, 3) for n in (16, 64)},
         "rest": lambda: {"rest": digits(given, "digits-64", 64, {"default": "", "paper": ""}, 5)},
-        "others": lambda: {"others": digits(given, "digits-64", 64, OTHERS, 5), "attention": digits(given, "digits-64", 64, {"attention": ""}, 3)},
+        "others": lambda: {"others": digits(given, "digits-64", 64, common.OTHERS, 5)},
         "rates": lambda: {f"rate-{lr}": digits(given, f"rate-{lr}", 64, {"softmax": "", "free": ""}, 3, lr) for lr in ("3e-4", "3e-3")},
-        "4": lambda: {"digits-4": digits(given, "digits-4", 4, MAIN | {"deltas": OTHERS["deltas"], "attention": ""}, 3)},
+        "4": lambda: {"digits-4": digits(given, "digits-4", 4, MAIN | common.OTHERS, 5)},
         "128": lambda: {"digits-128": digits(given, "digits-128", 128, {v: "" for v in ("paper", "softmax", "free")}, 3)},
     }
 
@@ -95,7 +94,7 @@ def main():
             for name, report in run().items():
                 (given.dir / f"{name}.report.json").write_text(json.dumps(report))
     reports = {f.name.removesuffix(".report.json"): json.loads(f.read_text()) for f in sorted(given.dir.glob("*.report.json"))}
-    found = {n: r for n, r in reports.items() if n not in ("tau", "rest", "others", "attention")}
+    found = {n: r for n, r in reports.items() if n not in ("tau", "rest", "others")}
     if "digits-64" in found:
         found["digits-64"] = common.join(*[reports[n] for n in ("digits-64", "rest", "tau", "others", "attention") if n in reports])
     for name, report in found.items():

@@ -15,7 +15,9 @@ import common
 sys.path.insert(0, str(common.MODELS / "tools"))
 import defaults  # noqa: E402
 
-VARIANTS = {"default": "", "free": ""}
+VARIANTS = {"default": "", "free": "", "deltas": common.OTHERS["deltas"], "attention": ""}
+# These are the network as it was at the start; attention isn't, and is left out of the figure.
+EXACT = list(VARIANTS)[:3]
 NETWORKS = ("ResNet-20, batch norms kept", "ViT", "GPT-2", "BERT")
 CELLS = [cell for cell in defaults.CELLS if cell[0] in NETWORKS]
 SEEDS = 5
@@ -62,11 +64,11 @@ def draw(found):
     import matplotlib.pyplot as plt
 
     drawing, axis = plt.subplots(figsize=(6, 0.5 * len(found) + 1), layout="constrained")
-    for i, variant in enumerate(VARIANTS):
+    for i, variant in enumerate(EXACT):
         differences = [next(l for l, n in zip(of, names) if n == variant)["difference"] for _, of, names in found]
         means = [d["mean"] for d in differences]
         reach = [d["mean"] - d["low"] if d["low"] is not None else 0 for d in differences]
-        at = [k + 0.3 * i - 0.15 for k in range(len(found))]
+        at = [k + 0.25 * i - 0.25 for k in range(len(found))]
         style = {"marker": common.MARKS[i], "color": common.COLOURS[i], "linestyle": "", "markerfacecolor": "white", "capsize": 3}
         axis.errorbar(means, at, xerr=reach, label=variant, **style)
     axis.axvline(0, color="#777777", linewidth=0.8)

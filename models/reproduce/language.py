@@ -1,6 +1,6 @@
 """Language: LLaMAs of 8 and of 24 layers, with and without learned skips, on the manual of Perl.
 
-    python models/reproduce/language.py DIR [--tool target/release/ancre-rewrite] [--only 8|24|attention] [--seeds N] [--tables]
+    python models/reproduce/language.py DIR [--tool target/release/ancre-rewrite] [--only 8|24|24-long|8-long] [--seeds N] [--tables]
     python models/reproduce/language.py DIR --only 60M --text FILE|DIR --tokenizer tokenizer.json --device cuda
 
 The protocol stands in docs/evidence.md. The text is Debian's package perl-doc (`apt-get download`; GPL-1+ or Artistic), the tokenizer is trained
@@ -13,9 +13,10 @@ import subprocess
 
 import common
 
-VARIANTS = {"default": "", "paper": "", "free": ""}
-# Part: layers, steps, seeds, variants. All have width 48 and 3 heads. Attention's steps take longer, and it has one seed.
-PARTS = {"8": (8, 600, 3, VARIANTS), "24": (24, 300, 3, VARIANTS), "attention": (24, 300, 1, VARIANTS | {"attention": ""})}
+VARIANTS = {"default": "", "paper": "", "free": "", "softmax": "", **common.OTHERS}
+# Part: layers, steps, seeds, variants. All have width 48 and 3 heads.
+LONG = {"default": "", "softmax": ""}
+PARTS = {"8": (8, 600, 3, VARIANTS), "24": (24, 300, 3, VARIANTS), "24-long": (24, 2000, 3, LONG), "8-long": (8, 3000, 3, LONG | {"paper": ""})}
 WINDOW, BATCH, VOCABULARY = 64, 8, 512
 TRANSLATIONS = ("perlcn", "perljp", "perlko", "perltw")
 
@@ -82,8 +83,7 @@ def small(given, part):
     model = llama(given.dir / f"llama{layers}.onnx", layers, 48, 128, 3, VOCABULARY, WINDOW, BATCH)
     course = ["--steps", steps, "--batch-size", BATCH, "--window", WINDOW, "--lr", 3e-3, "--schedule", "cosine", "--warmup", steps // 20]
     options = ["--loss", "next-token", "--clip-norm", 1, "--data", train.resolve(), "--val", val.resolve(), *course]
-    report = common.compare(given, f"llama-{layers}", model, variants, min(seeds, given.seeds), options)
-    (given.dir / f"report-{part}.json").write_text(json.dumps(report))
+    common.compare(given, f"llama-{part}", model, variants, min(seeds, given.seeds), options)
 
 
 def large(given):
@@ -100,18 +100,17 @@ def large(given):
 def show(given):
     """The tables, and docs/language.svg: perplexity of the training's batches, which are new to the network, against steps."""
     panels = []
-    for layers in (8, 24):
-        of = [(given.dir / f"report-{part}.json", steps) for part, (n, steps, _, _) in PARTS.items() if n == layers]
-        reports = [json.loads(path.read_text()) for path, _ in of if path.exists()]
-        if not reports:
+    for part, (layers, steps, _, _) in PARTS.items():
+        path = given.dir / f"llama-{part}/report.json"
+        if not path.exists():
             continue
-        report, steps = common.join(*reports), of[0][1]
-        print(f"\n{layers} layers\n\n{common.table(report, metrics=('perplexity',))}")
+        report, title = json.loads(path.read_text()), f"{layers} layers, {steps} steps"
+        print(f"\n{title}\n\n{common.table(report, metrics=('perplexity',))}")
         lines = {}
-        for variant in [v["name"] for v in report["variants"]]:
-            at, losses = common.curve(given, f"llama-{layers}", variant, common.values(report, variant), window=steps // 40)
+        for variant in [v["name"] for v in report["variants"] if common.values(report, v["name"])]:
+            at, losses = common.curve(given, f"llama-{part}", variant, common.values(report, variant), window=steps // 40)
             lines[variant] = at, [2.718281828**loss for loss in losses]
-        panels.append({"title": f"{layers} layers", "x": "steps", "y": "perplexity of new text", "log": "y", "lines": lines})
+        panels.append({"title": title, "x": "steps", "y": "perplexity of new text", "log": "y", "lines": lines})
     if panels:
         common.figure(common.DOCS / "language.svg", panels)
 
