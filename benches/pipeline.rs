@@ -217,9 +217,11 @@ fn lowerings() -> Vec<Lowered> {
         ("no router", None),
         ("as chosen", Some(None)),
         ("pairs", Some(Some(Lowering::Pairwise))),
-        ("blocks of 4", Some(Some(Lowering::TwoLevel(4)))),
-        ("blocks of 8", Some(Some(Lowering::TwoLevel(8)))),
-        ("one block", Some(Some(Lowering::TwoLevel(1 << 20)))),
+        ("blocks of 4", Some(Some(Lowering::Blocks(4, None)))),
+        ("blocks of 8", Some(Some(Lowering::Blocks(8, None)))),
+        ("blocks of 8, chunks of 4", Some(Some(Lowering::Blocks(8, Some(4))))),
+        ("blocks of 16, chunks of 4", Some(Some(Lowering::Blocks(16, Some(4))))),
+        ("one block, chunks of 4", Some(Some(Lowering::Blocks(1 << 20, Some(4))))),
     ];
     let sizes =
         [(3, [64, 16, 32, 32]), (8, [2, 256, 8, 64]), (18, [16, 16, 32, 32]), (24, [1, 256, 8, 64]), (64, [1, 64, 4, 64])];

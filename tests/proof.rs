@@ -123,7 +123,13 @@ fn every_lowering_is_proved() {
     let mut tally = Tally::default();
     for path in models() {
         let source = load(&path);
-        for lowering in [Lowering::Pairwise, Lowering::TwoLevel(3), Lowering::TwoLevel(8), Lowering::TwoLevel(64)] {
+        for lowering in [
+            Lowering::Pairwise,
+            Lowering::Blocks(3, None),
+            Lowering::Blocks(8, None),
+            Lowering::Blocks(4, Some(2)),
+            Lowering::Blocks(64, Some(4)),
+        ] {
             for (rule, init) in [(Rule::Gated, Init::Uniform), (Rule::Softmax, Init::Identity)] {
                 let (g, routers) = routed(&source, &options(Granularity::Add, rule, init), Some(lowering));
                 tally.routers += routers.len();

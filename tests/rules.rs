@@ -99,7 +99,7 @@ fn with_gradients(g: &mut Graph, golden: &Golden, name: &str) -> Vec<String> {
 fn routes_and_their_gradients_are_those_of_the_formulas() {
     let golden = read_arrays(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/rules/golden.npz")).unwrap();
     for (name, attrs) in RULES {
-        for lowering in [None, Some(Lowering::TwoLevel(2))] {
+        for lowering in [None, Some(Lowering::Blocks(2, None)), Some(Lowering::Blocks(4, Some(2)))] {
             let mut g = routes(&golden, name, attrs);
             let rows: Vec<String> = g.routers[0].rows.iter().map(|(row, _)| format!("r{row}")).collect();
             let gradients = with_gradients(&mut g, &golden, name);

@@ -166,7 +166,7 @@ const CHANGES: &[Change] = &[
     // The first operand was the lengths.
     change("Scan", 9, |_, _| true),
     // The number of parts is told by an operand or an attribute.
-    change("Split", 18, |u, _| u.operands.len() < 2 && u.op.attrs.get("num_outputs").is_none()),
+    change("Split", 18, |u, _| u.operands.len() < 2 && ["num_outputs", "split"].iter().all(|a| u.op.attrs.get(a).is_none())),
 ];
 
 const PLACES: &str = "coordinate_transformation_mode";
