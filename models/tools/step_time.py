@@ -1,60 +1,16 @@
 """Time of training steps in a stock ONNX Runtime beside PyTorch's, alternating in one process, with AdamW:
 
-    python models/tools/step_time.py ANCRE_REWRITE [--batch 4] [--threads 1] [--steps 5] [--profile] NETWORK...
+    python models/tools/step_time.py ANCRE_REWRITE [--routed] [--compile] [--batch N] [--threads 1] [--steps 7] [--profile] NETWORK...
 
-NETWORK is `resnet20` or `resnet110` (for images of 32 x 32) or a model of torchvision (224 x 224), with its dropout off. Prints
-medians of the processor time and the median ratio, whose first losses agree. `--profile` prints what ONNX Runtime's kernels took
-instead, by part of the step and operator. Needs numpy, onnxruntime, onnxscript, torch and torchvision.
+NETWORK is one of peers.py (`mlp16`, `mlp64`, `llama8`, `resnet20`, `resnet110`) or a model of torchvision, with its dropout off. Prints medians of
+the time by the clock and of the processor time, and of the ratios, for networks whose first losses agree. `--routed` times those of peers.py with the
+router too, on both sides, and what it adds to each. `--compile` compiles PyTorch's side, which takes minutes for each network. `--profile` prints
+what ONNX Runtime's kernels took instead, by part of the step and operator, and the update's floor: what it must read and write, at the speed of a
+copy of 64 MB. Needs numpy, onnx, onnxruntime, onnxscript and torch; for torchvision's models that too.
 """
 import argparse, collections, json, os, subprocess, tempfile, time
 import numpy as np, onnxruntime as ort, torch
-from torch import nn
-from torch.nn import functional as F
-
-
-class Block(nn.Module):
-    def __init__(self, inputs, outputs, stride):
-        super().__init__()
-        conv = lambda i, o, k, s: nn.Sequential(nn.Conv2d(i, o, k, s, k // 2, bias=False), nn.BatchNorm2d(o))
-        self.first, self.second = conv(inputs, outputs, 3, stride), conv(outputs, outputs, 3, 1)
-        self.skip = conv(inputs, outputs, 1, stride) if inputs != outputs else nn.Identity()
-
-    def forward(self, x):
-        return F.relu(self.second(F.relu(self.first(x))) + self.skip(x))
-
-
-def cifar_resnet(depth):
-    layers, width = [nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU()], 16
-    for outputs in (16, 32, 64):
-        for _ in range(depth // 6):
-            layers.append(Block(width, outputs, 1 if width == outputs else 2))
-            width = outputs
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
-
-
-def network(name, batch):
-    torch.manual_seed(0)
-    if name in ("resnet20", "resnet110"):
-        model, extent, classes = cifar_resnet(int(name[6:])), 32, 10
-    else:
-        import torchvision
-        model, extent, classes = getattr(torchvision.models, name)(weights=None), 224, 1000
-    for part in model.modules():
-        if isinstance(part, (nn.Dropout, torchvision.ops.StochasticDepth) if extent == 224 else nn.Dropout):
-            part.p = 0.0
-    return model, torch.randn(batch, 3, extent, extent), torch.randint(0, classes, (batch,))
-
-
-def torch_step(model, x, y):
-    optimizer = torch.optim.AdamW(model.train().parameters(), lr=1e-3)
-
-    def step():
-        optimizer.zero_grad(set_to_none=True)
-        loss = F.cross_entropy(model(x), y)
-        loss.backward()
-        optimizer.step()
-        return loss.item()
-    return step
+import peers
 
 
 def ort_step(stem, x, y, threads, profile):
@@ -68,8 +24,10 @@ def ort_step(stem, x, y, threads, profile):
     if profile:
         options.enable_profiling, options.profile_file_prefix = True, stem
     session = ort.InferenceSession(f"{stem}.train.onnx", options)
-    feeds = {"input": x.numpy(), "labels": y.numpy(), "lr": np.array(1e-3, np.float32)}
-    feeds = {k: ort.OrtValue.ortvalue_from_numpy(v) for k, v in feeds.items()}
+    takes = {i.name for i in session.get_inputs()}
+    feeds = {"input": x.numpy(), "labels": y.numpy(), "target": y.numpy(), "lr": np.array(1e-3, np.float32)}
+    feeds = {k: ort.OrtValue.ortvalue_from_numpy(v) for k, v in feeds.items() if k in takes}
+    state = {k: v for k, v in state.items() if k in takes}
     outputs = [o.name for o in session.get_outputs()]
 
     def step():
@@ -86,54 +44,97 @@ def ort_step(stem, x, y, threads, profile):
     return step, session
 
 
-def shares(name, step, session, steps):
+def copy_speed():
+    """Bytes a second, read and written, of a copy of 64 MB; the best of ten."""
+    a, best = np.ones(1 << 24, np.float32), float("inf")
+    b = np.empty_like(a)
+    for _ in range(10):
+        begin = time.perf_counter()
+        np.copyto(b, a)
+        best = min(best, time.perf_counter() - begin)
+    return 2 * a.nbytes / best
+
+
+def update_floor(stem):
+    """Least bytes of the update, which reads the gradient, and reads and writes weight and two moments."""
+    import onnx
+
+    meta = {p.key: p.value for p in onnx.load(f"{stem}.train.onnx", load_external_data=False).metadata_props}
+    return sum(7 * 4 * int(np.prod(s["shape"])) for s in json.loads(meta["ancre.state"]) if s["trainable"])
+
+
+def shares(name, step, session, steps, stem):
     for _ in range(steps + 1):
         step()
     with open(session.end_profiling()) as f:
         kernels = [e for e in json.load(f) if e["name"].endswith("_kernel_time")]
     kernels = kernels[len(kernels) // (steps + 1):]  # without the first step
-    part = lambda n: "update" if n.startswith(("optimizer/", "align/")) else "gradient" if n.startswith("grad/") else "forward"
+    of_router = lambda n: n.removeprefix("grad/").startswith("ancre/")
+    part = lambda n: "router" if of_router(n) else "update" if n.startswith(("optimizer/", "align/")) else "gradient" if n.startswith("grad/") else "forward"
     times = collections.Counter()
     for e in kernels:
         times[part(e["name"]), e["args"]["op_name"]] += e["dur"] / 1e3 / steps
-    print(f"{name}: {sum(times.values()):.1f} ms in {len(kernels) // steps} nodes")
-    for which in ("forward", "gradient", "update"):
+    print(f"{name}: {sum(times.values()):.1f} ms in {len(kernels) // steps} nodes; the update's floor {1e3 * update_floor(stem) / copy_speed():.1f} ms")
+    for which in ("forward", "router", "gradient", "update"):
         of = [(op, t) for (p, op), t in times.most_common() if p == which]
         print(f"  {which} {sum(t for _, t in of):.1f}:", ", ".join(f"{op} {t:.1f}" for op, t in of[:8]), flush=True)
+
+
+def measure(name, a, folder):
+    sides, sessions = {}, {}
+    for kind in ("plain", "routed") if a.routed and name in peers.NAMES else ("plain",):
+        model, x, y, loss = peers.network(name, a.batch, kind == "routed")
+        if kind == "plain":
+            names = {"input_names": ["input"], "output_names": ["logits"]}
+            torch.onnx.export(model.eval(), (x,), f"{folder}/net.onnx", dynamo=True, optimize=loss != "cross-entropy", external_data=False, verbose=False, **names)
+        router = peers.router_options(name) if kind == "routed" else ["--chains", "none"]
+        os.mkdir(f"{folder}/{kind}")
+        command = [a.binary, f"{folder}/net.onnx", "-o", f"{folder}/{kind}", *router, "--optimizer", "adamw", "--loss", loss, "--verify", "none", "--quiet"]
+        subprocess.run(command, check=True)
+        stem = f"{folder}/{kind}/net.ancre"
+        sides["ours", kind], sessions[kind] = ort_step(stem, x, y, a.threads, a.profile)
+        if a.profile:
+            shares(f"{name}, {kind}", sides["ours", kind], sessions[kind], a.steps, stem)
+        else:
+            sides["PyTorch", kind] = peers.stepper(model, x, y, loss, a.compile)
+    if a.profile:
+        return
+    first = {side: step() for side, step in sides.items()}
+    for kind in sessions:
+        ours, theirs = first["ours", kind], first["PyTorch", kind]
+        assert abs(ours - theirs) <= 1e-3 * abs(theirs), f"{name}, {kind}: not the same work: {first}"
+    for step in sides.values():
+        step()
+    wall, cpu = ({side: [] for side in sides} for _ in range(2))
+    for _ in range(a.steps):
+        for side, step in sides.items():
+            begin = time.perf_counter(), time.process_time()
+            step()
+            wall[side].append(time.perf_counter() - begin[0])
+            cpu[side].append(time.process_time() - begin[1])
+    ratio = lambda times, over, under: np.median(np.array(times[over]) / np.array(times[under]))
+    torch_is = "PyTorch compiled" if a.compile else "PyTorch"
+    for kind in sessions:
+        ours, theirs = ("ours", kind), ("PyTorch", kind)
+        ms = [1e3 * np.median(times[side]) for times in (wall, cpu) for side in (theirs, ours)]
+        print(f"{name}, {kind}, batch {len(x)}, threads {a.threads}: {torch_is} {ms[0]:.0f} ms, ours {ms[1]:.0f} ms, ratio {ratio(wall, ours, theirs):.2f}; "
+              f"processor time {ms[2]:.0f} and {ms[3]:.0f} ms, ratio {ratio(cpu, ours, theirs):.2f}", flush=True)
+    if len(sessions) == 2:
+        added = {side: [f"{100 * (ratio(times, (side, 'routed'), (side, 'plain')) - 1):.1f}%" for times in (wall, cpu)] for side in ("ours", "PyTorch")}
+        print(f"{name}: the router adds, by the clock and in processor time, ours {' and '.join(added['ours'])}, {torch_is} {' and '.join(added['PyTorch'])}", flush=True)
 
 
 if __name__ == "__main__":
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("binary")
     p.add_argument("networks", nargs="+")
-    for option, default in (("batch", 4), ("threads", 1), ("steps", 5)):
+    p.add_argument("--batch", type=int)
+    for option, default in (("threads", 1), ("steps", 7)):
         p.add_argument(f"--{option}", type=int, default=default)
-    p.add_argument("--profile", action="store_true")
+    for option in ("routed", "compile", "profile"):
+        p.add_argument(f"--{option}", action="store_true")
     a = p.parse_args()
     torch.set_num_threads(a.threads)
     for name in a.networks:
-        with tempfile.TemporaryDirectory() as tmp:
-            model, x, y = network(name, a.batch)
-            torch.onnx.export(model.eval(), (x,), f"{tmp}/net.onnx", dynamo=True, optimize=False, external_data=False,
-                              input_names=["input"], output_names=["logits"], verbose=False)
-            subprocess.run([a.binary, f"{tmp}/net.onnx", "--chains", "none", "--optimizer", "adamw", "--loss", "cross-entropy",
-                            "--verify", "none", "--quiet"], check=True)
-            ours, session = ort_step(f"{tmp}/net.ancre", x, y, a.threads, a.profile)
-            if a.profile:
-                shares(name, ours, session, a.steps)
-                continue
-            sides = {"PyTorch": torch_step(model, x, y), "ours": ours}
-            losses = [step() for step in sides.values()]
-            assert abs(losses[0] - losses[1]) <= 1e-3 * abs(losses[0]), f"{name}: not the same work: {losses}"
-            for step in sides.values():
-                step()
-            wall, cpu = ({k: [] for k in sides} for _ in range(2))
-            for _ in range(a.steps):
-                for k, step in sides.items():
-                    begin = time.perf_counter(), time.process_time()
-                    step()
-                    wall[k].append(time.perf_counter() - begin[0])
-                    cpu[k].append(time.process_time() - begin[1])
-            ratio = lambda t: np.median(np.array(t["ours"]) / np.array(t["PyTorch"]))
-            print(f"{name} batch {a.batch}, threads {a.threads}: PyTorch {1e3 * np.median(cpu['PyTorch']):.0f} ms, ours "
-                  f"{1e3 * np.median(cpu['ours']):.0f} ms of processor time; ratio {ratio(cpu):.2f}, by the clock {ratio(wall):.2f}", flush=True)
+        with tempfile.TemporaryDirectory() as folder:
+            measure(name, a, folder)
