@@ -150,11 +150,16 @@ pub struct GradArgs {
 #[command(after_help = "Examples:
   ancre-rewrite topology gpt.ancre.run                          the page gpt.ancre.run/topology.html, with the run's curves
   ancre-rewrite topology gpt.ancre.onnx --svg gpt.svg --png gpt.png
-  ancre-rewrite topology gpt.ancre.run/best.safetensors --json  the weights as numbers")]
+  ancre-rewrite topology gpt.ancre.run/best.safetensors --json  the weights as numbers
+  ancre-rewrite topology vit.ancre.onnx --input images.npz      the weights of attention, on data")]
 pub struct TopologyArgs {
     /// The forward graph that ancre-rewrite wrote (STEM.ancre.onnx), the directory of a training run, or a checkpoint
     #[arg(value_name = "MODEL.ancre.onnx|RUN_DIR|CKPT.safetensors")]
     pub source: PathBuf,
+    /// Data on which a model with --parametrization attention is run: FILE.npz (arrays named like its inputs), NAME=FILE.npz or NAME=FILE.npy; .safetensors
+    /// as .npz (repeatable). The weights shown are means over at most 256 samples
+    #[arg(long, value_name = "NAME=FILE")]
+    pub input: Vec<String>,
     /// Write a page that needs nothing beside itself [default: STEM.topology.html beside the source, unless another output is asked for]
     #[arg(long, value_name = "FILE")]
     pub html: Option<PathBuf>,

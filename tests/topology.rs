@@ -1,6 +1,10 @@
 //! `topology`: what the page, the pictures and the numbers say of a routed model.
 
-use crate::common::{model, text, tool, tool_ok};
+use crate::common::{emit, model, text, tool, tool_ok, write_npz};
+use ancre_passes::ir::Tensor;
+use ancre_rewrite::engine::{Tensors, tract};
+use ancre_rewrite::io::tensor::NpTensor;
+use ancre_rewrite::rewrite;
 use std::path::PathBuf;
 use std::process::Command;
 use tempfile::TempDir;
@@ -115,4 +119,61 @@ fn what_has_no_router_to_show_is_refused() {
     }
     let onto = tool(&["topology", &path, "--svg", &path]);
     assert_eq!(onto.status, 2, "the source was replaced: {}", onto.out);
+}
+
+/// The weights of attention are means over data: with queries of zero all alike, otherwise those that the values in the graph have.
+#[test]
+fn weights_of_attention_are_shown_as_means_over_data() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = |name: &str| text(&dir.path().join(name));
+    let path = file("net.ancre.onnx");
+    let how = ["--parametrization", "attention", "--no-train", "--verify", "none"];
+    tool_ok(
+        &[
+            &[text(&model("resnet_batch1")), "--batch".into(), "dynamic".into(), "-o".into(), path.clone()][..],
+            &how.map(String::from),
+        ]
+        .concat(),
+    );
+    let said = tool(&["topology", &path]);
+    assert!(said.status == 2 && said.err.contains("--input FILE.npz"), "{}", said.err);
+
+    let shape = vec![70, 1, 8, 8];
+    let values: Vec<f32> = (0..70 * 64).map(|i| (i as f32 * 0.37).sin()).collect();
+    let x = NpTensor::f32s(&shape, &values).unwrap();
+    write_npz(&dir.path().join("x.npz"), &[("input".to_string(), shape, values)]);
+    let weights = |path: &str| {
+        let report = tool_ok(&["topology", path, "--input", &file("x.npz"), "--json"]).json();
+        assert_eq!(report["samples"], 70);
+        let row = |w: &serde_json::Value| w.as_array().unwrap().iter().map(|w| w.as_f64().unwrap()).collect::<Vec<_>>();
+        report["chains"][0]["weights"].as_array().unwrap().iter().map(row).collect::<Vec<_>>()
+    };
+    for row in weights(&path) {
+        assert!(row.iter().all(|w| (w - 1.0 / row.len() as f64).abs() < 1e-6), "{row:?}");
+    }
+
+    // Queries that choose.
+    let (mut g, _) = rewrite::load(path.as_ref()).unwrap();
+    let queries = g.find("ancre.0.logits").or_else(|| g.find("ancre.0.query")).expect("the queries");
+    let ty = g.tensor_type(queries).unwrap();
+    let dims: Vec<i64> = ty.known_dims().unwrap().to_vec();
+    let n: i64 = dims.iter().product();
+    let numbers: Vec<f32> = (0..n).map(|i| ((i * 7) % 5) as f32 - 2.0).collect();
+    g.set_initializer(queries, Tensor::f32s(&dims, &numbers), false);
+    let chosen = file("chosen.ancre.onnx");
+    std::fs::write(&chosen, emit(&g)).unwrap();
+    let found = weights(&chosen);
+    g.clear_outputs();
+    for row in 2..=3 {
+        let v = g.find(&format!("ancre/0/attention_{row}")).expect("the weights");
+        g.add_output(v, None);
+    }
+    let values = tract().load(&emit(&g), None).unwrap().run(&Tensors::from([("input".to_string(), x)])).unwrap();
+    for row in 2..=3 {
+        let all = values[&format!("ancre/0/attention_{row}")].to_f64();
+        let mean = |c: usize| all.iter().skip(c).step_by(row).sum::<f64>() / (all.len() / row) as f64;
+        let (mean, found) = ((0..row).map(mean).collect::<Vec<_>>(), &found[row - 1]);
+        assert!(mean.iter().zip(found).all(|(a, b)| (a - b).abs() < 1e-5), "{mean:?} {found:?}");
+        assert!(found.iter().any(|w| (w - 1.0 / row as f64).abs() > 1e-2), "{found:?}");
+    }
 }

@@ -1,8 +1,9 @@
 //! `topology`: which states the blocks of a routed network read, as numbers and as pictures.
 //!
-//! [`weights`](mod@weights) has the numbers, `blocks` names what they stand between, `course` reads a run's log. `draw` and `chart`
+//! [`weights`](mod@weights) has the numbers, `attended` those that depend on data, `blocks` names what they stand between, `course` reads a run's log. `draw` and `chart`
 //! turn these into a `scene` of shapes, which becomes an SVG file, a PNG file or a part of the page.
 
+mod attended;
 mod blocks;
 pub(crate) mod chart;
 mod course;
@@ -23,7 +24,7 @@ use crate::io::arrays::read_safetensors;
 use crate::io::files::Outputs;
 use crate::io::lines::{Lines, put};
 use crate::rewrite;
-use ancre_passes::contract::{CHECKPOINT_KEY, LossRecord, Record};
+use ancre_passes::contract::{CHECKPOINT_KEY, LossRecord, Record, RouterRecord};
 use ancre_passes::ir::{Form, Normalize, Rule, Scope, Sources};
 use course::Course;
 use scene::Scene;
@@ -36,6 +37,8 @@ pub struct Topology {
     network: Network,
     weights: Vec<Weights>,
     course: Course,
+    /// Samples over which the weights are means, where they depend on the input.
+    samples: Option<usize>,
     /// Where it comes from.
     path: PathBuf,
     /// What was written: its kind, place and size.
@@ -56,7 +59,7 @@ const WANTED: &str = "give the forward graph that ancre-rewrite wrote (STEM.ancr
 
 /// Runs `topology`. Fails when the source cannot be read or holds no router, or an output cannot be written.
 pub fn topology(a: &TopologyArgs) -> Result<Topology, Failure> {
-    let mut found = Topology::read(&a.source)?;
+    let mut found = Topology::read(a)?;
     let mut wanted: Vec<(&'static str, PathBuf)> = Vec::new();
     for (kind, path) in [("html", &a.html), ("svg", &a.svg), ("png", &a.png)] {
         wanted.extend(path.clone().map(|p| (kind, p)));
@@ -97,8 +100,14 @@ fn default_page(source: &Path) -> PathBuf {
 }
 
 impl Topology {
-    fn read(path: &Path) -> Result<Topology, Failure> {
+    fn read(a: &TopologyArgs) -> Result<Topology, Failure> {
+        let path = a.source.as_path();
         let suffix = path.extension().and_then(|e| e.to_str()).unwrap_or_default().to_ascii_lowercase();
+        let is_model = !path.is_dir() && suffix != "safetensors";
+        if !is_model && !a.input.is_empty() {
+            let help = "--input shows a model's attention; `freeze --keep-router` makes a model of a run";
+            return Err(Failure::input("is no model that could be run on --input").at(path).help(help));
+        }
         match (path.is_dir(), suffix.as_str()) {
             (true, _) => {
                 let last = path.join("last.safetensors");
@@ -116,11 +125,11 @@ impl Topology {
                 Ok(Topology { path: path.to_path_buf(), ..found })
             }
             (false, "safetensors") => Topology::of_checkpoint(path),
-            (false, _) => Topology::of_model(path),
+            (false, _) => Topology::of_model(path, &a.input),
         }
     }
 
-    fn of_model(path: &Path) -> Result<Topology, Failure> {
+    fn of_model(path: &Path, inputs: &[String]) -> Result<Topology, Failure> {
         let (g, _) = rewrite::load(path)?;
         let fail = |e: String| Failure::input(e).at(path);
         if LossRecord::is_in(&g) {
@@ -129,9 +138,26 @@ impl Topology {
         }
         let name = path.file_name().map_or_else(|| path.display().to_string(), |n| n.to_string_lossy().into_owned());
         let network = Network::of(&g, name).map_err(fail)?;
-        match (network, weights::of_graph(&g).map_err(fail)?) {
-            (Some(network), Some((_, weights))) => {
-                Ok(Topology { network, weights, course: Course::default(), path: path.to_path_buf(), outputs: Vec::new() })
+        let router = RouterRecord::read(&g).map_err(|e| fail(e.to_string()))?;
+        let attends = router.as_ref().filter(|r| r.parametrization == Rule::Attention);
+        let found = match attends {
+            Some(router) => Some(attended::weights(&g, path, router, inputs)?),
+            None if !inputs.is_empty() && router.is_some() => {
+                return Err(fail("its weights do not depend on the input".into()).help("leave --input out"));
+            }
+            None => weights::of_graph(&g).map_err(fail)?.map(|(_, weights)| (weights, 0)),
+        };
+        match (network, found) {
+            (Some(network), Some((weights, n))) => {
+                let samples = attends.map(|_| n);
+                Ok(Topology {
+                    network,
+                    weights,
+                    samples,
+                    course: Course::default(),
+                    path: path.to_path_buf(),
+                    outputs: Vec::new(),
+                })
             }
             _ => Err(Failure::input("is not routed, or its router was baked in").at(path).help(format!(
                 "{WANTED}; `ancre-rewrite inspect MODEL --svg FILE` draws the chains of a model that is not routed"
@@ -150,7 +176,7 @@ impl Topology {
         let read = |name: &str| Some(arrays.iter().find(|a| a.name == name)?.tensor()?.to_f32());
         let weights = weights::weights(&network.router, &read).map_err(fail)?;
         let course = Course { step: said.step, ..Course::default() };
-        Ok(Topology { network, weights, course, path: path.to_path_buf(), outputs: Vec::new() })
+        Ok(Topology { network, weights, samples: None, course, path: path.to_path_buf(), outputs: Vec::new() })
     }
 
     fn title(&self) -> String {
@@ -184,6 +210,9 @@ impl Topology {
             Rule::Constant => "The weights are equal and do not train",
             Rule::Attention => "The weights depend on the states",
         };
+        let over = self.samples.map_or(String::new(), |n| {
+            format!("; shown are their means over {n} {}", if n == 1 { "sample" } else { "samples" })
+        });
         let shared = match (r.parametrization, r.normalize) {
             (Rule::Gated | Rule::Softmax, Normalize::Outgoing) => "; a softmax shares each state out among its readers",
             _ => "",
@@ -193,7 +222,7 @@ impl Topology {
             Sources::Deltas => "; they were learned for what each block added, and are shown for the states",
         };
         format!(
-            "The network has {chains} of blocks. {takes} a weighted sum of {states}. {block}. {weights}{shared}{learned}."
+            "The network has {chains} of blocks. {takes} a weighted sum of {states}. {block}. {weights}{over}{shared}{learned}."
         )
     }
 
@@ -255,7 +284,7 @@ impl Topology {
         });
         let r = &self.network.router;
         json!({
-            "source": self.path.to_string_lossy(), "model": self.network.model, "step": self.course.step,
+            "source": self.path.to_string_lossy(), "model": self.network.model, "step": self.course.step, "samples": self.samples,
             "router": {"form": r.form, "granularity": r.granularity, "scope": r.scope, "parametrization": r.parametrization,
                        "normalize": r.normalize, "init": r.init, "tau": r.tau},
             "chains": chains.collect::<Vec<_>>(), "course": course.collect::<Vec<_>>(), "log": self.course.lines,

@@ -121,7 +121,7 @@ pub fn json_of(all: &[Weights]) -> Value {
 /// The name that `read` does not know, or what is wrong with its tensor.
 pub fn weights(router: &RouterRecord, read: &dyn Fn(&str) -> Option<Vec<f32>>) -> Result<Vec<Weights>, String> {
     if router.parametrization == Rule::Attention {
-        return Err("the weights of attention depend on the input: they are no numbers of the file; make the values `ancre/CHAIN/attention_ROW` of the routed graph its outputs and run it on your data".into());
+        return Err("the weights of attention depend on the input: they are no numbers of the file; `ancre-rewrite topology MODEL.ancre.onnx --input DATA.npz` shows their means over data".into());
     }
     let get = |name: &String, len: usize| match read(name) {
         Some(values) if values.len() == len => Ok(values),
@@ -134,11 +134,15 @@ pub fn weights(router: &RouterRecord, read: &dyn Fn(&str) -> Option<Vec<f32>>) -
         let gate = chain.gate.as_ref().map(|name| get(name, blocks)).transpose()?;
         let all = reference_weights(&logits, gate.as_deref(), blocks, router);
         let row = |r: usize| all[r * width..r * width + chain.reads(r)].iter().map(|w| *w as f32).collect();
-        let columns = chain.sources.iter().map(|s| state_name(router, &s.state));
-        let own = (0..blocks).map(|i| format!("h{i}"));
-        Ok(Weights { id: chain.id, columns: columns.chain(own).collect(), rows: (0..blocks).map(row).collect() })
+        Ok(Weights { id: chain.id, columns: columns(router, chain), rows: (0..blocks).map(row).collect() })
     };
     router.chains.iter().map(of).collect()
+}
+
+/// The names of the states that a chain's rows read.
+pub(super) fn columns(router: &RouterRecord, chain: &ChainRecord) -> Vec<String> {
+    let foreign = chain.sources.iter().map(|s| state_name(router, &s.state));
+    foreign.chain((0..chain.blocks).map(|i| format!("h{i}"))).collect()
 }
 
 /// An earlier chain's state: `0:h1`, or the value's name where no chain has it.
