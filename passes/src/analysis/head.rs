@@ -1,6 +1,6 @@
 //! The head of a network: the last linear map before an output, and what belongs to it.
 
-use crate::ir::{Graph, Kind, NodeId, Op, ValueId};
+use crate::ir::{Graph, Kind, NodeId, ValueId};
 use crate::ops::keeps_elements;
 use std::collections::HashSet;
 
@@ -45,19 +45,14 @@ pub fn quantised_head(g: &Graph, output: ValueId) -> Option<NodeId> {
     nodes.find(|n| is_quantised(g, *n) || linear_map(g, *n).is_some()).filter(|n| is_quantised(g, *n))
 }
 
+/// Is it a product or a convolution with an operand of integers?
+pub(super) fn is_integer_product(name: &str) -> bool {
+    const PRODUCTS: [&str; 5] = ["QGemm", "MatMulInteger", "ConvInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul"];
+    matches!(name, "QLinearConv" | "QLinearMatMul") || PRODUCTS.contains(&name)
+}
+
 /// Is it a product with integers, or with floats that are made of a constant's?
 fn is_quantised(g: &Graph, node: NodeId) -> bool {
-    const OF_INTEGERS: [&str; 8] = [
-        "QLinearConv",
-        "QLinearMatMul",
-        "QGemm",
-        "MatMulInteger",
-        "ConvInteger",
-        "MatMulIntegerToFloat",
-        "DynamicQuantizeMatMul",
-        "MatMulNBits",
-    ];
-    let is = |op: &Op, names: &[&str]| names.contains(&op.name.as_str());
     let is_constant = |v: Option<ValueId>| v.is_some_and(|v| constant_origin(g, v).is_some());
     let dequantised = |mut v: ValueId| loop {
         let (Some(op), Some(of)) = (g.op(v.node), g.operand(v.node, 0)) else { return false };
@@ -73,8 +68,10 @@ fn is_quantised(g: &Graph, node: NodeId) -> bool {
         }
     };
     g.op(node).is_some_and(|op| {
-        is(op, &OF_INTEGERS)
-            || is(op, &["Gemm", "MatMul", "Conv"]) && (0..2).any(|i| g.operand(node, i).is_some_and(dequantised))
+        is_integer_product(&op.name)
+            || op.name == "MatMulNBits"
+            || ["Gemm", "MatMul", "Conv"].contains(&op.name.as_str())
+                && (0..2).any(|i| g.operand(node, i).is_some_and(dequantised))
     })
 }
 
@@ -132,7 +129,7 @@ pub fn head_initializers(g: &Graph, head: &Head) -> HashSet<ValueId> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ir::{Attrs, DType, Tensor, TensorType};
+    use crate::ir::{Attrs, DType, Op, Tensor, TensorType};
 
     /// `y = Softmax(Add(MatMul(Relu(MatMul(x, a)), w), b))`
     fn network() -> Graph {

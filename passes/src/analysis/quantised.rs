@@ -1,6 +1,6 @@
 //! Is a model quantised: does it compute with small integers, or with weights that it makes from them?
 
-use super::head::constant_origin;
+use super::head::{constant_origin, is_integer_product};
 use crate::ir::{DType, Graph, NodeId, ValueId};
 use crate::ops::{Class, passes_through};
 
@@ -10,8 +10,9 @@ pub fn find_quantised(g: &Graph) -> Option<NodeId> {
 }
 
 fn computes_quantised(g: &Graph, id: NodeId) -> bool {
-    let products = ["QGemm", "MatMulInteger", "ConvInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "QAttention"];
-    let computes = |name: &str| name.contains("QuantizeLinear") || name.starts_with("QLinear") || products.contains(&name);
+    let computes = |name: &str| {
+        name.contains("QuantizeLinear") || name.starts_with("QLinear") || name == "QAttention" || is_integer_product(name)
+    };
     g.op(id).is_some_and(|op| computes(&op.name))
 }
 

@@ -72,10 +72,7 @@ fn find_copies(g: &Graph, matrices: impl Iterator<Item = ValueId>) -> Vec<Tie> {
         let mut notes = g.uses(v).map(|(n, _)| weight_of_call(g, n));
         let Some(note) = notes.next().flatten().filter(|first| notes.all(|n| n == Some(*first))) else { continue };
         let own = *first.entry(note).or_insert(v);
-        let equal = |a: &Tensor, b: &Tensor| {
-            (a.dtype(), a.dims()) == (b.dtype(), b.dims()) && a.bytes().ok().zip(b.bytes().ok()).is_some_and(|(a, b)| a == b)
-        };
-        if own != v && g.initializer(own).zip(g.initializer(v)).is_some_and(|(a, b)| equal(a, b)) {
+        if own != v && g.initializer(own).zip(g.initializer(v)).is_some_and(|(a, b)| is_equal(a, b)) {
             copies.push(Tie { name: g.name(own).to_string(), transposed: g.name(v).to_string(), copy: true });
         }
     }
@@ -113,6 +110,10 @@ fn is_irregular(t: &Tensor) -> bool {
     let some = t.len().min(SAMPLE);
     let distinct: HashSet<&[u8]> = bytes.chunks_exact(size).take(some).collect();
     distinct.len() >= some / 8
+}
+
+fn is_equal(a: &Tensor, b: &Tensor) -> bool {
+    (a.dtype(), a.dims()) == (b.dtype(), b.dims()) && a.bytes().ok().zip(b.bytes().ok()).is_some_and(|(a, b)| a == b)
 }
 
 fn is_transpose(a: &Tensor, b: &Tensor) -> bool {
