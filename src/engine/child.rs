@@ -122,11 +122,16 @@ pub(super) fn is_isolated() -> bool {
     isolation().is_some()
 }
 
-/// Opens a model file as a training run is about to; `None` where engines run in this process. There are no limits: what is
-/// opened is the user's choice.
+/// Opens a model file as a training run is about to, and leaves the optimised graph at `optimised`; `None` where engines run in this process.
+/// There are no limits: what is opened is the user's choice.
 #[cfg(feature = "ort")]
-pub(super) fn open_file(path: &Path, engine: &super::ort::OrtEngine, library: PathBuf) -> Option<Result<(), EngineError>> {
-    let request = Request::OpenFile { path: path.to_path_buf(), engine: engine.clone() };
+pub(super) fn open_file(
+    path: &Path,
+    engine: &super::ort::OrtEngine,
+    library: PathBuf,
+    optimised: Option<PathBuf>,
+) -> Option<Result<(), EngineError>> {
+    let request = Request::OpenFile { path: path.to_path_buf(), engine: engine.clone(), optimised };
     Some(once(library, &request)?.map(drop))
 }
 
@@ -460,7 +465,9 @@ pub fn serve() -> u8 {
                 open(&engine, blobs.pop().as_deref(), root.as_deref()).map(|()| Reply::Loaded)
             }
             #[cfg(feature = "ort")]
-            Request::OpenFile { path, engine } => engine.open_file(&path).map(|_| Reply::Loaded),
+            Request::OpenFile { path, engine, optimised } => {
+                engine.optimise_file(&path, optimised.as_deref()).map(|_| Reply::Loaded)
+            }
             #[cfg(feature = "ort")]
             Request::About => super::ort::about_here().map(Reply::About),
             Request::Run { session, inputs } => match (sessions.get_mut(&session), wire::tensors(inputs, blobs)) {

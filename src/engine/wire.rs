@@ -15,9 +15,9 @@ pub(super) enum Request {
     Load { session: u64, engine: String, root: Option<PathBuf>, most_memory: u64 },
     /// Open the model that follows and forget it. Without a model, load the engine itself.
     Open { engine: String, root: Option<PathBuf>, most_memory: u64 },
-    /// Open a model file as a training run does.
+    /// Open a model file as a training run does, and write the optimised graph if a place is given.
     #[cfg(feature = "ort")]
-    OpenFile { path: PathBuf, engine: super::ort::OrtEngine },
+    OpenFile { path: PathBuf, engine: super::ort::OrtEngine, optimised: Option<PathBuf> },
     /// What the ONNX Runtime in use says of itself.
     #[cfg(feature = "ort")]
     About,

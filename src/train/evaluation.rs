@@ -57,7 +57,7 @@ impl Evaluator {
         if let Some(path) = given.map(Path::to_path_buf).or(beside) {
             let (g, _) = files::read_model(&path)?;
             check_fits(t, &g).map_err(|e| e.at(&path))?;
-            let session = engine.open_file_safely(&path).map_err(|e| cannot(e).at(&path))?;
+            let session = engine.open_file_safely(&path, &g).map_err(|e| cannot(e).at(&path))?;
             return Evaluator::new(t, &g, session, engine.device, path.display().to_string());
         }
         let other = match behaves_otherwise(t) {

@@ -50,7 +50,7 @@ impl Term {
 /// The graph from gradients to the next state, where a step is two graphs.
 pub(super) struct UpdateGraph {
     pub(super) path: PathBuf,
-    graph: Graph,
+    pub(super) graph: Graph,
     /// The gradients that it takes, each with its tensor.
     pub(super) gradients: Vec<GradientRecord>,
 }

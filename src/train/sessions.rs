@@ -52,7 +52,7 @@ pub(super) fn open_session(
             return Ok(Err(why));
         }
         let engine = engine(device);
-        Ok(engine.open_file_safely(&t.path).map(|session| (engine, session)).map_err(|e| e.to_string()))
+        Ok(engine.open_file_safely(&t.path, &t.graph).map(|session| (engine, session)).map_err(|e| e.to_string()))
     };
     match a.device {
         DeviceChoice::Exactly(Device::Cpu) => {}
@@ -68,7 +68,7 @@ pub(super) fn open_session(
         },
     }
     let engine = engine(Device::Cpu);
-    let session = engine.open_file_safely(&t.path).map_err(fail)?;
+    let session = engine.open_file_safely(&t.path, &t.graph).map_err(fail)?;
     Ok((engine, session))
 }
 

@@ -104,7 +104,10 @@ impl Setup {
         let total = o.steps.unwrap_or_else(|| o.epochs.unwrap_or(1) * steps_per_epoch);
 
         let (engine, session) = open_session(&a, &graph, ranks, &mut notices)?;
-        let update = graph.update.as_ref().map(|u| engine.open_file_safely(&u.path).map_err(|e| engine_failure(e, &u.path)));
+        let update = graph
+            .update
+            .as_ref()
+            .map(|u| engine.open_file_safely(&u.path, &u.graph).map_err(|e| engine_failure(e, &u.path)));
         let update = update.transpose()?;
         let wired = Steps::new(&graph, session, update, engine.device, ranks);
         let (mut steps, mut state) = wired.map_err(|e| engine_failure(e, &a.model))?;

@@ -13,7 +13,7 @@ pub(crate) use library::{About, about};
 use self::device::{Device, Optimization};
 use super::{Engine, EngineError, ExternalData, Session, Tensors, child};
 use crate::io::tensor::{NpTensor, le_bytes, with_type};
-use ancre_passes::ir::DType;
+use ancre_passes::ir::{DType, Graph};
 use onnx_protobuf::{Message, ModelProto};
 use ort::environment::Environment;
 use ort::logging::LogLevel;
@@ -70,6 +70,9 @@ pub struct OrtEngine {
     pub gpu_memory: Option<usize>,
 }
 
+/// Of models of at most so many bytes, 256 MiB, the optimised graph is written: it holds what lies outside of the model's file.
+const REOPENED: u64 = 1 << 28;
+
 impl Default for OrtEngine {
     fn default() -> OrtEngine {
         OrtEngine {
@@ -102,7 +105,16 @@ impl OrtEngine {
 
     /// Loads a model file; ONNX Runtime maps its external data. Fails when no runtime is there or it refuses the model.
     pub fn open_file(&self, model: &Path) -> Result<OrtSession, EngineError> {
-        OrtSession::new(self.builder()?.commit_from_file(model).map_err(load_error)?)
+        self.optimise_file(model, None)
+    }
+
+    /// As [`OrtEngine::open_file`], and writes the optimised graph, which this ONNX Runtime opens faster than the model.
+    pub(super) fn optimise_file(&self, model: &Path, optimised: Option<&Path>) -> Result<OrtSession, EngineError> {
+        let mut builder = self.builder()?;
+        if let Some(path) = optimised {
+            builder = builder.with_optimized_model_path(path).map_err(load_error)?;
+        }
+        OrtSession::new(builder.commit_from_file(model).map_err(load_error)?)
     }
 
     /// As [`OrtEngine::open`], after a process of its own has opened the model.
@@ -113,9 +125,19 @@ impl OrtEngine {
     }
 
     /// As [`OrtEngine::open_file`], in a process of its own first where the tool runs engines in those: what would end this process
-    /// is an error.
-    pub fn open_file_safely(&self, model: &Path) -> Result<OrtSession, EngineError> {
-        match child::open_file(model, self, locate()?.path) {
+    /// is an error. That process leaves its optimised graph, so that ONNX Runtime optimises once. `g` is what the file holds.
+    pub fn open_file_safely(&self, model: &Path, g: &Graph) -> Result<OrtSession, EngineError> {
+        let library = locate()?.path;
+        let outside = ExternalData::of(g, model).map_or(0, |data| data.bytes);
+        let bytes = model.metadata().map_or(u64::MAX, |m| m.len()).saturating_add(outside);
+        let place = if bytes <= REOPENED && self.device == Device::Cpu { tempfile::tempdir().ok() } else { None };
+        if let Some(optimised) = place.as_ref().map(|dir| dir.path().join("optimised.onnx"))
+            && let Some(Ok(())) = child::open_file(model, self, library.clone(), Some(optimised.clone()))
+        {
+            let as_it_is = OrtEngine { level: Optimization::None, ..self.clone() };
+            return as_it_is.open_file(&optimised).or_else(|_| self.open_file(model));
+        }
+        match child::open_file(model, self, library, None) {
             Some(Err(e)) => Err(e),
             _ => self.open_file(model),
         }
