@@ -62,10 +62,10 @@ def parts(given):
     return {
         "16": lambda: {"digits-16": digits(given, "digits-16", 16, MAIN | common.OTHERS, 5)},
         "64": lambda: {"digits-64": digits(given, "digits-64", 64, {"softmax": "", "free": ""}, 5)},
-        "norm": lambda: {f"norm-{n}": digits(given, f"norm-{n}", n, {v: "" for v in ("paper", "softmax", "free")}, 3, norm=True) for n in (64,)},
+        "norm": lambda: {f"norm-{n}": digits(given, f"norm-{n}", n, {v: "" for v in ("paper", "softmax", "free")}, 5, norm=True) for n in (16, 64)},
         "tau": lambda: {"tau": digits(given, "digits-64", 64, TAUS, 3)},
         "equal": lambda: {"equal-16": digits(given, "equal-16", 16, {v: "" for v in ("paper", "softmax", "free")}, 5, width=97)},
-        "teacher": lambda: {f"teacher-{n}": regression(given, n, 3) for n in (16, 64)},
+        "teacher": lambda: {f"teacher-{n}": regression(given, n, 5) for n in (4, 8, 16, 64)},
         "rest": lambda: {"rest": digits(given, "digits-64", 64, {"default": "", "paper": ""}, 5)},
         "others": lambda: {"others": digits(given, "digits-64", 64, common.OTHERS, 5)},
         "rates": lambda: {f"rate-{lr}": digits(given, f"rate-{lr}", 64, {"softmax": "", "free": ""}, 3, lr) for lr in ("3e-4", "3e-3")},

@@ -22,6 +22,7 @@ pub(crate) use crate::rewrite::opening::{Opening, opened_by};
 use crate::rewrite::training_files::{FirstState, TrainingFiles};
 use crate::rewrite::verification::Verification;
 use crate::verify::{Subject, read_inputs};
+use ancre_passes::analysis::growth::unnormalised_growth;
 use ancre_passes::analysis::residual::{Chain, ResidualStructure, branch_nodes, find_residuals};
 use ancre_passes::analysis::roles::initializer_roles;
 use ancre_passes::contract::{AdaptersRecord, Fresh, LossRecord, Record, Tie, Ties};
@@ -192,6 +193,10 @@ pub fn rewrite(a: &RewriteArgs) -> Result<Rewritten, Failure> {
     let left = |l: LeftAlone| format!("chain {} gets no router: {}", l.chain, sentence(&l.why, l.hint));
     notices.extend(left_alone.into_iter().map(left));
     notices.extend(notes.iter().map(|(chain, note)| format!("chain {chain}: {note}")));
+    notices.extend(unnormalised_growth(&routed).map(|times| {
+        let times = if times < 1e4 { format!("{times:.0}") } else { format!("{times:.0e}") };
+        format!("routes beside the skips make the last state {times} times as large at first, and nothing normalises it before the outputs, so that training may fail: --preset deep keeps its size, and so would a norm before the head")
+    }));
     route::describe(&mut routed, &structure.chains);
     let ties = record_ties(&config, &source, &mut routed, &mut notices);
     let mut forward = routed.clone();

@@ -2,6 +2,7 @@
 
 pub mod dot;
 pub mod explain;
+pub mod growth;
 pub mod head;
 pub(crate) mod origin;
 pub mod picture;
