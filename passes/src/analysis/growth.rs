@@ -11,7 +11,7 @@ const LARGE: f64 = 100.0;
 pub fn unnormalised_growth(g: &Graph) -> Option<f64> {
     let grows = |r: &&RouterSpec| r.form == Form::Augment && !matches!(r.rule, Rule::Free | Rule::Gated);
     let times: f64 = g.routers.values().filter(grows).map(|r| of_chain(r.blocks())).product();
-    let last = g.routers.values().filter(grows).next_back()?.states.last()?.node;
+    let last = g.routers.values().rfind(grows)?.states.last()?.node;
     let after = g.descendants([last]);
     (times >= LARGE && !after.into_iter().any(|n| n != last && normalises(g, n))).then_some(times)
 }
