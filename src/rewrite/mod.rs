@@ -26,7 +26,7 @@ use ancre_passes::analysis::growth::unnormalised_growth;
 use ancre_passes::analysis::residual::{Chain, ResidualStructure, branch_nodes, find_residuals};
 use ancre_passes::analysis::roles::initializer_roles;
 use ancre_passes::contract::{AdaptersRecord, Fresh, LossRecord, Record, Tie, Ties};
-use ancre_passes::ir::{Graph, NodeId, RouterId, RouterSpec, SharedBytes};
+use ancre_passes::ir::{Graph, NodeId, RouterId, RouterSpec, Rule, SharedBytes};
 use ancre_passes::onnx;
 use ancre_passes::pipeline::{Cx, FORWARD, PassError, PassManager, PassRun, ROUTE};
 use ancre_passes::placement::{self, Fallback};
@@ -193,6 +193,10 @@ pub fn rewrite(a: &RewriteArgs) -> Result<Rewritten, Failure> {
     let left = |l: LeftAlone| format!("chain {} gets no router: {}", l.chain, sentence(&l.why, l.hint));
     notices.extend(left_alone.into_iter().map(left));
     notices.extend(notes.iter().map(|(chain, note)| format!("chain {chain}: {note}")));
+    let is_deep = routed.routers.values().any(|r| r.rule == Rule::Gated && r.blocks() > report::FEW);
+    if config.start.reinit.is_some() && is_deep {
+        notices.push("from fresh weights --preset deep lowered losses more than this router where that was measured".into());
+    }
     notices.extend(unnormalised_growth(&routed).map(|times| {
         let times = if times < 1e4 { format!("{times:.0}") } else { format!("{times:.0e}") };
         format!("routes beside the skips make the last state {times} times as large at first, and nothing normalises it before the outputs, so that training may fail: --preset deep keeps its size, and so would a norm before the head")
