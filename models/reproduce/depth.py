@@ -96,7 +96,7 @@ def main():
     reports = {f.name.removesuffix(".report.json"): json.loads(f.read_text()) for f in sorted(given.dir.glob("*.report.json"))}
     found = {n: r for n, r in reports.items() if n not in ("tau", "rest", "others")}
     if "digits-64" in found:
-        found["digits-64"] = common.join(*[reports[n] for n in ("digits-64", "rest", "tau", "others", "attention") if n in reports])
+        found["digits-64"] = common.join(*[reports[n] for n in ("digits-64", "rest", "tau", "others") if n in reports])
     for name, report in found.items():
         metrics = () if name.startswith("teacher") else ("accuracy",)
         more = {} if name.startswith("teacher") else {f"steps to {THRESHOLD}": steps_to(given, name, report)}

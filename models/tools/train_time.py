@@ -1,6 +1,6 @@
 """What `ancre-rewrite train` takes beside a bare loop over the same training graph, in processor time a step:
 
-    python models/tools/train_time.py ANCRE_REWRITE [--threads 1] [--steps 60] [--rounds 5] [NETWORK...]
+    python models/tools/train_time.py ANCRE_REWRITE [--threads 1] [--steps 42] [--rounds 7] [NETWORK...]
 
 NETWORK is `resnet` (20 layers, digits), `gpt2` (12 adds of width 32, text), `mlp` (64 blocks of width 48, digits) or `wide` (4 blocks of width 1024, digits:
 17 million weights, so that copies of the state would show). Both sides run in processes of their own, for the number of steps and for a third of it; the
@@ -45,7 +45,6 @@ def bare(stem, data, batch, threads, steps):
     feeds = {k: ort.OrtValue.ortvalue_from_numpy(v) for k, v in feeds.items()}
     state = {n: v for n, v in state.items() if n in ins}
     wanted = [o for o in outs if o in ("loss", "grad_norm") or o.endswith(".next")]
-    # The first value of a state is the initialiser's output, which is a value of ONNX Runtime's own.
     for _ in range(steps):
         io = session.io_binding()
         for name, value in {**feeds, **state}.items():
@@ -62,7 +61,7 @@ def bare(stem, data, batch, threads, steps):
     print(resource.getrusage(resource.RUSAGE_SELF).ru_utime + resource.getrusage(resource.RUSAGE_SELF).ru_stime)
 
 
-def spent(command, ):
+def spent(command):
     """Processor seconds of a command."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run([str(w) for w in command], check=True, stdout=subprocess.DEVNULL)
@@ -107,7 +106,7 @@ if __name__ == "__main__":
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("binary")
     p.add_argument("networks", nargs="*", help="all of them, if none is named")
-    for option, default in (("threads", 1), ("steps", 42), ("rounds", 5)):
+    for option, default in (("threads", 1), ("steps", 42), ("rounds", 7)):
         p.add_argument(f"--{option}", type=int, default=default)
     a = p.parse_args()
     with tempfile.TemporaryDirectory() as folder:

@@ -117,7 +117,7 @@ pub fn text(o: &Rewritten, verbose: bool) -> String {
 }
 
 /// In the skips' place, routers over chains of no more blocks than this moved validation losses by little or nothing in docs/evidence.md.
-pub(super) const FEW: usize = 16;
+pub(super) const FEW: usize = 4;
 
 fn router_text(out: &mut Lines, o: &Rewritten) {
     if o.routers.is_empty() {

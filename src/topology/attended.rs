@@ -4,9 +4,10 @@ use super::Weights;
 use super::weights::columns;
 use crate::engine::{self, EngineError, ExternalData, Session, Tensors};
 use crate::error::Failure;
-use crate::verify::read_inputs;
+use crate::io::tensor::NpTensor;
+use crate::verify::read_inputs_among;
 use ancre_passes::contract::{ChainRecord, RouterRecord};
-use ancre_passes::ir::{Graph, ValueId};
+use ancre_passes::ir::{Dim, Graph, ValueId};
 use ancre_passes::onnx;
 use ancre_passes::transform::eliminate;
 use std::path::Path;
@@ -34,7 +35,7 @@ pub(super) fn weights(
         return Err(fail("the weights of attention depend on the input: they are no numbers of the file".into())
             .help(format!("give data: {HOW}; shown are the means over them")));
     }
-    let given = read_inputs(inputs, g).map_err(|e| e.at(path))?;
+    let given = read_inputs_among(inputs, g).map_err(|e| e.at(path))?;
     if let Some(missing) = g.required_inputs().map(|v| g.name(v)).find(|name| !given.contains_key(*name)) {
         return Err(fail(format!("its input `{missing}` is not given")).help(HOW));
     }
@@ -52,23 +53,27 @@ pub(super) fn weights(
     eliminate::eliminate_dead(&mut watched, |_, _| false);
     let mut session = load(&watched, path).map_err(|e| fail(e.to_string()))?;
     let mut means = Means::default();
-    let (batches, samples) = batches(g, &given);
+    let (batches, samples) = batches(g, &given).map_err(|e| fail(e).help(HOW))?;
     for feeds in batches {
         let found = session.run(&feeds).map_err(|e| fail(e.to_string()))?;
         found.into_iter().for_each(|(name, t)| means.add(name, t.shape().last().copied().unwrap_or(0), &t.to_f64()));
     }
-    let row = |c: &ChainRecord, row: usize| {
-        let reads = c.reads(row);
-        let of = seen(c, row).and_then(|v| means.of(g.name(v))).filter(|mean| mean.len() == reads);
+    let row = |c: &ChainRecord, row: usize| match (c.reads(row), seen(c, row)) {
         // A row of one state has nothing to weigh.
-        of.unwrap_or_else(|| (0..reads).map(|i| (i + 1 == reads) as u8 as f32).collect())
+        (1, None) => Ok(vec![1.0]),
+        (reads, v) => {
+            let mean = v.and_then(|v| means.of(g.name(v))).filter(|mean| mean.len() == reads);
+            let mean = mean.filter(|mean| mean.iter().all(|w| w.is_finite()));
+            mean.ok_or_else(|| {
+                fail(format!("block {} of chain {} gets no weights that are numbers from these data", row + 1, c.id))
+            })
+        }
     };
-    let of_chain = |c: &ChainRecord| Weights {
-        id: c.id,
-        columns: columns(router, c),
-        rows: (0..c.blocks).map(|r| row(c, r)).collect(),
+    let of_chain = |c: &ChainRecord| {
+        let rows = (0..c.blocks).map(|r| row(c, r)).collect::<Result<_, Failure>>()?;
+        Ok(Weights { id: c.id, columns: columns(router, c), rows })
     };
-    Ok((router.chains.iter().map(of_chain).collect(), samples))
+    Ok((router.chains.iter().map(of_chain).collect::<Result<_, Failure>>()?, samples))
 }
 
 /// Opens the graph in the embedded engine, or in ONNX Runtime where that cannot take it.
@@ -82,23 +87,37 @@ fn load(g: &Graph, path: &Path) -> Result<Box<dyn Session>, EngineError> {
     })
 }
 
-/// The data in batches that the model takes, and the number of samples in them.
-fn batches(g: &Graph, given: &Tensors) -> (Vec<Tensors>, usize) {
-    let leading = |t: &crate::io::tensor::NpTensor| t.shape().first().copied();
-    let samples = given.values().filter_map(leading).max().unwrap_or(1);
-    let extent = |v: ValueId| g.tensor_type(v).and_then(|t| t.shape.first()?.known()).map(|n| n as usize);
-    let fixed = g.required_inputs().filter(|v| given.get(g.name(*v)).and_then(leading) == Some(samples)).find_map(extent);
-    let size = fixed.unwrap_or(TOGETHER).clamp(1, samples.max(1));
+/// The data in batches that the model takes, and the number of samples in them. The first input's first axis counts samples, and so does that of
+/// other inputs that the model gives the same extent there.
+fn batches(g: &Graph, given: &Tensors) -> Result<(Vec<Tensors>, usize), String> {
+    let first_axis = |v: ValueId| g.tensor_type(v).and_then(|t| t.shape.first().cloned());
+    let counted: Option<(ValueId, Dim)> = g.required_inputs().next().and_then(|v| Some((v, first_axis(v)?)));
+    let Some((first, axis)) = counted else { return Ok((vec![given.clone()], 1)) };
+    let has_samples = |name: &str| g.find(name).and_then(first_axis).as_ref() == Some(&axis);
+    let count = |t: &NpTensor| t.shape().first().copied().unwrap_or(1);
+    let samples = given.get(g.name(first)).map_or(0, count);
+    if let Some((name, t)) = given.iter().find(|(name, t)| has_samples(name) && count(t) != samples) {
+        return Err(format!("`{}` has {samples} samples and `{name}` {}", g.name(first), count(t)));
+    }
+    let fixed = axis.known().map(|n| n as usize);
+    let size = fixed.unwrap_or(TOGETHER).max(1);
+    if samples == 0 {
+        return Err("the data hold no sample".into());
+    }
+    if let Some(n) = fixed.filter(|n| samples < *n) {
+        return Err(format!("the data have {samples} samples, and the model takes {n} at once"));
+    }
     let most = samples.min(MOST.max(size));
-    // The last batch is left out where it is not full and the model wants a full one.
-    let starts = (0..most).step_by(size).filter(|at| at + size <= samples || fixed.is_none());
-    let part = |t: &crate::io::tensor::NpTensor, at: usize| match leading(t) {
-        Some(n) if n == samples && n > size => t.slice(0, at, size.min(samples - at)).unwrap_or_else(|| t.clone()),
-        _ => t.clone(),
+    // A last batch that is not full is left out where the model wants a full one.
+    let starts = (0..most).step_by(size).filter(|at| fixed.is_none() || at + size <= samples);
+    let part = |name: &str, t: &NpTensor, at: usize| match has_samples(name) {
+        true => t.slice(0, at, size.min(most - at)).unwrap_or_else(|| t.clone()),
+        false => t.clone(),
     };
-    let made: Vec<Tensors> = starts.map(|at| given.iter().map(|(name, t)| (name.clone(), part(t, at))).collect()).collect();
-    let run = (made.len() * size).min(samples);
-    (made, run)
+    let made: Vec<Tensors> =
+        starts.map(|at| given.iter().map(|(name, t)| (name.clone(), part(name, t, at))).collect()).collect();
+    let run = if fixed.is_some() { made.len() * size } else { most };
+    Ok((made, run))
 }
 
 /// Means of tensors over all axes but the last.
@@ -116,6 +135,37 @@ impl Means {
 
     fn of(&self, name: &str) -> Option<Vec<f32>> {
         let (sums, count) = self.0.get(name)?;
-        Some(sums.iter().map(|sum| (sum / (*count).max(1) as f64) as f32).collect())
+        Some(sums.iter().map(|sum| (sum / *count as f64) as f32).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ancre_passes::ir::{DType, TensorType};
+
+    /// What a model with an input [first, 2] and one of positions [seq, 2] is fed of so many samples and positions: extents of each batch.
+    fn fed(first: Dim, samples: usize, mask: usize) -> Result<(Vec<[usize; 3]>, usize), String> {
+        let mut g = Graph::default();
+        let axes = [("x", first.clone()), ("positions", Dim::symbol("seq")), ("mask", first)];
+        for (name, axis) in axes {
+            g.add_input(name, TensorType::new(DType::F32, vec![axis, Dim::from(2)]).into(), None);
+        }
+        let rows = |n: usize| NpTensor::f32s(&[n, 2], &vec![1.0; 2 * n]).unwrap();
+        let given = [("x", samples), ("positions", 100), ("mask", mask)].map(|(name, n)| (name.to_string(), rows(n)));
+        let (made, run) = batches(&g, &given.into_iter().collect())?;
+        Ok((made.iter().map(|feeds| ["x", "positions", "mask"].map(|name| feeds[name].shape()[0])).collect(), run))
+    }
+
+    #[test]
+    fn samples_are_cut_and_what_they_share_is_not() {
+        let any = || Dim::symbol("batch");
+        assert_eq!(fed(any(), 10, 10), Ok((vec![[10, 100, 10]], 10)));
+        assert_eq!(fed(any(), 70, 70), Ok((vec![[64, 100, 64], [6, 100, 6]], 70)));
+        assert_eq!(fed(any(), 300, 300).map(|(made, run)| (made.len(), run)), Ok((4, 256)));
+        assert_eq!(fed(Dim::from(4), 10, 10), Ok((vec![[4, 100, 4], [4, 100, 4]], 8)));
+        assert_eq!(fed(any(), 80, 70), Err("`x` has 80 samples and `mask` 70".into()));
+        assert_eq!(fed(Dim::from(4), 3, 3), Err("the data have 3 samples, and the model takes 4 at once".into()));
+        assert_eq!(fed(any(), 0, 0), Err("the data hold no sample".into()));
     }
 }

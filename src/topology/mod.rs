@@ -105,7 +105,7 @@ impl Topology {
         let suffix = path.extension().and_then(|e| e.to_str()).unwrap_or_default().to_ascii_lowercase();
         let is_model = !path.is_dir() && suffix != "safetensors";
         if !is_model && !a.input.is_empty() {
-            let help = "--input shows a model's attention; `freeze --keep-router` makes a model of a run";
+            let help = "--input shows a model's attention; `freeze MODEL.ancre.onnx --state RUN/best.safetensors --keep-router` makes one of a run";
             return Err(Failure::input("is no model that could be run on --input").at(path).help(help));
         }
         match (path.is_dir(), suffix.as_str()) {
@@ -297,6 +297,9 @@ impl Topology {
     pub fn text(&self) -> String {
         let mut out = Lines::new(10);
         put!(out, "network", "{}", self.title());
+        if let Some(n) = self.samples {
+            put!(out, "weights", "means over {n} {}", if n == 1 { "sample" } else { "samples" });
+        }
         out.text.push('\n');
         self.weights.iter().for_each(|w| out.text.push_str(&(w.text() + "\n")));
         for (kind, path, size) in &self.outputs {

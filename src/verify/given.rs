@@ -9,6 +9,17 @@ use std::path::Path;
 /// Reads all `--input` options; names must be inputs of the model. The error names the first file that cannot be read, or
 /// name that is no input.
 pub(crate) fn read_inputs(options: &[String], g: &Graph) -> Result<Tensors, Failure> {
+    read(options, g, false)
+}
+
+/// As [`read_inputs`], without the arrays of whole files that are no inputs: labels stand beside them in data to train on.
+pub(crate) fn read_inputs_among(options: &[String], g: &Graph) -> Result<Tensors, Failure> {
+    read(options, g, true)
+}
+
+fn read(options: &[String], g: &Graph, spares_others: bool) -> Result<Tensors, Failure> {
+    let inputs: Vec<&str> = g.required_inputs().map(|v| g.name(v)).collect();
+    let is_input = |name: &str| inputs.contains(&name);
     let mut given = Tensors::new();
     for text in options {
         let (name, file) = match text.split_once('=') {
@@ -29,15 +40,20 @@ pub(crate) fn read_inputs(options: &[String], g: &Graph) -> Result<Tensors, Fail
                 })?;
                 given.insert(name.to_string(), t);
             }
-            (None, "npz" | "safetensors") => given.extend(read_tensors(path)?),
+            (None, "npz" | "safetensors") => {
+                let mut all = read_tensors(path)?;
+                if spares_others && all.keys().any(|name| is_input(name)) {
+                    all.retain(|name, _| is_input(name));
+                }
+                given.extend(all);
+            }
             _ => {
                 let forms = "NAME=FILE.npy, NAME=FILE.npz or FILE.npz (or .safetensors) was expected";
                 return Err(Failure::input(format!("--input `{text}` is of no such form: {forms}")));
             }
         }
     }
-    let inputs: Vec<&str> = g.required_inputs().map(|v| g.name(v)).collect();
-    match given.keys().find(|name| !inputs.contains(&name.as_str())) {
+    match given.keys().find(|name| !is_input(name)) {
         None => Ok(given),
         Some(name) => Err(Failure::input(format!("--input {name}: the model's inputs are {}", inputs.join(", ")))),
     }

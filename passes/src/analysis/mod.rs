@@ -2,7 +2,6 @@
 
 pub mod dot;
 pub mod explain;
-pub mod growth;
 pub mod head;
 pub(crate) mod origin;
 pub mod picture;

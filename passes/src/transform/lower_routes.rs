@@ -17,6 +17,7 @@
 
 use super::lower_attention;
 use crate::ir::{ANCRE, Attrs, DType, Dim, Graph, NodeId, Normalize, RouterId, RouterSpec, Rule, Sources, Tensor, ValueId};
+use crate::ops::TypeError;
 use crate::ops::build::{BuildError, Builder, Built, reshape_target};
 use crate::target::Target;
 use indexmap::{IndexMap, IndexSet};
@@ -286,7 +287,7 @@ fn triangular(
             let source = stacked(b, &mut stacks, &flat, lo, hi)?;
             sum = Some(product(b, part, source, sum)?);
         }
-        let Some(sum) = sum else { continue };
+        let Some(sum) = sum else { return Err(b.error("Route", TypeError("reads no state".into()))) };
         out.push(match reshape_target(&ty.shape) {
             Some(target) => b.reshape(sum, &target, &ty.shape)?,
             None => b.reshape_like(sum, like)?,
@@ -599,6 +600,23 @@ mod tests {
             let hot = hot.and_then(|t| t.to_f32().ok()).expect("the one-hot matrix");
             let diagonal: Vec<f32> = (0..blocks * blocks).map(|i| (i % blocks == i / blocks) as u8 as f32).collect();
             assert_eq!(hot, diagonal);
+        }
+    }
+
+    /// One product over a full block serves all rows that are left where they are at least half as many as its sources; a few rows read its
+    /// chunks themselves. Each chunk is stacked once.
+    #[test]
+    fn a_full_block_is_multiplied_for_many_rows_and_its_chunks_for_few() {
+        for (blocks, products, chunks) in [(20, 0, 5), (26, 1, 6)] {
+            let (mut g, _) = gated_chain(blocks);
+            lower_routes(&mut g, &CPU, None).expect("lowered");
+            let rows = |v: Option<ValueId>| v.and_then(|v| g.tensor_type(v)?.shape[0].known()).unwrap_or(0);
+            let of_router = |n: &NodeId| g.name(g.result(*n, 0)).starts_with("ancre/0/");
+            let is = |n: &NodeId, names: &[&str]| names.iter().any(|name| g.is_op(*n, name));
+            let many = g.nodes().filter(|n| of_router(n) && is(n, &["MatMul", "Gemm"]) && rows(g.operand(*n, 0)) > 1);
+            assert_eq!(many.count(), products, "{blocks} blocks");
+            let four = |n: &NodeId| is(n, &["Concat"]) && rows(Some(g.result(*n, 0))) == 4;
+            assert_eq!(g.nodes().filter(|n| of_router(n) && four(n)).count(), chunks, "{blocks} blocks");
         }
     }
 

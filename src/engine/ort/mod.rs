@@ -14,6 +14,7 @@ use self::device::{Device, Optimization};
 use super::{Engine, EngineError, ExternalData, Session, Tensors, child};
 use crate::io::tensor::{NpTensor, le_bytes, with_type};
 use ancre_passes::ir::{DType, Graph};
+use ancre_passes::onnx;
 use onnx_protobuf::{Message, ModelProto};
 use ort::environment::Environment;
 use ort::logging::LogLevel;
@@ -70,7 +71,7 @@ pub struct OrtEngine {
     pub gpu_memory: Option<usize>,
 }
 
-/// Of models of at most so many bytes, 256 MiB, the optimised graph is written: it holds what lies outside of the model's file.
+/// Of model files of at most so many bytes, 256 MiB, the optimised graph is written.
 const REOPENED: u64 = 1 << 28;
 
 impl Default for OrtEngine {
@@ -125,12 +126,12 @@ impl OrtEngine {
     }
 
     /// As [`OrtEngine::open_file`], in a process of its own first where the tool runs engines in those: what would end this process
-    /// is an error. That process leaves its optimised graph, so that ONNX Runtime optimises once. `g` is what the file holds.
+    /// is an error. That process leaves its optimised graph, so that ONNX Runtime optimises once, unless there are external data. `g` is what the file holds.
     pub fn open_file_safely(&self, model: &Path, g: &Graph) -> Result<OrtSession, EngineError> {
         let library = locate()?.path;
-        let outside = ExternalData::of(g, model).map_or(0, |data| data.bytes);
-        let bytes = model.metadata().map_or(u64::MAX, |m| m.len()).saturating_add(outside);
-        let place = if bytes <= REOPENED && self.device == Device::Cpu { tempfile::tempdir().ok() } else { None };
+        // The graph that is written refers to external data by their names, beside itself.
+        let is_whole = onnx::external_files(g).is_empty() && model.metadata().is_ok_and(|m| m.len() <= REOPENED);
+        let place = if is_whole && self.device == Device::Cpu { tempfile::tempdir().ok() } else { None };
         if let Some(optimised) = place.as_ref().map(|dir| dir.path().join("optimised.onnx"))
             && let Some(Ok(())) = child::open_file(model, self, library.clone(), Some(optimised.clone()))
         {
@@ -363,6 +364,19 @@ mod tests {
         samples::running_sums_of_shapes(&engine);
         samples::slice_to_the_end(&engine);
         samples::external(&engine);
+    }
+
+    #[test]
+    fn an_optimised_graph_opens_as_it_is_and_computes_the_same() {
+        let Some(engine) = engine() else { return };
+        let dir = tempfile::tempdir().unwrap();
+        let [model, optimised] = ["model.onnx", "optimised.onnx"].map(|name| dir.path().join(name));
+        std::fs::write(&model, samples::sum()).unwrap();
+        let mut first = engine.optimise_file(&model, Some(&optimised)).unwrap();
+        let mut second = OrtEngine { level: Optimization::None, ..engine }.open_file(&optimised).unwrap();
+        assert_eq!((first.inputs(), first.optional_inputs()), (second.inputs(), second.optional_inputs()));
+        let feeds = Tensors::from([("x".to_string(), NpTensor::f32s(&[1, 2], &[1.0, 2.0]).unwrap())]);
+        assert_eq!(first.run(&feeds).unwrap(), second.run(&feeds).unwrap());
     }
 
     #[test]

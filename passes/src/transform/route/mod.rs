@@ -21,10 +21,12 @@
 //!
 //! The formulas are those of arXiv 2602.09009. A row with a single source of weight one needs no operator and gets none.
 
+mod growth;
 mod network;
 mod params;
 mod wire;
 
+pub use growth::unnormalised_growth;
 pub(crate) use params::RMS_EPSILON;
 pub use params::{AttentionRow, Weighing, one_hot_parameters, reference_weights};
 
