@@ -16,7 +16,7 @@ import common
 VARIANTS = {"default": "", "paper": "", "free": "", "softmax": "", **common.OTHERS}
 # Part: layers, steps, seeds, variants. All have width 48 and 3 heads.
 LONG = {"default": "", "softmax": ""}
-PARTS = {"8": (8, 600, 3, VARIANTS), "24": (24, 300, 3, VARIANTS | {"constant": ""}), "24-long": (24, 2000, 3, LONG), "8-long": (8, 3000, 3, LONG | {"paper": ""})}
+PARTS = {"8": (8, 600, 3, VARIANTS), "24": (24, 300, 3, VARIANTS | {"constant": ""}), "24-long": (24, 2000, 3, LONG), "8-long": (8, 3000, 3, LONG | {"paper": "", "attention": ""})}
 WINDOW, BATCH, VOCABULARY = 64, 8, 512
 TRANSLATIONS = ("perlcn", "perljp", "perlko", "perltw")
 
