@@ -36,6 +36,7 @@ pub mod separate;
 pub mod tie;
 pub mod to_double;
 pub mod train_batch_norm;
+mod triangular;
 mod update;
 pub mod widen;
 
