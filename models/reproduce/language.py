@@ -98,7 +98,7 @@ def large(given):
 
 
 def show(given):
-    """The tables, and docs/language.svg: perplexity of the training's batches, which are new to the network, against steps."""
+    """The tables, and docs/language.svg: losses of the training's batches, which are new to the network, less those of `cascaded`."""
     panels = []
     for part, (layers, steps, _, _) in PARTS.items():
         path = given.dir / f"llama-{part}/report.json"
@@ -106,13 +106,14 @@ def show(given):
             continue
         report, title = json.loads(path.read_text()), f"{layers} layers, {steps} steps"
         print(f"\n{title}\n\n{common.table(report, metrics=('perplexity',))}")
-        lines = {}
+        curves = {}
         for variant in [v["name"] for v in report["variants"] if common.values(report, v["name"])]:
-            at, losses = common.curve(given, f"llama-{part}", variant, common.values(report, variant), window=steps // 40)
-            lines[variant] = at, [2.718281828**loss for loss in losses]
-        panels.append({"title": title, "x": "steps", "y": "perplexity of new text", "log": "y", "lines": lines})
+            curves[variant] = common.curve(given, f"llama-{part}", variant, common.values(report, variant), window=steps // 20)
+        at, base = curves.pop("cascaded")
+        lines = {v: (at, [a - b for a, b in zip(losses, base)]) for v, (_, losses) in curves.items()}
+        panels.append({"title": title, "x": "steps", "y": "loss less that of cascaded", "lines": lines, "limits": (-0.25, 0.25)})
     if panels:
-        common.figure(common.DOCS / "language.svg", panels)
+        common.figure(common.DOCS / "language.svg", panels, 3.2)
 
 
 def main():
