@@ -55,7 +55,7 @@ def regression(given, blocks, seeds):
     data, val = teacher(given)
     options = ["--loss", "mse", "--data", data.resolve(), "--val", val.resolve(), *COURSE, "--lr", 1e-3]
     # Equal weights that stay: is it the learning that helps?
-    variants = MAIN | {"constant": ""}
+    variants = MAIN | {"constant": ""} | (common.OTHERS if blocks == 16 else {})
     return common.compare(given, f"teacher-{blocks}", model(given, blocks, shape="16", outputs=4), variants, min(seeds, given.seeds), options)
 
 

@@ -1,6 +1,6 @@
 """Language: LLaMAs of 8 and of 24 layers, with and without learned skips, on the manual of Perl.
 
-    python models/reproduce/language.py DIR [--tool target/release/ancre-rewrite] [--only 8|24|24-long|8-long] [--seeds N] [--tables]
+    python models/reproduce/language.py DIR [--tool target/release/ancre-rewrite] [--only 8|24|24-long|8-long|8-wide] [--seeds N] [--tables]
     python models/reproduce/language.py DIR --only 60M --text FILE|DIR --tokenizer tokenizer.json --device cuda
 
 The protocol stands in docs/evidence.md. The text is Debian's package perl-doc (`apt-get download`; GPL-1+ or Artistic), the tokenizer is trained
@@ -14,9 +14,11 @@ import subprocess
 import common
 
 VARIANTS = {"default": "", "paper": "", "free": "", "softmax": "", **common.OTHERS}
-# Part: layers, steps, seeds, variants. All have width 48 and 3 heads.
+# Part: layers, steps, seeds, variants. All but `8-wide` have width 48 and 3 heads.
 LONG = {"default": "", "softmax": ""}
-PARTS = {"8": (8, 600, 3, VARIANTS), "24": (24, 300, 3, VARIANTS | {"constant": ""}), "24-long": (24, 2000, 3, LONG), "8-long": (8, 3000, 3, LONG | {"paper": "", "attention": ""})}
+PARTS = {"8": (8, 600, 3, VARIANTS), "24": (24, 300, 3, VARIANTS | {"constant": ""}), "24-long": (24, 2000, 3, LONG), "8-long": (8, 3000, 3, LONG | {"paper": "", "attention": ""}), "8-wide": (8, 1000, 2, LONG)}
+# Width, inner width, heads.
+SIZES = {"8-wide": (128, 344, 4)}
 WINDOW, BATCH, VOCABULARY = 64, 8, 512
 TRANSLATIONS = ("perlcn", "perljp", "perlko", "perltw")
 
@@ -80,7 +82,8 @@ def llama(path, layers, width, inner, heads, vocabulary, window, batch):
 def small(given, part):
     layers, steps, seeds, variants = PARTS[part]
     train, val = tokens(given)
-    model = llama(given.dir / f"llama{layers}.onnx", layers, 48, 128, 3, VOCABULARY, WINDOW, BATCH)
+    sizes = SIZES.get(part, (48, 128, 3))
+    model = llama(given.dir / f"llama{layers}{'-wide' if part in SIZES else ''}.onnx", layers, *sizes, VOCABULARY, WINDOW, BATCH)
     course = ["--steps", steps, "--batch-size", BATCH, "--window", WINDOW, "--lr", 3e-3, "--schedule", "cosine", "--warmup", steps // 20]
     options = ["--loss", "next-token", "--clip-norm", 1, "--data", train.resolve(), "--val", val.resolve(), *course]
     common.compare(given, f"llama-{part}", model, variants, min(seeds, given.seeds), options)
@@ -104,7 +107,7 @@ def show(given):
         path = given.dir / f"llama-{part}/report.json"
         if not path.exists():
             continue
-        report, title = json.loads(path.read_text()), f"{layers} layers, {steps} steps"
+        report, title = json.loads(path.read_text()), f"{layers} layers{', width 128' if part in SIZES else ''}, {steps} steps"
         print(f"\n{title}\n\n{common.table(report, metrics=('perplexity',))}")
         curves = {}
         for variant in [v["name"] for v in report["variants"] if common.values(report, v["name"])]:
