@@ -51,12 +51,15 @@ def teacher(given):
     return paths
 
 
-def regression(given, blocks, seeds):
+def regression(given, blocks, seeds, lr=1e-3):
     data, val = teacher(given)
-    options = ["--loss", "mse", "--data", data.resolve(), "--val", val.resolve(), *COURSE, "--lr", 1e-3]
+    options = ["--loss", "mse", "--data", data.resolve(), "--val", val.resolve(), *COURSE, "--lr", lr]
     # Equal weights that stay: is it the learning that helps?
     variants = MAIN | {"constant": ""} | (common.OTHERS if blocks == 16 else {})
-    return common.compare(given, f"teacher-{blocks}", model(given, blocks, shape="16", outputs=4), variants, min(seeds, given.seeds), options)
+    name = f"teacher-{blocks}"
+    if lr != 1e-3:
+        name, variants = f"{name}-rate-{lr}", {"softmax": ""}
+    return common.compare(given, name, model(given, blocks, shape="16", outputs=4), variants, min(seeds, given.seeds), options)
 
 
 def parts(given):
@@ -68,6 +71,7 @@ def parts(given):
         "tau": lambda: {"tau": digits(given, "digits-64", 64, TAUS, 3)},
         "equal": lambda: {"equal-16": digits(given, "equal-16", 16, {v: "" for v in ("paper", "softmax", "free")}, 5, width=97)},
         "teacher": lambda: {f"teacher-{n}": regression(given, n, 5) for n in (4, 8, 16, 64)},
+        "teacher-rates": lambda: {f"teacher-{n}-rate-{lr}": regression(given, n, 3, lr) for n, lr in ((16, "3e-3"), (64, "3e-3"), (16, "1e-2"))},
         "rest": lambda: {"rest": digits(given, "digits-64", 64, {"default": "", "paper": ""}, 5)},
         "others": lambda: {"others": digits(given, "digits-64", 64, common.OTHERS, 5)},
         "rates": lambda: {f"rate-{lr}": digits(given, f"rate-{lr}", 64, {"softmax": "", "free": ""}, 3, lr) for lr in ("3e-4", "3e-3")},

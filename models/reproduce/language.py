@@ -1,6 +1,6 @@
 """Language: LLaMAs of 8 and of 24 layers, with and without learned skips, on the manual of Perl.
 
-    python models/reproduce/language.py DIR [--tool target/release/ancre-rewrite] [--only 8|24|24-long|8-long|8-wide] [--seeds N] [--tables]
+    python models/reproduce/language.py DIR [--tool target/release/ancre-rewrite] [--only PART] [--seeds N] [--tables]
     python models/reproduce/language.py DIR --only 60M --text FILE|DIR --tokenizer tokenizer.json --device cuda
 
 The protocol stands in docs/evidence.md. The text is Debian's package perl-doc (`apt-get download`; GPL-1+ or Artistic), the tokenizer is trained
@@ -17,8 +17,12 @@ VARIANTS = {"default": "", "paper": "", "free": "", "softmax": "", **common.OTHE
 # Part: layers, steps, seeds, variants. All but `8-wide` have width 48 and 3 heads.
 LONG = {"default": "", "softmax": ""}
 PARTS = {"8": (8, 600, 3, VARIANTS), "24": (24, 300, 3, VARIANTS | {"constant": ""}), "24-long": (24, 2000, 3, LONG), "8-long": (8, 3000, 3, LONG | {"paper": "", "attention": ""}), "8-wide": (8, 1000, 2, LONG)}
-# Width, inner width, heads.
-SIZES = {"8-wide": (128, 344, 4)}
+# Other rates and widths, which were asked last.
+PARTS |= {part: (layers, steps, 2 if "wide" in part else 3, {"softmax": ""}) for part, layers, steps in (
+    ("8-wide-slow", 8, 1000), ("24-wide", 24, 500), ("8-fast", 8, 600), ("24-fast", 24, 300))}
+# Width, inner width, heads; and the rate, where it is another.
+SIZES = {part: (128, 344, 4) for part in PARTS if "wide" in part}
+RATES = {"8-wide-slow": 1e-3, "8-fast": 1e-2, "24-fast": 1e-2}
 WINDOW, BATCH, VOCABULARY = 64, 8, 512
 TRANSLATIONS = ("perlcn", "perljp", "perlko", "perltw")
 
@@ -84,7 +88,7 @@ def small(given, part):
     train, val = tokens(given)
     sizes = SIZES.get(part, (48, 128, 3))
     model = llama(given.dir / f"llama{layers}{'-wide' if part in SIZES else ''}.onnx", layers, *sizes, VOCABULARY, WINDOW, BATCH)
-    course = ["--steps", steps, "--batch-size", BATCH, "--window", WINDOW, "--lr", 3e-3, "--schedule", "cosine", "--warmup", steps // 20]
+    course = ["--steps", steps, "--batch-size", BATCH, "--window", WINDOW, "--lr", RATES.get(part, 3e-3), "--schedule", "cosine", "--warmup", steps // 20]
     options = ["--loss", "next-token", "--clip-norm", 1, "--data", train.resolve(), "--val", val.resolve(), *course]
     common.compare(given, f"llama-{part}", model, variants, min(seeds, given.seeds), options)
 
@@ -107,13 +111,15 @@ def show(given):
         path = given.dir / f"llama-{part}/report.json"
         if not path.exists():
             continue
-        report, title = json.loads(path.read_text()), f"{layers} layers{', width 128' if part in SIZES else ''}, {steps} steps"
+        report, title = json.loads(path.read_text()), f"{layers} layers{', width 128' if part in SIZES else ''}, {steps} steps{f', rate {RATES[part]:g}' if part in RATES else ''}"
         print(f"\n{title}\n\n{common.table(report, metrics=('perplexity',))}")
         curves = {}
         for variant in [v["name"] for v in report["variants"] if common.values(report, v["name"])]:
             curves[variant] = common.curve(given, f"llama-{part}", variant, common.values(report, variant), window=steps // 20)
         at, base = curves.pop("cascaded")
         lines = {v: (at, [a - b for a, b in zip(losses, base)]) for v, (_, losses) in curves.items()}
+        if part in RATES or part == "24-wide":
+            continue
         panels.append({"title": title, "x": "steps", "y": "loss less that of cascaded", "lines": lines, "limits": (-0.25, 0.25)})
     if panels:
         common.figure(common.DOCS / "language.svg", panels, 3.2)
