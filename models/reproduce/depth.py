@@ -2,8 +2,8 @@
 
     python models/reproduce/depth.py DIR [--tool target/release/ancre-rewrite] [--only PART] [--tables]
 
-The protocol stands in docs/evidence.md. Parts, in the order in which they run: 16, 64, norm, tau, equal, teacher, rest, others, rates, 4, 128.
-Prints the tables and draws docs/depth.svg. About an hour of processor time.
+The protocol stands in docs/evidence.md. Parts, in the order in which they run: 16, 64, norm, tau, equal, teacher, teacher-rates, rest, others, rates, 4,
+128. Prints the tables and draws docs/depth.svg. Some four hours of processor time.
 """
 
 import json

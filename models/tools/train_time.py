@@ -7,7 +7,7 @@ NETWORK is `resnet` (20 layers, digits), `gpt2` (12 adds of width 32, text), `ml
 difference leaves out starting, and 42 steps are less than an epoch, so that no checkpoint is among them. The bare loop binds the state in place as docs/training.md shows, takes one batch again and again, and reads the loss. Sides
 alternate; prints medians of the time and of the ratio by round. Needs numpy, onnx and onnxruntime.
 """
-import argparse, json, os, resource, statistics, subprocess, sys, tempfile
+import argparse, json, resource, statistics, subprocess, sys, tempfile
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -58,7 +58,6 @@ def bare(stem, data, batch, threads, steps):
         got = dict(zip(wanted, io.get_outputs()))
         state |= {n[:-5]: v for n, v in got.items() if n.endswith(".next") and n not in in_place}
         got["loss"].numpy()
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_utime + resource.getrusage(resource.RUSAGE_SELF).ru_stime)
 
 
 def spent(command):
@@ -82,9 +81,8 @@ def measure(a, name, folder):
     few = a.steps // 3
 
     def train(steps):
-        out = folder / f"run-{steps}"
-        run = [a.binary, "train", f"{stem}.train.onnx", *course, "--batch-size", batch, "--lr", "1e-3", "--steps", steps, "--threads", a.threads, "--device", "cpu", "--quiet"]
-        return spent([*run, "--out", f"{out}-{os.urandom(4).hex()}"])
+        course_of = ["--batch-size", batch, "--lr", "1e-3", "--steps", steps, "--threads", a.threads, "--device", "cpu"]
+        return spent([a.binary, "train", f"{stem}.train.onnx", *course, *course_of, "--quiet", "--out", folder / "run", "--overwrite"])
 
     def loop(steps):
         return spent([sys.executable, __file__, "--bare", stem, course[1], batch, a.threads, steps])
