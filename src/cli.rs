@@ -376,6 +376,9 @@ pub struct RewriteArgs {
     /// With free weights: every Nth block has a route, the others keep their skip [default: 1]
     #[arg(long, value_name = "N", help_heading = "Router", value_parser = clap::value_parser!(u32).range(1..))]
     pub period: Option<u32>,
+    /// With attention or free weights: a row reads every Nth state from the first on, and its nearest (attention residuals in blocks) [default: 1]
+    #[arg(long, value_name = "N", help_heading = "Router", value_parser = clap::value_parser!(u32).range(1..))]
+    pub summaries: Option<u32>,
     /// Softmax over a row's sources, or over a source's targets [default: incoming]
     #[arg(long, value_parser = word_of!(Normalize), help_heading = "Router")]
     pub normalize: Option<Normalize>,

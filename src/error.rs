@@ -102,6 +102,9 @@ fn advice(hint: &Hint) -> &'static str {
         Hint::LargerBlocks => "--granularity block, or a number of adds of 1 or more",
         Hint::SingleAdds => "--granularity add",
         Hint::Temperature => "--tau X with X above 0",
+        Hint::Summaries => {
+            "--parametrization attention --summaries N, or --parametrization free --summaries N with --sources states"
+        }
         Hint::SparseRows => "--parametrization free --dilation N --period N, with N of at least 1 and --sources states",
         Hint::NormalizeIncoming => "--normalize incoming, or --scope stage",
         Hint::ChooseInit => {

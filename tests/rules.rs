@@ -16,7 +16,7 @@ use indexmap::IndexMap;
 use std::path::Path;
 
 const BLOCKS: usize = 4;
-const RULES: [(&str, &str); 9] = [
+const RULES: [(&str, &str); 12] = [
     ("free_deltas", r#"rule = "free", sources = "deltas""#),
     ("softmax_deltas", r#"rule = "softmax", sources = "deltas""#),
     ("gated_deltas", r#"rule = "gated", sources = "deltas""#),
@@ -26,6 +26,9 @@ const RULES: [(&str, &str); 9] = [
     ("free_dilation", r#"rule = "free", dilation = 2"#),
     ("free_period", r#"rule = "free", period = 2"#),
     ("free_dilation_period", r#"rule = "free", dilation = 2, period = 2"#),
+    ("attention_blocks", r#"rule = "attention", axis = 2, summaries = 2"#),
+    ("attention_blocks_deltas", r#"rule = "attention", axis = 2, sources = "deltas", summaries = 2"#),
+    ("free_blocks", r#"rule = "free", summaries = 2"#),
 ];
 
 type Golden = IndexMap<String, (Vec<usize>, Vec<f32>)>;
@@ -136,9 +139,11 @@ fn every_rule_is_written_verified_trained_and_frozen() {
     let data = ["digits_train.npz", "digits_val.npz"]
         .map(|f| text(&Path::new(env!("CARGO_MANIFEST_DIR")).join("models/data").join(f)));
     // The function is kept at the start, or not.
-    let cases: [(&str, bool); 4] = [
+    let cases: [(&str, bool); 6] = [
         ("--parametrization attention --scope network", false),
         ("--parametrization attention --sources deltas", false),
+        ("--parametrization attention --sources deltas --summaries 2", false),
+        ("--parametrization free --summaries 2", true),
         ("--sources deltas", true),
         ("--parametrization free --sources deltas", true),
     ];
@@ -197,6 +202,7 @@ fn combinations_that_mean_nothing_are_refused() {
         ("--parametrization attention --normalize outgoing", "normalises over a row's sources"),
         ("--sources deltas --init near-identity", "has no start at the identity"),
         ("--dilation 2", "only free weights of states can be sparse"),
+        ("--summaries 2", "only attention and free weights of states read summaries"),
         ("--parametrization free --sources deltas --period 2", "only free weights of states can be sparse"),
     ] {
         let words = [&[net.as_str(), "--no-train", "--dry-run"][..], &options.split(' ').collect::<Vec<_>>()].concat();

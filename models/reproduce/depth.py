@@ -55,7 +55,7 @@ def regression(given, blocks, seeds, lr=1e-3):
     data, val = teacher(given)
     options = ["--loss", "mse", "--data", data.resolve(), "--val", val.resolve(), *COURSE, "--lr", lr]
     # Equal weights that stay: is it the learning that helps?
-    variants = MAIN | {"constant": ""} | (common.OTHERS if blocks == 16 else {})
+    variants = MAIN | {"constant": ""} | common.OTHERS
     name = f"teacher-{blocks}"
     if lr != 1e-3:
         name, variants = f"{name}-rate-{lr}", {"softmax": ""}
@@ -67,16 +67,16 @@ def parts(given):
     return {
         "16": lambda: {"digits-16": digits(given, "digits-16", 16, MAIN | common.OTHERS, 5)},
         "64": lambda: {"digits-64": digits(given, "digits-64", 64, {"softmax": "", "free": ""}, 5)},
-        "norm": lambda: {f"norm-{n}": digits(given, f"norm-{n}", n, {v: "" for v in ("paper", "softmax", "free")}, 5, norm=True) for n in (16, 64)},
+        "norm": lambda: {f"norm-{n}": digits(given, f"norm-{n}", n, MAIN | common.OTHERS, 5, norm=True) for n in (16, 64)},
         "tau": lambda: {"tau": digits(given, "digits-64", 64, TAUS, 3)},
-        "equal": lambda: {"equal-16": digits(given, "equal-16", 16, {v: "" for v in ("paper", "softmax", "free")}, 5, width=97)},
+        "equal": lambda: {"equal-16": digits(given, "equal-16", 16, MAIN | common.OTHERS, 5, width=97)},
         "teacher": lambda: {f"teacher-{n}": regression(given, n, 5) for n in (4, 8, 16, 64)},
         "teacher-rates": lambda: {f"teacher-{n}-rate-{lr}": regression(given, n, 3, lr) for n, lr in ((16, "3e-3"), (64, "3e-3"), (16, "1e-2"))},
         "rest": lambda: {"rest": digits(given, "digits-64", 64, {"default": "", "paper": ""}, 5)},
         "others": lambda: {"others": digits(given, "digits-64", 64, common.OTHERS, 5)},
-        "rates": lambda: {f"rate-{lr}": digits(given, f"rate-{lr}", 64, {"softmax": "", "free": ""}, 3, lr) for lr in ("3e-4", "3e-3")},
+        "rates": lambda: {f"rate-{lr}": digits(given, f"rate-{lr}", 64, MAIN | common.OTHERS, 3, lr) for lr in ("3e-4", "3e-3")},
         "4": lambda: {"digits-4": digits(given, "digits-4", 4, MAIN | common.OTHERS, 5)},
-        "128": lambda: {"digits-128": digits(given, "digits-128", 128, {v: "" for v in ("paper", "softmax", "free")}, 3)},
+        "128": lambda: {"digits-128": digits(given, "digits-128", 128, MAIN | common.OTHERS, 3)},
     }
 
 

@@ -15,22 +15,29 @@ import common
 
 VARIANTS = {"default": "", "paper": "", "free": "", "softmax": "", **common.OTHERS}
 LONG = {"default": "", "softmax": ""}
-# Part: layers, steps, seeds, variants. All but the wide ones have width 48 and 3 heads. The last five were asked last, of which the first is drawn.
+ONE = {"softmax": ""}
+# Part: layers, width, steps, rate, seeds, variants. The first five are drawn. The others ask what holds at other rates.
 PARTS = {
-    "8": (8, 600, 3, VARIANTS),
-    "24": (24, 300, 3, VARIANTS | {"constant": ""}),
-    "24-long": (24, 2000, 3, LONG),
-    "8-long": (8, 3000, 3, LONG | {"paper": "", "attention": ""}),
-    "8-wide": (8, 1000, 2, LONG),
-    "8-wide-slow": (8, 1000, 2, {"softmax": ""}),
-    "24-wide": (24, 500, 2, {"softmax": ""}),
-    "8-fast": (8, 600, 3, {"softmax": ""}),
-    "24-fast": (24, 300, 3, {"softmax": ""}),
+    "8": (8, 48, 600, 3e-3, 3, VARIANTS),
+    "24": (24, 48, 300, 3e-3, 3, VARIANTS | {"constant": ""}),
+    "24-long": (24, 48, 2000, 3e-3, 3, LONG),
+    "8-long": (8, 48, 3000, 3e-3, 3, LONG | {"paper": "", "attention": ""}),
+    "8-wide": (8, 128, 1000, 3e-3, 2, LONG),
+    "8-wide-slow": (8, 128, 1000, 1e-3, 2, ONE),
+    "24-wide": (24, 128, 500, 3e-3, 2, ONE),
+    "8-fast": (8, 48, 600, 1e-2, 3, ONE),
+    "24-fast": (24, 48, 300, 1e-2, 3, ONE),
+    "8-faster": (8, 48, 600, 2e-2, 3, ONE),
+    "24-faster": (24, 48, 300, 2e-2, 3, ONE),
+    "8-fastest": (8, 48, 600, 4e-2, 3, ONE),
+    "24-fastest": (24, 48, 300, 4e-2, 3, ONE),
+    "8-wide-fast": (8, 128, 1000, 6e-3, 2, ONE),
+    "8-long-fast": (8, 48, 3000, 1e-2, 3, ONE),
+    "24-long-fast": (24, 48, 2000, 1e-2, 3, ONE),
 }
 DRAWN = list(PARTS)[:5]
-# Width, inner width, heads; and the rate, where it is another.
-SIZES = {part: (128, 344, 4) for part in PARTS if "wide" in part}
-RATES = {"8-wide-slow": 1e-3, "8-fast": 1e-2, "24-fast": 1e-2}
+# Inner width and heads of a width.
+SIZES = {48: (128, 3), 128: (344, 4)}
 WINDOW, BATCH, VOCABULARY = 64, 8, 512
 TRANSLATIONS = ("perlcn", "perljp", "perlko", "perltw")
 
@@ -92,11 +99,10 @@ def llama(path, layers, width, inner, heads, vocabulary, window, batch):
 
 
 def small(given, part):
-    layers, steps, seeds, variants = PARTS[part]
+    layers, width, steps, rate, seeds, variants = PARTS[part]
     train, val = tokens(given)
-    sizes = SIZES.get(part, (48, 128, 3))
-    model = llama(given.dir / f"llama{layers}{'-wide' if part in SIZES else ''}.onnx", layers, *sizes, VOCABULARY, WINDOW, BATCH)
-    course = ["--steps", steps, "--batch-size", BATCH, "--window", WINDOW, "--lr", RATES.get(part, 3e-3), "--schedule", "cosine", "--warmup", steps // 20]
+    model = llama(given.dir / f"llama{layers}{'-wide' if width > 48 else ''}.onnx", layers, width, *SIZES[width], VOCABULARY, WINDOW, BATCH)
+    course = ["--steps", steps, "--batch-size", BATCH, "--window", WINDOW, "--lr", rate, "--schedule", "cosine", "--warmup", steps // 20]
     options = ["--loss", "next-token", "--clip-norm", 1, "--data", train.resolve(), "--val", val.resolve(), *course]
     common.compare(given, f"llama-{part}", model, variants, min(seeds, given.seeds), options)
 
@@ -115,11 +121,12 @@ def large(given):
 def show(given):
     """The tables, and docs/language.svg: losses of the training's batches, which are new to the network, less those of `cascaded`."""
     panels = []
-    for part, (layers, steps, _, _) in PARTS.items():
+    for part, (layers, width, steps, rate, _, _) in PARTS.items():
         path = given.dir / f"llama-{part}/report.json"
         if not path.exists():
             continue
-        report, title = json.loads(path.read_text()), f"{layers} layers{', width 128' if part in SIZES else ''}, {steps} steps{f', rate {RATES[part]:g}' if part in RATES else ''}"
+        sizes = f", width {width}" if width > 48 else ""
+        report, title = json.loads(path.read_text()), f"{layers} layers{sizes}, {steps} steps{f', rate {rate:g}' if rate != 3e-3 else ''}"
         print(f"\n{title}\n\n{common.table(report, metrics=('perplexity',))}")
         if part not in DRAWN:
             continue

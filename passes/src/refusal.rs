@@ -119,6 +119,8 @@ pub enum Hint {
     Temperature,
     /// Leave out every so many states or rows of free weights.
     SparseRows,
+    /// Use attention, or free weights of states.
+    Summaries,
     /// Normalise over a row's sources.
     NormalizeIncoming,
     /// Choose a start that the parametrisation can have.

@@ -113,7 +113,7 @@ pub struct OfRewrite;
 
 impl Verb for OfRewrite {
     fn options() -> Vec<Arg> {
-        const OWN: [&str; 35] = [
+        const OWN: [&str; 36] = [
             "model",
             "out",
             "preset",
@@ -128,6 +128,7 @@ impl Verb for OfRewrite {
             "sources",
             "dilation",
             "period",
+            "summaries",
             "no_train",
             "reinit",
             "verify",

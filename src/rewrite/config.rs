@@ -9,7 +9,7 @@ use crate::rewrite::batch::BatchRequest;
 use crate::rewrite::losses::LossRequest;
 use crate::verify::{ProofMode, Tolerance, VerifyOptions};
 use ancre_passes::contract::{StateFrom, StepForm};
-use ancre_passes::ir::{Form, Graph, Rule};
+use ancre_passes::ir::{Form, Graph, Rule, Sparsity};
 use ancre_passes::pipeline::training::{Qat, TrainingOptions};
 use ancre_passes::pipeline::{Debugging, passes};
 use ancre_passes::target::{self, Target};
@@ -178,8 +178,13 @@ fn route(a: &RewriteArgs) -> Result<RouteOptions, Failure> {
     options.normalize = a.normalize.unwrap_or(options.normalize);
     options.init = init(a.init.as_deref(), rule)?;
     options.sources = a.sources.unwrap_or(options.sources);
-    options.dilation = a.dilation.map_or(options.dilation, |n| n as usize);
-    options.period = a.period.map_or(options.period, |n| n as usize);
+    let every = |given: Option<u32>, otherwise| given.map_or(otherwise, |n| n as usize);
+    let Sparsity { dilation, period, summaries } = options.sparsity;
+    options.sparsity = Sparsity {
+        dilation: every(a.dilation, dilation),
+        period: every(a.period, period),
+        summaries: every(a.summaries, summaries),
+    };
     options.tau = a.tau.unwrap_or(options.tau);
     options.chains = chains(a.chains.as_deref())?;
     Ok(options)

@@ -8,7 +8,7 @@ use crate::rewrite::opening;
 use crate::rewrite::verification::{self, Verification};
 use ancre_passes::analysis::report as structure;
 use ancre_passes::contract::LossRecord;
-use ancre_passes::ir::{Dim, Form, Graph, RouterSpec, Scope, Sources};
+use ancre_passes::ir::{Dim, Form, Graph, RouterSpec, Scope, Sources, Sparsity};
 use ancre_passes::placement::Fallback;
 use ancre_passes::transform::recompute::Recomputed;
 use ancre_passes::transform::route::RouteOptions;
@@ -59,7 +59,8 @@ pub fn json(o: &Rewritten) -> Value {
         "router": {
             "form": o.route.form, "granularity": o.route.granularity.to_string(), "scope": o.route.scope, "parametrization": o.route.rule,
             "init": o.route.init.to_string(), "tau": number(o.route.tau), "normalize": o.route.normalize,
-            "sources": o.route.sources, "dilation": o.route.dilation, "period": o.route.period, "coefficients": coefficients, "gates": gates,
+            "sources": o.route.sources, "dilation": o.route.sparsity.dilation, "period": o.route.sparsity.period,
+            "summaries": o.route.sparsity.summaries, "coefficients": coefficients, "gates": gates,
             "chains": routers,
         },
         "adapters": o.adapted.as_ref().map(|a| a.json(o.parameters)),
@@ -170,7 +171,9 @@ fn router_text(out: &mut Lines, o: &Rewritten) {
 /// Options that few routers have.
 fn further(r: &RouteOptions) -> String {
     let mut out = if r.sources == Sources::Deltas { " --sources deltas".to_string() } else { String::new() };
-    for (name, n) in [("dilation", r.dilation), ("period", r.period)].into_iter().filter(|(_, n)| *n > 1) {
+    let Sparsity { dilation, period, summaries } = r.sparsity;
+    let sparsity = [("dilation", dilation), ("period", period), ("summaries", summaries)];
+    for (name, n) in sparsity.into_iter().filter(|(_, n)| *n > 1) {
         out.push_str(&format!(" --{name} {n}"));
     }
     out

@@ -62,11 +62,14 @@ pub(super) fn weights(
         // A row of one state has nothing to weigh.
         (1, None) => Ok(vec![1.0]),
         (reads, v) => {
-            let mean = v.and_then(|v| means.of(g.name(v))).filter(|mean| mean.len() == reads);
-            let mean = mean.filter(|mean| mean.iter().all(|w| w.is_finite()));
-            mean.ok_or_else(|| {
+            let weighed = router.weighed(c, row);
+            let mean = v.and_then(|v| means.of(g.name(v))).filter(|mean| mean.len() == weighed.len());
+            let mean = mean.filter(|mean| mean.iter().all(|w| w.is_finite())).ok_or_else(|| {
                 fail(format!("block {} of chain {} gets no weights that are numbers from these data", row + 1, c.id))
-            })
+            })?;
+            let mut all = vec![0.0; reads];
+            weighed.into_iter().zip(mean).for_each(|(column, w)| all[column] = w);
+            Ok(all)
         }
     };
     let of_chain = |c: &ChainRecord| {

@@ -203,6 +203,7 @@ mod tests {
             sources: Sources::States,
             dilation: 1,
             period: 1,
+            summaries: 1,
             chains: vec![chain(0, &[]), chain(3, &["s01", "lost"])],
         };
         let read = |name: &str| match name {

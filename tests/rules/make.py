@@ -11,6 +11,9 @@ the gradients of L = Σ_k ⟨c_k, r_k⟩ with respect to parameters and states, 
     gated      w: r_k = h_{k−1} + a_k (Σ softmax(c/τ)_i s_i − h_{k−1})
     constant   w = 1 / k
     attention  w_i = softmax_i ⟨q_k, s_i / √(mean(s_i²) + 1e-6)⟩ at each position
+
+With summaries N (attention residuals in blocks, arXiv 2603.15031) a row sums up b_0 = h_0, what each whole block of N before it added,
+b_n = h_{nN} − h_{(n−1)N}, and what its own block has added so far, if anything; without deltas h_0, h_N, … and the nearest state.
 """
 
 from pathlib import Path
@@ -19,15 +22,18 @@ import numpy as np
 
 K, SHAPE, TAU = 4, (2, 3, 5), 0.5
 RULES = {
-    "free_deltas": ("free", True, 1, 1),
-    "softmax_deltas": ("softmax", True, 1, 1),
-    "gated_deltas": ("gated", True, 1, 1),
-    "constant_deltas": ("constant", True, 1, 1),
-    "attention_states": ("attention", False, 1, 1),
-    "attention_deltas": ("attention", True, 1, 1),
-    "free_dilation": ("free", False, 2, 1),
-    "free_period": ("free", False, 1, 2),
-    "free_dilation_period": ("free", False, 2, 2),
+    "free_deltas": ("free", True, 1, 1, 1),
+    "softmax_deltas": ("softmax", True, 1, 1, 1),
+    "gated_deltas": ("gated", True, 1, 1, 1),
+    "constant_deltas": ("constant", True, 1, 1, 1),
+    "attention_states": ("attention", False, 1, 1, 1),
+    "attention_deltas": ("attention", True, 1, 1, 1),
+    "free_dilation": ("free", False, 2, 1, 1),
+    "free_period": ("free", False, 1, 2, 1),
+    "free_dilation_period": ("free", False, 2, 2, 1),
+    "attention_blocks": ("attention", False, 1, 1, 2),
+    "attention_blocks_deltas": ("attention", True, 1, 1, 2),
+    "free_blocks": ("free", False, 1, 1, 2),
 }
 
 
@@ -36,14 +42,21 @@ def softmax(z):
     return e / e.sum(0)
 
 
-def routes(rule, deltas, dilation, period, states, parameters):
+def sources(h, deltas, block):
+    """What a row sums up of the states up to its nearest, h."""
+    whole, own = divmod(len(h) - 1, block)
+    ends = [h[n * block] for n in range(whole + 1)] + ([h[-1]] if own else [])
+    return [ends[0]] + [b - a for a, b in zip(ends, ends[1:])] if deltas else ends
+
+
+def routes(rule, deltas, dilation, period, block, states, parameters):
     """{row: r}, rows from 0; a first row that only reads h_0 has no route but under `free`."""
     out = {}
     for row in range(K):
         if row % period or (row == 0 and rule != "free"):
             continue
         h = states[: row + 1]
-        s = [h[0]] + [b - a for a, b in zip(h, h[1:])] if deltas else list(h)
+        s = sources(h, deltas, block)
         if rule == "attention":
             normed = [x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6) for x in s]
             w = softmax(np.stack([(n * parameters["query"][row]).sum(-1, keepdims=True) for n in normed]))
@@ -52,6 +65,7 @@ def routes(rule, deltas, dilation, period, states, parameters):
         else:
             c = parameters["logits"][row, : row + 1]
             w = c * [(row - i) % dilation == 0 for i in range(row + 1)] if rule == "free" else softmax(c / TAU)
+            w = w[[i for i in range(row + 1) if i % block == 0 or i == row]]
         r = sum(a * x for a, x in zip(w, s))
         if rule == "gated":
             r = h[-1] + parameters["gate"][row] * (r - h[-1])
@@ -73,21 +87,21 @@ def gradient(loss, x, step=1e-5):
 
 def main():
     arrays = {}
-    for number, (name, (rule, deltas, dilation, period)) in enumerate(RULES.items()):
+    for number, (name, (rule, deltas, dilation, period, block)) in enumerate(RULES.items()):
         random = np.random.default_rng(number)
         # Single precision holds them exactly, so that both sides compute with the same numbers.
         normal = lambda *shape: random.normal(size=shape).astype(np.float32).astype(np.float64)
         states, cts = [normal(*SHAPE) for _ in range(K)], [normal(*SHAPE) for _ in range(K)]
         parameters = {"query": normal(K, SHAPE[-1])} if rule == "attention" else {"logits": np.tril(normal(K, K))}
-        if dilation > 1 or period > 1:
+        if "logits" in parameters:
             # What no row reads is stored as 0.
-            used = [[row % period == 0 and i <= row and (row - i) % dilation == 0 for i in range(K)] for row in range(K)]
-            parameters["logits"] *= np.array(used)
+            read = lambda row, i: row % period == 0 and i <= row and (row - i) % dilation == 0 and (i % block == 0 or i == row)
+            parameters["logits"] *= np.array([[read(row, i) for i in range(K)] for row in range(K)])
         if rule == "gated":
             parameters["gate"] = normal(K)
         if rule == "constant":
             parameters["logits"] = np.tril(np.ones((K, K))) / np.arange(1, K + 1)[:, None]
-        evaluate = lambda: routes(rule, deltas, dilation, period, states, parameters)
+        evaluate = lambda: routes(rule, deltas, dilation, period, block, states, parameters)
         loss = lambda: sum((cts[row] * r).sum() for row, r in evaluate().items())
         for row, r in evaluate().items():
             arrays[f"{name}.r{row}"] = r

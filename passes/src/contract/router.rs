@@ -1,7 +1,7 @@
 //! `ancre.router`: the routers of a graph, their values by name.
 
 use super::Absent;
-use crate::ir::{Form, Graph, Normalize, RouterId, RouterSpec, Rule, Scope, Source, Sources, ValueId};
+use crate::ir::{Form, Graph, Normalize, RouterId, RouterSpec, Rule, Scope, Source, Sources, Sparsity, ValueId};
 use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 
@@ -25,6 +25,9 @@ pub struct RouterRecord {
     /// Every so many rows have a route.
     #[serde(default = "one", skip_serializing_if = "is_one")]
     pub period: usize,
+    /// A row reads every so many states, from the first on, and its nearest.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub summaries: usize,
     pub chains: Vec<ChainRecord>,
 }
 
@@ -97,6 +100,16 @@ impl ChainRecord {
 }
 
 impl RouterRecord {
+    /// Which rows have a route, and which states they read.
+    pub fn sparsity(&self) -> Sparsity {
+        Sparsity { dilation: self.dilation, period: self.period, summaries: self.summaries }
+    }
+
+    /// The columns that a row (0-based) of a chain weighs, in order.
+    pub fn weighed(&self, chain: &ChainRecord, row: usize) -> Vec<usize> {
+        (0..chain.reads(row)).filter(|c| self.sparsity().uses(row, *c, chain.sources.len())).collect()
+    }
+
     /// The record of a graph's routers, which were all built by the same options.
     pub fn of(g: &Graph) -> Option<RouterRecord> {
         let first = g.routers.values().next()?;
@@ -122,8 +135,9 @@ impl RouterRecord {
             tau: first.tau,
             normalize: first.normalize,
             sources: first.taken,
-            dilation: first.dilation,
-            period: first.period,
+            dilation: first.sparsity.dilation,
+            period: first.sparsity.period,
+            summaries: first.sparsity.summaries,
             chains: g.routers.iter().map(chain).collect(),
         })
     }
@@ -145,8 +159,7 @@ impl RouterRecord {
                 normalize: self.normalize,
                 tau: self.tau,
                 taken: self.sources,
-                dilation: self.dilation,
-                period: self.period,
+                sparsity: self.sparsity(),
                 axis: c.axis,
                 features: c.features,
                 scope: self.scope,

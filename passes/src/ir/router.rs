@@ -98,6 +98,18 @@ pub struct Source {
     pub value: ValueId,
 }
 
+/// Which rows of a router have a route, and which states of their own chain they read. Each number is at least 1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sparsity {
+    /// A row reads its nearest state and every so many before it (arXiv 2402.02622).
+    pub dilation: usize,
+    /// Every so many rows have a route, from the first on; the others keep their skip (arXiv 2402.02622).
+    pub period: usize,
+    /// A row reads every so many states, from the first on, and its nearest: the results of whole blocks, and of its own as far as
+    /// that has come (arXiv 2603.15031).
+    pub summaries: usize,
+}
+
 /// The all-pairs router of one chain of K blocks.
 ///
 /// Its matrix has a row for each block and a column for each source: first the S states of earlier chains, then the chain's own
@@ -114,10 +126,8 @@ pub struct RouterSpec {
     pub tau: f32,
     /// What the columns of the chain's own states stand for.
     pub taken: Sources,
-    /// A row reads its nearest state and every so many before it.
-    pub dilation: usize,
-    /// Every so many rows have a route; the others keep their skip.
-    pub period: usize,
+    /// Which rows have a route, and which states they read.
+    pub sparsity: Sparsity,
     /// Axis of the features under `attention`.
     pub axis: usize,
     /// Number of features under `attention`.
@@ -170,7 +180,13 @@ impl RouterSpec {
 
     /// Is a row's weight of a column in use?
     pub fn uses(&self, row: usize, column: usize) -> bool {
-        in_use(row, column, self.sources.len(), [self.dilation, self.period])
+        self.sparsity.uses(row, column, self.sources.len())
+    }
+
+    /// The column whose state a column's delta begins at; `None` where the column stands for its state.
+    pub fn delta_from(&self, column: usize) -> Option<usize> {
+        let deltas = self.taken == Sources::Deltas;
+        deltas.then(|| self.sparsity.delta_from(column, self.sources.len())).flatten()
     }
 
     /// Number of logits in use: row k competes among S + k sources. Under `attention` the elements of the queries in use.
@@ -180,7 +196,7 @@ impl RouterSpec {
             // A row that reads a single source weighs nothing.
             return (blocks - self.sources.is_empty() as usize) * self.features;
         }
-        if self.dilation == 1 && self.period == 1 {
+        if self.sparsity == Sparsity::NONE {
             return blocks * (blocks + 1) / 2 + blocks * self.sources.len();
         }
         (0..blocks * width).filter(|i| self.uses(i / width, i % width)).count()
@@ -217,12 +233,24 @@ impl RouterSpec {
     }
 }
 
-/// Does a row's weight of a column count, after so many columns of earlier chains? Every `period`-th row has a route, from the first on. It
-/// reads every earlier chain's column, and of its own chain every `dilation`-th state back from the nearest (arXiv 2402.02622).
-pub fn in_use(row: usize, column: usize, foreign: usize, [dilation, period]: [usize; 2]) -> bool {
-    let nearest = foreign + row;
-    let read = column < foreign || (column <= nearest && (nearest - column).is_multiple_of(dilation.max(1)));
-    read && row.is_multiple_of(period.max(1))
+impl Sparsity {
+    /// Every row has a route and reads every state.
+    pub const NONE: Sparsity = Sparsity { dilation: 1, period: 1, summaries: 1 };
+
+    /// Does a row's weight of a column count, after so many columns of earlier chains? Those are read by every row that has a route.
+    pub fn uses(self, row: usize, column: usize, foreign: usize) -> bool {
+        let nearest = foreign + row;
+        let own = || {
+            let summary = column == nearest || (column - foreign).is_multiple_of(self.summaries.max(1));
+            column <= nearest && (nearest - column).is_multiple_of(self.dilation.max(1)) && summary
+        };
+        row.is_multiple_of(self.period.max(1)) && (column < foreign || own())
+    }
+
+    /// The column at which a column's delta begins: the last one before it that rows from there on read. `None`: it has no delta.
+    fn delta_from(self, column: usize, foreign: usize) -> Option<usize> {
+        (column > foreign).then(|| column - 1 - (column - 1 - foreign) % self.summaries.max(1))
+    }
 }
 
 impl Graph {

@@ -2,8 +2,8 @@
 
 use super::{inferred, is_bare_char};
 use crate::ir::{
-    Attr, Attrs, DType, Dim, Form, Graph, Normalize, Op, RouterId, RouterSpec, Rule, Scope, Source, Sources, Tensor,
-    ValueId, ValueType,
+    Attr, Attrs, DType, Dim, Form, Graph, Normalize, Op, RouterId, RouterSpec, Rule, Scope, Source, Sources, Sparsity,
+    Tensor, ValueId, ValueType,
 };
 use indexmap::IndexMap;
 use std::sync::Arc;
@@ -381,6 +381,7 @@ impl<'t> Parser<'t> {
             return self.fail("a router has logits".into());
         };
         let sources = states.into_iter().flatten().zip(values.into_iter().flatten());
+        let every = |name: &str| attrs.int(name).unwrap_or(1).max(1) as usize;
         let spec = RouterSpec {
             form,
             rule,
@@ -388,8 +389,7 @@ impl<'t> Parser<'t> {
             scope,
             tau: attrs.float("tau").unwrap_or(1.0),
             taken: Sources::of_name(&word("sources")).unwrap_or(Sources::States),
-            dilation: attrs.int("dilation").unwrap_or(1).max(1) as usize,
-            period: attrs.int("period").unwrap_or(1).max(1) as usize,
+            sparsity: Sparsity { dilation: every("dilation"), period: every("period"), summaries: every("summaries") },
             axis: attrs.int("axis").unwrap_or(0).max(0) as usize,
             features: attrs.int("features").unwrap_or(0).max(0) as usize,
             granularity: word("granularity"),

@@ -1,7 +1,7 @@
 //! Graphs as text.
 
 use super::{inferred, is_bare};
-use crate::ir::{Attr, Attrs, DType, Dim, Graph, Kind, NodeId, Sources, Tensor, TensorType, ValueId, ValueType};
+use crate::ir::{Attr, Attrs, DType, Dim, Graph, Kind, NodeId, Sources, Sparsity, Tensor, TensorType, ValueId, ValueType};
 use std::fmt::Write;
 
 /// Tensors of more elements are elided where people read.
@@ -131,8 +131,9 @@ impl Printer<'_> {
             if r.taken != Sources::States {
                 attrs = attrs.with("sources", r.taken.name());
             }
-            let more =
-                [("dilation", r.dilation, 1), ("period", r.period, 1), ("axis", r.axis, 0), ("features", r.features, 0)];
+            let Sparsity { dilation, period, summaries } = r.sparsity;
+            let sparsity = [("dilation", dilation, 1), ("period", period, 1), ("summaries", summaries, 1)];
+            let more = sparsity.into_iter().chain([("axis", r.axis, 0), ("features", r.features, 0)]);
             for (name, value, default) in more {
                 if value != default {
                     attrs = attrs.with(name, value as i64);

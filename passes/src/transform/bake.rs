@@ -115,7 +115,8 @@ pub fn attention_row(g: &Graph, r: &RouterSpec, row: usize) -> Result<AttentionR
         return Err(fail(format!("it has {} elements for {rows} rows", queries.len())));
     }
     let query = queries.chunks(queries.len() / rows).nth(row).into_iter().flatten().map(|q| f64::from(*q)).collect();
-    Ok(AttentionRow { query, axis: r.axis, foreign: r.sources.len(), sources: r.taken })
+    let weighed = (0..r.reads(row)).filter(|c| r.uses(row, *c)).map(|c| (c, r.delta_from(c))).collect();
+    Ok(AttentionRow { query, axis: r.axis, weighed })
 }
 
 /// The edges of baked routers.

@@ -10,7 +10,7 @@
 //! Scores and norms are in float32.
 
 use super::route::RMS_EPSILON;
-use crate::ir::{ANCRE, Attrs, DType, Graph, NodeId, RouterId, RouterSpec, Rule, Sources, ValueId};
+use crate::ir::{ANCRE, Attrs, DType, Graph, NodeId, RouterId, RouterSpec, Rule, ValueId};
 use crate::ops::build::{BuildError, Builder, Built};
 use crate::target::Target;
 use indexmap::IndexMap;
@@ -74,10 +74,9 @@ struct Attended<'s> {
 impl Attended<'_> {
     /// Adds the next source: its score for all rows by one product.
     fn attend(&mut self, b: &mut Builder, state: ValueId, states: &[ValueId]) -> Result<(), BuildError> {
-        let (place, foreign) = (self.all.len(), self.spec.sources.len());
-        let value = match self.spec.taken {
-            Sources::Deltas if place > foreign => b.sub(state, states[place - 1])?,
-            _ => state,
+        let value = match self.spec.delta_from(self.all.len()) {
+            Some(from) => b.sub(state, states[from])?,
+            None => state,
         };
         let query = match self.query {
             Some(query) => query,
@@ -101,9 +100,9 @@ impl Attended<'_> {
         Ok(())
     }
 
-    /// The sum of a row over the first sources.
+    /// The sum of a row over those of the first sources that it weighs.
     fn row(&self, b: &mut Builder, row: usize, count: usize) -> Built {
-        let sources = &self.all[..count];
+        let sources: Vec<&Source> = (0..count).filter(|c| self.spec.uses(row, *c)).map(|c| &self.all[c]).collect();
         let first = sources[0].value;
         let ty = b.ty(first)?;
         let last = ty.rank() as i64 - 1;
@@ -117,7 +116,7 @@ impl Attended<'_> {
             weights = b.transpose(weights, &back)?;
         }
         let weights = b.cast(weights, ty.dtype)?;
-        let parts = split(b, weights, self.spec.axis as i64, count)?;
+        let parts = split(b, weights, self.spec.axis as i64, sources.len())?;
         let terms = sources.iter().zip(parts).map(|(s, w)| b.mul(s.value, w)).collect::<Result<Vec<_>, _>>()?;
         b.sum(&terms)
     }

@@ -230,7 +230,7 @@ fn lower_cotangents(
     let sources: Vec<ValueId> = by_row.values().copied().collect();
     // A'[t, s] = W[last−s, c−1−t]: the rows present follow one another up to the last one that reaches the loss, unless they are sparse.
     let last = by_row.keys().next().copied().unwrap_or(0);
-    let sparse = view.spec.period > 1;
+    let sparse = view.spec.sparsity.period > 1;
     let present = if sparse { by_row.keys().copied().collect() } else { (0..=last).rev().collect::<Vec<_>>() };
     let reversed_rows = b.ints(&present);
     let reversed_columns = b.ints(&(0..c as i64).rev().collect::<Vec<_>>());
@@ -272,7 +272,7 @@ fn lower_weights_cotangent(
     let after = r as i64 - first - rows.len() as i64;
     let unread = (c - count) as i64;
     inner = pad_zeros(b, inner, view.id, 1, [0, unread], [rows.len() as i64, c as i64])?;
-    if view.spec.period > 1 {
+    if view.spec.sparsity.period > 1 {
         let place = view.matrix(b, "place", [r, rows.len()], |row, i| (rows[i] == row as i64) as u8 as f32);
         inner = b.matmul(place, inner)?;
     } else {

@@ -33,7 +33,7 @@ pub use params::{AttentionRow, Weighing, one_hot_parameters, reference_weights};
 use crate::analysis::residual::Chain;
 use crate::contract::{ChainStates, Chains, Record, RouterRecord};
 use crate::ir::{ANCRE, Attrs, Graph, Op, ValueId, words};
-pub use crate::ir::{Form, Normalize, RouterId, RouterSpec, Rule, Scope, Source, Sources};
+pub use crate::ir::{Form, Normalize, RouterId, RouterSpec, Rule, Scope, Source, Sources, Sparsity};
 use crate::refusal::Hint;
 use indexmap::IndexMap;
 
@@ -118,8 +118,7 @@ pub struct RouteOptions {
     pub init: Init,
     pub tau: f32,
     pub sources: Sources,
-    pub dilation: usize,
-    pub period: usize,
+    pub sparsity: Sparsity,
     pub chains: ChainChoice,
 }
 
@@ -140,8 +139,7 @@ impl RouteOptions {
             init: Init::Uniform,
             tau: 0.01,
             sources: Sources::States,
-            dilation: 1,
-            period: 1,
+            sparsity: Sparsity::NONE,
             chains: ChainChoice::All,
         }
     }
@@ -334,11 +332,18 @@ fn check_options(o: &RouteOptions) -> Result<(), RouteError> {
     if o.rule == Rule::Attention && o.normalize == Normalize::Outgoing {
         return fail("attention normalises over a row's sources", Hint::NormalizeIncoming);
     }
-    if o.dilation == 0 || o.period == 0 {
-        return fail("dilation and period are numbers of at least 1", Hint::SparseRows);
+    let Sparsity { dilation, period, summaries } = o.sparsity;
+    if dilation == 0 || period == 0 || summaries == 0 {
+        return fail("dilation, period and summaries are numbers of at least 1", Hint::SparseRows);
     }
-    if (o.dilation > 1 || o.period > 1) && (o.rule != Rule::Free || o.sources == Sources::Deltas) {
-        return fail("only free weights of states can be sparse", Hint::SparseRows);
+    let sparse = dilation > 1 || period > 1;
+    if (sparse || summaries > 1 && o.rule != Rule::Attention) && (o.rule != Rule::Free || o.sources == Sources::Deltas) {
+        let what = if sparse {
+            "only free weights of states can be sparse"
+        } else {
+            "only attention and free weights of states read summaries"
+        };
+        return fail(what, if sparse { Hint::SparseRows } else { Hint::Summaries });
     }
     let exact = matches!(o.init, Init::Identity | Init::NearIdentity(_));
     if o.rule == Rule::Attention && exact {
@@ -419,8 +424,7 @@ fn build(
         normalize: o.normalize,
         tau: o.tau,
         taken: o.sources,
-        dilation: o.dilation,
-        period: o.period,
+        sparsity: o.sparsity,
         axis,
         features,
         scope: o.scope,
@@ -433,7 +437,8 @@ fn build(
         states: blocks.states,
         rows: Vec::new(),
     };
-    for (row, joins) in chain.joins.chunks(blocks.unit).enumerate().filter(|(row, _)| row.is_multiple_of(o.period)) {
+    for (row, joins) in chain.joins.chunks(blocks.unit).enumerate().filter(|(row, _)| row.is_multiple_of(o.sparsity.period))
+    {
         let single = row == 0 && router.sources.is_empty() && o.normalize == Normalize::Incoming && o.rule != Rule::Free;
         let route = if single { router.states[0] } else { add_route(g, &mut router, chain.id, row) };
         match o.form {

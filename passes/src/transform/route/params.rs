@@ -2,7 +2,7 @@
 
 use super::{Init, Normalize, RouteError, RouteOptions, RouterSpec, Rule, Sources, router_name};
 use crate::contract::RouterRecord;
-use crate::ir::{Graph, Tensor, ValueId, in_use};
+use crate::ir::{Graph, Sparsity, Tensor, ValueId};
 use crate::refusal::Hint;
 use indexmap::IndexMap;
 
@@ -26,7 +26,6 @@ pub(super) fn parameters(
     let (name, gate_name) = (router_name(chain, name), router_name(chain, "gate"));
     let attends = o.rule == Rule::Attention;
     let width = if attends { features } else { extra + k };
-    let sparse = [o.dilation, o.period];
     let given = |given: &Given, name: &str, want: &[usize]| -> Result<Option<Vec<f32>>, RouteError> {
         let fail = |what: String| Err(RouteError::Chain { chain, what, hint: Some(Hint::CorrectInitFile) });
         match given.get(name) {
@@ -48,8 +47,8 @@ pub(super) fn parameters(
             };
             // Entries that no row reads are stored as 0, whatever the file has there.
             if !attends {
-                let unused = |i: &usize| !in_use(i / width, i % width, extra, sparse);
-                (0..matrix.len()).filter(unused).for_each(|i| matrix[i] = skip(i / width, i % width, extra, sparse));
+                let unused = |i: &usize| !o.sparsity.uses(i / width, i % width, extra);
+                (0..matrix.len()).filter(unused).for_each(|i| matrix[i] = skip(i / width, i % width, extra, o.sparsity));
             }
             let mut gates = if o.rule == Rule::Gated { given(file, &gate_name, &[k])? } else { None };
             if let Some(first) = gates.as_mut().and_then(|g| g.first_mut())
@@ -81,8 +80,8 @@ fn list(given: &Given) -> String {
 }
 
 /// What stands where a weight is not in use: a row without a route reads its nearest state, which is told by a one.
-fn skip(row: usize, column: usize, extra: usize, sparse: [usize; 2]) -> f32 {
-    (!in_use(row, extra + row, extra, sparse) && column == extra + row) as u8 as f32
+fn skip(row: usize, column: usize, extra: usize, sparsity: Sparsity) -> f32 {
+    (!sparsity.uses(row, extra + row, extra) && column == extra + row) as u8 as f32
 }
 
 /// The K × (S + K) logits a router starts from (weights, for `free` and `constant`), row-major.
@@ -92,13 +91,12 @@ fn initial_matrix(k: usize, extra: usize, o: &RouteOptions) -> Vec<f32> {
     let mut m = vec![0f32; k * width];
     for row in 0..k {
         for column in 0..=extra + row {
-            let sparse = [o.dilation, o.period];
-            if !in_use(row, column, extra, sparse) {
-                m[row * width + column] = skip(row, column, extra, sparse);
+            if !o.sparsity.uses(row, column, extra) {
+                m[row * width + column] = skip(row, column, extra, o.sparsity);
                 continue;
             }
             let competing = match o.normalize {
-                Normalize::Incoming => (0..=extra + row).filter(|c| in_use(row, *c, extra, sparse)).count(),
+                Normalize::Incoming => (0..=extra + row).filter(|c| o.sparsity.uses(row, *c, extra)).count(),
                 Normalize::Outgoing => k - column,
             };
             // The nearest state is the sum of all own deltas.
@@ -155,10 +153,8 @@ pub struct AttentionRow {
     pub query: Vec<f64>,
     /// Axis of the features.
     pub axis: usize,
-    /// Columns of earlier chains, which come first.
-    pub foreign: usize,
-    /// What the chain's own columns stand for.
-    pub sources: Sources,
+    /// The columns that the row weighs: their states, less these others' under `deltas`.
+    pub weighed: Vec<(usize, Option<usize>)>,
 }
 
 /// What is added to the mean of the squares before the root.
@@ -168,8 +164,11 @@ impl AttentionRow {
     /// Σ α_i s_i with α = softmax_i ⟨q, s_i / √(mean s_i² + 1e-6)⟩ at each position, of states of this shape.
     pub fn sum(&self, states: &[&[f64]], shape: &[usize]) -> Vec<f64> {
         let count = states.first().map_or(0, |s| s.len());
-        let own = |i: usize| self.sources == Sources::Deltas && i > self.foreign;
-        let at = |i: usize, e: usize| if own(i) { states[i][e] - states[i - 1][e] } else { states[i][e] };
+        let sources = 0..self.weighed.len();
+        let at = |i: usize, e: usize| {
+            let (column, from) = self.weighed[i];
+            states[column][e] - from.map_or(0.0, |from| states[from][e])
+        };
         let (features, step) = (self.query.len(), shape[self.axis + 1..].iter().product::<usize>());
         let mut out = vec![0.0; count];
         for place in (0..count).filter(|e| e / step % features.max(1) == 0) {
@@ -179,11 +178,11 @@ impl AttentionRow {
                 let rms = (squares / features as f64 + RMS_EPSILON).sqrt();
                 (0..features).map(|f| self.query[f] * at(i, element(f)) / rms).sum::<f64>()
             };
-            let scores: Vec<f64> = (0..states.len()).map(score).collect();
+            let scores: Vec<f64> = sources.clone().map(score).collect();
             let top = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
             let total: f64 = scores.iter().map(|s| (s - top).exp()).sum();
             for f in 0..features {
-                out[element(f)] = (0..states.len()).map(|i| (scores[i] - top).exp() / total * at(i, element(f))).sum();
+                out[element(f)] = sources.clone().map(|i| (scores[i] - top).exp() / total * at(i, element(f))).sum();
             }
         }
         out
