@@ -126,15 +126,13 @@ fn what_has_no_router_to_show_is_refused() {
 fn weights_of_attention_are_shown_as_means_over_data() {
     let dir = tempfile::tempdir().unwrap();
     let file = |name: &str| text(&dir.path().join(name));
-    let path = file("net.ancre.onnx");
-    let how = ["--parametrization", "attention", "--no-train", "--verify", "none"];
-    tool_ok(
-        &[
-            &[text(&model("resnet_batch1")), "--batch".into(), "dynamic".into(), "-o".into(), path.clone()][..],
-            &how.map(String::from),
-        ]
-        .concat(),
-    );
+    let written = |name: &str, more: &[&str]| {
+        let (net, path) = (text(&model("resnet_batch1")), file(name));
+        let how = ["--batch", "dynamic", "--parametrization", "attention", "--no-train", "--verify", "none"];
+        tool_ok(&[&[net.as_str(), "-o", &path], &how[..], more].concat());
+        path
+    };
+    let path = written("net.ancre.onnx", &[]);
     let said = tool(&["topology", &path]);
     assert!(said.status == 2 && said.err.contains("--input FILE.npz"), "{}", said.err);
 
@@ -151,6 +149,10 @@ fn weights_of_attention_are_shown_as_means_over_data() {
     for row in weights(&path) {
         assert!(row.iter().all(|w| (w - 1.0 / row.len() as f64).abs() < 1e-6), "{row:?}");
     }
+
+    // A row has no weight of a state inside a whole block.
+    let blocks = weights(&written("blocks.ancre.onnx", &["--summaries", "2"]));
+    assert!(blocks[2].iter().zip([0.5, 0.0, 0.5]).all(|(w, want)| (w - want).abs() < 1e-6), "{blocks:?}");
 
     // Queries that choose.
     let (mut g, _) = rewrite::load(path.as_ref()).unwrap();
