@@ -16,8 +16,14 @@ HERE = Path(__file__).resolve().parent
 MODELS, DOCS = HERE.parent, HERE.parent.parent / "docs"
 # t(0.975, degrees of freedom) of Student's distribution, for differences that `compare` has no pair for.
 STUDENT = {1: 12.7062, 2: 4.30265, 3: 3.18245, 4: 2.77645, 5: 2.57058, 6: 2.44691, 7: 2.36462, 8: 2.306, 9: 2.26216}
-# Rules beside the presets: what each block added instead of the states, DenseFormer's, attention over the states.
-OTHERS = {"deltas": "--parametrization free --sources deltas", "dense": "--parametrization free --dilation 4 --period 4", "attention": ""}
+# Rules beside the presets: what each block added instead of the states, DenseFormer's, attention over the states, and over the sums of
+# whole blocks of four and their own.
+OTHERS = {
+    "deltas": "--parametrization free --sources deltas",
+    "dense": "--parametrization free --dilation 4 --period 4",
+    "attention": "",
+    "attention-blocks": "--parametrization attention --sources deltas --summaries 4",
+}
 TITLES = {"val_loss": "validation loss", "train_loss": "training loss", "step_seconds": "time a step", "peak_memory_bytes": "peak memory"}
 
 

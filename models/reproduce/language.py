@@ -28,11 +28,11 @@ PARTS = {
     "8-wide-slow": (8, 128, 1000, 1e-3, 2, ONE),
     "24-wide": (24, 128, 500, 3e-3, 2, ONE),
     "8-fast": (8, 48, 600, 1e-2, 3, TAUS),
-    "24-fast": (24, 48, 300, 1e-2, 3, TAUS),
+    "24-fast": (24, 48, 300, 1e-2, 6, TAUS),
     "8-faster": (8, 48, 600, 2e-2, 3, ONE),
     "24-faster": (24, 48, 300, 2e-2, 3, ONE),
     "8-wide-fast": (8, 128, 1000, 6e-3, 2, ONE),
-    "8-long-fast": (8, 48, 3000, 1e-2, 3, ONE),
+    "8-long-fast": (8, 48, 3000, 1e-2, 3, ONE | {"attention": ""}),
     "24-long-fast": (24, 48, 2000, 1e-2, 3, ONE),
 }
 DRAWN = list(PARTS)[:5]

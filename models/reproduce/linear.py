@@ -18,6 +18,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 WIDTH, LR, STEPS, EVERY, LOW_RANK, SEEDS = 10, 0.05, 6000, 10, 6, 3
 DEPTHS, TAUS, DEVIATION = (3, 5, 8), (0.01, 0.1, 1), 0.05
+OTHERS = {"free": "free", "deltas": "free --sources deltas", "dense": "free --dilation 2 --period 2", "attention": "attention"}
+OTHERS["attention in blocks"] = "attention --sources deltas --summaries 2"
 FLOOR = 1e-10
 
 
@@ -128,7 +130,8 @@ def topologies(depth, shapes=None):
     cascaded = shortcuts("cascaded", depth)
     if not shapes:
         out["all"] = cascaded, ["--parametrization", "constant"]
-    return out | {f"ANCRe, τ = {tau}": (cascaded, ["--parametrization", "softmax", "--tau", str(tau)]) for tau in TAUS}
+    out |= {f"ANCRe, τ = {tau}": (cascaded, ["--parametrization", "softmax", "--tau", str(tau)]) for tau in TAUS}
+    return out | {name: (cascaded, ["--parametrization", *words.split()]) for name, words in OTHERS.items()}
 
 
 def describe(fits):
@@ -191,7 +194,7 @@ def main():
                 for target, y in targets.items():
                     key = f"{case}|{target}|{name}|{seed}"
                     if key not in curves:
-                        session = session or training_graph(given, depth, name.replace(", τ = ", "-"), edges, words)
+                        session = session or training_graph(given, depth, name.replace(", τ = ", "-").replace(" ", "-"), edges, words)
                         losses, logits = descend(*session, weights, x, y, STEPS, EVERY)
                         curves[key] = {"losses": losses.tolist(), "logits": None if logits is None else logits.tolist()}
         kept.write_text(json.dumps(curves))
@@ -219,7 +222,7 @@ def draw(curves):
         lines = {}
         for key, run in curves.items():
             at, of, name, seed = key.split("|")
-            if (at, of, seed) == (case, target, "0"):
+            if (at, of, seed) == (case, target, "0") and name not in OTHERS:
                 label = {"0:2": "0:K-1", "0:7": "0:K-1"}.get(name, name)
                 y = np.array(run["losses"]) / run["losses"][0]
                 x = EVERY * np.arange(len(y))

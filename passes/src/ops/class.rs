@@ -179,6 +179,11 @@ pub fn passes_through(op: &Op) -> bool {
     keeps_elements(op) || op.is("Slice")
 }
 
+/// Does the operator read nothing of this operand but the type of its elements?
+pub fn reads_element_type(op: &Op, operand: usize) -> bool {
+    op.is("CastLike") && operand == 1
+}
+
 /// Does the operator read this operand's numbers as data, rather than for a shape, a type or the axes to work on?
 pub fn reads_values(op: &Op, operand: usize) -> bool {
     match op.name.as_str() {

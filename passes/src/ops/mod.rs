@@ -24,7 +24,7 @@ mod unruled;
 mod window;
 
 pub use axes::{Along, Axes, Label, axes, axes_of};
-pub use class::{Class, Mixing, is_random, keeps_elements, passes_through, reads_values};
+pub use class::{Class, Mixing, is_random, keeps_elements, passes_through, reads_element_type, reads_values};
 pub(crate) use class_losses::{Picked, pick, weighted_mean};
 pub(crate) use conv_transpose::explicit_padding;
 pub use decompose::{Decomposed, Source};

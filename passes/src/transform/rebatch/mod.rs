@@ -26,6 +26,7 @@ mod search;
 
 use crate::ir::{Dim, Graph, Kind, NodeId, Op, TensorType, ValueId};
 use crate::ops::build::BuildError;
+use crate::ops::reads_element_type;
 use crate::refusal::{Refusal, Why};
 use edit::Edit;
 use integers::Integers;
@@ -217,7 +218,9 @@ impl<'g> Analysis<'g> {
     }
 
     fn operator(&mut self, id: NodeId, op: &'g Op, answer: usize) -> Result<usize, Why> {
-        let reads: Vec<ValueId> = self.g.reads(id).collect();
+        let operands =
+            self.g.operands(id).iter().enumerate().filter(|(i, _)| !reads_element_type(op, *i)).filter_map(|(_, v)| *v);
+        let reads: Vec<ValueId> = operands.chain(self.g.captures(id)).collect();
         let placed = reads.iter().any(|v| self.places.contains_key(v));
         let counts = reads.iter().any(|v| self.integers.get(v).is_some_and(|i| integers::depends(i, &self.batch)));
         if !placed && !counts {

@@ -252,3 +252,14 @@ fn an_axis_repeated_as_a_whole_repeats_all_samples() {
     );
     assert_eq!(y, "2,3*batch");
 }
+
+/// Exporters that leave their functions as they are cast constants to the type of an activation.
+#[test]
+fn a_type_taken_from_the_samples_says_nothing_of_their_batch() {
+    let g = rebuilt(
+        "g (float[1, 4] x) => (float[1, 4] y) <double c = {0.5}> {
+            like = CastLike (c, x)  a = Mul (x, like)  y = CastLike (a, like) }",
+        Batch::Dynamic,
+    );
+    assert_eq!(shape(&g.unwrap(), "y"), "batch,4");
+}

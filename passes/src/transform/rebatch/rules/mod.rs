@@ -9,7 +9,7 @@ use super::edit::{Change, Edit, Entry};
 use super::integers::{self, Integers};
 use super::place::Place;
 use crate::ir::{DType, Dim, NodeId, Op, TensorType, ValueId};
-use crate::ops::{Along, Axes, Class, Infer, Label, Mixing, axes};
+use crate::ops::{Along, Axes, Class, Infer, Label, Mixing, axes, reads_element_type};
 use crate::refusal::Why;
 use bring::Effort;
 use std::collections::BTreeMap;
@@ -113,6 +113,9 @@ impl<'r, 'g> Visit<'r, 'g> {
     // ---- reading ----------------------------------------------------------------------------------------------------
 
     fn place(&self, i: usize) -> Option<&Place> {
+        if reads_element_type(self.op, i) {
+            return None;
+        }
         let v = self.operands.get(i).copied().flatten()?;
         self.moved.get(&i).map(|m| &m.0).or_else(|| self.a.places.get(&v))
     }
