@@ -17,7 +17,8 @@ VARIANTS = {"default": "", "paper": "", "free": "", "softmax": "", **common.OTHE
 LONG = {"default": "", "softmax": ""}
 ONE = {"softmax": ""}
 # A step of AdamW moves a logit by about the rate, which the softmax divides by its temperature.
-TAUS = {"softmax": "", **{f"softmax-{tau}": f"--parametrization softmax --tau {tau}" for tau in (0.1, 1)}, "attention": ""}
+TENTH = ONE | {"softmax-0.1": "--parametrization softmax --tau 0.1"}
+TAUS = TENTH | {"softmax-1": "--parametrization softmax --tau 1", "attention": ""}
 # Part: layers, width, steps, rate, seeds, variants. The first five are drawn. The others ask what holds at other rates.
 PARTS = {
     "8": (8, 48, 600, 3e-3, 3, VARIANTS),
@@ -31,9 +32,9 @@ PARTS = {
     "24-fast": (24, 48, 300, 1e-2, 6, TAUS),
     "8-faster": (8, 48, 600, 2e-2, 3, ONE),
     "24-faster": (24, 48, 300, 2e-2, 3, ONE),
-    "8-wide-fast": (8, 128, 1000, 6e-3, 2, ONE),
-    "8-long-fast": (8, 48, 3000, 1e-2, 3, ONE | {"attention": ""}),
-    "24-long-fast": (24, 48, 2000, 1e-2, 3, ONE),
+    "8-wide-fast": (8, 128, 1000, 6e-3, 2, TENTH),
+    "8-long-fast": (8, 48, 3000, 1e-2, 3, TENTH | {"attention": ""}),
+    "24-long-fast": (24, 48, 2000, 1e-2, 3, TENTH),
 }
 DRAWN = list(PARTS)[:5]
 # Inner width and heads of a width.

@@ -250,6 +250,8 @@ impl<'g> Analysis<'g> {
                     }
                 }
             }
+            // A sequence has no shape to compare the place with.
+            rules::Found::Sequence(p) => drop(self.places.insert(self.g.result(id, 0), p)),
             rules::Found::Integers(i) => drop(self.integers.insert(self.g.result(id, 0), i)),
             rules::Found::Same => {}
         }

@@ -263,3 +263,20 @@ fn a_type_taken_from_the_samples_says_nothing_of_their_batch() {
     );
     assert_eq!(shape(&g.unwrap(), "y"), "batch,4");
 }
+
+/// Exporters that leave their functions as they are write `chunk` and `split` with sequences.
+#[test]
+fn parts_of_a_sequence_keep_the_samples() {
+    let g = rebuilt(
+        "g (float[1, 4, 3] x) => (float[1, 4, 3] y) 
+            <int64[2] sizes = {1, 3}, int64 one = {1}, int64 first = {0}, float[1, 1, 3] a, float[1, 3, 3] b> {
+            s = SplitToSequence <axis = 1> (x, sizes)  a = SequenceAt (s, first)  b = SequenceAt (s, one)
+            y = Concat <axis = 1> (b, a) }",
+        Batch::Dynamic,
+    );
+    let g = g.unwrap();
+    assert_eq!([shape(&g, "a"), shape(&g, "b")], ["batch,1,3", "batch,3,3"]);
+    let split = "g (float[1, 4] x) => (float[4] y) <int64 first = {0}> {
+        s = SplitToSequence <axis = 0, keepdims = 0> (x)  y = SequenceAt (s, first) }";
+    assert!(rebuilt(split, Batch::Dynamic).unwrap_err().contains("it splits the samples"));
+}

@@ -2,6 +2,7 @@
 
 pub(super) mod bring;
 mod indexed;
+mod sequence;
 mod shapes;
 
 use super::Analysis;
@@ -18,6 +19,8 @@ use std::collections::BTreeMap;
 pub(super) enum Found {
     /// The places of the samples.
     Places(Vec<Option<Place>>),
+    /// The place of the samples in every part of the sequence that is the result.
+    Sequence(Place),
     /// Integers that depend on the batch.
     Integers(Integers),
     /// They are the same for every sample, whatever the batch.
@@ -99,6 +102,9 @@ impl<'r, 'g> Visit<'r, 'g> {
             return Err(format!("operand {i} is computed from the number of samples").into());
         }
         match name {
+            "SplitToSequence" => self.split_to_sequence(),
+            "SequenceConstruct" => self.sequence_construct(),
+            "SequenceAt" => self.sequence_at(),
             "Flatten" => self.flatten(),
             "Slice" => self.slice(),
             "Gather" => self.gather(),
