@@ -102,6 +102,7 @@ fn advice(hint: &Hint) -> &'static str {
         Hint::LargerBlocks => "--granularity block, or a number of adds of 1 or more",
         Hint::SingleAdds => "--granularity add",
         Hint::Temperature => "--tau X with X above 0",
+        Hint::NoGate => "--parametrization free (which starts as the network), softmax or attention",
         Hint::Summaries => {
             "--parametrization attention --summaries N, or --parametrization free --summaries N with --sources states"
         }

@@ -2,13 +2,15 @@
 //! the formulas, and as the tool writes, trains and freezes them.
 
 use crate::common::{emit, max_abs, model, runtime, text, tool, tool_ok};
-use ancre_passes::ir::{DType, Dim, Graph, Tensor, TensorType, ValueId};
+use ancre_passes::analysis::residual::find_residuals;
+use ancre_passes::ir::{DType, Dim, Form, Graph, Rule, Sources, Sparsity, Tensor, TensorType, ValueId};
 use ancre_passes::ops::build::Builder;
 use ancre_passes::target::CPU;
 use ancre_passes::text::parse;
 use ancre_passes::transform::differentiate;
 use ancre_passes::transform::lower_attention::lower_attention;
 use ancre_passes::transform::lower_routes::{Lowering, lower_routes};
+use ancre_passes::transform::route::{RouteOptions, route_skips};
 use ancre_rewrite::engine::{Tensors, tract};
 use ancre_rewrite::io::files::read_arrays;
 use ancre_rewrite::io::tensor::NpTensor;
@@ -129,6 +131,76 @@ fn routes_and_their_gradients_are_those_of_the_formulas() {
     }
 }
 
+/// Networks of form `input`, with the options that `make.py` computed them by: the rule, deltas, dilation and period, summaries.
+const NETWORKS: [(&str, Rule, bool, [usize; 3]); 7] = [
+    ("input_dense", Rule::Free, false, [1, 1, 1]),
+    ("input_dense_sparse", Rule::Free, false, [2, 2, 1]),
+    ("input_softmax", Rule::Softmax, false, [1, 1, 1]),
+    ("input_gated", Rule::Gated, false, [1, 1, 1]),
+    ("input_softmax_deltas", Rule::Softmax, true, [1, 1, 1]),
+    ("input_attention_deltas", Rule::Attention, true, [1, 1, 1]),
+    ("input_attention_blocks", Rule::Attention, true, [1, 1, 2]),
+];
+
+/// Blocks h ← h + tanh(h w).
+fn blocks_of_tanh() -> Graph {
+    let block = |k: usize| format!("p{k} = MatMul (h{k}, w{k}) f{k} = Tanh (p{k}) h{} = Add (h{k}, f{k})\n", k + 1);
+    let weights: Vec<String> = (0..BLOCKS).map(|k| format!("float[5, 5] w{k} = {{…}}")).collect();
+    let body: String = (0..BLOCKS).map(block).collect();
+    parse(&format!("g (float[2, 3, 5] h0) => (float[2, 3, 5] h4) <{}> {{ {body} }}", weights.join(", "))).unwrap()
+}
+
+#[test]
+fn networks_whose_blocks_read_routes_and_their_gradients_are_those_of_the_formulas() {
+    let golden = read_arrays(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/rules/golden.npz")).unwrap();
+    for (name, rule, deltas, [dilation, period, summaries]) in NETWORKS {
+        let mut g = blocks_of_tanh();
+        let mut o = RouteOptions::default();
+        (o.form, o.rule, o.tau) = (Form::Input, rule, 0.5);
+        o.sources = if deltas { Sources::Deltas } else { Sources::States };
+        o.sparsity = Sparsity { dilation, period, summaries };
+        let chains = find_residuals(&g).chains;
+        route_skips(&mut g, &chains, &o).unwrap();
+        let of = |what: &str| &golden[&format!("{name}.{what}")];
+        let held = ["ancre.0.logits", "ancre.0.query", "ancre.0.gate", "w0", "w1", "w2", "w3"];
+        let held: Vec<ValueId> = held.iter().filter_map(|n| g.find(n)).collect();
+        for v in &held {
+            let (shape, values) = of(g.name(*v).trim_start_matches("ancre.0."));
+            let dims: Vec<i64> = shape.iter().map(|d| *d as i64).collect();
+            g.set_initializer(*v, Tensor::f32s(&dims, values), false);
+        }
+        let wrt: Vec<ValueId> = held.into_iter().chain(g.find("h0")).collect();
+        let end = g.outputs()[0].value;
+        let mut b = Builder::new(&mut g, "loss");
+        let ty = TensorType::new(DType::F32, [2, 3, 5].map(Dim::from).to_vec());
+        let c = b.graph.add_input("c", ty.into(), None);
+        let product = b.mul(end, c).unwrap();
+        let loss = b.reduce_all("ReduceSum", product).unwrap();
+        lower_attention(&mut g, &CPU).unwrap();
+        let mut read = vec![(g.name(end).to_string(), "y".to_string())];
+        for (value, gradient) in differentiate(&mut g, &CPU, loss, &wrt).unwrap() {
+            let key = format!("{}.grad", g.name(value).trim_start_matches("ancre.0."));
+            g.rename(gradient, &key);
+            g.add_output(gradient, None);
+            read.push((key.clone(), key));
+        }
+        lower_routes(&mut g, &CPU, None).unwrap();
+        let feeds: Tensors = ["h0", "c"]
+            .map(|input| (input.to_string(), NpTensor::f32s(&of(input).0, &of(input).1).unwrap()))
+            .into_iter()
+            .collect();
+        let found = tract().load(&emit(&g), None).unwrap().run(&feeds).unwrap();
+        assert_eq!(read.len(), 1 + wrt.len(), "{name}");
+        for (value, key) in &read {
+            let want: Vec<f64> = of(key).1.iter().map(|v| f64::from(*v)).collect();
+            let largest = want.iter().fold(1.0, |m: f64, v| m.max(v.abs()));
+            let error = max_abs(&found[value].to_f64(), &want) / largest;
+            // Four blocks in float32.
+            assert!(error < 1e-5, "{name}: {key} is off by {error:.1e}");
+        }
+    }
+}
+
 #[test]
 fn every_rule_is_written_verified_trained_and_frozen() {
     runtime();
@@ -139,11 +211,14 @@ fn every_rule_is_written_verified_trained_and_frozen() {
     let data = ["digits_train.npz", "digits_val.npz"]
         .map(|f| text(&Path::new(env!("CARGO_MANIFEST_DIR")).join("models/data").join(f)));
     // The function is kept at the start, or not.
-    let cases: [(&str, bool); 6] = [
+    let cases: [(&str, bool); 9] = [
         ("--parametrization attention --scope network", false),
         ("--parametrization attention --sources deltas", false),
         ("--parametrization attention --sources deltas --summaries 2", false),
         ("--parametrization free --summaries 2", true),
+        ("--form input", true),
+        ("--form input --parametrization attention --sources deltas --summaries 2", false),
+        ("--form input --parametrization free --sources deltas --scope network", true),
         ("--sources deltas", true),
         ("--parametrization free --sources deltas", true),
     ];
@@ -202,6 +277,7 @@ fn combinations_that_mean_nothing_are_refused() {
         ("--parametrization attention --normalize outgoing", "normalises over a row's sources"),
         ("--sources deltas --init near-identity", "has no start at the identity"),
         ("--dilation 2", "only free weights of states can be sparse"),
+        ("--form input --sources deltas", "a gate leaves the nearest state"),
         ("--summaries 2", "only attention and free weights of states read summaries"),
         ("--parametrization free --sources deltas --period 2", "only free weights of states can be sparse"),
     ] {

@@ -97,7 +97,7 @@ def main():
             run(given, 110, variants=MORE, seeds=5, part="-more")
         elif part == "rates":
             for lr in RATES:
-                run(given, 20, lr, {"paper": ""})
+                run(given, 20, lr)
         else:
             run(given, int(part))
     show(given)

@@ -121,6 +121,8 @@ pub enum Hint {
     SparseRows,
     /// Use attention, or free weights of states.
     Summaries,
+    /// Use weights without a gate.
+    NoGate,
     /// Normalise over a row's sources.
     NormalizeIncoming,
     /// Choose a start that the parametrisation can have.

@@ -140,12 +140,15 @@ fn router_text(out: &mut Lines, o: &Rewritten) {
     let reads = if r.scope == Scope::Network { "in the whole network" } else { "of its chain" };
     let what = match r.form {
         Form::Reassign => format!("the skip into each block becomes a weighted sum of the earlier states {reads}"),
+        Form::Input => {
+            format!("each block reads a weighted sum of the earlier states {reads} in the place of the state before it")
+        }
         Form::Augment => format!("each block also reads a weighted sum of the earlier states {reads}"),
     };
     put!(out, "router", "{what}: {coefficients} coefficients{gates} to learn");
     if coefficients <= 3 && gates_of(o) <= 1 {
         put!(out, "", "that is next to nothing: with --scope network blocks read across stages as well");
-    } else if r.form == Form::Reassign && o.routers.values().all(|r| r.blocks() <= FEW) {
+    } else if r.form != Form::Augment && o.routers.values().all(|r| r.blocks() <= FEW) {
         put!(
             out,
             "",
@@ -184,7 +187,7 @@ fn gates_of(o: &Rewritten) -> usize {
 }
 
 fn verified_text(out: &mut Lines, o: &Rewritten, v: &Verification, verbose: bool) {
-    let reassigns = o.route.form == Form::Reassign && o.routers.values().all(RouterSpec::has_one_hot);
+    let reassigns = o.route.form != Form::Augment && o.routers.values().all(RouterSpec::has_one_hot);
     let what = if reassigns { "router at one-hot equals the source" } else { "without its routes equals the source" };
     put!(out, "verified", "{what}: {}", verification::words(v, &v.one_hot));
     if let Some(rows) = &v.rows {

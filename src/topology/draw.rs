@@ -197,6 +197,7 @@ pub(super) fn arcs(blocks: &Blocks, w: &Weights, form: Form) -> Scene {
     scene.below(row.draw("Before: each block adds to the state before it", false, form));
     let caption = match form {
         Form::Reassign => "After: each block adds to a weighted sum of the states before it",
+        Form::Input => "After: each block reads a weighted sum of the states before it",
         Form::Augment => "After: to each block's sum comes a weighted sum of the states before it",
     };
     scene.below(row.draw(caption, true, form));

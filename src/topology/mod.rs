@@ -193,6 +193,7 @@ impl Topology {
         let takes = match r.form {
             Form::Reassign => "In place of its original skip each block takes",
             Form::Augment => "Beside its original skip each block takes",
+            Form::Input => "In place of the state before it each block reads",
         };
         let block = match r.granularity.as_str() {
             "add" => "A block is what adds once to the state".into(),
@@ -219,6 +220,7 @@ impl Topology {
         };
         let learned = match r.sources {
             Sources::States => "",
+            Sources::Deltas if r.form == Form::Input => "; they are weights of what each block added, not of the states",
             Sources::Deltas => "; they were learned for what each block added, and are shown for the states",
         };
         format!(

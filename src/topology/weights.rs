@@ -190,6 +190,7 @@ mod tests {
                 .map(|s| ancre_passes::contract::SourceRecord { state: s.to_string(), value: s.to_string() })
                 .collect(),
             states: (0..3).map(|i| format!("s{id}{i}")).collect(),
+            deltas: vec![],
             rows: vec![],
         };
         let router = RouterRecord {

@@ -74,6 +74,9 @@ pub struct ChainRecord {
     pub sources: Vec<SourceRecord>,
     /// Values of the states h_0 … h_K.
     pub states: Vec<String>,
+    /// Under form `input` with deltas: the values of the own columns from the second on.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub deltas: Vec<String>,
     /// Row (0-based) and value of each route.
     pub rows: Vec<(usize, String)>,
 }
@@ -124,6 +127,7 @@ impl RouterRecord {
             gate: r.gate.map(name),
             sources: r.sources.iter().map(|s| SourceRecord { state: name(s.state), value: name(s.value) }).collect(),
             states: r.states.iter().map(|v| name(*v)).collect(),
+            deltas: r.deltas.iter().map(|v| name(*v)).collect(),
             rows: r.rows.iter().map(|(row, v)| (*row, name(*v))).collect(),
         };
         Some(RouterRecord {
@@ -170,6 +174,7 @@ impl RouterRecord {
                 gate: c.gate.as_ref().map(find).transpose()?,
                 sources: c.sources.iter().map(source).collect::<Result<_, _>>()?,
                 states: c.states.iter().map(find).collect::<Result<_, _>>()?,
+                deltas: c.deltas.iter().map(find).collect::<Result<_, _>>()?,
                 rows: c.rows.iter().map(row).collect::<Result<_, _>>()?,
             };
             Ok((RouterId(c.id), spec))

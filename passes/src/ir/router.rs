@@ -42,6 +42,8 @@ words! {
         Reassign = "reassign",
         /// The route is added to the whole block's output: for training from scratch.
         Augment = "augment",
+        /// The route is all that the block reads, its skip and its branch: the original network at one-hot.
+        Input = "input",
     }
     /// The weights of a row.
     Rule {
@@ -67,7 +69,8 @@ words! {
     Sources {
         /// The states h_i.
         States = "states",
-        /// What each block added: h_i − h_{i−1}, after h_0 (arXiv 2605.18855). The sum of all is the nearest state.
+        /// What each block added to what its skip began at, after h_0 (arXiv 2605.18855): h_i − h_{i−1}, and under `input` h_i less the route
+        /// that the block read. With weights of one their sum is the nearest state.
         Deltas = "deltas",
     }
     /// Which states a row may read.
@@ -148,6 +151,9 @@ pub struct RouterSpec {
     pub sources: Vec<Source>,
     /// Block states h_0 … h_K as they are in the routed graph.
     pub states: Vec<ValueId>,
+    /// Under `input` with deltas: the values of the chain's own columns from the second on. Otherwise these columns' states are, or
+    /// differences of them.
+    pub deltas: Vec<ValueId>,
     /// Rows that have a route, in order, with the route's sum. A row that reads a single source with weight 1 has no route.
     pub rows: Vec<(usize, ValueId)>,
 }
@@ -170,7 +176,13 @@ impl RouterSpec {
 
     /// The values of the columns.
     pub fn columns(&self) -> impl Iterator<Item = ValueId> + '_ {
-        self.sources.iter().map(|s| s.value).chain(self.states.iter().copied()).take(self.width())
+        let own = self.states.iter().take(if self.deltas.is_empty() { self.states.len() } else { 1 });
+        self.sources.iter().map(|s| s.value).chain(own.chain(&self.deltas).copied()).take(self.width())
+    }
+
+    /// Are the own columns' values states, of which the rows sum up differences?
+    pub fn weighs_differences(&self) -> bool {
+        differences(self.form, self.taken)
     }
 
     /// Do the logits, and the gate if there is one, train?
@@ -185,8 +197,7 @@ impl RouterSpec {
 
     /// The column whose state a column's delta begins at; `None` where the column stands for its state.
     pub fn delta_from(&self, column: usize) -> Option<usize> {
-        let deltas = self.taken == Sources::Deltas;
-        deltas.then(|| self.sparsity.delta_from(column, self.sources.len())).flatten()
+        self.weighs_differences().then(|| self.sparsity.delta_from(column, self.sources.len())).flatten()
     }
 
     /// Number of logits in use: row k competes among S + k sources. Under `attention` the elements of the queries in use.
@@ -221,16 +232,22 @@ impl RouterSpec {
     pub fn values(&self) -> impl Iterator<Item = ValueId> + '_ {
         let sources = self.sources.iter().flat_map(|s| [s.state, s.value]);
         let own = [self.logits].into_iter().chain(self.gate);
-        own.chain(sources).chain(self.states.iter().copied()).chain(self.rows.iter().map(|(_, v)| *v))
+        own.chain(sources).chain(self.states.iter().chain(&self.deltas).copied()).chain(self.rows.iter().map(|(_, v)| *v))
     }
 
     /// Names `new` wherever it names `old`.
     pub fn redirect(&mut self, old: ValueId, new: ValueId) {
         let sources = self.sources.iter_mut().flat_map(|s| [&mut s.state, &mut s.value]);
         let own = [&mut self.logits].into_iter().chain(&mut self.gate);
-        let all = own.chain(sources).chain(&mut self.states).chain(self.rows.iter_mut().map(|(_, v)| v));
+        let states = self.states.iter_mut().chain(&mut self.deltas);
+        let all = own.chain(sources).chain(states).chain(self.rows.iter_mut().map(|(_, v)| v));
         all.filter(|v| **v == old).for_each(|v| *v = new);
     }
+}
+
+/// Does a router of this form hold states of which its rows sum up differences? Under `input` a delta is a value of its own.
+pub fn differences(form: Form, taken: Sources) -> bool {
+    taken == Sources::Deltas && form != Form::Input
 }
 
 impl Sparsity {

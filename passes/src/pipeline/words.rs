@@ -49,6 +49,7 @@ impl Cx {
         let names = || value.split(',').map(str::to_string).collect::<Vec<_>>();
         match key {
             "augment" => route.form = Form::Augment,
+            "input" => route.form = Form::Input,
             "block" => route.granularity = Granularity::Block,
             "network" => route.scope = Scope::Network,
             "softmax" => route.rule = Rule::Softmax,

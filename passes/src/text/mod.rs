@@ -14,7 +14,7 @@
 //! ```
 //!
 //! A router that operators name is written after the nodes. Its values are in five lists: logits and gate, the states of earlier
-//! chains, these states in the chain's shape, the chain's own states, and each row's route.
+//! chains, these states in the chain's shape, the chain's own states, and each row's route; a sixth list holds the deltas of form `input`.
 //!
 //! ```text
 //!     @0 <form = "reassign", rule = "gated", …> (logits, gate) (s) (s.fit) (h0, h1, h2) (, r1)

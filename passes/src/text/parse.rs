@@ -367,6 +367,7 @@ impl<'t> Parser<'t> {
         let attrs = self.attrs()?;
         let [weights, states, values] = [self.operands(g)?, self.operands(g)?, self.operands(g)?];
         let [own, rows] = [self.operands(g)?, self.operands(g)?];
+        let deltas = if self.peek() == Some('(') { self.operands(g)? } else { Vec::new() };
         let word = |name: &str| attrs.str(name).unwrap_or_default().to_string();
         let words = (
             Form::of_name(&word("form")),
@@ -399,6 +400,7 @@ impl<'t> Parser<'t> {
             gate: weights.get(1).copied().flatten(),
             sources: sources.map(|(state, value)| Source { state, value }).collect(),
             states: own.into_iter().flatten().collect(),
+            deltas: deltas.into_iter().flatten().collect(),
             rows: rows.into_iter().enumerate().filter_map(|(row, v)| Some((row, v?))).collect(),
         };
         g.routers.insert(id, spec);

@@ -140,14 +140,18 @@ impl Printer<'_> {
                 }
             }
             let row = |k: usize| r.rows.iter().find(|(row, _)| *row == k).map(|(_, v)| *v);
-            let lists: [Vec<Option<ValueId>>; 5] = [
+            let mut lists: Vec<Vec<Option<ValueId>>> = vec![
                 vec![Some(r.logits), r.gate],
                 r.sources.iter().map(|s| Some(s.state)).collect(),
                 r.sources.iter().map(|s| Some(s.value)).collect(),
                 r.states.iter().copied().map(Some).collect(),
                 (0..r.blocks()).map(row).collect(),
             ];
-            let _ = writeln!(out, "{indent}@{id}{} {}", self.attrs(&attrs), lists.map(|l| self.values(&l)).join(" "));
+            if !r.deltas.is_empty() {
+                lists.push(r.deltas.iter().copied().map(Some).collect());
+            }
+            let lists: Vec<String> = lists.iter().map(|l| self.values(l)).collect();
+            let _ = writeln!(out, "{indent}@{id}{} {}", self.attrs(&attrs), lists.join(" "));
         }
         out
     }

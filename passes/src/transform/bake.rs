@@ -4,7 +4,7 @@
 use super::eliminate;
 use super::route::{AttentionRow, Form, RouteOptions, one_hot_parameters, reference_weights};
 use crate::contract::{self, Record, RouterRecord};
-use crate::ir::{DType, Dim, Graph, Normalize, RouterId, RouterSpec, Rule, Sources, Tensor, ValueId};
+use crate::ir::{DType, Dim, Graph, Normalize, RouterId, RouterSpec, Rule, Tensor, ValueId};
 use crate::ops::build::{BuildError, Builder, Built};
 use indexmap::IndexMap;
 
@@ -39,7 +39,7 @@ pub fn read_routers(g: &Graph) -> Result<IndexMap<RouterId, RouterSpec>, BakeErr
     record.routers(g).map_err(|absent| BakeError::Missing(absent.0))
 }
 
-/// The graph that computes what the source does, if the rewrite is right. `reassign`: the graph with one-hot parameters, or where there are
+/// The graph that computes what the source does, if the rewrite is right. `reassign` and `input`: the graph with one-hot parameters, or where there are
 /// none with the nearest state for every route; `augment`: with every route replaced by zero.
 ///
 /// # Errors
@@ -47,16 +47,14 @@ pub fn read_routers(g: &Graph) -> Result<IndexMap<RouterId, RouterSpec>, BakeErr
 pub fn at_one_hot(forward: &Graph, routers: &IndexMap<RouterId, RouterSpec>, o: &RouteOptions) -> Result<Graph, BakeError> {
     let mut g = forward.clone();
     for r in routers.values() {
-        if o.form == Form::Reassign && !r.has_one_hot() {
+        if o.form != Form::Augment && !r.has_one_hot() {
             // Without its routes each block reads its nearest state again.
             for (row, route) in &r.rows {
-                if let Some(nearest) = r.columns().nth(r.reads(*row) - 1) {
-                    g.redirect(*route, nearest);
-                }
+                g.redirect(*route, r.states[*row]);
             }
             continue;
         }
-        if o.form == Form::Reassign {
+        if o.form != Form::Augment {
             let (matrix, gate) = one_hot_parameters(r.blocks(), r.sources.len(), o);
             let (k, width) = (r.blocks() as i64, r.width() as i64);
             g.set_initializer(r.logits, Tensor::f32s(&[k, width], &matrix), false);
@@ -159,7 +157,7 @@ pub fn bake_router(g: &mut Graph, prune: f64) -> Result<Baked, BakeError> {
                 terms.push((source, w));
             }
             let sums_to_one =
-                router.normalize == Normalize::Incoming && router.rule == Rule::Softmax && router.taken == Sources::States;
+                router.normalize == Normalize::Incoming && router.rule == Rule::Softmax && !router.weighs_differences();
             let total: f64 = terms.iter().map(|(_, w)| w).sum();
             if prune > 0.0 && sums_to_one && total > 0.0 {
                 terms.iter_mut().for_each(|(_, w)| *w /= total);

@@ -6,7 +6,7 @@
 use super::lower_attention;
 pub use super::triangular::Lowering;
 use super::triangular::triangular;
-use crate::ir::{ANCRE, Attrs, DType, Dim, Graph, NodeId, Normalize, RouterId, RouterSpec, Rule, Sources, Tensor, ValueId};
+use crate::ir::{ANCRE, Attrs, DType, Dim, Graph, NodeId, Normalize, RouterId, RouterSpec, Rule, Tensor, ValueId};
 use crate::ops::build::{BuildError, Builder, Built};
 use crate::target::Target;
 use indexmap::{IndexMap, IndexSet};
@@ -173,13 +173,11 @@ fn emit_weights(b: &mut Builder, view: &RouterView) -> Result<Weights, BuildErro
 
 /// Weights of the states, which sum them up as these weights sum up what is taken of them: Σ_j w_j (h_j − h_{j−1}) = Σ_i (w_i − w_{i+1}) h_i.
 fn of_states(b: &mut Builder, view: &RouterView, weights: ValueId) -> Built {
-    match view.spec.taken {
-        Sources::States => Ok(weights),
-        Sources::Deltas => {
-            let next = shifted(b, view, weights, true)?;
-            b.sub(weights, next)
-        }
+    if !view.spec.weighs_differences() {
+        return Ok(weights);
     }
+    let next = shifted(b, view, weights, true)?;
+    b.sub(weights, next)
 }
 
 /// A router's matrix [R, C] with every own column's left or right neighbour in its place, and zeros where there is none.
@@ -279,7 +277,7 @@ fn lower_weights_cotangent(
         inner = pad_zeros(b, inner, view.id, 0, [first, after], [r as i64, c as i64])?;
     }
     let outgoing = view.spec.normalize == Normalize::Outgoing;
-    let deltas = view.spec.taken == Sources::Deltas;
+    let deltas = view.spec.weighs_differences();
     // ⟨r̄, h_i − h_{i−1}⟩.
     let of_taken = |b: &mut Builder, inner: ValueId| -> Built {
         let before = shifted(b, view, inner, false)?;

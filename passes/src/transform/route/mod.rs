@@ -19,6 +19,12 @@
 //! before  h2 = Block(h1)                         after  h2.block = Block(h1)   h2 = Add(h2.block, r2)
 //! ```
 //!
+//! `input`:
+//!
+//! ```text
+//! before  h2 = Block(h1)                         after  h2 = Block(r2)   (whatever in the block read h1 reads r2)
+//! ```
+//!
 //! The formulas are those of arXiv 2602.09009. A row with a single source of weight one needs no operator and gets none.
 
 mod growth;
@@ -32,10 +38,11 @@ pub use params::{AttentionRow, Weighing, one_hot_parameters, reference_weights};
 
 use crate::analysis::residual::Chain;
 use crate::contract::{ChainStates, Chains, Record, RouterRecord};
-use crate::ir::{ANCRE, Attrs, Graph, Op, ValueId, words};
+use crate::ir::{ANCRE, Attrs, Graph, NodeId, Op, ValueId, words};
 pub use crate::ir::{Form, Normalize, RouterId, RouterSpec, Rule, Scope, Source, Sources, Sparsity};
 use crate::refusal::Hint;
 use indexmap::IndexMap;
+use std::collections::HashMap;
 
 /// How many residual adds make one block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -349,6 +356,12 @@ fn check_options(o: &RouteOptions) -> Result<(), RouteError> {
     if o.rule == Rule::Attention && exact {
         return fail("attention starts at equal weights: no query makes a row its nearest source", Hint::ChooseInit);
     }
+    if o.form == Form::Input && o.sources == Sources::Deltas && o.rule == Rule::Gated {
+        return fail(
+            "a gate leaves the nearest state, which is none of the deltas that a block's input sums up",
+            Hint::NoGate,
+        );
+    }
     if o.sources == Sources::Deltas && exact && o.rule != Rule::Free {
         return fail(
             "a softmax over deltas has no start at the identity, where the weight of each is one",
@@ -417,6 +430,9 @@ fn build(
     for (k, state) in blocks.states.iter().enumerate().filter(|(_, s)| g.name(**s).is_empty()).collect::<Vec<_>>() {
         g.rename(*state, &format!("ancre/{}/state_{k}", chain.id));
     }
+    let unit = blocks.unit;
+    let order = if o.form == Form::Input { g.topological_order() } else { Vec::new() };
+    let rank: HashMap<NodeId, usize> = order.into_iter().enumerate().map(|(i, n)| (n, i)).collect();
     let (logits, gate) = params::parameters(g, chain.id, blocks.states.len() - 1, blocks.sources.len(), features, o)?;
     let mut router = RouterSpec {
         form: o.form,
@@ -435,16 +451,26 @@ fn build(
         gate,
         sources: blocks.sources,
         states: blocks.states,
+        deltas: Vec::new(),
         rows: Vec::new(),
     };
-    for (row, joins) in chain.joins.chunks(blocks.unit).enumerate().filter(|(row, _)| row.is_multiple_of(o.sparsity.period))
-    {
+    for (row, joins) in chain.joins.chunks(unit).enumerate().filter(|(row, _)| row.is_multiple_of(o.sparsity.period)) {
         let single = row == 0 && router.sources.is_empty() && o.normalize == Normalize::Incoming && o.rule != Rule::Free;
         let route = if single { router.states[0] } else { add_route(g, &mut router, chain.id, row) };
         match o.form {
             Form::Reassign if single => {}
             Form::Reassign => wire::reassign(g, joins, route),
             Form::Augment => wire::augment(g, &mut router, chain.id, row, route),
+            Form::Input => {
+                let (begin, end) = (router.states[row], router.states[row + 1]);
+                if !single {
+                    let block = wire::between(g, begin, end, &rank);
+                    g.replace_uses(begin, route, |n| block.contains(&n));
+                }
+                if o.sources == Sources::Deltas && row + 1 < router.blocks() {
+                    add_delta(g, &mut router, chain.id, row + 1, [end, route]);
+                }
+            }
         }
     }
     Ok(router)
@@ -460,6 +486,22 @@ fn add_route(g: &mut Graph, router: &mut RouterSpec, id: usize, row: usize) -> V
     let v = g.push_result(node, &name, ty);
     router.rows.push((row, v));
     v
+}
+
+/// Makes the value of an own column from the second on: what the last block added to what it read; in blocks of summaries together with what
+/// those before it in its block added.
+fn add_delta(g: &mut Graph, router: &mut RouterSpec, id: usize, column: usize, [end, read]: [ValueId; 2]) {
+    let ty = g.value(end).ty.clone();
+    let mut make = |op: &str, what: &str, operands: [ValueId; 2]| {
+        let name = format!("ancre/{id}/{what}_{column}");
+        let node = g.add_op(&name, Op::new(op, Attrs::new()), &operands.map(Some));
+        g.push_result(node, &name, ty.clone())
+    };
+    let begins = (column - 1).is_multiple_of(router.sparsity.summaries);
+    let added = make("Sub", if begins { "delta" } else { "added" }, [end, read]);
+    let before = router.deltas.last().copied().filter(|_| !begins);
+    let delta = before.map_or(added, |before| make("Add", "delta", [before, added]));
+    router.deltas.push(delta);
 }
 
 /// Writes into the metadata what later tools need to read the routers, and which chains there are.

@@ -2,7 +2,7 @@
 
 use super::{Init, Normalize, RouteError, RouteOptions, RouterSpec, Rule, Sources, router_name};
 use crate::contract::RouterRecord;
-use crate::ir::{Graph, Sparsity, Tensor, ValueId};
+use crate::ir::{Graph, Sparsity, Tensor, ValueId, differences};
 use crate::refusal::Hint;
 use indexmap::IndexMap;
 
@@ -131,18 +131,21 @@ pub struct Weighing {
     pub rule: Rule,
     pub normalize: Normalize,
     pub tau: f32,
-    pub sources: Sources,
+    /// Are the weights those of differences of states?
+    pub differences: bool,
 }
 
 impl From<&RouterSpec> for Weighing {
     fn from(r: &RouterSpec) -> Weighing {
-        Weighing { rule: r.rule, normalize: r.normalize, tau: r.tau, sources: r.taken }
+        let differences = r.weighs_differences();
+        Weighing { rule: r.rule, normalize: r.normalize, tau: r.tau, differences }
     }
 }
 
 impl From<&RouterRecord> for Weighing {
     fn from(r: &RouterRecord) -> Weighing {
-        Weighing { rule: r.parametrization, normalize: r.normalize, tau: r.tau, sources: r.sources }
+        let differences = differences(r.form, r.sources);
+        Weighing { rule: r.parametrization, normalize: r.normalize, tau: r.tau, differences }
     }
 }
 
@@ -192,7 +195,7 @@ impl AttentionRow {
 /// The weights of a K × (S + K) router in f64, row-major, unused entries 0: the reference that lowerings are compared with. They are
 /// weights of the states, where the router's own are of deltas too. The rule is not `attention`, whose weights depend on the states.
 pub fn reference_weights(logits: &[f32], gate: Option<&[f32]>, k: usize, how: impl Into<Weighing>) -> Vec<f64> {
-    let Weighing { rule, normalize, tau, sources } = how.into();
+    let Weighing { rule, normalize, tau, differences } = how.into();
     let width = logits.len().checked_div(k).unwrap_or(0);
     let extra = width.saturating_sub(k);
     let at = |r: usize, c: usize| r * width + c;
@@ -204,7 +207,7 @@ pub fn reference_weights(logits: &[f32], gate: Option<&[f32]>, k: usize, how: im
     }
     // Σ_j w_j (h_j − h_{j−1}) = Σ_i (w_i − w_{i+1}) h_i, from the left, where the next weight is still the delta's.
     let of_states = |w: &mut [f64]| {
-        for row in (0..k).filter(|_| sources == Sources::Deltas) {
+        for row in (0..k).filter(|_| differences) {
             (extra..extra + row).for_each(|c| w[at(row, c)] -= w[at(row, c + 1)]);
         }
     };
