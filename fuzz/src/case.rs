@@ -7,7 +7,7 @@ use ancre_passes::random::Random;
 use ancre_passes::target::{CPU, CUDA, WASM};
 use ancre_passes::transform::loss::{ClassWeights, LossKind, LossOptions};
 use ancre_passes::transform::optimizer::{OptimizerKind, OptimizerOptions};
-use ancre_passes::transform::route::{Form, Granularity, Init, Normalize, RouteOptions, Scope};
+use ancre_passes::transform::route::{Form, Granularity, Init, Normalize, RouteOptions, Scope, Sources, Sparsity};
 use std::io;
 use std::path::Path;
 
@@ -66,16 +66,20 @@ impl Plan {
         }
         let r = &mut Random::new(options.into(), "options");
         let opset = 7 + r.below(NEWEST_OPSET as u64 - 6) as i64;
-        if one_in(r, 3) {
-            route.form = Form::Augment;
-        }
+        route.form = [Form::Reassign, Form::Augment, Form::Input][r.below(3) as usize];
         route.granularity = [Granularity::Add, Granularity::Block, Granularity::Adds(2)][r.below(3) as usize];
         if one_in(r, 3) {
             route.scope = Scope::Network;
         }
-        let rules =
-            if route.form == Form::Augment { &[Rule::Free, Rule::Constant][..] } else { &[Rule::Gated, Rule::Softmax] };
-        route.rule = rules[r.below(2) as usize];
+        // Options that mean nothing together are refused, which is a result too.
+        route.rule = [Rule::Gated, Rule::Softmax, Rule::Free, Rule::Constant, Rule::Attention][r.below(5) as usize];
+        if one_in(r, 4) {
+            route.sources = Sources::Deltas;
+        }
+        if one_in(r, 4) {
+            let mut every = || 1 + r.below(3) as usize;
+            route.sparsity = Sparsity { dilation: every(), period: every(), summaries: every() };
+        }
         if one_in(r, 4) {
             route.normalize = Normalize::Outgoing;
         }
