@@ -35,7 +35,7 @@ PARTS = {
     "8-wide-fast": (8, 128, 1000, 6e-3, 2, ONE | TENTH),
     "8-long-fast": (8, 48, 3000, 1e-2, 3, ONE | TENTH | {"attention": ""}),
     "8-wide-long": (8, 128, 3000, 5e-3, 3, TENTH | {"paper": "", "attention": ""}),
-    "24-wide-long": (24, 128, 2000, 5e-3, 3, TENTH),
+    "24-wide-long": (24, 128, 1000, 5e-3, 3, TENTH),
     "24-long-fast": (24, 48, 2000, 1e-2, 3, ONE | TENTH),
 }
 DRAWN = list(PARTS)[:5]
