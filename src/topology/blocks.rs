@@ -127,6 +127,7 @@ mod tests {
             gate: None,
             sources: vec![],
             states: (0..5).map(|i| format!("h{i}")).collect(),
+            deltas: vec![],
             rows: vec![],
         };
         let blocks = Blocks::of(&g, &chain, &g.topological_order());
