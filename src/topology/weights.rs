@@ -139,10 +139,11 @@ pub fn weights(router: &RouterRecord, read: &dyn Fn(&str) -> Option<Vec<f32>>) -
     router.chains.iter().map(of).collect()
 }
 
-/// The names of the states that a chain's rows read.
+/// The names of what a chain's rows sum up: states, or `d1` for what block 1 added.
 pub(super) fn columns(router: &RouterRecord, chain: &ChainRecord) -> Vec<String> {
     let foreign = chain.sources.iter().map(|s| state_name(router, &s.state));
-    foreign.chain((0..chain.blocks).map(|i| format!("h{i}"))).collect()
+    let own = |i: usize| format!("{}{i}", if i > 0 && i <= chain.deltas.len() { "d" } else { "h" });
+    foreign.chain((0..chain.blocks).map(own)).collect()
 }
 
 /// An earlier chain's state: `0:h1`, or the value's name where no chain has it.
@@ -166,6 +167,23 @@ mod tests {
     use super::*;
     use ancre_passes::ir::{Form, Normalize, Scope};
 
+    fn router_of(chains: Vec<ChainRecord>) -> RouterRecord {
+        RouterRecord {
+            form: Form::Reassign,
+            granularity: "add".into(),
+            scope: Scope::Network,
+            parametrization: Rule::Free,
+            init: "uniform".into(),
+            tau: 1.0,
+            normalize: Normalize::Incoming,
+            sources: Sources::States,
+            dilation: 1,
+            period: 1,
+            summaries: 1,
+            chains,
+        }
+    }
+
     #[test]
     fn the_strongest_shortcut_comes_first() {
         let columns = ["h0", "h1", "h2"].map(String::from).to_vec();
@@ -173,6 +191,25 @@ mod tests {
         let seen: Vec<_> = all.iter().map(|s| (s.block, s.source.as_str(), s.weight, s.skip)).collect();
         assert_eq!(seen, [(3, "h1", -0.5, 0.4), (2, "h0", 0.25, 0.75), (3, "h0", 0.1, 0.4)]);
         assert_eq!((all[0].chain, all[0].text()), (4, "h1 -> block 3  weight -0.500  (the skip into it: +0.400)".into()));
+    }
+
+    #[test]
+    fn columns_of_deltas_have_their_names() {
+        let chain = ChainRecord {
+            id: 0,
+            blocks: 3,
+            adds_per_block: 1,
+            logits: "l".into(),
+            axis: 0,
+            features: 0,
+            gate: None,
+            sources: vec![],
+            states: (0..4).map(|i| format!("s{i}")).collect(),
+            deltas: vec!["a".into(), "b".into()],
+            rows: vec![],
+        };
+        let router = router_of(vec![chain.clone()]);
+        assert_eq!(columns(&router, &chain), ["h0", "d1", "d2"]);
     }
 
     #[test]
@@ -193,20 +230,7 @@ mod tests {
             deltas: vec![],
             rows: vec![],
         };
-        let router = RouterRecord {
-            form: Form::Reassign,
-            granularity: "add".into(),
-            scope: Scope::Network,
-            parametrization: Rule::Free,
-            init: "uniform".into(),
-            tau: 1.0,
-            normalize: Normalize::Incoming,
-            sources: Sources::States,
-            dilation: 1,
-            period: 1,
-            summaries: 1,
-            chains: vec![chain(0, &[]), chain(3, &["s01", "lost"])],
-        };
+        let router = router_of(vec![chain(0, &[]), chain(3, &["s01", "lost"])]);
         let read = |name: &str| match name {
             "l0" => Some(vec![1.0, 9.0, 0.25, -0.75]),
             "l3" => Some(vec![0.5, 0.125, 1.0, 9.0, 0.0, 1.0, 2.0, 3.0]),
