@@ -5,7 +5,7 @@ use ancre_passes::ir::Tensor;
 use ancre_rewrite::engine::{Tensors, tract};
 use ancre_rewrite::io::tensor::NpTensor;
 use ancre_rewrite::rewrite;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use tempfile::TempDir;
 
@@ -149,6 +149,10 @@ fn weights_of_attention_are_shown_as_means_over_data() {
     for row in weights(&path) {
         assert!(row.iter().all(|w| (w - 1.0 / row.len() as f64).abs() < 1e-6), "{row:?}");
     }
+
+    // Bytes of images are scaled as in training.
+    let digits = text(&Path::new(env!("CARGO_MANIFEST_DIR")).join("models/data/digits_val.npz"));
+    assert_eq!(tool_ok(&["topology", &path, "--input", &digits, "--json"]).json()["samples"], 256);
 
     // A row has no weight of a state inside a whole block.
     let blocks = weights(&written("blocks.ancre.onnx", &["--summaries", "2"]));

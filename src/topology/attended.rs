@@ -5,7 +5,7 @@ use super::weights::columns;
 use crate::engine::{self, EngineError, ExternalData, Session, Tensors};
 use crate::error::Failure;
 use crate::io::tensor::NpTensor;
-use crate::verify::read_inputs_among;
+use crate::verify::read_data;
 use ancre_passes::contract::{ChainRecord, RouterRecord};
 use ancre_passes::ir::{Dim, Graph, ValueId};
 use ancre_passes::onnx;
@@ -35,7 +35,7 @@ pub(super) fn weights(
         return Err(fail("the weights of attention depend on the input: they are no numbers of the file".into())
             .help(format!("give data: {HOW}; shown are the means over them")));
     }
-    let given = read_inputs_among(inputs, g).map_err(|e| e.at(path))?;
+    let given = read_data(inputs, g).map_err(|e| e.at(path))?;
     if let Some(missing) = g.required_inputs().map(|v| g.name(v)).find(|name| !given.contains_key(*name)) {
         return Err(fail(format!("its input `{missing}` is not given")).help(HOW));
     }

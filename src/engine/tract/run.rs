@@ -197,7 +197,8 @@ impl TractSession {
             if let Some(d) = tract_onnx::tract_hir::infer::Factoid::concretize(&declared.datum_type)
                 && from_datum(d) != Some(*dtype)
             {
-                let why = format!("it was fed {dtype} where the model declares {d:?}");
+                let declared = from_datum(d).map_or_else(|| format!("{d:?}"), |d| d.to_string());
+                let why = format!("it was fed {dtype} where the model declares {declared}");
                 return Err(EngineError::Input { name: name.clone(), why });
             }
             model.set_input_fact(i, InferenceFact::dt_shape(datum, shape)).map_err(fail)?;

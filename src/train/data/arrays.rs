@@ -2,12 +2,12 @@
 
 use super::augment::{Augment, told};
 use super::check::check_target;
-use super::convert::{Conversion, conversion, convert};
 use super::wanted::{Slot, Target, Wanted};
 use super::{DataOptions, Dataset};
 use crate::engine::Tensors;
 use crate::error::Failure;
 use crate::io::arrays::{Array, numpy_name};
+use crate::io::feed::{Conversion, conversion, convert};
 use crate::io::tensor::NpTensor;
 use ancre_passes::ir::DType;
 use serde_json::Value;

@@ -5,7 +5,6 @@ mod arrays;
 mod augment;
 mod batches;
 mod check;
-mod convert;
 mod images;
 mod resize;
 #[cfg(test)]

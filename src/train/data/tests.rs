@@ -1,7 +1,7 @@
 //! Every form of a data set, and every refusal.
 
-use super::wanted::Normalises;
 use super::*;
+use crate::io::feed::Normalises;
 use crate::io::tensor::NpTensor;
 use ancre_passes::ir::DType;
 use ndarray::{ArrayD, IxDyn};

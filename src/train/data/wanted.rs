@@ -2,6 +2,8 @@
 
 use crate::error::Failure;
 use crate::io::arrays::numpy_name;
+pub(in crate::train) use crate::io::feed::ImageLayout;
+use crate::io::feed::{Normalises, normalises};
 use ancre_passes::contract::{ClassWeights, LossRecord, Record, States};
 use ancre_passes::ir::{DType, Dim, Graph, ValueId};
 use ancre_passes::transform::loss::LossKind;
@@ -46,15 +48,6 @@ impl Target {
     }
 }
 
-/// A model that normalises its images itself.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Normalises {
-    /// The node that does it.
-    pub node: String,
-    /// Does it take bytes, 0 to 255?
-    pub bytes: bool,
-}
-
 /// One input.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Slot {
@@ -68,27 +61,10 @@ pub struct Slot {
     pub batched: bool,
 }
 
-/// Where an image's axes lie in a sample.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::train) struct ImageLayout {
-    /// Number of channels.
-    pub(super) channels: usize,
-    /// Channels last, [H, W, C]?
-    pub(super) last: bool,
-}
-
 impl Slot {
     /// The layout if this is an image: three axes, float, 1, 3 or 4 channels first or last.
     pub(in crate::train) fn image(&self) -> Option<ImageLayout> {
-        let [a, _, c] = self.shape[..] else { return None };
-        if !self.batched || !self.dtype.is_float() {
-            return None;
-        }
-        let of = |d: Option<usize>, last, known: &[usize]| {
-            d.filter(|n| known.contains(n)).map(|channels| ImageLayout { channels, last })
-        };
-        let usual = of(a, false, &[1, 3]).or_else(|| of(c, true, &[1, 3]));
-        usual.or_else(|| of(a, false, &[4])).or_else(|| of(c, true, &[4]))
+        if self.batched { ImageLayout::of(&self.shape, self.dtype) } else { None }
     }
 
     /// The slot as messages name it: `x` float32 [N, 3, ?, ?], where `?` is an open extent.
@@ -189,36 +165,6 @@ impl Wanted {
     pub(super) fn listed(&self) -> String {
         self.slots().map(Slot::text).collect::<Vec<_>>().join(", ")
     }
-}
-
-/// The first node that subtracts, divides or multiplies an image by constants, one or one for each channel, or normalises it by
-/// statistics. A node that divides by more than 16 takes bytes.
-fn normalises(g: &Graph, image: ValueId, channels: usize) -> Option<Normalises> {
-    let mut v = image;
-    for _ in 0..6 {
-        let uses: Vec<_> = g.uses_in_order(v).into_iter().collect();
-        for (node, operand) in &uses {
-            let op = g.op(*node)?;
-            if op.is("BatchNormalization") && *operand == 0 {
-                return Some(Normalises { node: g.site(*node).name, bytes: false });
-            }
-            if !["Sub", "Div", "Mul", "Add"].iter().any(|name| op.is(name)) {
-                continue;
-            }
-            let constant = g.operand(*node, 1 - operand).and_then(|c| g.initializer(c));
-            let constant = constant.filter(|c| c.len() == 1 || c.len() == channels).and_then(|c| c.to_f64().ok());
-            if let Some(values) = constant {
-                let factor = if op.is("Div") { 1.0 / values[0].abs() } else { values[0].abs() };
-                let bytes = (op.is("Div") || op.is("Mul")) && factor < 1.0 / 16.0 || op.is("Sub") && values[0] > 16.0;
-                return Some(Normalises { node: g.site(*node).name, bytes });
-            }
-        }
-        // Through what only hands the pixels on.
-        let onward =
-            uses.iter().find(|(n, i)| *i == 0 && ["Cast", "Identity", "Transpose"].iter().any(|name| g.is_op(*n, name)));
-        v = g.results(onward?.0).next()?;
-    }
-    None
 }
 
 /// Is this the learning rate, which the loop feeds and not the data?
