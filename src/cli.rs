@@ -352,7 +352,7 @@ pub struct RewriteArgs {
     /// flags override
     #[arg(long, value_parser = word_of!(Preset), help_heading = "Router")]
     pub preset: Option<Preset>,
-    /// Replace the cascaded skip by the route, or add the route to the whole block
+    /// What takes the weighted sum: the skip's place, beside the whole block, or the place of all that the block reads
     #[arg(long, value_parser = word_of!(Form), help_heading = "Router")]
     pub form: Option<Form>,
     /// What one block is: add, block (the repeated unit) or a number of adds
@@ -367,13 +367,13 @@ pub struct RewriteArgs {
     /// Weights of a row
     #[arg(long, value_parser = word_of!(Rule), help_heading = "Router")]
     pub parametrization: Option<Rule>,
-    /// What a row sums up: the earlier states, or what each block added, h_i - h_(i-1), after the first state [default: states]
+    /// What a row sums up: the earlier states, or what each block added, h_i - h_(i-1) (with --form input: h_i less the sum that it read), after the first state [default: states]
     #[arg(long, value_parser = word_of!(Sources), help_heading = "Router")]
     pub sources: Option<Sources>,
     /// With free weights: a row reads every Nth state back from the nearest (DenseFormer) [default: 1]
     #[arg(long, value_name = "N", help_heading = "Router", value_parser = clap::value_parser!(u32).range(1..))]
     pub dilation: Option<u32>,
-    /// With free weights: every Nth block has a route, the others keep their skip [default: 1]
+    /// With free weights: every Nth block has a route, the others stay as they are [default: 1]
     #[arg(long, value_name = "N", help_heading = "Router", value_parser = clap::value_parser!(u32).range(1..))]
     pub period: Option<u32>,
     /// With attention or free weights: a row reads every Nth state from the first on, and its nearest (attention residuals in blocks) [default: 1]

@@ -103,6 +103,7 @@ fn advice(hint: &Hint) -> &'static str {
         Hint::SingleAdds => "--granularity add",
         Hint::Temperature => "--tau X with X above 0",
         Hint::NoGate => "--parametrization free (which starts as the network), softmax or attention",
+        Hint::Reassign => "--form reassign",
         Hint::Summaries => {
             "--parametrization attention --summaries N, or --parametrization free --summaries N with --sources states"
         }

@@ -271,7 +271,7 @@ fn a_subgraph_s_captured_values_live_on_when_a_skip_is_rewritten() {
     g.input.push(of_type("c", BOOL, &[]));
     g.output.push(of_type("seen", FLOAT, &[1, 1]));
     std::fs::write(&path, m.write_to_bytes().unwrap()).unwrap();
-    for more in [&["--no-train"][..], &["--no-train", "--preset", "paper"]] {
+    for more in [&["--no-train"][..], &["--no-train", "--preset", "paper"], &["--no-train", "--form", "input"]] {
         let ran = tool_ok(&[&[text(&path).as_str(), "--json", "--verify", "ort"], more].concat()).json();
         assert_eq!(ran["router"]["chains"][0]["K"], 4);
         assert_eq!(ran["verify"]["one_hot"]["equivalent"], true, "{more:?}: {}", ran["verify"]);

@@ -1,7 +1,7 @@
 //! The router's rules beside those of the paper (attention, deltas, sparse rows) against values that `rules/make.py` computed in float64 from
 //! the formulas, and as the tool writes, trains and freezes them.
 
-use crate::common::{emit, max_abs, model, runtime, text, tool, tool_ok};
+use crate::common::{Random, emit, max_abs, model, runtime, text, tool, tool_ok};
 use ancre_passes::analysis::residual::find_residuals;
 use ancre_passes::ir::{DType, Dim, Form, Graph, Rule, Sources, Sparsity, Tensor, TensorType, ValueId};
 use ancre_passes::ops::build::Builder;
@@ -14,7 +14,10 @@ use ancre_passes::transform::route::{RouteOptions, route_skips};
 use ancre_rewrite::engine::{Tensors, tract};
 use ancre_rewrite::io::files::read_arrays;
 use ancre_rewrite::io::tensor::NpTensor;
+use ancre_rewrite::rewrite;
 use indexmap::IndexMap;
+use onnx_protobuf::attribute_proto::AttributeType;
+use onnx_protobuf::{AttributeProto, GraphProto, Message, ModelProto, NodeProto, ValueInfoProto};
 use std::path::Path;
 
 const BLOCKS: usize = 4;
@@ -267,6 +270,151 @@ fn every_rule_is_written_verified_trained_and_frozen() {
         let inspected = tool_ok(&["inspect", &kept]).out;
         assert!(inspected.contains("Routed by ancre-rewrite"), "{inspected}");
     }
+}
+
+/// Groups of blocks with a skip around each, as in RCAN; `between` stands before the second group.
+fn groups(between: &str) -> Graph {
+    let mut body = String::from("h0 = Sigmoid (x)\n");
+    for k in 0..3 {
+        let begin = if k == 1 && !between.is_empty() { "stage".to_string() } else { format!("h{k}") };
+        let mut state = begin.clone();
+        for i in 0..3 {
+            body += &format!(
+                "p{k}.{i} = MatMul ({state}, w{i}) f{k}.{i} = Tanh (p{k}.{i}) u{k}.{i} = Add ({state}, f{k}.{i})\n"
+            );
+            state = format!("u{k}.{i}");
+        }
+        body += &format!("p{k} = MatMul ({state}, w3) f{k} = Tanh (p{k}) h{} = Add ({begin}, f{k})\n", k + 1);
+        if k == 0 {
+            body += between;
+        }
+    }
+    let w = "float[4, 4] w0 = {0.3, -0.2, 0.5, 0.1, …}, float[4, 4] w1 = {-0.4, 0.2, 0.1, …}, float[4, 4] w2 = {0.1, 0.6, -0.3, …}, float[4, 4] w3 = {0.2, 0.2, -0.5, …}";
+    parse(&format!("g (float[3, 4] x) => (float[3, 4] h3) <{w}> {{ {body} }}")).unwrap()
+}
+
+/// With other parameters than those of the start, a frozen router computes what the router does.
+#[test]
+fn chains_inside_of_blocks_read_what_their_block_reads() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = |name: &str| text(&dir.path().join(name));
+    let nets = [("nest.onnx", groups("")), ("stages.onnx", groups("stage = MatMul (h1, w3)\n"))];
+    for (name, net) in &nets {
+        std::fs::write(file(name), emit(net)).unwrap();
+        for options in [
+            "--scope network",
+            "--parametrization softmax --tau 1 --scope network",
+            "--parametrization free",
+            "--parametrization free --chains 1,2",
+            "--parametrization softmax --tau 1 --normalize outgoing",
+            "--parametrization free --sources deltas",
+            "--parametrization softmax --tau 1 --sources deltas --scope network",
+            "--parametrization attention --sources deltas --summaries 2",
+        ] {
+            let what = format!("{name}, {options}");
+            let (source, routed) = (file(name), file("routed.onnx"));
+            let words = [
+                &[source.as_str(), "-o", &routed, "--form", "input", "--no-train", "--json"][..],
+                &options.split(' ').collect::<Vec<_>>(),
+            ]
+            .concat();
+            let report = tool_ok(&words).json();
+            assert_eq!(report["verify"]["one_hot"]["equivalent"], true, "{what}");
+            let (mut g, _) = rewrite::load(routed.as_ref()).unwrap();
+            let mut random = Random(7);
+            let parts = ["logits", "gate", "query"];
+            let names = (0..8).flat_map(|id| parts.map(|part| format!("ancre.{id}.{part}")));
+            let held: Vec<ValueId> = names.filter_map(|n| g.find(&n)).collect();
+            for v in held {
+                let dims = g.tensor_type(v).unwrap().known_dims().unwrap().to_vec();
+                let values: Vec<f32> = (0..dims.iter().product()).map(|_| (0.5 + 0.5 * random.normal()) as f32).collect();
+                g.set_initializer(v, Tensor::f32s(&dims, &values), false);
+            }
+            std::fs::write(&routed, emit(&g)).unwrap();
+            let frozen = file("frozen.onnx");
+            tool_ok(&["freeze", &routed, "-o", &frozen]);
+            let same = tool(&["verify", &routed, &frozen, "--atol", "1e-5"]);
+            assert_eq!(same.status, 0, "{what}: {}{}", same.out, same.err);
+        }
+    }
+}
+
+#[test]
+fn a_block_whose_subgraph_reads_its_state_cannot_read_a_route() {
+    let net = "g (float[2, 4] x, bool c) => (float[2, 4] h3) <float[4, 4] w = {0.3, -0.2, 0.5, 0.1, …}> {
+        p0 = MatMul (x, w) h1 = Add (x, p0)
+        p1 = MatMul (h1, w) chosen = Identity (p1) q1 = Add (p1, chosen) f1 = Tanh (q1) h2 = Add (h1, f1)
+        p2 = MatMul (h2, w) h3 = Add (h2, p2) }";
+    let mut m = ModelProto::parse_from_bytes(&emit(&parse(net).unwrap())).unwrap();
+    let node = m.graph.as_mut().unwrap().node.iter_mut().find(|n| n.op_type == "Identity").unwrap();
+    (node.op_type, node.input) = ("If".into(), vec!["c".into()]);
+    for (name, op) in [("then_branch", "Relu"), ("else_branch", "Tanh")] {
+        let inner =
+            NodeProto { op_type: op.into(), input: vec!["h1".into()], output: vec![name.into()], ..Default::default() };
+        let result = ValueInfoProto { name: name.into(), ..Default::default() };
+        let body = GraphProto { name: name.into(), node: vec![inner], output: vec![result], ..Default::default() };
+        let graph = AttributeProto {
+            name: name.into(),
+            type_: AttributeType::GRAPH.into(),
+            g: Some(body).into(),
+            ..Default::default()
+        };
+        node.attribute.push(graph);
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let file = text(&dir.path().join("m.onnx"));
+    std::fs::write(&file, m.write_to_bytes().unwrap()).unwrap();
+    let ran = tool(&[&file, "--form", "input", "--no-train", "--dry-run"]);
+    assert!(
+        ran.status == 0 && ran.out.contains("reads its state `h1` by name") && ran.out.contains("--form reassign"),
+        "{}{}",
+        ran.out,
+        ran.err
+    );
+    let other = tool_ok(&[&file, "--no-train", "--dry-run", "--json"]).json();
+    assert_eq!(other["router"]["chains"][0]["K"], 3);
+}
+
+/// Whoever moves a parameter that no row reads changes nothing, and its gradient is zero.
+#[test]
+fn weights_that_no_row_reads_are_without_effect() {
+    let dir = tempfile::tempdir().unwrap();
+    let net = text(&model("deep_mlp"));
+    let out = text(dir.path()) + "/";
+    for options in ["--dilation 2", "--summaries 3", "--period 2 --dilation 2", "--form input --summaries 3"] {
+        let words = [
+            &[net.as_str(), "--parametrization", "free", "--batch", "4", "--loss", "mse", "-o", &out][..],
+            &options.split(' ').collect::<Vec<_>>(),
+        ]
+        .concat();
+        tool_ok(&words);
+        let ran = tool(&["verify", "--gradient", &format!("{out}deep_mlp.ancre.train.onnx")]);
+        assert_eq!(ran.status, 0, "{options}: {}{}", ran.out, ran.err);
+    }
+}
+
+#[test]
+fn metadata_without_a_router_s_deltas_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let routed = text(&dir.path().join("m.ancre.onnx"));
+    tool_ok(&[
+        &text(&model("deep_mlp")),
+        "--form",
+        "input",
+        "--parametrization",
+        "free",
+        "--sources",
+        "deltas",
+        "--no-train",
+        "-o",
+        &routed,
+    ]);
+    let mut m = ModelProto::parse_from_bytes(&std::fs::read(&routed).unwrap()).unwrap();
+    let record = m.metadata_props.iter_mut().find(|p| p.key == "ancre.router").unwrap();
+    record.value = record.value.replace("\"ancre/0/delta_1\",", "");
+    std::fs::write(&routed, m.write_to_bytes().unwrap()).unwrap();
+    let ran = tool(&["freeze", &routed, "-o", &text(&dir.path().join("f.onnx"))]);
+    assert!(ran.status == 2 && ran.err.contains("the deltas of chain 0"), "{}{}", ran.out, ran.err);
 }
 
 #[test]

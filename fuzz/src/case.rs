@@ -7,7 +7,7 @@ use ancre_passes::random::Random;
 use ancre_passes::target::{CPU, CUDA, WASM};
 use ancre_passes::transform::loss::{ClassWeights, LossKind, LossOptions};
 use ancre_passes::transform::optimizer::{OptimizerKind, OptimizerOptions};
-use ancre_passes::transform::route::{Form, Granularity, Init, Normalize, RouteOptions, Scope, Sources, Sparsity};
+use ancre_passes::transform::route::{Form, Granularity, Init, Normalize, RouteOptions, Scope, Sources};
 use std::io;
 use std::path::Path;
 
@@ -76,9 +76,12 @@ impl Plan {
         if one_in(r, 4) {
             route.sources = Sources::Deltas;
         }
-        if one_in(r, 4) {
+        if one_in(r, 2) {
             let mut every = || 1 + r.below(3) as usize;
-            route.sparsity = Sparsity { dilation: every(), period: every(), summaries: every() };
+            route.sparsity.summaries = every();
+            if route.rule == Rule::Free {
+                (route.sparsity.dilation, route.sparsity.period) = (every(), every());
+            }
         }
         if one_in(r, 4) {
             route.normalize = Normalize::Outgoing;

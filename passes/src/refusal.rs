@@ -121,6 +121,8 @@ pub enum Hint {
     SparseRows,
     /// Use attention, or free weights of states.
     Summaries,
+    /// Put routes in the place of skips alone.
+    Reassign,
     /// Use weights without a gate.
     NoGate,
     /// Normalise over a row's sources.

@@ -1,7 +1,7 @@
 //! The weights of attention, which depend on the input: their means over the user's data.
 
 use super::Weights;
-use super::weights::columns;
+use super::weights::{columns, of_deltas};
 use crate::engine::{self, EngineError, ExternalData, Session, Tensors};
 use crate::error::Failure;
 use crate::io::tensor::NpTensor;
@@ -74,7 +74,7 @@ pub(super) fn weights(
     };
     let of_chain = |c: &ChainRecord| {
         let rows = (0..c.blocks).map(|r| row(c, r)).collect::<Result<_, Failure>>()?;
-        Ok(Weights { id: c.id, columns: columns(router, c), rows })
+        Ok(Weights { id: c.id, columns: columns(router, c), rows, of_deltas: of_deltas(router) })
     };
     Ok((router.chains.iter().map(of_chain).collect::<Result<_, Failure>>()?, samples))
 }

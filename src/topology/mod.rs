@@ -220,7 +220,7 @@ impl Topology {
         };
         let learned = match r.sources {
             Sources::States => "",
-            Sources::Deltas if r.form == Form::Input => "; they are weights of what each block added, not of the states",
+            Sources::Deltas if weights::of_deltas(r) => "; they are weights of what each block added, not of the states",
             Sources::Deltas => "; they were learned for what each block added, and are shown for the states",
         };
         format!(

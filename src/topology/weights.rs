@@ -1,7 +1,7 @@
 //! The routers' weights as numbers, whoever holds the logits: a model, a checkpoint or a running session.
 
 use ancre_passes::contract::{ChainRecord, Record, RouterRecord};
-use ancre_passes::ir::{Graph, Rule, Sources};
+use ancre_passes::ir::{Form, Graph, Rule, Sources};
 use ancre_passes::transform::route::reference_weights;
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -24,15 +24,17 @@ pub struct Shortcut {
     pub source: String,
     /// Its weight.
     pub weight: f32,
-    /// Weight that the original skip into the block is left with.
-    pub skip: f32,
+    /// Weight that the original skip into the block is left with; `None` where that is none of the columns.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub skip: Option<f32>,
 }
 
 impl Shortcut {
     /// In a line.
     pub fn text(&self) -> String {
-        let Shortcut { block, source, weight, skip, .. } = self;
-        format!("{source} -> block {block}  weight {weight:+.3}  (the skip into it: {skip:+.3})")
+        let Shortcut { block, source, weight, .. } = self;
+        let skip = self.skip.map_or(String::new(), |skip| format!("  (the skip into it: {skip:+.3})"));
+        format!("{source} -> block {block}  weight {weight:+.3}{skip}")
     }
 }
 
@@ -43,8 +45,10 @@ pub struct Weights {
     pub id: usize,
     /// The states that rows read, in order: `h2` is the chain's own state, `0:h1` that of an earlier chain.
     pub columns: Vec<String>,
-    /// A row for each block. A row is as long as the states it reads; the last one is the original skip.
+    /// A row for each block. A row is as long as the states it reads; the last one is the original skip, unless the columns are deltas.
     pub rows: Vec<Vec<f32>>,
+    /// Do the chain's own columns from the second on stand for what blocks added?
+    pub of_deltas: bool,
 }
 
 impl Weights {
@@ -60,7 +64,7 @@ impl Weights {
 
     /// Is this weight on the original skip?
     pub fn is_skip(&self, row: usize, column: usize) -> bool {
-        column + 1 == self.rows[row].len()
+        column + 1 == self.rows[row].len() && !(self.of_deltas && column > self.foreign())
     }
 
     /// The rows' states before the first of the chain's own: those of earlier chains.
@@ -95,7 +99,7 @@ pub fn shortcuts(all: &[Weights]) -> Vec<Shortcut> {
         block: row + 1,
         source: w.columns[column].clone(),
         weight,
-        skip: w.rows[row].last().copied().unwrap_or_default(),
+        skip: w.rows[row].last().copied().filter(|_| w.is_skip(row, w.rows[row].len() - 1)),
     };
     let cells = |w| Weights::all(w).filter(|(r, c, _)| !w.is_skip(*r, *c)).map(move |(r, c, weight)| of(w, r, c, weight));
     let mut found: Vec<Shortcut> = all.iter().flat_map(cells).collect();
@@ -134,15 +138,25 @@ pub fn weights(router: &RouterRecord, read: &dyn Fn(&str) -> Option<Vec<f32>>) -
         let gate = chain.gate.as_ref().map(|name| get(name, blocks)).transpose()?;
         let all = reference_weights(&logits, gate.as_deref(), blocks, router);
         let row = |r: usize| all[r * width..r * width + chain.reads(r)].iter().map(|w| *w as f32).collect();
-        Ok(Weights { id: chain.id, columns: columns(router, chain), rows: (0..blocks).map(row).collect() })
+        Ok(Weights {
+            id: chain.id,
+            columns: columns(router, chain),
+            rows: (0..blocks).map(row).collect(),
+            of_deltas: of_deltas(router),
+        })
     };
     router.chains.iter().map(of).collect()
+}
+
+/// Are the weights that are shown those of deltas? Fixed weights of differences of states are shown for the states.
+pub(super) fn of_deltas(router: &RouterRecord) -> bool {
+    router.sources == Sources::Deltas && (router.form == Form::Input || router.parametrization == Rule::Attention)
 }
 
 /// The names of what a chain's rows sum up: states, or `d1` for what block 1 added.
 pub(super) fn columns(router: &RouterRecord, chain: &ChainRecord) -> Vec<String> {
     let foreign = chain.sources.iter().map(|s| state_name(router, &s.state));
-    let own = |i: usize| format!("{}{i}", if i > 0 && i <= chain.deltas.len() { "d" } else { "h" });
+    let own = |i: usize| format!("{}{i}", if i > 0 && of_deltas(router) { "d" } else { "h" });
     foreign.chain((0..chain.blocks).map(own)).collect()
 }
 
@@ -187,9 +201,14 @@ mod tests {
     #[test]
     fn the_strongest_shortcut_comes_first() {
         let columns = ["h0", "h1", "h2"].map(String::from).to_vec();
-        let all = shortcuts(&[Weights { id: 4, columns, rows: vec![vec![1.0], vec![0.25, 0.75], vec![0.1, -0.5, 0.4]] }]);
+        let all = shortcuts(&[Weights {
+            id: 4,
+            columns,
+            rows: vec![vec![1.0], vec![0.25, 0.75], vec![0.1, -0.5, 0.4]],
+            of_deltas: false,
+        }]);
         let seen: Vec<_> = all.iter().map(|s| (s.block, s.source.as_str(), s.weight, s.skip)).collect();
-        assert_eq!(seen, [(3, "h1", -0.5, 0.4), (2, "h0", 0.25, 0.75), (3, "h0", 0.1, 0.4)]);
+        assert_eq!(seen, [(3, "h1", -0.5, Some(0.4)), (2, "h0", 0.25, Some(0.75)), (3, "h0", 0.1, Some(0.4))]);
         assert_eq!((all[0].chain, all[0].text()), (4, "h1 -> block 3  weight -0.500  (the skip into it: +0.400)".into()));
     }
 
@@ -208,8 +227,15 @@ mod tests {
             deltas: vec!["a".into(), "b".into()],
             rows: vec![],
         };
-        let router = router_of(vec![chain.clone()]);
+        let mut router = router_of(vec![chain.clone()]);
+        assert_eq!(columns(&router, &chain), ["h0", "h1", "h2"]);
+        (router.form, router.sources) = (Form::Input, Sources::Deltas);
         assert_eq!(columns(&router, &chain), ["h0", "d1", "d2"]);
+        // None of them is the skip.
+        let all =
+            Weights { id: 0, columns: columns(&router, &chain), rows: vec![vec![1.0], vec![0.5, 0.5]], of_deltas: true };
+        assert!(all.is_skip(0, 0) && !all.is_skip(1, 1));
+        assert_eq!(shortcuts(&[all])[0].text(), "h0 -> block 2  weight +0.500");
     }
 
     #[test]

@@ -153,6 +153,10 @@ impl RouterRecord {
     pub fn routers(&self, g: &Graph) -> Result<IndexMap<RouterId, RouterSpec>, Absent> {
         let find = |name: &String| g.find(name).ok_or_else(|| Absent(name.clone()));
         let spec = |c: &ChainRecord| -> Result<_, Absent> {
+            let deltas = self.form == Form::Input && self.sources == Sources::Deltas;
+            if c.deltas.len() != if deltas { c.states.len().saturating_sub(2) } else { 0 } {
+                return Err(Absent(format!("the deltas of chain {}", c.id)));
+            }
             let source = |s: &SourceRecord| Ok(Source { state: find(&s.state)?, value: find(&s.value)? });
             let row = |(row, v): &(usize, String)| {
                 if row + 1 < c.states.len() { Ok((*row, find(v)?)) } else { Err(Absent(format!("row {row}"))) }

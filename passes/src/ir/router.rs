@@ -106,7 +106,7 @@ pub struct Source {
 pub struct Sparsity {
     /// A row reads its nearest state and every so many before it (arXiv 2402.02622).
     pub dilation: usize,
-    /// Every so many rows have a route, from the first on; the others keep their skip (arXiv 2402.02622).
+    /// Every so many rows have a route, from the first on; the other blocks stay as they are (arXiv 2402.02622).
     pub period: usize,
     /// A row reads every so many states, from the first on, and its nearest: the results of whole blocks, and of its own as far as
     /// that has come (arXiv 2603.15031).
@@ -195,6 +195,11 @@ impl RouterSpec {
         self.sparsity.uses(row, column, self.sources.len())
     }
 
+    /// The columns that a row weighs, in order.
+    pub fn weighed(&self, row: usize) -> impl Iterator<Item = usize> + '_ {
+        (0..self.reads(row)).filter(move |column| self.uses(row, *column))
+    }
+
     /// The column whose state a column's delta begins at; `None` where the column stands for its state.
     pub fn delta_from(&self, column: usize) -> Option<usize> {
         self.weighs_differences().then(|| self.sparsity.delta_from(column, self.sources.len())).flatten()
@@ -219,7 +224,8 @@ impl RouterSpec {
         match self.rule {
             Rule::Attention => false,
             Rule::Softmax | Rule::Constant => self.taken == Sources::States,
-            Rule::Gated | Rule::Free => true,
+            // Under `input` deltas are values of their own, which sum up to the nearest state but for rounding.
+            Rule::Gated | Rule::Free => !(self.form == Form::Input && self.taken == Sources::Deltas),
         }
     }
 

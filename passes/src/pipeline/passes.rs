@@ -30,7 +30,7 @@ use crate::transform::{
 pub const ROUTE_SKIPS: Pass = Pass::new(
     "route-skips",
     EqualAtOneHot,
-    "replaces (reassign) or augments skips by routes; first, because it reads the source's own structure",
+    "puts routes in the place of skips (reassign), of all that blocks read (input), or beside the blocks (augment); first, because it reads the source's own structure",
     |g, cx| {
         let mut applied = cx.count();
         if cx.adapters.is_some() && cx.branches.is_none() {

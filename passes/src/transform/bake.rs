@@ -47,33 +47,35 @@ pub fn read_routers(g: &Graph) -> Result<IndexMap<RouterId, RouterSpec>, BakeErr
 pub fn at_one_hot(forward: &Graph, routers: &IndexMap<RouterId, RouterSpec>, o: &RouteOptions) -> Result<Graph, BakeError> {
     let mut g = forward.clone();
     for r in routers.values() {
-        if o.form != Form::Augment && !r.has_one_hot() {
+        match o.form {
+            Form::Augment => without_routes(&mut g, r)?,
             // Without its routes each block reads its nearest state again.
-            for (row, route) in &r.rows {
-                g.redirect(*route, r.states[*row]);
+            _ if !r.has_one_hot() => r.rows.iter().for_each(|(row, route)| g.redirect(*route, r.states[*row])),
+            _ => {
+                let (matrix, gate) = one_hot_parameters(r.blocks(), r.sources.len(), o);
+                let (k, width) = (r.blocks() as i64, r.width() as i64);
+                g.set_initializer(r.logits, Tensor::f32s(&[k, width], &matrix), false);
+                if let Some(v) = r.gate {
+                    g.set_initializer(v, Tensor::f32s(&[k], &gate), false);
+                }
             }
-            continue;
-        }
-        if o.form != Form::Augment {
-            let (matrix, gate) = one_hot_parameters(r.blocks(), r.sources.len(), o);
-            let (k, width) = (r.blocks() as i64, r.width() as i64);
-            g.set_initializer(r.logits, Tensor::f32s(&[k, width], &matrix), false);
-            if let Some(v) = r.gate {
-                g.set_initializer(v, Tensor::f32s(&[k], &gate), false);
-            }
-            continue;
-        }
-        for state in r.states.iter().skip(1) {
-            if !g.is_op(state.node, "Add") {
-                return Err(BakeError::NoSum(g.name(*state).into()));
-            }
-            let dtype = g.value(*state).ty.dtype.unwrap_or(DType::F32);
-            let zero = g.add_initializer("ancre/zero", Tensor::floats(dtype, &[], &[0.0]), false);
-            g.set_operand(state.node, 1, Some(zero));
         }
     }
     eliminate::eliminate_dead(&mut g, |_, _| false);
     Ok(g)
+}
+
+/// Puts zeros in the place of the routes that stand beside blocks.
+fn without_routes(g: &mut Graph, r: &RouterSpec) -> Result<(), BakeError> {
+    for state in r.states.iter().skip(1) {
+        if !g.is_op(state.node, "Add") {
+            return Err(BakeError::NoSum(g.name(*state).into()));
+        }
+        let dtype = g.value(*state).ty.dtype.unwrap_or(DType::F32);
+        let zero = g.add_initializer("ancre/zero", Tensor::floats(dtype, &[], &[0.0]), false);
+        g.set_operand(state.node, 1, Some(zero));
+    }
+    Ok(())
 }
 
 /// The K × (S + K) weights of a router, from the logits and gate in the file.
@@ -113,7 +115,7 @@ pub fn attention_row(g: &Graph, r: &RouterSpec, row: usize) -> Result<AttentionR
         return Err(fail(format!("it has {} elements for {rows} rows", queries.len())));
     }
     let query = queries.chunks(queries.len() / rows).nth(row).into_iter().flatten().map(|q| f64::from(*q)).collect();
-    let weighed = (0..r.reads(row)).filter(|c| r.uses(row, *c)).map(|c| (c, r.delta_from(c))).collect();
+    let weighed = r.weighed(row).map(|c| (c, r.delta_from(c))).collect();
     Ok(AttentionRow { query, axis: r.axis, weighed })
 }
 
@@ -138,7 +140,7 @@ pub fn bake_router(g: &mut Graph, prune: f64) -> Result<Baked, BakeError> {
     for (id, router) in read_routers(g)? {
         if router.rule == Rule::Attention {
             // Its weights depend on the states: it stays as it is, in plain operators.
-            baked.kept += router.rows.iter().map(|(row, _)| router.reads(*row)).sum::<usize>();
+            baked.kept += router.rows.iter().map(|(row, _)| router.weighed(*row).count()).sum::<usize>();
             continue;
         }
         let weights = router_weights(g, &router)?;
@@ -146,9 +148,10 @@ pub fn bake_router(g: &mut Graph, prune: f64) -> Result<Baked, BakeError> {
             let mut terms = Vec::new();
             let mut dropped = 0.0;
             let first = row * router.width();
-            for (w, source) in weights[first..first + router.reads(row)].iter().zip(router.columns()) {
+            let columns: Vec<ValueId> = router.columns().collect();
+            for (column, source) in router.weighed(row).map(|c| (c, columns[c])) {
                 // A weight that float32 rounds to zero is no edge: identity logits give exact zeros in float32.
-                let w = *w as f32 as f64;
+                let w = weights[first + column] as f32 as f64;
                 if w == 0.0 || w.abs() < prune {
                     dropped += w.abs();
                     baked.dropped += 1;

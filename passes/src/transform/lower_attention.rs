@@ -102,7 +102,7 @@ impl Attended<'_> {
 
     /// The sum of a row over those of the first sources that it weighs.
     fn row(&self, b: &mut Builder, row: usize, count: usize) -> Built {
-        let sources: Vec<&Source> = (0..count).filter(|c| self.spec.uses(row, *c)).map(|c| &self.all[c]).collect();
+        let sources: Vec<&Source> = self.spec.weighed(row).filter(|c| *c < count).map(|c| &self.all[c]).collect();
         let first = sources[0].value;
         let ty = b.ty(first)?;
         let last = ty.rank() as i64 - 1;

@@ -6,7 +6,7 @@
 use super::lower_attention;
 pub use super::triangular::Lowering;
 use super::triangular::triangular;
-use crate::ir::{ANCRE, Attrs, DType, Dim, Graph, NodeId, Normalize, RouterId, RouterSpec, Rule, Tensor, ValueId};
+use crate::ir::{ANCRE, Attrs, DType, Dim, Graph, NodeId, Normalize, RouterId, RouterSpec, Rule, Sparsity, Tensor, ValueId};
 use crate::ops::build::{BuildError, Builder, Built};
 use crate::target::Target;
 use indexmap::{IndexMap, IndexSet};
@@ -27,6 +27,12 @@ impl RouterView<'_> {
     fn matrix(&self, b: &mut Builder, name: &str, [r, c]: [usize; 2], at: impl Fn(usize, usize) -> f32) -> ValueId {
         let values: Vec<f32> = (0..r * c).map(|i| at(i / c, i % c)).collect();
         b.constant(&format!("ancre/{}/{name}", self.id), Tensor::f32s(&[r as i64, c as i64], &values))
+    }
+
+    /// 1 where a weight is in use.
+    fn used(&self, b: &mut Builder) -> Built {
+        let (r, c) = extents(b, self)?;
+        Ok(self.matrix(b, "used", [r, c], |row, column| self.spec.uses(row, column) as u8 as f32))
     }
 
     /// 1 for every row but the first, whose gate is unused.
@@ -131,7 +137,15 @@ fn extents(b: &Builder, view: &RouterView) -> Result<(usize, usize), BuildError>
 fn emit_weights(b: &mut Builder, view: &RouterView) -> Result<Weights, BuildError> {
     let spec = view.spec;
     if matches!(spec.rule, Rule::Free | Rule::Constant) {
-        let matrix = of_states(b, view, spec.logits)?;
+        let matrix = match spec.sparsity {
+            Sparsity::NONE => spec.logits,
+            // What no row reads stays without effect, whatever the state has there.
+            _ => {
+                let used = view.used(b)?;
+                b.mul(spec.logits, used)?
+            }
+        };
+        let matrix = of_states(b, view, matrix)?;
         return Ok(Weights { matrix, softmax: None, offset: None });
     }
     let (r, c) = extents(b, view)?;
@@ -284,7 +298,7 @@ fn lower_weights_cotangent(
         b.sub(inner, before)
     };
     let Some(p) = weights.softmax else {
-        let used = view.matrix(b, "used", [r, c], |row, column| view.spec.uses(row, column) as u8 as f32);
+        let used = view.used(b)?;
         let inner = if deltas { of_taken(b, inner)? } else { inner };
         return Ok((b.mul(inner, used)?, None));
     };

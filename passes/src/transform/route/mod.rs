@@ -1,4 +1,4 @@
-//! The router: replaces (or augments) the cascaded skips of residual chains by all-pairs routes.
+//! The router: all-pairs routes replace the cascaded skips of residual chains, or all that blocks read, or stand beside the blocks.
 //!
 //! `reassign`, one add a block:
 //!
@@ -28,6 +28,7 @@
 //! The formulas are those of arXiv 2602.09009. A row with a single source of weight one needs no operator and gets none.
 
 mod growth;
+mod input;
 mod network;
 mod params;
 mod wire;
@@ -42,7 +43,7 @@ use crate::ir::{ANCRE, Attrs, Graph, NodeId, Op, ValueId, words};
 pub use crate::ir::{Form, Normalize, RouterId, RouterSpec, Rule, Scope, Source, Sources, Sparsity};
 use crate::refusal::Hint;
 use indexmap::IndexMap;
-use std::collections::HashMap;
+use std::collections::HashSet;
 
 /// How many residual adds make one block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -166,6 +167,8 @@ pub struct Routed {
     pub notes: IndexMap<RouterId, String>,
     /// Chosen chains that got no router though their rows might have read other states, with the reason.
     pub left_alone: Vec<LeftAlone>,
+    /// Blocks that read a route.
+    fed: Vec<input::Fed>,
 }
 
 /// A chain that got no router.
@@ -244,7 +247,13 @@ pub fn route_skips(g: &mut Graph, chains: &[Chain], options: &RouteOptions) -> R
         let ends = (1..=chain.joins.len().div_ceil(unit)).map(|k| (k * unit).min(chain.joins.len()));
         let original: Vec<ValueId> = [0].into_iter().chain(ends).map(|end| chain.states[end]).collect();
         let states: Vec<ValueId> = original.iter().map(|s| *replaced.get(s).unwrap_or(s)).collect();
-        let mut blocks = Blocks { unit, notes: note.into_iter().collect(), states, sources: Vec::new() };
+        let mut blocks = Blocks { unit, notes: note.into_iter().collect(), states, sources: Vec::new(), inside: Vec::new() };
+        if options.form == Form::Input && chosen {
+            if let Some(read) = input::read(&routed.fed, &blocks.states) {
+                blocks.states[0] = read;
+            }
+            blocks.inside = input::blocks(g, &blocks.states);
+        }
         let states = if chosen {
             if let Some(earlier) = &earlier {
                 let admitted = earlier.admit(g, chain, place, &blocks.states)?;
@@ -256,6 +265,8 @@ pub fn route_skips(g: &mut Graph, chains: &[Chain], options: &RouteOptions) -> R
         } else {
             blocks.states
         };
+        // A state that is read in another's place is no other state.
+        let states = if options.form == Form::Augment { states } else { original.clone() };
         replaced.extend(original.iter().copied().zip(states.iter().copied()).filter(|(old, new)| old != new));
         if let Some(earlier) = &mut earlier {
             earlier.add(place, &original, &states);
@@ -289,6 +300,8 @@ fn route_chain(
         leave(g.untyped(*unknown), None);
     } else if let Some(other) = other.filter(|_| several) {
         leave(format!("its state `{}` is {}, another type than the first's", g.name(*other), g.value(*other).ty), None);
+    } else if let Some(why) = input::refusal(g, &blocks.states, &blocks.inside) {
+        leave(why, Some(Hint::Reassign));
     } else if let (Err(why), true) = (&features, several || !blocks.sources.is_empty()) {
         leave(why.clone(), None);
     } else if several || !blocks.sources.is_empty() {
@@ -296,7 +309,7 @@ fn route_chain(
         if !blocks.notes.is_empty() {
             routed.notes.insert(id, blocks.notes.join("; "));
         }
-        let router = build(g, chain, options, blocks, features.unwrap_or_default())?;
+        let router = build(g, chain, options, blocks, features.unwrap_or_default(), &mut routed.fed)?;
         let states = router.states.clone();
         g.routers.insert(id, router);
         return Ok(Some(states));
@@ -325,6 +338,8 @@ struct Blocks {
     states: Vec<ValueId>,
     /// States of earlier chains that the rows read too.
     sources: Vec<Source>,
+    /// Under `input` the nodes of each block.
+    inside: Vec<HashSet<NodeId>>,
 }
 
 fn check_options(o: &RouteOptions) -> Result<(), RouteError> {
@@ -425,14 +440,13 @@ fn build(
     o: &RouteOptions,
     blocks: Blocks,
     (axis, features): (usize, usize),
+    fed: &mut Vec<input::Fed>,
 ) -> Result<RouterSpec, RouteError> {
     // The record of a router names its states, of which a fused operator may leave one nameless that nobody else reads.
     for (k, state) in blocks.states.iter().enumerate().filter(|(_, s)| g.name(**s).is_empty()).collect::<Vec<_>>() {
         g.rename(*state, &format!("ancre/{}/state_{k}", chain.id));
     }
-    let unit = blocks.unit;
-    let order = if o.form == Form::Input { g.topological_order() } else { Vec::new() };
-    let rank: HashMap<NodeId, usize> = order.into_iter().enumerate().map(|(i, n)| (n, i)).collect();
+    let (unit, mut inside) = (blocks.unit, blocks.inside);
     let (logits, gate) = params::parameters(g, chain.id, blocks.states.len() - 1, blocks.sources.len(), features, o)?;
     let mut router = RouterSpec {
         form: o.form,
@@ -463,12 +477,11 @@ fn build(
             Form::Augment => wire::augment(g, &mut router, chain.id, row, route),
             Form::Input => {
                 let (begin, end) = (router.states[row], router.states[row + 1]);
-                if !single {
-                    let block = wire::between(g, begin, end, &rank);
-                    g.replace_uses(begin, route, |n| block.contains(&n));
+                if let Some(nodes) = inside.get_mut(row).filter(|_| !single) {
+                    fed.push(input::feed(g, begin, route, std::mem::take(nodes)));
                 }
                 if o.sources == Sources::Deltas && row + 1 < router.blocks() {
-                    add_delta(g, &mut router, chain.id, row + 1, [end, route]);
+                    input::add_delta(g, &mut router, chain.id, row + 1, [end, route]);
                 }
             }
         }
@@ -486,22 +499,6 @@ fn add_route(g: &mut Graph, router: &mut RouterSpec, id: usize, row: usize) -> V
     let v = g.push_result(node, &name, ty);
     router.rows.push((row, v));
     v
-}
-
-/// Makes the value of an own column from the second on: what the last block added to what it read; in blocks of summaries together with what
-/// those before it in its block added.
-fn add_delta(g: &mut Graph, router: &mut RouterSpec, id: usize, column: usize, [end, read]: [ValueId; 2]) {
-    let ty = g.value(end).ty.clone();
-    let mut make = |op: &str, what: &str, operands: [ValueId; 2]| {
-        let name = format!("ancre/{id}/{what}_{column}");
-        let node = g.add_op(&name, Op::new(op, Attrs::new()), &operands.map(Some));
-        g.push_result(node, &name, ty.clone())
-    };
-    let begins = (column - 1).is_multiple_of(router.sparsity.summaries);
-    let added = make("Sub", if begins { "delta" } else { "added" }, [end, read]);
-    let before = router.deltas.last().copied().filter(|_| !begins);
-    let delta = before.map_or(added, |before| make("Add", "delta", [before, added]));
-    router.deltas.push(delta);
 }
 
 /// Writes into the metadata what later tools need to read the routers, and which chains there are.

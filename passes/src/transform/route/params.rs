@@ -133,19 +133,21 @@ pub struct Weighing {
     pub tau: f32,
     /// Are the weights those of differences of states?
     pub differences: bool,
+    /// Which of the weights are in use. A row that has no route keeps what stands in its place.
+    pub sparsity: Sparsity,
 }
 
 impl From<&RouterSpec> for Weighing {
     fn from(r: &RouterSpec) -> Weighing {
         let differences = r.weighs_differences();
-        Weighing { rule: r.rule, normalize: r.normalize, tau: r.tau, differences }
+        Weighing { rule: r.rule, normalize: r.normalize, tau: r.tau, differences, sparsity: r.sparsity }
     }
 }
 
 impl From<&RouterRecord> for Weighing {
     fn from(r: &RouterRecord) -> Weighing {
         let differences = differences(r.form, r.sources);
-        Weighing { rule: r.parametrization, normalize: r.normalize, tau: r.tau, differences }
+        Weighing { rule: r.parametrization, normalize: r.normalize, tau: r.tau, differences, sparsity: r.sparsity() }
     }
 }
 
@@ -195,13 +197,14 @@ impl AttentionRow {
 /// The weights of a K × (S + K) router in f64, row-major, unused entries 0: the reference that lowerings are compared with. They are
 /// weights of the states, where the router's own are of deltas too. The rule is not `attention`, whose weights depend on the states.
 pub fn reference_weights(logits: &[f32], gate: Option<&[f32]>, k: usize, how: impl Into<Weighing>) -> Vec<f64> {
-    let Weighing { rule, normalize, tau, differences } = how.into();
+    let Weighing { rule, normalize, tau, differences, sparsity } = how.into();
     let width = logits.len().checked_div(k).unwrap_or(0);
     let extra = width.saturating_sub(k);
     let at = |r: usize, c: usize| r * width + c;
     let mut w = vec![0f64; k * width];
     for row in 0..k {
-        for column in 0..=extra + row {
+        let unused = |column: usize| row.is_multiple_of(sparsity.period.max(1)) && !sparsity.uses(row, column, extra);
+        for column in (0..=extra + row).filter(|c| !unused(*c)) {
             w[at(row, column)] = logits[at(row, column)] as f64;
         }
     }

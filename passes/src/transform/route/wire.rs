@@ -1,10 +1,9 @@
-//! Puts a route in the place of a block's skip, or adds it to the block.
+//! Forms `reassign` and `augment`: puts a route in the place of a block's skip, or adds it to the block.
 
 use super::RouterSpec;
 use crate::analysis::residual::Join;
 use crate::ir::{Attrs, Graph, Kind, NodeId, Op, ValueId};
 use indexmap::IndexMap;
-use std::collections::{HashMap, HashSet};
 
 /// Nodes from the use where a join's skip path begins to the join, in order.
 fn skip_path(g: &Graph, join: &Join) -> Vec<NodeId> {
@@ -95,20 +94,6 @@ pub(super) fn reassign(g: &mut Graph, joins: &[Join], route: ValueId) {
     let Some(old) = read.first().copied() else { return };
     let new = copy_path(g, &path[..path.len() - 1], last.entry, carried, old);
     g.replace_uses(old, new, |n| n == last.node);
-}
-
-/// The nodes of a block, which lead from its input to its output. `rank` numbers the graph's nodes in an order in which they can run.
-pub(super) fn between(g: &Graph, from: ValueId, to: ValueId, rank: &HashMap<NodeId, usize>) -> HashSet<NodeId> {
-    let begins = rank.get(&from.node).copied();
-    let (mut seen, mut next) = (HashSet::from([to.node]), vec![to.node]);
-    while let Some(node) = next.pop() {
-        for v in g.reads(node) {
-            if rank.get(&v.node).copied() > begins && seen.insert(v.node) {
-                next.push(v.node);
-            }
-        }
-    }
-    seen
 }
 
 /// Adds a route to a block's output.

@@ -6,8 +6,7 @@ use crate::refusal::Why;
 impl Visit<'_, '_> {
     pub(super) fn split_to_sequence(&self) -> Result<Found, Why> {
         let p = self.need(0)?;
-        let (rank, axis) = (self.rank(0)? as i64, self.op.int("axis"));
-        let axis = (if axis < 0 { axis + rank } else { axis }) as usize;
+        let axis = self.axis(0)?;
         if axis == p.axis {
             return Err("it splits the samples".into());
         }
