@@ -310,6 +310,7 @@ fn chains_inside_of_blocks_read_what_their_block_reads() {
             "--parametrization free --sources deltas",
             "--parametrization softmax --tau 1 --sources deltas --scope network",
             "--parametrization attention --sources deltas --summaries 2",
+            "--parametrization attention --scope network",
         ] {
             let what = format!("{name}, {options}");
             let (source, routed) = (file(name), file("routed.onnx"));

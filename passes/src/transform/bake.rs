@@ -46,11 +46,19 @@ pub fn read_routers(g: &Graph) -> Result<IndexMap<RouterId, RouterSpec>, BakeErr
 /// When a state of `augment` is no sum with a route.
 pub fn at_one_hot(forward: &Graph, routers: &IndexMap<RouterId, RouterSpec>, o: &RouteOptions) -> Result<Graph, BakeError> {
     let mut g = forward.clone();
+    let mut gone: IndexMap<ValueId, ValueId> = IndexMap::new();
     for r in routers.values() {
         match o.form {
             Form::Augment => without_routes(&mut g, r)?,
-            // Without its routes each block reads its nearest state again.
-            _ if !r.has_one_hot() => r.rows.iter().for_each(|(row, route)| g.redirect(*route, r.states[*row])),
+            // Without its routes each block reads its nearest state again. The first one of a chain inside of a block is that block's route.
+            _ if !r.has_one_hot() => {
+                for (row, route) in &r.rows {
+                    let nearest = r.states[*row];
+                    let nearest = gone.get(&nearest).copied().unwrap_or(nearest);
+                    g.redirect(*route, nearest);
+                    gone.insert(*route, nearest);
+                }
+            }
             _ => {
                 let (matrix, gate) = one_hot_parameters(r.blocks(), r.sources.len(), o);
                 let (k, width) = (r.blocks() as i64, r.width() as i64);
