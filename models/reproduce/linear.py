@@ -18,8 +18,16 @@ from onnx import TensorProto, helper, numpy_helper
 
 WIDTH, LR, STEPS, EVERY, LOW_RANK, SEEDS = 10, 0.05, 6000, 10, 6, 3
 DEPTHS, TAUS, DEVIATION = (3, 5, 8), (0.01, 0.1, 1), 0.05
-OTHERS = {"free": "free", "deltas": "free --sources deltas", "dense": "free --dilation 2 --period 2", "attention": "attention"}
-OTHERS["attention in blocks"] = "attention --sources deltas --summaries 2"
+OTHERS = {
+    "free": "free",
+    "deltas": "free --sources deltas",
+    "dense": "free --dilation 2 --period 2",
+    "attention": "attention",
+    "input, τ = 1": "softmax --tau 1 --form input",
+    "DenseFormer": "free --dilation 2 --period 2 --form input",
+    "attention residuals": "attention --form input --sources deltas",
+    "attention residuals in blocks of 2": "attention --form input --sources deltas --summaries 2",
+}
 FLOOR = 1e-10
 
 
