@@ -203,7 +203,11 @@ impl TractSession {
             }
             model.set_input_fact(i, InferenceFact::dt_shape(datum, shape)).map_err(fail)?;
         }
-        let plan = model.into_optimized().and_then(IntoRunnable::into_runnable).map_err(fail)?;
+        // tract's simplification ("declutter") takes a time that grows with the cube of a router's rows, and saves none where a model runs a few
+        // times. Kernels are chosen without it.
+        let mut typed = model.into_typed().map_err(fail)?;
+        typed.optimize().map_err(fail)?;
+        let plan = typed.into_runnable().map_err(fail)?;
         Ok((plan, inputs))
     }
 }
