@@ -424,3 +424,17 @@ fn a_softmax_over_the_last_axis_labels_each_position() {
     let out = open_file(&path).run(&feeds).unwrap();
     near("loss", &out["loss"], &floats(DType::F32, &[], &[want]), 1e-6);
 }
+
+/// ONNX declares the statistics of a layer normalisation as float, also those of a double operand.
+#[test]
+fn a_layer_normalisation_trains_in_double_precision() {
+    let dir = tempfile::tempdir().unwrap();
+    let net = "net (double[n, 4] x) => (double[n, 4] y)
+        <double[4, 4] w = {0.3, -0.2, 0.5, 0.1, …}, double[4] s = {1, 0.5, 2, 1}, double[4] b = {0, 0.1, -0.2, 0}> {
+        h = MatMul (x, w) n = LayerNormalization <axis = -1> (h, s, b) y = Tanh (n) }";
+    let model = save(&ancre_passes::text::parse(net).unwrap(), dir.path(), "double.onnx");
+    let training = train(&model, dir.path(), &["--loss", "mse"]);
+    open_file(&training);
+    let ran = tool(&["verify", "--gradient", &text(&training)]);
+    assert_eq!(ran.status, 0, "{}{}", ran.out, ran.err);
+}

@@ -30,14 +30,21 @@ pub(super) const LAYER_NORMALIZATION: Row = Row {
         let x_ty = p.ty(0)?;
         let wide = stash(&p.op(), x_ty.dtype);
         let axis = p.told(|cx| cx.axis())?;
-        let mut shape = x_ty.shape.clone();
-        shape[axis..].fill(Dim::from(1));
-        let statistic = TensorType::new(wide, shape);
-        let mean = p.extra_result(1, "mean", statistic.clone());
-        let inverse = p.extra_result(2, "inv_std", statistic);
         let x = p.operand(0)?;
-        let x = p.b.cast(x, wide)?;
-        let centred = p.b.sub(x, mean)?;
+        let [centred, inverse] = if wide == DType::F64 {
+            // The statistics of a double x are declared as float, whatever a runtime computes them in.
+            let axes: Vec<i64> = (axis..x_ty.rank()).map(|a| a as i64).collect();
+            let epsilon = p.op().float("epsilon") as f64;
+            formulas(p.b, [x], |[x]| moments(x, &axes, epsilon))?
+        } else {
+            let mut shape = x_ty.shape.clone();
+            shape[axis..].fill(Dim::from(1));
+            let statistic = TensorType::new(wide, shape);
+            let mean = p.extra_result(1, "mean", statistic.clone());
+            let inverse = p.extra_result(2, "inv_std", statistic);
+            let x = p.b.cast(x, wide)?;
+            [p.b.sub(x, mean)?, inverse]
+        };
         if of_mean.is_some() || of_inverse.is_some() {
             let axes: Vec<usize> = (axis..x_ty.rank()).collect();
             p.give(0, |b| statistics_pullback(b, (of_mean, of_inverse), centred, inverse, &axes, x_ty.dtype))?;
