@@ -348,7 +348,7 @@ pub struct RewriteArgs {
     /// Output directory (existing, or ending in /) or forward graph's file [default: next to the model]
     #[arg(short, long, value_name = "DIR|FILE")]
     pub out: Option<String>,
-    /// finetune: reassign, add, gated, uniform; deep: reassign, add, softmax, uniform; paper: augment, block, softmax, uniform; later
+    /// finetune: reassign, add, gated, uniform; deep: input, add, softmax, uniform; paper: augment, block, softmax, uniform; later
     /// flags override
     #[arg(long, value_parser = word_of!(Preset), help_heading = "Router")]
     pub preset: Option<Preset>,

@@ -232,9 +232,13 @@ mod tests {
         (router.form, router.sources) = (Form::Input, Sources::Deltas);
         assert_eq!(columns(&router, &chain), ["h0", "d1", "d2"]);
         // None of them is the skip.
-        let all =
-            Weights { id: 0, columns: columns(&router, &chain), rows: vec![vec![1.0], vec![0.5, 0.5]], of_deltas: true };
-        assert!(all.is_skip(0, 0) && !all.is_skip(1, 1));
+        let all = Weights {
+            id: 0,
+            columns: columns(&router, &chain),
+            rows: vec![vec![1.0], vec![0.5, 0.5], vec![0.2, 0.4, 0.4]],
+            of_deltas: true,
+        };
+        assert!(all.is_skip(0, 0) && !all.is_skip(1, 1) && !all.is_skip(2, 2));
         assert_eq!(shortcuts(&[all])[0].text(), "h0 -> block 2  weight +0.500");
     }
 

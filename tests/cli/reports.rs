@@ -133,8 +133,11 @@ fn presets_and_later_flags() {
     };
     assert_eq!(said(&["--preset", "paper"]), ["augment", "block", "softmax", "uniform"]);
     assert_eq!(said(&["--preset", "finetune"]), ["reassign", "add", "gated", "uniform"]);
-    assert_eq!(said(&["--preset", "deep"]), ["reassign", "add", "softmax", "uniform"]);
-    assert_eq!(said(&["--preset", "deep", "--parametrization", "free"]), ["reassign", "add", "free", "identity"]);
+    assert_eq!(said(&["--preset", "deep"]), ["input", "add", "softmax", "uniform"]);
+    assert_eq!(
+        said(&["--preset", "deep", "--form", "reassign", "--parametrization", "free"]),
+        ["reassign", "add", "free", "identity"]
+    );
     assert_eq!(said(&["--preset", "paper", "--granularity", "add"]), ["augment", "add", "softmax", "uniform"]);
     assert_eq!(said(&["--parametrization", "free"])[3], "identity");
 }

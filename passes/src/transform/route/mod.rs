@@ -71,7 +71,7 @@ words! {
     Preset {
         /// For a trained network: every skip reassigned, gated, uniform.
         Finetune = "finetune",
-        /// For deep networks from scratch, by docs/evidence.md: every skip reassigned, softmax, uniform.
+        /// For deep networks from scratch, by docs/evidence.md: each block reads the sum, softmax, uniform.
         Deep = "deep",
         /// As published, for training from scratch: a route added to each block, softmax, uniform.
         Paper = "paper",
@@ -135,7 +135,7 @@ impl RouteOptions {
     pub fn preset(preset: Preset) -> RouteOptions {
         let (form, granularity, rule) = match preset {
             Preset::Finetune => (Form::Reassign, Granularity::Add, Rule::Gated),
-            Preset::Deep => (Form::Reassign, Granularity::Add, Rule::Softmax),
+            Preset::Deep => (Form::Input, Granularity::Add, Rule::Softmax),
             Preset::Paper => (Form::Augment, Granularity::Block, Rule::Softmax),
         };
         RouteOptions {
