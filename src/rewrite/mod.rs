@@ -195,7 +195,7 @@ pub fn rewrite(a: &RewriteArgs) -> Result<Rewritten, Failure> {
     notices.extend(notes.iter().map(|(chain, note)| format!("chain {chain}: {note}")));
     let is_deep = routed.routers.values().any(|r| r.rule == Rule::Gated && r.blocks() > report::FEW);
     if config.start.reinit.is_some() && is_deep {
-        notices.push("from fresh weights --preset deep did better than this router in residual MLPs and a deep ResNet; `compare` tells if yours differs".into());
+        notices.push("from fresh weights --preset deep did better than this router in residual MLPs and ResNets; `compare` tells if yours differs".into());
     }
     notices.extend(unnormalised_growth(&routed).map(|times| {
         let times = if times < 1e4 { format!("{times:.0}") } else { format!("{times:.0e}") };

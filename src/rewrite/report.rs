@@ -148,7 +148,7 @@ fn router_text(out: &mut Lines, o: &Rewritten) {
     put!(out, "router", "{what}: {coefficients} coefficients{gates} to learn");
     if coefficients <= 3 && gates_of(o) <= 1 {
         put!(out, "", "that is next to nothing: with --scope network blocks read across stages as well");
-    } else if r.form != Form::Augment && o.routers.values().all(|r| r.blocks() <= FEW) {
+    } else if r.form == Form::Reassign && o.routers.values().all(|r| r.blocks() <= FEW) {
         put!(
             out,
             "",
