@@ -348,7 +348,7 @@ pub struct RewriteArgs {
     /// Output directory (existing, or ending in /) or forward graph's file [default: next to the model]
     #[arg(short, long, value_name = "DIR|FILE")]
     pub out: Option<String>,
-    /// finetune: reassign, add, gated, uniform; deep: input, add, softmax, uniform; paper: augment, block, softmax, uniform; later
+    /// finetune: reassign, add, gated, uniform; deep: input, add, softmax, uniform, tau 0.1; paper: augment, block, softmax, uniform; later
     /// flags override
     #[arg(long, value_parser = word_of!(Preset), help_heading = "Router")]
     pub preset: Option<Preset>,
@@ -361,7 +361,7 @@ pub struct RewriteArgs {
     /// Which states a row may read
     #[arg(long, value_parser = word_of!(Scope), help_heading = "Router")]
     pub scope: Option<Scope>,
-    /// Softmax temperature [default: 0.01]
+    /// Softmax temperature [default: 0.01; of --preset deep 0.1]
     #[arg(long, allow_negative_numbers = true, help_heading = "Router")]
     pub tau: Option<f32>,
     /// Weights of a row

@@ -138,6 +138,15 @@ fn presets_and_later_flags() {
         said(&["--preset", "deep", "--form", "reassign", "--parametrization", "free"]),
         ["reassign", "add", "free", "identity"]
     );
+    let tau = |more: &[&str]| {
+        tool_ok(&with(&model, &[more, &["--json", "--dry-run", "--no-train"]].concat())).json()["router"]["tau"]
+            .as_f64()
+            .unwrap()
+    };
+    assert_eq!(
+        [tau(&["--preset", "deep"]), tau(&["--preset", "paper"]), tau(&["--preset", "deep", "--tau", "0.5"])],
+        [0.1, 0.01, 0.5]
+    );
     assert_eq!(said(&["--preset", "paper", "--granularity", "add"]), ["augment", "add", "softmax", "uniform"]);
     assert_eq!(said(&["--parametrization", "free"])[3], "identity");
 }

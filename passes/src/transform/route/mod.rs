@@ -71,7 +71,7 @@ words! {
     Preset {
         /// For a trained network: every skip reassigned, gated, uniform.
         Finetune = "finetune",
-        /// For deep networks from scratch, by docs/evidence.md: each block reads the sum, softmax, uniform.
+        /// For deep networks from scratch, by docs/evidence.md: each block reads the sum, softmax with a temperature of 0.1, uniform.
         Deep = "deep",
         /// As published, for training from scratch: a route added to each block, softmax, uniform.
         Paper = "paper",
@@ -145,7 +145,8 @@ impl RouteOptions {
             rule,
             normalize: Normalize::Incoming,
             init: Init::Uniform,
-            tau: 0.01,
+            // A step of Adam moves a logit by about the learning rate: at 0.01 a row is one-hot after a few.
+            tau: if preset == Preset::Deep { 0.1 } else { 0.01 },
             sources: Sources::States,
             sparsity: Sparsity::NONE,
             chains: ChainChoice::All,
