@@ -17,12 +17,13 @@ MODELS, DOCS = HERE.parent, HERE.parent.parent / "docs"
 # t(0.975, degrees of freedom) of Student's distribution, for differences that `compare` has no pair for.
 STUDENT = {1: 12.7062, 2: 4.30265, 3: 3.18245, 4: 2.77645, 5: 2.57058, 6: 2.44691, 7: 2.36462, 8: 2.306, 9: 2.26216}
 # Rules beside the presets. In the skip's place: what each block added instead of the states, DenseFormer's sparse rows, attention over the
-# states. For all that a block reads: a softmax, and DenseFormer and attention residuals as published, the latter over all layers and over blocks.
+# states. For all that a block reads: a softmax, at 0.1 the preset `deep`, and DenseFormer and attention residuals as published, the latter over all layers and over blocks.
 OTHERS = {
     "deltas": "--parametrization free --sources deltas",
     "dense": "--parametrization free --dilation 4 --period 4",
     "attention": "",
     "input": "--form input --parametrization softmax",
+    "input-0.1": "--form input --parametrization softmax --tau 0.1",
     "denseformer": "--form input --parametrization free --dilation 4 --period 4",
     "attnres": "--form input --parametrization attention --sources deltas",
     "attnres-blocks": "--form input --parametrization attention --sources deltas --summaries 4",

@@ -19,7 +19,7 @@ sys.path.insert(0, str(common.MODELS / "tools"))
 VARIANTS = {"default": "", "paper": "", "free": "", "softmax": "", **common.OTHERS}
 SEEDS = {20: 3, 56: 3, 110: 3}
 # Part `more`: where three seeds left most open, five of these.
-MORE = {"paper": "", "softmax": "", "attention": "", "input": common.OTHERS["input"]}
+MORE = {"paper": "", "softmax": "", "attention": ""} | {v: common.OTHERS[v] for v in ("input", "input-0.1")}
 # At these rates the network of 20 layers is trained again.
 LR, RATES = "2e-3", ("6e-3", "2e-2")
 STEPS, SIZE, WIDTHS = 300, 16, (8, 16, 32)

@@ -58,7 +58,7 @@ def regression(given, blocks, seeds, lr=1e-3):
     variants = MAIN | {"constant": ""} | common.OTHERS
     name = f"teacher-{blocks}"
     if lr != 1e-3:
-        name, variants = f"{name}-rate-{lr}", {"softmax": "", "input": common.OTHERS["input"]}
+        name, variants = f"{name}-rate-{lr}", {"softmax": ""} | {v: common.OTHERS[v] for v in ("input", "input-0.1")}
     return common.compare(given, name, model(given, blocks, shape="16", outputs=4), variants, min(seeds, given.seeds), options)
 
 

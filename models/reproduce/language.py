@@ -18,7 +18,7 @@ LONG = {"default": "", "softmax": ""}
 ONE = {"softmax": ""}
 # A step of AdamW moves a logit by about the rate, which the softmax divides by its temperature.
 TENTH = {"softmax-0.1": "--parametrization softmax --tau 0.1"}
-INPUT = {"input": common.OTHERS["input"], "input-0.1": "--form input --parametrization softmax --tau 0.1"}
+INPUT = {name: common.OTHERS[name] for name in ("input", "input-0.1")}
 TAUS = ONE | TENTH | INPUT | {"softmax-1": "--parametrization softmax --tau 1", "attention": ""}
 # Part: layers, width, steps, rate, seeds, variants. The first five are drawn. The others ask what holds at other rates.
 PARTS = {
