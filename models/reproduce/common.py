@@ -28,6 +28,8 @@ OTHERS = {
     "attnres": "--form input --parametrization attention --sources deltas",
     "attnres-blocks": "--form input --parametrization attention --sources deltas --summaries 4",
 }
+# What figures show; the tables have all.
+SHOWN = ("cascaded", "default", "paper", "softmax", "input-0.1", "attention")
 TITLES = {"val_loss": "validation loss", "train_loss": "training loss", "step_seconds": "time a step", "peak_memory_bytes": "peak memory"}
 
 
@@ -180,7 +182,8 @@ def figure(path, panels, width=4.2, height=3.2):
             axis.minorticks_off()
         if "limits" in panel:
             axis.set_ylim(*panel["limits"])
-    drawing.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=min(len(labels), 2 + 2 * len(panels)), frameon=False)
+    names = ["input, τ = 0.1 (deep)" if label == "input-0.1" else label for label in lines]
+    drawing.legend(lines.values(), names, loc="outside lower center", ncols=min(len(labels), 2 + 2 * len(panels)), frameon=False)
     is_svg = str(path).endswith("svg")
     drawing.savefig(path, metadata={"Date": None} if is_svg else None)
     plt.close(drawing)

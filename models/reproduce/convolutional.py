@@ -73,7 +73,7 @@ def show(given):
         report = common.join(*reports)
         print(f"\n{layers} layers\n\n{common.table(report, metrics=('accuracy',))}")
         lines = {}
-        for variant in [v["name"] for v in report["variants"] if common.values(report, v["name"])]:
+        for variant in [v for v in common.SHOWN if common.values(report, v)]:
             losses = common.values(report, variant)
             lines[variant] = common.curve(given, f"resnet-{layers}", variant, losses, window=15)
             ends.setdefault(variant, []).append((layers, np.mean(list(losses.values())), np.std(list(losses.values()), ddof=len(losses) > 1)))

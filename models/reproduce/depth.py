@@ -123,7 +123,7 @@ def draw(given, found):
     for task, title, limits in (("teacher", "teacher: validation at the end", (0.2, 0.6)), ("digits", "digits: validation at the end", (0.2, 0.8))):
         depths = [n for n in (4, 8, 16, 64, 128) if f"{task}-{n}" in found]
         lines = {}
-        for i, v in enumerate(("cascaded", *MAIN)):
+        for i, v in enumerate(common.SHOWN[:5]):
             # Beside one another, not on top of one another.
             beside = 1.06 ** (i - 2)
             known = [(n, list(common.values(found[f"{task}-{n}"], v).values())) for n in depths]
@@ -133,7 +133,7 @@ def draw(given, found):
         panels.append({"title": title, "x": "blocks", "y": "loss", "log": "x", "ticks": depths, "lines": lines, "limits": limits})
     for name, title in (("teacher-64", "teacher, 64 blocks: training"), ("digits-64", "digits, 64 blocks: training")):
         if name in found:
-            lines = {v: common.curve(given, name, v, common.values(found[name], v)) for v in ("cascaded", *MAIN)}
+            lines = {v: common.curve(given, name, v, common.values(found[name], v)) for v in common.SHOWN[:5] if common.values(found[name], v)}
             panels.append({"title": title, "x": "steps", "y": "loss", "log": "y", "lines": lines, "limits": (None, 10)})
     if panels:
         common.figure(common.DOCS / "depth.svg", panels, 3.1)

@@ -20,7 +20,7 @@ ONE = {"softmax": ""}
 TENTH = {"softmax-0.1": "--parametrization softmax --tau 0.1"}
 INPUT = {name: common.OTHERS[name] for name in ("input", "input-0.1")}
 TAUS = ONE | TENTH | INPUT | {"softmax-1": "--parametrization softmax --tau 1", "attention": ""}
-# Part: layers, width, steps, rate, seeds, variants. The first five are drawn. The others ask what holds at other rates.
+# Part: layers, width, steps, rate, seeds, variants. Those from the sixth on ask what holds at other rates.
 PARTS = {
     "8": (8, 48, 600, 3e-3, 3, VARIANTS),
     "24": (24, 48, 300, 3e-3, 3, VARIANTS | {"constant": ""}),
@@ -38,7 +38,7 @@ PARTS = {
     "8-wide-long": (8, 128, 3000, 5e-3, 3, TENTH | {"input-0.1": INPUT["input-0.1"], "paper": "", "attnres-blocks": common.OTHERS["attnres-blocks"]}),
     "24-long-fast": (24, 48, 2000, 1e-2, 3, ONE | TENTH | {"input-0.1": INPUT["input-0.1"]}),
 }
-DRAWN = list(PARTS)[:5]
+DRAWN = ("8", "24", "24-long", "8-long", "8-wide-long")
 # Inner width and heads of a width.
 SIZES = {48: (128, 3), 128: (344, 4)}
 WINDOW, BATCH, VOCABULARY = 64, 8, 512
@@ -134,7 +134,7 @@ def show(given):
         if part not in DRAWN:
             continue
         curves = {}
-        for variant in [v["name"] for v in report["variants"] if common.values(report, v["name"])]:
+        for variant in [v for v in common.SHOWN if common.values(report, v)]:
             curves[variant] = common.curve(given, f"llama-{part}", variant, common.values(report, variant), window=steps // 20)
         at, base = curves.pop("cascaded")
         lines = {v: (at, [a - b for a, b in zip(losses, base)]) for v, (_, losses) in curves.items()}
