@@ -78,10 +78,10 @@ def show(given):
             lines[variant] = common.curve(given, f"resnet-{layers}", variant, losses, window=15)
             ends.setdefault(variant, []).append((layers, np.mean(list(losses.values())), np.std(list(losses.values()), ddof=len(losses) > 1)))
         panels.append({"title": f"{layers} layers: training", "x": "steps", "y": "loss", "log": "y", "lines": lines})
-    for lr in RATES:
-        path = given.dir / f"resnet-20-rate-{lr}.json"
+    for layers, lr in [*((20, lr) for lr in RATES), (110, RATES[0])]:
+        path = given.dir / f"resnet-{layers}-rate-{lr}.json"
         if path.exists():
-            print(f"\n20 layers, rate {lr}\n\n{common.table(json.loads(path.read_text()))}")
+            print(f"\n{layers} layers, rate {lr}\n\n{common.table(json.loads(path.read_text()))}")
     if panels:
         ticks = [layers for layers, _, _ in ends["cascaded"]]
         lines = {v: tuple(map(list, zip(*at))) for v, at in ends.items()}
@@ -98,6 +98,7 @@ def main():
         elif part == "rates":
             for lr in RATES:
                 run(given, 20, lr)
+            run(given, 110, RATES[0], {"input-0.1": common.OTHERS["input-0.1"]})
         else:
             run(given, int(part))
     show(given)

@@ -19,24 +19,23 @@ ONE = {"softmax": ""}
 # A step of AdamW moves a logit by about the rate, which the softmax divides by its temperature.
 TENTH = {"softmax-0.1": "--parametrization softmax --tau 0.1"}
 INPUT = {name: common.OTHERS[name] for name in ("input", "input-0.1")}
-TAUS = ONE | TENTH | INPUT | {"softmax-1": "--parametrization softmax --tau 1", "attention": ""}
+DEEP = {"input-0.1": common.OTHERS["input-0.1"]}
+TAUS = ONE | TENTH | DEEP | {"softmax-1": "--parametrization softmax --tau 1", "attention": ""}
 # Part: layers, width, steps, rate, seeds, variants. Those from the sixth on ask what holds at other rates.
 PARTS = {
     "8": (8, 48, 600, 3e-3, 3, VARIANTS),
     "24": (24, 48, 300, 3e-3, 3, VARIANTS | {"constant": ""}),
     "24-long": (24, 48, 2000, 3e-3, 3, LONG | INPUT),
-    "8-long": (8, 48, 3000, 3e-3, 3, LONG | INPUT | {"paper": "", "attention": ""}),
+    "8-long": (8, 48, 3000, 3e-3, 3, LONG | DEEP | {"paper": "", "attention": ""}),
     "8-wide": (8, 128, 1000, 3e-3, 2, LONG),
     "8-wide-slow": (8, 128, 1000, 1e-3, 2, ONE),
-    "24-wide": (24, 128, 500, 3e-3, 2, ONE | {"input-0.1": INPUT["input-0.1"]}),
+    "24-wide": (24, 128, 500, 3e-3, 2, ONE | DEEP),
     "8-fast": (8, 48, 600, 1e-2, 3, TAUS),
-    "24-fast": (24, 48, 300, 1e-2, 6, TAUS),
+    "24-fast": (24, 48, 300, 1e-2, 3, TAUS),
     "8-faster": (8, 48, 600, 2e-2, 3, ONE),
     "24-faster": (24, 48, 300, 2e-2, 3, ONE),
-    "8-wide-fast": (8, 128, 1000, 6e-3, 2, ONE | TENTH),
-    "8-long-fast": (8, 48, 3000, 1e-2, 3, ONE | TENTH | INPUT | {"attention": ""}),
-    "8-wide-long": (8, 128, 3000, 5e-3, 3, TENTH | {"input-0.1": INPUT["input-0.1"], "paper": "", "attnres-blocks": common.OTHERS["attnres-blocks"]}),
-    "24-long-fast": (24, 48, 2000, 1e-2, 3, ONE | TENTH | {"input-0.1": INPUT["input-0.1"]}),
+    "8-wide-long": (8, 128, 3000, 5e-3, 3, TENTH | DEEP | {"paper": "", "attnres-blocks": common.OTHERS["attnres-blocks"]}),
+    "24-long-fast": (24, 48, 2000, 1e-2, 3, ONE | TENTH | DEEP),
 }
 DRAWN = ("8", "24", "24-long", "8-long", "8-wide-long")
 # Inner width and heads of a width.
