@@ -137,7 +137,7 @@ def show(given):
             curves[variant] = common.curve(given, f"llama-{part}", variant, common.values(report, variant), window=steps // 20)
         at, base = curves.pop("cascaded")
         lines = {v: (at, [a - b for a, b in zip(losses, base)]) for v, (_, losses) in curves.items()}
-        panels.append({"title": title, "x": "steps", "y": "loss less that of cascaded", "lines": lines, "limits": (-0.25, 0.25)})
+        panels.append({"title": title.split(", rate")[0], "x": "steps", "y": "loss less that of cascaded", "lines": lines, "limits": (-0.25, 0.25)})
     if panels:
         common.figure(common.DOCS / "language.svg", panels, 3.2)
 
