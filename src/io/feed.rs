@@ -50,6 +50,10 @@ pub(crate) fn convert(t: NpTensor, to: DType, shape: &[usize], how: Conversion) 
     if t.dtype() == to {
         return NpTensor::new(to, shape, t.into_bytes());
     }
+    converted(&t, to, shape, how)
+}
+
+fn converted(t: &NpTensor, to: DType, shape: &[usize], how: Conversion) -> Option<NpTensor> {
     let mut values = t.to_f64();
     if how == Conversion::Pixels {
         values.iter_mut().for_each(|v| *v /= 255.0);
@@ -128,8 +132,7 @@ pub(crate) fn fitted(g: &Graph, input: ValueId, t: NpTensor) -> NpTensor {
         Some(Conversion::Pixels) if takes_bytes() => Conversion::Exact,
         Some(how) => how,
     };
-    let shape = t.shape().to_vec();
-    convert(t.clone(), ty.dtype, &shape, how).unwrap_or(t)
+    converted(&t, ty.dtype, t.shape(), how).unwrap_or(t)
 }
 
 #[cfg(test)]

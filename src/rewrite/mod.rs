@@ -184,7 +184,7 @@ pub fn rewrite(a: &RewriteArgs) -> Result<Rewritten, Failure> {
         adapters.except = Fresh::read(&source).ok().flatten().map(|f| f.tensors).unwrap_or_default();
     }
     manager.run(ROUTE, &mut routed, &mut cx).map_err(|e| Failure::from(e).at(model))?;
-    let Routed { notes, left_alone, .. } = cx.routed;
+    let Routed { notes, left_alone } = cx.routed;
     let adapted = AdaptersRecord::read(&routed).ok().flatten().map(|record| Adapted::of(&routed, record, &cx.refused));
     notices.extend(adapted.iter().filter_map(Adapted::notice));
     if config.require && routed.routers.is_empty() {

@@ -187,8 +187,8 @@ fn gates_of(o: &Rewritten) -> usize {
 }
 
 fn verified_text(out: &mut Lines, o: &Rewritten, v: &Verification, verbose: bool) {
-    let reassigns = o.route.form != Form::Augment && o.routers.values().all(RouterSpec::has_one_hot);
-    let what = if reassigns { "router at one-hot equals the source" } else { "without its routes equals the source" };
+    let has_one_hot = o.route.form != Form::Augment && o.routers.values().all(RouterSpec::has_one_hot);
+    let what = if has_one_hot { "router at one-hot equals the source" } else { "without its routes equals the source" };
     put!(out, "verified", "{what}: {}", verification::words(v, &v.one_hot));
     if let Some(rows) = &v.rows {
         let (engine, abs) = (v.engine.unwrap_or_default(), rows.max_abs);

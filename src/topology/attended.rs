@@ -4,8 +4,9 @@ use super::Weights;
 use super::weights::{columns, of_deltas};
 use crate::engine::{self, EngineError, ExternalData, Session, Tensors};
 use crate::error::Failure;
+use crate::io::feed::fitted;
 use crate::io::tensor::NpTensor;
-use crate::verify::read_data;
+use crate::verify::read_inputs_among;
 use ancre_passes::contract::{ChainRecord, RouterRecord};
 use ancre_passes::ir::{Dim, Graph, ValueId};
 use ancre_passes::onnx;
@@ -35,7 +36,7 @@ pub(super) fn weights(
         return Err(fail("the weights of attention depend on the input: they are no numbers of the file".into())
             .help(format!("give data: {HOW}; shown are the means over them")));
     }
-    let given = read_data(inputs, g).map_err(|e| e.at(path))?;
+    let given = read_inputs_among(inputs, g).map_err(|e| e.at(path))?;
     if let Some(missing) = g.required_inputs().map(|v| g.name(v)).find(|name| !given.contains_key(*name)) {
         return Err(fail(format!("its input `{missing}` is not given")).help(HOW));
     }
@@ -62,7 +63,7 @@ pub(super) fn weights(
         // A row of one state has nothing to weigh.
         (1, None) => Ok(vec![1.0]),
         (reads, v) => {
-            let weighed = router.weighed(c, row);
+            let weighed: Vec<usize> = router.sparsity().weighed(row, c.sources.len()).collect();
             let mean = v.and_then(|v| means.of(g.name(v))).filter(|mean| mean.len() == weighed.len());
             let mean = mean.filter(|mean| mean.iter().all(|w| w.is_finite())).ok_or_else(|| {
                 fail(format!("block {} of chain {} gets no weights that are numbers from these data", row + 1, c.id))
@@ -113,9 +114,12 @@ fn batches(g: &Graph, given: &Tensors) -> Result<(Vec<Tensors>, usize), String> 
     let most = samples.min(MOST.max(size));
     // A last batch that is not full is left out where the model wants a full one.
     let starts = (0..most).step_by(size).filter(|at| fixed.is_none() || at + size <= samples);
-    let part = |name: &str, t: &NpTensor, at: usize| match has_samples(name) {
-        true => t.slice(0, at, size.min(most - at)).unwrap_or_else(|| t.clone()),
-        false => t.clone(),
+    let part = |name: &str, t: &NpTensor, at: usize| {
+        let t = match has_samples(name) {
+            true => t.slice(0, at, size.min(most - at)).unwrap_or_else(|| t.clone()),
+            false => t.clone(),
+        };
+        if let Some(input) = g.find(name) { fitted(g, input, t) } else { t }
     };
     let made: Vec<Tensors> =
         starts.map(|at| given.iter().map(|(name, t)| (name.clone(), part(name, t, at))).collect()).collect();

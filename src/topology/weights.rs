@@ -1,7 +1,7 @@
 //! The routers' weights as numbers, whoever holds the logits: a model, a checkpoint or a running session.
 
 use ancre_passes::contract::{ChainRecord, Record, RouterRecord};
-use ancre_passes::ir::{Form, Graph, Rule, Sources};
+use ancre_passes::ir::{Graph, Rule, Sources};
 use ancre_passes::transform::route::reference_weights;
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -150,7 +150,7 @@ pub fn weights(router: &RouterRecord, read: &dyn Fn(&str) -> Option<Vec<f32>>) -
 
 /// Are the weights that are shown those of deltas? Fixed weights of differences of states are shown for the states.
 pub(super) fn of_deltas(router: &RouterRecord) -> bool {
-    router.sources == Sources::Deltas && (router.form == Form::Input || router.parametrization == Rule::Attention)
+    router.sources.are_values(router.form) || router.sources == Sources::Deltas && router.parametrization == Rule::Attention
 }
 
 /// The names of what a chain's rows sum up: states, or `d1` for what block 1 added.

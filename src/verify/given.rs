@@ -3,8 +3,6 @@
 use crate::engine::Tensors;
 use crate::error::Failure;
 use crate::io::arrays::{read_npy, read_tensors, tensors};
-use crate::io::feed::fitted;
-use crate::io::tensor::NpTensor;
 use ancre_passes::ir::Graph;
 use std::path::Path;
 
@@ -14,14 +12,9 @@ pub(crate) fn read_inputs(options: &[String], g: &Graph) -> Result<Tensors, Fail
     read(options, g, false)
 }
 
-/// As [`read_inputs`] of data to train on: without the arrays of whole files that are no inputs, such as labels, and with the inputs' element
-/// types.
-pub(crate) fn read_data(options: &[String], g: &Graph) -> Result<Tensors, Failure> {
-    let fit = |(name, t): (String, NpTensor)| {
-        let t = if let Some(input) = g.find(&name) { fitted(g, input, t) } else { t };
-        (name, t)
-    };
-    Ok(read(options, g, true)?.into_iter().map(fit).collect())
+/// As [`read_inputs`], without the arrays of whole files that are no inputs: labels stand beside them in data to train on.
+pub(crate) fn read_inputs_among(options: &[String], g: &Graph) -> Result<Tensors, Failure> {
+    read(options, g, true)
 }
 
 fn read(options: &[String], g: &Graph, spares_others: bool) -> Result<Tensors, Failure> {
@@ -69,6 +62,7 @@ fn read(options: &[String], g: &Graph, spares_others: bool) -> Result<Tensors, F
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::io::tensor::NpTensor;
     use ndarray_npy::WriteNpyExt;
 
     #[test]

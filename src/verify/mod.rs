@@ -17,7 +17,7 @@ pub(crate) mod undefined;
 pub use command::{verify, watch};
 pub(crate) use compare::unit;
 pub use compare::{Comparison, OutputComparison, Report, Tolerance, compare, compare_all};
-pub(crate) use given::{read_data, read_inputs};
+pub(crate) use given::{read_inputs, read_inputs_among};
 
 use crate::engine::EngineChoice;
 use crate::engine::random_inputs::Sizes;

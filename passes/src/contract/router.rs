@@ -108,11 +108,6 @@ impl RouterRecord {
         Sparsity { dilation: self.dilation, period: self.period, summaries: self.summaries }
     }
 
-    /// The columns that a row (0-based) of a chain weighs, in order.
-    pub fn weighed(&self, chain: &ChainRecord, row: usize) -> Vec<usize> {
-        (0..chain.reads(row)).filter(|c| self.sparsity().uses(row, *c, chain.sources.len())).collect()
-    }
-
     /// The record of a graph's routers, which were all built by the same options.
     pub fn of(g: &Graph) -> Option<RouterRecord> {
         let first = g.routers.values().next()?;
@@ -153,8 +148,7 @@ impl RouterRecord {
     pub fn routers(&self, g: &Graph) -> Result<IndexMap<RouterId, RouterSpec>, Absent> {
         let find = |name: &String| g.find(name).ok_or_else(|| Absent(name.clone()));
         let spec = |c: &ChainRecord| -> Result<_, Absent> {
-            let deltas = self.form == Form::Input && self.sources == Sources::Deltas;
-            if c.deltas.len() != if deltas { c.states.len().saturating_sub(2) } else { 0 } {
+            if c.deltas.len() != if self.sources.are_values(self.form) { c.states.len().saturating_sub(2) } else { 0 } {
                 return Err(Absent(format!("the deltas of chain {}", c.id)));
             }
             let source = |s: &SourceRecord| Ok(Source { state: find(&s.state)?, value: find(&s.value)? });

@@ -182,7 +182,7 @@ impl RouterSpec {
 
     /// Are the own columns' values states, of which the rows sum up differences?
     pub fn weighs_differences(&self) -> bool {
-        differences(self.form, self.taken)
+        self.taken.are_differences(self.form)
     }
 
     /// Do the logits, and the gate if there is one, train?
@@ -197,7 +197,7 @@ impl RouterSpec {
 
     /// The columns that a row weighs, in order.
     pub fn weighed(&self, row: usize) -> impl Iterator<Item = usize> + '_ {
-        (0..self.reads(row)).filter(move |column| self.uses(row, *column))
+        self.sparsity.weighed(row, self.sources.len())
     }
 
     /// The column whose state a column's delta begins at; `None` where the column stands for its state.
@@ -225,7 +225,7 @@ impl RouterSpec {
             Rule::Attention => false,
             Rule::Softmax | Rule::Constant => self.taken == Sources::States,
             // Under `input` deltas are values of their own, which sum up to the nearest state but for rounding.
-            Rule::Gated | Rule::Free => !(self.form == Form::Input && self.taken == Sources::Deltas),
+            Rule::Gated | Rule::Free => !self.taken.are_values(self.form),
         }
     }
 
@@ -251,9 +251,16 @@ impl RouterSpec {
     }
 }
 
-/// Does a router of this form hold states of which its rows sum up differences? Under `input` a delta is a value of its own.
-pub fn differences(form: Form, taken: Sources) -> bool {
-    taken == Sources::Deltas && form != Form::Input
+impl Sources {
+    /// Are they differences of the states that a router of this form holds?
+    pub fn are_differences(self, form: Form) -> bool {
+        self == Sources::Deltas && form != Form::Input
+    }
+
+    /// Are they values of their own beside the states?
+    pub fn are_values(self, form: Form) -> bool {
+        self == Sources::Deltas && form == Form::Input
+    }
 }
 
 impl Sparsity {
@@ -268,6 +275,11 @@ impl Sparsity {
             column <= nearest && (nearest - column).is_multiple_of(self.dilation.max(1)) && summary
         };
         row.is_multiple_of(self.period.max(1)) && (column < foreign || own())
+    }
+
+    /// The columns that a row weighs, in order.
+    pub fn weighed(self, row: usize, foreign: usize) -> impl Iterator<Item = usize> {
+        (0..=foreign + row).filter(move |column| self.uses(row, *column, foreign))
     }
 
     /// The column at which a column's delta begins: the last one before it that rows from there on read. `None`: it has no delta.

@@ -181,7 +181,12 @@ pub fn passes_through(op: &Op) -> bool {
 
 /// Does the operator read nothing of this operand but the type of its elements?
 pub fn reads_element_type(op: &Op, operand: usize) -> bool {
-    op.is("CastLike") && operand == 1
+    op.domain.is_empty() && is_type_alone(&op.name, operand)
+}
+
+/// Is nothing of this operand of a standard operator read but the type of its elements?
+pub(super) fn is_type_alone(name: &str, operand: usize) -> bool {
+    (name, operand) == ("CastLike", 1)
 }
 
 /// Does the operator read this operand's numbers as data, rather than for a shape, a type or the axes to work on?

@@ -39,8 +39,8 @@ pub fn read_routers(g: &Graph) -> Result<IndexMap<RouterId, RouterSpec>, BakeErr
     record.routers(g).map_err(|absent| BakeError::Missing(absent.0))
 }
 
-/// The graph that computes what the source does, if the rewrite is right. `reassign` and `input`: the graph with one-hot parameters, or where there are
-/// none with the nearest state for every route; `augment`: with every route replaced by zero.
+/// The graph that computes what the source does, if the rewrite is right. `reassign` and `input`: the graph with one-hot parameters,
+/// or where there are none with the nearest state for every route; `augment`: with every route replaced by zero.
 ///
 /// # Errors
 /// When a state of `augment` is no sum with a route.
@@ -152,11 +152,11 @@ pub fn bake_router(g: &mut Graph, prune: f64) -> Result<Baked, BakeError> {
             continue;
         }
         let weights = router_weights(g, &router)?;
+        let columns: Vec<ValueId> = router.columns().collect();
         for &(row, old) in &router.rows {
             let mut terms = Vec::new();
             let mut dropped = 0.0;
             let first = row * router.width();
-            let columns: Vec<ValueId> = router.columns().collect();
             for (column, source) in router.weighed(row).map(|c| (c, columns[c])) {
                 // A weight that float32 rounds to zero is no edge: identity logits give exact zeros in float32.
                 let w = weights[first + column] as f32 as f64;
@@ -176,7 +176,7 @@ pub fn bake_router(g: &mut Graph, prune: f64) -> Result<Baked, BakeError> {
             baked.kept += terms.len();
             baked.worst_drop = baked.worst_drop.max(dropped);
             let mut b = Builder::new(g, &format!("ancre/{id}/baked_{}", row + 1));
-            let new = weighted_sum(&mut b, &terms, router.columns().next().unwrap_or(old))?;
+            let new = weighted_sum(&mut b, &terms, columns.first().copied().unwrap_or(old))?;
             if let (Some(was), Some(is)) = (g.tensor_type(old), g.tensor_type(new))
                 && !was.may_be(&is)
             {

@@ -14,6 +14,7 @@ pub mod places;
 pub use domain::{Bounded, Domain, Element, Exact, Poly};
 pub use movement::{joined, part_sizes};
 
+use super::class::is_type_alone;
 use crate::ir::{DType, Dim, Graph, NodeId, Op, Tensor, ValueId, ValueType};
 use places::{Places, axis_of, common, expanded};
 use std::borrow::Cow;
@@ -63,7 +64,7 @@ pub fn is_evaluated(name: &str) -> bool {
 
 /// Does the operator read only the type of this operand?
 pub fn reads_type(name: &str, operand: usize) -> bool {
-    matches!((name, operand), ("Shape" | "Size", 0) | ("CastLike", 1))
+    is_type_alone(name, operand) || matches!((name, operand), ("Shape" | "Size", 0))
 }
 
 /// An operand of a [`Call`].

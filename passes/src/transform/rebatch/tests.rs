@@ -268,7 +268,7 @@ fn a_type_taken_from_the_samples_says_nothing_of_their_batch() {
 #[test]
 fn parts_of_a_sequence_keep_the_samples() {
     let g = rebuilt(
-        "g (float[1, 4, 3] x) => (float[1, 4, 3] y) 
+        "g (float[1, 4, 3] x) => (float[1, 4, 3] y)
             <int64[2] sizes = {1, 3}, int64 one = {1}, int64 first = {0}, float[1, 1, 3] a, float[1, 3, 3] b> {
             s = SplitToSequence <axis = 1> (x, sizes)  a = SequenceAt (s, first)  b = SequenceAt (s, one)
             y = Concat <axis = 1> (b, a) }",

@@ -168,8 +168,6 @@ pub struct Routed {
     pub notes: IndexMap<RouterId, String>,
     /// Chosen chains that got no router though their rows might have read other states, with the reason.
     pub left_alone: Vec<LeftAlone>,
-    /// Blocks that read a route.
-    fed: Vec<input::Fed>,
 }
 
 /// A chain that got no router.
@@ -231,6 +229,7 @@ pub fn route_skips(g: &mut Graph, chains: &[Chain], options: &RouteOptions) -> R
         return Err(RouteError::NoSuchChain(*bad, chains.len().saturating_sub(1)));
     }
     let mut routed = Routed::default();
+    let mut fed = Vec::new();
     let mut earlier = (options.scope == Scope::Network).then(|| network::Earlier::new(g, chains));
     // Under `augment` a state is replaced by its sum with a route.
     let mut replaced: IndexMap<ValueId, ValueId> = IndexMap::new();
@@ -248,12 +247,9 @@ pub fn route_skips(g: &mut Graph, chains: &[Chain], options: &RouteOptions) -> R
         let ends = (1..=chain.joins.len().div_ceil(unit)).map(|k| (k * unit).min(chain.joins.len()));
         let original: Vec<ValueId> = [0].into_iter().chain(ends).map(|end| chain.states[end]).collect();
         let states: Vec<ValueId> = original.iter().map(|s| *replaced.get(s).unwrap_or(s)).collect();
-        let mut blocks = Blocks { unit, notes: note.into_iter().collect(), states, sources: Vec::new(), inside: Vec::new() };
-        if options.form == Form::Input && chosen {
-            if let Some(read) = input::read(&routed.fed, &blocks.states) {
-                blocks.states[0] = read;
-            }
-            blocks.inside = input::blocks(g, &blocks.states);
+        let mut blocks = Blocks { unit, notes: note.into_iter().collect(), states, sources: Vec::new() };
+        if let Some(read) = input::read(&fed, &blocks.states) {
+            blocks.states[0] = read;
         }
         let states = if chosen {
             if let Some(earlier) = &earlier {
@@ -261,7 +257,7 @@ pub fn route_skips(g: &mut Graph, chains: &[Chain], options: &RouteOptions) -> R
                 blocks.sources = admitted.sources;
                 blocks.notes.extend(admitted.note);
             }
-            let Some(states) = route_chain(g, chain, options, blocks, &mut routed)? else { continue };
+            let Some(states) = route_chain(g, chain, options, blocks, &mut routed, &mut fed)? else { continue };
             states
         } else {
             blocks.states
@@ -283,6 +279,7 @@ fn route_chain(
     options: &RouteOptions,
     blocks: Blocks,
     routed: &mut Routed,
+    fed: &mut Vec<input::Fed>,
 ) -> Result<Option<Vec<ValueId>>, RouteError> {
     let mut leave = |why, hint| routed.left_alone.push(LeftAlone { chain: chain.id, why, hint });
     if let Some(why) = too_many_weights(blocks.states.len() - 1, blocks.sources.len()) {
@@ -294,6 +291,8 @@ fn route_chain(
     // A router cannot be lowered without types. Nothing tells those of the results of fused operators of other domains.
     let unknown = blocks.states.iter().find(|s| g.tensor_type(**s).is_none());
     let features = if options.rule == Rule::Attention { network::features(g, chain) } else { Ok((0, 0)) };
+    let reads = options.form == Form::Input && (several || !blocks.sources.is_empty());
+    let inside = if reads { input::blocks(g, &blocks.states) } else { Vec::new() };
     let first = blocks.states.first().and_then(|s| g.tensor_type(*s));
     let differs = |s: &&ValueId| g.tensor_type(**s).zip(first.as_ref()).is_some_and(|(ty, first)| !ty.may_be(first));
     let other = blocks.states.iter().find(differs);
@@ -301,7 +300,7 @@ fn route_chain(
         leave(g.untyped(*unknown), None);
     } else if let Some(other) = other.filter(|_| several) {
         leave(format!("its state `{}` is {}, another type than the first's", g.name(*other), g.value(*other).ty), None);
-    } else if let Some(why) = input::refusal(g, &blocks.states, &blocks.inside) {
+    } else if let Some(why) = input::refusal(g, &blocks.states, &inside) {
         leave(why, Some(Hint::Reassign));
     } else if let (Err(why), true) = (&features, several || !blocks.sources.is_empty()) {
         leave(why.clone(), None);
@@ -310,7 +309,7 @@ fn route_chain(
         if !blocks.notes.is_empty() {
             routed.notes.insert(id, blocks.notes.join("; "));
         }
-        let router = build(g, chain, options, blocks, features.unwrap_or_default(), &mut routed.fed)?;
+        let router = build(g, chain, options, blocks, features.unwrap_or_default(), inside, fed)?;
         let states = router.states.clone();
         g.routers.insert(id, router);
         return Ok(Some(states));
@@ -339,8 +338,6 @@ struct Blocks {
     states: Vec<ValueId>,
     /// States of earlier chains that the rows read too.
     sources: Vec<Source>,
-    /// Under `input` the nodes of each block.
-    inside: Vec<HashSet<NodeId>>,
 }
 
 fn check_options(o: &RouteOptions) -> Result<(), RouteError> {
@@ -434,20 +431,21 @@ fn not_adds_alone(g: &Graph, chain: &Chain, unit: usize) -> Option<String> {
     None
 }
 
-/// Builds a chain's router; features: their axis and number, under `attention`.
+/// Builds a chain's router; features: their axis and number, under `attention`; inside: the nodes of each block, under `input`.
 fn build(
     g: &mut Graph,
     chain: &Chain,
     o: &RouteOptions,
     blocks: Blocks,
     (axis, features): (usize, usize),
+    mut inside: Vec<HashSet<NodeId>>,
     fed: &mut Vec<input::Fed>,
 ) -> Result<RouterSpec, RouteError> {
     // The record of a router names its states, of which a fused operator may leave one nameless that nobody else reads.
     for (k, state) in blocks.states.iter().enumerate().filter(|(_, s)| g.name(**s).is_empty()).collect::<Vec<_>>() {
         g.rename(*state, &format!("ancre/{}/state_{k}", chain.id));
     }
-    let (unit, mut inside) = (blocks.unit, blocks.inside);
+    let unit = blocks.unit;
     let (logits, gate) = params::parameters(g, chain.id, blocks.states.len() - 1, blocks.sources.len(), features, o)?;
     let mut router = RouterSpec {
         form: o.form,
@@ -481,7 +479,7 @@ fn build(
                 if let Some(nodes) = inside.get_mut(row).filter(|_| !single) {
                     fed.push(input::feed(g, begin, route, std::mem::take(nodes)));
                 }
-                if o.sources == Sources::Deltas && row + 1 < router.blocks() {
+                if o.sources.are_values(o.form) && row + 1 < router.blocks() {
                     input::add_delta(g, &mut router, chain.id, row + 1, [end, route]);
                 }
             }

@@ -2,7 +2,7 @@
 
 use super::{Init, Normalize, RouteError, RouteOptions, RouterSpec, Rule, Sources, router_name};
 use crate::contract::RouterRecord;
-use crate::ir::{Graph, Sparsity, Tensor, ValueId, differences};
+use crate::ir::{Graph, Sparsity, Tensor, ValueId};
 use crate::refusal::Hint;
 use indexmap::IndexMap;
 
@@ -96,7 +96,7 @@ fn initial_matrix(k: usize, extra: usize, o: &RouteOptions) -> Vec<f32> {
                 continue;
             }
             let competing = match o.normalize {
-                Normalize::Incoming => (0..=extra + row).filter(|c| o.sparsity.uses(row, *c, extra)).count(),
+                Normalize::Incoming => o.sparsity.weighed(row, extra).count(),
                 Normalize::Outgoing => k - column,
             };
             // The nearest state is the sum of all own deltas.
@@ -146,7 +146,7 @@ impl From<&RouterSpec> for Weighing {
 
 impl From<&RouterRecord> for Weighing {
     fn from(r: &RouterRecord) -> Weighing {
-        let differences = differences(r.form, r.sources);
+        let differences = r.sources.are_differences(r.form);
         Weighing { rule: r.parametrization, normalize: r.normalize, tau: r.tau, differences, sparsity: r.sparsity() }
     }
 }
