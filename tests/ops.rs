@@ -16,7 +16,8 @@ use ancre_passes::ir::{Attrs, DType, Dim, Graph, Op, Tensor, TensorType, ValueId
 use ancre_passes::ops::build::Builder;
 use ancre_passes::ops::{Derivative, OpRule, Sample, SampleOperand, rules};
 use ancre_passes::refusal::Applied;
-use ancre_passes::target::{CPU, CUDA, Target, WASM};
+use ancre_passes::target::{CPU, CPU_BLOCKS, CUDA, Target, WASM};
+use ancre_passes::transform::block_convolutions::block_convolutions;
 use ancre_passes::transform::{differentiate, eliminate, legalize, lower_abstract};
 use ancre_passes::verify;
 use ancre_rewrite::engine::ort::OrtSession;
@@ -359,8 +360,38 @@ impl Built {
 fn finish(mut g: Graph, target: &'static Target, stage: verify::Stage) -> Result<Vec<u8>, String> {
     lower_abstract::lower_abstract(&mut g, target).map_err(|e| e.to_string())?;
     eliminate::eliminate_dead(&mut g, |_, _| false);
+    block_convolutions(&mut g, target).map_err(|e| e.to_string())?;
     verify::verify(&g, stage).map_err(|e| e.join("; "))?;
     Ok(emit(&g))
+}
+
+/// Channels in blocks, which are float32 only, against the plain operators: results and gradients.
+fn check_blocks(sample: &Sample, extents: Extents) -> Result<(), String> {
+    let built = build(sample, DType::F32, extents)?;
+    let (Ok((plain, names)), Ok((blocks, _))) = (built.gradient(&CPU, false), built.gradient(&CPU_BLOCKS, false)) else {
+        return Ok(());
+    };
+    if plain == blocks {
+        return Ok(());
+    }
+    let mut random = Random(12);
+    let mut feeds = built.feeds();
+    let results = open(&built.forward()?)?.run(&feeds).map_err(|e| e.to_string())?;
+    for (i, name) in built.names().iter().enumerate() {
+        let shape = results[name].shape();
+        feeds.insert(format!("ct{i}"), floats(DType::F32, shape, &random.normals(shape.iter().product())));
+    }
+    let run = |model: &[u8]| open(model)?.run(&feeds).map_err(|e| e.to_string());
+    let (want, got) = (run(&plain)?, run(&blocks)?);
+    for name in built.names().iter().chain(names.iter().flatten()) {
+        let (want, got) = (want[name].to_f64(), got[name].to_f64());
+        let largest = want.iter().fold(1.0, |m: f64, v| m.max(v.abs()));
+        let error = want.iter().zip(&got).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max) / largest;
+        if want.len() != got.len() || error.is_nan() || error > 1e-5 {
+            return Err(format!("`{name}` in blocks is off by {error:.2e}"));
+        }
+    }
+    Ok(())
 }
 
 fn may_refuse(extents: Extents) -> bool {
@@ -392,6 +423,9 @@ fn check(rule: &dyn OpRule, sample: &Sample, extents: Extents) -> Result<(), Str
     let decomposes = matches!(rule.derivative(), Derivative::Decompose(_));
     if !sample.differentiate || !(decomposes || rule.derivative() == Derivative::Pullback) {
         return Ok(());
+    }
+    if !decomposes && !may_refuse(extents) {
+        check_blocks(sample, extents)?;
     }
     let mut compared = built.check_gradient(&mut session, &results, decomposes).map(|()| built.dtype);
     if built.dtype == DType::F64 && compared.as_ref().is_err_and(|e| e.contains("cannot do") || e.contains("cannot load")) {

@@ -10,14 +10,15 @@ use ancre_passes::ir::{Attrs, DType, Dim, Graph, Op, Tensor, TensorType, ValueId
 use ancre_passes::ops::build::Builder;
 use ancre_passes::pipeline::training::TrainingOptions;
 use ancre_passes::pipeline::{self, Contract, PassManager};
-use ancre_passes::target::CPU;
+use ancre_passes::target::{CPU, CPU_BLOCKS};
 use ancre_passes::transform::loss::{LossKind, LossOptions, append_loss};
 use ancre_passes::transform::optimizer::{OptimizerKind, OptimizerOptions, Trained, append_optimizer};
 use ancre_passes::transform::route::{
     ChainChoice, Form, Granularity, Init, Normalize, RouteOptions, RouterSpec, Rule, Scope, one_hot_parameters,
 };
 use ancre_passes::transform::{
-    align_scalars::align_scalars, differentiate, eliminate, fold, lower_routes, separate, tie, widen,
+    align_scalars::align_scalars, block_convolutions::block_convolutions, differentiate, eliminate, fold, lower_routes,
+    separate, tie, widen,
 };
 use ancre_passes::verify;
 use ancre_rewrite::engine::random_inputs::{Sizes, random_inputs, sizes};
@@ -97,38 +98,39 @@ fn randomise(g: &mut Graph, routers: &[RouterSpec], o: &RouteOptions, random: &m
 #[test]
 fn every_pass_s_promise_is_tested() {
     let tested = [
-        ("route-skips", Contract::EqualAtOneHot), // routing_keeps_the_function_at_one_hot
-        ("add-adapters", Contract::Exact),        // adapters::adapters_start_as_nothing_and_merge_into_their_weights
-        ("fix-inputs", Contract::Changes),        // passes/tests/text/fix_inputs.onnxtxt
-        ("inline-control-flow", Contract::Exact), // control_flow::what_takes_the_place_of_control_flow_computes_the_same
-        ("master-copies", Contract::Exact),       // losses::half_precision_trains_in_float32
-        ("fold-constants", Contract::Exact),      // folding_keeps_the_function
-        ("activate-dropout", Contract::Changes),  // dropout::masks_are_random_and_repeat
-        ("train-batch-norm", Contract::Changes),  // the goldens: statistics and gradients in training mode
-        ("append-loss", Contract::Extends),       // a_training_graph_extends_the_forward_graph
-        ("append-cotangents", Contract::Extends), // grad::a_vector_jacobian_product_is_the_training_graph_s_gradient
-        ("differentiate", Contract::Extends),     // a_training_graph_extends_the_forward_graph
-        ("narrow-products", Contract::Changes),   // precision::narrow_products_have_…
-        ("recompute", Contract::Exact),           // precision::what_is_computed_again_is_the_same
-        ("append-optimizer", Contract::Extends),  // the same
-        ("declare-outputs", Contract::Extends),   // the same
-        ("declare-gradients", Contract::Extends), // passes/tests/text/grad.onnxtxt
-        ("choose-parameters", Contract::Exact),   // a_training_graph_extends_the_forward_graph
-        ("mark-in-place", Contract::Exact),       // the same: it changes no node
-        ("describe", Contract::Exact),            // the same
-        ("convert-opset", Contract::Rounding),    // opset::the_forward_graph_is_of_the_operator_set_asked_for
-        ("lower-attention", Contract::Rounding),  // rules::routes_and_their_gradients_are_those_of_the_formulas
-        ("lower-routes", Contract::Rounding),     // routes_are_the_weighted_sums_of_the_formulas
-        ("lower-abstract", Contract::Rounding),   // the goldens
-        ("eliminate-dead", Contract::Exact),      // eliminating_keeps_the_function
-        ("align-scalars", Contract::Exact),       // aligning_keeps_the_function
-        ("separate-parameters", Contract::Exact), // separating_keeps_the_function
-        ("tie-parameters", Contract::Exact),      // tying_keeps_the_function
-        ("legalize", Contract::Rounding),         // zoo::preparing_keeps_the_function
-        ("rebatch", Contract::EverySample),       // batch::every_sample_as_by_itself
-        ("float-weights", Contract::Rounding),    // qat::quantised_models_keep_their_function_and_deploy_as_they_came
-        ("fake-quantize", Contract::Exact),       // the same
-        ("widen", Contract::Rounding),            // widening_keeps_the_function
+        ("route-skips", Contract::EqualAtOneHot),   // routing_keeps_the_function_at_one_hot
+        ("add-adapters", Contract::Exact),          // adapters::adapters_start_as_nothing_and_merge_into_their_weights
+        ("fix-inputs", Contract::Changes),          // passes/tests/text/fix_inputs.onnxtxt
+        ("inline-control-flow", Contract::Exact),   // control_flow::what_takes_the_place_of_control_flow_computes_the_same
+        ("master-copies", Contract::Exact),         // losses::half_precision_trains_in_float32
+        ("fold-constants", Contract::Exact),        // folding_keeps_the_function
+        ("activate-dropout", Contract::Changes),    // dropout::masks_are_random_and_repeat
+        ("train-batch-norm", Contract::Changes),    // the goldens: statistics and gradients in training mode
+        ("append-loss", Contract::Extends),         // a_training_graph_extends_the_forward_graph
+        ("append-cotangents", Contract::Extends),   // grad::a_vector_jacobian_product_is_the_training_graph_s_gradient
+        ("differentiate", Contract::Extends),       // a_training_graph_extends_the_forward_graph
+        ("narrow-products", Contract::Changes),     // precision::narrow_products_have_…
+        ("recompute", Contract::Exact),             // precision::what_is_computed_again_is_the_same
+        ("append-optimizer", Contract::Extends),    // the same
+        ("declare-outputs", Contract::Extends),     // the same
+        ("declare-gradients", Contract::Extends),   // passes/tests/text/grad.onnxtxt
+        ("choose-parameters", Contract::Exact),     // a_training_graph_extends_the_forward_graph
+        ("mark-in-place", Contract::Exact),         // the same: it changes no node
+        ("describe", Contract::Exact),              // the same
+        ("convert-opset", Contract::Rounding),      // opset::the_forward_graph_is_of_the_operator_set_asked_for
+        ("lower-attention", Contract::Rounding),    // rules::routes_and_their_gradients_are_those_of_the_formulas
+        ("lower-routes", Contract::Rounding),       // routes_are_the_weighted_sums_of_the_formulas
+        ("lower-abstract", Contract::Rounding),     // the goldens
+        ("eliminate-dead", Contract::Exact),        // eliminating_keeps_the_function
+        ("align-scalars", Contract::Exact),         // aligning_keeps_the_function
+        ("block-convolutions", Contract::Rounding), // blocking_keeps_the_function
+        ("separate-parameters", Contract::Exact),   // separating_keeps_the_function
+        ("tie-parameters", Contract::Exact),        // tying_keeps_the_function
+        ("legalize", Contract::Rounding),           // zoo::preparing_keeps_the_function
+        ("rebatch", Contract::EverySample),         // batch::every_sample_as_by_itself
+        ("float-weights", Contract::Rounding),      // qat::quantised_models_keep_their_function_and_deploy_as_they_came
+        ("fake-quantize", Contract::Exact),         // the same
+        ("widen", Contract::Rounding),              // widening_keeps_the_function
     ];
     for pass in pipeline::passes() {
         let known = tested.iter().find(|(name, _)| *name == pass.name);
@@ -154,6 +156,66 @@ fn aligning_keeps_the_function() {
     assert_eq!(align_scalars(&mut g).unwrap(), 3);
     verified(&g, verify::Stage::Legal, "aligned");
     same(&before, &open(&emit(&g)).unwrap().run(&feeds).unwrap(), 0.0, "aligned");
+}
+
+/// All channels together, few of the input's, one by one; images and sequences; a weight that two convolutions read, an output. What is
+/// in groups, of single cells, too heavy for its image or has other channels stays.
+#[test]
+fn blocking_keeps_the_function() {
+    let mut random = Random(7);
+    let mut g = Graph::default();
+    let mut image = TensorType::fixed(DType::F32, &[1, 3, 9, 8]);
+    image.shape[0] = Dim::symbol("n");
+    let x = g.add_input("x", image.into(), None);
+    let wave = g.add_input("wave", TensorType::fixed(DType::F32, &[2, 16, 11]).into(), None);
+    let weights: Vec<ValueId> = [
+        &[16, 3, 3, 3][..],
+        &[32, 16, 3, 3],
+        &[32, 1, 3, 3],
+        &[32, 32, 1, 1],
+        &[32, 16, 3, 3],
+        &[20, 32, 3, 3],
+        &[512, 20, 2, 2],
+        &[512, 512, 3, 3],
+        &[16, 16, 3],
+        &[16, 1, 5],
+        &[16],
+    ]
+    .iter()
+    .enumerate()
+    .map(|(i, dims)| {
+        let tensor = Tensor::floats(DType::F32, dims, &random.normals(dims.iter().product::<i64>() as usize));
+        g.add_initializer(&format!("w{i}"), tensor, true)
+    })
+    .collect();
+    let mut b = Builder::new(&mut g, "net");
+    let pads = |n: usize, p: i64| Attrs::new().with("pads", vec![p; 2 * n]);
+    let mut conv = |x: ValueId, w: usize, attrs: Attrs| b.op_with("Conv", attrs, &[x, weights[w]]).unwrap();
+    let few = conv(x, 0, pads(2, 1).with("strides", vec![2, 1]));
+    let dense = conv(few, 1, pads(2, 1));
+    let again = conv(few, 1, pads(2, 1).with("dilations", vec![1, 1]));
+    let single = conv(dense, 2, pads(2, 1).with("group", 32));
+    let cells = conv(again, 3, Attrs::new());
+    let groups = conv(single, 4, pads(2, 1).with("group", 2));
+    let other = conv(groups, 5, pads(2, 1));
+    let wide = conv(other, 6, Attrs::new().with("strides", vec![2, 2]));
+    let heavy = conv(wide, 7, pads(2, 1));
+    let sequence = conv(wave, 8, Attrs::new().with("dilations", vec![2]));
+    let along = conv(sequence, 9, pads(1, 2).with("group", 16));
+    let biased = b.op_with("Conv", pads(1, 1), &[along, weights[8], weights[10]]).unwrap();
+    [cells, heavy, biased, dense].into_iter().for_each(|v| g.add_output(v, None));
+    let feeds = Tensors::from([
+        ("x".to_string(), floats(DType::F32, &[2, 3, 9, 8], &random.normals(432))),
+        ("wave".to_string(), floats(DType::F32, &[2, 16, 11], &random.normals(352))),
+    ]);
+    let before = open(&emit(&g)).unwrap().run(&feeds).unwrap();
+    assert_eq!(block_convolutions(&mut g, &CPU).unwrap(), 0);
+    assert_eq!(block_convolutions(&mut g, &CPU_BLOCKS).unwrap(), 7);
+    verified(&g, verify::Stage::Legal, "in blocks");
+    let count = |name: &str| g.nodes().filter(|n| g.op(*n).is_some_and(|op| op.name == name)).count();
+    // The image that two convolutions read is laid out once, and so is each weight.
+    assert_eq!((count("Conv"), count("ReorderOutput"), count("ReorderInput")), (12, 7, 5 + 1 + 2 + 1 + 2 + 1));
+    same(&before, &open(&emit(&g)).unwrap().run(&feeds).unwrap(), 2e-6, "in blocks");
 }
 
 /// Between casts to float32 and back, a half-precision network is what it was but for its roundings.

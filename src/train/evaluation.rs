@@ -17,7 +17,6 @@ use crate::rewrite;
 use crate::verify::undefined;
 use ancre_passes::contract::{self, StateKind};
 use ancre_passes::ir::{DType, Graph, Kind, TensorType, ValueId};
-use ancre_passes::onnx;
 use ancre_passes::pipeline::PassManager;
 use ancre_passes::pipeline::training::TrainingOptions;
 use ancre_passes::transform::loss::{ClassWeights, LossKind, LossOptions};
@@ -81,8 +80,7 @@ impl Evaluator {
     }
 
     fn of_graph(t: &TrainingGraph, g: &Graph, engine: &OrtEngine, origin: String) -> Result<Evaluator, Failure> {
-        let emission = onnx::emit(g).and_then(|e| e.to_bytes()).map_err(|e| Failure::input(e.to_string()).at(&t.path))?;
-        let session = engine.open_safely(&emission, t.path.parent()).map_err(|e| cannot(e).at(&t.path))?;
+        let session = engine.open_graph_safely(g, t.path.parent()).map_err(|e| cannot(e).at(&t.path))?;
         Evaluator::new(t, g, session, engine.device, origin)
     }
 

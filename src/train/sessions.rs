@@ -4,7 +4,7 @@ use super::graph::TrainingGraph;
 use super::ranks::Ranks;
 use crate::cli::TrainArgs;
 use crate::engine::EngineError;
-use crate::engine::ort::device::{self, Device, DeviceChoice};
+use crate::engine::ort::device::{self, Device, DeviceChoice, Optimization};
 use crate::engine::ort::{OrtEngine, OrtSession, environment};
 use crate::error::Failure;
 use crate::io::files;
@@ -43,6 +43,7 @@ pub(super) fn open_session(
         // A frozen base is read forwards and backwards, which would be two copies of it.
         prepack: t.adapted.is_empty(),
         denormals: false,
+        blocks: a.optimization == Optimization::All && cfg!(target_arch = "x86_64"),
         tf32: a.tf32,
         gpu_memory: a.gpu_memory.map(|n| n as usize),
         ..OrtEngine::default()

@@ -63,6 +63,11 @@ impl<'g> Builder<'g> {
         self.graph.tensor_type(v).ok_or_else(|| self.error(VALUE, TypeError(self.graph.untyped(v))))
     }
 
+    /// The extent of a batch, or what is assumed for it where it is symbolic.
+    pub fn batch(&self, extent: &Dim) -> i64 {
+        extent.known().or(self.graph.assumed_batch).unwrap_or(self.target.batch)
+    }
+
     /// An extent that has to be a number.
     ///
     /// # Errors

@@ -3,10 +3,10 @@
 //! The [`Target`]'s costs choose the operators of the gradients. All of them have kernels on every provider.
 
 use super::batch_norm_train::channel_reduce;
+use super::blocks;
 use super::conv_weight::weight_cotangent;
 use super::window::{Window, crop_like};
 use super::*;
-use crate::target::Target;
 
 pub(super) const CONV: Row = Row {
     name: "Conv",
@@ -108,6 +108,20 @@ pub(super) const CONV: Row = Row {
             of(a().with("pads", vec![3, 0]), &[2, 3, 24], &[4, 3, 20]),
             of(a().with("strides", two(2)), &[2, 3, 8, 9], &[4, 3, 5, 5]),
             of(a().with("group", 2).with("dilations", vec![2]), &[2, 4, 40], &[6, 2, 16]),
+            // Channels that fill blocks: all together, few of the input's, one by one.
+            sample(a().with("pads", four(1)), vec![floats(&[2, 16, 5, 4]), floats(&[32, 16, 3, 3]), floats(&[32])]),
+            of(a().with("strides", two(2)).with("pads", vec![0, 1, 2, 1]), &[2, 16, 6, 7], &[16, 16, 3, 3]),
+            of(a().with("pads", two(2)).with("dilations", vec![2]), &[2, 16, 9], &[16, 16, 3]),
+            of(a().with("auto_pad", "SAME_UPPER").with("strides", two(2)), &[2, 3, 7, 6], &[16, 3, 3, 3]),
+            of(a().with("group", 16).with("pads", four(1)), &[2, 16, 5, 4], &[16, 1, 3, 3]),
+            of(a().with("group", 16).with("pads", four(2)).with("strides", two(2)), &[2, 16, 6, 7], &[16, 1, 5, 5]),
+            of(a().with("group", 16).with("pads", vec![0, 1, 1, 0]).with("strides", two(2)), &[2, 16, 6, 8], &[16, 1, 3, 3]),
+            of(a().with("group", 16).with("strides", two(3)).with("dilations", two(2)), &[2, 16, 9, 8], &[16, 1, 3, 3]),
+            of(a().with("group", 16).with("pads", four(2)).with("dilations", two(2)), &[2, 16, 5, 6], &[16, 1, 3, 3]),
+            of(a().with("group", 16).with("pads", vec![0, 1, 2, 0]), &[1, 16, 4, 6], &[16, 1, 2, 3]),
+            of(a().with("group", 16).with("pads", two(2)), &[2, 16, 9], &[16, 1, 5]),
+            of(a().with("group", 16).with("pads", two(2)).with("strides", vec![2]), &[3, 16, 9], &[16, 1, 5]),
+            of(a().with("group", 16), &[2, 16, 5, 4], &[32, 1, 3, 3]),
         ]
     },
     ..ROW
@@ -122,7 +136,7 @@ pub(super) fn input_gradient(b: &mut Builder, ct: ValueId, w: ValueId, like: Val
     let (w_ty, like_ty) = (b.ty(w)?, b.ty(like)?);
     let rank = window.rank();
     let fits = (0..rank).all(|i| window.begin[i] < window.reach(i) && window.end[i] < window.reach(i));
-    let cheap = w_ty.shape[1].is_one() || window.taps() == 1 || is_small(b.target, &w_ty, &b.ty(ct)?, &like_ty);
+    let cheap = w_ty.shape[1].is_one() || window.taps() == 1 || is_small(b, &w_ty, &b.ty(ct)?, &like_ty);
     if b.target.reversed_weight > 0 && !window.is_strided() && fits && cheap {
         let reversed = adjoint_weight(b, w, group)?;
         let mut pads: Vec<i64> = (0..rank).map(|i| window.reach(i) - 1 - window.begin[i]).collect();
@@ -134,7 +148,53 @@ pub(super) fn input_gradient(b: &mut Builder, ct: ValueId, w: ValueId, like: Val
             .with("group", group);
         return b.op_with("Conv", attrs, &[ct, reversed]);
     }
+    if w_ty.shape[1].is_one()
+        && like_ty.shape[1] == w_ty.shape[0]
+        && blocks::fill(b, &like_ty.shape[1], like_ty.dtype)
+        && let Some(gradient) = spread(b, ct, w, like, window, group)?
+    {
+        return Ok(gradient);
+    }
     transposed(b, ct, w, like, window, group)
+}
+
+/// At stride 2, the same as a `Conv` of ȳ with zeros between its cells, for groups of single channels, whose convolutions cost little;
+/// `None` where extents are symbolic or padding would have to be negative. ȳ is enlarged, for which there is a fast kernel, and masked.
+fn spread(
+    b: &mut Builder,
+    ct: ValueId,
+    w: ValueId,
+    like: ValueId,
+    window: &Window,
+    group: i64,
+) -> Result<Option<ValueId>, BuildError> {
+    /// Cells of the largest mask: no image that is trained on is that large.
+    const LARGEST_MASK: usize = 1 << 22;
+    let (ct_ty, like_ty) = (b.ty(ct)?, b.ty(like)?);
+    let numbers = |ty: &TensorType| ty.shape[2..].iter().map(Dim::known).collect::<Option<Vec<i64>>>();
+    let Some((windows, image)) = numbers(&ct_ty).zip(numbers(&like_ty)) else { return Ok(None) };
+    let begin: Vec<i64> = (0..window.rank()).map(|i| window.reach(i) - 1 - window.begin[i]).collect();
+    let end: Vec<i64> = (0..window.rank()).map(|i| image[i] + window.begin[i] - 2 * windows[i]).collect();
+    let large: Vec<i64> = windows.iter().map(|n| 2 * n).collect();
+    let cells = eval::places::count(&large, LARGEST_MASK);
+    let Some(cells) = cells.filter(|_| window.strides == [2, 2] && begin.iter().chain(&end).all(|p| *p >= 0)) else {
+        return Ok(None);
+    };
+    let scales = b.constant("const/scales", Tensor::f32s(&[4], &[1.0, 1.0, 2.0, 2.0]));
+    let nearest = [("mode", "nearest"), ("coordinate_transformation_mode", "asymmetric"), ("nearest_mode", "floor")];
+    let attrs = nearest.iter().fold(Attrs::new(), |attrs, (name, value)| attrs.with(name, *value));
+    let enlarged = b.node(Op::new("Resize", attrs), &[Some(ct), None, Some(scales)])?[0];
+    let row = large[1] as usize;
+    let first: Vec<f64> = (0..cells).map(|i| f64::from(u8::from(i / row % 2 == 0 && i % row % 2 == 0))).collect();
+    let mask = b.constant("const/mask", Tensor::floats(ct_ty.dtype, &[1, 1, large[0], large[1]], &first));
+    let spread = b.mul(enlarged, mask)?;
+    let reversed = adjoint_weight(b, w, group)?;
+    let attrs = Attrs::new()
+        .with("kernel_shape", window.kernel.clone())
+        .with("dilations", window.dilations.clone())
+        .with("pads", [begin, end].concat())
+        .with("group", group);
+    Ok(Some(b.op_with("Conv", attrs, &[spread, reversed])?))
 }
 
 /// The factors z [N, O, ..] and g [O, 1, ..] of a convolution's cotangent, if it is such a product and the weight, which g then multiplies
@@ -144,18 +204,18 @@ fn channel_gain(b: &Builder, ct: ValueId, w: ValueId) -> Result<Option<(ValueId,
     let Some([Some(z), Some(gain)]) = operands else { return Ok(None) };
     let (ty, w_ty) = (b.ty(ct)?, b.ty(w)?);
     let channels: Vec<Dim> = [ty.shape[1].clone()].into_iter().chain(vec![Dim::from(1); ty.rank() - 2]).collect();
-    let batch = ty.shape[0].known().unwrap_or(b.target.batch);
+    let batch = b.batch(&ty.shape[0]);
     let elements = ty.shape[1..].iter().try_fold(batch, |n, d| n.checked_mul(d.known()?));
     let smaller = elements.zip(w_ty.elements().known()).is_some_and(|(ct, w)| w < ct / 2);
     Ok((smaller && b.ty(*z)? == ty && b.ty(*gain)?.shape == channels).then_some((*z, *gain)))
 }
 
 /// Is a weight small beside the operand and the result of its convolution?
-fn is_small(target: &Target, w: &TensorType, output: &TensorType, input: &TensorType) -> bool {
-    let batch = input.shape[0].known().unwrap_or(target.batch);
+fn is_small(b: &Builder, w: &TensorType, output: &TensorType, input: &TensorType) -> bool {
+    let batch = b.batch(&input.shape[0]);
     let elements = |t: &TensorType| t.shape[1..].iter().try_fold(1, |a, d| Some(a * d.known()?));
     match (w.elements().known(), elements(output), elements(input)) {
-        (Some(w), Some(output), Some(input)) => w <= target.reversed_weight * batch * (output + input),
+        (Some(w), Some(output), Some(input)) => w <= b.target.reversed_weight * batch * (output + input),
         _ => true,
     }
 }

@@ -5,6 +5,7 @@
 //! [`Target`](crate::target::Target) chooses among the formulations below.
 
 use super::batch_norm_train::channel_reduce;
+use super::blocks;
 use super::broadcast::sum_batch;
 use super::conv::{merge_axes, reshape_around, split_axis};
 use super::matmul::{contract_batch, contract_batches, is_long};
@@ -73,6 +74,12 @@ fn weight_gradient(b: &mut Builder, x: ValueId, ct: ValueId, w: ValueId, window:
     let (x_ty, ct_ty, w_ty) = (b.ty(x)?, b.ty(ct)?, b.ty(w)?);
     let single = w_ty.shape[1].is_one() && group > 1;
     let fixed = x_ty.shape[2..].iter().chain(&ct_ty.shape[2..]).all(|d| d.known().is_some());
+    if single
+        && fixed
+        && let Some(gradient) = single_in_blocks(b, x, ct, w, window)?
+    {
+        return Ok(gradient);
+    }
     let few = group == 1 && w_ty.shape[1].known().is_some_and(|c| c < costs.few_channels);
     let copies = window.kernel[0] + window.kernel[1..].iter().product::<i64>();
     let shifts = fixed && !window.is_strided() && window.taps() > 1 && copies <= costs.shifted_copies;
@@ -86,7 +93,7 @@ fn weight_gradient(b: &mut Builder, x: ValueId, ct: ValueId, w: ValueId, window:
         return swapped(b, x, ct, w, window, group);
     }
     // Columns move N · P numbers for each that the products of shifts write N times and transpose.
-    let batch = x_ty.shape[0].known().unwrap_or(b.target.batch);
+    let batch = b.batch(&x_ty.shape[0]);
     let small_image = match (product(&ct_ty.shape[2..]).known(), ct_ty.shape[1].known()) {
         (Some(windows), Some(channels)) => 3 * batch * windows < 2 * channels * (batch + costs.transposed_samples),
         _ => true,
@@ -327,6 +334,65 @@ fn depthwise(b: &mut Builder, seen: &[ValueId], ct: ValueId, w: ValueId) -> Buil
     }
     let joined = b.concat(&sums, 1)?;
     b.reshape_like(joined, w)
+}
+
+/// Channel by channel in blocks: the samples of x and ȳ, one below the other with zeros between them, are one image and one weight
+/// of a convolution whose result is w̄, stride and dilation exchanged. `None` where the target or the channels have no blocks.
+fn single_in_blocks(
+    b: &mut Builder,
+    x: ValueId,
+    ct: ValueId,
+    w: ValueId,
+    window: &Window,
+) -> Result<Option<ValueId>, BuildError> {
+    let (x_ty, ct_ty, w_ty) = (b.ty(x)?, b.ty(ct)?, b.ty(w)?);
+    let channels = &w_ty.shape[0];
+    if x_ty.shape[1] != *channels || !blocks::fill(b, channels, x_ty.dtype) || window.rank() > 2 {
+        return Ok(None);
+    }
+    if window.rank() == 1 {
+        let (x, ct, w) = (b.unsqueeze(x, &[2])?, b.unsqueeze(ct, &[2])?, b.unsqueeze(w, &[2])?);
+        let gradient = single_in_blocks(b, x, ct, w, &window.on_a_row())?;
+        return gradient.map(|v| b.squeeze(v, &[2])).transpose();
+    }
+    let (stride, dilation, kernel) = (&window.strides, &window.dilations, &window.kernel);
+    let below = dilation[0] * (kernel[0] - 1) - (stride[0] - 1);
+    if below < 0 {
+        return Ok(None);
+    }
+    let extents = |ty: &TensorType| [known(&ty.shape[2]), known(&ty.shape[3])];
+    let (image, windows) = (extents(&x_ty), extents(&ct_ty));
+    // Rows of a sample of ȳ, so that stride times as many hold every row that its windows read.
+    let used = |i: usize| stride[i] * (windows[i] - 1) + window.reach(i);
+    let rows = (used(0) + stride[0] - 1) / stride[0];
+    let seen = [stride[0] * rows, used(1)];
+    let end: Vec<i64> = (0..2).map(|i| seen[i] - window.begin[i] - image[i]).collect();
+    let x = pad_spatial(b, x, &window.begin, &end, None)?;
+    let ct = pad_spatial(b, ct, &[0, 0], &[rows - windows[0], 0], None)?;
+    let (x, ct) = (stack_samples(b, x)?, stack_samples(b, ct)?);
+    let x = blocks::reorder(b, x)?;
+    let kernel_of = b.ty(ct)?.shape;
+    let as_weight = [channels.clone(), Dim::from(1), kernel_of[2].clone(), kernel_of[3].clone()];
+    let ct = blocks::reorder(b, ct)?;
+    let ct = reshape_around(b, ct, &as_weight)?;
+    let group = b.number(channels)?;
+    let attrs = Attrs::new()
+        .with("strides", dilation.clone())
+        .with("dilations", stride.clone())
+        .with("pads", vec![0, 0, below, 0])
+        .with("group", group);
+    let taps = [Dim::from(1), channels.clone(), kernel[0].into(), kernel[1].into()];
+    let ty = TensorType::new(x_ty.dtype, taps);
+    let gradient = b.node_of(Op::in_domain(blocks::NCHWC, "Conv", attrs), &[Some(x), Some(ct)], vec![ty])[0];
+    let plain = b.node(blocks::restore_op(group), &[Some(gradient)])?[0];
+    Ok(Some(b.reshape_like(plain, w)?))
+}
+
+/// [N, C, H, W] as [1, C, N · H, W].
+fn stack_samples(b: &mut Builder, v: ValueId) -> Built {
+    let moved = b.transpose(v, &[1, 0, 2, 3])?;
+    let merged = merge_axes(b, moved, 1)?;
+    b.unsqueeze(merged, &[0])
 }
 
 /// The padding after each axis without the cells that no window covers, which a convolution with x would compute positions for. Products

@@ -4,6 +4,7 @@
 //! To add an operator, write its file and add its line to the list below. A pass names only the operators that it rewrites.
 
 mod axes;
+pub(crate) mod blocks;
 pub mod broadcast;
 pub mod build;
 mod class;

@@ -9,7 +9,7 @@ pub(super) fn infer(cx: &Infer) -> Option<Types> {
     Some(match cx.op.domain.as_str() {
         "" | "ai.onnx" => standard(cx, name)?,
         "com.microsoft" => contributed(cx, name)?,
-        "com.microsoft.nchwc" => blocked(cx, name)?,
+        blocks::NCHWC => blocked(cx, name)?,
         _ => return None,
     })
 }

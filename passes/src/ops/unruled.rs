@@ -1,5 +1,6 @@
 //! Operators without a rule: they are kept and emitted, and have no derivative. Where a user can do something about it the reason says so.
 
+use super::blocks::NCHWC;
 use crate::ir::Op;
 
 const BODY: &str = "what constants and shapes decide takes its place; otherwise its body is a graph of its own, which is kept and not \
@@ -37,11 +38,7 @@ const REASONS: &[(&str, &str, &str)] = &[
          GroupNorm BiasSplitGelu BiasAdd RelativePositionBias GatedRelativePositionBias MoE QMoE",
         FUSED,
     ),
-    (
-        "com.microsoft.nchwc",
-        "Conv MaxPool AveragePool GlobalMaxPool GlobalAveragePool Upsample ReorderInput ReorderOutput",
-        BLOCKED,
-    ),
+    (NCHWC, "Conv MaxPool AveragePool GlobalMaxPool GlobalAveragePool Upsample ReorderInput ReorderOutput", BLOCKED),
 ];
 
 /// Each operator of the list: operator set, operator, reason.

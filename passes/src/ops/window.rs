@@ -75,6 +75,13 @@ impl Window {
             .with("group", group)
     }
 
+    /// The window over [.., 1, L] that this one over [.., L] is.
+    pub(super) fn on_a_row(&self) -> Window {
+        let wide = |row: i64, of: &[i64]| [&[row], of].concat();
+        let (kernel, strides, dilations) = (wide(1, &self.kernel), wide(1, &self.strides), wide(1, &self.dilations));
+        Window { kernel, strides, dilations, begin: wide(0, &self.begin), end: wide(0, &self.end), ..self.clone() }
+    }
+
     /// The window of a pool, or of a convolution whose weight is operand `kernel`.
     pub(super) fn of(cx: &Infer, kernel: Option<usize>) -> Result<Window, TypeError> {
         let (x, w) = (cx.ty(0)?, kernel.map(|i| cx.ty(i)).transpose()?);

@@ -102,13 +102,15 @@ pub const TRAIN: &[Pass] = &[
     LOWER_ABSTRACT,
     ELIMINATE_DEAD,
     ALIGN_SCALARS,
+    BLOCK_CONVOLUTIONS,
     MARK_IN_PLACE,
     DESCRIBE,
     WIDEN,
 ];
 
 /// From the prepared graph to the evaluation graph: forward and loss, no updates.
-pub const EVAL: &[Pass] = &[APPEND_LOSS, DECLARE_OUTPUTS, LOWER_ROUTES, LOWER_ABSTRACT, ELIMINATE_DEAD, DESCRIBE, WIDEN];
+pub const EVAL: &[Pass] =
+    &[APPEND_LOSS, DECLARE_OUTPUTS, LOWER_ROUTES, LOWER_ABSTRACT, ELIMINATE_DEAD, BLOCK_CONVOLUTIONS, DESCRIBE, WIDEN];
 
 /// From the prepared graph to the model with its state as inputs.
 pub const INFER: &[Pass] = &[LOWER_ROUTES, LOWER_ABSTRACT, ELIMINATE_DEAD, DESCRIBE, WIDEN];
@@ -128,6 +130,7 @@ pub const GRAD: &[Pass] = &[
     LOWER_ABSTRACT,
     ELIMINATE_DEAD,
     ALIGN_SCALARS,
+    BLOCK_CONVOLUTIONS,
     WIDEN,
 ];
 

@@ -23,8 +23,9 @@ use crate::transform::narrow::Precision;
 use crate::transform::optimizer::{Trained, append_optimizer};
 use crate::transform::rebatch::{self, Current};
 use crate::transform::{
-    adapters, align_scalars, barrier, control_flow, differentiate_past, dropout, eliminate, fake_quantize, fold, legalize,
-    lower_abstract, lower_attention, lower_routes, master, narrow, recompute, route, separate, tie, train_batch_norm, widen,
+    adapters, align_scalars, barrier, block_convolutions, control_flow, differentiate_past, dropout, eliminate,
+    fake_quantize, fold, legalize, lower_abstract, lower_attention, lower_routes, master, narrow, recompute, route,
+    separate, tie, train_batch_norm, widen,
 };
 
 pub const ROUTE_SKIPS: Pass = Pass::new(
@@ -98,6 +99,8 @@ pub const REBATCH: Pass = Pass::new(
     |g, cx| {
         let Some(to) = cx.training.batch else { return Ok(Applied::default()) };
         let Current::Fixed(before) = rebatch::current(g)? else { return Ok(Applied::default()) };
+        // Exports of one sample tell nothing of the batches to come.
+        g.assumed_batch = Some(before).filter(|n| *n > 1);
         Ok(Applied::of(rebatch::plan(g, before)?.apply(g, to)?.edits))
     },
 );
@@ -410,6 +413,14 @@ pub const ALIGN_SCALARS: Pass = Pass::new(
     "gives numbers that meet tensors with trailing axes of extent 1 as many axes, for kernels that are slow otherwise; late, \
      because lowering and the optimizer write most of them",
     |g, _| Ok(Applied::of(align_scalars::align_scalars(g)?)),
+);
+
+pub const BLOCK_CONVOLUTIONS: Pass = Pass::new(
+    "block-convolutions",
+    Rounding,
+    "lets convolutions compute on channels in blocks, ONNX Runtime's own layout, where the target has it; late, because gradients \
+     are convolutions too",
+    |g, cx| Ok(Applied::of(block_convolutions::block_convolutions(g, cx.training.target)?)),
 );
 
 pub const CONVERT_OPSET: Pass = Pass::new(

@@ -6,6 +6,7 @@
 
 use crate::ir::{DType, Graph, Kind, NodeId, Op};
 use crate::onnx::schema::{self, Schema};
+use crate::ops::blocks::NCHWC;
 use serde::Deserialize;
 use std::collections::HashMap;
 use std::sync::OnceLock;
@@ -89,6 +90,9 @@ fn is_shape_arithmetic(g: &Graph, id: NodeId) -> bool {
 
 fn fallback(g: &Graph, id: NodeId) -> Option<String> {
     let Kind::Op(op) = &g.node(id).kind else { return None };
+    if op.domain == NCHWC {
+        return Some("the operator is the CPU provider's own".into());
+    }
     if !["", CONTRIB].contains(&op.domain.as_str()) {
         return Some(format!("operator of domain {}; not checked", op.domain));
     }

@@ -4,6 +4,7 @@ pub mod adapters;
 pub mod align_scalars;
 pub mod auto_loss;
 pub mod bake;
+pub mod block_convolutions;
 mod class_axis;
 pub mod classes;
 pub mod control_flow;

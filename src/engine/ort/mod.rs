@@ -1,5 +1,6 @@
 //! ONNX Runtime: a stock library of the user's, found and loaded at run time.
 
+mod blocks;
 pub mod device;
 pub mod install;
 pub(crate) mod library;
@@ -65,6 +66,8 @@ pub struct OrtEngine {
     pub prepack: bool,
     /// Keep numbers below float32's normal ones. Moments of weights without gradients decay to such, stay there, and slow kernels down.
     pub denormals: bool,
+    /// Let convolutions compute on channels in blocks, which takes operators of ONNX Runtime's own.
+    pub blocks: bool,
     /// Let CUDA round the operands of products to TF32.
     pub tf32: bool,
     /// Most bytes of the GPU's memory to take.
@@ -85,6 +88,7 @@ impl Default for OrtEngine {
             memory_pattern: true,
             prepack: true,
             denormals: true,
+            blocks: false,
             tf32: false,
             gpu_memory: None,
         }
@@ -126,11 +130,29 @@ impl OrtEngine {
     }
 
     /// As [`OrtEngine::open_file`], in a process of its own first where the tool runs engines in those: what would end this process
-    /// is an error. That process leaves its optimised graph, so that ONNX Runtime optimises once, unless there are external data. `g` is what the file holds.
+    /// is an error. `g` is what the file holds.
     pub fn open_file_safely(&self, model: &Path, g: &Graph) -> Result<OrtSession, EngineError> {
-        let library = locate()?.path;
-        // The graph that is written refers to external data by their names, beside itself.
+        if let Some(session) = self.open_in_blocks(g, model.parent()) {
+            return Ok(session);
+        }
+        // The optimised graph refers to external data by their names, beside itself.
         let is_whole = onnx::external_files(g).is_empty() && model.metadata().is_ok_and(|m| m.len() <= REOPENED);
+        self.open_optimised(model, is_whole)
+    }
+
+    /// As [`OrtEngine::open_safely`], for a graph that no file holds.
+    pub fn open_graph_safely(&self, g: &Graph, root: Option<&Path>) -> Result<OrtSession, EngineError> {
+        if let Some(session) = self.open_in_blocks(g, root) {
+            return Ok(session);
+        }
+        let fail = |e: onnx::EmitError| EngineError::Load { engine: NAME, why: e.to_string() };
+        self.open_safely(&onnx::emit(g).and_then(|e| e.to_bytes()).map_err(fail)?, root)
+    }
+
+    /// Opens a model file in a process of its own first. That process leaves its optimised graph, so that ONNX Runtime optimises once,
+    /// if the file `is_whole`.
+    fn open_optimised(&self, model: &Path, is_whole: bool) -> Result<OrtSession, EngineError> {
+        let library = locate()?.path;
         let place = if is_whole && self.device == Device::Cpu { tempfile::tempdir().ok() } else { None };
         if let Some(optimised) = place.as_ref().map(|dir| dir.path().join("optimised.onnx"))
             && let Some(Ok(())) = child::open_file(model, self, library.clone(), Some(optimised.clone()))

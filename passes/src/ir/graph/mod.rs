@@ -172,6 +172,8 @@ pub struct Graph {
     pub routers: IndexMap<RouterId, RouterSpec>,
     /// Where the source's external data lies.
     pub home: Option<Arc<Home>>,
+    /// What is assumed for the extent of a symbolic batch where costs are estimated, if the source tells anything.
+    pub assumed_batch: Option<i64>,
     next_position: u64,
     /// Position of the nodes that are added, if it is not the last.
     insertion: Option<u64>,
@@ -193,6 +195,7 @@ impl Default for Graph {
             metadata: IndexMap::new(),
             routers: IndexMap::new(),
             home: None,
+            assumed_batch: None,
             next_position: 0,
             insertion: None,
             next_fresh: HashMap::new(),
