@@ -6,8 +6,9 @@
 
 use ancre_passes::ir::Graph;
 use ancre_passes::ops::build::Builder;
-use ancre_passes::target::{CPU, ConvWeight, Target};
+use ancre_passes::target::{CPU, CPU_BLOCKS, ConvWeight, Target};
 use ancre_passes::text::parse;
+use ancre_passes::transform::block_convolutions::block_convolutions;
 use ancre_passes::transform::optimizer::{OptimizerKind, OptimizerOptions, Trained, append_optimizer};
 use ancre_passes::transform::{differentiate, eliminate, lower_abstract::lower_abstract};
 use ancre_passes::{contract::StateKind, onnx};
@@ -37,7 +38,12 @@ impl fmt::Display for Case {
 
 /// All sizes in all ways, and as the CPU's numbers choose.
 fn cases(sizes: &[(&'static str, String)], ways: &[(&'static str, Target)]) -> Vec<Case> {
-    let chosen = ("as chosen", CPU.clone());
+    cases_of(&CPU, sizes, ways)
+}
+
+/// All sizes in all ways, and as a target chooses.
+fn cases_of(target: &Target, sizes: &[(&'static str, String)], ways: &[(&'static str, Target)]) -> Vec<Case> {
+    let chosen = ("as chosen", target.clone());
     let all = sizes.iter().flat_map(|size| ways.iter().chain([&chosen]).map(move |way| (size.clone(), way.clone())));
     all.map(|((size, text), (way, target))| Case { size, text, way, target }).collect()
 }
@@ -58,19 +64,28 @@ fn run(b: Bencher, mut g: Graph) {
 
 /// The gradient of `l` with respect to one value, alone.
 fn gradient(b: Bencher, case: &Case, wrt: &str) {
+    run(b, with_gradients(case, &[wrt]));
+}
+
+/// The gradients of `l` with respect to some values, without `l`.
+fn with_gradients(case: &Case, wrt: &[&str]) -> Graph {
     let target: &'static Target = Box::leak(Box::new(case.target.clone()));
     let mut g = parse(&case.text).unwrap();
-    let (loss, v) = (g.find("l").unwrap(), g.find(wrt).unwrap());
-    let gradient = differentiate(&mut g, target, loss, &[v]).unwrap()[&v];
+    let loss = g.find("l").unwrap();
+    let values: Vec<_> = wrt.iter().map(|name| g.find(name).unwrap()).collect();
+    let gradients = differentiate(&mut g, target, loss, &values).unwrap();
     lower_abstract(&mut g, target).unwrap();
-    let gradient = g.find(&format!("{wrt}.ct")).unwrap_or(gradient);
-    // One number comes back, so that copying the gradient is not measured. It needs the gradient in the value's own layout.
-    let mut builder = Builder::new(&mut g, "sum");
-    let product = builder.mul(gradient, v).unwrap();
-    let sum = builder.reduce_all("ReduceSum", product).unwrap();
     g.clear_outputs();
-    g.add_output(sum, None);
-    run(b, g);
+    // One number comes back, so that copying the gradient is not measured. It needs the gradient in the value's own layout.
+    for (name, v) in wrt.iter().zip(values) {
+        let gradient = g.find(&format!("{name}.ct")).unwrap_or(gradients[&v]);
+        let mut builder = Builder::new(&mut g, "sum");
+        let product = builder.mul(gradient, v).unwrap();
+        let sum = builder.reduce_all("ReduceSum", product).unwrap();
+        g.add_output(sum, None);
+    }
+    block_convolutions(&mut g, target).unwrap();
+    g
 }
 
 /// A sum over rows, as it comes from a broadcast operand.
@@ -196,6 +211,37 @@ fn conv_weight(b: Bencher, case: &Case) {
         return gradient(b, case, "w");
     }
     run(b, parse(&case.text).unwrap());
+}
+
+fn conv_blocks_cases() -> Vec<Case> {
+    let sizes = [
+        ("3x16@32", conv(64, 3, 16, 32, 3, 1, 1)),
+        ("16x16@32", conv(64, 16, 16, 32, 3, 1, 1)),
+        ("16x32/2@32", conv(64, 16, 32, 32, 3, 2, 1)),
+        ("64x64@8", conv(64, 64, 64, 8, 3, 1, 1)),
+        ("3x64k7/2@224", conv(4, 3, 64, 224, 7, 2, 1)),
+        ("64x64@56", conv(4, 64, 64, 56, 3, 1, 1)),
+        ("128x128@28", conv(4, 128, 128, 28, 3, 1, 1)),
+        ("256x256@14", conv(4, 256, 256, 14, 3, 1, 1)),
+        ("512x512@7", conv(4, 512, 512, 7, 3, 1, 1)),
+        ("512x512@7, batch 32", conv(32, 512, 512, 7, 3, 1, 1)),
+        ("96k7@56", conv(4, 96, 96, 56, 7, 1, 96)),
+        ("768k7@7", conv(4, 768, 768, 7, 7, 1, 768)),
+        ("96/2@112", conv(4, 96, 96, 112, 3, 2, 96)),
+        ("144@56", conv(4, 144, 144, 56, 3, 1, 144)),
+        ("960@7", conv(4, 960, 960, 7, 3, 1, 960)),
+        ("240k5@28", conv(4, 240, 240, 28, 5, 1, 240)),
+    ];
+    let ways = [("plain", CPU.clone()), ("in blocks", Target { blocked_weight: 1 << 20, ..CPU_BLOCKS.clone() })];
+    cases_of(&CPU_BLOCKS, &sizes, &ways)
+}
+
+/// Result and gradients of a convolution.
+#[divan::bench(args = conv_blocks_cases(), max_time = 1)]
+fn conv_blocks(b: Bencher, case: &Case) {
+    // The loss's own result is needed only if its cotangent is a value: z = y · y.
+    let text = case.text.replace("Mul (y, c)", "Mul (y, y)");
+    run(b, with_gradients(&Case { text, target: case.target.clone(), ..*case }, &["w", "x"]));
 }
 
 fn small_update_cases() -> Vec<Case> {

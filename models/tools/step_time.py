@@ -1,6 +1,7 @@
 """Time of training steps in a stock ONNX Runtime beside PyTorch's, alternating in one process, with AdamW:
 
-    python models/tools/step_time.py ANCRE_REWRITE [--routed] [--compile] [--batch N] [--threads 1] [--steps 7] [--profile] NETWORK...
+    python models/tools/step_time.py ANCRE_REWRITE [--routed] [--compile] [--target cpu-blocks] [--batch N] [--threads 1] [--steps 7]
+        [--profile] NETWORK...
 
 NETWORK is one of peers.py (`mlp16`, `mlp64`, `llama8`, `resnet20`, `resnet110`) or a model of torchvision, with its dropout off. Prints medians of
 the time by the clock and of the processor time, and of the ratios, for networks whose first losses agree. `--routed` times those of peers.py with the
@@ -89,7 +90,7 @@ def measure(name, a, folder):
             torch.onnx.export(model.eval(), (x,), f"{folder}/net.onnx", dynamo=True, optimize=loss != "cross-entropy", external_data=False, verbose=False, **names)
         router = peers.router_options(name) if kind == "routed" else ["--chains", "none"]
         os.mkdir(f"{folder}/{kind}")
-        command = [a.binary, f"{folder}/net.onnx", "-o", f"{folder}/{kind}", *router, "--optimizer", "adamw", "--loss", loss, "--verify", "none", "--quiet"]
+        command = [a.binary, f"{folder}/net.onnx", "-o", f"{folder}/{kind}", *router, "--target", a.target, "--optimizer", "adamw", "--loss", loss, "--verify", "none", "--quiet"]
         subprocess.run(command, check=True)
         stem = f"{folder}/{kind}/net.ancre"
         sides["ours", kind], sessions[kind] = ort_step(stem, x, y, a.threads, a.profile)
@@ -129,6 +130,7 @@ if __name__ == "__main__":
     p.add_argument("binary")
     p.add_argument("networks", nargs="+")
     p.add_argument("--batch", type=int)
+    p.add_argument("--target", default="cpu")
     for option, default in (("threads", 1), ("steps", 7)):
         p.add_argument(f"--{option}", type=int, default=default)
     for option in ("routed", "compile", "profile"):

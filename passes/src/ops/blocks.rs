@@ -113,8 +113,9 @@ fn layout(b: &Builder, x: &TensorType, w: &TensorType, y: &TensorType, window: &
         return Some(Layout::Single);
     }
     match group {
+        1 if !is_light(b, w, x, y) => None,
         1 if inputs <= FEW => Some(Layout::Few),
-        1 if inputs % CHANNELS == 0 && is_light(b, w, x, y) => Some(Layout::Dense),
+        1 if inputs % CHANNELS == 0 => Some(Layout::Dense),
         _ => None,
     }
 }

@@ -34,3 +34,34 @@ impl OrtEngine {
         self.open_optimised(&file, true).ok()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::ort::environment;
+    use crate::engine::{Session, Tensors};
+    use crate::io::tensor::NpTensor;
+    use ancre_passes::text::parse;
+
+    /// Every type but the inputs' is open, as in a file.
+    #[test]
+    fn a_graph_in_blocks_computes_the_same() {
+        if environment().is_err() {
+            eprintln!("skipped: no ONNX Runtime");
+            return;
+        }
+        let text = "g (float[n, 16, 6, 5] x, float[16, 16, 3, 3] w) => (y) {
+            v = Conv <pads = [1, 1, 1, 1]> (x, w) y = Relu (v) }";
+        let g = parse(text).unwrap();
+        let engine = OrtEngine { blocks: true, ..OrtEngine::default() };
+        let mut blocks = engine.open_in_blocks(&g, None).expect("there is a convolution to lay out");
+        let mut plain = OrtEngine::default().open_graph_safely(&g, None).unwrap();
+        let cells = |n: usize| (0..n).map(|i| (i as f32 * 0.37).sin()).collect::<Vec<f32>>();
+        let tensor = |shape: &[usize]| NpTensor::f32s(shape, &cells(shape.iter().product())).unwrap();
+        let feeds = Tensors::from([("x".to_string(), tensor(&[2, 16, 6, 5])), ("w".to_string(), tensor(&[16, 16, 3, 3]))]);
+        let [got, want] = [&mut blocks, &mut plain].map(|s| s.run(&feeds).unwrap()["y"].to_f64());
+        assert!(got.iter().zip(&want).all(|(a, b)| (a - b).abs() < 1e-4), "{got:?} {want:?}");
+        assert!(OrtEngine::default().open_in_blocks(&g, None).is_none());
+        assert!(engine.open_in_blocks(&parse("g (float[2] x) => (y) { y = Relu (x) }").unwrap(), None).is_none());
+    }
+}
