@@ -185,7 +185,8 @@ fn spread(
     let attrs = nearest.iter().fold(Attrs::new(), |attrs, (name, value)| attrs.with(name, *value));
     let enlarged = b.node(Op::new("Resize", attrs), &[Some(ct), None, Some(scales)])?[0];
     let row = large[1] as usize;
-    let first: Vec<f64> = (0..cells).map(|i| f64::from(u8::from(i / row % 2 == 0 && i % row % 2 == 0))).collect();
+    let is_first = |i: usize| (i / row).is_multiple_of(2) && (i % row).is_multiple_of(2);
+    let first: Vec<f64> = (0..cells).map(|i| f64::from(u8::from(is_first(i)))).collect();
     let mask = b.constant("const/mask", Tensor::floats(ct_ty.dtype, &[1, 1, large[0], large[1]], &first));
     let spread = b.mul(enlarged, mask)?;
     let reversed = adjoint_weight(b, w, group)?;
