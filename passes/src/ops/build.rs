@@ -42,6 +42,7 @@ pub struct Builder<'g> {
     pub steep: bool,
     constants: HashMap<(DType, Vec<i64>, Vec<u8>), ValueId>,
     ones: HashMap<(DType, Dim), ValueId>,
+    zeros: HashMap<(DType, Vec<Dim>), ValueId>,
 }
 
 impl<'g> Builder<'g> {
@@ -52,7 +53,7 @@ impl<'g> Builder<'g> {
 
     /// A builder on a graph, for a machine.
     pub fn on(graph: &'g mut Graph, prefix: &str, target: &'static Target) -> Builder<'g> {
-        Builder { graph, prefix: prefix.to_string(), target, steep: false, constants: HashMap::new(), ones: HashMap::new() }
+        Builder { graph, prefix: prefix.to_string(), target, steep: false, constants: HashMap::new(), ones: HashMap::new(), zeros: HashMap::new() }
     }
 
     /// The type of a value.
@@ -544,6 +545,37 @@ impl<'g> Builder<'g> {
         let zero = Tensor::floats(ty.dtype, &[1], &[0.0]);
         let v = self.op_with("ConstantOfShape", Attrs::new().with("value", zero), &[shape])?;
         Ok(self.state(v, ty))
+    }
+
+    /// Zeros of a type whose extents are those of `like`, or known; shared by equal types. A batch's extent is read off the graph's
+    /// input, so that zeros do not wait for `like`.
+    pub fn zeros(&mut self, ty: TensorType, like: ValueId) -> Built {
+        let key = (ty.dtype, ty.shape.to_vec());
+        if let Some(v) = self.zeros.get(&key) {
+            return Ok(*v);
+        }
+        let mut parts = Vec::new();
+        for (axis, extent) in ty.shape.iter().enumerate() {
+            parts.push(match extent.known() {
+                Some(n) => self.ints(&[n]),
+                None => {
+                    let from = if axis == 0 { self.fed_with(extent).unwrap_or(like) } else { like };
+                    self.dim_of(from, axis)?
+                }
+            });
+        }
+        let shape = self.shape_from(&parts)?;
+        let zero = Tensor::floats(ty.dtype, &[1], &[0.0]);
+        let v = self.op_with("ConstantOfShape", Attrs::new().with("value", zero), &[shape])?;
+        let v = self.state(v, ty);
+        self.zeros.insert(key, v);
+        Ok(v)
+    }
+
+    /// An input of the graph with this batch.
+    fn fed_with(&self, batch: &Dim) -> Option<ValueId> {
+        let has = |v: &ValueId| self.graph.tensor_type(*v).is_some_and(|ty| ty.shape.first() == Some(batch));
+        self.graph.required_inputs().find(has)
     }
 
     /// Ones [1, R] for a matrix [R, C], shared by matrices of as many rows. They take no bytes in the file.

@@ -275,13 +275,8 @@ fn known(d: &Dim) -> i64 {
 
 /// Zeros [N, C, length] for a value [N, C, ..].
 fn zeros(b: &mut Builder, like: ValueId, ty: &TensorType, length: i64) -> Built {
-    let (batch, channels) = (b.dim_of(like, 0)?, b.dim_of(like, 1)?);
-    let length_of = b.ints(&[length]);
-    let shape = b.shape_from(&[batch, channels, length_of])?;
-    let value = Tensor::floats(ty.dtype, &[1], &[0.0]);
-    let v = b.op_with("ConstantOfShape", Attrs::new().with("value", value), &[shape])?;
-    let full = TensorType::new(ty.dtype, vec![ty.shape[0].clone(), ty.shape[1].clone(), Dim::from(length)]);
-    Ok(b.state(v, full))
+    let shape = [ty.shape[0].clone(), ty.shape[1].clone(), Dim::from(length)];
+    b.zeros(TensorType::new(ty.dtype, shape), like)
 }
 
 /// [N, C, windows] as [N, G, C / G, windows]; unchanged for one group.
