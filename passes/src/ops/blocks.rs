@@ -76,7 +76,8 @@ impl Blocks {
         }
         let channels = wide.shape[1].clone();
         let op = Op::in_domain(NCHWC, "Conv", window.attrs(group));
-        let blocks = b.node_of(op, &[Some(image), Some(weight), bias], vec![wide])[0];
+        let operands: Vec<_> = [Some(image), Some(weight)].into_iter().chain(bias.map(Some)).collect();
+        let blocks = b.node_of(op, &operands, vec![wide])[0];
         let back = restore_op(b.number(&channels)?);
         if flat {
             let plain = b.node(back, &[Some(blocks)])?[0];
