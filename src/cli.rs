@@ -412,7 +412,7 @@ pub struct RewriteArgs {
     /// Start every trained weight afresh, by PyTorch's defaults for its role, in both graphs: training from scratch
     #[arg(long, value_name = "SEED", help_heading = "Start")]
     pub reinit: Option<u64>,
-    /// Machine whose costs choose among formulations of the same computation; cpu-blocks: a training graph with convolutions that only ONNX Runtime on x86-64 has, and fast [default: cpu]
+    /// Machine whose costs choose among formulations of the same computation; cpu-blocks: faster convolutions, which only ONNX Runtime on x86-64 can run [default: cpu]
     #[arg(long, value_parser = PossibleValuesParser::new(Target::NAMES).try_map(|name| Target::of_name(&name).ok_or("no such target")), help_heading = "Training graph")]
     pub target: Option<&'static Target>,
     /// Engine that compares the rewrite with its source, proved or not; none: no verification, and the training graph is not opened in an engine [default: a proof, else tract, else ONNX Runtime]

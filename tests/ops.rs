@@ -368,9 +368,8 @@ fn finish(mut g: Graph, target: &'static Target, stage: verify::Stage) -> Result
 /// Channels in blocks, which are float32 only, against the plain operators: results and gradients.
 fn check_blocks(sample: &Sample, extents: Extents) -> Result<(), String> {
     let built = build(sample, DType::F32, extents)?;
-    let (Ok((plain, names)), Ok((blocks, _))) = (built.gradient(&CPU, false), built.gradient(&CPU_BLOCKS, false)) else {
-        return Ok(());
-    };
+    let Ok((plain, names)) = built.gradient(&CPU, false) else { return Ok(()) };
+    let (blocks, _) = built.gradient(&CPU_BLOCKS, false)?;
     if plain == blocks {
         return Ok(());
     }
@@ -424,7 +423,8 @@ fn check(rule: &dyn OpRule, sample: &Sample, extents: Extents) -> Result<(), Str
     if !sample.differentiate || !(decomposes || rule.derivative() == Derivative::Pullback) {
         return Ok(());
     }
-    if !decomposes && !may_refuse(extents) {
+    // Other processors' builds of the runtime have no blocks.
+    if cfg!(target_arch = "x86_64") && !decomposes && !may_refuse(extents) {
         check_blocks(sample, extents)?;
     }
     let mut compared = built.check_gradient(&mut session, &results, decomposes).map(|()| built.dtype);

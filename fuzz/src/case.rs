@@ -4,7 +4,7 @@ use ancre_passes::ir::Rule;
 use ancre_passes::onnx::NEWEST_OPSET;
 use ancre_passes::pipeline::training::TrainingOptions;
 use ancre_passes::random::Random;
-use ancre_passes::target::{CPU, CUDA, WASM};
+use ancre_passes::target::{CPU, CPU_BLOCKS, CUDA, WASM};
 use ancre_passes::transform::loss::{ClassWeights, LossKind, LossOptions};
 use ancre_passes::transform::optimizer::{OptimizerKind, OptimizerOptions};
 use ancre_passes::transform::route::{Form, Granularity, Init, Normalize, RouteOptions, Scope, Sources};
@@ -108,7 +108,7 @@ impl Plan {
         }
         training.trainable.head_only = one_in(r, 8);
         training.grad_outputs = one_in(r, 4);
-        training.target = [&CPU, &CUDA, &WASM][r.below(3) as usize];
+        training.target = [&CPU, &CPU_BLOCKS, &CUDA, &WASM][r.below(4) as usize];
         Plan { route, training, opset: one_in(r, 4).then_some(opset), reports: one_in(r, 4) }
     }
 }

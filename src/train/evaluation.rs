@@ -54,7 +54,8 @@ impl Evaluator {
     fn find(t: &TrainingGraph, given: Option<&Path>, engine: &OrtEngine) -> Result<Evaluator, Failure> {
         let beside = t.beside("eval", ".onnx");
         if let Some(path) = given.map(Path::to_path_buf).or(beside) {
-            let (g, _) = files::read_model(&path)?;
+            let (mut g, _) = files::read_model(&path)?;
+            g.assumed_batch = t.graph.assumed_batch;
             check_fits(t, &g).map_err(|e| e.at(&path))?;
             let session = engine.open_file_safely(&path, &g).map_err(|e| cannot(e).at(&path))?;
             return Evaluator::new(t, &g, session, engine.device, path.display().to_string());

@@ -100,7 +100,7 @@ impl Setup {
                 .at(&given.path)
                 .help("give more data or a smaller --batch-size"));
         }
-        graph.graph.assumed_batch = Some(batch as i64);
+        graph.graph.assumed_batch = Some((batch / ranks.size()) as i64);
         notices.extend(balance(&mut graph, set.as_ref()).map_err(|e| e.at(&given.path))?);
         let total = o.steps.unwrap_or_else(|| o.epochs.unwrap_or(1) * steps_per_epoch);
 

@@ -43,11 +43,10 @@ impl Blocks {
     /// # Errors
     /// When a node cannot be built.
     pub(crate) fn convolve(&mut self, b: &mut Builder, node: NodeId) -> Result<bool, BuildError> {
-        let Some((window, group, layout)) = suited(b, node) else { return Ok(false) };
+        let Some(Suited { window, group, layout, channels }) = suited(b, node) else { return Ok(false) };
         let [Some(x), Some(w), ref bias @ ..] = b.graph.operands(node)[..] else { return Ok(false) };
         let bias = bias.first().copied().flatten();
-        let result = b.graph.result(node, 0);
-        let ty = b.ty(result)?;
+        let ty = b.ty(b.graph.result(node, 0))?;
         let flat = window.rank() == 1;
         let window = if flat { window.on_a_row() } else { window };
         let image = match self.images.get(&x) {
@@ -74,11 +73,10 @@ impl Blocks {
         if flat {
             wide.shape.insert(2, Dim::from(1));
         }
-        let channels = wide.shape[1].clone();
-        let op = Op::in_domain(NCHWC, "Conv", window.attrs(group));
+        let op = own_op(b, "Conv", window.attrs(group));
         let operands: Vec<_> = [Some(image), Some(weight)].into_iter().chain(bias.map(Some)).collect();
         let blocks = b.node_of(op, &operands, vec![wide])[0];
-        let back = restore_op(b.number(&channels)?);
+        let back = restore_op(b, channels);
         if flat {
             let plain = b.node(back, &[Some(blocks)])?[0];
             let axis = b.ints(&[2]);
@@ -90,15 +88,29 @@ impl Blocks {
     }
 }
 
-/// A convolution's window and groups, and how it would read its operands in blocks.
-fn suited(b: &Builder, node: NodeId) -> Option<(Window, i64, Layout)> {
+/// A convolution that may compute in blocks.
+struct Suited {
+    window: Window,
+    group: i64,
+    layout: Layout,
+    /// Channels of its result.
+    channels: i64,
+}
+
+fn suited(b: &Builder, node: NodeId) -> Option<Suited> {
     let op = b.graph.op(node).filter(|op| op.is("Conv"))?;
     let [Some(x), Some(w), ..] = b.graph.operands(node)[..] else { return None };
     let (x, w, y) = (b.ty(x).ok()?, b.ty(w).ok()?, b.ty(b.graph.result(node, 0)).ok()?);
-    let window = Window::new(op, Some(&w.shape[2..]), &x.shape[2..]).and_then(Window::padded).ok()?;
-    let layout = layout(b, &x, &w, &y, &window, op.int("group"))?;
+    if w.rank() != x.rank() || y.rank() != x.rank() {
+        return None;
+    }
+    let window = Window::new(op, w.shape.get(2..), x.shape.get(2..)?).and_then(Window::padded).ok()?;
+    let group = op.int("group");
+    let layout = layout(b, &x, &w, &y, &window, group)?;
     // `Squeeze` takes its axes as an operand from opset 13 on.
-    (window.rank() == 2 || b.opset() >= 13).then(|| (window, op.int("group"), layout))
+    let squeezes = window.rank() == 2 || b.opset() >= 13;
+    let channels = w.shape[0].known().filter(|_| squeezes)?;
+    Some(Suited { window, group, layout, channels })
 }
 
 fn layout(b: &Builder, x: &TensorType, w: &TensorType, y: &TensorType, window: &Window, group: i64) -> Option<Layout> {
@@ -131,7 +143,9 @@ fn is_light(b: &Builder, w: &TensorType, x: &TensorType, y: &TensorType) -> bool
     let batch = b.batch(&x.shape[0]);
     let cells = |ty: &TensorType| product(&ty.shape[1..]).known();
     match (w.elements().known(), cells(x), cells(y)) {
-        (Some(w), Some(x), Some(y)) => w <= b.target.blocked_weight * batch * (x + y),
+        (Some(w), Some(x), Some(y)) => {
+            w <= b.target.blocked_weight.saturating_mul(batch).saturating_mul(x.saturating_add(y))
+        }
         _ => true,
     }
 }
@@ -148,12 +162,19 @@ fn as_image(b: &mut Builder, v: ValueId, flat: bool) -> Built {
 
 /// [N, C, H, W] in blocks of channels.
 pub(super) fn reorder(b: &mut Builder, v: ValueId) -> Built {
-    Ok(b.node(Op::in_domain(NCHWC, "ReorderInput", Attrs::new()), &[Some(v)])?[0])
+    let op = own_op(b, "ReorderInput", Attrs::new());
+    Ok(b.node(op, &[Some(v)])?[0])
 }
 
 /// What brings an image of so many channels back into its order.
-pub(super) fn restore_op(channels: i64) -> Op {
-    Op::in_domain(NCHWC, "ReorderOutput", Attrs::new().with("channels", channels))
+pub(super) fn restore_op(b: &mut Builder, channels: i64) -> Op {
+    own_op(b, "ReorderOutput", Attrs::new().with("channels", channels))
+}
+
+/// An operator of the runtime's own set, which the graph imports from now on.
+pub(super) fn own_op(b: &mut Builder, name: &str, attrs: Attrs) -> Op {
+    b.graph.opsets.entry(NCHWC.into()).or_insert(1);
+    Op::in_domain(NCHWC, name, attrs)
 }
 
 /// A weight [O, C, H, W] as [O / B, C, H, W, B].

@@ -53,7 +53,15 @@ impl<'g> Builder<'g> {
 
     /// A builder on a graph, for a machine.
     pub fn on(graph: &'g mut Graph, prefix: &str, target: &'static Target) -> Builder<'g> {
-        Builder { graph, prefix: prefix.to_string(), target, steep: false, constants: HashMap::new(), ones: HashMap::new(), zeros: HashMap::new() }
+        Builder {
+            graph,
+            prefix: prefix.to_string(),
+            target,
+            steep: false,
+            constants: HashMap::new(),
+            ones: HashMap::new(),
+            zeros: HashMap::new(),
+        }
     }
 
     /// The type of a value.
@@ -547,28 +555,31 @@ impl<'g> Builder<'g> {
         Ok(self.state(v, ty))
     }
 
-    /// Zeros of a type whose extents are those of `like`, or known; shared by equal types. A batch's extent is read off the graph's
-    /// input, so that zeros do not wait for `like`.
+    /// Zeros of a type whose extents are those of `like`, or known. A batch's extent is read off the graph's input where that
+    /// has it, and the zeros are shared by equal types.
     pub fn zeros(&mut self, ty: TensorType, like: ValueId) -> Built {
         let key = (ty.dtype, ty.shape.to_vec());
         if let Some(v) = self.zeros.get(&key) {
             return Ok(*v);
         }
         let mut parts = Vec::new();
+        let mut waits = false;
         for (axis, extent) in ty.shape.iter().enumerate() {
+            let fed = if axis == 0 { self.fed_with(extent) } else { None };
+            waits |= extent.known().is_none() && fed.is_none();
             parts.push(match extent.known() {
                 Some(n) => self.ints(&[n]),
-                None => {
-                    let from = if axis == 0 { self.fed_with(extent).unwrap_or(like) } else { like };
-                    self.dim_of(from, axis)?
-                }
+                None => self.dim_of(fed.unwrap_or(like), axis)?,
             });
         }
         let shape = self.shape_from(&parts)?;
         let zero = Tensor::floats(ty.dtype, &[1], &[0.0]);
         let v = self.op_with("ConstantOfShape", Attrs::new().with("value", zero), &[shape])?;
         let v = self.state(v, ty);
-        self.zeros.insert(key, v);
+        // Another reader may come before `like`.
+        if !waits {
+            self.zeros.insert(key, v);
+        }
         Ok(v)
     }
 

@@ -148,7 +148,10 @@ pub(super) fn input_gradient(b: &mut Builder, ct: ValueId, w: ValueId, like: Val
             .with("group", group);
         return b.op_with("Conv", attrs, &[ct, reversed]);
     }
+    // `Resize` needs no region from opset 13 on.
     if w_ty.shape[1].is_one()
+        && b.opset() >= 13
+        && window.strides == [2, 2]
         && like_ty.shape[1] == w_ty.shape[0]
         && blocks::fill(b, &like_ty.shape[1], like_ty.dtype)
         && let Some(gradient) = spread(b, ct, w, like, window, group)?
@@ -174,10 +177,10 @@ fn spread(
     let numbers = |ty: &TensorType| ty.shape[2..].iter().map(Dim::known).collect::<Option<Vec<i64>>>();
     let Some((windows, image)) = numbers(&ct_ty).zip(numbers(&like_ty)) else { return Ok(None) };
     let begin: Vec<i64> = (0..window.rank()).map(|i| window.reach(i) - 1 - window.begin[i]).collect();
-    let end: Vec<i64> = (0..window.rank()).map(|i| image[i] + window.begin[i] - 2 * windows[i]).collect();
-    let large: Vec<i64> = windows.iter().map(|n| 2 * n).collect();
+    let end: Vec<i64> = (0..window.rank()).map(|i| (image[i] + window.begin[i]).saturating_sub(windows[i].saturating_mul(2))).collect();
+    let large: Vec<i64> = windows.iter().map(|n| n.saturating_mul(2)).collect();
     let cells = eval::places::count(&large, LARGEST_MASK);
-    let Some(cells) = cells.filter(|_| window.strides == [2, 2] && begin.iter().chain(&end).all(|p| *p >= 0)) else {
+    let Some(cells) = cells.filter(|_| begin.iter().chain(&end).all(|p| *p >= 0)) else {
         return Ok(None);
     };
     let scales = b.constant("const/scales", Tensor::f32s(&[4], &[1.0, 1.0, 2.0, 2.0]));

@@ -14,7 +14,7 @@ const SELECTS: &str = "how many elements it selects depends on the data, so its 
 const SEQUENCE: &str = "it works on a sequence or optional, not on a tensor; export the model with plain tensors";
 const FUSED: &str = "a fused operator of ONNX Runtime without a plain form here; save the model before the runtime's optimiser, or with fewer fusions";
 
-const BLOCKED: &str = "it works on channels in blocks that fit one processor, as the runtime leaves them at its highest optimisation level; \
+const BLOCKED: &str = "it works on channels in blocks, as the runtime leaves them at its highest optimisation level, and `--target cpu-blocks` writes them; \
      save the model with ORT_ENABLE_EXTENDED or less";
 
 /// Operator set, operators, and why they have no derivative.

@@ -132,7 +132,7 @@ impl OrtEngine {
     /// As [`OrtEngine::open_file`], in a process of its own first where the tool runs engines in those: what would end this process
     /// is an error. `g` is what the file holds.
     pub fn open_file_safely(&self, model: &Path, g: &Graph) -> Result<OrtSession, EngineError> {
-        if let Some(session) = self.open_in_blocks(g, model.parent()) {
+        if let Some(session) = self.open_in_blocks(g) {
             return Ok(session);
         }
         // The optimised graph refers to external data by their names, beside itself.
@@ -142,7 +142,7 @@ impl OrtEngine {
 
     /// As [`OrtEngine::open_safely`], for a graph that no file holds.
     pub fn open_graph_safely(&self, g: &Graph, root: Option<&Path>) -> Result<OrtSession, EngineError> {
-        if let Some(session) = self.open_in_blocks(g, root) {
+        if let Some(session) = self.open_in_blocks(g) {
             return Ok(session);
         }
         let fail = |e: onnx::EmitError| EngineError::Load { engine: NAME, why: e.to_string() };

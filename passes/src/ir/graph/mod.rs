@@ -172,7 +172,7 @@ pub struct Graph {
     pub routers: IndexMap<RouterId, RouterSpec>,
     /// Where the source's external data lies.
     pub home: Option<Arc<Home>>,
-    /// What is assumed for the extent of a symbolic batch where costs are estimated, if the source tells anything.
+    /// What is assumed for the extent of a symbolic batch where costs are estimated: that of the export, or of a run.
     pub assumed_batch: Option<i64>,
     next_position: u64,
     /// Position of the nodes that are added, if it is not the last.
