@@ -171,26 +171,27 @@ fn spread(
     window: &Window,
     group: i64,
 ) -> Result<Option<ValueId>, BuildError> {
-    /// Cells of the largest mask: no image that is trained on is that large.
-    const LARGEST_MASK: usize = 1 << 22;
+    /// No image that is trained on has longer sides.
+    const LONGEST_MASK: usize = 1 << 16;
     let (ct_ty, like_ty) = (b.ty(ct)?, b.ty(like)?);
     let numbers = |ty: &TensorType| ty.shape[2..].iter().map(Dim::known).collect::<Option<Vec<i64>>>();
     let Some((windows, image)) = numbers(&ct_ty).zip(numbers(&like_ty)) else { return Ok(None) };
     let begin: Vec<i64> = (0..window.rank()).map(|i| window.reach(i) - 1 - window.begin[i]).collect();
     let end: Vec<i64> = (0..window.rank()).map(|i| (image[i] + window.begin[i]).saturating_sub(windows[i].saturating_mul(2))).collect();
-    let large: Vec<i64> = windows.iter().map(|n| n.saturating_mul(2)).collect();
-    let cells = eval::places::count(&large, LARGEST_MASK);
-    let Some(cells) = cells.filter(|_| begin.iter().chain(&end).all(|p| *p >= 0)) else {
-        return Ok(None);
-    };
+    let large: Option<Vec<usize>> = windows.iter().map(|n| eval::places::count(&[*n, 2], LONGEST_MASK)).collect();
+    let Some(large) = large.filter(|_| begin.iter().chain(&end).all(|p| *p >= 0)) else { return Ok(None) };
     let scales = b.constant("const/scales", Tensor::f32s(&[4], &[1.0, 1.0, 2.0, 2.0]));
     let nearest = [("mode", "nearest"), ("coordinate_transformation_mode", "asymmetric"), ("nearest_mode", "floor")];
     let attrs = nearest.iter().fold(Attrs::new(), |attrs, (name, value)| attrs.with(name, *value));
     let enlarged = b.node(Op::new("Resize", attrs), &[Some(ct), None, Some(scales)])?[0];
-    let row = large[1] as usize;
-    let is_first = |i: usize| (i / row).is_multiple_of(2) && (i % row).is_multiple_of(2);
-    let first: Vec<f64> = (0..cells).map(|i| f64::from(u8::from(is_first(i)))).collect();
-    let mask = b.constant("const/mask", Tensor::floats(ct_ty.dtype, &[1, 1, large[0], large[1]], &first));
+    // The runtime multiplies the two when it opens the graph; the file holds a row and a column.
+    let mut every_second = |cells: usize, dims: [i64; 4]| {
+        let first: Vec<f64> = (0..cells).map(|i| f64::from(u8::from(i.is_multiple_of(2)))).collect();
+        b.constant("const/every_second", Tensor::floats(ct_ty.dtype, &dims, &first))
+    };
+    let rows = every_second(large[0], [1, 1, large[0] as i64, 1]);
+    let columns = every_second(large[1], [1, 1, 1, large[1] as i64]);
+    let mask = b.mul(rows, columns)?;
     let spread = b.mul(enlarged, mask)?;
     let reversed = adjoint_weight(b, w, group)?;
     let attrs = Attrs::new()

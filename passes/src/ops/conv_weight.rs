@@ -16,6 +16,8 @@ use super::*;
 const LARGE_MASK: i64 = 16384;
 /// Cells of the largest mask that is written: no image that is trained on has rows like that.
 const LARGEST_MASK: usize = 1 << 24;
+/// Most products that a kernel adds up one after the other: rounding leaves up to 3e-5 of a sum of positive ones.
+const LONGEST_SUM: i64 = 1 << 20;
 /// Numbers of the largest filters that lay windows out as columns: 9 taps over 26 thousand channels.
 const LARGEST_FILTERS: usize = 1 << 21;
 
@@ -333,7 +335,7 @@ fn depthwise(b: &mut Builder, seen: &[ValueId], ct: ValueId, w: ValueId) -> Buil
 
 /// Channel by channel in blocks: the samples of x and ȳ, one below the other with zeros between them, are one image and one weight
 /// of a convolution whose result is w̄, stride and dilation exchanged. `None` where the target or the channels have no blocks.
-/// The kernel adds one product after the other (1e-5 of the largest entry for 32 samples of 56 x 56).
+/// The kernel adds one product after the other, in float32, so that long sums are left to other formulations.
 fn single_in_blocks(
     b: &mut Builder,
     x: ValueId,
@@ -343,7 +345,8 @@ fn single_in_blocks(
 ) -> Result<Option<ValueId>, BuildError> {
     let (x_ty, ct_ty, w_ty) = (b.ty(x)?, b.ty(ct)?, b.ty(w)?);
     let channels = &w_ty.shape[0];
-    if x_ty.shape[1] != *channels || !blocks::fill(b, channels, x_ty.dtype) || window.rank() > 2 {
+    let products = b.batch(&ct_ty.shape[0]).saturating_mul(product(&ct_ty.shape[2..]).known().unwrap_or(i64::MAX));
+    if products > LONGEST_SUM || x_ty.shape[1] != *channels || !blocks::fill(b, channels, x_ty.dtype) || window.rank() > 2 {
         return Ok(None);
     }
     if window.rank() == 1 {

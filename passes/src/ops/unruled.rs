@@ -15,7 +15,7 @@ const SEQUENCE: &str = "it works on a sequence or optional, not on a tensor; exp
 const FUSED: &str = "a fused operator of ONNX Runtime without a plain form here; save the model before the runtime's optimiser, or with fewer fusions";
 
 const BLOCKED: &str = "it works on channels in blocks, as the runtime leaves them at its highest optimisation level, and `--target cpu-blocks` writes them; \
-     save the model with ORT_ENABLE_EXTENDED or less";
+     save the model with ORT_ENABLE_EXTENDED or less, or write it with --target cpu";
 
 /// Operator set, operators, and why they have no derivative.
 const REASONS: &[(&str, &str, &str)] = &[
