@@ -177,7 +177,8 @@ fn spread(
     let numbers = |ty: &TensorType| ty.shape[2..].iter().map(Dim::known).collect::<Option<Vec<i64>>>();
     let Some((windows, image)) = numbers(&ct_ty).zip(numbers(&like_ty)) else { return Ok(None) };
     let begin: Vec<i64> = (0..window.rank()).map(|i| window.reach(i) - 1 - window.begin[i]).collect();
-    let end: Vec<i64> = (0..window.rank()).map(|i| (image[i] + window.begin[i]).saturating_sub(windows[i].saturating_mul(2))).collect();
+    let end: Vec<i64> =
+        (0..window.rank()).map(|i| (image[i] + window.begin[i]).saturating_sub(windows[i].saturating_mul(2))).collect();
     let large: Option<Vec<usize>> = windows.iter().map(|n| eval::places::count(&[*n, 2], LONGEST_MASK)).collect();
     let Some(large) = large.filter(|_| begin.iter().chain(&end).all(|p| *p >= 0)) else { return Ok(None) };
     let scales = b.constant("const/scales", Tensor::f32s(&[4], &[1.0, 1.0, 2.0, 2.0]));
