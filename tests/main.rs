@@ -5,6 +5,7 @@
 mod adapters;
 mod axes;
 mod batch;
+mod blocks;
 mod choices;
 mod cli;
 mod common;

@@ -5,21 +5,19 @@ use crate::common::nets::{Plan, network};
 use crate::common::{Random, emit, floats, max_abs, model, open, route};
 use crate::golden::{Exporter, Family};
 use ancre_passes::analysis::residual::find_residuals;
-use ancre_passes::analysis::types::resolve_types;
 use ancre_passes::contract::{Record, StateKind, Ties};
 use ancre_passes::ir::{Attrs, DType, Dim, Graph, Op, Tensor, TensorType, ValueId};
 use ancre_passes::ops::build::Builder;
 use ancre_passes::pipeline::training::TrainingOptions;
 use ancre_passes::pipeline::{self, Contract, PassManager};
-use ancre_passes::target::{CPU, CPU_BLOCKS};
+use ancre_passes::target::CPU;
 use ancre_passes::transform::loss::{LossKind, LossOptions, append_loss};
 use ancre_passes::transform::optimizer::{OptimizerKind, OptimizerOptions, Trained, append_optimizer};
 use ancre_passes::transform::route::{
     ChainChoice, Form, Granularity, Init, Normalize, RouteOptions, RouterSpec, Rule, Scope, one_hot_parameters,
 };
 use ancre_passes::transform::{
-    align_scalars::align_scalars, block_convolutions::block_convolutions, differentiate, eliminate, fold, lower_abstract,
-    lower_routes, separate, tie, widen,
+    align_scalars::align_scalars, differentiate, eliminate, fold, lower_routes, separate, tie, widen,
 };
 use ancre_passes::verify;
 use ancre_rewrite::engine::random_inputs::{Sizes, random_inputs, sizes};
@@ -44,7 +42,7 @@ fn options(form: Form, rule: Rule, normalize: Normalize, tau: f32) -> RouteOptio
     made
 }
 
-fn verified(g: &Graph, stage: verify::Stage, what: &str) {
+pub(crate) fn verified(g: &Graph, stage: verify::Stage, what: &str) {
     verify::verify(g, stage).unwrap_or_else(|found| panic!("after {what}: {}", found.join("; ")));
 }
 
@@ -56,7 +54,7 @@ fn outputs(g: &Graph, feeds: &Tensors) -> Tensors {
 }
 
 /// Compares the outputs that `before` has.
-fn same(before: &Tensors, after: &Tensors, tolerance: f64, what: &str) {
+pub(crate) fn same(before: &Tensors, after: &Tensors, tolerance: f64, what: &str) {
     for (name, want) in before {
         let got = after.get(name).unwrap_or_else(|| panic!("{what}: the output `{name}` is gone"));
         assert_eq!(got.shape(), want.shape(), "{what}: `{name}`");
@@ -124,7 +122,7 @@ fn every_pass_s_promise_is_tested() {
         ("lower-abstract", Contract::Rounding),     // the goldens
         ("eliminate-dead", Contract::Exact),        // eliminating_keeps_the_function
         ("align-scalars", Contract::Exact),         // aligning_keeps_the_function
-        ("block-convolutions", Contract::Rounding), // blocking_keeps_the_function
+        ("block-convolutions", Contract::Rounding), // blocks::blocking_keeps_the_function
         ("separate-parameters", Contract::Exact),   // separating_keeps_the_function
         ("tie-parameters", Contract::Exact),        // tying_keeps_the_function
         ("legalize", Contract::Rounding),           // zoo::preparing_keeps_the_function
@@ -157,95 +155,6 @@ fn aligning_keeps_the_function() {
     assert_eq!(align_scalars(&mut g).unwrap(), 3);
     verified(&g, verify::Stage::Legal, "aligned");
     same(&before, &open(&emit(&g)).unwrap().run(&feeds).unwrap(), 0.0, "aligned");
-}
-
-/// All channels together, few of the input's, one by one; images and sequences; a weight that two convolutions read, an output. What is
-/// in groups, of single cells, too heavy for its image or has other channels stays.
-#[test]
-#[cfg(target_arch = "x86_64")]
-fn blocking_keeps_the_function() {
-    let mut random = Random(7);
-    let mut g = Graph::default();
-    let mut image = TensorType::fixed(DType::F32, &[1, 3, 9, 8]);
-    image.shape[0] = Dim::symbol("n");
-    let x = g.add_input("x", image.into(), None);
-    let wave = g.add_input("wave", TensorType::fixed(DType::F32, &[2, 16, 11]).into(), None);
-    let weights: Vec<ValueId> = [
-        &[16, 3, 3, 3][..],
-        &[32, 16, 3, 3],
-        &[32, 1, 3, 3],
-        &[32, 32, 1, 1],
-        &[32, 16, 3, 3],
-        &[20, 32, 3, 3],
-        &[512, 20, 2, 2],
-        &[512, 512, 3, 3],
-        &[16, 16, 3],
-        &[16, 1, 5],
-        &[16],
-    ]
-    .iter()
-    .enumerate()
-    .map(|(i, dims)| {
-        let tensor = Tensor::floats(DType::F32, dims, &random.normals(dims.iter().product::<i64>() as usize));
-        g.add_initializer(&format!("w{i}"), tensor, true)
-    })
-    .collect();
-    let mut b = Builder::new(&mut g, "net");
-    let pads = |n: usize, p: i64| Attrs::new().with("pads", vec![p; 2 * n]);
-    let mut conv = |x: ValueId, w: usize, attrs: Attrs| b.op_with("Conv", attrs, &[x, weights[w]]).unwrap();
-    let few = conv(x, 0, pads(2, 1).with("strides", vec![2, 1]));
-    let dense = conv(few, 1, pads(2, 1));
-    let again = conv(few, 1, pads(2, 1).with("dilations", vec![1, 1]));
-    let single = conv(dense, 2, pads(2, 1).with("group", 32));
-    let cells = conv(again, 3, Attrs::new());
-    let groups = conv(single, 4, pads(2, 1).with("group", 2));
-    let other = conv(groups, 5, pads(2, 1));
-    let wide = conv(other, 6, Attrs::new().with("strides", vec![2, 2]));
-    let heavy = conv(wide, 7, pads(2, 1));
-    let fixed = b.graph.add_initializer("fixed", Tensor::floats(DType::F32, &[16, 16, 3], &random.normals(768)), false);
-    let mut conv = |x: ValueId, w: usize, attrs: Attrs| b.op_with("Conv", attrs, &[x, weights[w]]).unwrap();
-    let sequence = conv(wave, 8, Attrs::new().with("dilations", vec![2]));
-    let along = conv(sequence, 9, pads(1, 2).with("group", 16));
-    let biased = b.op_with("Conv", pads(1, 1), &[along, weights[8], weights[10]]).unwrap();
-    let still = b.op_with("Conv", pads(1, 1), &[biased, fixed]).unwrap();
-    [cells, heavy, still, dense].into_iter().for_each(|v| g.add_output(v, None));
-    let feeds = Tensors::from([
-        ("x".to_string(), floats(DType::F32, &[2, 3, 9, 8], &random.normals(432))),
-        ("wave".to_string(), floats(DType::F32, &[2, 16, 11], &random.normals(352))),
-    ]);
-    let before = open(&emit(&g)).unwrap().run(&feeds).unwrap();
-    assert_eq!(block_convolutions(&mut g, &CPU).unwrap(), 0);
-    assert_eq!(block_convolutions(&mut g, &CPU_BLOCKS).unwrap(), 7);
-    verified(&g, verify::Stage::Legal, "in blocks");
-    let count = |name: &str| g.nodes().filter(|n| g.op(*n).is_some_and(|op| op.name == name)).count();
-    // Five images, one of which two convolutions read; two layouts of each of the two dense weights, one of each of the other three. A
-    // convolution whose weight is constant stays: the runtime lays that out itself.
-    assert_eq!((count("Conv"), count("ReorderOutput"), count("ReorderInput")), (13, 7, 5 + 2 * 2 + 3));
-    same(&before, &open(&emit(&g)).unwrap().run(&feeds).unwrap(), 2e-6, "in blocks");
-}
-
-/// A weight's gradient is a convolution whose kernel is as long as the batch; its type is known when the file is read again.
-#[test]
-fn gradients_in_blocks_have_types_when_they_are_read() {
-    let text = "g (float[n, 16, 6, 7] x, float[16, 1, 3, 3] w) => (l) {
-        y = Conv <pads = [1, 1, 1, 1], group = 16> (x, w) l = ReduceSum <keepdims = 0> (y) }";
-    let mut g = ancre_passes::text::parse(text).unwrap();
-    let (loss, w) = (g.find("l").unwrap(), g.find("w").unwrap());
-    differentiate(&mut g, &CPU_BLOCKS, loss, &[w]).unwrap();
-    lower_abstract::lower_abstract(&mut g, &CPU_BLOCKS).unwrap();
-    let gradient = g.find("w.ct").unwrap();
-    g.add_output(gradient, None);
-    eliminate::eliminate_dead(&mut g, |_, _| false);
-    verified(&g, verify::Stage::Legal, "lowered");
-    let inside = g.nodes().find(|n| g.op(*n).is_some_and(|op| op.name == "ReorderOutput")).unwrap();
-    let name = g.name(g.result(inside, 0)).to_string();
-    let dir = tempfile::tempdir().unwrap();
-    let file = dir.path().join("g.onnx");
-    std::fs::write(&file, emit(&g)).unwrap();
-    let (mut read, _) = read_model(&file).unwrap();
-    assert_eq!(resolve_types(&mut read, None).values, read.nodes().filter(|n| read.op(*n).is_some()).count());
-    let ty = read.tensor_type(read.find(&name).unwrap()).unwrap();
-    assert_eq!((ty.dtype, ty.rank(), ty.shape[1].known()), (DType::F32, 4, Some(16)));
 }
 
 /// Between casts to float32 and back, a half-precision network is what it was but for its roundings.

@@ -91,7 +91,7 @@ impl Outcome {
         let (s, at) = (&self.setup, &self.position);
         let (fed, read) = self.bytes_per_step();
         json!({
-            "graph": s.graph.path.to_string_lossy(), "device": s.device.to_string(), "steps": at.step, "steps_here": at.step - s.position.step,
+            "graph": s.graph.path.to_string_lossy(), "device": s.device.to_string(), "in_blocks": s.in_blocks, "steps": at.step, "steps_here": at.step - s.position.step,
             "total_steps": s.schedule.total, "samples": self.samples, "batch_size": s.batch,
             "loss": {"first": self.first_loss, "last_epoch": self.epoch.loss()}, "accuracy": self.epoch.accuracy(),
             "losses": self.epoch.losses(&s.graph), "accuracies": self.epoch.accuracies(&s.graph),

@@ -36,7 +36,7 @@ impl Setup {
         lines.push((
             "course",
             format!(
-                "{} steps, {}; batch {}{}; lr {} ({}) {}{warmup}; on {}",
+                "{} steps, {}; batch {}{}; lr {} ({}) {}{warmup}; on {}{}",
                 s.total,
                 passes(s.total, self.steps_per_epoch),
                 self.why_batch(),
@@ -45,6 +45,7 @@ impl Setup {
                 self.rate.why,
                 s.kind.name(),
                 self.device,
+                if self.in_blocks { ", convolutions in blocks" } else { "" },
             ),
         ));
         if let Some(cost) = self.cost {

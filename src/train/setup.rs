@@ -48,6 +48,8 @@ pub(super) struct Setup {
     pub(super) validates: bool,
     pub(super) state: DeviceState,
     pub(super) device: Device,
+    /// Do convolutions compute on channels in blocks?
+    pub(super) in_blocks: bool,
     pub(super) checkpoints: Checkpoints,
     pub(super) dir: PathBuf,
     pub(super) log: Log,
@@ -105,6 +107,7 @@ impl Setup {
         let total = o.steps.unwrap_or_else(|| o.epochs.unwrap_or(1) * steps_per_epoch);
 
         let (engine, session) = open_session(&a, &graph, ranks, &mut notices)?;
+        let in_blocks = session.in_blocks;
         let update = graph
             .update
             .as_ref()
@@ -232,6 +235,7 @@ impl Setup {
             validates,
             state,
             device,
+            in_blocks,
             checkpoints,
             dir,
             log,

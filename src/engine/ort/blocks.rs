@@ -29,7 +29,7 @@ impl OrtEngine {
         let place = tempfile::tempdir().ok()?;
         let file = place.path().join("blocks.onnx");
         std::fs::write(&file, bytes).ok()?;
-        self.open_optimised(&file, is_small).ok()
+        self.open_optimised(&file, is_small).ok().map(|session| OrtSession { in_blocks: true, ..session })
     }
 }
 

@@ -249,13 +249,15 @@ pub struct OrtSession {
     pub(super) session: ort::session::Session,
     pub(super) required: Vec<String>,
     pub(super) optional: Vec<String>,
+    /// Do its convolutions compute on channels in blocks, which its file does not say?
+    pub(crate) in_blocks: bool,
 }
 
 impl OrtSession {
     fn new(session: ort::session::Session) -> Result<OrtSession, EngineError> {
         let required = session.inputs().iter().map(|i| i.name().to_string()).collect();
         let optional = session.overridable_initializers().iter().map(|i| i.name().to_string()).collect();
-        Ok(OrtSession { session, required, optional })
+        Ok(OrtSession { session, required, optional, in_blocks: false })
     }
 
     /// Inputs that must be fed.
