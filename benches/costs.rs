@@ -163,8 +163,9 @@ fn conv_input(b: Bencher, case: &Case) {
 /// The convolution itself, which takes as many products and sums as the gradient of its weight.
 const FLOOR: &str = "floor";
 
-fn conv_weight_cases() -> Vec<Case> {
-    let sizes = [
+/// Convolutions of networks for images.
+fn conv_sizes() -> Vec<(&'static str, String)> {
+    vec![
         // ResNet-20 and ResNet-110 on CIFAR, ResNet-18 and ResNet-50 at 224.
         ("3x16@32", conv(64, 3, 16, 32, 3, 1, 1)),
         ("16x16@32", conv(64, 16, 16, 32, 3, 1, 1)),
@@ -185,7 +186,10 @@ fn conv_weight_cases() -> Vec<Case> {
         ("144@56", conv(4, 144, 144, 56, 3, 1, 144)),
         ("960@7", conv(4, 960, 960, 7, 3, 1, 960)),
         ("240k5@28", conv(4, 240, 240, 28, 5, 1, 240)),
-    ];
+    ]
+}
+
+fn conv_weight_cases() -> Vec<Case> {
     let never = ConvWeight {
         few_channels: 0,
         depthwise_taps: i64::MAX,
@@ -202,7 +206,7 @@ fn conv_weight_cases() -> Vec<Case> {
         ("shifts by channel", by(ConvWeight { depthwise_taps: 0, depthwise_copies: 64, ..never.clone() })),
         ("one convolution", by(ConvWeight { depthwise_taps: 0, strided_taps: 0, shifted_copies: 0, ..never })),
     ];
-    cases(&sizes, &ways)
+    cases(&conv_sizes(), &ways)
 }
 
 #[divan::bench(args = conv_weight_cases(), max_time = 1)]
@@ -214,24 +218,8 @@ fn conv_weight(b: Bencher, case: &Case) {
 }
 
 fn conv_blocks_cases() -> Vec<Case> {
-    let sizes = [
-        ("3x16@32", conv(64, 3, 16, 32, 3, 1, 1)),
-        ("16x16@32", conv(64, 16, 16, 32, 3, 1, 1)),
-        ("16x32/2@32", conv(64, 16, 32, 32, 3, 2, 1)),
-        ("64x64@8", conv(64, 64, 64, 8, 3, 1, 1)),
-        ("3x64k7/2@224", conv(4, 3, 64, 224, 7, 2, 1)),
-        ("64x64@56", conv(4, 64, 64, 56, 3, 1, 1)),
-        ("128x128@28", conv(4, 128, 128, 28, 3, 1, 1)),
-        ("256x256@14", conv(4, 256, 256, 14, 3, 1, 1)),
-        ("512x512@7", conv(4, 512, 512, 7, 3, 1, 1)),
-        ("512x512@7, batch 32", conv(32, 512, 512, 7, 3, 1, 1)),
-        ("96k7@56", conv(4, 96, 96, 56, 7, 1, 96)),
-        ("768k7@7", conv(4, 768, 768, 7, 7, 1, 768)),
-        ("96/2@112", conv(4, 96, 96, 112, 3, 2, 96)),
-        ("144@56", conv(4, 144, 144, 56, 3, 1, 144)),
-        ("960@7", conv(4, 960, 960, 7, 3, 1, 960)),
-        ("240k5@28", conv(4, 240, 240, 28, 5, 1, 240)),
-    ];
+    let mut sizes = conv_sizes();
+    sizes.push(("512x512@7, batch 32", conv(32, 512, 512, 7, 3, 1, 1)));
     let ways = [("plain", CPU.clone()), ("in blocks", Target { blocked_weight: 1 << 20, ..CPU_BLOCKS.clone() })];
     cases_of(&CPU_BLOCKS, &sizes, &ways)
 }

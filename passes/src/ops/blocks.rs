@@ -50,13 +50,12 @@ impl Blocks {
         let flat = window.rank() == 1;
         let window = if flat { window.on_a_row() } else { window };
         let image = match self.images.get(&x) {
-            Some(v) if layout != Layout::Few => *v,
-            _ => {
+            _ if layout == Layout::Few => as_image(b, x, flat)?,
+            Some(v) => *v,
+            None => {
                 let wide = as_image(b, x, flat)?;
-                let image = if layout == Layout::Few { wide } else { reorder(b, wide)? };
-                if layout != Layout::Few {
-                    self.images.insert(x, image);
-                }
+                let image = reorder(b, wide)?;
+                self.images.insert(x, image);
                 image
             }
         };

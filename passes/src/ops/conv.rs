@@ -20,14 +20,7 @@ pub(super) const CONV: Row = Row {
                 format!("{x} has {c} channels where {group} groups of {per_group} are needed")
             })?;
         }
-        let mut shape = vec![x.shape[0].clone(), w.shape[0].clone()];
-        if cx.op.attrs.ints("kernel_shape").is_none() && w.shape[2..].iter().any(|d| d.known().is_none()) {
-            // A kernel that is computed, such as the result's cotangent in the gradient of a weight.
-            shape.extend(w.shape[2..].iter().map(|_| unknown_dim("window")));
-        } else {
-            shape.extend(Window::of(cx, Some(1))?.output(&x.shape[2..])?);
-        }
-        Ok(vec![TensorType::new(x.dtype, shape)])
+        typed::convolved(cx, 1, |_| Ok(x.dtype))
     },
     // x̄ = ȳ ∗ᵀ w (see [`input_gradient`]), w̄ = Σ_n correlation of x and ȳ (see [`weight_cotangent`]), bias: Σ ȳ. Where ȳ is
     // z · g with a number g for each channel, they are z ∗ᵀ (w · g), (Σ_n correlation of x and z) · g and g Σ z.
@@ -138,15 +131,9 @@ pub(super) fn input_gradient(b: &mut Builder, ct: ValueId, w: ValueId, like: Val
     let fits = (0..rank).all(|i| window.begin[i] < window.reach(i) && window.end[i] < window.reach(i));
     let cheap = w_ty.shape[1].is_one() || window.taps() == 1 || is_small(b, &w_ty, &b.ty(ct)?, &like_ty);
     if b.target.reversed_weight > 0 && !window.is_strided() && fits && cheap {
-        let reversed = adjoint_weight(b, w, group)?;
-        let mut pads: Vec<i64> = (0..rank).map(|i| window.reach(i) - 1 - window.begin[i]).collect();
-        pads.extend((0..rank).map(|i| window.reach(i) - 1 - window.end[i]));
-        let attrs = Attrs::new()
-            .with("kernel_shape", window.kernel.clone())
-            .with("dilations", window.dilations.clone())
-            .with("pads", pads)
-            .with("group", group);
-        return b.op_with("Conv", attrs, &[ct, reversed]);
+        let begin = (0..rank).map(|i| window.reach(i) - 1 - window.begin[i]).collect();
+        let end = (0..rank).map(|i| window.reach(i) - 1 - window.end[i]).collect();
+        return reversed(b, ct, w, window, [begin, end], group);
     }
     // `Resize` needs no region from opset 13 on.
     if w_ty.shape[1].is_one()
@@ -194,13 +181,18 @@ fn spread(
     let columns = every_second(large[1], [1, 1, 1, large[1] as i64]);
     let mask = b.mul(rows, columns)?;
     let spread = b.mul(enlarged, mask)?;
+    Ok(Some(reversed(b, spread, w, window, [begin, end], group)?))
+}
+
+/// ȳ, padded, with the weight's taps reversed and its channels swapped.
+fn reversed(b: &mut Builder, ct: ValueId, w: ValueId, window: &Window, pads: [Vec<i64>; 2], group: i64) -> Built {
     let reversed = adjoint_weight(b, w, group)?;
     let attrs = Attrs::new()
         .with("kernel_shape", window.kernel.clone())
         .with("dilations", window.dilations.clone())
-        .with("pads", [begin, end].concat())
+        .with("pads", pads.concat())
         .with("group", group);
-    Ok(Some(b.op_with("Conv", attrs, &[spread, reversed])?))
+    b.op_with("Conv", attrs, &[ct, reversed])
 }
 
 /// The factors z [N, O, ..] and g [O, 1, ..] of a convolution's cotangent, if it is such a product and the weight, which g then multiplies

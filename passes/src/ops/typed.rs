@@ -52,12 +52,6 @@ fn contributed(cx: &Infer, name: &str) -> Option<Types> {
 /// Operators on [N, C, H, W] whose channels lie in blocks. C is rounded up to whole blocks.
 fn blocked(cx: &Infer, name: &str) -> Option<Types> {
     Some(match name {
-        "Conv" if has_open_kernel(cx) => cx.ty(0).and_then(|x| {
-            let sides =
-                [x.shape.first(), cx.ty(1)?.shape.first()].map(|d| d.cloned().unwrap_or_else(|| unknown_dim("window")));
-            let shape = [sides.to_vec(), vec![unknown_dim("window"), unknown_dim("window")]].concat();
-            Ok(vec![TensorType::new(x.dtype, shape)])
-        }),
         "Conv" => convolved(cx, 1, |cx| Ok(cx.ty(0)?.dtype)),
         "MaxPool" | "AveragePool" => pooled(cx).map(|ty| vec![ty]),
         "GlobalMaxPool" | "GlobalAveragePool" => of_image(cx, |[n, c, ..]| [n, c, 1.into(), 1.into()]),
@@ -74,12 +68,6 @@ fn blocked(cx: &Infer, name: &str) -> Option<Types> {
         }),
         _ => return None,
     })
-}
-
-/// Is the kernel computed, such as the result's cotangent in the gradient of a weight?
-fn has_open_kernel(cx: &Infer) -> bool {
-    let open = |w: &TensorType| w.rank() == 4 && w.shape[2..].iter().any(|d| d.known().is_none());
-    cx.op.attrs.ints("kernel_shape").is_none() && cx.ty(1).is_ok_and(open)
 }
 
 fn channels_second([n, h, w, c]: [Dim; 4]) -> [Dim; 4] {
@@ -116,7 +104,16 @@ fn quantized(cx: &Infer) -> Types {
 
 /// A convolution whose kernel is operand `kernel`.
 pub(super) fn convolved(cx: &Infer, kernel: usize, dtype: impl Fn(&Infer) -> Result<DType, TypeError>) -> Types {
-    let shape = Window::of(cx, Some(kernel))?.result(&cx.ty(0)?.shape, &cx.ty(kernel)?.shape[0])?;
+    let (x, w) = (cx.ty(0)?, cx.ty(kernel)?);
+    let is_open =
+        cx.attrs().ints("kernel_shape").is_none() && w.rank() > 2 && w.shape[2..].iter().any(|d| d.known().is_none());
+    let shape = if is_open && x.rank() == w.rank() {
+        // A kernel that is computed, such as the result's cotangent in the gradient of a weight.
+        let sides = [x.shape[0].clone(), w.shape[0].clone()];
+        sides.into_iter().chain(w.shape[2..].iter().map(|_| unknown_dim("window"))).collect()
+    } else {
+        Window::of(cx, Some(kernel))?.result(&x.shape, &w.shape[0])?
+    };
     Ok(vec![TensorType::new(dtype(cx)?, shape)])
 }
 

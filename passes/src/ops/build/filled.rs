@@ -9,8 +9,13 @@ impl Builder<'_> {
     pub fn zeros_like(&mut self, like: ValueId) -> Built {
         let ty = self.ty(like)?;
         let shape = self.shape_of(like)?;
-        let zero = Tensor::floats(ty.dtype, &[1], &[0.0]);
-        let v = self.op_with("ConstantOfShape", Attrs::new().with("value", zero), &[shape])?;
+        self.filled(shape, ty, 0.0)
+    }
+
+    /// A number in every place of a shape, which the type tells too. It takes no bytes in the file.
+    fn filled(&mut self, shape: ValueId, ty: TensorType, number: f64) -> Built {
+        let number = Tensor::floats(ty.dtype, &[1], &[number]);
+        let v = self.op_with("ConstantOfShape", Attrs::new().with("value", number), &[shape])?;
         Ok(self.state(v, ty))
     }
 
@@ -32,9 +37,7 @@ impl Builder<'_> {
             });
         }
         let shape = self.shape_from(&parts)?;
-        let zero = Tensor::floats(ty.dtype, &[1], &[0.0]);
-        let v = self.op_with("ConstantOfShape", Attrs::new().with("value", zero), &[shape])?;
-        let v = self.state(v, ty);
+        let v = self.filled(shape, ty, 0.0)?;
         // Another reader may come before `like`.
         if !waits {
             self.zeros.insert(key, v);
@@ -57,9 +60,7 @@ impl Builder<'_> {
         }
         let (one, rows) = (self.ints(&[1]), self.dim_of(matrix, 0)?);
         let shape = self.shape_from(&[one, rows])?;
-        let value = Tensor::floats(ty.dtype, &[1], &[1.0]);
-        let v = self.op_with("ConstantOfShape", Attrs::new().with("value", value), &[shape])?;
-        self.graph.set_type(v, TensorType::new(ty.dtype, vec![Dim::from(1), ty.shape[0].clone()]).into());
+        let v = self.filled(shape, TensorType::new(ty.dtype, vec![Dim::from(1), ty.shape[0].clone()]), 1.0)?;
         self.ones.insert(key, v);
         Ok(v)
     }
